@@ -1,0 +1,380 @@
+"""Raw facts on disk: the schema of a run folder, its writer and its reader. Nothing here is derived.
+
+History of the format
+---------------------
+1   first version.
+
+Layout (INTERFACE: "Files of a run")::
+
+    RUN/manifest.json
+    RUN/cells/CELL/engine.json, engine.log
+    RUN/cells/CELL/cNN-rR/requests-*.jsonl         one line per request, one file per process
+    RUN/cells/CELL/cNN-rR/server_metrics.jsonl     the server's own counters, 1 Hz
+    RUN/cells/CELL/cNN-rR/client_health.jsonl      the load generator's own state, 1 Hz
+
+All times are offsets in seconds on the clock of the process that wrote them (`loadtest.clock`); every line carries
+that clock's anchor and speed, so that a line means the same wherever it is moved to.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from loadtest.errors import RecordError
+
+SCHEMA_VERSION = 1
+
+Phase = Literal["warmup", "measure"]
+TokenCountSource = Literal["server", "tokenizer", "chunks"]
+Outcome = Literal[
+    "ok",
+    "no_answer",
+    "truncated",
+    "http_error",
+    "timeout",
+    "stalled",
+    "connection_error",
+    "protocol_error",
+    "server_error",
+    "cut_off",
+]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+ANSWER_LIMIT_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RequestError:
+    """Why a request failed: a stable `kind`, a sentence that names the cause, and the HTTP status if there was one."""
+
+    kind: str
+    message: str
+    http_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only)
+class RequestRecord:
+    """One request as it happened. Times are offsets (s); counts are tokens; null means "not known", never 0.
+
+    `chunk_s` holds the arrival of each chunk that carried text, thinking or answer; `chunk_tokens` the tokens that the
+    server says each of them carried (same length) or null; `first_answer_chunk` the index of the first with answer text.
+    """
+
+    run_id: str
+    cell: str
+    concurrency: int
+    repeat: int
+    phase: Phase
+    worker: str
+    user: int
+    seq: int
+    prompt_id: str
+    scheduled_s: float
+    sent_s: float | None
+    headers_s: float | None
+    chunk_s: tuple[float, ...]
+    chunk_tokens: tuple[int, ...] | None
+    first_answer_chunk: int | None
+    ended_s: float
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    reasoning_tokens: int | None
+    cached_tokens: int | None
+    token_count_source: TokenCountSource
+    finish_reason: str | None
+    outcome: Outcome
+    error: RequestError | None
+    answer: str | None
+    answer_correct: bool | None
+    request_sha256: str
+    schema_version: int = SCHEMA_VERSION
+    # Added to the contract's fields:
+    clock_anchor_unix_s: float = 0.0  # wall clock (Unix s) at offset 0 of this process
+    clock_speed: float = 1.0  # seconds of the run per wall second; not 1 only against a simulator
+    connect_s: float | None = None  # time spent connecting inside this request; 0 where a connection was open already
+    thinking_field: str | None = None  # where thinking arrived: reasoning, reasoning_content, inline; null if nowhere
+    think_closed: bool | None = None  # inline thinking: was `</think>` seen; null where the server splits
+    forced_tokens: int | None = None  # equal-work: the output length that was forced
+    prompt_chars: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES:
+            raise RecordError(f"outcome: expected one of {', '.join(OUTCOMES)}, got {self.outcome!r}")
+        if self.chunk_tokens is not None and len(self.chunk_tokens) != len(self.chunk_s):
+            raise RecordError(
+                f"chunk_tokens: expected {len(self.chunk_s)} entries, one for each of chunk_s, got {len(self.chunk_tokens)}"
+            )
+        if self.first_answer_chunk is not None and not 0 <= self.first_answer_chunk < len(self.chunk_s):
+            raise RecordError(
+                f"first_answer_chunk: expected an index into {len(self.chunk_s)} chunks, got {self.first_answer_chunk}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only)
+class ServerSample:
+    """One reading of a server's `/metrics`, under one set of names for every runtime. Null: the server does not tell.
+
+    Names ending in `_total` count since the server started; tokens unless the name says otherwise.
+    """
+
+    t_s: float
+    clock_anchor_unix_s: float
+    clock_speed: float
+    running: float | None = None
+    waiting: float | None = None
+    kv_usage: float | None = None  # share of the KV cache in use, 0 to 1
+    prompt_tokens_total: float | None = None
+    generation_tokens_total: float | None = None
+    prefix_cache_hit_tokens_total: float | None = None
+    prefix_cache_query_tokens_total: float | None = None
+    preemptions_total: float | None = None  # vLLM: preemptions; SGLang: retractions
+    requests_finished_total: float | None = None
+    requests_aborted_total: float | None = None
+    ttft_sum_s: float | None = None
+    ttft_count: float | None = None
+    e2e_sum_s: float | None = None
+    e2e_count: float | None = None
+    error: str | None = None  # why this reading failed
+
+
+@dataclass(frozen=True, slots=True, kw_only)
+class HealthSample:
+    """One second of the load generator's own life: did it have the time to stamp what arrived?"""
+
+    t_s: float
+    clock_anchor_unix_s: float
+    clock_speed: float
+    worker: str
+    loop_lag_mean_s: float  # wall seconds by which the event loop woke late, mean and worst of this second
+    loop_lag_max_s: float
+    cpu_share: float  # CPU seconds of this process per wall second, 1.0 = one core
+    rss_bytes: int
+    gc_collections: int  # collections in this second
+    gc_pause_s: float  # wall seconds spent in them
+    late_starts: int = 0  # requests sent more than 10 ms (wall) after their schedule, in this second
+    in_flight: int = 0
+
+
+def cell_id(engine: str, model: str, tp: int) -> str:
+    """Identity of a cell, `ENGINE_MODEL_tpN`; of a path or a hub name only the last part counts.
+
+    >>> cell_id("vllm", "Qwen/QwQ-32B-AWQ", 2)
+    'vllm_qwq-32b-awq_tp2'
+    """
+    name = re.sub(r"[^a-z0-9.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-.") or "model"
+    return f"{engine}_{name}_tp{tp}"
+
+
+def level_name(concurrency: int, repeat: int) -> str:
+    """Folder of one pass over one level, `cNN-rR`.
+
+    >>> level_name(8, 1)
+    'c08-r1'
+    """
+    return f"c{concurrency:02d}-r{repeat}"
+
+
+def level_path(run: Path, cell: str, concurrency: int, repeat: int) -> Path:
+    """Where the records of one pass over one level of one cell are."""
+    return run / "cells" / cell / level_name(concurrency, repeat)
+
+
+class JsonlWriter:
+    """Appends one JSON line at a time, each handed to the system before the call returns.
+
+    The file is created exclusively: two processes never share one. A write that fails raises `RecordError`, and so ends
+    the run: a measurement that cannot be kept is not a measurement.
+    """
+
+    def __init__(self, directory: Path, stem: str) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self.path = _unused_path(directory, stem)
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise RecordError(f"{directory}: cannot create a record file: {error.strerror}") from error
+
+    def write(self, value: object) -> None:
+        line = msgspec.json.encode(value) + b"\n"
+        try:
+            written = os.write(self._fd, line)
+        except OSError as error:
+            raise RecordError(f"{self.path}: cannot write a record: {error.strerror}") from error
+        if written != len(line):
+            raise RecordError(f"{self.path}: the disk took {written} of {len(line)} bytes of a record; is it full?")
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _unused_path(directory: Path, stem: str) -> Path:
+    path = directory / f"{stem}.jsonl"
+    number = 1
+    while path.exists():
+        number += 1
+        path = directory / f"{stem}-{number}.jsonl"
+    return path
+
+
+def requests_stem() -> str:
+    """File stem for the requests of this process: unique over hosts and processes."""
+    host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:32] or "host"
+    return f"requests-{host}-{os.getpid()}"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise RecordError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object, or say what is wrong with it and where."""
+    try:
+        value = msgspec.json.decode(path.read_bytes())
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: expected a JSON object, got something else: {error}") from error
+    if not isinstance(value, dict):
+        raise RecordError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class LevelRecords:
+    """Everything on disk about one pass over one level, in file order; `torn` names each line that could not be read."""
+
+    cell: str
+    concurrency: int
+    repeat: int
+    path: Path
+    requests: tuple[RequestRecord, ...]
+    server: tuple[ServerSample, ...]
+    health: tuple[HealthSample, ...]
+    torn: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CellRecords:
+    """One cell: what `engine.json` says (see `launch` in `engines`), and its passes, sorted by level and repeat."""
+
+    id: str
+    engine: dict[str, Any]
+    levels: tuple[LevelRecords, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder in memory: the manifest and the cells, sorted by id."""
+
+    path: Path
+    manifest: dict[str, Any]
+    cells: tuple[CellRecords, ...] = field(default=())
+
+
+def read_run(path: Path) -> Run:
+    """Read a whole run folder.
+
+    Raises `RecordError` where the folder is not a run, is from a newer schema, or a file in it is foreign. A torn last
+    line (a process was killed while it wrote) is reported in `LevelRecords.torn`, never fatal.
+    """
+    manifest_path = path / "manifest.json"
+    if not manifest_path.is_file():
+        raise RecordError(f"{path}: expected a run folder with manifest.json, found none; name the folder that --out made")
+    manifest = read_json(manifest_path)
+    _check_version(manifest.get("schema_version"), str(manifest_path))
+    cells_path = path / "cells"
+    folders = sorted(p for p in cells_path.iterdir() if p.is_dir()) if cells_path.is_dir() else []
+    return Run(path=path, manifest=manifest, cells=tuple(_read_cell(folder) for folder in folders))
+
+
+def _read_cell(folder: Path) -> CellRecords:
+    engine_path = folder / "engine.json"
+    engine = read_json(engine_path) if engine_path.is_file() else {}
+    levels = [read_level(level) for level in sorted(folder.iterdir()) if _LEVEL.fullmatch(level.name)]
+    levels.sort(key=lambda level: (level.concurrency, level.repeat))
+    return CellRecords(id=folder.name, engine=engine, levels=tuple(levels))
+
+
+_LEVEL = re.compile(r"c(\d+)-r(\d+)")
+
+
+def read_level(folder: Path) -> LevelRecords:
+    """Read one pass over one level (`cNN-rR`)."""
+    match = _LEVEL.fullmatch(folder.name)
+    if match is None:
+        raise RecordError(f"{folder}: expected a level folder named cNN-rR, got {folder.name!r}")
+    torn: list[str] = []
+    return LevelRecords(
+        cell=folder.parent.name,
+        concurrency=int(match[1]),
+        repeat=int(match[2]),
+        path=folder,
+        requests=tuple(_read_lines(sorted(folder.glob("requests-*.jsonl")), RequestRecord, torn)),
+        server=tuple(_read_lines(sorted(folder.glob("server_metrics*.jsonl")), ServerSample, torn)),
+        health=tuple(_read_lines(sorted(folder.glob("client_health*.jsonl")), HealthSample, torn)),
+        torn=tuple(torn),
+    )
+
+
+def _read_lines(paths: Iterable[Path], kind: type[Any], torn: list[str]) -> Iterator[Any]:
+    decoder = msgspec.json.Decoder(kind)
+    for path in paths:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RecordError(f"{path}: cannot read: {error.strerror}") from error
+        lines = content.split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                value = decoder.decode(line)
+            except (msgspec.DecodeError, RecordError) as error:
+                if number == len(lines):  # no newline after it: the writer was killed in mid-line
+                    torn.append(f"{where}: torn line of {len(line)} bytes left out")
+                    continue
+                _check_version(_version_of(line), where)
+                raise RecordError(f"{where}: expected a {kind.__name__}: {error}") from error
+            if isinstance(value, RequestRecord):
+                _check_version(value.schema_version, where)
+            yield value
+
+
+def _version_of(line: bytes) -> object:
+    try:
+        value = msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return SCHEMA_VERSION
+    return value.get("schema_version", SCHEMA_VERSION) if isinstance(value, dict) else SCHEMA_VERSION
+
+
+def _check_version(version: object, where: str) -> None:
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"{where}: schema_version: expected {SCHEMA_VERSION}, got {version!r}; read it with the loadtest that wrote it"
+        )
