@@ -1,3 +1,3 @@
-"""Load tests for long-reasoning models on SGLang and vLLM: every token timed, no long request dropped, no noise called a win."""
+"""Load tests for long-reasoning models on SGLang and vLLM: every token timed, every long request kept."""
 
 __version__ = "0.1.0"

@@ -44,7 +44,7 @@ class GateError(LoadtestError):
     exit_code = 3
 
 
-class Interrupted(LoadtestError):
+class Interrupted(LoadtestError):  # noqa: N818 - named as what happened, like KeyboardInterrupt
     """The user stopped the run; everything measured so far is on disk and marked incomplete."""
 
     exit_code = 130

@@ -61,7 +61,7 @@ class RequestError:
     http_status: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
     """One request as it happened. Times are offsets (s); counts are tokens; null means "not known", never 0.
 
@@ -119,7 +119,7 @@ class RequestRecord:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSample:
     """One reading of a server's `/metrics`, under one set of names for every runtime. Null: the server does not tell.
 
@@ -146,7 +146,7 @@ class ServerSample:
     error: str | None = None  # why this reading failed
 
 
-@dataclass(frozen=True, slots=True, kw_only)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSample:
     """One second of the load generator's own life: did it have the time to stamp what arrived?"""
 
