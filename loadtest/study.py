@@ -1,0 +1,273 @@
+"""A study: what a TOML file asks for, validated with line and key, expanded into cells.
+
+name = "qwq-32b on two cards"
+levels = [1, 2, 4, 8]
+workload = "math:n=64,seed=7"
+
+[[cells]]
+engine = ["sglang", "vllm"]     # lists multiply: this table stands for 4 cells
+model = "qwq-32b-awq"
+tp = [1, 2]
+gpu = "l20"
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from loadtest.errors import UsageError
+from loadtest.records import cell_id
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Engine = Literal["sglang", "vllm", "sglang-sim", "vllm-sim", "other"]
+Mode = Literal["natural", "equal-work"]
+
+
+class _CellTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    engine: Engine | tuple[Engine, ...]
+    model: str | tuple[str, ...]
+    tp: int | tuple[int, ...] = 1
+    gpu: str | None = None
+    base_url: str | None = None
+    context_tokens: int | None = None
+    yarn: bool = False
+    memory_fraction: float | None = None
+    clock_speed: float | None = None
+    args: tuple[str, ...] = ()
+
+
+class _PricesTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    gpu_hour: float
+    currency: str = "USD"
+
+
+class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    workload: str
+    cells: tuple[_CellTable, ...]
+    question: str = ""
+    scenario: str = "long_reasoning"
+    mode: Mode = "natural"
+    levels: tuple[int, ...] = (1, 2, 4, 8)
+    repeats: int = 1
+    requests_per_stream: int = 2
+    min_requests: int = 8
+    duration_s: float | None = None
+    warmup_requests: int = 1
+    seed: int = 0
+    slo: tuple[str, ...] = ()
+    findings: str | None = None
+    contract: dict[str, Any] = {}
+    prices: _PricesTable | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One engine x model x tensor-parallel size x GPU; with `base_url` it is measured as it runs, else it is started."""
+
+    engine: Engine
+    model: str
+    tp: int = 1
+    gpu: str | None = None
+    base_url: str | None = None
+    context_tokens: int | None = None
+    yarn: bool = False
+    memory_fraction: float | None = None
+    clock_speed: float | None = None
+    args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.tp >= 1, "tp", "a number of cards from 1 up", self.tp)
+        _require(bool(self.model), "model", "a registry name, a hub name or a directory", self.model)
+        started = self.base_url is None
+        _require(not (started and self.engine == "other"), "base_url", "the URL of a cell whose engine is 'other'", None)
+        _require(
+            self.clock_speed is None or (self.simulated and self.clock_speed > 0),
+            "clock_speed",
+            "a number above 0, and only for a simulated engine",
+            self.clock_speed,
+        )
+        fraction = self.memory_fraction
+        _require(fraction is None or 0 < fraction < 1, "memory_fraction", "a share between 0 and 1", fraction)
+
+    @property
+    def id(self) -> str:
+        """Identity within the run: `ENGINE_MODEL_tpN`."""
+        return cell_id(self.engine, self.model, self.tp)
+
+    @property
+    def simulated(self) -> bool:
+        """Is the runtime our simulator? Its figures predict; they never measure a runtime."""
+        return self.engine.endswith("-sim")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What to measure: cells x levels x repeats, one workload, one contract.
+
+    A pass over a level of C streams sends `max(min_requests, requests_per_stream * C)` measured requests, or as many as
+    fit into `duration_s` where that is given; each stream sends `warmup_requests` before them.
+    """
+
+    name: str
+    workload: str
+    cells: tuple[Cell, ...]
+    question: str = ""
+    scenario: str = "long_reasoning"
+    mode: Mode = "natural"
+    levels: tuple[int, ...] = (1, 2, 4, 8)
+    repeats: int = 1
+    requests_per_stream: int = 2
+    min_requests: int = 8
+    duration_s: float | None = None
+    warmup_requests: int = 1
+    seed: int = 0
+    slo: tuple[str, ...] = ()
+    findings: str | None = None
+    contract: dict[str, Any] | None = None
+    gpu_hour_price: float | None = None
+    currency: str = "USD"
+
+    def __post_init__(self) -> None:
+        _require(bool(self.cells), "cells", "at least one cell", "none")
+        _require(bool(self.levels) and min(self.levels) >= 1, "levels", "numbers of streams from 1 up", self.levels)
+        _require(len(set(self.levels)) == len(self.levels), "levels", "each number of streams once", self.levels)
+        _require(self.repeats >= 1, "repeats", "a number from 1 up", self.repeats)
+        _require(self.requests_per_stream >= 1, "requests_per_stream", "a number from 1 up", self.requests_per_stream)
+        _require(self.min_requests >= 1, "min_requests", "a number from 1 up", self.min_requests)
+        _require(self.warmup_requests >= 0, "warmup_requests", "a number from 0 up", self.warmup_requests)
+        _require(self.duration_s is None or self.duration_s > 0, "duration_s", "seconds above 0", self.duration_s)
+        ids = [cell.id for cell in self.cells]
+        twice = sorted({one for one in ids if ids.count(one) > 1})
+        _require(not twice, "cells", "each engine x model x tp once", ", ".join(twice))
+
+    def requests(self, concurrency: int) -> int:
+        """Measured requests in one pass over a level of `concurrency` streams."""
+        return max(self.min_requests, self.requests_per_stream * concurrency)
+
+    @property
+    def simulated(self) -> bool:
+        """Does any figure of this study come from a simulated runtime?"""
+        return any(cell.simulated for cell in self.cells)
+
+
+def _require(holds: bool, key: str, expected: str, got: object) -> None:
+    if not holds:
+        raise UsageError(f"{key}: expected {expected}, got {got}")
+
+
+def load(path: Path) -> Study:
+    """Read and expand a study file. Raises `UsageError` with file, line and key, and the nearest known key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot read this study: {error}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str = "study") -> Study:
+    """Parse the text of a study; `where` names it in messages.
+
+    >>> study = parse('name="x"\\nworkload="math"\\n[[cells]]\\nengine=["vllm","sglang"]\\nmodel="qwq-32b"\\ntp=2')
+    >>> [cell.id for cell in study.cells]
+    ['vllm_qwq-32b_tp2', 'sglang_qwq-32b_tp2']
+    """
+    try:
+        table = msgspec.convert(tomllib.loads(text), _StudyTable)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where}: expected TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise UsageError(_explain(str(error), text, where)) from error
+    try:
+        return _expand(table)
+    except UsageError as error:
+        key = str(error).split(":", 1)[0]
+        raise UsageError(f"{where}:{_line_of(key, text)}: {error}") from error
+
+
+def _expand(table: _StudyTable) -> Study:
+    plain = {f.name: getattr(table, f.name) for f in fields(Study) if hasattr(table, f.name)}
+    plain["cells"] = tuple(itertools.chain.from_iterable(_expand_cell(cell) for cell in table.cells))
+    if table.prices is not None:
+        plain.update(gpu_hour_price=table.prices.gpu_hour, currency=table.prices.currency)
+    return Study(**plain)
+
+
+def _expand_cell(table: _CellTable) -> list[Cell]:
+    plain = {f.name: getattr(table, f.name) for f in fields(Cell)}
+    axes = [_listed(plain.pop(axis)) for axis in ("model", "tp", "engine")]
+    return [Cell(model=model, tp=tp, engine=engine, **plain) for model, tp, engine in itertools.product(*axes)]
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _explain(message: str, text: str, where: str) -> str:
+    """Turn a validation message (`Expected int, got str - at $.cells[0].tp`) into file:line: key: expected, got."""
+    said, _, place = message.partition(" - at ")
+    keys = re.findall(r"[A-Za-z_]\w*", place)
+    unknown = re.search(r"unknown field `(.+)`", said)
+    if unknown is None:
+        missing = re.search(r"missing required field `(.+)`", said)
+        key = missing[1] if missing else (keys[-1] if keys else "")
+        hint = "; add it" if missing else ""
+        return f"{where}:{_line_of(key, text)}: {key}: {said[:1].lower()}{said[1:].replace('`', '')}{hint}"
+    known = _CellTable if "cells" in keys else _PricesTable if "prices" in keys else _StudyTable
+    names = known.__struct_fields__
+    near = difflib.get_close_matches(unknown[1], names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(names)}"
+    return f"{where}:{_line_of(unknown[1], text)}: {unknown[1]}: unknown key; {hint}"
+
+
+def _line_of(key: str, text: str) -> int:
+    pattern = re.compile(rf"^\s*(\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[\]=.]")
+    return next((number for number, line in enumerate(text.splitlines(), start=1) if pattern.match(line)), 1)
+
+
+def select(study: Study, only: list[str]) -> Study:
+    """Keep the cells and levels that match every `KEY=VALUE`; keys are engine, model, tp, gpu, cell and concurrency."""
+    cells, levels = study.cells, study.levels
+    for condition in only:
+        key, equals, value = condition.partition("=")
+        if not equals or key not in ("engine", "model", "tp", "gpu", "cell", "concurrency"):
+            raise UsageError(
+                f"--only {condition}: expected KEY=VALUE with a key of engine, model, tp, gpu, cell, concurrency"
+            )
+        if key == "concurrency":
+            levels = tuple(level for level in levels if str(level) == value)
+        else:
+            cells = tuple(c for c in cells if str(c.id if key == "cell" else getattr(c, key)) == value)
+    if not cells or not levels:
+        raise UsageError(f"--only {' '.join(only)}: expected at least one cell and level of the study, none is left")
+    return replace(study, cells=cells, levels=levels)
+
+
+def parse_levels(text: str) -> tuple[int, ...]:
+    """Levels from a command line: `4`, `1,2,4,8`, or `1-8` for each number from 1 to 8.
+
+    >>> parse_levels("1-3,8")
+    (1, 2, 3, 8)
+    """
+    levels: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+        if match is None:
+            raise UsageError(f"--concurrency {text}: expected numbers and ranges such as 1,2,4,8 or 1-8")
+        low, high = int(match[1]), int(match[2] or match[1])
+        if not 1 <= low <= high:
+            raise UsageError(f"--concurrency {text}: expected a range from 1 up, got {part}")
+        levels.extend(range(low, high + 1))
+    return tuple(dict.fromkeys(levels))

@@ -1,0 +1,85 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest import study
+from loadtest.errors import UsageError
+
+GOOD = """\
+name = "two runtimes"
+workload = "math:n=8"
+levels = [1, 4]
+
+[[cells]]
+engine = ["sglang", "vllm"]
+model = "qwq-32b-awq"
+tp = [1, 2]
+gpu = "l20"
+"""
+
+
+def test_lists_multiply_with_the_engines_side_by_side():
+    assert [cell.id for cell in study.parse(GOOD).cells] == [
+        "sglang_qwq-32b-awq_tp1",
+        "vllm_qwq-32b-awq_tp1",
+        "sglang_qwq-32b-awq_tp2",
+        "vllm_qwq-32b-awq_tp2",
+    ]
+
+
+def test_requests_grow_with_the_level_from_a_minimum():
+    one = study.parse(GOOD)
+    assert [one.requests(c) for c in (1, 4, 8)] == [8, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("levels = [1, 4]", 'levels = "1"', "s.toml:3: levels: expected array, got str"),
+        ("levels = [1, 4]", "levels = [0]", "s.toml:3: levels: expected numbers of streams from 1 up"),
+        ("levels = [1, 4]", "levels = [2, 2]", "s.toml:3: levels: expected each number of streams once"),
+        ("levels = [1, 4]", "level = [1]", "s.toml:3: level: unknown key; did you mean levels?"),
+        ("tp = [1, 2]", "tp = 0", "s.toml:8: tp: expected a number of cards from 1 up, got 0"),
+        ("gpu =", "gpus =", "s.toml:9: gpus: unknown key; did you mean gpu?"),
+        ('engine = ["sglang", "vllm"]', 'engine = "tgi"', "s.toml:6: engine: invalid enum value 'tgi'"),
+        ('engine = ["sglang", "vllm"]', 'engine = "other"', "base_url: expected the URL of a cell"),
+        ('name = "two runtimes"', "", "s.toml:1: name: object missing required field name; add it"),
+        ('name = "two runtimes"', "name = ", "s.toml: expected TOML"),
+        ("tp = [1, 2]", "clock_speed = 5", "clock_speed: expected a number above 0, and only for a simulated engine"),
+    ],
+)
+def test_a_bad_study_is_one_line_with_file_line_and_key(old, new, message):
+    with pytest.raises(UsageError) as caught:
+        study.parse(GOOD.replace(old, new), "s.toml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value).split("expected TOML")[0]
+
+
+def test_the_same_cell_twice_is_refused_by_name():
+    twice = GOOD + '\n[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\n'
+    with pytest.raises(UsageError, match="each engine x model x tp once, got vllm_qwq-32b-awq_tp1"):
+        study.parse(twice)
+
+
+def test_only_selects_cells_and_levels():
+    one = study.select(study.parse(GOOD), ["engine=vllm", "tp=2", "concurrency=4"])
+    assert [cell.id for cell in one.cells] == ["vllm_qwq-32b-awq_tp2"]
+    assert one.levels == (4,)
+
+
+@pytest.mark.parametrize("only", ["vllm", "colour=red", "engine=tgi", "concurrency=3"])
+def test_only_that_selects_nothing_or_is_no_condition_is_refused(only):
+    with pytest.raises(UsageError, match="--only"):
+        study.select(study.parse(GOOD), [only])
+
+
+@pytest.mark.parametrize("text", ["", "0", "4-1", "a", "1..8", "-3", "1,,2"])
+def test_levels_that_are_none_are_refused(text):
+    with pytest.raises(UsageError, match="--concurrency"):
+        study.parse_levels(text)
+
+
+@given(st.text(max_size=200))
+def test_no_text_makes_a_traceback(text):
+    with pytest.raises(UsageError, match=r"^study:"):
+        study.parse(text)
