@@ -1,0 +1,42 @@
+# Two commands do all the set-up on a fresh clone: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint requirements.lock
+
+.PHONY: demo test check engines test-engines benchmark clean
+
+demo: .venv/runtime
+	$(BIN)/loadtest demo
+
+test: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet
+
+# Real vLLM and real SGLang on the CPU, each in an environment of its own (about 5 GB, 10 minutes).
+engines:
+	tests/engines/install.sh model
+	tests/engines/install.sh vllm
+	tests/engines/install.sh sglang
+
+test-engines: .venv/dev engines
+	$(BIN)/python -m pytest --quiet tests/engines
+
+benchmark: .venv/dev
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "loadtest needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/runtime: .venv/bin/python pyproject.toml requirements.lock
+	$(PIP) --editable .
+	touch $@
+
+.venv/dev: .venv/runtime
+	$(PIP) --editable '.[dev]'
+	touch $@
