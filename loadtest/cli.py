@@ -1,0 +1,169 @@
+"""The command line: options in, one decision and its files out. The only module that prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from loadtest import __version__
+from loadtest.errors import Interrupted, LoadtestError
+
+_GPUS = "a registry name (l20, l40s, a10, rtx-4090, rtx-6000-ada, a100-80gb, h20, h100, h200) or a TOML file"
+_MODELS = "a registry name, a hub name, or a directory with config.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 could not measure, 2 usage, 3 gate not met, 130 interrupted."""
+    try:
+        arguments = _parser().parse_args(argv)
+        print(printable(_handler(arguments.handler)(arguments, Progress())))
+    except KeyboardInterrupt:
+        return _failed(Interrupted("interrupted"))
+    except LoadtestError as error:
+        return _failed(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing more to say
+        return 0
+    return 0
+
+
+def _failed(error: LoadtestError) -> int:
+    print(f"loadtest: {printable(str(error))}", file=sys.stderr)
+    return error.exit_code
+
+
+def printable(text: str) -> str:
+    """Text from a server or a model, made safe for a terminal: control characters are shown, not obeyed.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+class Progress:
+    """Tells on standard error how far a run is; every line starts with the time since it began (wall clock)."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        passed_s = int(time.monotonic() - self._started_s)
+        print(f"[{passed_s // 60:02d}:{passed_s % 60:02d}] {printable(line)}", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="loadtest", description="Load tests for long-reasoning models on SGLang and vLLM.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"loadtest {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, handler: str, about: str) -> Callable[..., argparse.Action]:
+        one = commands.add_parser(name, help=about, description=f"{about[:1].upper()}{about[1:]}.", allow_abbrev=False)
+        one.set_defaults(handler=handler)
+        return one.add_argument
+
+    _measuring_commands(command)
+    _file_commands(command)
+    _model_commands(command)
+    return parser
+
+
+def _handler(name: str) -> Callable[[argparse.Namespace, Progress], str]:
+    """The function of `commands` that does the work and returns what to print."""
+    from loadtest import commands  # imported only when a command runs: `--help` stays instant
+
+    handler: Callable[[argparse.Namespace, Progress], str] = getattr(commands, name)
+    return handler
+
+
+_Command = Callable[..., Callable[..., argparse.Action]]
+
+
+def _measuring_commands(command: _Command) -> None:
+    add = command("demo", "demo", "the whole job against the embedded simulator, in about a minute")
+    add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/demo-TIME)")
+
+    add = command("run", "run", "start each cell's runtime, drive it at every level, stop it, analyse, report")
+    add("study", type=Path, metavar="STUDY.toml")
+    add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/NAME-TIME)")
+    add("--resume", action="store_true", help="go on with an unfinished run in --out; finished levels are kept")
+    add("--dry-run", action="store_true", help="show the plan, the fit and the exact commands; start nothing")
+    add("--force", action="store_true", help="start a cell although it does not fit, to record how it fails")
+    add("--only", action="append", default=[], metavar="KEY=VALUE", help="keep matching cells or levels (repeatable)")
+    add("--json", action="store_true", help="print metrics.json instead of the table")
+
+    add = command("attach", "attach", "the same measurement of a server that already runs, local or hosted")
+    add(
+        "--base-url",
+        required=True,
+        metavar="URL",
+        help="such as http://127.0.0.1:8000 (the key comes from LOADTEST_API_KEY)",
+    )
+    add("--model", metavar="M", help="served name (default: what /v1/models says)")
+    add("--engine", choices=("sglang", "vllm", "sglang-sim", "vllm-sim", "other"), help="default: found out")
+    add("--tp", type=int, metavar="N", help="cards the server uses (default: found out, else 1)")
+    add("--gpu", metavar="G", help=f"{_GPUS}: draws the bound beside the figures")
+    add("--concurrency", default="1,2,4,8", metavar="1-8", help="levels: 4, 1,2,4,8, or 1-8 for each of them")
+    add("--requests", type=int, metavar="N", help="measured requests a level (default: 2 a stream, at least 8)")
+    add("--duration", type=float, metavar="S", help="seconds a level instead; what still runs then is recorded as cut_off")
+    add("--workload", default="math", metavar="W", help="math, ledger, choice, ..., with :n=64,seed=7; or a JSONL file")
+    add("--mode", choices=("natural", "equal-work"), default="natural")
+    add("--max-tokens", type=int, metavar="N", help="output limit of a request (default: the contract's 32768)")
+    add("--extra-body", metavar="JSON", help="fields merged into each request's body, recorded with the contract")
+    add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
+    add("--warmup-requests", type=int, default=1, metavar="N", help="requests of each stream before the measured ones")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
+    add("--json", action="store_true", help="print metrics.json instead of the table")
+
+    add = command("serve", "serve", "start one runtime in the foreground")
+    add("engine", choices=("sglang", "vllm", "sglang-sim", "vllm-sim"))
+    add("--model", required=True, metavar="M", help=_MODELS)
+    add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: how many cards")
+    add("--gpu", metavar="G", help=f"{_GPUS}: checks the fit first")
+    add("--port", type=int, default=8000, metavar="P")
+    add("--context", type=int, metavar="T", help="context length in tokens")
+    add("--print", action="store_true", help="show the exact command and start nothing")
+    add("args", nargs="*", metavar="-- ENGINE ARGS", help="handed to the runtime as they are")
+
+
+def _file_commands(command: _Command) -> None:
+    add = command("analyze", "analyze", "records to metrics.json and metrics.csv")
+    add("run", type=Path, metavar="RUN")
+    add("--json", action="store_true", help="print metrics.json instead of the table")
+
+    add = command("report", "report", "one self-contained HTML page, and each plot as PNG and SVG")
+    add("run", type=Path, metavar="RUN")
+    add("-o", "--output", type=Path, metavar="FILE", help="default: RUN/report.html")
+
+
+def _model_commands(command: _Command) -> None:
+    add = command("fit", "fit", "does a model fit the cards, what is left for KV cache, how fast could one stream be")
+    _add_deployment(add)
+    add("--context", type=int, default=16384, metavar="T", help="tokens of context a stream (default: %(default)s)")
+    add("--concurrency", type=int, default=1, metavar="C", help="streams that must fit (default: %(default)s)")
+    add("--json", action="store_true")
+
+    add = command("predict", "predict", "what the performance model expects (a prediction, not a measurement)")
+    _add_deployment(add)
+    add("--engine", choices=("sglang", "vllm"), help="where the constants differ by runtime")
+    add("--prompt-tokens", type=int, required=True, metavar="P")
+    add("--output-tokens", type=int, required=True, metavar="O")
+    add("--concurrency", type=int, default=1, metavar="C")
+    add("--json", action="store_true")
+
+
+def _add_deployment(add: Callable[..., argparse.Action]) -> None:
+    add("--model", required=True, metavar="M", help=_MODELS)
+    add("--gpu", required=True, metavar="G", help=_GPUS)
+    add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: how many cards")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""One pass over one level: a headless Locust run in a process of its own, watched until it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest import resources
+from loadtest.errors import UsageError
+from loadtest.study import Cell, Study
+
+_POLL_S = 0.1
+_STOP_GRACE_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server that a pass drives: where it is, what it calls the model, and how fast its clock runs (1: real)."""
+
+    base_url: str
+    served_model: str
+    clock_speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PassEnd:
+    """How one pass ended: `exit_code` of Locust; `reason` is null for a pass that ran to its end."""
+
+    exit_code: int
+    reason: str | None
+    n_requests: int
+
+
+def scenario_path(name: str) -> Path:
+    """A scenario by its name in `scenarios/`, or the path of a locustfile."""
+    path = Path(name) if name.endswith(".py") else resources.path("scenarios") / f"{name}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in resources.path("scenarios").glob("*.py")))
+        raise UsageError(f"scenario: expected one of {known} or the path of a locustfile, got {name}")
+    return path
+
+
+def command(study: Study, cell: Cell, target: Target, concurrency: int, repeat: int, run: Path, run_id: str) -> list[str]:
+    """The exact Locust command of one pass. The contract and SLOs are read from the manifest in `run`."""
+    argv = [sys.executable, "-m", "locust", "--locustfile", str(scenario_path(study.scenario)), "--headless"]
+    argv += ["--users", str(concurrency), "--spawn-rate", str(max(concurrency, 100)), "--host", target.base_url]
+    argv += ["--only-summary", "--skip-log-setup", "--exit-code-on-error", "0"]
+    argv += ["--out", str(run), "--run-id", run_id, "--cell", cell.id, "--repeat", str(repeat), "--engine", cell.engine]
+    argv += ["--model", target.served_model, "--tp", str(cell.tp), "--workload", study.workload, "--mode", study.mode]
+    argv += ["--seed", str(study.seed), "--warmup-requests", str(study.warmup_requests)]
+    argv += ["--clock-speed", repr(target.clock_speed)]
+    if study.duration_s is None:
+        argv += ["--requests", str(study.requests(concurrency))]
+    else:
+        argv += ["--run-time", f"{study.duration_s / target.clock_speed:g}s"]
+    return argv
+
+
+def drive(argv: list[str], folder: Path, *, died: Callable[[], str | None], tell: Callable[[int], None]) -> PassEnd:
+    """Run Locust to its end, or stop it when the server dies or the user interrupts.
+
+    `died` is asked all the time whether the server has gone, and why; `tell` is told the number of records so far.
+    What Locust prints goes to `locust.log` in `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "locust.log").open("ab") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    reason = None
+    records = RecordCounter(folder)
+    try:
+        while process.poll() is None:
+            reason = died()
+            if reason is not None:
+                break
+            tell(records.count())
+            time.sleep(_POLL_S)
+    finally:
+        _stop(process)
+    if reason is None and process.returncode != 0:
+        reason = f"Locust ended with exit code {process.returncode}: {_last_line(folder / 'locust.log')}"
+    return PassEnd(exit_code=process.returncode, reason=reason, n_requests=records.count())
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End Locust: SIGTERM lets it record what is in flight as cut off; then SIGKILL to its whole group."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+class RecordCounter:
+    """Counts the requests recorded in a level folder, reading only what was appended since it last looked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read_bytes: dict[Path, int] = {}
+        self._count = 0
+
+    def count(self) -> int:
+        """Complete lines in all `requests-*.jsonl` so far."""
+        for path in self._folder.glob("requests-*.jsonl"):
+            with path.open("rb") as stream:
+                stream.seek(self._read_bytes.get(path, 0))
+                appended = stream.read()
+            self._read_bytes[path] = self._read_bytes.get(path, 0) + len(appended)
+            self._count += appended.count(b"\n")
+        return self._count
+
+
+def _last_line(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it printed nothing"
