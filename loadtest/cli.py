@@ -138,7 +138,7 @@ def _file_commands(command: _Command) -> None:
     add("run", type=Path, metavar="RUN")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
-    add = command("report", "report", "one self-contained HTML page, and each plot as PNG and SVG")
+    add = command("report", "make_report", "one self-contained HTML page, and each plot as PNG and SVG")
     add("run", type=Path, metavar="RUN")
     add("-o", "--output", type=Path, metavar="FILE", help="default: RUN/report.html")
 

@@ -18,11 +18,12 @@ that clock's anchor and speed, so that a line means the same wherever it is move
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -248,6 +249,21 @@ def write_json(path: Path, value: object) -> None:
             raise
     except OSError as error:
         raise RecordError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows of equal keys as CSV; text that a spreadsheet would take for a formula is preceded by an apostrophe."""
+    try:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def _harmless(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def read_json(path: Path) -> dict[str, Any]:
