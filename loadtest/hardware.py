@@ -1,0 +1,123 @@
+"""GPUs as rows of data, each with its source; a card that is not here comes from a TOML file of the same keys.
+
+All figures are data-sheet figures: dense rates (no sparsity), memory in decimal bytes, and the interconnect in ONE
+direction per card (a data sheet's "NVLink 600 GB/s" counts both). What a kernel reaches of them is in `roofline`.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from loadtest.errors import UsageError
+
+Interconnect = Literal["pcie", "nvlink"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One card: what its data sheet says.
+
+    `memory_bytes` (1 GB = 1e9), `bandwidth_bytes_per_s` of that memory, `bf16_flop_per_s` dense tensor rate with 32-bit
+    accumulation, `fp8_flop_per_s` (0: no FP8 tensor cores), `interconnect` between the cards of one host and
+    its rate `interconnect_bytes_per_s` in one direction, `source` of the figures.
+    """
+
+    name: str
+    title: str
+    memory_bytes: float
+    bandwidth_bytes_per_s: float
+    bf16_flop_per_s: float
+    fp8_flop_per_s: float
+    interconnect: Interconnect
+    interconnect_bytes_per_s: float
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.interconnect not in ("pcie", "nvlink"):
+            raise UsageError(f"GPU {self.name}: interconnect must be 'pcie' or 'nvlink', got {self.interconnect!r}")
+        for key in ("memory_bytes", "bandwidth_bytes_per_s", "bf16_flop_per_s", "interconnect_bytes_per_s"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise UsageError(f"GPU {self.name}: {key} must be a positive number, got {getattr(self, key)!r}")
+        if not 0 <= self.fp8_flop_per_s < float("inf"):
+            raise UsageError(f"GPU {self.name}: fp8_flop_per_s must be 0 (none) or positive, got {self.fp8_flop_per_s!r}")
+
+
+_PCIE4 = 32e9  # PCIe 4.0 x16: 16 GT/s x 16 lanes / 8, one direction
+
+GPUS: dict[str, Gpu] = {
+    row.name: row
+    for row in (
+        Gpu("l20", "NVIDIA L20", 48e9, 864e9, 119.5e12, 239e12, "pcie", _PCIE4, "NVIDIA L20 data sheet"),
+        Gpu("l40s", "NVIDIA L40S", 48e9, 864e9, 362e12, 733e12, "pcie", _PCIE4, "NVIDIA L40S data sheet"),
+        Gpu(
+            "rtx-6000-ada",
+            "NVIDIA RTX 6000 Ada",
+            48e9,
+            960e9,
+            364e12,
+            728e12,
+            "pcie",
+            _PCIE4,
+            "NVIDIA RTX 6000 Ada data sheet",
+        ),
+        Gpu(
+            "rtx-4090", "NVIDIA GeForce RTX 4090", 24e9, 1008e9, 165e12, 330e12, "pcie", _PCIE4, "NVIDIA Ada GPU white paper"
+        ),
+        Gpu("a10", "NVIDIA A10", 24e9, 600e9, 125e12, 0.0, "pcie", _PCIE4, "NVIDIA A10 data sheet"),
+        Gpu("a100-80gb", "NVIDIA A100 80GB SXM", 80e9, 2039e9, 312e12, 0.0, "nvlink", 300e9, "NVIDIA A100 data sheet"),
+        Gpu("h20", "NVIDIA H20", 96e9, 4000e9, 148e12, 296e12, "nvlink", 450e9, "NVIDIA H20 data sheet"),
+        Gpu("h100", "NVIDIA H100 SXM", 80e9, 3350e9, 989e12, 1979e12, "nvlink", 450e9, "NVIDIA H100 data sheet"),
+        Gpu("h200", "NVIDIA H200 SXM", 141e9, 4800e9, 989e12, 1979e12, "nvlink", 450e9, "NVIDIA H200 data sheet"),
+    )
+}
+
+
+def gpu(name_or_toml_path: str) -> Gpu:
+    """The card of that registry name (case and spaces do not matter), or the one a TOML file describes.
+
+    The file has the keys of `Gpu`; `name` and `title` default to the file's name, `fp8_flop_per_s` to 0.
+    Raises UsageError: unknown name (lists the names), unreadable file, a missing, unknown or impossible value.
+
+    >>> gpu("L20").memory_bytes / 1e9
+    48.0
+    """
+    key = name_or_toml_path.strip().lower().replace(" ", "-").replace("_", "-").removeprefix("nvidia-")
+    if key in GPUS:
+        return GPUS[key]
+    path = Path(name_or_toml_path)
+    if path.suffix != ".toml":
+        raise UsageError(
+            f"GPU {name_or_toml_path!r} is not known: expected one of {', '.join(GPUS)}, or a TOML file with a card's figures"
+        )
+    return _from_toml(path)
+
+
+def _from_toml(path: Path) -> Gpu:
+    row: dict[str, Any] = {"name": path.stem, "title": path.stem, "fp8_flop_per_s": 0.0, "source": str(path.name)}
+    row |= _read_toml(path)
+    names = {field.name for field in fields(Gpu)}
+    if unknown := sorted(row.keys() - names):
+        raise UsageError(f"{path}: unknown key {unknown[0]!r}; expected {', '.join(sorted(names))}")
+    if missing := sorted(names - row.keys()):
+        raise UsageError(f"{path}: key {missing[0]!r} is missing; expected {', '.join(sorted(names))}")
+    for key in names - {"name", "title", "interconnect", "source"}:
+        if isinstance(row[key], bool) or not isinstance(row[key], int | float):
+            raise UsageError(f"{path}: {key} must be a number, got {row[key]!r}")
+        row[key] = float(row[key])
+    return Gpu(**row)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return cast("dict[str, Any]", tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}; expected a TOML file with a card's figures") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: is not TOML: {error}") from None
