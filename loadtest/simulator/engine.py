@@ -1,0 +1,404 @@
+"""A serving engine in virtual time: continuous batching over a paged KV cache, one whole step at a time. No clock, no I/O.
+
+A step takes the time that `step_time_s` gives for its work; every request in it then has computed its share, and those
+whose known tokens are all computed emit one token at the end of the step. Requests that arrive during a step wait for
+the next. Between steps no time passes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from loadtest.errors import UsageError
+from loadtest.simulator.cache import TOKEN_CHARS, BlockCache, Holding, KvCache, RadixCache
+from loadtest.simulator.runtimes import (
+    RESERVE_CLIP_TOKENS,
+    RESERVE_DECAY_STEPS,
+    RESERVE_RATIO_LOW,
+    RESERVE_RATIO_START,
+    RETRACT_AHEAD_STEPS,
+    Runtime,
+)
+
+Kind = Literal["token", "finished", "preempted"]
+
+
+class StepWork(NamedTuple):
+    """The work of one step over the whole batch, in tokens and query-key pairs."""
+
+    prefill_tokens: int
+    prefill_pairs: int  # query-key pairs that the prefill part attends
+    decode_streams: int
+    kv_read_tokens: int  # context tokens that the decode streams read
+
+
+class Event(NamedTuple):
+    """What happened to one request at the end of a step: a token, its last token, or a preemption (no token)."""
+
+    time_s: float
+    request_id: str
+    n_tokens: int
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request as the engine sees it: `prompt` has four characters a token; it will emit exactly `output_tokens`."""
+
+    id: str
+    prompt: str
+    output_tokens: int
+    max_tokens: int = 0  # what the client allowed, for the runtime that reserves by it; 0: the output itself
+
+    def __post_init__(self) -> None:
+        if not self.prompt or len(self.prompt) % TOKEN_CHARS:
+            raise UsageError(f"prompt of {self.id}: expected a multiple of {TOKEN_CHARS} characters, got {len(self.prompt)}")
+        if self.output_tokens < 1:
+            raise UsageError(f"output_tokens of {self.id}: expected 1 or more, got {self.output_tokens}")
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt) // TOKEN_CHARS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """A runtime with the KV cache that its cards leave it, and its limits."""
+
+    runtime: Runtime
+    kv_tokens: int
+    max_running: int | None = None  # None: the runtime's own
+    max_queued: int | None = None  # None: no limit
+    prefill_budget_tokens: int | None = None  # None: the runtime's own
+    prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kv_tokens < self.runtime.page_tokens:
+            raise UsageError(f"kv_tokens: expected at least one page of {self.runtime.page_tokens}, got {self.kv_tokens}")
+
+    def cache(self) -> KvCache:
+        """An empty KV cache of this runtime's kind."""
+        if self.runtime.radix:
+            return RadixCache(self.kv_tokens, prefix_cache=self.prefix_cache)
+        return BlockCache(self.kv_tokens, self.runtime.page_tokens, prefix_cache=self.prefix_cache)
+
+
+class QueueFull(Exception):  # noqa: N818 - an answer to one request, not an error of ours
+    """The queue is at its limit: this request is refused."""
+
+
+class Sequence:
+    """A request inside the engine. `generated` tokens are known, `computed` tokens are in the KV cache."""
+
+    __slots__ = (
+        "arrival_s",
+        "cached_tokens",
+        "computed",
+        "first_token_s",
+        "generated",
+        "holding",
+        "last_token_s",
+        "preemptions",
+        "prompt_tokens",
+        "request",
+        "scheduled_s",
+        "state",
+    )
+
+    def __init__(self, request: Request, arrival_s: float, holding: Holding) -> None:
+        self.request = request
+        self.prompt_tokens = request.prompt_tokens
+        self.arrival_s = arrival_s
+        self.holding = holding
+        self.generated = 0
+        self.computed = 0
+        self.cached_tokens = 0  # of the prompt, found in the prefix cache at first admission
+        self.preemptions = 0
+        self.scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        self.last_token_s = 0.0
+        self.state: Literal["waiting", "running", "finished", "aborted"] = "waiting"
+
+    @property
+    def known(self) -> int:
+        return self.prompt_tokens + self.generated
+
+    def reserve_tokens(self) -> int:
+        """Output still allowed to this request, as far as admission counts it."""
+        allowed = self.request.max_tokens or self.request.output_tokens
+        return min(max(allowed - self.generated, 0), RESERVE_CLIP_TOKENS)
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the engine counted since it started: tokens unless the name says otherwise."""
+
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+
+
+class Engine:
+    """Steps batches in virtual time.
+
+    >>> from loadtest.simulator.runtimes import runtime
+    >>> engine = Engine(EngineConfig(runtime=runtime("vllm-sim"), kv_tokens=1024), lambda work: 0.5)
+    >>> engine.submit(Request(id="a", prompt="abcd" * 3, output_tokens=2), now_s=1.0)
+    >>> [(event.time_s, event.kind) for event in engine.advance(10.0)]
+    [(1.5, 'token'), (2.0, 'finished')]
+    """
+
+    def __init__(self, config: EngineConfig, step_time_s: Callable[[StepWork], float]) -> None:
+        self.config = config
+        self.cache = config.cache()
+        self.totals = Totals()
+        self.now_s = 0.0
+        self.sequences: dict[str, Sequence] = {}
+        self.running: list[Sequence] = []
+        self.waiting: deque[Sequence] = deque()
+        self.step_end_s: float | None = None
+        self._step_time_s = step_time_s
+        self._batch: list[tuple[Sequence, int]] = []
+        self._preempted: list[str] = []
+        self._number = 0
+        self._reserve_ratio = RESERVE_RATIO_START
+        self._budget = config.prefill_budget_tokens or config.runtime.prefill_budget_tokens
+        self._max_running = config.max_running or config.runtime.max_running
+
+    # -- from outside ------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, now_s: float) -> None:
+        """Queue a request at this time, which is not before any time the engine has reached.
+
+        Raises `QueueFull` where the queue is at its limit, `UsageError` where the request can never fit the cache.
+        """
+        if request.id in self.sequences:
+            raise UsageError(f"request id: expected a new one, got {request.id!r} again")
+        if request.prompt_tokens + request.output_tokens > self.cache.capacity_tokens:
+            raise UsageError(
+                f"{request.id}: {request.prompt_tokens} prompt and {request.output_tokens} output tokens do not fit the "
+                f"KV cache of {self.cache.capacity_tokens} tokens"
+            )
+        if self.config.max_queued is not None and len(self.waiting) >= self.config.max_queued and not self._would_start():
+            raise QueueFull(f"{len(self.waiting)} requests are waiting, the limit is {self.config.max_queued}")
+        self._number += 1
+        sequence = Sequence(request, now_s, self.cache.hold(request.prompt, self._number))
+        self.sequences[request.id] = sequence
+        self.waiting.append(sequence)
+
+    def _would_start(self) -> bool:
+        """Nothing runs and nothing waits: with a queue limit of 0 an idle engine still takes one request."""
+        return not self.running and not self.waiting
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request that is not finished; its KV cache is free at once. False where it is not known."""
+        sequence = self.sequences.pop(request_id, None)
+        if sequence is None:
+            return False
+        if sequence.state == "running":
+            self.running.remove(sequence)
+            self.cache.release(sequence.holding, sequence.computed, keep=True)
+        else:
+            self.waiting.remove(sequence)
+        sequence.state = "aborted"
+        return True
+
+    def next_time_s(self) -> float | None:
+        """When something happens next: the end of the running step, or the arrival that an idle engine waits for."""
+        if self.step_end_s is not None:
+            return self.step_end_s
+        if self.running:
+            return self.now_s
+        return max(self.now_s, self.waiting[0].arrival_s) if self.waiting else None
+
+    def advance(self, until_s: float) -> list[Event]:
+        """Step until this time; the events whose time is not after it, in order."""
+        events: list[Event] = []
+        while True:
+            if self.step_end_s is None and not self._begin(until_s):
+                return events
+            if self.step_end_s is None or self.step_end_s > until_s:
+                return events
+            self._end(events)
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def _begin(self, until_s: float) -> bool:
+        start_s = self.next_time_s()
+        if start_s is None or start_s > until_s:
+            return False
+        self.now_s = start_s
+        batch = self._schedule()
+        if not batch:
+            return False
+        self._batch = batch
+        self.step_end_s = start_s + self._step_time_s(_work(batch))
+        self.totals.steps += 1
+        return True
+
+    def _end(self, events: list[Event]) -> None:
+        now_s = self.now_s = self.step_end_s or 0.0
+        self.step_end_s = None
+        for request_id in self._preempted:
+            events.append(Event(now_s, request_id, 0, "preempted"))
+        self._preempted.clear()
+        for sequence, tokens in self._batch:
+            if sequence.state == "running":
+                sequence.computed += tokens
+                if sequence.computed % self.cache.page_tokens == 0 or tokens > 1:
+                    self.cache.commit(sequence.holding, sequence.computed)
+                if sequence.computed == sequence.prompt_tokens + sequence.generated:
+                    events.append(self._emit(sequence, now_s))
+        self._batch = []
+
+    def _emit(self, sequence: Sequence, now_s: float) -> Event:
+        sequence.generated += 1
+        sequence.last_token_s = now_s
+        self.totals.generation_tokens += 1
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now_s
+            self.totals.prompt_tokens += sequence.prompt_tokens
+        if sequence.generated < sequence.request.output_tokens:
+            return Event(now_s, sequence.request.id, 1, "token")
+        sequence.state = "finished"
+        self.running.remove(sequence)
+        self.cache.release(sequence.holding, sequence.computed, keep=True)
+        del self.sequences[sequence.request.id]
+        return Event(now_s, sequence.request.id, 1, "finished")
+
+    # -- scheduling --------------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> list[tuple[Sequence, int]]:
+        if self.config.runtime.mixed_batches:
+            return self._schedule_mixed()
+        return self._schedule_prefill() or self._schedule_decode()
+
+    def _schedule_mixed(self) -> list[tuple[Sequence, int]]:
+        """Running requests first, one token or the next chunk each; then waiting ones while budget, cache and seats last."""
+        batch: list[tuple[Sequence, int]] = []
+        budget, index = self._budget, 0
+        preempted = False
+        while index < len(self.running) and budget > 0:
+            sequence = self.running[index]
+            tokens = min(sequence.known - sequence.computed, budget)
+            while not self.cache.grow(sequence.holding, sequence.computed + tokens):
+                preempted = True
+                victim = self.running.pop()
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+            else:
+                batch.append((sequence, tokens))
+                budget -= tokens
+                index += 1
+        while not preempted and self.waiting and budget > 0 and len(self.running) < self._max_running:
+            sequence = self.waiting[0]
+            tokens = self._admit(sequence, budget)
+            if tokens == 0:
+                break
+            batch.append((sequence, tokens))
+            budget -= tokens
+        return batch
+
+    def _admit(self, sequence: Sequence, budget: int) -> int:
+        """Move the head of the queue into the batch: tokens to compute in this step, 0 where the cache has no room."""
+        sequence.computed = self.cache.match(sequence.holding, sequence.known)
+        tokens = min(sequence.known - sequence.computed, budget)
+        if not self.cache.grow(sequence.holding, sequence.computed + tokens):
+            self.cache.release(sequence.holding, sequence.computed, keep=True)
+            sequence.computed = 0
+            return 0
+        self.waiting.popleft()
+        self.running.append(sequence)
+        sequence.state = "running"
+        if sequence.scheduled_s is None:
+            sequence.scheduled_s = self.now_s
+            sequence.cached_tokens = sequence.computed
+            self.totals.prefix_query_tokens += sequence.prompt_tokens
+            self.totals.prefix_hit_tokens += sequence.computed
+        return tokens
+
+    def _schedule_prefill(self) -> list[tuple[Sequence, int]]:
+        """A batch of prefill alone: the request whose chunk is unfinished, then waiting ones, oldest first."""
+        batch: list[tuple[Sequence, int]] = []
+        budget = self._budget
+        for sequence in self.running:
+            missing = sequence.known - sequence.computed
+            if missing > 1 or sequence.generated == 0:
+                tokens = min(missing, budget)
+                if tokens > 0 and self.cache.grow(sequence.holding, sequence.computed + tokens):
+                    batch.append((sequence, tokens))
+                    budget -= tokens
+        while self.waiting and budget > 0 and len(self.running) < self._max_running and self._has_room(self.waiting[0]):
+            sequence = self.waiting[0]
+            tokens = self._admit(sequence, budget)
+            if tokens == 0:
+                break
+            batch.append((sequence, tokens))
+            budget -= tokens
+        return batch
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Would the newcomer leave running requests the share of their output that is held back for them?"""
+        if not self.running:
+            return True
+        held = sum(other.reserve_tokens() * self._reserve_ratio + other.known - other.computed for other in self.running)
+        return sequence.known + sequence.reserve_tokens() <= self.cache.available_tokens() - held
+
+    def _schedule_decode(self) -> list[tuple[Sequence, int]]:
+        """One token for every request whose prefill is done, after making room by retraction where there is none."""
+        ready = [sequence for sequence in self.running if sequence.generated and sequence.known - sequence.computed == 1]
+        if self.running and (not ready or self._missing_pages(len(ready)) > 0):
+            self._retract()
+            return self._schedule_prefill() or [(s, 1) for s in self.running if self.cache.grow(s.holding, s.computed + 1)]
+        step = (RESERVE_RATIO_START - RESERVE_RATIO_LOW) / RESERVE_DECAY_STEPS
+        self._reserve_ratio = max(self._reserve_ratio - step, RESERVE_RATIO_LOW)
+        return [(sequence, 1) for sequence in ready if self.cache.grow(sequence.holding, sequence.computed + 1)]
+
+    def _missing_pages(self, tokens: int) -> int:
+        return max(0, tokens - self.cache.available_tokens())
+
+    def _retract(self) -> None:
+        """Send back those with the least output (the longest prompt among equals) until the rest has 20 steps of room."""
+        order = sorted(self.running, key=lambda s: (s.generated, -s.prompt_tokens), reverse=True)
+        while len(order) > 1:
+            victim = order.pop()
+            self.running.remove(victim)
+            self._preempt(victim)
+            if self._missing_pages(len(order) * RETRACT_AHEAD_STEPS) == 0:
+                break
+        generated = sum(s.generated for s in order) + RETRACT_AHEAD_STEPS * len(order)
+        allowed = sum(s.request.max_tokens or s.request.output_tokens for s in order)
+        self._reserve_ratio = min(1.0, generated / max(allowed, 1))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Give up the request's KV cache; it waits, its output kept, to be computed again."""
+        mixed = self.config.runtime.mixed_batches
+        self.cache.release(sequence.holding, sequence.computed, keep=mixed)
+        sequence.computed = 0
+        sequence.state = "waiting"
+        sequence.preemptions += 1
+        self.totals.preemptions += 1
+        self._preempted.append(sequence.request.id)
+        if mixed:
+            self.waiting.appendleft(sequence)
+        else:
+            self.waiting.append(sequence)
+
+
+def _work(batch: list[tuple[Sequence, int]]) -> StepWork:
+    prefill_tokens = prefill_pairs = decode_streams = kv_read_tokens = 0
+    for sequence, tokens in batch:
+        if sequence.generated and tokens == 1:
+            decode_streams += 1
+            kv_read_tokens += sequence.computed + 1
+        else:
+            prefill_tokens += tokens
+            prefill_pairs += tokens * sequence.computed + tokens * (tokens + 1) // 2
+    return StepWork(prefill_tokens, prefill_pairs, decode_streams, kv_read_tokens)
