@@ -1,0 +1,274 @@
+"""One pass over one level in one process: sends items, keeps their records, watches its own health. Knows no Locust."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gevent
+
+from loadtest import reply, thinking
+from loadtest.client import CurlTransport, Exchange, Transport
+from loadtest.clock import Clock
+from loadtest.contract import Contract
+from loadtest.errors import RecordError
+from loadtest.records import ANSWER_LIMIT_BYTES, JsonlWriter, RequestRecord, level_path, requests_stem, write_json
+from loadtest.sequence import Item, Script, indices
+from loadtest.telemetry import Telemetry
+from loadtest.workload import Workload
+
+START_SPREAD_S = 0.02  # wall: about a token's time, over which users start
+START_GAP_S = 0.00025  # wall: the least between two starts; one costs about half of it
+GIVE_UP_AFTER_S = 15.0  # wall: with nothing but connection errors for so long, the server has gone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What one pass is: resolved options, the same in every worker."""
+
+    run: Path
+    run_id: str
+    cell: str
+    engine: str
+    model: str
+    url: str
+    concurrency: int
+    repeat: int
+    requests: int | None
+    warmup_requests: int
+    seed: int
+    clock_speed: float
+    contract: Contract
+
+    @property
+    def folder(self) -> Path:
+        return level_path(self.run, self.cell, self.concurrency, self.repeat)
+
+
+class Level:
+    """Runs this process's share of a pass.
+
+    `slots` are the numbers of its users; `failed` is called, once, when the measurement itself cannot go on.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        workload: Workload,
+        slots: Sequence[int],
+        *,
+        transport: Transport,
+        failed: Callable[[str], None],
+        clock: Clock | None = None,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock or Clock.start(settings.clock_speed)
+        self.script = Script(workload, settings.contract, model=settings.model, engine=settings.engine, seed=settings.seed)
+        self._slots = tuple(slots)
+        self._indices: Iterator[int] = indices(slots, settings.concurrency, settings.requests)
+        n = settings.requests
+        self.quota = None if n is None else sum(1 for _ in indices(slots, settings.concurrency, n))
+        self._transport = transport
+        self._failed = failed
+        opened = settings.contract.thinking_prelude == "template" and thinking.opens_in_prompt(settings.model)
+        self._opened = opened
+        self.worker = requests_stem().removeprefix("requests-")
+        self._writer = JsonlWriter(settings.folder, requests_stem())
+        health = JsonlWriter(settings.folder, f"client_health-{self.worker}")
+        self.telemetry = Telemetry(health, self.clock, self.worker, lambda: self.in_flight, self._on_telemetry_failure)
+        self._health_writer = health
+        self.in_flight = self.users = self.started = self.written = self.measured = 0
+        self.connected_wall_s = 0.0
+        self.failure: str | None = None
+        self._next_start = 0.0
+        self._trouble_since: float | None = None
+        self._trouble = 0
+        self._seq: dict[int, int] = {}
+
+    def open(self) -> None:
+        """Open the connections, then start the watch over this process. To be called before any user starts."""
+        self.connected_wall_s = self._transport.open(len(self._slots))
+        self.telemetry.start()
+
+    def join(self) -> int:
+        """Number a new user: this process's slots first, then (a ramp beyond the level) numbers that nobody else has."""
+        ordinal, self.users = self.users, self.users + 1
+        if ordinal < len(self._slots):
+            return self._slots[ordinal]
+        base = self._slots[-1] if self._slots else 0
+        return base + self.settings.concurrency * (ordinal - len(self._slots) + 1)
+
+    def stagger(self) -> None:
+        """Let this user's greenlet start a moment after the one before it, so that no two send at once."""
+        gap_s = max(START_GAP_S, START_SPREAD_S / max(1, self.settings.concurrency))
+        now = time.monotonic()
+        start = max(now, self._next_start)
+        self._next_start = start + gap_s
+        gevent.sleep(start - now)
+
+    def next_item(self) -> Item | None:
+        """The next measured item of this process; null when there is none left."""
+        index = next(self._indices, None)
+        return None if index is None else self.script.measured(index)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every measured request of this process has ended."""
+        return self.quota is not None and self.measured >= self.quota
+
+    def send(self, item: Item, user: int, scheduled_s: float) -> RequestRecord:
+        """Send one request, wait for its end, and keep its record; also when this greenlet is killed in between.
+
+        Raises `RecordError` where the record cannot be kept.
+        """
+        exchange = Exchange(body=item.prepared.body)
+        self.started += 1
+        self.in_flight += 1
+        try:
+            try:
+                self._transport.perform(exchange)
+            finally:
+                self.in_flight -= 1
+            record = self._record(item, user, scheduled_s, exchange, lambda: gevent.sleep(0))
+        except gevent.GreenletExit:
+            self._keep(self._record(item, user, scheduled_s, exchange, lambda: None))
+            raise
+        self._keep(record)
+        self.telemetry.note_start((record.sent_s or scheduled_s) - scheduled_s - (record.connect_s or 0.0))
+        self._watch_server(record)
+        return record
+
+    def close(self) -> None:
+        """End: the last health sample, the files, and `level-*.json` with what this process did."""
+        self.telemetry.stop()
+        self._transport.close()
+        self._writer.close()
+        self._health_writer.close()
+        try:
+            write_json(self.settings.folder / f"level-{self.worker}.json", self.summary())
+        except RecordError as error:
+            self.fail(str(error))
+
+    def summary(self) -> dict[str, object]:
+        """What this process did: counts of requests started and records written, and the connecting before the start."""
+        return {
+            "worker": self.worker,
+            "host": socket.gethostname(),
+            "file": self._writer.path.name,
+            "users": self.users,
+            "connections_opened": len(self._slots),
+            "connections_wall_s": round(self.connected_wall_s, 6),
+            "started": self.started,
+            "written": self.written,
+            "failure": self.failure,
+        }
+
+    def fail(self, message: str) -> None:
+        """End the measurement: something of ours, or the server for good, does not work."""
+        if self.failure is None:
+            self.failure = message
+            self._failed(message)
+
+    def _record(
+        self, item: Item, user: int, scheduled_s: float, exchange: Exchange, pause: Callable[[], None]
+    ) -> RequestRecord:
+        settings, clock, prepared = self.settings, self.clock, item.prepared
+        got = reply.read(exchange, clock, opened=self._opened, forced_tokens=prepared.forced_tokens, pause=pause)
+        return RequestRecord(
+            run_id=settings.run_id,
+            cell=settings.cell,
+            concurrency=settings.concurrency,
+            repeat=settings.repeat,
+            phase=item.phase,
+            worker=self.worker,
+            user=user,
+            seq=item.index,
+            prompt_id=prepared.prompt.id,
+            scheduled_s=round(scheduled_s, 7),
+            sent_s=self._offset_s(exchange.sent),
+            headers_s=self._offset_s(exchange.headers_at),
+            chunk_s=got.chunk_s,
+            chunk_tokens=got.chunk_tokens,
+            first_answer_chunk=got.first_answer_chunk,
+            ended_s=round(clock.offset_s(exchange.ended), 7),
+            prompt_tokens=got.prompt_tokens,
+            completion_tokens=got.completion_tokens,
+            reasoning_tokens=got.reasoning_tokens,
+            cached_tokens=got.cached_tokens,
+            token_count_source=got.token_count_source,
+            finish_reason=got.finish_reason,
+            outcome=got.outcome,
+            error=got.error,
+            answer=cut(got.answer, ANSWER_LIMIT_BYTES),
+            answer_correct=_check(got.answer, item) if got.outcome == "ok" else None,
+            request_sha256=prepared.sha256,
+            clock_anchor_unix_s=clock.anchor_unix_s,
+            clock_speed=clock.speed,
+            connect_s=round(exchange.connect_wall_s * clock.speed, 7),
+            thinking_field=got.thinking_field,
+            think_closed=got.think_closed,
+            forced_tokens=prepared.forced_tokens,
+            prompt_chars=prepared.prompt.chars,
+        )
+
+    def _offset_s(self, monotonic_s: float | None) -> float | None:
+        return None if monotonic_s is None else round(self.clock.offset_s(monotonic_s), 7)
+
+    def _keep(self, record: RequestRecord) -> None:
+        try:
+            self._writer.write(record)
+        except RecordError as error:
+            self.fail(str(error))
+            raise
+        self.written += 1
+        self.measured += record.phase == "measure"
+
+    def _watch_server(self, record: RequestRecord) -> None:
+        """Give up when nothing but connection errors has come back for a while: the server has gone."""
+        if record.outcome != "connection_error":
+            self._trouble, self._trouble_since = 0, None
+            return
+        now = time.monotonic()
+        self._trouble += 1
+        self._trouble_since = self._trouble_since or now
+        if now - self._trouble_since > GIVE_UP_AFTER_S:
+            reason = record.error.message if record.error else "no reason given"
+            self.fail(
+                f"{self.settings.url}: the last {self._trouble} requests, over {now - self._trouble_since:.0f} s, all met a"
+                f" connection error ({reason}); is the server still there?"
+            )
+
+    def _on_telemetry_failure(self, error: Exception) -> None:
+        self.fail(f"client health: {error}")
+
+
+def open_level(
+    settings: Settings, workload: Workload, slots: Sequence[int], api_key: str | None, failed: Callable[[str], None]
+) -> Level:
+    """A level over real sockets, its connections open and its watch running."""
+    transport = CurlTransport(settings.url, api_key=api_key, speed=settings.clock_speed)
+    level = Level(settings, workload, slots, transport=transport, failed=failed)
+    level.open()
+    return level
+
+
+def cut(text: str | None, limit_bytes: int) -> str | None:
+    """The start of a text, in at most so many bytes of UTF-8, no character broken.
+
+    >>> cut("añb", 2)
+    'a'
+    """
+    if text is None or len(text) * 4 <= limit_bytes:
+        return text
+    return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore")
+
+
+def _check(answer: str | None, item: Item) -> bool | None:
+    if not answer:
+        return None
+    from loadtest import answers
+
+    return answers.check(answer, item.prepared.prompt)

@@ -1,0 +1,260 @@
+"""From Locust's options to a settled pass: the server asked, the run folder opened, its manifest kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from loadtest import records, workload
+from loadtest.contract import Contract, from_table
+from loadtest.errors import RecordError, UsageError
+from loadtest.level import Settings
+from loadtest.workload import Workload
+
+DEFAULT_WORKLOAD = "math"
+
+
+def add_options(parser: Any) -> None:
+    """Our options, beside Locust's own (`-u`, `-r`, `--run-time`, `--host`, ...)."""
+    group = parser.add_argument_group("loadtest: what to ask, of whom, and where the records go")
+    group.add_argument("--model", help="what the server calls the model (default: ask it)")
+    group.add_argument("--engine", help="sglang, vllm, sglang-sim, vllm-sim or other (default: find out)")
+    group.add_argument(
+        "--tp", type=int, help="tensor-parallel size of the server, for the cell's name (default: ask, else 1)"
+    )
+    group.add_argument("--cell", help="name of the cell (default: ENGINE_MODEL_tpN)")
+    group.add_argument("--repeat", type=int, help="which pass over this level it is (default: the next free one)")
+    group.add_argument("--run-id", help="a run that somebody else opened and will close in --out")
+    group.add_argument("--workload", default=DEFAULT_WORKLOAD, help="a generator (math:n=64,seed=7) or a JSONL file")
+    group.add_argument(
+        "--requests", type=int, help="measured requests of this level; it ends when they have (default: --run-time)"
+    )
+    group.add_argument("--warmup-requests", type=int, default=1, help="requests of each user before the measured ones")
+    group.add_argument("--max-tokens", type=int, help="most tokens of one output, thinking included (default: 32768)")
+    group.add_argument(
+        "--mode", choices=("natural", "equal-work"), help="stop naturally, or force recorded lengths (default: natural)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="orders the prompts; also sent to the server")
+    group.add_argument("--clock-speed", type=float, help="simulated seconds per second, of a simulator (default: ask it)")
+    group.add_argument("--out", help="run folder (default: runs/TIME-ENGINE)")
+
+
+def api_key() -> str | None:
+    """The key for the server, from the environment only."""
+    return os.environ.get("LOADTEST_API_KEY") or os.environ.get("OPENAI_API_KEY") or None
+
+
+def base_url(host: str | None) -> str:
+    """The server's address without a trailing slash or `/v1`.
+
+    >>> base_url("http://127.0.0.1:8000/v1/")
+    'http://127.0.0.1:8000'
+    """
+    if not host:
+        raise UsageError("--host: expected the URL of the server, got none; add --host http://127.0.0.1:8000")
+    return host.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def settle(options: Any, host: str | None, users: int) -> tuple[Settings, Workload]:
+    """The pass that resolved options describe (`open_run` has filled the gaps), and its workload loaded."""
+    run = Path(options.out)
+    settings = Settings(
+        run=run,
+        run_id=options.run_id,
+        cell=options.cell,
+        engine=options.engine,
+        model=options.model,
+        url=base_url(host) + "/v1/chat/completions",
+        concurrency=users,
+        repeat=options.repeat,
+        requests=options.requests,
+        warmup_requests=options.warmup_requests,
+        seed=options.seed,
+        clock_speed=options.clock_speed,
+        contract=from_table(options.loadtest_contract),
+    )
+    return settings, workload.load(options.workload)
+
+
+class Opening:
+    """A run folder, opened for one pass. `owned`: nobody else keeps its manifest, so we do."""
+
+    def __init__(self, run: Path, folder: Path, *, owned: bool) -> None:
+        self.run = run
+        self.folder = folder
+        self.owned = owned
+
+    def count_lines(self, finals: Iterable[Mapping[str, Any]]) -> None:
+        """Compare the records on disk with what each process says it wrote, where its file is on this host."""
+        for final in finals:
+            path = self.folder / str(final["file"])
+            if path.is_file():
+                lines = path.read_bytes().count(b"\n")
+                if lines != final["written"]:
+                    raise RecordError(f"{path}: expected {final['written']} records, as its writer counted, found {lines}")
+
+    def close(self, failure: str | None, *, interrupted: bool) -> None:
+        """Mark the run complete, or say why it is not; one incomplete pass makes the run incomplete."""
+        if not self.owned:
+            return
+        path = self.run / "manifest.json"
+        manifest = records.read_json(path)
+        pending = [reason for reason in (manifest.pop("pending_reason", None), failure) if reason]
+        if interrupted and not failure:
+            pending.append(f"{self.folder.parent.name}/{self.folder.name}: interrupted")
+        manifest.update(
+            complete=not pending,
+            incomplete_reason="; ".join(pending) or None,
+            interrupted=bool(manifest.get("interrupted")) or interrupted,
+            ended_unix_s=time.time(),
+        )
+        records.write_json(path, manifest)
+
+
+def open_run(options: Any, host: str | None, users: int) -> Opening:
+    """Fill the options that were not given, by asking the server, and open the run folder.
+
+    The resolved values are put back into `options`: Locust hands them on to its workers.
+    """
+    url = base_url(host)
+    info = _ask_server(options, url)
+    driven = options.run_id is not None
+    loaded = workload.load(options.workload)
+    options.out = options.out or str(Path("runs") / f"{time.strftime('%Y%m%dT%H%M%S')}-{options.engine}")
+    run = Path(options.out)
+    manifest = _manifest_of(run)
+    contract = _contract(options, manifest)
+    options.loadtest_contract = asdict(contract)
+    options.loadtest_users = users
+    options.cell = options.cell or records.cell_id(options.engine, options.model, options.tp)
+    options.repeat = options.repeat or _next_repeat(run, options.cell, users)
+    folder = records.level_path(run, options.cell, users, options.repeat)
+    if not driven:
+        options.run_id = manifest["run_id"] if manifest else run.name
+        _join_manifest(manifest or _new_manifest(options, contract, loaded), options, users, loaded, run)
+        _write_engine(run, options, url, info)
+    return Opening(run, folder, owned=not driven)
+
+
+def _ask_server(options: Any, url: str) -> dict[str, Any]:
+    """Ask the server for what the options leave open; its answers, as far as they are known."""
+    if options.engine and options.model and options.clock_speed:
+        options.tp = options.tp or 1
+        return {}
+    from loadtest import engines
+
+    info = engines.probe(url, api_key())
+    options.engine = options.engine or info.engine
+    options.model = options.model or info.model
+    options.clock_speed = options.clock_speed or info.clock_speed or 1.0
+    options.tp = options.tp or info.tp or 1
+    if not options.model:
+        raise UsageError(f"{url}/v1/models: the server names no model; add --model")
+    return {name: getattr(info, name, None) for name in ("version", "max_model_len", "simulated", "gpu")}
+
+
+def _manifest_of(run: Path) -> dict[str, Any] | None:
+    path = run / "manifest.json"
+    return records.read_json(path) if path.is_file() else None
+
+
+def _contract(options: Any, manifest: dict[str, Any] | None) -> Contract:
+    """The run's contract where there is one, with what the options say on top."""
+    table: dict[str, Any] = dict((manifest or {}).get("contract") or {})
+    table.setdefault("seed", options.seed)
+    if options.mode:
+        table["mode"] = options.mode
+    if options.max_tokens:
+        table["max_tokens"] = options.max_tokens
+    return from_table(table)
+
+
+def _next_repeat(run: Path, cell: str, users: int) -> int:
+    pattern = re.compile(rf"c0*{users}-r(\d+)")
+    folder = run / "cells" / cell
+    taken = [int(m[1]) for p in folder.iterdir() if (m := pattern.fullmatch(p.name))] if folder.is_dir() else []
+    return max(taken, default=0) + 1
+
+
+def _new_manifest(options: Any, contract: Contract, loaded: Workload) -> dict[str, Any]:
+    from loadtest import environment
+
+    return {
+        "schema_version": records.SCHEMA_VERSION,
+        "run_id": options.run_id,
+        "name": options.run_id,
+        "started_unix_s": time.time(),
+        "interrupted": False,
+        "simulated": options.engine.endswith("-sim"),
+        "clock_speed": options.clock_speed,
+        "mode": contract.mode,
+        "scenario": Path((options.locustfile or "locustfile").split(",")[0]).stem,
+        "workload": {
+            "source": loaded.source,
+            "name": loaded.name,
+            "identity": loaded.identity,
+            "n_prompts": len(loaded.prompts),
+        },
+        "contract": asdict(contract),
+        "slo": [],
+        "prices": {},
+        "seed": options.seed,
+        "levels": [],
+        "repeats": 0,
+        "environment": environment.describe(),
+        "cells": [],
+    }
+
+
+def _join_manifest(manifest: dict[str, Any], options: Any, users: int, loaded: Workload, run: Path) -> None:
+    """Add this pass to the manifest and mark the run incomplete until the pass has ended."""
+    if manifest["workload"]["identity"] != loaded.identity:
+        raise UsageError(
+            f"{run}: workload: expected the run's own ({manifest['workload']['source']}), got {loaded.source};"
+            " name another --out"
+        )
+    if manifest.get("complete") is False and manifest.get("incomplete_reason"):
+        manifest["pending_reason"] = manifest["incomplete_reason"]
+    manifest["levels"] = sorted({*manifest["levels"], users})
+    manifest["repeats"] = max(manifest["repeats"], options.repeat)
+    if options.cell not in [cell["id"] for cell in manifest["cells"]]:
+        manifest["cells"].append({"id": options.cell, "engine": options.engine, "model": options.model, "tp": options.tp})
+    manifest.update(complete=False, incomplete_reason="still running, or killed before it could say how it ended")
+    records.write_json(run / "manifest.json", manifest)
+
+
+def _write_engine(run: Path, options: Any, url: str, info: Mapping[str, Any]) -> None:
+    path = run / "cells" / options.cell / "engine.json"
+    if path.is_file():
+        return
+    value = {
+        "id": options.cell,
+        "engine": options.engine,
+        "engine_version": info.get("version"),
+        "model": options.model,
+        "tp": options.tp,
+        "gpu": info.get("gpu"),
+        "simulated": bool(info.get("simulated")) or options.engine.endswith("-sim"),
+        "clock_speed": options.clock_speed,
+        "base_url": _without_secrets(url),
+        "status": "ok",
+        "reason": None,
+        "server_info": dict(info),
+    }
+    records.write_json(path, value)
+
+
+def _without_secrets(url: str) -> str:
+    """The URL without user, password and query.
+
+    >>> _without_secrets("https://me:secret@host:1/path?key=1")
+    'https://host:1/path'
+    """
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

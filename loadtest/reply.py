@@ -1,0 +1,236 @@
+"""What a finished exchange means: chunks with their times, token counts, thinking and answer, and the outcome.
+
+Runs after the stream has ended, in slices between which other streams are served (`pause`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from loadtest import sse, thinking
+from loadtest.clock import Clock
+from loadtest.records import Outcome, RequestError, TokenCountSource
+
+if TYPE_CHECKING:
+    from loadtest.client import Exchange
+
+SLICE_EVENTS = 64  # decoded at a time: about 0.2 ms
+
+CountTokens = Callable[[str], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One response, decoded: the fields of `records.RequestRecord` that come off the wire, times in seconds of the run."""
+
+    outcome: Outcome
+    error: RequestError | None
+    chunk_s: tuple[float, ...] = ()
+    chunk_tokens: tuple[int, ...] | None = None
+    first_answer_chunk: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cached_tokens: int | None = None
+    token_count_source: TokenCountSource = "chunks"
+    finish_reason: str | None = None
+    answer: str | None = None
+    thinking_field: str | None = None
+    think_closed: bool | None = None
+
+
+class _Stream:
+    """What the events of one stream have said so far."""
+
+    def __init__(self) -> None:
+        self.chunk_s: list[float] = []
+        self.contents: list[str] = []
+        self.thoughts: list[str] = []
+        self.field: str | None = None
+        self.counts: list[int | None] = []  # completion tokens told with or before each text chunk
+        self.usage: sse.Usage | None = None
+        self.told = 0  # text chunks that came with usage
+        self.finish_reason: str | None = None
+        self.done = False
+        self.failure: tuple[Outcome, RequestError] | None = None
+        self.events = 0
+
+    def take(self, at_s: float, payload: bytes) -> None:
+        self.events += 1
+        if self.done or self.failure:
+            return
+        if payload == b"[DONE]":
+            self.done = True
+            return
+        try:
+            chunk = sse.decode_chunk(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._fail("protocol_error", "bad_chunk", f"not a chunk of a chat completion: {error}: {sse.excerpt(payload)}")
+            return
+        if chunk.is_error:
+            message, code = sse.error_text(chunk)
+            self._fail("server_error", "error_in_stream", message, code)
+            return
+        self._text(at_s, chunk)
+
+    def _text(self, at_s: float, chunk: sse.Chunk) -> None:
+        usage = chunk.usage
+        if usage is not None:
+            self.usage = usage
+        if not chunk.choices:
+            return
+        choice = chunk.choices[0]
+        if choice.finish_reason:
+            self.finish_reason = choice.finish_reason
+        delta = choice.delta
+        if delta is None:
+            return
+        thought = delta.reasoning or delta.reasoning_content
+        if not thought and not delta.content:
+            return
+        if thought and self.field is None:
+            self.field = "reasoning" if delta.reasoning else "reasoning_content"
+        self.chunk_s.append(at_s)
+        self.contents.append(delta.content or "")
+        self.thoughts.append(thought or "")
+        self.counts.append(usage.completion_tokens if usage is not None else None)
+
+    def _fail(self, outcome: Outcome, kind: str, message: str, status: int | None = None) -> None:
+        self.failure = (outcome, RequestError(kind=kind, message=message, http_status=status))
+
+
+def read(
+    exchange: Exchange,
+    clock: Clock,
+    *,
+    opened: bool,
+    forced_tokens: int | None = None,
+    count_tokens: CountTokens | None = None,
+    pause: Callable[[], None] = lambda: None,
+) -> Reply:
+    """Decode a finished exchange.
+
+    `opened`: the prompt ended in `<think>`; `forced_tokens`: equal-work, where ending by length is the plan;
+    `count_tokens`: a local tokenizer, for servers that never tell. `pause` is called between slices.
+    """
+    if exchange.status is not None and exchange.status != 200:
+        return _refused(exchange)
+    stream = _Stream()
+    origin, speed = clock.origin_monotonic_s, clock.speed
+    take = stream.take
+    reads = zip(exchange.reads, exchange.pieces, strict=True)
+    for number, (at, payload) in enumerate(sse.events(reads), start=1):
+        take(round((at - origin) * speed, 7), payload)
+        if number % SLICE_EVENTS == 0:
+            pause()
+    split = _split(stream, opened=opened)
+    outcome, error = _outcome(exchange, stream, split, forced_tokens)
+    return _counted(stream, split, Reply(outcome=outcome, error=error), count_tokens)
+
+
+def _refused(exchange: Exchange) -> Reply:
+    message, _ = sse.error_text(b"".join(exchange.pieces))
+    text = f"HTTP {exchange.status}: {message}"
+    return Reply(
+        outcome="http_error", error=RequestError(kind=f"http_{exchange.status}", message=text, http_status=exchange.status)
+    )
+
+
+def _split(stream: _Stream, *, opened: bool) -> thinking.Split:
+    if stream.field is not None:
+        return thinking.split_fields(stream.contents, stream.field)
+    return thinking.split_inline(stream.contents, opened=opened)
+
+
+def _outcome(
+    exchange: Exchange, stream: _Stream, split: thinking.Split, forced_tokens: int | None
+) -> tuple[Outcome, RequestError | None]:
+    if stream.failure is not None and exchange.outcome != "cut_off":
+        return stream.failure
+    complete = stream.finish_reason is not None or stream.done
+    if exchange.outcome is not None and not (complete and exchange.outcome == "connection_error"):
+        return exchange.outcome, exchange.error
+    if not stream.events:
+        body = sse.excerpt(b"".join(exchange.pieces[:4]))
+        message = f"expected an event stream, got {exchange.content_type or 'no content type'}: {body}"
+        return "protocol_error", RequestError(kind="not_a_stream", message=message, http_status=exchange.status)
+    if not complete:
+        message = f"the stream ended after {len(stream.chunk_s)} chunks of text without finish_reason or [DONE]"
+        return "protocol_error", RequestError(kind="unfinished", message=message, http_status=exchange.status)
+    return _finished(stream, split, forced_tokens)
+
+
+def _finished(stream: _Stream, split: thinking.Split, forced_tokens: int | None) -> tuple[Outcome, RequestError | None]:
+    reason = stream.finish_reason
+    if reason in ("error", "abort", "abort_error"):
+        return "server_error", RequestError(kind="finish_reason", message=f"the server gave up: finish_reason {reason}")
+    if reason == "length" and forced_tokens is None:
+        return "truncated", None
+    if reason == "length" or split.answer:
+        return "ok", None
+    return "no_answer", None
+
+
+def _counted(stream: _Stream, split: thinking.Split, reply: Reply, count_tokens: CountTokens | None) -> Reply:
+    """Add what was counted: by the server where it tells, else by a tokenizer, else by chunks."""
+    usage = stream.usage
+    total = usage.completion_tokens if usage is not None else None
+    source: TokenCountSource = "server"
+    if total is None:
+        source = "tokenizer" if count_tokens else "chunks"
+        text = "".join(stream.thoughts) + "".join(stream.contents)
+        total = count_tokens(text) if count_tokens else len(stream.chunk_s)
+    tokens = _tokens_by_chunk(stream.counts, total) if source == "server" else None
+    return replace(
+        reply,
+        chunk_s=tuple(stream.chunk_s),
+        chunk_tokens=tokens,
+        first_answer_chunk=split.first_answer_chunk,
+        prompt_tokens=usage.prompt_tokens if usage is not None else None,
+        completion_tokens=total,
+        reasoning_tokens=_thinking_tokens(usage, split, tokens),
+        cached_tokens=usage.cached_tokens if usage is not None else None,
+        token_count_source=source,
+        finish_reason=stream.finish_reason,
+        answer=split.answer or None,
+        thinking_field=split.field,
+        think_closed=split.closed,
+    )
+
+
+def _tokens_by_chunk(counts: list[int | None], total: int) -> tuple[int, ...] | None:
+    """Tokens of each text chunk from running totals, adding up to `total`; null where a chunk came without a total.
+
+    Tokens that came with no text (the closing tag, half a character, the end mark) go to the next chunk with text, or
+    to the last one.
+
+    >>> _tokens_by_chunk([1, 2, 5], 6)
+    (1, 1, 4)
+    """
+    if not counts:
+        return ()
+    before = 0
+    tokens = []
+    for count in counts:
+        if count is None or count < before:
+            return None
+        tokens.append(count - before)
+        before = count
+    if total < before:
+        return None
+    tokens[-1] += total - before
+    return tuple(tokens)
+
+
+def _thinking_tokens(usage: sse.Usage | None, split: thinking.Split, tokens: tuple[int, ...] | None) -> int | None:
+    """The server's count, unless it says 0 or nothing though thinking came (some parsers do): then by chunks."""
+    told = usage.thinking_tokens if usage is not None else None
+    if told or split.field is None:
+        return told
+    if tokens is None:
+        return None
+    return sum(tokens if split.first_answer_chunk is None else tokens[: split.first_answer_chunk])

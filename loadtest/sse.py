@@ -1,0 +1,180 @@
+"""Server-sent events out of raw reads, and the typed shape of the chunks in them.
+
+Works on bytes, so a character split over two reads needs no care. An event's time is that of the read which completed
+its last `data` line: before that nobody could know what it says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_BOM = b"\xef\xbb\xbf"
+
+
+def events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
+    """The `data` of each event with its time, from reads in order of arrival, as (time, bytes).
+
+    Lines end in LF, CRLF or CR, also when split over reads; `data:` may lack its space; several data lines of one event
+    are joined by LF; comments and other fields are passed over. A last event without its blank line counts.
+
+    >>> list(events([(1.0, b"data: a"), (2.0, b"\\n\\n: ping\\n\\ndata:b\\r\\n\\r\\n")]))
+    [(2.0, b'a'), (2.0, b'b')]
+    """
+    slow = _Lines()
+    for time_s, piece in reads:
+        if slow.empty and _is_one_event(piece):
+            yield time_s, piece[6:-2]
+        else:
+            yield from slow.feed(time_s, piece)
+    yield from slow.end()
+
+
+def _is_one_event(piece: bytes) -> bool:
+    """One whole event in one read, as most are."""
+    return piece.startswith(b"data: ") and piece.endswith(b"\n\n") and piece.count(b"\n") == 2 and b"\r" not in piece
+
+
+class _Lines:
+    """The general case: lines over any number of reads."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._skip_lf = False  # the last read ended in CR: a LF at the start of the next one belongs to it
+        self._first = True
+        self._data: list[bytes] = []
+        self._time_s = 0.0
+        self._seen_s = 0.0
+
+    @property
+    def empty(self) -> bool:
+        return not self._rest and not self._data and not self._skip_lf and not self._first
+
+    def feed(self, time_s: float, piece: bytes) -> Iterator[tuple[float, bytes]]:
+        if self._skip_lf and piece:
+            piece = piece[1:] if piece.startswith(b"\n") else piece
+            self._skip_lf = False
+        lines = _LINE_END.split(self._rest + piece)
+        if self._first and len(lines) > 1:
+            lines[0] = lines[0].removeprefix(_BOM)
+            self._first = False
+        self._rest = lines.pop()
+        self._skip_lf = piece.endswith(b"\r")
+        for line in lines:
+            yield from self._line(time_s, line)
+        self._seen_s = time_s
+
+    def _line(self, time_s: float, line: bytes) -> Iterator[tuple[float, bytes]]:
+        if line.startswith(b"data:"):
+            self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+            self._time_s = time_s
+        elif not line and self._data:
+            yield self._time_s, b"\n".join(self._data)
+            self._data.clear()
+
+    def end(self) -> Iterator[tuple[float, bytes]]:
+        if self._rest:
+            yield from self._line(self._seen_s, self._rest)
+        yield from self._line(self._time_s, b"")
+
+
+class Delta(msgspec.Struct, gc=False):
+    """Text of one chunk; thinking comes as `reasoning` (vLLM), `reasoning_content` (SGLang), or inline in `content`."""
+
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    """One choice of a chunk; more than one is never asked for."""
+
+    delta: Delta | None = None
+    finish_reason: str | None = None
+
+
+class _CompletionDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct, gc=False):
+    """Token counts as the server tells them; SGLang puts `reasoning_tokens` at top level, vLLM into the details."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+    @property
+    def thinking_tokens(self) -> int | None:
+        if self.completion_tokens_details is not None and self.completion_tokens_details.reasoning_tokens is not None:
+            return self.completion_tokens_details.reasoning_tokens
+        return self.reasoning_tokens
+
+    @property
+    def cached_tokens(self) -> int | None:
+        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details is not None else None
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """One event of a streamed chat completion, or the error that came in its place."""
+
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    error: Any = None
+    object: str | None = None
+    message: Any = None
+    code: Any = None
+
+    @property
+    def is_error(self) -> bool:
+        return self.error is not None or self.object == "error"
+
+
+decode_chunk = msgspec.json.Decoder(Chunk).decode
+
+
+def error_text(content: bytes | Chunk) -> tuple[str, int | None]:
+    """Message and code of an error body in any of the shapes that servers use; else the start of what came.
+
+    >>> error_text(b'{"object":"error","message":"too long","code":400}')
+    ('too long', 400)
+    >>> error_text(b'{"error":{"message":"busy","code":"503"}}')
+    ('busy', 503)
+    >>> error_text(b'{"error":"Unauthorized"}')
+    ('Unauthorized', None)
+    """
+    if isinstance(content, bytes):
+        try:
+            chunk = decode_chunk(content)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return excerpt(content), None
+        if not (chunk.is_error or chunk.message is not None):
+            return excerpt(content), None
+    else:
+        chunk = content
+    error = chunk.error if chunk.error is not None else {"message": chunk.message, "code": chunk.code}
+    if isinstance(error, dict):
+        code = error.get("code", chunk.code)
+        return " ".join(str(error.get("message") or error).split())[:500], _whole(code)
+    return " ".join(str(error).split())[:500], _whole(chunk.code)
+
+
+def excerpt(content: bytes, limit: int = 160) -> str:
+    """The start of some bytes as one printable line."""
+    text = content[: limit * 4].decode("utf-8", "replace")
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line[:limit] + ("…" if len(line) > limit else "") if line else "nothing"
+
+
+def _whole(code: object) -> int | None:
+    return int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdigit()) else None

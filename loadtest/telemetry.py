@@ -1,0 +1,186 @@
+"""The load generator's own health, once a second: did it have the time to stamp what arrived?
+
+Also keeps Python's garbage collector off the token path: set-up is frozen, automatic collection is off while a level
+runs, and the young generations are collected here, by the clock, sampled like everything else.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gevent
+import gevent.event
+
+from loadtest.clock import Clock
+from loadtest.records import HealthSample, JsonlWriter
+
+LAG_INTERVAL_S = 0.05  # wall time between two looks at how late the loop wakes
+SAMPLE_INTERVAL_S = 1.0
+LATE_START_S = 0.010  # a request sent more than this (wall) after its schedule started late
+MIDDLE_GENERATION_EVERY = 10  # samples
+_PAGE_BYTES = resource.getpagesize()
+
+
+class LoopLag:
+    """By how much (wall s) the event loop wakes late: a timer of the hub itself, no greenlet in between."""
+
+    def __init__(self, interval_s: float = LAG_INTERVAL_S) -> None:
+        self._interval_s = interval_s
+        self._due = 0.0
+        self._sum_s = 0.0
+        self._max_s = 0.0
+        self._n = 0
+        self._timer = gevent.get_hub().loop.timer(interval_s, interval_s, ref=False)
+
+    def start(self) -> None:
+        self._due = time.monotonic() + self._interval_s
+        self._timer.start(self._tick, update=True)
+
+    def stop(self) -> None:
+        self._timer.stop()
+        self._timer.close()
+
+    def take(self) -> tuple[float, float]:
+        """Mean and worst lag since the last call; a wake-up that is overdue right now counts."""
+        overdue_s = max(0.0, time.monotonic() - self._due)
+        mean_s = self._sum_s / self._n if self._n else overdue_s
+        worst_s = max(self._max_s, overdue_s)
+        self._sum_s = self._max_s = 0.0
+        self._n = 0
+        return mean_s, worst_s
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        lag_s = max(0.0, now - self._due)
+        self._sum_s += lag_s
+        self._max_s = max(self._max_s, lag_s)
+        self._n += 1
+        self._due = now + self._interval_s
+
+
+class Collections:
+    """Counts Python's garbage collections and the wall time they took."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._n = 0
+        self._pause_s = 0.0
+
+    def start(self) -> None:
+        """Freeze what set-up left, turn automatic collection off, and listen."""
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        gc.callbacks.append(self._on_collection)
+
+    def stop(self) -> None:
+        if self._on_collection in gc.callbacks:
+            gc.callbacks.remove(self._on_collection)
+        gc.enable()
+        gc.unfreeze()
+
+    def take(self) -> tuple[int, float]:
+        """Collections since the last call, and the wall seconds spent in them."""
+        taken = self._n, self._pause_s
+        self._n, self._pause_s = 0, 0.0
+        return taken
+
+    def _on_collection(self, phase: str, info: Mapping[str, int]) -> None:
+        if phase == "start":
+            self._began = time.monotonic()
+        else:
+            self._n += 1
+            self._pause_s += time.monotonic() - self._began
+
+
+class Telemetry:
+    """Writes one `HealthSample` a second, from `start` to `stop`.
+
+    `in_flight` tells how many requests run now. A sample that cannot be written ends up in `failed`, the caller's to act on.
+    """
+
+    def __init__(
+        self,
+        writer: JsonlWriter,
+        clock: Clock,
+        worker: str,
+        in_flight: Callable[[], int],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._worker = worker
+        self._in_flight = in_flight
+        self._failed = failed
+        self._lag = LoopLag()
+        self._collections = Collections()
+        self._late_starts = 0
+        self._stopping = gevent.event.Event()
+        self._greenlet: Any = None
+
+    def start(self) -> None:
+        self._collections.start()
+        self._lag.start()
+        self._greenlet = gevent.spawn(self._run)
+
+    def stop(self) -> None:
+        """Write the last, shorter sample and let the collector run again."""
+        self._stopping.set()
+        if self._greenlet is not None:
+            self._greenlet.join()
+            self._lag.stop()
+            self._collections.stop()
+            self._greenlet = None
+
+    def note_start(self, late_wall_s: float) -> None:
+        """Count a request that was sent so much (wall s) after its schedule."""
+        self._late_starts += late_wall_s > LATE_START_S
+
+    def _run(self) -> None:
+        wall, cpu = time.monotonic(), time.process_time()
+        number = 0
+        stopped = False
+        while not stopped:
+            stopped = self._stopping.wait(SAMPLE_INTERVAL_S)
+            number += 1
+            gc.collect(1 if number % MIDDLE_GENERATION_EVERY == 0 else 0)
+            now, used = time.monotonic(), time.process_time()
+            try:
+                self._writer.write(self._sample((used - cpu) / max(now - wall, 1e-9)))
+            except Exception as error:
+                self._failed(error)
+                return
+            wall, cpu = now, used
+
+    def _sample(self, cpu_share: float) -> HealthSample:
+        lag_mean_s, lag_max_s = self._lag.take()
+        collections, pause_s = self._collections.take()
+        late, self._late_starts = self._late_starts, 0
+        return HealthSample(
+            t_s=round(self._clock.now_s(), 6),
+            clock_anchor_unix_s=self._clock.anchor_unix_s,
+            clock_speed=self._clock.speed,
+            worker=self._worker,
+            loop_lag_mean_s=round(lag_mean_s, 7),
+            loop_lag_max_s=round(lag_max_s, 7),
+            cpu_share=round(cpu_share, 4),
+            rss_bytes=rss_bytes(),
+            gc_collections=collections,
+            gc_pause_s=round(pause_s, 7),
+            late_starts=late,
+            in_flight=self._in_flight(),
+        )
+
+
+def rss_bytes() -> int:
+    """Memory of this process that is in RAM now (bytes)."""
+    try:
+        with open("/proc/self/statm", "rb") as stream:
+            return int(stream.read().split()[1]) * _PAGE_BYTES
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)

@@ -1,0 +1,340 @@
+"""Locust's side: options, the roles of a process (alone, master, worker), and the users that scenarios are made of.
+
+A concrete user imported into a scenario would run as well, so the bases here are abstract. What is measured goes to
+record files (`loadtest.level`); Locust's own statistics get a few rows per request, after it has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import gevent
+import locust
+from locust import User, task
+from locust.env import Environment
+from locust.exception import StopUser
+from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
+
+from loadtest import preparation
+from loadtest.errors import LoadtestError, RecordError
+from loadtest.level import Level, open_level
+from loadtest.records import RequestRecord
+from loadtest.sequence import Item, slots_of
+
+logger = logging.getLogger("loadtest")
+_events: Any = locust.events
+
+FINISH, FINAL, DONE, FAILED = "loadtest_finish", "loadtest_final", "loadtest_done", "loadtest_failed"
+WATCH_INTERVAL_S = 0.5
+FINAL_WAIT_S = 60.0
+BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.1, 5.0
+REFUSED = ("http_error", "connection_error", "protocol_error", "server_error")
+
+
+class ReasoningUser(User):
+    """One stream at a time, the next as soon as the last has ended: a closed loop of exactly `-u` streams.
+
+    Override `due_s` for another rhythm; Locust's `wait_time` is think time between two requests.
+    """
+
+    abstract = True
+
+    def on_start(self) -> None:
+        level = current_level(self.environment)
+        if level is None:
+            raise StopUser
+        self.level: Level = level
+        self.number = level.join()
+        self.refusals = 0
+        level.stagger()
+        warmup = level.settings.warmup_requests
+        for k in range(warmup):
+            self.request(level.script.warmup(self.number * warmup + k), level.clock.now_s())
+
+    @task
+    def ask(self) -> None:
+        item = self.level.next_item()
+        if item is None:
+            raise StopUser
+        self.request(item, self.due_s(item))
+
+    def due_s(self, item: Item) -> float:
+        """When this request should be sent (offset, s); sleep here until then. Closed loop: now."""
+        return self.level.clock.now_s()
+
+    def request(self, item: Item, scheduled_s: float) -> None:
+        """Send one item; its record is on disk when this returns. After a refusal the user waits before its next."""
+        try:
+            record = self.level.send(item, self.number, scheduled_s)
+        except RecordError as error:
+            raise StopUser from error
+        except gevent.GreenletExit:
+            report(self.environment, None)
+            raise
+        report(self.environment, record)
+        if self.level.finished:
+            session_of(self.environment).done()
+        self.refusals = self.refusals + 1 if record.outcome in REFUSED and not record.chunk_s else 0
+        if self.refusals:
+            gevent.sleep(min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (self.refusals - 1)))
+
+
+def report(environment: Environment, record: RequestRecord | None) -> None:
+    """Tell Locust's statistics about a request that has ended: TTFT, first answer, final answer, in ms of the run.
+
+    Null: it was cut off. Every outcome but `ok` is a failure of the final answer.
+    """
+
+    fire: Any = environment.events.request.fire
+
+    def row(name: str, at_s: float, exception: Exception | None = None) -> None:
+        fire(
+            request_type="stream",
+            name=name,
+            response_time=max(0.0, at_s) * 1000,
+            response_length=record.completion_tokens or 0 if record else 0,
+            exception=exception,
+            context={},
+        )
+
+    if record is None or record.outcome == "cut_off":
+        row("final answer", 0.0, RuntimeError("cut_off: still running when the level ended"))
+        return
+    sent_s = record.scheduled_s if record.sent_s is None else record.sent_s
+    if record.chunk_s:
+        row("TTFT", record.chunk_s[0] - sent_s)
+    if record.first_answer_chunk is not None:
+        row("first answer", record.chunk_s[record.first_answer_chunk] - sent_s)
+    if record.outcome == "ok":
+        row("final answer", record.chunk_s[-1] - sent_s)
+    else:
+        why = f": {record.error.kind}: {record.error.message}" if record.error else ""
+        row("final answer", record.ended_s - sent_s, RuntimeError(record.outcome + why))
+
+
+class Session:
+    """What this process does in a Locust test: its level, or (master) the watch over the workers and the manifest."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.runner: Any = environment.runner
+        self.options: Any = environment.parsed_options
+        self.level: Level | None = None
+        self.opening: preparation.Opening | None = None
+        self.failure: str | None = None
+        self.shutting_down = False
+        self.ended = False
+        self._shares: dict[str, int] = {}  # worker -> number of its users
+        self._done: set[str] = set()
+        self._finals: dict[str, dict[str, Any]] = {}
+        self._finishing = False
+
+    # --- the start and the end of a level
+
+    def start(self) -> None:
+        runner, options = self.runner, self.options
+        self.failure, self.ended, self.level, self._finishing = None, False, None, False
+        try:
+            if not isinstance(runner, WorkerRunner):
+                users = max(runner.target_user_count or 0, options.num_users or 0, 1)
+                self.opening = preparation.open_run(options, self.environment.host, users)
+            if isinstance(runner, MasterRunner):
+                self._deal(runner)
+            else:
+                self._open_level(runner)
+        except LoadtestError as error:
+            self.fail(str(error), error.exit_code)
+
+    def _open_level(self, runner: LocalRunner | WorkerRunner) -> None:
+        options = self.options
+        users = options.loadtest_users
+        worker, workers = (0, 1) if isinstance(runner, LocalRunner) else options.loadtest_workers[runner.client_id]
+        settings, workload = preparation.settle(options, self.environment.host, users)
+        slots = slots_of(worker, workers, users)
+        self.level = open_level(settings, workload, slots, preparation.api_key(), self._level_failed)
+        logger.info("opened %d connections in %.3f s", len(slots), self.level.connected_wall_s)
+        if self.level.finished:
+            self.done()
+
+    def finish(self) -> None:
+        """The users have stopped: close the level, and tell the master or the manifest."""
+        runner = self.runner
+        self.ended = True
+        summary: dict[str, Any] = {}
+        if self.level is not None:
+            self.level.close()
+            summary = self.level.summary()
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(FINAL, summary)
+            return
+        if isinstance(runner, LocalRunner) and summary:
+            self._finals = {str(summary["worker"]): summary}
+        self._reconcile()
+        if self.opening is not None:
+            self.opening.close(self.failure, interrupted=self.shutting_down)
+
+    def _reconcile(self) -> None:
+        """Every request that was started has its record, in every process."""
+        for worker in self._shares:
+            if worker not in self._finals:
+                self.fail(f"worker {worker} never said what it recorded; its records, if any, are in its own folder")
+        for name, final in self._finals.items():
+            if final.get("failure"):
+                self.fail(f"worker {name}: {final['failure']}")
+            elif final.get("started") != final.get("written"):
+                self.fail(f"worker {name}: {final.get('started')} requests were started, {final.get('written')} recorded")
+        if self.opening is not None and self.failure is None:
+            try:
+                self.opening.count_lines(self._finals.values())
+            except LoadtestError as error:
+                self.fail(str(error))
+
+    # --- ending
+
+    def done(self) -> None:
+        """All measured requests of this process have ended."""
+        runner = self.runner
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(DONE, {"worker": runner.client_id})
+        else:
+            self.quit()
+
+    def fail(self, message: str, exit_code: int = 1) -> None:
+        """The measurement cannot go on, or cannot be trusted: say so, and end with this exit code."""
+        if self.failure is not None:
+            return
+        self.failure = message
+        logger.error(message)
+        self.environment.process_exit_code = exit_code
+        runner = self.runner
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(FAILED, {"worker": runner.client_id, "message": message})
+        elif not self.ended:
+            self.quit()
+
+    def _level_failed(self, message: str) -> None:
+        self.fail(message)
+
+    def quit(self) -> None:
+        """Stop the test from a greenlet of its own: the caller may be one that gets killed by it."""
+        gevent.spawn(self._quit)
+
+    def _quit(self) -> None:
+        runner, options = self.runner, self.options
+        if options.headless:
+            runner.quit()
+        else:
+            runner.stop()
+
+    # --- master and workers
+
+    def _deal(self, runner: MasterRunner) -> None:
+        """Share the users out; the numbers travel to the workers among the options, with Locust's own spawn message."""
+        options = self.options
+        workers = sorted(c.id for c in runner.clients.ready + runner.clients.running + runner.clients.spawning)
+        users = options.loadtest_users
+        options.loadtest_workers = {worker: (i, len(workers)) for i, worker in enumerate(workers)}
+        self._shares = {worker: len(slots_of(i, len(workers), users)) for i, worker in enumerate(workers)}
+        self._done, self._finals = set(), {}
+        gevent.spawn(self._watch_workers, runner)
+
+    def _watch_workers(self, runner: MasterRunner) -> None:
+        while not self.ended and not self._finishing:
+            gevent.sleep(WATCH_INTERVAL_S)
+            for worker in self._lost(runner):
+                self.fail(
+                    f"worker {worker} was lost in the middle of the run, which is incomplete; look into its host's log"
+                )
+
+    def _lost(self, runner: MasterRunner) -> list[str]:
+        missing = [w for w in self._shares if w not in runner.clients or runner.clients[w].state == STATE_MISSING]
+        return [] if self.ended or self._finishing else missing
+
+    def stopping(self) -> None:
+        """The test is about to stop. A master has its workers finish first, and waits for what they say."""
+        runner = self.runner
+        if not isinstance(runner, MasterRunner) or self._finishing:
+            return
+        gone = set(self._lost(runner))
+        self._finishing = True
+        runner.send_message(FINISH)
+        with gevent.Timeout(self.environment.stop_timeout + FINAL_WAIT_S, False):
+            while set(self._shares) - gone - set(self._finals):
+                gevent.sleep(0.02)
+
+    def on_message(self, kind: str, data: dict[str, Any], sender: str) -> None:
+        if kind == FINISH:
+            gevent.spawn(self.runner.stop)
+        elif kind == FINAL:
+            self._finals[sender] = data
+        elif kind == DONE:
+            self._done.add(sender)
+            if self._done >= set(self._shares):
+                self.quit()
+        elif kind == FAILED:
+            self.fail(f"worker {sender}: {data['message']}")
+
+    # --- exit code
+
+    def quitting(self) -> None:
+        """Locust works its exit code out next: an interrupted level is 130; requests cut off by plan are no error."""
+        self.shutting_down = True
+        environment = self.environment
+        if environment.process_exit_code is not None:
+            return
+        if (self.level is not None or self._shares) and not self.ended:
+            environment.process_exit_code = 130
+        elif not self.runner.exceptions and all("cut_off" in str(error.error) for error in self.runner.errors.values()):
+            environment.process_exit_code = 0
+
+
+_sessions: dict[int, Session] = {}
+
+
+def session_of(environment: Environment) -> Session:
+    """The session of a Locust environment."""
+    return _sessions[id(environment)]
+
+
+def current_level(environment: Environment) -> Level | None:
+    """The level that runs in this process now; null on a master, and where the start failed."""
+    session = _sessions.get(id(environment))
+    return None if session is None or session.failure is not None else session.level
+
+
+def _add_options(parser: Any) -> None:
+    preparation.add_options(parser)
+
+
+def _init(environment: Environment, **_: Any) -> None:
+    session = Session(environment)
+    _sessions[id(environment)] = session
+    fired: Any = environment.events
+    fired.test_start.add_listener(lambda **_: session.start())
+    fired.test_stopping.add_listener(lambda **_: session.stopping())
+    fired.test_stop.add_listener(lambda **_: session.finish())
+    fired.quitting.add_listener(lambda **_: session.quitting())
+    for kind in (FINISH, FINAL, DONE, FAILED):
+        session.runner.register_message(kind, _hand_over(session, kind))
+    _raise_file_limit()
+
+
+def _hand_over(session: Session, kind: str) -> Any:
+    def listener(environment: Environment, msg: Any, **_: Any) -> None:
+        session.on_message(kind, msg.data or {}, msg.node_id)
+
+    return listener
+
+
+def _raise_file_limit() -> None:
+    """As many open files as the system lets us: every stream is one."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+_events.init_command_line_parser.add_listener(_add_options)
+_events.init.add_listener(_init)

@@ -1,0 +1,11 @@
+"""Long reasoning, closed loop: exactly `-u` streams, each user asking its next problem as soon as the last is answered.
+
+locust -f scenarios/long_reasoning.py --headless -u 8 -r 8 --run-time 5m --host http://127.0.0.1:8000
+locust -f scenarios/long_reasoning.py --headless -u 8 -r 8 --requests 64 --workload aime24.jsonl --host URL --out runs/mine
+"""
+
+from loadtest.user import ReasoningUser
+
+
+class LongReasoning(ReasoningUser):
+    """Change what is sent with `--workload`; add think time with Locust's `wait_time = between(5, 20)`."""

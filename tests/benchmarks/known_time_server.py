@@ -1,0 +1,188 @@
+"""A streaming chat-completions server whose every send time is planned, kept, and known to others.
+
+Each request is answered on a schedule fixed by its arrival: a role-only chunk at once, then token i at
+`arrival + first + i * gap`. One process, one loop; it sleeps with microsecond precision and spins for the last bit.
+`GET /log` returns, for every request, the readings of CLOCK_MONOTONIC (the same clock in every process of a host)
+before and after the send of each token. `GET /reset` empties the log.
+
+    python tests/benchmarks/known_time_server.py --port 9000 --first 0.2 --gap 0.02 --tokens 400 --thinking 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import heapq
+import json
+import os
+import select
+import socket
+import time
+
+SPIN_S = 0.0003
+HEAD = (
+    b"HTTP/1.1 200 OK\r\nserver: known-time\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+
+
+def chunked(payload: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(payload), payload)
+
+
+def event(delta: dict[str, str], usage: dict[str, int] | None = None, finish: str | None = None) -> bytes:
+    chunk = {
+        "id": "chatcmpl-known",
+        "object": "chat.completion.chunk",
+        "created": 1795378320,
+        "model": "known",
+        "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}],
+    }
+    if usage is not None:
+        chunk["usage"] = usage
+    return chunked(b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n")
+
+
+class Plan:
+    """The bytes of one response, the same for every request: one piece of text a token, each a write of its own."""
+
+    def __init__(self, tokens: int, thinking: int, continuous_usage: bool) -> None:
+        def usage(n: int) -> dict[str, int] | None:
+            return {"prompt_tokens": 20, "completion_tokens": n, "total_tokens": 20 + n} if continuous_usage else None
+
+        self.head = HEAD + event({"role": "assistant", "content": ""})
+        self.tokens = [
+            event({"reasoning" if i < thinking else "content": f" t{i:03d}"}, usage(i + 1)) for i in range(tokens)
+        ]
+        final = {"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": tokens, "total_tokens": 20 + tokens}}
+        self.tail = event({}, None, "stop") + chunked(b"data: " + json.dumps(final).encode() + b"\n\n")
+        self.tail += chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+
+
+class Server:
+    def __init__(self, port: int, plan: Plan, first_s: float, gap_s: float) -> None:
+        self.plan, self.first_s, self.gap_s = plan, first_s, gap_s
+        self.listener = socket.create_server(("127.0.0.1", port), backlog=4096)
+        self.listener.setblocking(False)
+        self.port = self.listener.getsockname()[1]
+        self.poll = select.epoll()
+        self.poll.register(self.listener.fileno(), select.EPOLLIN)
+        self.streams: dict[int, tuple[socket.socket, bytearray]] = {}
+        self.due: list[tuple[float, int, int, dict]] = []
+        self.log: list[dict] = []
+        self.serial = 0
+
+    def run(self) -> None:
+        while True:
+            now = time.monotonic()
+            while self.due and self.due[0][0] <= now:
+                self.send(*heapq.heappop(self.due))
+                now = time.monotonic()
+            wait_s = self.due[0][0] - now if self.due else 1.0
+            if wait_s > SPIN_S:
+                select.select([self.poll.fileno()], [], [], wait_s - SPIN_S)
+            for fd, _ in self.poll.poll(0):
+                self.receive(fd)
+
+    def send(self, due: float, serial: int, fd: int, entry: dict) -> None:
+        if fd not in self.streams or entry.get("gone"):
+            return
+        sock, i, plan = self.streams[fd][0], len(entry["before"]), self.plan
+        last = i == len(plan.tokens) - 1
+        data = plan.tokens[i] + plan.tail if last else plan.tokens[i]
+        before = time.monotonic()
+        try:
+            sock.send(data)
+        except OSError:
+            entry["gone"] = True
+            return
+        entry["before"].append(before)
+        entry["after"].append(time.monotonic())
+        if not last:
+            heapq.heappush(self.due, (entry["arrived"] + self.first_s + (i + 1) * self.gap_s, serial, fd, entry))
+
+    def receive(self, fd: int) -> None:
+        if fd == self.listener.fileno():
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sock, _ = self.listener.accept()
+                    sock.setblocking(False)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    self.streams[sock.fileno()] = (sock, bytearray())
+                    self.poll.register(sock.fileno(), select.EPOLLIN)
+            return
+        sock, buffer = self.streams[fd]
+        try:
+            data = sock.recv(65536)
+        except OSError:
+            data = b""
+        arrived = time.monotonic()
+        if not data:
+            self.poll.unregister(fd)
+            del self.streams[fd]
+            sock.close()
+            return
+        buffer += data
+        self.requests(fd, sock, buffer, arrived)
+
+    def requests(self, fd: int, sock: socket.socket, buffer: bytearray, arrived: float) -> None:
+        while (end := buffer.find(b"\r\n\r\n")) >= 0:
+            head = bytes(buffer[:end]).lower()
+            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0]) if b"content-length:" in head else 0
+            if len(buffer) < end + 4 + length:
+                return
+            body = bytes(buffer[end + 4 : end + 4 + length])
+            del buffer[: end + 4 + length]
+            if head.startswith(b"post "):
+                self.stream(fd, sock, body, arrived)
+            else:
+                self.answer(sock, head.split()[1].decode())
+
+    def stream(self, fd: int, sock: socket.socket, body: bytes, arrived: float) -> None:
+        sock.send(self.plan.head)
+        entry = {"sha256": hashlib.sha256(body).hexdigest(), "arrived": arrived, "before": [], "after": []}
+        self.log.append(entry)
+        self.serial += 1
+        heapq.heappush(self.due, (arrived + self.first_s, self.serial, fd, entry))
+
+    def answer(self, sock: socket.socket, path: str) -> None:
+        status = b"200 OK"
+        if path == "/v1/models":
+            content: object = {"object": "list", "data": [{"id": "known", "object": "model"}]}
+        elif path == "/log":
+            usage = time.process_time()
+            content = {"first_s": self.first_s, "gap_s": self.gap_s, "cpu_s": usage, "requests": self.log}
+        elif path == "/reset":
+            self.log, content = [], {}
+        elif path == "/health":
+            content = {}
+        else:
+            status, content = b"404 Not Found", {"error": "no such path"}
+        data = json.dumps(content).encode()
+        sock.setblocking(True)
+        sock.sendall(
+            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (status, len(data), data)
+        )
+        sock.setblocking(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=9000)
+    parser.add_argument("--first", type=float, default=0.2, help="seconds from the arrival of a request to its first token")
+    parser.add_argument("--gap", type=float, default=0.02, help="seconds between two tokens; 0: as fast as it goes")
+    parser.add_argument("--tokens", type=int, default=400)
+    parser.add_argument("--thinking", type=int, default=100, help="how many of the tokens are thinking")
+    parser.add_argument("--continuous-usage", action="store_true", help="tell usage in every chunk")
+    parser.add_argument("--core", type=int, help="run on this core only")
+    args = parser.parse_args()
+    if args.core is not None:
+        os.sched_setaffinity(0, {args.core})
+    server = Server(args.port, Plan(args.tokens, args.thinking, args.continuous_usage), args.first, args.gap)
+    print(server.port, flush=True)
+    server.run()
+
+
+if __name__ == "__main__":
+    main()
