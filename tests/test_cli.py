@@ -1,0 +1,85 @@
+import subprocess
+import sys
+
+import pytest
+
+from loadtest import __version__, cli, commands
+from loadtest.errors import GateError, Interrupted, RecordError
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    heavy = "[m for m in ('numpy', 'httpx', 'locust') if m in sys.modules]"
+    code = f"import sys; from loadtest import cli; cli._parser(); print({heavy})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_version_is_the_package_s(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"loadtest {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["nonsense"],
+        ["run"],
+        ["attach"],
+        ["serve", "tgi", "--model", "m"],
+        ["fit", "--model", "qwq-32b"],
+        ["run", "--outt"],
+    ],
+)
+def test_a_wrong_command_line_is_usage(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["run", "absent.toml"], "absent.toml: cannot read this study"),
+        (["fit", "--model", "gpt-9", "--gpu", "l20"], "gpt-9"),
+        (["fit", "--model", "qwq-32b", "--gpu", "z80"], "z80"),
+        (["fit", "--model", "qwq-32b", "--gpu", "l20", "--tp", "0"], "tp"),
+        (["run", "absent.toml", "--resume"], "absent.toml"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("loadtest: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(GateError("g"), 3), (RecordError("r"), 1), (Interrupted("i"), 130), (KeyboardInterrupt(), 130)]
+)
+def test_each_kind_of_end_has_its_exit_code(error, code, monkeypatch, capsys):
+    def fail(arguments, say):
+        raise error
+
+    monkeypatch.setattr(commands, "analyze", fail)
+    assert cli.main(["analyze", "somewhere"]) == code
+    assert capsys.readouterr().err.startswith("loadtest: ")
+
+
+def test_what_a_server_says_cannot_drive_the_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "analyze", lambda arguments, say: "model \x1b]0;owned\x07")
+    assert cli.main(["analyze", "somewhere"]) == 0
+    assert capsys.readouterr().out == "model \\x1b]0;owned\\x07\n"
+
+
+def test_a_bug_is_a_traceback(monkeypatch):
+    def fail(arguments, say):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(commands, "analyze", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["analyze", "somewhere"])
