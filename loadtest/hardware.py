@@ -22,7 +22,7 @@ class Gpu:
 
     `memory_bytes` (1 GB = 1e9), `bandwidth_bytes_per_s` of that memory, `bf16_flop_per_s` dense tensor rate with 32-bit
     accumulation, `fp8_flop_per_s` (0: no FP8 tensor cores), `interconnect` between the cards of one host and
-    its rate `interconnect_bytes_per_s` in one direction, `source` of the figures.
+    its rate `interconnect_bytes_per_s` in one direction, `multiprocessors` (SMs), `source` of the figures.
     """
 
     name: str
@@ -33,12 +33,19 @@ class Gpu:
     fp8_flop_per_s: float
     interconnect: Interconnect
     interconnect_bytes_per_s: float
+    multiprocessors: int
     source: str
 
     def __post_init__(self) -> None:
         if self.interconnect not in ("pcie", "nvlink"):
             raise UsageError(f"GPU {self.name}: interconnect must be 'pcie' or 'nvlink', got {self.interconnect!r}")
-        for key in ("memory_bytes", "bandwidth_bytes_per_s", "bf16_flop_per_s", "interconnect_bytes_per_s"):
+        for key in (
+            "memory_bytes",
+            "bandwidth_bytes_per_s",
+            "bf16_flop_per_s",
+            "interconnect_bytes_per_s",
+            "multiprocessors",
+        ):
             if not 0 < getattr(self, key) < float("inf"):
                 raise UsageError(f"GPU {self.name}: {key} must be a positive number, got {getattr(self, key)!r}")
         if not 0 <= self.fp8_flop_per_s < float("inf"):
@@ -47,31 +54,22 @@ class Gpu:
 
 _PCIE4 = 32e9  # PCIe 4.0 x16: 16 GT/s x 16 lanes / 8, one direction
 
+# name, title, GB, GB/s, TFLOP/s at BF16 and FP8, interconnect and its bytes/s, multiprocessors, source
+_ROWS: tuple[tuple[str, str, float, float, float, float, Interconnect, float, int, str], ...] = (
+    ("l20", "NVIDIA L20", 48, 864, 119.5, 239, "pcie", _PCIE4, 92, "NVIDIA L20 data sheet"),
+    ("l40s", "NVIDIA L40S", 48, 864, 362, 733, "pcie", _PCIE4, 142, "NVIDIA L40S data sheet"),
+    ("a10", "NVIDIA A10", 24, 600, 125, 0, "pcie", _PCIE4, 72, "NVIDIA A10 data sheet"),
+    ("rtx-4090", "NVIDIA GeForce RTX 4090", 24, 1008, 165, 330, "pcie", _PCIE4, 128, "NVIDIA Ada GPU white paper"),
+    ("rtx-6000-ada", "NVIDIA RTX 6000 Ada", 48, 960, 364, 728, "pcie", _PCIE4, 142, "NVIDIA RTX 6000 Ada data sheet"),
+    ("a100-80gb", "NVIDIA A100 80GB SXM", 80, 2039, 312, 0, "nvlink", 300e9, 108, "NVIDIA A100 data sheet"),
+    ("h20", "NVIDIA H20", 96, 4000, 148, 296, "nvlink", 450e9, 78, "NVIDIA H20 data sheet"),
+    ("h100", "NVIDIA H100 SXM", 80, 3350, 989, 1979, "nvlink", 450e9, 132, "NVIDIA H100 data sheet"),
+    ("h200", "NVIDIA H200 SXM", 141, 4800, 989, 1979, "nvlink", 450e9, 132, "NVIDIA H200 data sheet"),
+)  # fmt: skip
+
 GPUS: dict[str, Gpu] = {
-    row.name: row
-    for row in (
-        Gpu("l20", "NVIDIA L20", 48e9, 864e9, 119.5e12, 239e12, "pcie", _PCIE4, "NVIDIA L20 data sheet"),
-        Gpu("l40s", "NVIDIA L40S", 48e9, 864e9, 362e12, 733e12, "pcie", _PCIE4, "NVIDIA L40S data sheet"),
-        Gpu(
-            "rtx-6000-ada",
-            "NVIDIA RTX 6000 Ada",
-            48e9,
-            960e9,
-            364e12,
-            728e12,
-            "pcie",
-            _PCIE4,
-            "NVIDIA RTX 6000 Ada data sheet",
-        ),
-        Gpu(
-            "rtx-4090", "NVIDIA GeForce RTX 4090", 24e9, 1008e9, 165e12, 330e12, "pcie", _PCIE4, "NVIDIA Ada GPU white paper"
-        ),
-        Gpu("a10", "NVIDIA A10", 24e9, 600e9, 125e12, 0.0, "pcie", _PCIE4, "NVIDIA A10 data sheet"),
-        Gpu("a100-80gb", "NVIDIA A100 80GB SXM", 80e9, 2039e9, 312e12, 0.0, "nvlink", 300e9, "NVIDIA A100 data sheet"),
-        Gpu("h20", "NVIDIA H20", 96e9, 4000e9, 148e12, 296e12, "nvlink", 450e9, "NVIDIA H20 data sheet"),
-        Gpu("h100", "NVIDIA H100 SXM", 80e9, 3350e9, 989e12, 1979e12, "nvlink", 450e9, "NVIDIA H100 data sheet"),
-        Gpu("h200", "NVIDIA H200 SXM", 141e9, 4800e9, 989e12, 1979e12, "nvlink", 450e9, "NVIDIA H200 data sheet"),
-    )
+    name: Gpu(name, title, memory * 1e9, bandwidth * 1e9, bf16 * 1e12, fp8 * 1e12, link, link_rate, multiprocessors, source)
+    for name, title, memory, bandwidth, bf16, fp8, link, link_rate, multiprocessors, source in _ROWS
 }
 
 
@@ -90,7 +88,7 @@ def gpu(name_or_toml_path: str) -> Gpu:
     path = Path(name_or_toml_path)
     if path.suffix != ".toml":
         raise UsageError(
-            f"GPU {name_or_toml_path!r} is not known: expected one of {', '.join(GPUS)}, or a TOML file with a card's figures"
+            f"GPU {name_or_toml_path!r} is not known: expected one of {', '.join(GPUS)}, or a TOML file with its figures"
         )
     return _from_toml(path)
 
@@ -107,6 +105,7 @@ def _from_toml(path: Path) -> Gpu:
         if isinstance(row[key], bool) or not isinstance(row[key], int | float):
             raise UsageError(f"{path}: {key} must be a number, got {row[key]!r}")
         row[key] = float(row[key])
+    row["multiprocessors"] = int(row["multiprocessors"])
     return Gpu(**row)
 
 

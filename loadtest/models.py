@@ -69,7 +69,7 @@ class Model:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of all layers' matrices: layers x (hidden x (2 x heads + 2 x kv_heads) x head_dim + 3 x hidden x intermediate)."""
+        """Weights of all matrices: layers x hidden x (2 x (heads + kv_heads) x head_dim + 3 x intermediate)."""
         attention = 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
@@ -97,7 +97,7 @@ class Model:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits stored for one weight of a linear layer, scale (16 bit) and zero point (as wide as the weight) of its group included.
+        """Bits stored for one weight of a linear layer, with its group's scale (16 bit) and zero point (a weight's width).
 
         FP8 keeps one 32-bit scale for a block of 128 x 128, which is not counted.
         """
@@ -138,7 +138,7 @@ class Model:
         return 4 * self.layers * self.heads * self.head_dim
 
 
-# family: (hub organisation and prefix), then rows (size, layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, tied, context)
+# size, layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, tied embeddings, context with YaRN
 _QWEN25 = (
     ("0.5b", 24, 896, 14, 2, 64, 4864, 151936, True, 32768),
     ("1.5b", 28, 1536, 12, 2, 128, 8960, 151936, True, 32768),
@@ -174,10 +174,9 @@ _HUB_SUFFIXES: dict[Quantisation, str] = {
 
 
 def _row(title: str, row: tuple[Any, ...], *, bias: bool, norm: bool) -> Model:
-    _, layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, tied, context = row
+    _, *shape = row
     return Model(
-        title.lower(), title, f"Qwen/{title}", layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, tied, context,
-        _NATIVE_CONTEXT_TOKENS, qkv_bias=bias, qk_norm=norm,
+        title.lower(), title, f"Qwen/{title}", *shape, _NATIVE_CONTEXT_TOKENS, qkv_bias=bias, qk_norm=norm,
     )  # fmt: skip
 
 
@@ -206,8 +205,9 @@ def model(name_or_hub_or_dir: str) -> Model:
     base, suffix = _split(name)
     if base in MODELS:
         return _quantised(MODELS[base], _SUFFIXES[suffix])
+    suffixes = ", ".join(suffix for suffix in _SUFFIXES if suffix)
     raise UsageError(
-        f"model {name_or_hub_or_dir!r} is not known: expected one of {', '.join(MODELS)} (with {', '.join(s for s in _SUFFIXES if s)}), "
+        f"model {name_or_hub_or_dir!r} is not known: expected one of {', '.join(MODELS)} (with {suffixes}), "
         "or a directory with its config.json"
     )
 
@@ -223,7 +223,7 @@ def _quantised(base: Model, quantisation: Quantisation) -> Model:
     if quantisation == "bf16":
         return base
     suffix = _HUB_SUFFIXES[quantisation]
-    # Qwen pads the quantised 72B so that eight cards can share whole groups of 128: huggingface.co/Qwen/Qwen2.5-72B-Instruct-AWQ
+    # Qwen pads the quantised 72B, so that cards share whole groups of 128 (huggingface.co/Qwen/Qwen2.5-72B-Instruct-AWQ).
     intermediate = 29696 if base.intermediate == 29568 else base.intermediate
     return replace(
         base, name=base.name + suffix.lower(), title=base.title + suffix, hub=base.hub + suffix,
@@ -234,12 +234,13 @@ def _quantised(base: Model, quantisation: Quantisation) -> Model:
 def from_config(directory: Path) -> Model:
     """The model that a Hugging Face folder's `config.json` describes; the folder's name becomes its name.
 
-    Reads shape, `quantization_config` (awq or gptq at 4 bit, gptq at 8 bit, fp8) and `rope_scaling` or `rope_parameters` (YaRN).
+    Reads the shape, `quantization_config` (awq or gptq at 4 bit, gptq at 8 bit, fp8) and `rope_scaling` (YaRN).
     Raises UsageError: no file, no JSON, a missing key, a mixture of experts, another quantisation.
     """
-    config = _read_config(directory / "config.json")
     where = str(directory / "config.json")
-    config = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    config = _read_config(directory / "config.json")
+    if isinstance(config.get("text_config"), dict):
+        config = config["text_config"]
     _refuse_unmodelled(config, where)
     kind = str(config.get("model_type", ""))
     heads, hidden = _integer(config, "num_attention_heads", where), _integer(config, "hidden_size", where)
@@ -293,7 +294,7 @@ def _refuse_unmodelled(config: dict[str, Any], where: str) -> None:
     for key in ("kv_lora_rank", "linear_num_value_heads", "ssm_state_size"):
         if config.get(key):
             raise UsageError(
-                f"{where}: {key} is {config[key]}: its attention is not modelled; expected multi-head or grouped-query attention"
+                f"{where}: {key} is {config[key]}: not modelled; expected multi-head or grouped-query attention"
             )
 
 
@@ -318,7 +319,8 @@ def _quantisation(config: dict[str, Any] | None, where: str) -> tuple[Quantisati
     if re.fullmatch(r"gptq|gptq_marlin", method) and bits in (4, 8):
         return ("int4-gptq" if bits == 4 else "int8-gptq"), group_size
     raise UsageError(
-        f"{where}: quantization_config {method or '(no quant_method)'} at {bits} bit is not modelled; expected awq or gptq at 4 bit, gptq at 8 bit, or fp8"
+        f"{where}: quantization_config {method or '(no quant_method)'} at {bits} bit is not modelled; "
+        "expected awq or gptq at 4 bit, gptq at 8 bit, or fp8"
     )
 
 
