@@ -1,0 +1,101 @@
+"""Built-in workloads: problems with one definite answer, made from a seed, so that nothing needs downloading.
+
+A spec is `NAME` or `NAME:key=value,...` with `n` (prompts, 64), `seed` (0), `difficulty` (1 to 5, 3) and, for `retrieval`,
+`tokens` (size of the context, about 4 characters a token, 4000). Problem i depends on the seed, the difficulty and i
+alone: `n=64` is the beginning of `n=128`. No two prompts of a workload are the same text.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from loadtest.errors import UsageError
+from loadtest.problems import KINDS, MATH_KINDS, Problem
+from loadtest.workload import BOXED_INSTRUCTION, JSON_INSTRUCTION, Prompt, Workload, make
+
+_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of a spec. `tokens` counts about 4 characters each."""
+
+    n: int = 64
+    seed: int = 0
+    difficulty: int = 3
+    tokens: int = 4000
+
+
+_BOUNDS = {"n": (1, 100_000), "seed": (0, 2**63 - 1), "difficulty": (1, 5), "tokens": (200, 1_000_000)}
+
+GENERATORS: dict[str, str] = {
+    "math": f"mathematics of every kind in turn: {', '.join(MATH_KINDS)}",
+    **{name: kind.title for name, kind in KINDS.items()},
+}
+
+
+def options(spec: str) -> Options:
+    """The options of a spec, checked.
+
+    >>> options("math:n=3,seed=7")
+    Options(n=3, seed=7, difficulty=3, tokens=4000)
+    """
+    _, _, text = spec.partition(":")
+    values: dict[str, int] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, _, value = item.partition("=")
+        values[key] = _value(spec, key, value)
+    return Options(**values)
+
+
+def _value(spec: str, key: str, value: str) -> int:
+    if key not in _BOUNDS:
+        near = difflib.get_close_matches(key, list(_BOUNDS), n=1)
+        step = f"did you mean {near[0]!r}?" if near else "remove it"
+        raise UsageError(f"workload {spec!r}: {key}: expected one of {', '.join(_BOUNDS)}, got {key!r}; {step}")
+    low, high = _BOUNDS[key]
+    if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
+        raise UsageError(f"workload {spec!r}: {key}: expected a whole number from {low} to {high}, got {value!r}; change it")
+    return int(value)
+
+
+def generate(spec: str) -> Workload:
+    """The workload of a built-in generator.
+
+    >>> generate("ledger:n=2,seed=7").name
+    'ledger'
+    """
+    name = spec.partition(":")[0]
+    chosen = options(spec)
+    names = MATH_KINDS if name == "math" else (name,)
+    seen: set[str] = set()
+    prompts = tuple(_prompt(names[i % len(names)], i, chosen, seen, spec) for i in range(chosen.n))
+    return make(name, prompts, spec)
+
+
+def _prompt(kind: str, index: int, chosen: Options, seen: set[str], spec: str) -> Prompt:
+    """Problem `index`, drawn again for as long as it repeats an earlier one."""
+    make_problem: Callable[[Random, int, int], Problem] = KINDS[kind].make
+    for attempt in range(_ATTEMPTS):
+        random = Random(f"{kind}/{chosen.seed}/{chosen.difficulty}/{chosen.tokens}/{index}/{attempt}")
+        problem = make_problem(random, chosen.difficulty, chosen.tokens)
+        if problem.text not in seen:
+            seen.add(problem.text)
+            return _worded(kind, index, problem)
+    raise UsageError(f"workload {spec!r}: n: expected at most {len(seen)} different problems, got n={chosen.n}; lower n")
+
+
+_INSTRUCTIONS = {"boxed": f"\n{BOXED_INSTRUCTION}", "json": f"\n{JSON_INSTRUCTION}", "program": "", "none": ""}
+
+
+def _worded(kind: str, index: int, problem: Problem) -> Prompt:
+    text = problem.text + _INSTRUCTIONS[problem.answer_format]
+    return Prompt(
+        id=f"{kind}-{index + 1:04d}",
+        messages=({"role": "user", "content": text},),
+        answer=problem.answer,
+        answer_format=problem.answer_format,
+    )
