@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from loadtest.errors import UsageError
+from loadtest.roofline import StepWork
 from loadtest.simulator.cache import TOKEN_CHARS, BlockCache, Holding, KvCache, RadixCache
 from loadtest.simulator.runtimes import (
     RESERVE_CLIP_TOKENS,
@@ -24,15 +25,6 @@ from loadtest.simulator.runtimes import (
 )
 
 Kind = Literal["token", "finished", "preempted"]
-
-
-class StepWork(NamedTuple):
-    """The work of one step over the whole batch, in tokens and query-key pairs."""
-
-    prefill_tokens: int
-    prefill_pairs: int  # query-key pairs that the prefill part attends
-    decode_streams: int
-    kv_read_tokens: int  # context tokens that the decode streams read
 
 
 class Event(NamedTuple):
@@ -163,13 +155,14 @@ class Engine:
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.step_end_s: float | None = None
+        self.gen_tokens_per_s = 0.0  # of the last step
         self._step_time_s = step_time_s
         self._batch: list[tuple[Sequence, int]] = []
         self._preempted: list[str] = []
         self._number = 0
         self._reserve_ratio = RESERVE_RATIO_START
-        self._budget = config.prefill_budget_tokens or config.runtime.prefill_budget_tokens
-        self._max_running = config.max_running or config.runtime.max_running
+        self.prefill_budget_tokens = config.prefill_budget_tokens or config.runtime.prefill_budget_tokens
+        self.max_running = config.max_running or config.runtime.max_running
 
     # -- from outside ------------------------------------------------------------------------------------------------
 
@@ -243,11 +236,12 @@ class Engine:
         return True
 
     def _end(self, events: list[Event]) -> None:
-        now_s = self.now_s = self.step_end_s or 0.0
-        self.step_end_s = None
+        started_s, now_s = self.now_s, self.step_end_s or 0.0
+        self.now_s, self.step_end_s = now_s, None
         for request_id in self._preempted:
             events.append(Event(now_s, request_id, 0, "preempted"))
         self._preempted.clear()
+        before = len(events)
         for sequence, tokens in self._batch:
             if sequence.state == "running":
                 sequence.computed += tokens
@@ -256,6 +250,7 @@ class Engine:
                 if sequence.computed == sequence.prompt_tokens + sequence.generated:
                     events.append(self._emit(sequence, now_s))
         self._batch = []
+        self.gen_tokens_per_s = (len(events) - before) / max(now_s - started_s, 1e-9)
 
     def _emit(self, sequence: Sequence, now_s: float) -> Event:
         sequence.generated += 1
@@ -282,7 +277,7 @@ class Engine:
     def _schedule_mixed(self) -> list[tuple[Sequence, int]]:
         """Running requests first, one token or the next chunk each; then waiting ones while budget, cache and seats last."""
         batch: list[tuple[Sequence, int]] = []
-        budget, index = self._budget, 0
+        budget, index = self.prefill_budget_tokens, 0
         preempted = False
         while index < len(self.running) and budget > 0:
             sequence = self.running[index]
@@ -297,7 +292,7 @@ class Engine:
                 batch.append((sequence, tokens))
                 budget -= tokens
                 index += 1
-        while not preempted and self.waiting and budget > 0 and len(self.running) < self._max_running:
+        while not preempted and self.waiting and budget > 0 and len(self.running) < self.max_running:
             sequence = self.waiting[0]
             tokens = self._admit(sequence, budget)
             if tokens == 0:
@@ -327,7 +322,7 @@ class Engine:
     def _schedule_prefill(self) -> list[tuple[Sequence, int]]:
         """A batch of prefill alone: the request whose chunk is unfinished, then waiting ones, oldest first."""
         batch: list[tuple[Sequence, int]] = []
-        budget = self._budget
+        budget = self.prefill_budget_tokens
         for sequence in self.running:
             missing = sequence.known - sequence.computed
             if missing > 1 or sequence.generated == 0:
@@ -335,7 +330,7 @@ class Engine:
                 if tokens > 0 and self.cache.grow(sequence.holding, sequence.computed + tokens):
                     batch.append((sequence, tokens))
                     budget -= tokens
-        while self.waiting and budget > 0 and len(self.running) < self._max_running and self._has_room(self.waiting[0]):
+        while self.waiting and budget > 0 and len(self.running) < self.max_running and self._has_room(self.waiting[0]):
             sequence = self.waiting[0]
             tokens = self._admit(sequence, budget)
             if tokens == 0:

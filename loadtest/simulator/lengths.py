@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import statistics
 from dataclasses import dataclass
+from typing import Literal
 
 from loadtest.simulator.cache import TOKEN_CHARS
 
@@ -24,7 +26,7 @@ _NORMAL = statistics.NormalDist()
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of a natural end: thinking with its closing tag, and answer with the end-of-text token. Both count as tokens."""
+    """Tokens of a natural end: thinking with its closing tag, answer with the end-of-text token; both of these count."""
 
     thinking_tokens: int
     answer_tokens: int
@@ -53,29 +55,38 @@ class Output:
 
     output_tokens: int
     thinking_tokens: int
-    finish_reason: str  # stop: the last token is the end of text; length: the limit cut it
+    closes_thinking: bool  # the last thinking token is `</think>`
+    finish_reason: Literal["stop", "length"]  # stop: the last token is the end of text; length: the limit cut it
+
+    @property
+    def first_answer_token(self) -> int | None:
+        """Which token (1 is the first) carries the first answer text; None where there is none."""
+        texts = self.output_tokens - self.thinking_tokens - (self.finish_reason == "stop")
+        return self.thinking_tokens + 1 if texts > 0 else None
 
 
 def plan(lengths: Lengths, *, max_tokens: int, min_tokens: int = 0, ignore_eos: bool = False) -> Output:
     """Apply the limits of a request: at least `min_tokens`, at most `max_tokens`, and exactly those with `ignore_eos`.
 
     >>> plan(Lengths(10, 5), max_tokens=12)
-    Output(output_tokens=12, thinking_tokens=10, finish_reason='length')
+    Output(output_tokens=12, thinking_tokens=10, closes_thinking=True, finish_reason='length')
     """
     natural = max(lengths.thinking_tokens + lengths.answer_tokens, min_tokens)
     total = max_tokens if ignore_eos else min(natural, max_tokens)
-    finish = "stop" if not ignore_eos and natural <= max_tokens else "length"
-    return Output(output_tokens=total, thinking_tokens=min(lengths.thinking_tokens, total), finish_reason=finish)
+    return Output(
+        output_tokens=total,
+        thinking_tokens=min(lengths.thinking_tokens, total),
+        closes_thinking=0 < lengths.thinking_tokens <= total,
+        finish_reason="stop" if not ignore_eos and natural <= max_tokens else "length",
+    )
 
 
 # About four characters a token, leading space included. No digit and no backslash: nothing here can be taken for an answer.
-THINKING_WORDS = tuple(
-    f" {word}"
-    for word in (
-        "so let me try the next step and see if it does hold then turn back wait that part may need more care now "
-        "take one case note what this says check the sign once more again okay but maybe use some other way here"
-    ).split()
+_WORDS = (
+    " so let me try the next step and see if it does hold then turn back wait that part may need more care now"
+    " take one case note what this says check the sign once more again okay but maybe use some other way here"
 )
+THINKING_WORDS: tuple[str, ...] = tuple(re.findall(" [a-z]+", _WORDS))
 ANSWER_WORDS = (
     " [simulated",
     " answer]",

@@ -1,0 +1,194 @@
+"""`python -m loadtest.simulator`: one simulated runtime in the foreground, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from loadtest import hardware, models, roofline
+from loadtest.errors import EngineError, FitError, LoadtestError, UsageError
+from loadtest.simulator import faults, server
+from loadtest.simulator.chat import Served
+from loadtest.simulator.engine import Engine, EngineConfig
+from loadtest.simulator.precise import new_event_loop
+from loadtest.simulator.runtimes import RUNTIMES, Runtime, runtime
+
+API_KEY_VARIABLE = "LOADTEST_SIMULATOR_API_KEY"
+_REASONING = ("qwq", "qwen3", "r1", "think", "reason")
+
+log = logging.getLogger("loadtest.simulator")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.simulator", description=__doc__)
+    add = parser.add_argument
+    add("--engine", required=True, choices=sorted(RUNTIMES), help="which runtime to behave like")
+    add("--model", required=True, help="registry name, hub name or directory with config.json")
+    add("--gpu", default="l20", help="registry name or TOML file")
+    add("--tp", type=int, default=1, help="cards in tensor parallel")
+    add("--port", type=int, default=8000, help="on 127.0.0.1; 0 asks for a free one")
+    add("--clock-speed", type=float, default=1.0, help="simulated seconds in one second")
+    add("--seed", type=int, default=0, help="lengths are drawn by a hash of prompt and seed")
+    add("--served-model-name", help="name in requests (default: as --model)")
+    add("--context-length", "--max-model-len", type=int, help="tokens (default: the model's native context)")
+    add("--memory-fraction", type=float, default=roofline.DEFAULT_MEMORY_FRACTION, help="share of each card's memory")
+    add("--kv-tokens", type=int, help="KV cache in tokens (default: what the cards leave)")
+    add("--max-running", type=int, help="requests in a batch (default: the runtime's)")
+    add("--max-queued", type=int, help="requests that may wait (default: no limit)")
+    add("--prefill-budget", type=int, help="tokens of prefill in a step (default: the runtime's)")
+    add("--no-prefix-cache", action="store_true", help="compute every prompt anew")
+    add("--reasoning-parser", default="qwen3", help="none leaves the thinking inline")
+    add("--stream-interval", type=int, default=1, help="tokens in a chunk")
+    add("--length-scale", type=float, default=1.0, help="factor on the drawn thinking and answer lengths")
+    add("--step-time", type=float, help="a fixed time for every step (s) instead of the performance model")
+    add("--fault", action="append", default=[], help=f"{', '.join(faults.KINDS)}; KIND:N; repeatable")
+    add("--fault-every", type=int, default=1, help="only every Kth request meets the fault")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until stopped; the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    options = _parser().parse_args(argv)
+    try:
+        return _run(options)
+    except LoadtestError as error:
+        log.error("%s", error)
+        return error.exit_code
+
+
+def _run(options: argparse.Namespace) -> int:
+    given = [faults.parse(text) for text in options.fault]
+    _check(options)
+    config, served, identity, step_time_s = _build(options)
+    if any(fault.kind == "oom" for fault in given):
+        raise FitError(_out_of_memory(options.engine, "asked for by --fault oom"))
+    time.sleep(sum(fault.at for fault in given if fault.kind == "slow-start"))
+    _allow_many_files()
+    engine = Engine(config, step_time_s)
+    during = tuple(fault for fault in given if fault.kind not in faults.AT_START)
+    loop = new_event_loop()
+    try:
+        loop.run_until_complete(_serve(options, engine, served, identity, during))
+    finally:
+        loop.close()
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("clock_speed", "length_scale", "step_time"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < 1e6:
+            raise UsageError(f"--{name.replace('_', '-')}: expected a number above 0 and below 1e6, got {value}")
+    for name in ("kv_tokens", "max_running", "prefill_budget", "context_length", "stream_interval", "fault_every"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')}: expected 1 or more, got {value}")
+
+
+def _build(
+    options: argparse.Namespace,
+) -> tuple[EngineConfig, Served, server.Identity, Callable[[roofline.StepWork], float]]:
+    like, model = runtime(options.engine), models.model(options.model)
+    deployment = roofline.Deployment(
+        model=model,
+        gpu=hardware.gpu(options.gpu),
+        tp=options.tp,
+        engine=options.engine,
+        memory_fraction=options.memory_fraction,
+    )
+    context = options.context_length or model.native_context_tokens
+    kv_tokens = options.kv_tokens or _kv_tokens(deployment, context)
+    _check_room(like, context, kv_tokens)
+    config = EngineConfig(
+        runtime=like,
+        kv_tokens=kv_tokens,
+        max_running=options.max_running,
+        max_queued=options.max_queued,
+        prefill_budget_tokens=options.prefill_budget,
+        prefix_cache=not options.no_prefix_cache,
+    )
+    thinks = any(mark in model.name.lower() for mark in _REASONING)
+    served = Served(
+        runtime=like,
+        model=options.served_model_name or options.model,
+        context_tokens=context,
+        kv_tokens=kv_tokens,
+        seed=options.seed,
+        thinks=thinks,
+        separates=options.reasoning_parser != "none",
+        length_scale=options.length_scale,
+    )
+    identity = server.Identity(tp=options.tp, gpu=options.gpu, model=options.model, clock_speed=options.clock_speed)
+    if options.step_time is not None:
+        return config, served, identity, lambda work: float(options.step_time)
+    return config, served, identity, lambda work: roofline.step_time_s(deployment, work)
+
+
+def _kv_tokens(deployment: roofline.Deployment, context: int) -> int:
+    fit = roofline.fit(deployment, context_tokens=context, concurrency=1)
+    if fit.kv_capacity_tokens < 1:
+        raise FitError(_out_of_memory(deployment.engine, fit.reason))
+    return fit.kv_capacity_tokens
+
+
+def _out_of_memory(engine: str, reason: str) -> str:
+    return f"torch.OutOfMemoryError: CUDA out of memory (simulated, {engine}). {reason}"
+
+
+def _check_room(like: Runtime, context: int, kv_tokens: int) -> None:
+    """The vLLM-like refuses a cache that does not hold one request of full context, as the runtime does."""
+    if like.needs_room_for_context and kv_tokens < context:
+        raise FitError(
+            f"ValueError: To serve at least one request with the model's max seq len ({context}), more KV cache is needed "
+            f"than the {kv_tokens} tokens that are available (simulated, {like.name}); lower --context-length or add cards"
+        )
+
+
+def _allow_many_files() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _serve(
+    options: argparse.Namespace, engine: Engine, served: Served, identity: server.Identity, during: tuple[faults.Fault, ...]
+) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    simulator = server.Simulator(
+        engine,
+        served,
+        identity,
+        faults=during,
+        fault_every=options.fault_every,
+        stream_interval=options.stream_interval,
+        api_key=os.environ.get(API_KEY_VARIABLE) or None,
+    )
+
+    def ready(port: int) -> None:
+        log.info(
+            "ready: simulated %s of %s, tp %d on %s, http://%s:%d, clock x%g, KV cache of %d tokens",
+            *(options.engine, options.model, options.tp, options.gpu, server.HOST, port),
+            *(options.clock_speed, engine.cache.capacity_tokens),
+        )
+
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+    try:
+        await server.serve(simulator, options.port, ready, stop)
+    except OSError as error:
+        raise EngineError(f"{server.HOST}:{options.port}: cannot listen: {error.strerror}; choose another --port") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
