@@ -76,7 +76,8 @@ GPUS: dict[str, Gpu] = {
 def gpu(name_or_toml_path: str) -> Gpu:
     """The card of that registry name (case and spaces do not matter), or the one a TOML file describes.
 
-    The file has the keys of `Gpu`; `name` and `title` default to the file's name, `fp8_flop_per_s` to 0.
+    The file has the keys of `Gpu`. It must give memory, bandwidth and BF16 rate; without the others the card has no FP8,
+    PCIe 4.0 x16 and the 108 multiprocessors of an A100, and is called what the file is called.
     Raises UsageError: unknown name (lists the names), unreadable file, a missing, unknown or impossible value.
 
     >>> gpu("L20").memory_bytes / 1e9
@@ -93,9 +94,16 @@ def gpu(name_or_toml_path: str) -> Gpu:
     return _from_toml(path)
 
 
+_DEFAULTS: dict[str, Any] = {
+    "fp8_flop_per_s": 0.0,
+    "interconnect": "pcie",
+    "interconnect_bytes_per_s": _PCIE4,
+    "multiprocessors": 108,
+}
+
+
 def _from_toml(path: Path) -> Gpu:
-    row: dict[str, Any] = {"name": path.stem, "title": path.stem, "fp8_flop_per_s": 0.0, "source": str(path.name)}
-    row |= _read_toml(path)
+    row: dict[str, Any] = {"name": path.stem, "title": path.stem, "source": path.name} | _DEFAULTS | _read_toml(path)
     names = {field.name for field in fields(Gpu)}
     if unknown := sorted(row.keys() - names):
         raise UsageError(f"{path}: unknown key {unknown[0]!r}; expected {', '.join(sorted(names))}")

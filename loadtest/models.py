@@ -138,7 +138,18 @@ class Model:
         return 4 * self.layers * self.heads * self.head_dim
 
 
-# size, layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, tied embeddings, context with YaRN
+_COLUMNS = (
+    "layers",
+    "hidden",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "intermediate",
+    "vocabulary",
+    "tied_embeddings",
+    "context_tokens",
+)
+# a size, then the columns
 _QWEN25 = (
     ("0.5b", 24, 896, 14, 2, 64, 4864, 151936, True, 32768),
     ("1.5b", 28, 1536, 12, 2, 128, 8960, 151936, True, 32768),
@@ -174,10 +185,16 @@ _HUB_SUFFIXES: dict[Quantisation, str] = {
 
 
 def _row(title: str, row: tuple[Any, ...], *, bias: bool, norm: bool) -> Model:
-    _, *shape = row
+    shape = dict(zip(_COLUMNS, row[1:], strict=True))
     return Model(
-        title.lower(), title, f"Qwen/{title}", *shape, _NATIVE_CONTEXT_TOKENS, qkv_bias=bias, qk_norm=norm,
-    )  # fmt: skip
+        name=title.lower(),
+        title=title,
+        hub=f"Qwen/{title}",
+        native_context_tokens=_NATIVE_CONTEXT_TOKENS,
+        qkv_bias=bias,
+        qk_norm=norm,
+        **shape,
+    )
 
 
 def _bases() -> dict[str, Model]:

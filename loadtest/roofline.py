@@ -1,17 +1,26 @@
 """What the hardware allows: does a model fit its cards, how fast could it decode, and how fast it probably will.
 
 Pure arithmetic on the rows of `hardware` and `models`. `fit` counts bytes. `step_time_s` adds up one engine step from
-memory traffic, arithmetic, launches and all-reduces, each slowed by one constant of `calibration`; `predict` sums the steps of
-a request. Everything `predict` says is a prediction, never a measurement. How the constants were found, and how far off they
+memory traffic, arithmetic, launches and all-reduces, each with a constant of `constants`; `predict` sums the steps of a
+request. Everything `predict` says is a prediction, never a measurement. How the constants were found, and how far off they
 are, is in docs/performance-model.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from loadtest.calibration import CONSTANTS, Constants
-from loadtest.errors import UsageError
+from loadtest.constants import (
+    ALL_REDUCE_S,
+    BLOCKS_PER_MULTIPROCESSOR,
+    CALIBRATED,
+    QUERY_TILE,
+    RANGE_CALIBRATED,
+    RANGE_OTHER,
+    Constants,
+    constants_of,
+)
+from loadtest.errors import FitError, UsageError
 from loadtest.hardware import Gpu
 from loadtest.models import Model
 
@@ -37,7 +46,9 @@ class Deployment:
 
     def __post_init__(self) -> None:
         if self.tp < 1 or self.model.heads % self.tp:
-            raise UsageError(f"tp {self.tp}: expected a divisor of the {self.model.heads} attention heads of {self.model.title}")
+            raise UsageError(
+                f"tp {self.tp}: expected a divisor of the {self.model.heads} attention heads of {self.model.title}"
+            )
         if not 0 < self.memory_fraction <= 1:
             raise UsageError(f"memory fraction {self.memory_fraction}: expected more than 0 and at most 1")
         if self.engine.removesuffix("-sim") not in _ENGINES:
@@ -59,10 +70,10 @@ class Deployment:
 class Fit:
     """Bytes a card, tokens of KV cache over all cards, streams of `context_tokens`, and the single-stream bound.
 
-    `fits` says that the weights and at least one stream of `context_tokens` fit; `fits_concurrency` that `concurrency` of them
-    do at once. `kv_capacity_tokens` is 0 where not even the weights fit. `reason` is empty when it fits.
-    `bound_tokens_per_s` reads all weights for each token; `bound_without_embedding_tokens_per_s` leaves the input embedding out,
-    of which only a row is looked up. `lines` is the arithmetic for a reader.
+    `fits` says that the weights and at least one stream of `context_tokens` fit; `fits_concurrency` that `concurrency` of
+    them do at once. `kv_capacity_tokens` is 0 where not even the weights fit. `reason` is empty when it fits.
+    `bound_tokens_per_s` reads all weights for each token; `bound_without_embedding_tokens_per_s` leaves out the input
+    embedding, of which only a row is looked up. `lines` is the arithmetic for a reader.
     """
 
     fits: bool
@@ -80,15 +91,16 @@ class Fit:
     kv_capacity_tokens: int
     bound_tokens_per_s: float
     bound_without_embedding_tokens_per_s: float
-    lines: tuple[str, ...]
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
     """What one engine step computes.
 
-    `prefill_tokens` prompt tokens processed, `prefill_pairs` query-key pairs they attend to (n tokens after c cached or already
-    processed ones: n x c + n x (n + 1) / 2), `decode_streams` streams that gain one token, `kv_read_tokens` sum of their contexts.
+    `prefill_tokens` prompt tokens processed, `prefill_pairs` query-key pairs they attend to (n tokens after c cached or
+    already processed ones: n x c + n x (n + 1) / 2), `decode_streams` streams that gain one token, `kv_read_tokens` the sum
+    of their contexts.
     """
 
     prefill_tokens: int = 0
@@ -108,10 +120,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What `concurrency` equal streams see, each with a prompt of `prompt_tokens` and an output of `output_tokens`.
+    """What equal streams see in a steady closed loop; `simulated` is always true, so that nobody takes it for measured.
 
     `ttft_s`, `tpot_s` (mean gap after the first token; null for one token), `tokens_per_s_per_user` = 1 / tpot_s,
-    `output_tokens_per_s` over all streams, prefill included, `time_to_final_answer_s` of one stream, from send to last token.
+    `output_tokens_per_s` over all streams, prefill included, `time_to_final_answer_s` of one stream, from send to last
+    token. `running_streams` is how many the KV cache lets run at once. `lines` is the arithmetic for a reader.
     """
 
     simulated: bool
@@ -120,14 +133,15 @@ class Prediction:
     tokens_per_s_per_user: Estimate | None
     output_tokens_per_s: Estimate
     time_to_final_answer_s: Estimate
+    running_streams: int
     lines: tuple[str, ...]
 
 
 def single_stream_bound_tokens_per_s(deployment: Deployment) -> float:
     """The most tokens a second that one stream can decode: bandwidth x tp / weight bytes, all weights read for each token.
 
-    This is the arithmetic that published figures are held against. An untied input embedding is only looked up, so the strict
-    bound is higher by its share (2 % for a 32B model at 16 bit, 9 % at 4 bit): `Fit.bound_without_embedding_tokens_per_s`.
+    This is the arithmetic that published figures are held against. An untied input embedding is only looked up, so the
+    strict bound is higher by its share (2 % for a 32B model at 16 bit, 9 % at 4 bit): see `Fit`.
     """
     return deployment.gpu.bandwidth_bytes_per_s * deployment.tp / deployment.model.weight_bytes
 
@@ -162,9 +176,8 @@ def fit(deployment: Deployment, *, context_tokens: int, concurrency: int = 1) ->
         kv_capacity_tokens=capacity,
         bound_tokens_per_s=single_stream_bound_tokens_per_s(deployment),
         bound_without_embedding_tokens_per_s=gpu.bandwidth_bytes_per_s * deployment.tp / model.weight_bytes_read_per_token,
-        lines=(),
     )
-    return _with_lines(deployment, answer)
+    return replace(answer, lines=_fit_lines(deployment, answer))
 
 
 def _overhead_bytes_per_card(deployment: Deployment) -> float:
@@ -179,8 +192,8 @@ def _misfit(deployment: Deployment, left_bytes: float, capacity: int, context_to
         usable = deployment.gpu.memory_bytes * deployment.memory_fraction
         need = usable - left_bytes
         return (
-            f"{deployment.title} needs {need / 1e9:.1f} GB a card for weights and activations, and {usable / 1e9:.1f} GB of "
-            f"{deployment.gpu.memory_bytes / 1e9:.0f} GB may be used; use more or larger cards, or a quantised model"
+            f"{deployment.title} needs {need / 1e9:.1f} GB a card for weights and activations, and {usable / 1e9:.1f} GB "
+            f"of {deployment.gpu.memory_bytes / 1e9:.0f} GB may be used; use more or larger cards, or a quantised model"
         )
     if capacity < context_tokens:
         return (
@@ -190,118 +203,205 @@ def _misfit(deployment: Deployment, left_bytes: float, capacity: int, context_to
     return ""
 
 
-def _with_lines(deployment: Deployment, answer: Fit) -> Fit:
-    from dataclasses import replace
-
+def _fit_lines(deployment: Deployment, answer: Fit) -> tuple[str, ...]:
+    """The arithmetic of a fit for a reader."""
     model, gpu, tp = deployment.model, deployment.gpu, deployment.tp
-    gb = 1e9
-    lines = [
-        f"{deployment.title}, tp {tp}: {'fits' if answer.fits else 'does not fit'}",
-        f"  weights      {model.weight_bytes / gb:.1f} GB ({model.parameters / gb:.2f} B parameters, {model.quantisation})"
-        f" / {tp} = {answer.weight_bytes_per_card / gb:.1f} GB a card",
-        f"  usable       {gpu.memory_bytes / gb:.0f} GB x {deployment.memory_fraction:g} = {answer.usable_bytes_per_card / gb:.1f} GB a card",
-        f"  overhead     {answer.overhead_bytes_per_card / gb:.1f} GB a card (activations of {ACTIVATION_TOKENS} tokens, graphs)",
-        f"  KV cache     {answer.kv_bytes_per_card / gb:.1f} GB a card, {answer.kv_bytes_per_token:,.0f} bytes a token over all cards"
+    return (
+        f"{deployment.title}: {'fits' if answer.fits else 'does not fit'}",
+        f"  weights      {model.parameters / 1e9:.2f} B parameters as {model.quantisation} = {model.weight_bytes / 1e9:.1f} GB,"
+        f" / {tp} = {answer.weight_bytes_per_card / 1e9:.1f} GB a card",
+        f"  usable       {gpu.memory_bytes / 1e9:.0f} GB x {deployment.memory_fraction:g}"
+        f" = {answer.usable_bytes_per_card / 1e9:.1f} GB a card",
+        f"  overhead     {answer.overhead_bytes_per_card / 1e9:.1f} GB a card"
+        f" (activations of {ACTIVATION_TOKENS:,} tokens, graphs)",
+        f"  KV cache     {answer.kv_bytes_per_card / 1e9:.1f} GB a card x {tp} / {answer.kv_bytes_per_token:,.0f} bytes a token"
         f" = {answer.kv_capacity_tokens:,} tokens",
         f"  streams      {answer.kv_capacity_tokens:,} / {answer.context_tokens:,} tokens = {answer.max_streams} at once"
         f" ({answer.concurrency} asked for)",
-        f"  bound        {gpu.bandwidth_bytes_per_s / gb:,.0f} GB/s x {tp} / {model.weight_bytes / gb:.1f} GB"
+        f"  bound        {gpu.bandwidth_bytes_per_s / 1e9:,.0f} GB/s x {tp} / {model.weight_bytes / 1e9:.1f} GB"
         f" = {answer.bound_tokens_per_s:.1f} tokens/s for one stream"
         f" ({answer.bound_without_embedding_tokens_per_s:.1f} without the input embedding)",
-    ]
-    if answer.reason:
-        lines.append(f"  {answer.reason}")
-    return replace(answer, lines=tuple(lines))
+        *([f"  {answer.reason}"] if answer.reason else []),
+    )
 
 
-def step_time_s(deployment: Deployment, work: StepWork, constants: Constants = CONSTANTS) -> float:
+def step_time_s(deployment: Deployment, work: StepWork, constants: Constants | None = None) -> float:
     """Seconds of one engine step over the whole batch; 0 for a step without work.
 
-    fixed + layers x launch + max(weights read, matrix arithmetic) + KV read + prefill attention + all-reduces.
+    fixed + layers x launch + max(weights read, matrix products) + KV cache read + prompt attention + all-reduces, with the
+    constants of the deployment's card unless others are given.
+
+    >>> from loadtest.hardware import gpu
+    >>> from loadtest.models import model
+    >>> one = Deployment(model("qwq-32b-awq"), gpu("l20"), 1)
+    >>> 1 / 45 < step_time_s(one, StepWork(decode_streams=1, kv_read_tokens=1000)) < 1 / 25
+    True
     """
     tokens = work.prefill_tokens + work.decode_streams
     if not tokens:
         return 0.0
+    constants = constants or constants_of(deployment.gpu.name)
     return (
-        _fixed_s(deployment, constants)
-        + _matrices_s(deployment, tokens, constants)
+        constants.step_s
+        + deployment.model.layers * constants.layer_s
+        + max(_weights_s(deployment, constants), _products_s(deployment, tokens, constants))
+        + _kv_s(deployment, work, constants)
         + _attention_s(deployment, work, constants)
-        + _all_reduce_s(deployment, tokens, constants)
+        + _all_reduce_s(deployment, tokens)
     )
 
 
-def _fixed_s(deployment: Deployment, constants: Constants) -> float:
-    return constants.step_s + deployment.model.layers * constants.layer_s
+def _weights_s(deployment: Deployment, constants: Constants) -> float:
+    """Read the layers at their kernel's efficiency, the LM head at that of 16-bit weights."""
+    model = deployment.model
+    bandwidth = deployment.gpu.bandwidth_bytes_per_s * deployment.tp
+    layers = constants.memory_efficiency if model.quantisation == "bf16" else constants.quantised_efficiency
+    head_bytes = model.weight_bytes_read_per_token - model.linear_bytes
+    return (model.linear_bytes / layers + head_bytes / constants.memory_efficiency) / bandwidth
 
 
-def _matrices_s(deployment: Deployment, tokens: int, constants: Constants) -> float:
-    model, gpu, tp = deployment.model, deployment.gpu, deployment.tp
-    read_s = model.weight_bytes_read_per_token / tp / (gpu.bandwidth_bytes_per_s * constants.memory_efficiency)
-    compute_s = 2 * model.linear_parameters * tokens / tp / (gpu.bf16_flop_per_s * constants.prefill_efficiency)
-    return max(read_s, compute_s)
+def _products_s(deployment: Deployment, tokens: int, constants: Constants) -> float:
+    """Two operations a weight and token; FP8 at the FP8 rate where the card has one, other weights widened to 16 bit."""
+    model, gpu = deployment.model, deployment.gpu
+    rate = gpu.fp8_flop_per_s if model.quantisation == "fp8" and gpu.fp8_flop_per_s else gpu.bf16_flop_per_s
+    factor = 1.0 if model.quantisation == "bf16" else constants.quantised_prefill_factor
+    return 2 * model.linear_parameters * tokens / deployment.tp / (rate * constants.prefill_efficiency * factor)
+
+
+def _kv_s(deployment: Deployment, work: StepWork, constants: Constants) -> float:
+    kv_bytes = work.kv_read_tokens * deployment.kv_bytes_per_token_per_card
+    return kv_bytes / (deployment.gpu.bandwidth_bytes_per_s * constants.memory_efficiency)
 
 
 def _attention_s(deployment: Deployment, work: StepWork, constants: Constants) -> float:
-    gpu, tp = deployment.gpu, deployment.tp
-    kv_bytes = work.kv_read_tokens * deployment.kv_bytes_per_token_per_card
-    flop = work.prefill_pairs * deployment.model.attention_flop_per_pair / tp
-    return kv_bytes / (gpu.bandwidth_bytes_per_s * constants.memory_efficiency) + flop / (
-        gpu.bf16_flop_per_s * constants.attention_efficiency
-    )
+    """Prompt attention, slowed where a chunk has too few blocks (heads x tiles of 128 queries) to fill the card."""
+    if not work.prefill_tokens:
+        return 0.0
+    gpu, model, tp = deployment.gpu, deployment.model, deployment.tp
+    blocks = model.heads / tp * -(-work.prefill_tokens // QUERY_TILE)
+    filled = min(1.0, blocks / (BLOCKS_PER_MULTIPROCESSOR * gpu.multiprocessors))
+    flop = work.prefill_pairs * model.attention_flop_per_pair / tp
+    return flop / (gpu.bf16_flop_per_s * constants.attention_efficiency * filled)
 
 
-def _all_reduce_s(deployment: Deployment, tokens: int, constants: Constants) -> float:
-    """Two all-reduces a layer: a fixed time, and a ring's 2 (tp - 1) / tp of the hidden states over the link."""
+def _all_reduce_s(deployment: Deployment, tokens: int) -> float:
+    """Two all-reduces a layer: a fixed time each, and a ring's 2 (tp - 1) / tp of the 16-bit hidden states over the link."""
     model, gpu, tp = deployment.model, deployment.gpu, deployment.tp
     if tp == 1:
         return 0.0
-    latency = constants.all_reduce_nvlink_s if gpu.interconnect == "nvlink" else constants.all_reduce_pcie_s
     traffic = 2 * (tp - 1) / tp * tokens * model.hidden * 2 / gpu.interconnect_bytes_per_s
-    return 2 * model.layers * (latency + traffic)
+    return 2 * model.layers * (ALL_REDUCE_S[gpu.interconnect] + traffic)
 
 
-def prefill_s(deployment: Deployment, prompt_tokens: int, constants: Constants = CONSTANTS) -> float:
-    """Seconds from the first step of a lone prompt to its first token, in one step: nothing is cached, nothing else runs."""
-    pairs = prompt_tokens * (prompt_tokens + 1) // 2
-    return step_time_s(deployment, StepWork(prefill_tokens=prompt_tokens, prefill_pairs=pairs), constants)
+def chunk_tokens(deployment: Deployment, total_tokens: int) -> int:
+    """Prompt tokens of one prefill step, by the defaults of the engine versions that were calibrated.
 
-
-def decode_s(deployment: Deployment, prompt_tokens: int, tokens: int, streams: int, constants: Constants = CONSTANTS) -> float:
-    """Seconds of `tokens` decoding steps of `streams` equal streams after prompts of `prompt_tokens`; the context grows by one a step.
-
-    A step's time is linear in the context, so the sum is `tokens` times the step at the mean context.
+    SGLang cuts prompts at 8,192 tokens. vLLM 0.6 prefills whole prompts up to a context of 32K, and beyond that in chunks of
+    512 (its pull request 4580). For `other`: what the card was calibrated with, and vLLM's rule elsewhere.
     """
-    if tokens < 1:
-        return 0.0
-    total = streams * (2 * prompt_tokens + tokens + 1)  # twice the mean context of all streams
-    even = step_time_s(deployment, StepWork(decode_streams=streams, kv_read_tokens=total // 2), constants)
-    odd = step_time_s(deployment, StepWork(decode_streams=streams, kv_read_tokens=total - total // 2), constants)
-    return tokens * (even + odd) / 2
+    engine = deployment.engine.removesuffix("-sim")
+    if engine == "sglang" or (engine == "other" and "SGLang" in constants_of(deployment.gpu.name).source):
+        return 8192
+    return 512 if total_tokens > 32768 else 32768
 
 
-def predict(deployment: Deployment, *, prompt_tokens: int, output_tokens: int, concurrency: int = 1) -> Prediction:
-    """Predict `concurrency` equal requests that start together; those that the KV cache cannot hold at once wait their turn.
-
-    Prompts are prefilled one after another, then all decode in one batch. Raises UsageError for counts below 1, FitError where
-    not even one stream fits.
-    """
-    for name, count in (("prompt", prompt_tokens), ("output", output_tokens), ("concurrency", concurrency)):
-        if count < 1:
-            raise UsageError(f"{name} {count}: expected at least 1")
-    prefill = prefill_s(deployment, prompt_tokens) * concurrency
-    decode = decode_s(deployment, prompt_tokens, output_tokens - 1, concurrency)
-    total = prefill + decode
-    tpot = decode / (output_tokens - 1) if output_tokens > 1 else None
-    return Prediction(
-        simulated=True,
-        ttft_s=_estimate(prefill),
-        tpot_s=None if tpot is None else _estimate(tpot),
-        tokens_per_s_per_user=None if tpot is None else _estimate(1 / tpot),
-        output_tokens_per_s=_estimate(concurrency * output_tokens / total),
-        time_to_final_answer_s=_estimate(total),
-        lines=(),
+def prefill_s(deployment: Deployment, prompt_tokens: int, chunk: int, constants: Constants | None = None) -> float:
+    """Seconds from the first step of a lone prompt to its first token, in steps of `chunk` tokens; nothing is cached."""
+    return sum(
+        step_time_s(deployment, _chunk(done, min(chunk, prompt_tokens - done)), constants)
+        for done in range(0, prompt_tokens, chunk)
     )
 
 
-def _estimate(value: float) -> Estimate:
-    return Estimate(value, value / (1 + CONSTANTS.relative_error), value * (1 + CONSTANTS.relative_error))
+def _chunk(done: int, tokens: int) -> StepWork:
+    return StepWork(prefill_tokens=tokens, prefill_pairs=tokens * done + tokens * (tokens + 1) // 2)
+
+
+def decode_s(
+    deployment: Deployment, prompt_tokens: int, steps: int, streams: int = 1, constants: Constants | None = None
+) -> float:
+    """Seconds of `steps` decoding steps of equal streams; the context starts after the prompt's first token and grows by one.
+
+    A step is linear in the context, so the sum is the number of steps times the step at the mean context.
+    """
+    doubled = streams * (2 * prompt_tokens + steps + 1)  # twice the mean context of all streams, a whole number
+    low, high = (
+        step_time_s(deployment, StepWork(decode_streams=streams, kv_read_tokens=context), constants)
+        for context in (doubled // 2, doubled - doubled // 2)
+    )
+    return steps * (low + high) / 2
+
+
+def request_s(deployment: Deployment, prompt_tokens: int, output_tokens: int, constants: Constants | None = None) -> float:
+    """Seconds of one lone request, prefill included: what Qwen's tables divide their 2048 tokens by."""
+    chunk = chunk_tokens(deployment, prompt_tokens + output_tokens)
+    first = prefill_s(deployment, prompt_tokens, chunk, constants)
+    return first + decode_s(deployment, prompt_tokens, output_tokens - 1, 1, constants)
+
+
+def predict(deployment: Deployment, *, prompt_tokens: int, output_tokens: int, concurrency: int = 1) -> Prediction:
+    """Predict a steady closed loop of `concurrency` equal streams; those that the KV cache cannot hold wait their turn.
+
+    With R streams running, a request's cycle is R prefills (its own, and one of each other stream, which halts its decoding)
+    and its decoding steps in a batch of R; with R < `concurrency` it first waits for the others: cycle x concurrency / R.
+    Raises UsageError for counts below 1, FitError where not even one stream fits.
+    """
+    for name, count in (("prompt tokens", prompt_tokens), ("output tokens", output_tokens), ("concurrency", concurrency)):
+        if count < 1:
+            raise UsageError(f"{name} {count}: expected at least 1")
+    room = fit(deployment, context_tokens=prompt_tokens + output_tokens, concurrency=concurrency)
+    if not room.fits:
+        raise FitError(f"does not fit: {room.reason}")
+    running = min(concurrency, room.max_streams)
+    chunk = chunk_tokens(deployment, prompt_tokens + output_tokens)
+    prefill = prefill_s(deployment, prompt_tokens, chunk)
+    decode = decode_s(deployment, prompt_tokens, output_tokens - 1, running)
+    cycle = running * prefill + decode
+    final = cycle * concurrency / running
+    tpot = (cycle - prefill) / (output_tokens - 1) if output_tokens > 1 else None
+    width = _range(deployment)
+    return Prediction(
+        simulated=True,
+        ttft_s=_estimate(final - cycle + prefill, width),
+        tpot_s=None if tpot is None else _estimate(tpot, width),
+        tokens_per_s_per_user=None if tpot is None else _estimate(1 / tpot, width),
+        output_tokens_per_s=_estimate(running * output_tokens / cycle, width),
+        time_to_final_answer_s=_estimate(final, width),
+        running_streams=running,
+        lines=_prediction_lines(deployment, room, prompt_tokens, output_tokens, prefill, decode, final),
+    )
+
+
+def _range(deployment: Deployment) -> float:
+    known = deployment.gpu.name in CALIBRATED and deployment.tp == 1
+    return RANGE_CALIBRATED if known else RANGE_OTHER
+
+
+def _estimate(value: float, width: float) -> Estimate:
+    return Estimate(value, value / (1 + width), value * (1 + width))
+
+
+def _prediction_lines(
+    deployment: Deployment, room: Fit, prompt_tokens: int, output_tokens: int, prefill: float, decode: float, final: float
+) -> tuple[str, ...]:
+    """The arithmetic of a prediction for a reader: what a decoding step is made of, and what the request comes to."""
+    constants = constants_of(deployment.gpu.name)
+    running = min(room.concurrency, room.max_streams)
+    work = StepWork(decode_streams=running, kv_read_tokens=running * (prompt_tokens + output_tokens // 2))
+    weights, kv = _weights_s(deployment, constants), _kv_s(deployment, work, constants)
+    launches = constants.step_s + deployment.model.layers * constants.layer_s
+    reduces = _all_reduce_s(deployment, running)
+    total = room.concurrency * output_tokens / final
+    width = _range(deployment)
+    return (
+        f"{deployment.title}, {deployment.engine}: predicted, not measured; range +-{width:.0%}",
+        f"  constants    {constants.source}"
+        + ("" if deployment.gpu.name in CALIBRATED else "; this card is not calibrated"),
+        f"  decode step  weights {weights * 1e3:.1f} ms + KV cache {kv * 1e3:.1f} ms + launches {launches * 1e3:.1f} ms"
+        f" + all-reduces {reduces * 1e3:.1f} ms, {running} streams in a batch",
+        f"  prefill      {prompt_tokens:,} tokens in {prefill:.3g} s (chunks of"
+        f" {chunk_tokens(deployment, prompt_tokens + output_tokens):,})",
+        f"  decode       {output_tokens - 1:,} steps in {decode:.4g} s",
+        f"  in all       {total:.1f} tokens/s over {room.concurrency} streams, final answer after {final:.4g} s"
+        f" (bound for one stream: {room.bound_tokens_per_s:.1f} tokens/s)",
+    )
