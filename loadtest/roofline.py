@@ -197,8 +197,8 @@ def _misfit(deployment: Deployment, left_bytes: float, capacity: int, context_to
         )
     if capacity < context_tokens:
         return (
-            f"{deployment.title} leaves KV cache for {capacity:,} tokens, and one stream of {context_tokens:,} was asked for; "
-            "lower the context, or use more cards"
+            f"{deployment.title} leaves KV cache for {capacity:,} tokens, and one stream of {context_tokens:,} was asked "
+            "for; lower the context, or use more cards"
         )
     return ""
 
@@ -208,14 +208,14 @@ def _fit_lines(deployment: Deployment, answer: Fit) -> tuple[str, ...]:
     model, gpu, tp = deployment.model, deployment.gpu, deployment.tp
     return (
         f"{deployment.title}: {'fits' if answer.fits else 'does not fit'}",
-        f"  weights      {model.parameters / 1e9:.2f} B parameters as {model.quantisation} = {model.weight_bytes / 1e9:.1f} GB,"
-        f" / {tp} = {answer.weight_bytes_per_card / 1e9:.1f} GB a card",
+        f"  weights      {model.parameters / 1e9:.2f} B parameters as {model.quantisation}"
+        f" = {model.weight_bytes / 1e9:.1f} GB, / {tp} = {answer.weight_bytes_per_card / 1e9:.1f} GB a card",
         f"  usable       {gpu.memory_bytes / 1e9:.0f} GB x {deployment.memory_fraction:g}"
         f" = {answer.usable_bytes_per_card / 1e9:.1f} GB a card",
         f"  overhead     {answer.overhead_bytes_per_card / 1e9:.1f} GB a card"
         f" (activations of {ACTIVATION_TOKENS:,} tokens, graphs)",
-        f"  KV cache     {answer.kv_bytes_per_card / 1e9:.1f} GB a card x {tp} / {answer.kv_bytes_per_token:,.0f} bytes a token"
-        f" = {answer.kv_capacity_tokens:,} tokens",
+        f"  KV cache     {answer.kv_bytes_per_card / 1e9:.1f} GB a card x {tp}"
+        f" / {answer.kv_bytes_per_token:,.0f} bytes a token = {answer.kv_capacity_tokens:,} tokens",
         f"  streams      {answer.kv_capacity_tokens:,} / {answer.context_tokens:,} tokens = {answer.max_streams} at once"
         f" ({answer.concurrency} asked for)",
         f"  bound        {gpu.bandwidth_bytes_per_s / 1e9:,.0f} GB/s x {tp} / {model.weight_bytes / 1e9:.1f} GB"
@@ -320,9 +320,9 @@ def _chunk(done: int, tokens: int) -> StepWork:
 def decode_s(
     deployment: Deployment, prompt_tokens: int, steps: int, streams: int = 1, constants: Constants | None = None
 ) -> float:
-    """Seconds of `steps` decoding steps of equal streams; the context starts after the prompt's first token and grows by one.
+    """Seconds of `steps` decoding steps of equal streams; the context starts at the prompt and its first token.
 
-    A step is linear in the context, so the sum is the number of steps times the step at the mean context.
+    It grows by one a step, and a step is linear in it: the sum is the number of steps times the step at the mean context.
     """
     doubled = streams * (2 * prompt_tokens + steps + 1)  # twice the mean context of all streams, a whole number
     low, high = (
