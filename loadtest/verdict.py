@@ -1,0 +1,312 @@
+"""The decision in words, for the page's first screen and the terminal: which runtime, which cards, how many users, what it costs.
+
+Every sentence carries its interval or says that there is none. A simulated run only predicts, and its sentences say so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from loadtest import view
+from loadtest.view import Cell, Estimate, Json
+
+DECIDING = ("time_to_final_answer_s", "output_tokens_per_s", "tokens_per_s_per_user")
+NAMES = {
+    "time_to_final_answer_s": "time to final answer",
+    "output_tokens_per_s": "total tokens/s",
+    "tokens_per_s_per_user": "tokens/s per user",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One part of the decision: what it answers, the answer in a few words, and the figure behind it with its interval."""
+
+    asks: str
+    answer: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One gate of the run's health; `state` is pass, fail or unknown."""
+
+    name: str
+    state: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """One SLO, `METRIC:STATISTIC<LIMIT`; `limit` in the metric's own unit."""
+
+    metric: str
+    which: str
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.which} < {self.limit:g}"
+
+
+def question(metrics: Json, manifest: Json) -> str:
+    """The study's own question, else one made of the runtimes and models that were asked for."""
+    asked = manifest.get("question") or view.section(metrics, "run").get("question")
+    if asked:
+        return view.clean(asked)
+    cells = view.cells(metrics)
+    runtimes = list(dict.fromkeys(view.FAMILIES[cell.family] for cell in cells))
+    models = _listed(list(dict.fromkeys(cell.model for cell in cells)))
+    if len(runtimes) > 1:
+        return f"{' or '.join(runtimes)} for {models}: which is faster, and for how many users?"
+    if runtimes:
+        return f"How fast does {runtimes[0]} serve {models}, and for how many users?"
+    return "Nothing was measured"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "no model"
+
+
+def simulated(metrics: Json) -> bool:
+    """Is any figure of this run a prediction of the simulator?"""
+    return bool(metrics.get("simulated")) or any(cell.simulated for cell in view.cells(metrics))
+
+
+def lines(metrics: Json, manifest: Json) -> tuple[Line, ...]:
+    """The decision, most important first; what cannot be said is said to be unknown and why."""
+    cells = tuple(cell for cell in view.cells(metrics) if cell.levels)
+    if not cells:
+        return (Line("Result", "Nothing was measured", "No cell has a level with data; see what was not measured."),)
+    found = [_runtime(metrics, cells), _configuration(cells), _users(cells, objectives(manifest)), _cost(cells, manifest)]
+    return tuple(line for line in found if line is not None)
+
+
+# Which runtime -------------------------------------------------------------------------------------------------------
+
+
+def _runtime(metrics: Json, cells: tuple[Cell, ...]) -> Line | None:
+    rows = view.rows(metrics, "comparisons")
+    if len({cell.family for cell in cells}) < 2 and not rows:
+        return None
+    for metric in DECIDING:
+        chosen = [row for row in rows if row.get("metric") == metric and view.estimate(row, "ratio").known]
+        if chosen:
+            return _ahead(metrics, metric, chosen)
+    return Line("Which runtime", "No verdict", "No pair of cells could be compared with an interval.")
+
+
+def _ahead(metrics: Json, metric: str, chosen: list[Json]) -> Line:
+    by_id = {cell.id: cell for cell in view.cells(metrics)}
+    first, second = (_name(by_id, chosen[0], side) for side in ("a", "b"))
+    verdicts = Counter(str(row.get("verdict")) for row in chosen)
+    n, wins, losses = len(chosen), verdicts["faster"], verdicts["slower"]
+    predicted = simulated(metrics)
+    if wins > n / 2 or losses > n / 2:
+        ahead = first if wins > losses else second
+        answer = f"{ahead} {'is predicted to be' if predicted else 'was'} ahead in {max(wins, losses)} of {n} comparisons"
+    else:
+        answer = f"No runtime {'is predicted to be' if predicted else 'was'} ahead in most of {n} comparisons"
+    return Line("Which runtime", answer, f"{NAMES[metric].capitalize()}, {first} / {second}: {_envelope(chosen)}")
+
+
+def _name(by_id: dict[str, Cell], row: Json, side: str) -> str:
+    cell = by_id.get(view.clean(row.get(side)))
+    return view.FAMILIES[cell.family] if cell else view.clean(row.get(side))
+
+
+def _envelope(chosen: list[Json]) -> str:
+    ratios = [view.estimate(row, "ratio") for row in chosen]
+    values = [e.value for e in ratios if e.value is not None]
+    ends = [end for e in ratios for end in (e.low, e.high) if end is not None]
+    low, high = view.number(min(values)), view.number(max(values))
+    text = f"ratio {low}" if low == high else f"ratios from {low} to {high}"
+    return (
+        f"{text}; their 95 % intervals lie between {view.number(min(ends))} and {view.number(max(ends))}"
+        if ends
+        else f"{text}; no interval"
+    )
+
+
+# Which configuration, how many users, what it costs ------------------------------------------------------------------
+
+
+def _configuration(cells: tuple[Cell, ...]) -> Line | None:
+    alone = _best(cells, "tokens_per_s_per_user", "p50")
+    total = _best(cells, "output_tokens_per_s", "value")
+    if alone is None and total is None:
+        return Line("Which configuration", "No verdict", "No level has enough requests for a figure.")
+    parts = []
+    for best, which in ((alone, "for one user"), (total, "for all together")):
+        if best is not None:
+            cell, level, found = best
+            parts.append(
+                f"{which}: {view.with_interval(found, 'tokens/s')} on {cell.runtime}, {cell.deployment}, {users(level)}"
+            )
+    best = alone or total
+    assert best is not None
+    return Line("Which configuration", f"{best[0].deployment}", f"Fastest {'; '.join(parts)}")
+
+
+def _best(cells: Iterable[Cell], key: str, which: str) -> tuple[Cell, Json, Estimate] | None:
+    found = [(cell, level, view.estimate(level, key, which)) for cell in cells for level in cell.levels]
+    known = [row for row in found if row[2].known]
+    return max(known, key=lambda row: row[2].value or 0.0) if known else None
+
+
+def users(level: Json) -> str:
+    n = int(level.get("concurrency") or 0)
+    return f"{n} user{'' if n == 1 else 's'}"
+
+
+def objectives(manifest: Json) -> tuple[Objective, ...]:
+    """The study's SLOs; one that cannot be read is left out.
+
+    >>> [str(one) for one in objectives({"slo": ["ttft_s:p90<2"]})]
+    ['ttft_s p90 < 2']
+    """
+    texts = manifest.get("slo") or ()
+    found = [re.fullmatch(r"\s*(\w+):(\w+)\s*<=?\s*([\d.]+)\s*", str(text)) for text in texts]
+    return tuple(Objective(m[1], m[2], float(m[3])) for m in found if m)
+
+
+def meets(level: Json, objective: Objective) -> str:
+    """`yes` where the whole interval is below the limit, `no` where it is above, `not sure` between, `no data` for a null."""
+    found = view.estimate(level, objective.metric, objective.which)
+    if found.value is None:
+        return f"needs n ≥ {found.n_needed}" if found.n_needed else "no data"
+    low, high = found.low, found.high
+    if low is None or high is None:
+        return "not sure"
+    return "yes" if high < objective.limit else "no" if low >= objective.limit else "not sure"
+
+
+def highest_met(cell: Cell, wanted: tuple[Objective, ...]) -> Json | None:
+    """The highest level that meets every SLO for sure, with no level below it that misses one or is not sure."""
+    best = None
+    for level in cell.levels:
+        answers = {meets(level, objective) for objective in wanted}
+        if answers & {"no", "not sure"}:
+            break
+        if answers == {"yes"}:
+            best = level
+    return best
+
+
+def _users(cells: tuple[Cell, ...], wanted: tuple[Objective, ...]) -> Line:
+    asks, slo = "How many users", " and ".join(map(str, wanted))
+    if not wanted:
+        return Line(asks, "No limit was set", "The study names no SLO, so no number of users can be called too many.")
+    met = [(cell, level) for cell in cells if (level := highest_met(cell, wanted)) is not None]
+    if not met:
+        return Line(asks, "None shown to be within the SLO", f"{slo}: no level met it with its whole interval.")
+    cell, level = max(met, key=lambda pair: int(pair[1]["concurrency"]))
+    found = view.estimate(level, wanted[0].metric, wanted[0].which)
+    more = "; the highest level tried" if level is cell.levels[-1] else ""
+    figure = f"{wanted[0].metric} {wanted[0].which} {view.with_interval(found)}"
+    return Line(asks, f"{users(level)} within the SLO{more}", f"{slo}; {cell.runtime}, {cell.deployment}: {figure}")
+
+
+def cost_per_1000_answers(cell: Cell, level: Json, gpu_hour_price: float) -> Estimate:
+    """Price of 1000 finished answers: price of a card-hour x cards x 1000 / answers per hour; the interval is inverted."""
+    rate = view.estimate(level, "answers_per_hour")
+    hour = 1000 * gpu_hour_price * cell.tp
+    if not rate.value:
+        return view.UNKNOWN
+    return Estimate(
+        hour / rate.value, hour / rate.high if rate.high else None, hour / rate.low if rate.low else None, rate.n
+    )
+
+
+def price(manifest: Json) -> tuple[float | None, str]:
+    """Price of one card for an hour, and its currency."""
+    prices = view.section(manifest, "prices")
+    value = view.finite(prices.get("gpu_hour", manifest.get("gpu_hour_price")))
+    return value, view.clean(prices.get("currency") or manifest.get("currency") or "")
+
+
+def _cost(cells: tuple[Cell, ...], manifest: Json) -> Line:
+    value, currency = price(manifest)
+    if value is None:
+        return Line(
+            "What it costs", "No price was given", "Name the price of a card-hour in the study to see the cost of an answer."
+        )
+    costs = [(cost_per_1000_answers(cell, level, value), cell, level) for cell in cells for level in cell.levels]
+    known = [row for row in costs if row[0].known]
+    if not known:
+        return Line("What it costs", "Not known", "No level finished enough answers.")
+    found, cell, level = min(known, key=lambda row: row[0].value or 0.0)
+    where = f"{cell.runtime}, {cell.deployment}, {users(level)}, at {value:g} {currency} a card-hour"
+    return Line(
+        "What it costs",
+        f"{view.number(found.value)} {currency} for 1000 answers",
+        f"Lowest of all levels, 95 % interval {span_or_none(found)}; {where}",
+    )
+
+
+def span_or_none(found: Estimate) -> str:
+    return view.span(found) or "not known"
+
+
+# What was not measured, and is the run sound -------------------------------------------------------------------------
+
+
+def not_measured(metrics: Json, manifest: Json) -> tuple[str, ...]:
+    """What this run does not tell, each with the reason."""
+    found: list[str] = []
+    asked = {int(level) for level in manifest.get("levels") or () if view.finite(level) is not None}
+    for cell in view.cells(metrics):
+        if not cell.levels:
+            found.append(f"{cell.runtime} {cell.deployment}: {cell.status}{': ' + cell.reason if cell.reason else ''}")
+        elif missing := sorted(asked - {int(level["concurrency"]) for level in cell.levels}):
+            found.append(f"{cell.runtime} {cell.deployment}: no data for {', '.join(map(str, missing))} concurrent users")
+    for row in view.rows(metrics, "findings"):
+        if row.get("verdict") == "not_measured":
+            found.append(f"Claim “{view.clean(row.get('claim'))}”: {view.clean(row.get('reason') or 'no data')}")
+    found += _thin(view.rows(metrics, "comparisons"))
+    if simulated(metrics):
+        found.append("Real hardware, real weights and the truth of any answer: the runtimes were simulated")
+    return tuple(found)
+
+
+def _thin(rows: list[Json]) -> list[str]:
+    kinds: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        if row.get("verdict") in ("too few samples", "not comparable"):
+            kinds[str(row.get("verdict")), view.clean(row.get("reason") or "")] += 1
+    return [
+        f"{n} comparison{'' if n == 1 else 's'}: {verdict}{': ' + why if why else ''}" for (verdict, why), n in kinds.items()
+    ]
+
+
+def checks(metrics: Json, manifest: Json) -> tuple[Check, ...]:
+    """The gates of the run: load generator, token totals, completeness; with every reason that was given."""
+    health = view.section(metrics, "health")
+    complete = metrics.get("complete", manifest.get("complete"))
+    why = view.clean(manifest.get("incomplete_reason") or "the run ended early")
+    whole = Check("Completeness", *_state(complete, "every cell and level has ended", f"incomplete: {why}"))
+    return (
+        Check(
+            "Load generator",
+            *_state(health.get("client"), "it did not distort the figures", "it may have distorted the figures"),
+        ),
+        Check(
+            "Token totals", *_state(health.get("reconciliation"), "client and server agree", "client and server disagree")
+        ),
+        whole,
+    )
+
+
+def _state(value: Any, good: str, bad: str) -> tuple[str, str]:
+    value = value.get("status", value.get("verdict")) if isinstance(value, dict) else value
+    if value in (True, "pass"):
+        return "pass", good
+    return ("fail", bad) if value in (False, "fail") else ("unknown", "not checked")
+
+
+def health_reasons(metrics: Json) -> tuple[str, ...]:
+    reasons = view.section(metrics, "health").get("reasons")
+    return tuple(view.clean(reason) for reason in reasons) if isinstance(reasons, (list, tuple)) else ()

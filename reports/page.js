@@ -1,0 +1,47 @@
+"use strict";
+// Sorting a table by a column, and copying a command. The page reads without either.
+document.querySelectorAll("table.sortable").forEach(function (table) {
+  table.querySelectorAll("thead th").forEach(function (th, column) {
+    var button = document.createElement("button");
+    button.type = "button";
+    button.textContent = th.textContent;
+    th.textContent = "";
+    th.appendChild(button);
+    button.addEventListener("click", function () {
+      var up = th.getAttribute("aria-sort") !== "ascending";
+      table.querySelectorAll("thead th").forEach(function (other) { other.removeAttribute("aria-sort"); });
+      th.setAttribute("aria-sort", up ? "ascending" : "descending");
+      var key = function (row) {
+        var text = row.cells[column].textContent.trim();
+        var value = parseFloat(text.replace(/,/g, ""));
+        return isNaN(value) ? text : value;
+      };
+      var rows = Array.from(table.tBodies[0].rows);
+      rows.sort(function (a, b) {
+        var x = key(a), y = key(b);
+        var order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
+        return up ? order : -order;
+      });
+      rows.forEach(function (row) { table.tBodies[0].appendChild(row); });
+    });
+  });
+});
+document.querySelectorAll("div.command").forEach(function (block) {
+  var button = document.createElement("button");
+  button.type = "button";
+  button.className = "copy";
+  button.textContent = "Copy";
+  button.addEventListener("click", function () {
+    var range = document.createRange();
+    range.selectNodeContents(block.querySelector("code"));
+    var selection = window.getSelection();
+    selection.removeAllRanges();
+    selection.addRange(range);
+    var done = document.execCommand("copy");
+    button.textContent = done ? "Copied" : "Selected";
+  });
+  block.appendChild(button);
+});
+window.addEventListener("beforeprint", function () {
+  document.querySelectorAll("details").forEach(function (one) { one.open = true; });
+});
