@@ -87,7 +87,7 @@ def counting(random: Random, difficulty: int, context_tokens: int) -> Problem:
 
 
 def _paths(random: Random, difficulty: int) -> Problem:
-    a, b, c, d = (random.randint(2, 3 + difficulty) for _ in range(4))
+    a, b, c, d = (random.randint(2, 6 + difficulty) for _ in range(4))
     text = (
         f"A robot on a grid moves only one unit right or one unit up at a time. How many paths lead from $(0,0)$ to"
         f" $({a + c},{b + d})$ that pass through $({a},{b})$?"
@@ -96,19 +96,19 @@ def _paths(random: Random, difficulty: int) -> Problem:
 
 
 def _committees(random: Random, difficulty: int) -> Problem:
-    women, men = random.randint(4, 6 + 2 * difficulty), random.randint(4, 6 + 2 * difficulty)
+    women, men = random.randint(4, 12 + 2 * difficulty), random.randint(4, 12 + 2 * difficulty)
     size = random.randint(3, 4)
     least = random.randint(1, 2)
     total = sum(comb(women, k) * comb(men, size - k) for k in range(least, size + 1))
     text = (
-        f"A committee of {size} is chosen from {women} women and {men} men, and at least {least} of them must be a woman."
+        f"A committee of {size} is chosen from {women} women and {men} men, and at least {least} of its members must be women."
         " In how many ways can that be done?"
     )
     return Problem(text, str(total))
 
 
 def _whole_solutions(random: Random, difficulty: int) -> Problem:
-    unknowns, total, least = random.randint(3, 3 + difficulty), random.randint(12, 15 + 5 * difficulty), random.randint(0, 1)
+    unknowns, total, least = random.randint(3, 3 + difficulty), random.randint(8, 25 + 5 * difficulty), random.randint(0, 1)
     names = "+".join(f"x_{i + 1}" for i in range(unknowns))
     kind = "positive" if least else "non-negative"
     text = f"How many solutions in {kind} integers does the equation ${names}={total}$ have?"
@@ -200,6 +200,73 @@ def _movement(random: Random, stock: dict[str, int]) -> str:
     return f"{who} sends half of the {good}, rounded down to a whole number, to the fair."
 
 
+def choice(random: Random, difficulty: int, context_tokens: int) -> Problem:
+    """Multiple choice: another kind's question, its answer among four near numbers; the answer is a letter."""
+    maker = random.choice((arithmetic, modular, linear, counting, number_theory))
+    inner = maker(random, difficulty, context_tokens)
+    right = int(inner.answer)
+    spread = max(6, abs(right) // 8)
+    options = {right}
+    while len(options) < 4:
+        options.add(right + random.choice((-1, 1)) * random.randint(1, spread))
+    ordered = random.sample(sorted(options), 4)
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", ordered, strict=True))
+    return Problem(f"{inner.text}\n{listed}", "ABCD"[ordered.index(right)], "json")
+
+
+_COLOURS = ("amber", "blue", "crimson", "green", "grey", "ivory", "orange", "purple", "silver", "violet", "white", "yellow")
+_BOXES = ("cabinet", "crate", "drawer", "folder", "locker", "safe", "shelf", "trunk")
+
+
+def retrieval(random: Random, difficulty: int, context_tokens: int) -> Problem:
+    """A register of `context_tokens` tokens (about 4 characters each); asks for the sum of as many entries as difficulty."""
+    entries: dict[str, int] = {}
+    lines, length = [], 0
+    while length < 4 * context_tokens:
+        name = f"{random.choice(_COLOURS)} {random.choice(_BOXES)} {random.randint(1, 9999)}"
+        if name in entries:
+            continue
+        entries[name] = random.randint(100, 999)
+        lines.append(
+            f"{random.choice(_PEOPLE)} recorded that the {name} in {random.choice(_PLACES)} holds {entries[name]} coins."
+        )
+        length += len(lines[-1]) + 1
+    asked = random.sample(sorted(entries), difficulty)
+    lines.append(f"How many coins do these hold in total: {', '.join(f'the {name}' for name in asked)}?")
+    return Problem("\n".join(lines), str(sum(entries[name] for name in asked)))
+
+
+def code(random: Random, difficulty: int, context_tokens: int) -> Problem:
+    """A short program to write; the answer is what it must print. It is checked only where programs may be run."""
+    del context_tokens
+    return random.choice((_sieve_program, _collatz_program, _digits_program))(random, difficulty)
+
+
+_PROGRAM = "Write a Python 3 program, in one fenced block, that reads no input and prints one integer:"
+
+
+def _sieve_program(random: Random, difficulty: int) -> Problem:
+    low = random.randint(2, 200 * difficulty)
+    high = low + random.randint(50, 300 * difficulty)
+    answer = sum(n for n in range(low, high + 1) if n > 1 and all(n % d for d in range(2, int(n**0.5) + 1)))
+    return Problem(f"{_PROGRAM} the sum of all primes from {low} to {high}, both included.", str(answer), "program")
+
+
+def _collatz_program(random: Random, difficulty: int) -> Problem:
+    start = random.randint(20, 5000 * difficulty)
+    value, steps = start, 0
+    while value != 1:
+        value, steps = (3 * value + 1 if value % 2 else value // 2), steps + 1
+    rule = "an odd n becomes 3n + 1 and an even n becomes n / 2"
+    return Problem(f"{_PROGRAM} how many steps lead from {start} to 1, where {rule} in each step.", str(steps), "program")
+
+
+def _digits_program(random: Random, difficulty: int) -> Problem:
+    base, power = random.randint(2, 99), random.randint(50, 100 * difficulty)
+    answer = sum(map(int, str(base**power)))
+    return Problem(f"{_PROGRAM} the sum of the decimal digits of {base} to the power of {power}.", str(answer), "program")
+
+
 KINDS: dict[str, Kind] = {
     "arithmetic": Kind("chains of additions, subtractions and multiplications", arithmetic),
     "modular": Kind("remainders of sums of powers", modular),
@@ -207,5 +274,8 @@ KINDS: dict[str, Kind] = {
     "counting": Kind("paths, committees, solutions in integers", counting),
     "number-theory": Kind("divisors, greatest common divisors, congruences", number_theory),
     "ledger": Kind("long word problems, 500 to 900 tokens, that track a stock over days", ledger),
+    "choice": Kind("multiple choice, the letter in a JSON field", choice),
+    "retrieval": Kind("sums of entries found in a register of tokens=N", retrieval),
+    "code": Kind("short programs to write; their output is known, but nothing runs them yet", code),
 }
 MATH_KINDS = ("arithmetic", "modular", "linear", "counting", "number-theory")
