@@ -50,21 +50,22 @@ def extract_boxed(text: str) -> str | None:
     >>> extract_boxed(r"\boxed{1}, no: \boxed{\frac{1}{2}}")
     '\\frac{1}{2}'
     """
-    end = len(text)
-    while (start := max(text.rfind(r"\boxed", 0, end), text.rfind(r"\fbox", 0, end))) >= 0:
-        at = start + len(r"\boxed" if text.startswith(r"\boxed", start) else r"\fbox")
-        content = _braced(text, at)
+    for box in reversed(list(_BOX.finditer(text))):
+        content = _braced(text, box.end())
         if content is None:
             return None
         if content:
             return content
-        end = start
     return None
+
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_BOX_START = re.compile(r"\s{0,8}(?:(\{)|([-+]?[0-9]{1,200}(?![0-9.,/])|(?=\S)|\Z))")
 
 
 def _braced(text: str, at: int) -> str | None:
     """What stands in the braces at `at` (after spaces), or the bare number there; null where the braces do not close."""
-    bare = re.compile(r"\s{0,8}(?:(\{)|([-+]?[0-9]+(?![0-9.,/])|(?=\S)))", re.ASCII).match(text, at)
+    bare = _BOX_START.match(text, at)
     if bare is None:
         return None
     if not bare[1]:

@@ -78,7 +78,7 @@ _SUPER_RUN = re.compile(f"[{_SUPERSCRIPTS}]+")
 _SUB_RUN = re.compile(f"[{_SUBSCRIPTS}]+")
 _THIN = re.compile(r"\\[,;:]|\{,\}")
 _INVISIBLE = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigl|bigr|Bigl|Bigr)(?![A-Za-z])|\\[!()\[\]]|~|\$(?!\s*[0-9])"
+    r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigl|bigr|Bigl|Bigr)(?![A-Za-z])|\\[!()\[\]]|\\(?=\s|$)|~|\$(?!\s*[0-9])"
 )
 _GROUPED = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:(?:\\,|\{,\}|\\;|\\:)[0-9]{3})+)(?![0-9])")
 _FONT = re.compile(r"\\(?:mathbf|boldsymbol|textbf|mathit|bm)\{([^{}]*)\}")
@@ -96,16 +96,19 @@ def _plain(notation: str) -> str:
     text = _FONT.sub(r"\1", text)
     text = re.sub(r"\$(?=\s*[0-9])", "", text)
     text = re.sub(r"\s+", " ", text).strip()
-    return _unwrapped(text.rstrip(" .") if not text.endswith(r"\.") else text)
+    return _unwrapped(text if text.endswith("..") else text.removesuffix(".").rstrip())
 
 
 def _unwrapped(text: str) -> str:
     """Without `\\text{...}`, or braces, around the whole of it."""
-    match = _WRAPPED.fullmatch(text)
-    if match:
-        return match[1].strip()
-    if text.startswith("{") and text.endswith("}") and _closes(text) == len(text) - 1:
-        return _unwrapped(text[1:-1].strip())
+    for _ in range(_MAX_DEPTH):
+        match = _WRAPPED.fullmatch(text)
+        if match:
+            text = match[1].strip()
+        elif text.startswith("{") and text.endswith("}") and _closes(text) == len(text) - 1:
+            text = text[1:-1].strip()
+        else:
+            break
     return text
 
 
@@ -119,7 +122,9 @@ def _closes(text: str) -> int:
     return -1
 
 
-_NAME = re.compile(r"(\\?[A-Za-z]+(?:_\{?[A-Za-z0-9]+\}?)?(?:\([A-Za-z]\))?) ?= ?(?=[^=])")
+_NAME = re.compile(
+    r"(\\?[A-Za-z]+(?:_\{?[A-Za-z0-9]{1,20}\}?)?|[A-Za-z]\([A-Za-z]\)|\([A-Za-z](?: ?, ?[A-Za-z]){1,9}\)) ?= ?(?=[^=])"
+)
 
 
 def _named(text: str) -> tuple[str, str]:
