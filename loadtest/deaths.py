@@ -1,0 +1,190 @@
+"""Why a runtime did not start or died: its own log read for the messages that vLLM and SGLang really print.
+
+A row is a pattern over one line, what it means, and the next step. Rows stand by how near they are to the cause: the
+first that matches anywhere in the log wins, because the last lines of a log are mostly the consequences.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_TAIL_LINES = 400
+_LINE_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One way to fail: a stable `kind`, the pattern that tells it, what happened, what to do next."""
+
+    kind: str
+    pattern: re.Pattern[str]
+    meaning: str
+    next_step: str
+
+
+def _cause(kind: str, pattern: str, meaning: str, next_step: str) -> Cause:
+    return Cause(kind, re.compile(pattern, re.IGNORECASE), meaning, next_step)
+
+
+CAUSES: tuple[Cause, ...] = (
+    _cause(
+        "port",
+        r"address already in use|error while attempting to bind on address|"
+        r"port \d+ is (?:already )?(?:in use|not available|unavailable)",
+        "the port is taken",
+        "choose another --port, or stop what listens there",
+    ),
+    _cause(
+        "arguments",
+        r"unrecognized arguments|invalid choice|error: argument |the following arguments are required",
+        "the runtime does not know an argument",
+        "check the arguments against this version of the runtime",
+    ),
+    _cause(
+        "missing-model",
+        r"is not a local folder and is not a valid model identifier|repositorynotfounderror|localentrynotfounderror|"
+        r"can't load (?:the configuration|the tokenizer)|couldn't connect to .*huggingface|gatedrepoerror|"
+        r"no such file or directory: .*(?:config\.json|safetensors)|invalid repository id or local directory",
+        "the model is not there",
+        "download it first, or name its directory",
+    ),
+    _cause(
+        "cards",
+        r"invalid device ordinal|no cuda gpus are available|is larger than the (?:number of )?available gpus|"
+        r"world size \(\d+\) is larger|cuda_visible_devices|found no nvidia driver|device string must not be empty|"
+        r"failed to infer device type|no accelerator",
+        "not enough graphics cards, or none that the runtime can use",
+        "lower --tp, or check nvidia-smi",
+    ),
+    _cause(
+        "kv-cache",
+        r"no available memory for the cache blocks|larger than the available kv cache memory|"
+        r"is larger than the maximum number of tokens that can be stored in kv cache|"
+        r"not enough memory\. please try to increase|"
+        r"kv cache (?:is )?(?:too small|needed)|max_total_num_tokens.*(?:too small|<= ?0)|"
+        r"loading the model took up all|out of kv cache|kv cache pool",
+        "the KV cache is too small for the context that was asked for",
+        "lower the context (context_tokens), raise memory_fraction, or add cards",
+    ),
+    _cause(
+        "gpu-memory",
+        r"cuda out of memory|torch\.(?:cuda\.)?outofmemoryerror|hip out of memory|cuda error: out of memory|"
+        r"cublas_status_alloc_failed|"
+        r"free memory on device .* is less than desired gpu memory utilization",
+        "CUDA out of memory",
+        "see `loadtest fit`; use a quantised model, more cards, or a lower memory_fraction where activations need room",
+    ),
+    _cause(
+        "host-memory",
+        r"defaultcpuallocator: can't allocate memory|cannot allocate memory|memoryerror|std::bad_alloc|"
+        r"not enough available memory|no space left on device.*shm|/dev/shm",
+        "the machine is out of memory",
+        "free memory, give the container more (--shm-size, --ipc host), or load a smaller model",
+    ),
+    _cause(
+        "missing-kernel",
+        r"no kernel image is available|not supported on this (?:gpu|device|platform|cpu)|minimum capability|"
+        r"sgl_kernel|could not run '.*' with arguments from the '.*' backend|has no attribute '\w+(?:gemm|awq|marlin)\w*'|"
+        r"is not (?:currently )?supported (?:by|for|on) (?:the )?(?:current|this|cpu)|awq.*not (?:implemented|supported)",
+        "a kernel is missing for this hardware or this quantisation",
+        "use another quantisation, another attention backend, or a build of the runtime for this card",
+    ),
+    _cause(
+        "not-installed",
+        r"modulenotfounderror|importerror|no module named|command not found|cannot open shared object file",
+        "the runtime's installation is incomplete",
+        "reinstall the runtime in an environment of its own",
+    ),
+    _cause(
+        "nccl",
+        r"nccl error|ncclsystemerror|ncclunhandledcudaerror|gloo.*connect|distnetworkerror",
+        "the cards could not talk to one another",
+        "run with NCCL_DEBUG=INFO; in a container add --ipc host",
+    ),
+    _cause(
+        "engine-died",
+        r"enginedeaderror|enginecore.*(?:died|failed)|engine core proc .* died|engine core initialization failed|"
+        r"scheduler hit an exception|subprocess .* crashed|watchdog timeout|detokenizermanager hit an exception|"
+        r"child process unexpectedly failed",
+        "the engine's own process died",
+        "read the log",
+    ),
+    _cause(
+        "killed",
+        r"\bsigkill\b|exit ?code:? ?-9|out of memory: killed process",
+        "a process was killed",
+        "was it the kernel, for memory? see dmesg",
+    ),
+)
+
+
+def find_cause(log: str) -> tuple[Cause, str] | None:
+    """The likeliest cause in a log, with the line that tells it; none where no known message stands in it.
+
+    >>> cause, line = find_cause("INFO ok\\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 540.00 MiB.")
+    >>> cause.kind
+    'gpu-memory'
+    """
+    lines = [line for line in log.splitlines() if not _is_noise(line)]
+    for cause in CAUSES:
+        for line in lines:
+            if cause.pattern.search(line):
+                return cause, shorten(line)
+    return None
+
+
+def _is_noise(line: str) -> bool:
+    """Lines that quote settings or code, where any word may stand."""
+    return "server_args=" in line or "non-default args" in line or line.lstrip().startswith("File ") or len(line) > 4000
+
+
+def explain(log: str, exit_code: int | None) -> str:
+    """One line: what happened, the runtime's own words, the next step.
+
+    `exit_code` as Python tells it: negative for a signal, null where a part of the runtime died and the rest still runs.
+    """
+    ending = describe_exit(exit_code)
+    found = find_cause(log)
+    if found is not None:
+        cause, line = found
+        return f"{ending}: {cause.meaning} ({line}); {cause.next_step}"
+    last = last_error(log.splitlines()[-_TAIL_LINES:])
+    return f"{ending}: {shorten(last)}" if last else f"{ending}, with nothing in its log"
+
+
+def describe_exit(exit_code: int | None) -> str:
+    """How a process ended, in words.
+
+    >>> describe_exit(-9), describe_exit(1)
+    ('killed by SIGKILL (did the kernel run out of memory? see dmesg)', 'exited with code 1')
+    """
+    if exit_code is None:
+        return "died"
+    if exit_code >= 0:
+        return f"exited with code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    return f"killed by {name}" + (" (did the kernel run out of memory? see dmesg)" if name == "SIGKILL" else "")
+
+
+_ERROR_LINE = re.compile(r"\b\w*(?:Error|Exception)\b:? |\berror\b:|\bfatal\b|\bCRITICAL\b", re.IGNORECASE)
+
+
+def last_error(lines: Iterable[str]) -> str:
+    """The last line that names an error, else the last that is not empty, else nothing."""
+    written = [line for line in lines if line.strip()]
+    errors = [line for line in written if _ERROR_LINE.search(line)]
+    return (errors or written or [""])[-1]
+
+
+def shorten(line: str) -> str:
+    """A log line without colours, prefix and excess."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
+    plain = re.sub(r"^\((?:\w+ )?pid=\d+\)\s*", "", plain.strip())
+    plain = re.sub(r"^(?:ERROR|CRITICAL|WARNING|INFO) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s*", "", plain)
+    return plain if len(plain) <= _LINE_CHARS else plain[: _LINE_CHARS - 1] + "…"

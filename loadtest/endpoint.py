@@ -1,0 +1,183 @@
+"""A server reached by its URL: which engine answers, what it serves, and emptying its prefix cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from loadtest.errors import EngineError, UsageError
+
+_TIMEOUT_S = 10.0
+_KEY_VARIABLES = ("LOADTEST_API_KEY", "OPENAI_API_KEY")
+_PREFIX_RESET = {"sglang": "/flush_cache", "sglang-sim": "/flush_cache", "vllm": "/reset_prefix_cache"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """What a server says of itself; null where it does not tell. `clock_speed` is 1 but for a simulator.
+
+    `engine` is sglang, vllm, sglang-sim, vllm-sim or other; `max_model_len` counts tokens, prompt and output together.
+    """
+
+    engine: str
+    version: str | None = None
+    model: str | None = None
+    max_model_len: int | None = None
+    simulated: bool = False
+    clock_speed: float = 1.0
+    tp: int | None = None
+    gpu: str | None = None
+
+
+def normalise_url(base_url: str) -> str:
+    """The address that paths are added to: no trailing slash, no `/v1`, no user or password.
+
+    >>> normalise_url("http://127.0.0.1:8000/v1/")
+    'http://127.0.0.1:8000'
+    """
+    url = base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"{parts.hostname or base_url}: expected a URL such as http://127.0.0.1:8000")
+    if "@" in parts.netloc:
+        raise UsageError(f"{parts.hostname}: expected a URL without user or password; put the key into {_KEY_VARIABLES[0]}")
+    return url
+
+
+def is_loopback(base_url: str) -> bool:
+    """Is this server on this machine? It is then reached directly, whatever proxies the environment names."""
+    host = urlsplit(base_url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    """Headers of a request of ours: the key given, else the environment's, else none."""
+    key = api_key or next((os.environ[name] for name in _KEY_VARIABLES if os.environ.get(name)), None)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def probe(base_url: str, api_key: str | None = None, timeout_s: float = _TIMEOUT_S) -> ServerInfo:
+    """Find out which engine answers at `base_url`, which model it serves, and whether it is a simulation.
+
+    Redirects are not followed, so that the key goes to no other host. Raises `EngineError`: nobody answers, the key is
+    missing or wrong, the answer is not that of an OpenAI-compatible server.
+    """
+    import httpx
+
+    base_url = normalise_url(base_url)
+    with httpx.Client(timeout=timeout_s, headers=headers(api_key), trust_env=not is_loopback(base_url)) as client:
+        first = _first_model(_required(client, base_url, "/v1/models"), base_url)
+        version = _optional(client, base_url, "/version")
+        if version.get("simulated") is True:
+            return _simulated(first, version)
+        owner = first.get("owned_by")
+        if owner == "sglang":
+            details = _optional(client, base_url, "/server_info") or _optional(client, base_url, "/get_server_info")
+            return _info("sglang", first, details.get("version"), details.get("tp_size"))
+        if owner == "vllm":
+            return _info("vllm", first, version.get("version"), None)
+    return _info("other", first, version.get("version"), None)
+
+
+def _info(engine: str, first: Mapping[str, Any], version: object, tp: object) -> ServerInfo:
+    return ServerInfo(
+        engine=engine,
+        version=_text(version),
+        model=_text(first.get("id")),
+        max_model_len=_whole(first.get("max_model_len")),
+        tp=_whole(tp),
+    )
+
+
+def _simulated(first: Mapping[str, Any], version: Mapping[str, Any]) -> ServerInfo:
+    speed = version.get("clock_speed")
+    return ServerInfo(
+        engine=str(version.get("engine")),
+        version=_text(version.get("version")),
+        model=_text(first.get("id")) or _text(version.get("model")),
+        max_model_len=_whole(first.get("max_model_len")),
+        simulated=True,
+        clock_speed=float(speed) if isinstance(speed, int | float) and speed > 0 else 1.0,
+        tp=_whole(version.get("tp")),
+        gpu=_text(version.get("gpu")),
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _required(client: Any, base_url: str, path: str) -> object:
+    """The JSON at `path`; every way it can fail is one line that says what to do."""
+    import httpx
+
+    where = base_url + path
+    try:
+        response = client.get(where)
+    except httpx.TimeoutException:
+        raise EngineError(f"{where}: no answer within {client.timeout.read:g} s; is the server still loading?") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise EngineError(f"{where}: cannot connect ({error}); is the server started, and the URL right?") from None
+    if response.status_code in (401, 403):
+        raise EngineError(
+            f"{where}: HTTP {response.status_code}: the server wants a key; set {_KEY_VARIABLES[0]} (or {_KEY_VARIABLES[1]})"
+        )
+    if response.is_redirect:
+        raise EngineError(f"{where}: redirected to {response.headers.get('location')}; give that server's own URL")
+    if response.status_code != 200:
+        raise EngineError(
+            f"{where}: expected an OpenAI-compatible server, got HTTP {response.status_code}; is the URL right?"
+        )
+    return _json(response, where)
+
+
+def _json(response: Any, where: str) -> object:
+    try:
+        return response.json()
+    except ValueError:
+        kind = response.headers.get("content-type", "no content type")
+        raise EngineError(f"{where}: expected JSON of an OpenAI-compatible server, got {kind}; is the URL right?") from None
+
+
+def _first_model(value: object, base_url: str) -> dict[str, Any]:
+    models = value.get("data") if isinstance(value, dict) else None
+    if not isinstance(models, list):
+        raise EngineError(f'{base_url}/v1/models: expected {{"data": [...]}} of an OpenAI-compatible server, got other JSON')
+    return next((model for model in models if isinstance(model, dict)), {})
+
+
+def _optional(client: Any, base_url: str, path: str) -> dict[str, Any]:
+    """The JSON object at `path`, or an empty one: not every server has it."""
+    import httpx
+
+    try:
+        response = client.get(base_url + path)
+        value = response.json() if response.status_code == 200 else {}
+    except (httpx.HTTPError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def flush_cache(base_url: str, engine: str, timeout_s: float = _TIMEOUT_S) -> bool:
+    """Empty the prefix cache, where the engine has a way to (SGLang always; vLLM only in its development mode).
+
+    Returns whether the cache is empty now; raises `EngineError` where nobody answers.
+    """
+    import httpx
+
+    base_url = normalise_url(base_url)
+    path = _PREFIX_RESET.get(engine)
+    if path is None:
+        return False
+    try:
+        answer = httpx.post(base_url + path, timeout=timeout_s, headers=headers(None), trust_env=not is_loopback(base_url))
+    except httpx.HTTPError as error:
+        raise EngineError(f"{base_url}{path}: cannot flush the prefix cache: {type(error).__name__}: {error}") from None
+    return answer.status_code == 200

@@ -1,0 +1,264 @@
+"""Runtimes started, watched and stopped; servers reached by URL. The face of `launch`, `endpoint` and `server_metrics`.
+
+with Server(spec, log) as server:
+    server.wait_ready()
+    ...  # drive server.base_url; server.died() tells whether it still lives
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from loadtest import deaths
+from loadtest.endpoint import ServerInfo, flush_cache, is_loopback, probe
+from loadtest.errors import EngineError
+from loadtest.guard import descendants
+from loadtest.launch import HOST, LaunchSpec, command
+from loadtest.server_metrics import scrape, scrape_forever
+
+__all__ = [
+    "LaunchSpec",
+    "Server",
+    "ServerInfo",
+    "command",
+    "flush_cache",
+    "is_loopback",
+    "probe",
+    "scrape",
+    "scrape_forever",
+    "serve",
+]
+
+READY_TIMEOUT_S = 1800.0  # 65 GB of weights from a slow disk, then compilation and graph capture
+STOP_GRACE_S = 30.0
+_POLL_S = 0.1
+_GENERATION_TIMEOUT_S = 300.0  # a cold engine may compile a kernel for its first request
+_DEATH_FOLLOWS_S = 5.0  # an engine that fails its first request often takes some seconds to die of it
+_LOG_BYTES = 400_000
+_SECRETS = ("LOADTEST_API_KEY", "OPENAI_API_KEY", "VLLM_API_KEY", "SGLANG_API_KEY")
+# Processes of a runtime without which it cannot go on, by the title they give themselves.
+_VITAL = ("VLLM::EngineCore", "VLLM::Worker", "sglang::scheduler", "sglang::detokenizer")
+
+
+class Server:
+    """One runtime of ours, from start to stop; leaving the `with` block stops it, and so does our own death.
+
+    `log` receives everything it prints (null: our own standard output). `exit_code` is known once it has ended.
+    """
+
+    def __init__(self, spec: LaunchSpec, log: Path | None) -> None:
+        self.spec = spec
+        self.log = log
+        self.base_url = f"http://{HOST}:{spec.port}"
+        self.argv, self.settings = command(spec)
+        self.exit_code: int | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._vital: dict[int, str] = {}
+        self._log_start = 0
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the runtime under its guard. Raises `EngineError`: not installed, port taken, no place for the log."""
+        check_installed(self.argv[0], self.spec.engine)
+        check_port_free(self.spec.port)
+        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        guard = [sys.executable, "-m", "loadtest.guard", str(STOP_GRACE_S), *self.argv]
+        with self._open_log() as output:
+            self._guard = subprocess.Popen(
+                guard,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                env=environment | self.settings,
+                start_new_session=True,
+            )
+
+    def _open_log(self) -> IO[Any]:
+        if self.log is None:
+            return open(os.dup(sys.stdout.fileno()), "wb")
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            output = self.log.open("ab")
+        except OSError as error:
+            raise EngineError(f"{self.log}: cannot write the runtime's log: {error.strerror}") from error
+        self._log_start = output.seek(0, os.SEEK_END)  # a later pass of a cell goes on in the same file
+        return output
+
+    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until it is healthy, then until it has answered one request: a server can be healthy and dead.
+
+        Raises `EngineError`, with the cause from its log, when it dies, stays silent for `timeout_s`, or cannot generate.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not _is_healthy(self.base_url):
+            self._raise_if_died("did not start")
+            if time.monotonic() > deadline:
+                raise EngineError(f"{self._name()}: not healthy after {timeout_s:g} s; see {self.log}")
+            time.sleep(_POLL_S)
+        failure = _generate(self.base_url, self.spec.name)
+        if failure is not None:
+            self._await_death()
+            self._raise_if_died("was healthy, but died of its first request")
+            raise EngineError(f"{self._name()}: healthy, but cannot generate: {failure}; see {self.log}")
+        self._vital = _vital_processes(self._guard_pid())
+
+    def _await_death(self) -> None:
+        deadline = time.monotonic() + _DEATH_FOLLOWS_S
+        while self.died() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def _raise_if_died(self, what: str) -> None:
+        reason = self.died()
+        if reason is not None:
+            raise EngineError(f"{self._name()}: {what}: {reason}")
+
+    def _name(self) -> str:
+        return f"{self.spec.engine} {self.spec.name}"
+
+    def _guard_pid(self) -> int:
+        return self._guard.pid if self._guard is not None else 0
+
+    def died(self) -> str | None:
+        """Why it no longer works, or null while it does. Cheap: call it every second.
+
+        Also notices a scheduler or worker that has gone while the front still answers.
+        """
+        if self._guard is None:
+            return "not started" if self.exit_code is None else deaths.explain(self._read_log(), self.exit_code)
+        if self._guard.poll() is not None:
+            self._collect()
+            return deaths.explain(self._read_log(), self.exit_code)
+        gone = [title for pid, title in self._vital.items() if _title(pid) != title]
+        if gone:
+            return deaths.explain(self._read_log(), None) + f" [{', '.join(gone)} has gone]"
+        return None
+
+    def stop(self) -> int | None:
+        """SIGTERM, up to 30 s of grace, SIGKILL to whatever is left; returns the exit code. Safe to call twice."""
+        if self._guard is not None and self._guard.poll() is None:
+            left = descendants(self._guard.pid)
+            if self._guard.stdin is not None:
+                self._guard.stdin.close()
+            try:
+                self._guard.wait(STOP_GRACE_S + 15)
+            except subprocess.TimeoutExpired:
+                _kill([self._guard.pid, *left])
+        self._collect()
+        return self.exit_code
+
+    def _collect(self) -> None:
+        """Take the exit code from the guard, which has ended."""
+        if self._guard is None:
+            return
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+        words: list[bytes] = []
+        if self._guard.stdout is not None:
+            with self._guard.stdout as said:
+                words = said.read().split()
+        self.exit_code = int(words[-1]) if words[:1] == [b"exit"] else self._guard.wait()
+        self._guard = None
+
+    def _read_log(self) -> str:
+        if self.log is None:
+            return ""
+        try:
+            with self.log.open("rb") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(max(self._log_start, size - _LOG_BYTES))
+                return stream.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+
+def serve(spec: LaunchSpec) -> str:
+    """Run one runtime in the foreground until it ends or is interrupted; says how it ended.
+
+    Raises `EngineError` where it could not start or ended by itself with an error.
+    """
+    with Server(spec, None) as server:
+        try:
+            while server.died() is None:
+                time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            server.stop()
+            return f"{spec.engine} stopped: {deaths.describe_exit(server.exit_code)}"
+    if server.exit_code:
+        raise EngineError(f"{spec.engine}: {deaths.describe_exit(server.exit_code)}; its own messages stand above")
+    return f"{spec.engine} ended"
+
+
+def check_installed(program: str, engine: str) -> None:
+    """Raise `EngineError` unless the program that starts this engine is there."""
+    if shutil.which(program) is None:
+        variable = f"LOADTEST_{engine.upper()}"
+        raise EngineError(f"{engine}: {program}: not found; install {engine}, or say where it is with {variable}")
+
+
+def check_port_free(port: int) -> None:
+    """Raise `EngineError` where something listens on, or holds, this port of 127.0.0.1."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((HOST, port))
+        except OSError as error:
+            raise EngineError(f"{HOST}:{port}: expected a free port: {error.strerror}; choose another --port") from None
+
+
+def _is_healthy(base_url: str) -> bool:
+    import httpx
+
+    try:
+        return httpx.get(f"{base_url}/health", timeout=5.0, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _generate(base_url: str, model: str) -> str | None:
+    """Ask for four tokens; what went wrong, or null."""
+    import httpx
+
+    body = {"model": model, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4}
+    try:
+        answer = httpx.post(f"{base_url}/v1/chat/completions", json=body, timeout=_GENERATION_TIMEOUT_S, trust_env=False)
+        if answer.status_code != 200:
+            return f"HTTP {answer.status_code}: {answer.text[:200]}"
+        tokens = answer.json().get("usage", {}).get("completion_tokens", 0)
+    except (httpx.HTTPError, ValueError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None if tokens else "an answer without a token"
+
+
+def _vital_processes(guard_pid: int) -> dict[int, str]:
+    titles = {pid: _title(pid) for pid in descendants(guard_pid)}
+    return {pid: title for pid, title in titles.items() if title.startswith(_VITAL)}
+
+
+def _title(pid: int) -> str:
+    """Title of a process; empty where it has gone, or has ended and nobody has collected it."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, 9)
+        except ProcessLookupError:
+            continue

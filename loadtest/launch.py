@@ -1,0 +1,174 @@
+"""How a runtime is started: its command line and settings as data, one column for each runtime.
+
+Quantisation needs no flag: both runtimes read it from the model's own `config.json` (AWQ then runs on their fast
+kernels). A started server listens on 127.0.0.1 only and has no API key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest import models
+from loadtest.errors import UsageError
+
+HOST = "127.0.0.1"
+YARN_FACTOR = 4.0
+YARN_ORIGINAL_TOKENS = 32768
+_ROPE_THETA = 1000000.0  # of QwQ, Qwen2.5 and Qwen3; a model directory says its own
+
+# How the runtime is called. The variable may name another installation, or set its environment: "env A=1 /path/bin/vllm".
+_PROGRAMS = {
+    "vllm": ("LOADTEST_VLLM", "vllm"),
+    "sglang": ("LOADTEST_SGLANG", "python3 -m sglang.launch_server"),
+}
+_SETTINGS = {"vllm": {"VLLM_NO_USAGE_STATS": "1"}, "sglang": {}, "vllm-sim": {}, "sglang-sim": {}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """One runtime to start: `model` is a registry name, a hub name or a directory, `tp` counts cards.
+
+    `context_tokens` is prompt and output together (null: the model's own limit, with YaRN four times 32,768). YaRN is
+    static: it slows or degrades short prompts, so it is on only where the workload needs it. `memory_fraction` (null:
+    the runtime's own default) is of a card's memory: vLLM's counts everything, SGLang's weights and KV cache only.
+    `extra_args` go to the runtime as they are, last, so that they win. `clock_speed` is for the simulators.
+    """
+
+    engine: str
+    model: str
+    port: int
+    tp: int = 1
+    gpu: str | None = None
+    served_name: str | None = None
+    context_tokens: int | None = None
+    yarn: bool = False
+    memory_fraction: float | None = None
+    reasoning_parser: str | None = "qwen3"
+    seed: int = 0
+    clock_speed: float | None = None
+    extra_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.engine not in _SETTINGS:
+            raise UsageError(
+                f"engine: expected one of {', '.join(_SETTINGS)}, got {self.engine!r}; only these can be started"
+            )
+        if self.tp < 1:
+            raise UsageError(f"tp: expected a number of cards from 1 up, got {self.tp}")
+        if not 1 <= self.port <= 65535:
+            raise UsageError(f"port: expected 1 to 65535, got {self.port}")
+        if self.memory_fraction is not None and not 0 < self.memory_fraction < 1:
+            raise UsageError(f"memory_fraction: expected a share between 0 and 1, got {self.memory_fraction}")
+
+    @property
+    def simulated(self) -> bool:
+        return self.engine.endswith("-sim")
+
+    @property
+    def name(self) -> str:
+        """What the server calls the model: the last part of its name, unless told."""
+        return self.served_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def served_context_tokens(self) -> int | None:
+        """Context to ask of the runtime; null leaves it to the model's own limit."""
+        return self.context_tokens or (int(YARN_FACTOR * YARN_ORIGINAL_TOKENS) if self.yarn else None)
+
+
+# One row a fact: how vLLM 0.32 and SGLang 0.5 call it, and its value from a spec; null or false leaves the flag out.
+# Both cache prefixes, serve /metrics (SGLang when told) and tell cached tokens, so that the two do the same work.
+_Value = str | int | float | bool | None
+_FLAGS: tuple[tuple[str | None, str | None, Callable[[LaunchSpec], _Value]], ...] = (
+    ("--host", "--host", lambda spec: HOST),
+    ("--port", "--port", lambda spec: spec.port),
+    ("--served-model-name", "--served-model-name", lambda spec: spec.name),
+    ("--tensor-parallel-size", "--tp-size", lambda spec: spec.tp),
+    ("--max-model-len", "--context-length", lambda spec: spec.served_context_tokens),
+    ("--gpu-memory-utilization", "--mem-fraction-static", lambda spec: spec.memory_fraction),
+    ("--reasoning-parser", "--reasoning-parser", lambda spec: spec.reasoning_parser),
+    ("--seed", "--random-seed", lambda spec: spec.seed),
+    ("--enable-prefix-caching", None, lambda spec: True),  # SGLang's radix cache is on unless disabled
+    ("--enable-prompt-tokens-details", "--enable-cache-report", lambda spec: True),
+    (None, "--enable-metrics", lambda spec: True),  # vLLM always serves them
+    ("--hf-overrides", None, lambda spec: _yarn_override(spec, "rope_parameters") if spec.yarn else None),
+    (None, "--json-model-override-args", lambda spec: _yarn_override(spec, "rope_scaling") if spec.yarn else None),
+)
+_SIMULATOR_FLAGS: tuple[tuple[str, Callable[[LaunchSpec], _Value]], ...] = (
+    ("--engine", lambda spec: spec.engine),
+    ("--model", lambda spec: spec.model),
+    ("--tp", lambda spec: spec.tp),
+    ("--gpu", lambda spec: spec.gpu),
+    ("--port", lambda spec: spec.port),
+    ("--clock-speed", lambda spec: spec.clock_speed),
+    ("--seed", lambda spec: spec.seed),
+    ("--served-model-name", lambda spec: spec.name),
+    ("--max-model-len", lambda spec: spec.served_context_tokens),
+    ("--memory-fraction", lambda spec: spec.memory_fraction),
+    ("--reasoning-parser", lambda spec: spec.reasoning_parser),
+)
+
+
+def command(spec: LaunchSpec) -> tuple[list[str], dict[str, str]]:
+    """The exact command, and the settings to add to the environment (never a secret).
+
+    >>> argv, settings = command(LaunchSpec(engine="vllm", model="Qwen/QwQ-32B-AWQ", tp=2, port=8000))
+    >>> argv[:8]
+    ['vllm', 'serve', 'Qwen/QwQ-32B-AWQ', '--host', '127.0.0.1', '--port', '8000', '--served-model-name']
+    """
+    settings = dict(_SETTINGS[spec.engine])
+    if spec.simulated:
+        if spec.gpu is None:
+            raise UsageError(f"gpu: expected the card to simulate for {spec.engine}, got none; add --gpu l20")
+        start = [sys.executable, "-m", "loadtest.simulator"]
+        return [*start, *_options([(flag, value(spec)) for flag, value in _SIMULATOR_FLAGS]), *spec.extra_args], settings
+    flags = [(vllm if spec.engine == "vllm" else sglang, value(spec)) for vllm, sglang, value in _FLAGS]
+    start = [*program(spec.engine), "serve" if spec.engine == "vllm" else "--model-path", hub_name(spec.model)]
+    return [*start, *_options(flags), *spec.extra_args], settings
+
+
+def program(engine: str) -> list[str]:
+    """How a runtime is called here: LOADTEST_VLLM or LOADTEST_SGLANG, else what is on the PATH."""
+    variable, default = _PROGRAMS[engine]
+    return shlex.split(os.environ.get(variable) or default)
+
+
+def hub_name(model: str) -> str:
+    """What a runtime loads: a directory or a hub name as it is, a registry name by its hub name.
+
+    >>> hub_name("qwq-32b-awq"), hub_name("someone/Some-Model")
+    ('Qwen/QwQ-32B-AWQ', 'someone/Some-Model')
+    """
+    return model if "/" in model or Path(model).is_dir() else models.model(model).hub
+
+
+def _options(flags: list[tuple[str | None, _Value]]) -> list[str]:
+    argv: list[str] = []
+    for flag, value in flags:
+        if flag is not None and value is not None and value is not False:
+            argv += [flag] if value is True else [flag, str(value)]
+    return argv
+
+
+def _yarn_override(spec: LaunchSpec, key: str) -> str:
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": _rope_theta(spec.model),
+        "factor": YARN_FACTOR,
+        "original_max_position_embeddings": YARN_ORIGINAL_TOKENS,
+    }
+    return json.dumps({key: rope, "max_position_embeddings": int(YARN_FACTOR * YARN_ORIGINAL_TOKENS)})
+
+
+def _rope_theta(model: str) -> float:
+    path = Path(model) / "config.json"
+    if not path.is_file():
+        return _ROPE_THETA
+    config = json.loads(path.read_text(encoding="utf-8"))
+    nested = config.get("rope_parameters") or {}
+    return float(config.get("rope_theta") or nested.get("rope_theta") or _ROPE_THETA)

