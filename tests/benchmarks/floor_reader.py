@@ -1,0 +1,58 @@
+"""The floor: a bare epoll loop that streams requests and stamps its reads, with nothing else in its way.
+
+python tests/benchmarks/floor_reader.py PORT STREAMS REQUESTS TOKENS
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import select
+import socket
+import sys
+import time
+
+
+def main() -> None:
+    port, streams, requests, tokens = map(int, sys.argv[1:])
+    body = json.dumps({"model": "known", "stream": True, "messages": [{"role": "user", "content": "x" * 400}]}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    data = head % len(body) + body
+    poll = select.epoll()
+    socks: dict[int, socket.socket] = {}
+    for _ in range(streams):
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        socks[sock.fileno()] = sock
+        poll.register(sock.fileno(), select.EPOLLIN)
+    seen: list[tuple[float, list[float], list[bytes]]] = []
+    open_streams: dict[int, tuple[float, list[float], list[bytes]]] = {}
+    waiting = list(socks)
+    left, cpu_s = requests, time.process_time()
+    start = time.monotonic()
+    while left or open_streams:
+        while waiting and left and time.monotonic() >= start:
+            fd = waiting.pop()
+            start = max(start + 0.02 / streams, start)
+            open_streams[fd] = (time.monotonic(), [], [])
+            socks[fd].send(data)
+            left -= 1
+        for fd, _ in poll.poll(0.001 if waiting and left else -1):
+            piece = socks[fd].recv(65536)
+            sent, reads, pieces = open_streams[fd]
+            reads.append(time.monotonic())
+            pieces.append(piece)
+            if piece.endswith(b"0\r\n\r\n"):
+                seen.append(open_streams.pop(fd))
+                waiting.append(fd)
+    cpu_s = time.process_time() - cpu_s
+    digest = hashlib.sha256(body).hexdigest()
+    found = []
+    for sent, reads, pieces in seen:
+        first = next(i for i, piece in enumerate(pieces) if b'"role"' not in piece)
+        found.append({"sha256": digest, "sent": sent, "tokens": reads[first : first + tokens]})
+    json.dump({"cpu_s": cpu_s, "requests": found}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
