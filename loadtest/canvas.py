@@ -10,7 +10,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,17 +19,25 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Sheet
 
+from loadtest.view import Cell
+
 INK, MUTED, GRID, CARD = "#1d2733", "#5b6672", "#dfe3e8", "#fffffe"
 SGLANG, VLLM, OTHER, GOOD, BAD = "#0072b2", "#c25100", "#007a5a", "#007a5b", "#b00021"
 VARIABLES = {
-    INK: "--ink", MUTED: "--muted", GRID: "--grid", CARD: "--card", SGLANG: "--sglang", VLLM: "--vllm", OTHER: "--other",
-    GOOD: "--good", BAD: "--bad",
-}  # fmt: skip
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    CARD: "--card",
+    SGLANG: "--sglang",
+    VLLM: "--vllm",
+    OTHER: "--other",
+    GOOD: "--good",
+    BAD: "--bad",
+}
 
 PNG_DPI = 110
 HEADER_INCHES = 0.72
-COLUMNS = 3
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": ["DejaVu Sans"],
@@ -69,11 +77,14 @@ class Look:
 
     colour: str
     marker: str = ""
-    dash: str = "-"
+    dash: Any = "-"
     share: float = 1.0
 
 
 LOOKS = {"sglang": Look(SGLANG, "o", "-"), "vllm": Look(VLLM, "s", "--"), "other": Look(OTHER, "^", ":")}
+
+
+PHASES = (("waiting for the first token", 0.0), ("thinking", 0.38), ("answering", 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +129,8 @@ class Figure:
     width_inches: float = 3.6
     height_inches: float = 2.7
     left_inches: float = 0.56
+    bottom_inches: float = 0.62
+    columns: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +144,19 @@ class Drawing:
     boxes: tuple[str, ...] = field(default=())
 
 
+def legend(cells: Iterable[Cell]) -> tuple[Key, ...]:
+    """One entry for each runtime; hollow markers stand for simulated ones."""
+    return tuple({cell.runtime: Key(cell.runtime, LOOKS[cell.family], hollow=cell.simulated) for cell in cells}.values())
+
+
+def nothing(axes: Any, why: str = "no data") -> None:
+    """Say in the drawing itself that there is nothing to draw."""
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=MUTED)
+
+
 def draw(figure: Figure) -> Drawing:
     """Draw `figure` to SVG and PNG. Same figure, same bytes."""
-    columns = min(COLUMNS, len(figure.panels))
+    columns = min(figure.columns, len(figure.panels))
     lines = math.ceil(len(figure.panels) / columns)
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": figure.name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a character the font lacks is drawn as a box
@@ -144,7 +167,8 @@ def draw(figure: Figure) -> Drawing:
             _panel(sheet, figure, panel, index % columns, index // columns)
         svg = _to_svg(sheet, figure)
         png = io.BytesIO()
-        FigureCanvasAgg(sheet).print_png(png, metadata={"Software": None, "Title": figure.title})  # type: ignore[no-untyped-call]
+        about = {"Software": None, "Title": figure.title}
+        FigureCanvasAgg(sheet).print_png(png, metadata=about)  # type: ignore[no-untyped-call]
     boxes = tuple(_box(figure, i % columns, i // columns) for i in range(len(figure.panels)))
     return Drawing(figure, svg.encode(), png.getvalue(), _inner(svg, figure.name), boxes)
 
@@ -182,8 +206,12 @@ def _handle(key: Key) -> Any:
 def _panel(sheet: Sheet, figure: Figure, panel: Panel, column: int, line: int) -> None:
     width, height = sheet.get_figwidth(), sheet.get_figheight()
     left = column * figure.width_inches + figure.left_inches
-    bottom = height - HEADER_INCHES - (line + 1) * figure.height_inches + 0.62
-    across, tall, gap = figure.width_inches - figure.left_inches - 0.14, figure.height_inches - 0.62 - 0.3, 0.16
+    bottom = height - HEADER_INCHES - (line + 1) * figure.height_inches + figure.bottom_inches
+    across, tall, gap = (
+        figure.width_inches - figure.left_inches - 0.14,
+        figure.height_inches - figure.bottom_inches - 0.32,
+        0.16,
+    )
     each = (tall - gap * (panel.stacked - 1)) / panel.stacked
     axes = []
     for index in range(panel.stacked):
@@ -201,8 +229,8 @@ def _box(figure: Figure, column: int, line: int) -> str:
 
 def _to_svg(sheet: Sheet, figure: Figure) -> str:
     stream = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    FigureCanvasSVG(sheet).print_svg(stream, metadata={**nothing, "Title": figure.title})
+    absent = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    FigureCanvasSVG(sheet).print_svg(stream, metadata={**absent, "Title": figure.title})  # type: ignore[no-untyped-call]
     text = stream.getvalue()
     return re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif", text)
 

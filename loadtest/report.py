@@ -41,19 +41,44 @@ GROUPS = (
 )
 
 DEFINITIONS = (
-    ("Time to first token (TTFT)", "From sending to the first text of any kind; thinking counts, a role-only or empty chunk does not. Seconds."),
+    (
+        "Time to first token (TTFT)",
+        "From sending to the first text of any kind; thinking counts, a role-only or empty chunk does not. Seconds.",
+    ),
     ("Time to first answer text", "From sending to the first text of the answer, after the thinking. Seconds."),
-    ("Time to final answer", "From sending to the last chunk of an answer that ended by itself. Cut-off and truncated requests are censored at their last chunk (Kaplan-Meier), never dropped. Seconds."),
+    (
+        "Time to final answer",
+        "From sending to the last chunk of an answer that ended by itself. Cut-off and truncated requests are censored "
+        "at their last chunk (Kaplan-Meier), never dropped. Seconds.",
+    ),
     ("Thinking time", "From the first text of the reasoning to the first text of the answer. Seconds."),
-    ("Gap between tokens (ITL)", "Time between consecutive tokens, weighted by token where a chunk carries several. Seconds."),
-    ("Time per output token (TPOT)", "(Last chunk - first chunk) / (tokens after the first chunk), one value a request. Seconds."),
+    (
+        "Gap between tokens (ITL)",
+        "Time between consecutive tokens, weighted by token where a chunk carries several. Seconds.",
+    ),
+    (
+        "Time per output token (TPOT)",
+        "(Last chunk - first chunk) / (tokens after the first chunk), one value a request. Seconds.",
+    ),
     ("Tokens/s per user", "1 / TPOT: what one stream delivers while it decodes."),
-    ("Output tokens/s", "Tokens that arrived inside the steady window, in which all streams were in flight, divided by its length; tokens of unfinished requests included."),
+    (
+        "Output tokens/s",
+        "Tokens that arrived inside the steady window, in which all streams were in flight, divided by its length; "
+        "tokens of unfinished requests included.",
+    ),
     ("Answers per hour", "Finished answers, by the same window; within the SLOs: those that met every one."),
-    ("Interval", "95 % confidence interval. A quantile whose interval cannot be bounded from n samples is left out (—) with the n it needs."),
+    (
+        "Interval",
+        "95 % confidence interval. A quantile whose interval cannot be bounded from n samples is left out (—) with the "
+        "n it needs.",
+    ),
     ("Ahead, faster, slower", "Said only where the 95 % interval of the ratio leaves out 1."),
-    ("Simulated", "A runtime imitated by this suite from a performance model. Its figures predict; they measure no runtime and no card."),
-)  # fmt: skip
+    (
+        "Simulated",
+        "A runtime imitated by this suite from a performance model. Its figures predict; they measure no runtime and "
+        "no card.",
+    ),
+)
 
 
 def build(metrics: Json, manifest: Json, engines: Mapping[str, Json]) -> str:
@@ -148,7 +173,7 @@ def _sections(metrics: Json, manifest: Json, engines: Mapping[str, Json], drawin
         "levels": _levels(cells),
         "troubles": _troubles(cells),
         "cells": _cells(cells, engines),
-        "fits": [(f"{cell.runtime} {cell.deployment}", _fit_lines(cell)) for cell in cells if _fit_lines(cell)],
+        "fits": [(cell.name, _fit_lines(cell)) for cell in cells if _fit_lines(cell)],
         "contract": _plain(view.section(manifest, "contract")),
         "environment": _plain({**view.section(manifest, "environment"), **_workload(manifest)}),
         "commands": _commands(manifest, engines),
@@ -162,8 +187,14 @@ def _shown(drawing: Drawing) -> dict[str, Any]:
         "figure": drawing.figure,
         "inner": Markup(drawing.inner),
         "boxes": drawing.boxes,
-        "wide": drawing.figure.width_inches > 4,
+        "kind": _kind(drawing),
     }
+
+
+def _kind(drawing: Drawing) -> str:
+    """How the panels are laid out: one, two or three columns where the screen is wide enough."""
+    columns = min(drawing.figure.columns, len(drawing.boxes))
+    return {1: "one", 2: "two"}.get(columns, "three")
 
 
 def swatch(key: Key) -> Markup:
@@ -239,7 +270,7 @@ def _summary(cells: tuple[Cell, ...], manifest: Json) -> Table | None:
         head += [f"lowest cost of 1000 answers, {currency}".rstrip(", "), "95 % interval", "at"]
     lines = []
     for cell in measured:
-        line = [f"{cell.runtime} {cell.deployment}"]
+        line = [cell.name]
         if wanted:
             best = verdict.highest_met(cell, wanted)
             line += ["none shown" if best is None else str(best["concurrency"]), _tried(cell)]
@@ -281,7 +312,7 @@ def _levels(cells: tuple[Cell, ...]) -> Table:
     for cell in cells:
         for level in cell.levels:
             figures = [_figure_text(level, key, which) for key, which, _ in LEVEL_COLUMNS]
-            name = f"{cell.runtime} {cell.deployment}"
+            name = cell.name
             lines.append((name, view.count(level.get("concurrency")), view.count(level.get("n_requests")), *figures))
     return Table(head, tuple(lines), ("— : no figure can be given from so few requests, or it does not apply.",))
 
@@ -304,7 +335,7 @@ def _troubles(cells: tuple[Cell, ...]) -> Table:
         counts = [view.count(view.section(level, "outcomes").get(name, 0)) for name in outcomes]
         counts += [view.count(view.section(level, "troubles").get(name)) for name in troubles]
         gates = [_gate(level.get("client_health")), _gate(level.get("reconciliation"))]
-        lines.append((f"{cell.runtime} {cell.deployment}", view.count(level.get("concurrency")), *counts, *gates))
+        lines.append((cell.name, view.count(level.get("concurrency")), *counts, *gates))
     return Table(head, tuple(lines))
 
 
@@ -327,9 +358,16 @@ def _cells(cells: tuple[Cell, ...], engines: Mapping[str, Json]) -> Table:
         status = f"{cell.status}: {cell.reason}" if cell.reason else cell.status
         version = cell.version or view.clean(engine.get("engine_version") or view.DASH)
         lines.append(
-            (f"{cell.runtime} {cell.deployment}", version, cell.gpu or view.DASH, status, _tried(cell) or view.DASH,
-             view.number(waited), view.count(engine.get("exit_code")))
-        )  # fmt: skip
+            (
+                cell.name,
+                version,
+                cell.gpu or view.DASH,
+                status,
+                _tried(cell) or view.DASH,
+                view.number(waited),
+                view.count(engine.get("exit_code")),
+            )
+        )
     return Table(head, tuple(lines))
 
 
@@ -385,7 +423,7 @@ def terminal_table(metrics: Json, manifest: Json | None = None) -> str:
         ("ttft_s", "p50"),
         ("time_to_final_answer_s", "p50"),
     )
-    body = [head]
+    body: list[tuple[str, ...]] = [head]
     for cell in view.cells(metrics):
         for level in cell.levels:
             figures = [view.number(view.estimate(level, key, which).value) for key, which in keys]

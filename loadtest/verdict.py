@@ -1,4 +1,4 @@
-"""The decision in words, for the page's first screen and the terminal: which runtime, which cards, how many users, what it costs.
+"""The decision in words, for the page and the terminal: which runtime, which cards, how many users, at what cost.
 
 Every sentence carries its interval or says that there is none. A simulated run only predicts, and its sentences say so.
 """
@@ -174,7 +174,7 @@ def objectives(manifest: Json) -> tuple[Objective, ...]:
 
 
 def meets(level: Json, objective: Objective) -> str:
-    """`yes` where the whole interval is below the limit, `no` where it is above, `not sure` between, `no data` for a null."""
+    """`yes` where the whole interval is below the limit, `no` where it is above, `not sure` between; else what lacks."""
     found = view.estimate(level, objective.metric, objective.which)
     if found.value is None:
         return f"needs n ≥ {found.n_needed}" if found.n_needed else "no data"

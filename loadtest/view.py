@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,16 @@ class Cell:
         """Name of the runtime; a simulated one says so."""
         name = FAMILIES.get(self.family, self.family)
         return f"{name} (simulated)" if self.simulated else name
+
+    @property
+    def short(self) -> str:
+        """Name of the runtime alone, for small places under a title that says what is simulated."""
+        return FAMILIES.get(self.family, self.family)
+
+    @property
+    def name(self) -> str:
+        """Runtime and deployment, the header of a table's row."""
+        return f"{self.runtime} {self.deployment}"
 
     @property
     def deployment(self) -> str:
@@ -111,6 +121,43 @@ def deployments(of: tuple[Cell, ...]) -> dict[str, tuple[Cell, ...]]:
         if cell.levels:
             groups[cell.deployment] = (*groups.get(cell.deployment, ()), cell)
     return groups
+
+
+def flat(groups: Mapping[str, tuple[Cell, ...]]) -> tuple[Cell, ...]:
+    """The cells of all groups, in order."""
+    return tuple(cell for group in groups.values() for cell in group)
+
+
+def top_level(group: Iterable[Cell]) -> int:
+    """The highest level that every cell of the group has; the highest of any where they share none."""
+    levels = [{int(level["concurrency"]) for level in cell.levels} for cell in group]
+    return max(set.intersection(*levels) or set.union(*levels))
+
+
+def title(text: str, of: Iterable[Cell]) -> str:
+    """A title that says so where any of the cells is simulated."""
+    return f"{text} (simulated)" if any(cell.simulated for cell in of) else text
+
+
+def users(of: int) -> str:
+    """
+    >>> users(1), users(8)
+    ('1 user', '8 users')
+    """
+    return f"{of} user{'' if of == 1 else 's'}"
+
+
+def sizes(cell: Cell) -> str:
+    """Number of requests at each level of a cell, in words."""
+    found = [count(level.get("n_requests")) for level in cell.levels]
+    return f"{found[0]} at each level" if len(set(found)) == 1 else ", ".join(found)
+
+
+def value_and_span(of: Estimate) -> list[str]:
+    """Two cells of a table: the figure and its interval, or a dash and the n it needs."""
+    if of.value is None:
+        return [DASH, f"needs n ≥ {of.n_needed}" if of.n_needed else "no data"]
+    return [number(of.value), span(of) or DASH]
 
 
 def rows(of: Json, key: str) -> list[Json]:

@@ -67,10 +67,16 @@ def _curves(
             first = t + ttft_s * rng.uniform(0.9, 1.4)
             timeline.append(
                 {
-                    "user": user, "seq": seq, "phase": "warmup" if seq == 0 else "measure", "sent_s": t, "first_s": first,
-                    "answer_s": first + think_s, "ended_s": t + length, "outcome": "ok" if rng.random() > 0.04 else "truncated",
+                    "user": user,
+                    "seq": seq,
+                    "phase": "warmup" if seq == 0 else "measure",
+                    "sent_s": t,
+                    "first_s": first,
+                    "answer_s": first + think_s,
+                    "ended_s": t + length,
+                    "outcome": "ok" if rng.random() > 0.04 else "truncated",
                 }
-            )  # fmt: skip
+            )
             t += length + 0.1
     end = max(row["ended_s"] for row in timeline)
     times = [end * i / 150 for i in range(151)]
@@ -97,21 +103,32 @@ def level(engine: str, concurrency: int, speed: float, *, repeats: int = 2) -> J
     total, answers = user * concurrency * 0.97, 3600 * concurrency / final
     simulated = engine.endswith("-sim")
     return {
-        "concurrency": concurrency, "n_requests": n, "outcomes": {"ok": n - 2, "truncated": 1, "cut_off": 1},
+        "concurrency": concurrency,
+        "n_requests": n,
+        "outcomes": {"ok": n - 2, "truncated": 1, "cut_off": 1},
         "window": {"start_s": 1.0, "end_s": 1.0 + final * 3},
-        "passes": [{"repeat": r + 1, "n_requests": n // repeats, "output_tokens_per_s": total * (1 + 0.01 * r)} for r in range(repeats)],
-        "ttft_s": distribution(ttft, n), "time_to_first_answer_s": distribution(ttft + think_s, n),
-        "time_to_final_answer_s": distribution(final, n), "thinking_s": distribution(think_s, n),
-        "itl_s": distribution(1 / user, n * 700, 0.3), "tpot_s": distribution(1 / user, n, 0.04),
-        "tokens_per_s_per_user": distribution(user, n, 0.05), "output_tokens_per_s": single(total),
-        "answers_per_hour": single(answers, 0.06), "goodput_answers_per_hour": single(answers * 0.9, 0.08),
-        "reasoning_tokens": distribution(thinking, n), "answer_tokens": distribution(answer, n),
+        "passes": [
+            {"repeat": r + 1, "n_requests": n // repeats, "output_tokens_per_s": total * (1 + 0.01 * r)}
+            for r in range(repeats)
+        ],
+        "ttft_s": distribution(ttft, n),
+        "time_to_first_answer_s": distribution(ttft + think_s, n),
+        "time_to_final_answer_s": distribution(final, n),
+        "thinking_s": distribution(think_s, n),
+        "itl_s": distribution(1 / user, n * 700, 0.3),
+        "tpot_s": distribution(1 / user, n, 0.04),
+        "tokens_per_s_per_user": distribution(user, n, 0.05),
+        "output_tokens_per_s": single(total),
+        "answers_per_hour": single(answers, 0.06),
+        "goodput_answers_per_hour": single(answers * 0.9, 0.08),
+        "reasoning_tokens": distribution(thinking, n),
+        "answer_tokens": distribution(answer, n),
         "accuracy": None if simulated else single(0.8, 0.1),
         "client_health": {"status": "pass", "reasons": [], "loop_lag_p99_s": 0.0004, "cpu_share_max": 0.21},
         "reconciliation": {"status": "pass", "reasons": [], "client_tokens": n * 760, "server_tokens": n * 760},
         "troubles": {"no_closing_think": 0, "truncated": 1, "no_answer": 0, "empty_answer": 0, "repetition": 0},
         "curves": _curves(rng, concurrency, final, ttft, think_s, 1 / user, n),
-    }  # fmt: skip
+    }
 
 
 def _cell(engine: str, model: str, tp: int, bound: float, speed: float, levels: tuple[int, ...]) -> Json:
@@ -119,16 +136,26 @@ def _cell(engine: str, model: str, tp: int, bound: float, speed: float, levels: 
     refused = speed == 0
     weight = 65.5e9 if model == "qwq-32b" else 19.3e9
     cell: Json = {
-        "id": f"{engine}_{model}_tp{tp}", "engine": engine, "engine_version": "0.1.0" if simulated else "0.32.0",
-        "model": model, "tp": tp, "gpu": "l20", "simulated": simulated,
+        "id": f"{engine}_{model}_tp{tp}",
+        "engine": engine,
+        "engine_version": "0.1.0" if simulated else "0.32.0",
+        "model": model,
+        "tp": tp,
+        "gpu": "l20",
+        "simulated": simulated,
         "status": "refused" if refused else "ok",
         "reason": "65.5 GB of weights do not fit one card of 48 GB (43.2 GB usable)" if refused else None,
-        "fit": {"fits": not refused, "weight_bytes_per_card": weight / tp, "kv_capacity_tokens": 0 if refused else 86_000,
-                "max_streams": 0 if refused else 5, "bound_tokens_per_s": bound,
-                "lines": [f"weights {weight / 1e9:.1f} GB / {tp} card(s)", "usable 0.90 x 48.0 GB = 43.2 GB"]},
+        "fit": {
+            "fits": not refused,
+            "weight_bytes_per_card": weight / tp,
+            "kv_capacity_tokens": 0 if refused else 86_000,
+            "max_streams": 0 if refused else 5,
+            "bound_tokens_per_s": bound,
+            "lines": [f"weights {weight / 1e9:.1f} GB / {tp} card(s)", "usable 0.90 x 48.0 GB = 43.2 GB"],
+        },
         "roofline": None if refused else {"bound_tokens_per_s": bound, "share": single(speed / bound, 0.02)},
         "levels": [] if refused else [level(engine, c, speed) for c in levels],
-    }  # fmt: skip
+    }
     return cell
 
 
@@ -155,21 +182,70 @@ def _compare(a: Json, b: Json, left: Json, right: Json, metric: str) -> Json:
     better = ratio > 1 if "tokens_per_s" in metric else ratio < 1
     verdict = "no detectable difference" if interval[0] < 1 < interval[1] else "faster" if better else "slower"
     return {
-        "model": a["model"], "tp": a["tp"], "a": a["id"], "b": b["id"], "concurrency": left["concurrency"], "metric": metric,
-        "ratio": {"value": ratio, "ci95": interval}, "verdict": verdict, "smallest_detectable_ratio": 1 + wide,
-        "n_a": left["n_requests"], "n_b": right["n_requests"], "reason": None,
-    }  # fmt: skip
+        "model": a["model"],
+        "tp": a["tp"],
+        "a": a["id"],
+        "b": b["id"],
+        "concurrency": left["concurrency"],
+        "metric": metric,
+        "ratio": {"value": ratio, "ci95": interval},
+        "verdict": verdict,
+        "smallest_detectable_ratio": 1 + wide,
+        "n_a": left["n_requests"],
+        "n_b": right["n_requests"],
+        "reason": None,
+    }
 
 
 def findings(simulated: bool) -> list[Json]:
     yes, no = ("predicted", "not_predicted") if simulated else ("reproduced", "contradicted")
     rows = (
-        ("awq-tp1-speed", "QwQ-32B-AWQ on one card", "about 35 tokens/s", "34.9 tokens/s", [34.1, 35.7], yes, "within 15 % of 35"),
-        ("awq-tp2-speed", "QwQ-32B-AWQ on two cards", "about 50 tokens/s", "49.8 tokens/s", [48.9, 50.7], yes, "within 15 % of 50"),
-        ("full-tp1-fit", "QwQ-32B (BF16) on one 48 GB card", "does not fit in memory", "refused", None, yes, "65.5 GB of weights"),
-        ("awq-max-concurrency", "recommended maximum concurrency, AWQ", "5 or below", "8", [4, 8], no, "p90 of time to final answer"),
-        ("sglang-ahead", "SGLang against vLLM", "ahead in most test scenarios", None, None, "not_measured", "no AWQ pair at level 16"),
-    )  # fmt: skip
+        (
+            "awq-tp1-speed",
+            "QwQ-32B-AWQ on one card",
+            "about 35 tokens/s",
+            "34.9 tokens/s",
+            [34.1, 35.7],
+            yes,
+            "within 15 % of 35",
+        ),
+        (
+            "awq-tp2-speed",
+            "QwQ-32B-AWQ on two cards",
+            "about 50 tokens/s",
+            "49.8 tokens/s",
+            [48.9, 50.7],
+            yes,
+            "within 15 % of 50",
+        ),
+        (
+            "full-tp1-fit",
+            "QwQ-32B (BF16) on one 48 GB card",
+            "does not fit in memory",
+            "refused",
+            None,
+            yes,
+            "65.5 GB of weights",
+        ),
+        (
+            "awq-max-concurrency",
+            "recommended maximum concurrency, AWQ",
+            "5 or below",
+            "8",
+            [4, 8],
+            no,
+            "p90 of time to final answer",
+        ),
+        (
+            "sglang-ahead",
+            "SGLang against vLLM",
+            "ahead in most test scenarios",
+            None,
+            None,
+            "not_measured",
+            "no AWQ pair at level 16",
+        ),
+    )
     keys = ("id", "claim", "expected", "measured", "ci95", "verdict", "reason")
     return [dict(zip(keys, row, strict=True)) for row in rows]
 
@@ -180,41 +256,89 @@ def full_matrix(*, simulated: bool = True, levels: tuple[int, ...] = (1, 2, 4, 8
     cells = [_cell(e, m, tp, bound, speed, levels) for m, tp, bound, speed in DEPLOYMENTS for e in names]
     speed = 20.0 if simulated else 1.0
     metrics: Json = {
-        "schema_version": 1, "run_id": "20261122-213000", "simulated": simulated, "complete": True,
-        "run": {"id": "20261122-213000", "name": "qwq-32b on Ada cards", "started": "2026-11-22T21:30:00Z", "mode": "equal-work",
-                "workload": {"name": "math", "identity": "9f2c" * 16}, "clock_speed": speed},
+        "schema_version": 1,
+        "run_id": "20261122-213000",
+        "simulated": simulated,
+        "complete": True,
+        "run": {
+            "id": "20261122-213000",
+            "name": "qwq-32b on Ada cards",
+            "started": "2026-11-22T21:30:00Z",
+            "mode": "equal-work",
+            "workload": {"name": "math", "identity": "9f2c" * 16},
+            "clock_speed": speed,
+        },
         "health": {"client": "pass", "reconciliation": "pass", "complete": True, "reasons": []},
-        "cells": cells, "comparisons": _comparisons(cells), "findings": findings(simulated),
-    }  # fmt: skip
+        "cells": cells,
+        "comparisons": _comparisons(cells),
+        "findings": findings(simulated),
+    }
     return Sample(metrics, _manifest(metrics, levels), {cell["id"]: _engine(cell, speed) for cell in cells})
 
 
 def _manifest(metrics: Json, levels: tuple[int, ...]) -> Json:
     return {
-        "schema_version": 1, "run_id": metrics["run_id"], "name": metrics["run"]["name"], "started_unix_s": 1_795_383_000.0,
-        "complete": True, "incomplete_reason": None, "simulated": metrics["simulated"], "clock_speed": metrics["run"]["clock_speed"],
-        "mode": "equal-work", "scenario": "long_reasoning", "question": "",
+        "schema_version": 1,
+        "run_id": metrics["run_id"],
+        "name": metrics["run"]["name"],
+        "started_unix_s": 1_795_383_000.0,
+        "complete": True,
+        "incomplete_reason": None,
+        "simulated": metrics["simulated"],
+        "clock_speed": metrics["run"]["clock_speed"],
+        "mode": "equal-work",
+        "scenario": "long_reasoning",
+        "question": "",
         "workload": {"source": "math:n=64,seed=7", "name": "math", "identity": "9f2c" * 16, "n_prompts": 64},
-        "contract": {"temperature": 0.6, "top_p": 0.95, "top_k": 40, "min_p": 0.0, "presence_penalty": 0.0, "max_tokens": 32768, "seed": 7},
-        "slo": ["time_to_final_answer_s:p90<60", "ttft_s:p50<2"], "prices": {"gpu_hour": 1.2, "currency": "USD"},
-        "environment": {"python": "3.11.7", "platform": "Linux 6.1 x86_64", "cpu": "2 cores", "loadtest": "0.1.0", "locust": "2.47.1"},
+        "contract": {
+            "temperature": 0.6,
+            "top_p": 0.95,
+            "top_k": 40,
+            "min_p": 0.0,
+            "presence_penalty": 0.0,
+            "max_tokens": 32768,
+            "seed": 7,
+        },
+        "slo": ["time_to_final_answer_s:p90<60", "ttft_s:p50<2"],
+        "prices": {"gpu_hour": 1.2, "currency": "USD"},
+        "environment": {
+            "python": "3.11.7",
+            "platform": "Linux 6.1 x86_64",
+            "cpu": "2 cores",
+            "loadtest": "0.1.0",
+            "locust": "2.47.1",
+        },
         "cells": [{key: cell[key] for key in ("id", "engine", "model", "tp", "gpu")} for cell in metrics["cells"]],
-        "levels": list(levels), "repeats": 2, "interrupted": False,
+        "levels": list(levels),
+        "repeats": 2,
+        "interrupted": False,
         "commands": ["loadtest run scenarios/studies/demo.toml --out runs/demo"],
-    }  # fmt: skip
+    }
 
 
 def _engine(cell: Json, speed: float) -> Json:
     module = "loadtest.simulator" if cell["simulated"] else "vllm.entrypoints.openai.api_server"
     return {
-        "id": cell["id"], "engine": cell["engine"], "engine_version": cell["engine_version"], "model": cell["model"],
-        "tp": cell["tp"], "gpu": cell["gpu"], "simulated": cell["simulated"], "clock_speed": speed,
+        "id": cell["id"],
+        "engine": cell["engine"],
+        "engine_version": cell["engine_version"],
+        "model": cell["model"],
+        "tp": cell["tp"],
+        "gpu": cell["gpu"],
+        "simulated": cell["simulated"],
+        "clock_speed": speed,
         "base_url": "http://127.0.0.1:31001",
         "command": ["python", "-m", module, "--model", cell["model"], "--tp", str(cell["tp"]), "--port", "31001"],
-        "env": {"TOKENIZERS_PARALLELISM": "false"}, "status": cell["status"], "reason": cell["reason"],
-        "started_unix_s": 1_795_383_001.0, "ready_unix_s": 1_795_383_003.2, "stopped_unix_s": 1_795_383_060.0, "exit_code": 0,
-        "fit": cell["fit"], "server_info": {},
-    }  # fmt: skip
+        "env": {"TOKENIZERS_PARALLELISM": "false"},
+        "status": cell["status"],
+        "reason": cell["reason"],
+        "started_unix_s": 1_795_383_001.0,
+        "ready_unix_s": 1_795_383_003.2,
+        "stopped_unix_s": 1_795_383_060.0,
+        "exit_code": 0,
+        "fit": cell["fit"],
+        "server_info": {},
+    }
 
 
 def damaged() -> Sample:
@@ -233,8 +357,18 @@ def damaged() -> Sample:
     first["levels"][3]["client_health"] = {"status": "fail", "reasons": reasons[:1]}
     first["levels"] = first["levels"][1:]
     for key in ("ttft_s", "time_to_final_answer_s"):
-        third["levels"][0][key] = {"n": 0, "mean": None, "p50": None, "p90": None, "p95": None, "p99": None, "min": None,
-                                   "max": None, "ci95": {}, "n_needed": {"p50": 6, "p90": 29}}  # fmt: skip
+        third["levels"][0][key] = {
+            "n": 0,
+            "mean": None,
+            "p50": None,
+            "p90": None,
+            "p95": None,
+            "p99": None,
+            "min": None,
+            "max": None,
+            "ci95": {},
+            "n_needed": {"p50": 6, "p90": 29},
+        }
     third["levels"][1]["output_tokens_per_s"] = {"value": None, "ci95": None}
     third["levels"][2]["curves"] = {}
     third["roofline"] = None
