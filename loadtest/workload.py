@@ -69,7 +69,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Prompts in file order. `identity` is the SHA-256 of their content alone: neither name nor source counts."""
+    """Prompts in file order. `identity` is the SHA-256 of what `dump` writes of them: neither name nor source counts."""
 
     name: str
     prompts: tuple[Prompt, ...]
@@ -100,7 +100,13 @@ def make(name: str, prompts: tuple[Prompt, ...], source: str) -> Workload:
 
 
 def _identity(prompts: tuple[Prompt, ...]) -> str:
-    return hashlib.sha256(msgspec.json.encode(prompts, order="deterministic")).hexdigest()
+    return hashlib.sha256(_lines(prompts)).hexdigest()
+
+
+def _lines(prompts: tuple[Prompt, ...]) -> bytes:
+    """Canonical content: one JSON line a prompt, keys sorted, what is null left out."""
+    rows = ({key: value for key, value in msgspec.to_builtins(p).items() if value is not None} for p in prompts)
+    return b"".join(msgspec.json.encode(row, order="sorted") + b"\n" for row in rows)
 
 
 def load(spec: str) -> Workload:
@@ -152,8 +158,7 @@ def _permutation(seed: int, number: int, size: int) -> list[int]:
 
 def dump(workload: Workload) -> bytes:
     """The workload as JSON Lines that `load` reads back with equal identity."""
-    lines = [{k: v for k, v in msgspec.to_builtins(p).items() if v is not None} for p in workload.prompts]
-    return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+    return _lines(workload.prompts)
 
 
 # --- replay
