@@ -11,11 +11,11 @@ from dataclasses import dataclass
 ALL_REDUCE_S = {"nvlink": 10e-6, "pcie": 20e-6}
 """Seconds of one small all-reduce inside a CUDA graph, whatever its size.
 
-PCIe with peer access: 19 to 22 us for 4 to 16 KB by NCCL (haohervchb/sglang-V100 pull request 2). NVLink: half of that.
+PCIe with peer access: 19 to 22 us for 4 to 16 KB by NCCL (github.com/haohervchb/sglang-V100 pull request 2). NVLink:
+taken as half of that.
 """
 
 QUERY_TILE = 128  # query rows that one attention block works on (FlashAttention-2 and later)
-BLOCKS_PER_MULTIPROCESSOR = 2  # such blocks that one multiprocessor holds at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,37 @@ class Constants:
 
 
 CALIBRATED: dict[str, Constants] = {
-    "a100-80gb": Constants(1.86e-3, 89e-6, 0.918, 0.92, 0.90, 0.68, 0.588, "A100 80GB, vLLM 0.6.2/0.6.3"),
-    "h20": Constants(1.86e-3, 30.6e-6, 0.392, 0.279, 0.601, 0.68, 0.853, "H20 96GB, SGLang 0.4.6.post1"),
+    "a100-80gb": Constants(
+        step_s=0.00198,
+        layer_s=8.55e-05,
+        memory_efficiency=0.918,
+        quantised_efficiency=0.92,
+        prefill_efficiency=0.9,
+        quantised_prefill_factor=0.68,
+        attention_efficiency=0.588,
+        source="A100 80GB SXM, vLLM 0.6.2/0.6.3",
+    ),
+    "h20": Constants(
+        step_s=0.000914,
+        layer_s=5.64e-05,
+        memory_efficiency=0.392,
+        quantised_efficiency=0.281,
+        prefill_efficiency=0.601,
+        quantised_prefill_factor=0.68,
+        attention_efficiency=0.867,
+        source="H20, SGLang 0.4.6.post1",
+    ),
 }
 DEFAULT = "a100-80gb"  # for cards that nobody has calibrated: Ampere's tensor-core instructions, which Ada has too
+
+FP8_EFFICIENCY = {"h20": 0.548}
+"""Share of the bandwidth at which FP8 weights are read, where it is known to differ from `quantised_efficiency`.
+
+The two tables have no FP8. Solved from one published figure, Qwen3-14B-FP8 on H20 after a prompt of 1 token (97.1 tokens/s).
+"""
+
+FP8_PREFILL_FACTOR = {"h20": 0.753}
+"""Share of the FP8 tensor rate, on top of `prefill_efficiency`: from the same model after 63,488 tokens (34.0 tokens/s)."""
 
 RANGE_CALIBRATED = 0.15
 """Half-width of a prediction's range (as a ratio) on a calibrated card: 9 of 10 errors on unseen models are inside."""

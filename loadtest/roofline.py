@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 
 from loadtest.constants import (
     ALL_REDUCE_S,
-    BLOCKS_PER_MULTIPROCESSOR,
     CALIBRATED,
+    FP8_EFFICIENCY,
+    FP8_PREFILL_FACTOR,
     QUERY_TILE,
     RANGE_CALIBRATED,
     RANGE_OTHER,
     Constants,
     constants_of,
 )
-from loadtest.errors import FitError, UsageError
+from loadtest.errors import UsageError
 from loadtest.hardware import Gpu
 from loadtest.models import Model
 
@@ -124,7 +125,7 @@ class Prediction:
 
     `ttft_s`, `tpot_s` (mean gap after the first token; null for one token), `tokens_per_s_per_user` = 1 / tpot_s,
     `output_tokens_per_s` over all streams, prefill included, `time_to_final_answer_s` of one stream, from send to last
-    token. `running_streams` is how many the KV cache lets run at once. `lines` is the arithmetic for a reader.
+    token. `fits` is that of `Fit`, `running_streams` how many the KV cache lets run at once, `lines` the arithmetic.
     """
 
     simulated: bool
@@ -133,6 +134,7 @@ class Prediction:
     tokens_per_s_per_user: Estimate | None
     output_tokens_per_s: Estimate
     time_to_final_answer_s: Estimate
+    fits: bool
     running_streams: int
     lines: tuple[str, ...]
 
@@ -253,18 +255,23 @@ def step_time_s(deployment: Deployment, work: StepWork, constants: Constants | N
 
 def _weights_s(deployment: Deployment, constants: Constants) -> float:
     """Read the layers at their kernel's efficiency, the LM head at that of 16-bit weights."""
-    model = deployment.model
-    bandwidth = deployment.gpu.bandwidth_bytes_per_s * deployment.tp
+    model, gpu = deployment.model, deployment.gpu
     layers = constants.memory_efficiency if model.quantisation == "bf16" else constants.quantised_efficiency
+    if model.quantisation == "fp8":
+        layers = FP8_EFFICIENCY.get(gpu.name, layers)
     head_bytes = model.weight_bytes_read_per_token - model.linear_bytes
-    return (model.linear_bytes / layers + head_bytes / constants.memory_efficiency) / bandwidth
+    return (
+        (model.linear_bytes / layers + head_bytes / constants.memory_efficiency) / gpu.bandwidth_bytes_per_s / deployment.tp
+    )
 
 
 def _products_s(deployment: Deployment, tokens: int, constants: Constants) -> float:
     """Two operations a weight and token; FP8 at the FP8 rate where the card has one, other weights widened to 16 bit."""
     model, gpu = deployment.model, deployment.gpu
-    rate = gpu.fp8_flop_per_s if model.quantisation == "fp8" and gpu.fp8_flop_per_s else gpu.bf16_flop_per_s
+    rate = gpu.bf16_flop_per_s
     factor = 1.0 if model.quantisation == "bf16" else constants.quantised_prefill_factor
+    if model.quantisation == "fp8" and gpu.fp8_flop_per_s:
+        rate, factor = gpu.fp8_flop_per_s, FP8_PREFILL_FACTOR.get(gpu.name, factor)
     return 2 * model.linear_parameters * tokens / deployment.tp / (rate * constants.prefill_efficiency * factor)
 
 
@@ -274,12 +281,15 @@ def _kv_s(deployment: Deployment, work: StepWork, constants: Constants) -> float
 
 
 def _attention_s(deployment: Deployment, work: StepWork, constants: Constants) -> float:
-    """Prompt attention, slowed where a chunk has too few blocks (heads x tiles of 128 queries) to fill the card."""
+    """Prompt attention in blocks (heads x tiles of 128 queries), which run in whole rounds of one a multiprocessor.
+
+    A chunk of few blocks leaves multiprocessors idle: of two rounds of 108, 112 blocks use 112 / 216.
+    """
     if not work.prefill_tokens:
         return 0.0
     gpu, model, tp = deployment.gpu, deployment.model, deployment.tp
-    blocks = model.heads / tp * -(-work.prefill_tokens // QUERY_TILE)
-    filled = min(1.0, blocks / (BLOCKS_PER_MULTIPROCESSOR * gpu.multiprocessors))
+    blocks = model.heads // tp * -(-work.prefill_tokens // QUERY_TILE)
+    filled = blocks / (gpu.multiprocessors * -(-blocks // gpu.multiprocessors))
     flop = work.prefill_pairs * model.attention_flop_per_pair / tp
     return flop / (gpu.bf16_flop_per_s * constants.attention_efficiency * filled)
 
@@ -344,15 +354,14 @@ def predict(deployment: Deployment, *, prompt_tokens: int, output_tokens: int, c
 
     With R streams running, a request's cycle is R prefills (its own, and one of each other stream, which halts its decoding)
     and its decoding steps in a batch of R; with R < `concurrency` it first waits for the others: cycle x concurrency / R.
-    Raises UsageError for counts below 1, FitError where not even one stream fits.
+    A deployment that does not fit is predicted all the same, one stream at a time, with `fits` false and a line about it.
+    Raises UsageError for counts below 1.
     """
     for name, count in (("prompt tokens", prompt_tokens), ("output tokens", output_tokens), ("concurrency", concurrency)):
         if count < 1:
             raise UsageError(f"{name} {count}: expected at least 1")
     room = fit(deployment, context_tokens=prompt_tokens + output_tokens, concurrency=concurrency)
-    if not room.fits:
-        raise FitError(f"does not fit: {room.reason}")
-    running = min(concurrency, room.max_streams)
+    running = _running(room)
     chunk = chunk_tokens(deployment, prompt_tokens + output_tokens)
     prefill = prefill_s(deployment, prompt_tokens, chunk)
     decode = decode_s(deployment, prompt_tokens, output_tokens - 1, running)
@@ -367,9 +376,14 @@ def predict(deployment: Deployment, *, prompt_tokens: int, output_tokens: int, c
         tokens_per_s_per_user=None if tpot is None else _estimate(1 / tpot, width),
         output_tokens_per_s=_estimate(running * output_tokens / cycle, width),
         time_to_final_answer_s=_estimate(final, width),
+        fits=room.fits,
         running_streams=running,
         lines=_prediction_lines(deployment, room, prompt_tokens, output_tokens, prefill, decode, final),
     )
+
+
+def _running(room: Fit) -> int:
+    return max(1, min(room.concurrency, room.max_streams))
 
 
 def _range(deployment: Deployment) -> float:
@@ -386,7 +400,7 @@ def _prediction_lines(
 ) -> tuple[str, ...]:
     """The arithmetic of a prediction for a reader: what a decoding step is made of, and what the request comes to."""
     constants = constants_of(deployment.gpu.name)
-    running = min(room.concurrency, room.max_streams)
+    running = _running(room)
     work = StepWork(decode_streams=running, kv_read_tokens=running * (prompt_tokens + output_tokens // 2))
     weights, kv = _weights_s(deployment, constants), _kv_s(deployment, work, constants)
     launches = constants.step_s + deployment.model.layers * constants.layer_s
@@ -404,4 +418,5 @@ def _prediction_lines(
         f"  decode       {output_tokens - 1:,} steps in {decode:.4g} s",
         f"  in all       {total:.1f} tokens/s over {room.concurrency} streams, final answer after {final:.4g} s"
         f" (bound for one stream: {room.bound_tokens_per_s:.1f} tokens/s)",
+        *([f"  does not fit: {room.reason}"] if room.reason else []),
     )
