@@ -1,0 +1,287 @@
+"""Intervals, quantiles, survival and corrections: pure functions of arrays, each with the source of its formula.
+
+All intervals are two-sided at 95 %. A quantile whose interval n samples cannot bound is None, with the n it would need.
+Why each was chosen: docs/numbers.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
+
+CONFIDENCE = 0.95
+_TAIL = (1 - CONFIDENCE) / 2
+Z = float(special.ndtri(1 - _TAIL))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its 95 % interval (None: cannot be had), the n behind it, and the n that a missing one would need."""
+
+    value: float | None
+    ci95: Interval | None = None
+    n: int = 0
+    n_needed: int | None = None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """`{value, ci95, n}`, with `n_needed` and `reason` where something is missing."""
+        answer: dict[str, Any] = {"value": self.value, "ci95": list(self.ci95) if self.ci95 else None, "n": self.n}
+        if self.n_needed is not None:
+            answer["n_needed"] = self.n_needed
+        if self.reason:
+            answer["reason"] = self.reason
+        return answer
+
+
+def n_for_quantile(p: float) -> int:
+    """The least n whose order statistics bound quantile `p` on both sides at 95 %: `max(p, 1-p)**n <= 0.025`.
+
+    >>> [n_for_quantile(p) for p in (0.5, 0.9, 0.95, 0.99)]
+    [6, 36, 72, 368]
+    """
+    return math.ceil(math.log(_TAIL) / math.log(max(p, 1 - p)))
+
+
+@lru_cache(maxsize=4096)
+def quantile_ranks(n: int, p: float) -> tuple[int, int] | None:
+    """Ranks (1-based) of the order statistics that bound quantile `p` of n samples, or None where none do.
+
+    Exact, free of any distribution: `l` the largest with `P(B < l) <= 0.025`, `u` the least with `P(B >= u) <= 0.025`,
+    B binomial(n, p) (Hahn and Meeker, Statistical Intervals, 5.2).
+
+    >>> quantile_ranks(10, 0.5), quantile_ranks(5, 0.5)
+    ((2, 9), None)
+    """
+    if n < n_for_quantile(p):
+        return None
+    below = special.bdtr(np.arange(n), n, p)  # P(B <= k) for k = 0..n-1
+    low = int(np.searchsorted(below, _TAIL, side="right"))
+    high = int(np.searchsorted(below, 1 - _TAIL, side="left")) + 1
+    return None if low < 1 or high > n else (low, high)
+
+
+def quantile(ordered: Floats, p: float) -> Estimate:
+    """Quantile `p` of ascending samples, as the least x with `F(x) >= p`; None below `n_for_quantile(p)` samples."""
+    n = len(ordered)
+    ranks = quantile_ranks(n, p)
+    if ranks is None:
+        return Estimate(None, None, n, n_for_quantile(p))
+    return Estimate(float(ordered[_rank(n, p) - 1]), (float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1])), n)
+
+
+def _rank(n: int, p: float) -> int:
+    return max(1, math.ceil(n * p - 1e-9))
+
+
+def t_critical(df: float, tail: float = _TAIL) -> float:
+    """Student's t exceeded with probability `tail`."""
+    return float(-special.stdtrit(df, tail))
+
+
+def mean(values: Floats) -> Estimate:
+    """Arithmetic mean with the t interval of independent samples; no interval for fewer than two.
+
+    >>> mean(np.array([1.0, 2.0, 3.0])).value
+    2.0
+    """
+    return ratio(values, np.ones(len(values)))
+
+
+def ratio(totals: Floats, sizes: Floats) -> Estimate:
+    """`sum(totals) / sum(sizes)` over clusters, with the t interval of the linearised ratio (Cochran, Sampling, 6.3).
+
+    The clusters (requests, passes, batches) are the unit of repetition: n of them, n - 1 degrees of freedom. With sizes
+    of 1 it is the plain mean. Clusters of size 0 are left out; None where none is left.
+    """
+    totals, sizes = totals[sizes > 0], sizes[sizes > 0]
+    n = len(totals)
+    if n == 0:
+        return Estimate(None, None, 0, 1)
+    value = float(math.fsum(totals) / math.fsum(sizes))
+    if n == 1:
+        return Estimate(value, None, 1, 2, "one sample has no interval")
+    residuals = totals - value * sizes
+    error = math.sqrt(n / (n - 1) * math.fsum(residuals**2)) / math.fsum(sizes)
+    half = t_critical(n - 1) * error
+    return Estimate(value, (value - half, value + half), n)
+
+
+def share(successes: int, n: int) -> Estimate:
+    """A proportion with Wilson's score interval; None for n = 0.
+
+    >>> [round(x, 3) for x in share(8, 10).ci95]
+    [0.49, 0.943]
+    """
+    if n == 0:
+        return Estimate(None, None, 0, 1)
+    p = successes / n
+    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    return Estimate(p, (max(0.0, centre - half), min(1.0, centre + half)), n)
+
+
+def poisson_rate(count: int, exposure: float) -> Estimate:
+    """Events per unit of exposure with the exact interval of a Poisson count (Garwood 1936); too wide rather than too
+    narrow where events come more evenly than by chance, as answers of a closed loop do."""
+    if exposure <= 0:
+        return Estimate(None, None, 0, 1)
+    low = special.chdtri(2 * count, 1 - _TAIL) / 2 if count else 0.0
+    high = special.chdtri(2 * count + 2, _TAIL) / 2
+    return Estimate(count / exposure, (float(low) / exposure, float(high) / exposure), count)
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """A Kaplan-Meier curve: at each time of an event, the share still waiting and its pointwise 95 % band."""
+
+    times: Floats
+    share: Floats
+    low: Floats
+    high: Floats
+    n: int
+    n_censored: int
+    greenwood: Floats  # running sum of d / (r (r - d)); inf once nobody waits
+
+
+def kaplan_meier(times: Floats, observed: NDArray[np.bool_]) -> Survival:
+    """Kaplan-Meier's estimate from times and whether each was observed (else right-censored then).
+
+    `S(t) = prod(1 - d_i / r_i)`; the band is Greenwood's variance on the log(-log S) scale (Kalbfleisch and Prentice,
+    1.4.2). At ties events come before censorings. Where S is 0 the band is (0, previous upper).
+
+    >>> kaplan_meier(np.array([1.0, 2.0, 3.0]), np.array([True, False, True])).share.round(3).tolist()
+    [0.667, 0.0]
+    """
+    order = np.lexsort((~observed, times))
+    times, observed = times[order], observed[order]
+    at, first = np.unique(times, return_index=True)
+    deaths = np.add.reduceat(observed.astype(np.int64), first) if len(at) else np.zeros(0, np.int64)
+    risk = len(times) - first
+    at, deaths, risk = at[deaths > 0], deaths[deaths > 0], risk[deaths > 0]
+    waiting: Floats = np.cumprod(1 - deaths / risk, dtype=np.float64)
+    waiting[risk == deaths] = 0.0
+    with np.errstate(divide="ignore"):
+        greenwood: Floats = np.cumsum(deaths / (risk * (risk - deaths)), dtype=np.float64)
+    low, high = _log_log_band(waiting, greenwood)
+    return Survival(at, waiting, low, high, len(times), int(np.sum(~observed)), greenwood)
+
+
+def _log_log_band(waiting: Floats, greenwood: Floats) -> tuple[Floats, Floats]:
+    low, high = np.zeros(len(waiting)), np.ones(len(waiting))
+    inside = (waiting > 0) & (waiting < 1)
+    log = np.log(waiting[inside])
+    spread = np.exp(Z * np.sqrt(greenwood[inside]) / -log)
+    low[inside], high[inside] = np.exp(log * spread), np.exp(log / spread)
+    if len(waiting) and waiting[-1] == 0:
+        high[-1] = high[-2] if len(waiting) > 1 else 1.0
+    return low, high
+
+
+def survival_quantile(curve: Survival, p: float) -> Estimate:
+    """Time by which a share `p` has finished: the first t with `S(t) <= 1 - p`; its interval inverts the pointwise band
+    (Brookmeyer and Crowley 1982). None where the band never falls to `1 - p`; then `n_needed` assumes that the same
+    share is censored."""
+    low, value, high = (_first_at_most(curve.times, s, 1 - p) for s in (curve.low, curve.share, curve.high))
+    if low is not None and value is not None and high is not None:
+        return Estimate(value, (low, high), curve.n)
+    finished = max(1, curve.n - curve.n_censored) / max(1, curve.n)
+    needed = max(curve.n + 1, math.ceil(n_for_quantile(p) / finished))
+    return Estimate(None, None, curve.n, needed)
+
+
+def _first_at_most(times: Floats, values: Floats, limit: float) -> float | None:
+    where = np.flatnonzero(values <= limit + 1e-12)
+    return float(times[where[0]]) if len(where) else None
+
+
+def restricted_mean(curve: Survival, horizon: float) -> tuple[float, float]:
+    """Mean of min(T, horizon), the area under S up to `horizon`, and its standard error
+    `sqrt(sum(A_i^2 d_i / (r_i (r_i - d_i))))`, A_i the area from t_i on (Klein and Moeschberger, 4.5)."""
+    inside = curve.times < horizon
+    times, waiting = curve.times[inside], curve.share[inside]
+    edges = np.concatenate(([0.0], times, [horizon]))
+    areas = np.diff(edges) * np.concatenate(([1.0], waiting))
+    after = np.cumsum(areas[::-1])[::-1][1:]
+    steps = np.diff(np.concatenate(([0.0], curve.greenwood[inside])))
+    terms = np.where(after > 0, after**2, 0.0) * np.where(np.isfinite(steps), steps, 0.0)
+    return float(np.sum(areas)), math.sqrt(float(np.sum(terms)))
+
+
+def clustered_quantile(values: Floats, weights: Floats, owners: NDArray[np.int64], p: float) -> Estimate:
+    """Weighted quantile of `values` (ascending) that come in clusters, such as token gaps in requests.
+
+    Gaps of one request resemble each other, so requests are the unit: the share below the quantile gets its variance
+    from clusters, that variance an effective n (at most the total weight), and that n exact binomial bounds, with the
+    t correction for few clusters (Woodruff 1952; Korn and Graubard 1998). None for fewer than two clusters, or where the
+    bounds reach 0 or 1; `n_needed` then counts clusters.
+    """
+    total = float(np.sum(weights))
+    sizes = np.asarray(np.bincount(owners, weights), np.float64)
+    clusters = int(np.sum(sizes > 0))
+    if clusters < 2:
+        return Estimate(None, None, clusters, 2)
+    running = np.cumsum(weights)
+    point = _weighted(values, running, p * total)
+    below = np.asarray(np.bincount(owners, weights * (values <= point), minlength=len(sizes)), np.float64)
+    estimate = ratio(below, sizes)
+    assert estimate.value is not None
+    assert estimate.ci95 is not None
+    t = t_critical(clusters - 1)
+    error = (estimate.ci95[1] - estimate.value) / t
+    spread = p * (1 - p)
+    n = min(total, spread / error**2 if error > 0 else total) * (Z / t) ** 2
+    low, high = _clopper_pearson(p * n, n)
+    if low <= 0 or high >= 1 or n < n_for_quantile(p):
+        return Estimate(None, None, clusters, math.ceil(clusters * n_for_quantile(p) / max(n, 1e-9)))
+    return Estimate(point, (_weighted(values, running, low * total), _weighted(values, running, high * total)), clusters)
+
+
+def _weighted(values: Floats, running: Floats, amount: float) -> float:
+    return float(values[min(int(np.searchsorted(running, amount - 1e-9)), len(values) - 1)])
+
+
+def _clopper_pearson(k: float, n: float) -> Interval:
+    low = float(special.betaincinv(k, n - k + 1, _TAIL)) if k > 0 else 0.0
+    return low, float(special.betaincinv(k + 1, n - k, 1 - _TAIL)) if k < n else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def trend(values: Floats) -> tuple[float, float]:
+    """Least-squares change over the whole series as a share of its mean, and the two-sided p-value of no trend.
+
+    (0, 1) for fewer than 4 values or a series that is 0 throughout.
+    """
+    n = len(values)
+    centre = float(np.mean(values)) if n else 0.0
+    if n < 4 or centre == 0:
+        return 0.0, 1.0
+    x = np.arange(n) - (n - 1) / 2
+    slope = float(np.sum(x * values) / np.sum(x * x))
+    residual = values - centre - slope * x
+    error = math.sqrt(float(np.sum(residual**2)) / (n - 2) / float(np.sum(x * x)))
+    p = 2 * float(special.stdtr(n - 2, -abs(slope) / error)) if error > 0 else float(slope == 0)
+    return slope * n / centre, p
