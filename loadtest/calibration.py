@@ -1,8 +1,9 @@
-"""Fit the performance model's constants to measured speeds: `python -m loadtest.calibration DATA.csv...`.
+"""Fit the performance model's constants to measured speeds: `python -m loadtest.calibration [--check] DATA.csv...`.
 
 A CSV has the columns `model, quantization, gpu, gpu_count, engine, prompt_tokens, output_tokens, output_tokens_per_s`, the
 last being the output tokens of one lone request over its whole time, prefill included. The command prints the constants as
 rows of `constants.CALIBRATED`, each measurement's residual, and the errors when each model is predicted from the others.
+With `--check` nothing is fitted: the residuals are those of the constants as they stand.
 
 The fit minimises squared log errors (in units of 3 %, beyond two of them damped by soft L1) plus one weak prior a constant,
 which decides only what the data leave open; every constant stays within physical bounds.
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from loadtest import hardware, models
-from loadtest.constants import Constants
+from loadtest.constants import Constants, constants_of
 from loadtest.errors import LoadtestError, UsageError
 from loadtest.roofline import Deployment, request_s
 
@@ -124,13 +125,13 @@ def calibrate(measurements: Sequence[Measurement]) -> dict[str, Constants]:
     spreads = np.array([one.spread for one in free])
     measured = np.log([m.output_tokens_per_s for m in measurements])
 
-    def residuals(logs: Array) -> Array:
+    def misfit(logs: Array) -> Array:
         constants = _constants(np.exp(logs), sources)
         predicted = np.log([speed(m, constants[m.deployment.gpu.name]) for m in measurements])
         return np.concatenate([(predicted - measured) / NOISE, (logs - guesses) / spreads])
 
     bounds = (np.log([one.low for one in free]), np.log([one.high for one in free]))
-    answer = least_squares(residuals, guesses, bounds=bounds, loss="soft_l1", f_scale=2.0)
+    answer = least_squares(misfit, guesses, bounds=bounds, loss="soft_l1", f_scale=2.0)
     return _constants(np.exp(answer.x), sources)
 
 
@@ -170,17 +171,27 @@ def report(measurements: Sequence[Measurement]) -> list[str]:
     """The whole answer as lines: constants, residuals, errors on unseen models."""
     constants = calibrate(measurements)
     lines = [f'    "{card}": {_row(row)},' for card, row in constants.items()]
-    seen = errors(measurements, constants)
-    lines += [
-        f"{m.title}: measured {m.output_tokens_per_s:.2f}, predicted {m.output_tokens_per_s * (1 + error):.2f}, {error:+.1%}"
-        for m, error in zip(measurements, seen, strict=True)
-    ]
-    lines.append(f"fitted: {summary(seen)}")
+    lines += residuals(measurements, constants)
     unseen = leave_one_out(measurements)
     lines += [f"without {family}: {summary(of)}" for family, of in unseen.items()]
     if unseen:
         lines.append(f"unseen models together: {summary(np.concatenate(list(unseen.values())))}")
     return lines
+
+
+def check(measurements: Sequence[Measurement]) -> list[str]:
+    """The residuals of the constants as they stand."""
+    return residuals(measurements, {m.deployment.gpu.name: constants_of(m.deployment.gpu.name) for m in measurements})
+
+
+def residuals(measurements: Sequence[Measurement], constants: Mapping[str, Constants]) -> list[str]:
+    """A line for each measurement, and a summary."""
+    found = errors(measurements, constants)
+    lines = [
+        f"{m.title}: measured {m.output_tokens_per_s:.2f}, predicted {m.output_tokens_per_s * (1 + error):.2f}, {error:+.1%}"
+        for m, error in zip(measurements, found, strict=True)
+    ]
+    return [*lines, f"all of these: {summary(found)}"]
 
 
 def _row(row: Constants) -> str:
@@ -191,10 +202,12 @@ def _row(row: Constants) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Calibrate on the CSV files named; 0, or the exit code of what went wrong, with one line about it."""
+    names = [argument for argument in arguments if argument != "--check"]
     try:
-        if not arguments:
-            raise UsageError("expected CSV files of measured speeds: python -m loadtest.calibration DATA.csv...")
-        lines = report([m for name in arguments for m in read(Path(name))])
+        if not names:
+            raise UsageError("expected CSV files of measured speeds: python -m loadtest.calibration [--check] DATA.csv...")
+        measurements = [m for name in names for m in read(Path(name))]
+        lines = check(measurements) if "--check" in arguments else report(measurements)
     except LoadtestError as error:
         sys.stderr.write(f"calibration: {error}\n")
         return error.exit_code
