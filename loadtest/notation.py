@@ -78,7 +78,7 @@ _SUPER_RUN = re.compile(f"[{_SUPERSCRIPTS}]+")
 _SUB_RUN = re.compile(f"[{_SUBSCRIPTS}]+")
 _THIN = re.compile(r"\\[,;:]|\{,\}")
 _INVISIBLE = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigl|bigr|Bigl|Bigr)(?![A-Za-z])|\\[!()\[\]]|\\(?=\s|$)|~|\$(?!\s*[0-9])"
+    r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigl|bigr|Bigl|Bigr)(?![A-Za-z])|\\[!()\[\]]|(?<!\\)\\(?=\s|$)|~|\$(?!\s*[0-9])"
 )
 _GROUPED = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:(?:\\,|\{,\}|\\;|\\:)[0-9]{3})+)(?![0-9])")
 _FONT = re.compile(r"\\(?:mathbf|boldsymbol|textbf|mathit|bm)\{([^{}]*)\}")
@@ -221,7 +221,7 @@ def _unit(words: str, *, known_only: bool) -> str | None:
     for shape, suffix in (("square ", "2"), ("cubic ", "3")):
         if words.startswith(shape) and words[len(shape) :] in _UNITS:
             return _UNITS[words[len(shape) :]] + suffix
-    if words in _UNITS:
+    if words in _UNITS and not (known_only and len(words) == 1):  # a bare letter may as well be a variable
         return _UNITS[words]
     parts = words.lower().split()
     if known_only or len(parts) != 1 or len(parts[0]) < 3 or _NOT_UNITS.fullmatch(parts[0]):
@@ -395,8 +395,9 @@ class _Arithmetic:
 
 # --- texts
 
-_FRAC = re.compile(r"\\frac ?\{([^{}]*)\} ?\{([^{}]*)\}")
-_ATOM = re.compile(r"-?[A-Za-z0-9.]+|\\[A-Za-z]+|\\sqrt\{[^{}]*\}|[0-9]*\\(?:sqrt\{[^{}]*\}|pi)")
+_GROUP = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
+_FRAC = re.compile(rf"\\frac ?{_GROUP} ?{_GROUP}")
+_ATOM = re.compile(r"-?(?:[A-Za-z0-9.]+|[0-9]*\\(?:sqrt\{[^{}]*\}|[A-Za-z]+))")
 
 
 def _canonical(text: str) -> str:
@@ -419,4 +420,5 @@ def _canonical(text: str) -> str:
 def _slash(match: re.Match[str]) -> str:
     parts = [part.strip() for part in match.groups()]
     top, bottom = (part if _ATOM.fullmatch(part) else f"({part})" for part in parts)
-    return f"({top}/{bottom})"
+    whole = match.string[: match.start()].strip() in ("", "-") and match.end() == len(match.string)
+    return f"{top}/{bottom}" if whole else f"({top}/{bottom})"
