@@ -390,7 +390,6 @@ class _Engine:
         self._loop = gevent.get_hub().loop
         self._watchers: dict[int, Any] = {}
         self._timer: Any = None
-        self._added = 0
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
@@ -400,12 +399,10 @@ class _Engine:
 
     def add(self, easy: Any) -> None:
         self._multi.add_handle(easy)
-        self._added += 1
-        self._run(pycurl.SOCKET_TIMEOUT, 0)
+        self._wake()
 
     def remove(self, easy: Any) -> None:
         self._multi.remove_handle(easy)
-        self._added -= 1
 
     def close(self) -> None:
         self._stop_timer()
@@ -415,10 +412,10 @@ class _Engine:
         self._watchers.clear()
         self._multi.close()
 
-    def _run(self, fd: int, events: int) -> None:
-        """Let libcurl read and write; its write callbacks stamp. Called for every readable socket: keep it short."""
-        if self._act(fd, events)[1] != self._added:
-            self._collect()
+    def _wake(self) -> None:
+        """Let libcurl do what is due by the clock: start a transfer, give a connection attempt up."""
+        self._act(pycurl.SOCKET_TIMEOUT, 0)
+        self._collect()
 
     def _collect(self) -> None:
         more = 1
@@ -438,18 +435,20 @@ class _Engine:
         if old is not None:
             old.stop()
             old.close()
-        if what == pycurl.POLL_REMOVE:
+        if what == pycurl.POLL_REMOVE:  # also what every transfer ends with
+            self._loop.run_callback(self._collect)
             return
         # POLL_IN, POLL_OUT and POLL_INOUT have the values of libev's READ, WRITE and both, and of CSELECT_IN and _OUT.
+        # For a token, libcurl's own function is the callback: no Python between the loop and the read.
         watcher = self._loop.io(fd, what)
-        watcher.start(self._run, fd, what if what != pycurl.POLL_INOUT else 0)
+        watcher.start(self._act, fd, what if what != pycurl.POLL_INOUT else 0)
         self._watchers[fd] = watcher
 
     def _on_timer(self, timeout_ms: int) -> None:
         self._stop_timer()
         if timeout_ms >= 0:
             self._timer = self._loop.timer(timeout_ms / 1000)
-            self._timer.start(self._run, pycurl.SOCKET_TIMEOUT, 0)
+            self._timer.start(self._wake)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gevent
 
-from loadtest import reply, thinking
+from loadtest import answers, reply, thinking
 from loadtest.client import CurlTransport, Exchange, Transport
 from loadtest.clock import Clock
 from loadtest.contract import Contract
@@ -269,6 +269,4 @@ def cut(text: str | None, limit_bytes: int) -> str | None:
 def _check(answer: str | None, item: Item) -> bool | None:
     if not answer:
         return None
-    from loadtest import answers
-
     return answers.check(answer, item.prepared.prompt)

@@ -46,14 +46,15 @@ class Reply:
 class _Stream:
     """What the events of one stream have said so far."""
 
+    __slots__ = ("chunk_s", "contents", "counts", "done", "events", "failure", "field", "finish_reason", "thoughts", "usage")
+
     def __init__(self) -> None:
         self.chunk_s: list[float] = []
         self.contents: list[str] = []
         self.thoughts: list[str] = []
         self.field: str | None = None
-        self.counts: list[int | None] = []  # completion tokens told with or before each text chunk
+        self.counts: list[int | None] = []  # completion tokens in all, told with each text chunk
         self.usage: sse.Usage | None = None
-        self.told = 0  # text chunks that came with usage
         self.finish_reason: str | None = None
         self.done = False
         self.failure: tuple[Outcome, RequestError] | None = None
@@ -71,33 +72,30 @@ class _Stream:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._fail("protocol_error", "bad_chunk", f"not a chunk of a chat completion: {error}: {sse.excerpt(payload)}")
             return
-        if chunk.is_error:
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        if chunk.choices:
+            self._choice(at_s, chunk.choices[0], chunk.usage)
+        elif chunk.is_error:
             message, code = sse.error_text(chunk)
             self._fail("server_error", "error_in_stream", message, code)
-            return
-        self._text(at_s, chunk)
 
-    def _text(self, at_s: float, chunk: sse.Chunk) -> None:
-        usage = chunk.usage
-        if usage is not None:
-            self.usage = usage
-        if not chunk.choices:
-            return
-        choice = chunk.choices[0]
+    def _choice(self, at_s: float, choice: sse.Choice, usage: sse.Usage | None) -> None:
         if choice.finish_reason:
             self.finish_reason = choice.finish_reason
         delta = choice.delta
         if delta is None:
             return
         thought = delta.reasoning or delta.reasoning_content
-        if not thought and not delta.content:
+        if thought:
+            if self.field is None:
+                self.field = "reasoning" if delta.reasoning else "reasoning_content"
+        elif not delta.content:
             return
-        if thought and self.field is None:
-            self.field = "reasoning" if delta.reasoning else "reasoning_content"
         self.chunk_s.append(at_s)
         self.contents.append(delta.content or "")
         self.thoughts.append(thought or "")
-        self.counts.append(usage.completion_tokens if usage is not None else None)
+        self.counts.append(None if usage is None else usage.completion_tokens)
 
     def _fail(self, outcome: Outcome, kind: str, message: str, status: int | None = None) -> None:
         self.failure = (outcome, RequestError(kind=kind, message=message, http_status=status))

@@ -126,18 +126,17 @@ class Usage(msgspec.Struct, gc=False):
 
 
 class Chunk(msgspec.Struct, gc=False):
-    """One event of a streamed chat completion, or the error that came in its place."""
+    """One event of a streamed chat completion, or the error in its place: as `error`, or flat as SGLang has it."""
 
     choices: list[Choice] = []
     usage: Usage | None = None
     error: Any = None
-    object: str | None = None
     message: Any = None
     code: Any = None
 
     @property
     def is_error(self) -> bool:
-        return self.error is not None or self.object == "error"
+        return self.error is not None or (self.message is not None and not self.choices)
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
@@ -158,7 +157,7 @@ def error_text(content: bytes | Chunk) -> tuple[str, int | None]:
             chunk = decode_chunk(content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return excerpt(content), None
-        if not (chunk.is_error or chunk.message is not None):
+        if not chunk.is_error:
             return excerpt(content), None
     else:
         chunk = content

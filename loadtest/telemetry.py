@@ -27,9 +27,13 @@ _PAGE_BYTES = resource.getpagesize()
 
 
 class LoopLag:
-    """By how much (wall s) the event loop wakes late: a timer of the hub itself, no greenlet in between."""
+    """By how much (wall s) the event loop wakes late: a timer of the hub itself, no greenlet in between.
 
-    def __init__(self, interval_s: float = LAG_INTERVAL_S) -> None:
+    Counted only while requests are in flight: with none, there is nothing to stamp late.
+    """
+
+    def __init__(self, in_flight: Callable[[], int], interval_s: float = LAG_INTERVAL_S) -> None:
+        self._in_flight = in_flight
         self._interval_s = interval_s
         self._due = 0.0
         self._sum_s = 0.0
@@ -47,7 +51,7 @@ class LoopLag:
 
     def take(self) -> tuple[float, float]:
         """Mean and worst lag since the last call; a wake-up that is overdue right now counts."""
-        overdue_s = max(0.0, time.monotonic() - self._due)
+        overdue_s = max(0.0, time.monotonic() - self._due) if self._in_flight() else 0.0
         mean_s = self._sum_s / self._n if self._n else overdue_s
         worst_s = max(self._max_s, overdue_s)
         self._sum_s = self._max_s = 0.0
@@ -56,7 +60,7 @@ class LoopLag:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        lag_s = max(0.0, now - self._due)
+        lag_s = max(0.0, now - self._due) if self._in_flight() else 0.0
         self._sum_s += lag_s
         self._max_s = max(self._max_s, lag_s)
         self._n += 1
@@ -117,7 +121,7 @@ class Telemetry:
         self._worker = worker
         self._in_flight = in_flight
         self._failed = failed
-        self._lag = LoopLag()
+        self._lag = LoopLag(in_flight)
         self._collections = Collections()
         self._late_starts = 0
         self._stopping = gevent.event.Event()
