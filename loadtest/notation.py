@@ -398,6 +398,7 @@ class _Arithmetic:
 _GROUP = r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 _FRAC = re.compile(rf"\\frac ?{_GROUP} ?{_GROUP}")
 _ATOM = re.compile(r"-?(?:[A-Za-z0-9.]+|[0-9]*\\(?:sqrt\{[^{}]*\}|[A-Za-z]+))")
+_BELOW = re.compile(r"[0-9.]+|[A-Za-z]|\\sqrt\{[^{}]*\}|\\[A-Za-z]+")  # what needs no brackets after a slash
 
 
 def _canonical(text: str) -> str:
@@ -419,6 +420,6 @@ def _canonical(text: str) -> str:
 
 def _slash(match: re.Match[str]) -> str:
     parts = [part.strip() for part in match.groups()]
-    top, bottom = (part if _ATOM.fullmatch(part) else f"({part})" for part in parts)
+    top, bottom = (part if rule.fullmatch(part) else f"({part})" for rule, part in zip((_ATOM, _BELOW), parts, strict=True))
     whole = match.string[: match.start()].strip() in ("", "-") and match.end() == len(match.string)
     return f"{top}/{bottom}" if whole else f"({top}/{bottom})"

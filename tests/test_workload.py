@@ -159,6 +159,13 @@ def test_the_aime_files(name: str, first: str) -> None:
     assert workload.prompts[0].answer == first
 
 
+def test_the_example_file_is_checkable() -> None:
+    path = Path(__file__).parents[1] / "scenarios" / "workloads" / "questions.jsonl"
+    workload = load(str(path))
+    assert workload.checkable == len(workload.prompts) == 6
+    assert workload.prompts[5].answer_format == "json"
+
+
 # --- identity
 
 
