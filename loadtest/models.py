@@ -216,12 +216,15 @@ def model(name_or_hub_or_dir: str) -> Model:
     >>> model("Qwen/QwQ-32B-AWQ").quantisation
     'int4-awq'
     """
-    if Path(name_or_hub_or_dir).is_dir():
-        return from_config(Path(name_or_hub_or_dir))
+    path = Path(name_or_hub_or_dir)
+    if (path / "config.json").is_file():
+        return from_config(path)
     name = name_or_hub_or_dir.rstrip("/").rsplit("/", 1)[-1].lower()
     base, suffix = _split(name)
     if base in MODELS:
         return _quantised(MODELS[base], _SUFFIXES[suffix])
+    if name and path.is_dir():
+        return from_config(path)
     suffixes = ", ".join(suffix for suffix in _SUFFIXES if suffix)
     raise UsageError(
         f"model {name_or_hub_or_dir!r} is not known: expected one of {', '.join(MODELS)} (with {suffixes}), "
