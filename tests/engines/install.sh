@@ -37,17 +37,13 @@ vllm_distribution() {
     printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$site/vllm-0.32.0+cpu.dist-info/METADATA"
 }
 
-# The tiny model needs tokenizers, which either runtime brings along.
+# The tiny model is made by the standard library alone: any Python will do.
 model() {
-    local directory="$engines/tiny-qwq" interpreter
-    for interpreter in "$engines/vllm/bin/python" "$engines/sglang/bin/python"; do
-        if [ -x "$interpreter" ] && "$interpreter" -c 'import tokenizers' 2> /dev/null; then
-            "$interpreter" "$here/make_tiny_model.py" "$directory"
-            return
-        fi
-    done
-    echo "model: expected a runtime in .engines, found none; run $0 vllm first" >&2
-    exit 1
+    if [ "$engines/tiny-qwq/model.safetensors" -nt "$here/make_tiny_model.py" ]; then
+        echo "model: already made in .engines/tiny-qwq"
+    else
+        "$python" "$here/make_tiny_model.py" "$engines/tiny-qwq"
+    fi
 }
 
 if [ $# -eq 0 ]; then
