@@ -1,7 +1,8 @@
 r"""Notations of a mathematical answer, read into values that can be compared exactly.
 
-Understood: integers (leading zeros, thousands as `1,234`, `1{,}234`, `1\,234`), decimals, fractions, mixed numbers,
-powers, sums and products of numbers; percent, degrees, currency, units; tuples, intervals, lists, sets; `x = 5`.
+Understood: integers (leading zeros, thousands as `1,234`, `1{,}234`, `1\,234`), decimals (repeating ones too),
+fractions, mixed numbers, powers, sums and products of numbers; percent, degrees, currency, units; tuples, intervals,
+lists, sets; `x = 5`.
 Anything else is a text, compared after spaces and purely visual LaTeX are gone.
 """
 
@@ -89,7 +90,7 @@ def _plain(notation: str) -> str:
     """Without `$`, `\\left`, spacing commands, and Unicode look-alikes; `\\dfrac` is `\\frac`."""
     text = _SUPER_RUN.sub(lambda m: "^{" + "".join(str(_SUPERSCRIPTS.index(c)) for c in m[0]) + "}", notation)
     text = _SUB_RUN.sub(lambda m: "_{" + "".join(str(_SUBSCRIPTS.index(c)) for c in m[0]) + "}", text)
-    text = text.translate(_CHARACTERS)
+    text = text.translate(_CHARACTERS).replace(r"\!", "")
     text = _GROUPED.sub(lambda m: _THIN.sub("", m[1]), text)
     text = text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").replace(r"\cfrac", r"\frac")
     text = _INVISIBLE.sub(" ", _THIN.sub(" ", text.replace(r"\$", "USD ")))
@@ -185,6 +186,8 @@ _NOT_UNITS = re.compile(
     r"|fifth|fifths|tenth|tenths|hundredth|hundredths|thousandth|thousandths|squared|cubed|factorial"
     r"|remainder|unless|else|otherwise|than|more|less|hundreds|thousands|millions|billions|dozens|double"
     r"|triple|twice|square|root|wrong|incorrect|nope|false|gross|mil|bps|percentage|points"
+    r"|(?:six|seven|eigh|nin|eleven|twelf)ths?|ish|ths|nds|rds|zeros|zeroes|repeating|recurring|bar|maybe|perhaps|roughly"
+    r"|negative|inverse|reciprocal|undefined|choose"
 )
 _TAIL = re.compile(
     r"(?P<core>.*[0-9})\]!]) ?(?:"
@@ -266,6 +269,7 @@ def _split(text: str) -> list[str] | None:
 _THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _FRACTION_SHORT = re.compile(r"\\frac ?([0-9])([0-9])")
 _TOKEN = re.compile(r" ?(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(\\frac|\\cdot|\\times|[-+*/^(){}]))")
+_REPEATING = re.compile(r"([-+]?)([0-9]{0,100})\.([0-9]{0,100}) ?\\overline ?\{ ?([0-9]{1,100}) ?\}")
 _MIXED = re.compile(r"([-+]?)([0-9]+) ?(?:\\frac ?\{ ?([0-9]+) ?\} ?\{ ?([0-9]+) ?\}| ([0-9]+) ?/ ?([0-9]+))")
 
 
@@ -279,6 +283,8 @@ def _number(text: str) -> Fraction | None:
     mixed = _MIXED.fullmatch(text)
     if mixed:
         return _mixed(mixed)
+    if repeating := _REPEATING.fullmatch(text):
+        return _repeating(repeating)
     tokens = _tokens(text)
     if tokens is None:
         return None
@@ -294,6 +300,14 @@ def _mixed(match: re.Match[str]) -> Fraction | None:
         return None
     value = int(match[2]) + Fraction(numerator, denominator)
     return -value if match[1] == "-" else value
+
+
+def _repeating(match: re.Match[str]) -> Fraction:
+    """A repeating decimal, 0.1\\overline{6}: the digits before, and the repeated ones over as many nines."""
+    sign, whole, fixed, repeated = match.groups()
+    value = Fraction(int((whole or "0") + fixed), 10 ** len(fixed))
+    value += Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(fixed))
+    return -value if sign == "-" else value
 
 
 def _tokens(text: str) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import string
 from fractions import Fraction
@@ -71,6 +72,44 @@ def test_every_notation_of_a_fraction_is_the_fraction(value: Fraction) -> None:
 def test_integers_are_equal_only_to_themselves(a: int, b: int) -> None:
     for text in (str(b), f"{b:,}", f"{b:,}".replace(",", "{,}"), f"{b}.0", rf"{b}\text{{ cm}}"):
         assert equal(str(a), text) is (a == b)
+
+
+def evaluate(node: ast.expr, source: str) -> Fraction:
+    """Python's own reading of an expression, exact."""
+    if isinstance(node, ast.Constant):
+        return Fraction(str(ast.get_source_segment(source, node)))
+    if isinstance(node, ast.UnaryOp):
+        value = evaluate(node.operand, source)
+        return -value if isinstance(node.op, ast.USub) else value
+    assert isinstance(node, ast.BinOp)
+    a, b = evaluate(node.left, source), evaluate(node.right, source)
+    if isinstance(node.op, ast.Pow):
+        return Fraction(a ** int(b))
+    return {ast.Add: a.__add__, ast.Sub: a.__sub__, ast.Mult: a.__mul__, ast.Div: a.__truediv__}[type(node.op)](b)
+
+
+EXPRESSIONS = st.recursive(
+    st.integers(0, 99).map(str) | st.decimals(0, 9, places=2).map(str),
+    lambda inner: (
+        st.tuples(inner, st.sampled_from("+-*/"), inner).map("".join)
+        | inner.map("({})".format)
+        | inner.map("-({})".format)
+        | st.tuples(inner.map("({})".format), st.integers(0, 5)).map(lambda pair: f"{pair[0]}^{pair[1]}")
+    ),
+    max_leaves=6,
+)
+
+
+@given(EXPRESSIONS | st.text(alphabet="0123456789+-*/(). ", min_size=1, max_size=12))
+def test_arithmetic_reads_as_python_reads_it(text: str) -> None:
+    number = parse(text).number
+    source = text.strip().replace("^", "**")
+    try:
+        tree = ast.parse(source, mode="eval").body
+        expected = evaluate(tree, source)
+    except (SyntaxError, ZeroDivisionError, AssertionError, ValueError):
+        return
+    assert number in (expected, None)
 
 
 NOTATION = st.text(alphabet=r"0123456789.,+-*/^_{}()[]\$% =xabfrctedo°½²", max_size=40)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest import records
+from loadtest.answers import check
 from loadtest.errors import UsageError
 from loadtest.workload import BOXED_INSTRUCTION, Prompt, Workload, dump, from_run, load, make, schedule
 
@@ -157,6 +158,7 @@ def test_the_aime_files(name: str, first: str) -> None:
     workload = load(str(path))
     assert len(workload.prompts) == workload.checkable == 30
     assert workload.prompts[0].answer == first
+    assert all(check(rf"\boxed{{{p.answer}}}", p) for p in workload.prompts)
 
 
 def test_the_example_file_is_checkable() -> None:
