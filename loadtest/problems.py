@@ -101,8 +101,8 @@ def _committees(random: Random, difficulty: int) -> Problem:
     least = random.randint(1, 2)
     total = sum(comb(women, k) * comb(men, size - k) for k in range(least, size + 1))
     text = (
-        f"A committee of {size} is chosen from {women} women and {men} men, and at least {least} of its members must be women."
-        " In how many ways can that be done?"
+        f"A committee of {size} is chosen from {women} women and {men} men, and at least {least} of its members must be"
+        " women. In how many ways can that be done?"
     )
     return Problem(text, str(total))
 
