@@ -9,13 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gevent
+from gevent.threadpool import ThreadPool
 
 from loadtest import answers, reply, thinking
 from loadtest.client import CurlTransport, Exchange, Transport
 from loadtest.clock import Clock
 from loadtest.contract import Contract
 from loadtest.errors import RecordError
-from loadtest.records import ANSWER_LIMIT_BYTES, JsonlWriter, RequestRecord, level_path, requests_stem, write_json
+from loadtest.records import (
+    ANSWER_LIMIT_BYTES,
+    HealthSample,
+    JsonlWriter,
+    RequestRecord,
+    level_path,
+    requests_stem,
+    write_json,
+)
 from loadtest.sequence import Item, Script, indices
 from loadtest.telemetry import Telemetry
 from loadtest.workload import Workload
@@ -77,9 +86,9 @@ class Level:
         self._opened = opened
         self.worker = requests_stem().removeprefix("requests-")
         self._writer = JsonlWriter(settings.folder, requests_stem())
-        health = JsonlWriter(settings.folder, f"client_health-{self.worker}")
-        self.telemetry = Telemetry(health, self.clock, self.worker, lambda: self.in_flight, self._on_telemetry_failure)
-        self._health_writer = health
+        self._health_writer = JsonlWriter(settings.folder, f"client_health-{self.worker}")
+        self._pool = ThreadPool(1)
+        self.telemetry = Telemetry(self._keep_sample, self.clock, self.worker, lambda: self.in_flight)
         self.in_flight = self.users = self.started = self.written = self.measured = 0
         self.connected_wall_s = 0.0
         self.failure: str | None = None
@@ -134,10 +143,12 @@ class Level:
                 self.in_flight -= 1
             record = self._record(item, user, scheduled_s, exchange, lambda: gevent.sleep(0))
         except gevent.GreenletExit:
-            self._keep(self._record(item, user, scheduled_s, exchange, lambda: None))
+            record = self._record(item, user, scheduled_s, exchange, lambda: None)
+            self._written(lambda: self._writer.write(record), record)
             raise
         self._keep(record)
-        self.telemetry.note_start((record.sent_s or scheduled_s) - scheduled_s - (record.connect_s or 0.0))
+        if record.sent_s is not None:
+            self.telemetry.note_start((record.sent_s - scheduled_s - (record.connect_s or 0.0)) / self.clock.speed)
         self._watch_server(record)
         return record
 
@@ -145,6 +156,7 @@ class Level:
         """End: the last health sample, the files, and `level-*.json` with what this process did."""
         self.telemetry.stop()
         self._transport.close()
+        self._pool.kill()
         self._writer.close()
         self._health_writer.close()
         try:
@@ -218,8 +230,17 @@ class Level:
         return None if monotonic_s is None else round(self.clock.offset_s(monotonic_s), 7)
 
     def _keep(self, record: RequestRecord) -> None:
+        """Write from another thread: a disk may take tens of ms for it, and tokens arrive meanwhile."""
+        job = self._pool.spawn(self._writer.write, record)
         try:
-            self._writer.write(record)
+            self._written(job.get, record)
+        except gevent.GreenletExit:
+            self._written(job.get, record)
+            raise
+
+    def _written(self, finish: Callable[[], object], record: RequestRecord) -> None:
+        try:
+            finish()
         except RecordError as error:
             self.fail(str(error))
             raise
@@ -241,8 +262,11 @@ class Level:
                 f" connection error ({reason}); is the server still there?"
             )
 
-    def _on_telemetry_failure(self, error: Exception) -> None:
-        self.fail(f"client health: {error}")
+    def _keep_sample(self, sample: HealthSample) -> None:
+        try:
+            self._pool.apply(self._health_writer.write, (sample,))
+        except RecordError as error:
+            self.fail(str(error))
 
 
 def open_level(

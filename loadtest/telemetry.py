@@ -17,7 +17,7 @@ import gevent
 import gevent.event
 
 from loadtest.clock import Clock
-from loadtest.records import HealthSample, JsonlWriter
+from loadtest.records import HealthSample
 
 LAG_INTERVAL_S = 0.05  # wall time between two looks at how late the loop wakes
 SAMPLE_INTERVAL_S = 1.0
@@ -103,24 +103,15 @@ class Collections:
 
 
 class Telemetry:
-    """Writes one `HealthSample` a second, from `start` to `stop`.
-
-    `in_flight` tells how many requests run now. A sample that cannot be written ends up in `failed`, the caller's to act on.
-    """
+    """Hands one `HealthSample` a second to `write`, from `start` to `stop`; `in_flight` tells how many requests run now."""
 
     def __init__(
-        self,
-        writer: JsonlWriter,
-        clock: Clock,
-        worker: str,
-        in_flight: Callable[[], int],
-        failed: Callable[[Exception], None],
+        self, write: Callable[[HealthSample], None], clock: Clock, worker: str, in_flight: Callable[[], int]
     ) -> None:
-        self._writer = writer
+        self._write = write
         self._clock = clock
         self._worker = worker
         self._in_flight = in_flight
-        self._failed = failed
         self._lag = LoopLag(in_flight)
         self._collections = Collections()
         self._late_starts = 0
@@ -154,11 +145,7 @@ class Telemetry:
             number += 1
             gc.collect(1 if number % MIDDLE_GENERATION_EVERY == 0 else 0)
             now, used = time.monotonic(), time.process_time()
-            try:
-                self._writer.write(self._sample((used - cpu) / max(now - wall, 1e-9)))
-            except Exception as error:
-                self._failed(error)
-                return
+            self._write(self._sample((used - cpu) / max(now - wall, 1e-9)))
             wall, cpu = now, used
 
     def _sample(self, cpu_share: float) -> HealthSample:

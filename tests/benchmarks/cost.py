@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 
@@ -24,7 +23,7 @@ CLIENTS = ("floor", "transport", "loadtest", "geventhttpclient")
 
 def alone(kind: str, port: int, streams: int, requests: int, tokens: int) -> float:
     argv = [sys.executable, str(h.HERE / "stream_client.py"), kind, str(port), str(streams), str(requests), str(tokens)]
-    pin = lambda: os.sched_setaffinity(0, {h.CLIENT_CORE})  # noqa: E731
+    pin = lambda: h.favour(h.CLIENT_CORE)  # noqa: E731
     done = subprocess.run(argv, capture_output=True, text=True, check=True, preexec_fn=pin)
     seen = json.loads(done.stdout)
     return float(seen["cpu_s"] / seen["tokens"] * 1e6)

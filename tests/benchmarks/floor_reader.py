@@ -13,11 +13,16 @@ import sys
 import time
 
 
+def request_body(i: int) -> bytes:
+    content = f"{i} " + "x" * 400
+    return json.dumps({"model": "known", "stream": True, "messages": [{"role": "user", "content": content}]}).encode()
+
+
 def main() -> None:
     port, streams, requests, tokens = map(int, sys.argv[1:])
-    body = json.dumps({"model": "known", "stream": True, "messages": [{"role": "user", "content": "x" * 400}]}).encode()
+    bodies = [request_body(i) for i in range(requests)]
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    data = head % len(body) + body
+    requests_left = [(body, head % len(body) + body) for body in bodies]
     poll = select.epoll()
     socks: dict[int, socket.socket] = {}
     for _ in range(streams):
@@ -25,8 +30,8 @@ def main() -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         socks[sock.fileno()] = sock
         poll.register(sock.fileno(), select.EPOLLIN)
-    seen: list[tuple[float, list[float], list[bytes]]] = []
-    open_streams: dict[int, tuple[float, list[float], list[bytes]]] = {}
+    seen: list[tuple[bytes, float, list[float], list[bytes]]] = []
+    open_streams: dict[int, tuple[bytes, float, list[float], list[bytes]]] = {}
     waiting = list(socks)
     left, cpu_s = requests, time.process_time()
     start = time.monotonic()
@@ -34,23 +39,23 @@ def main() -> None:
         while waiting and left and time.monotonic() >= start:
             fd = waiting.pop()
             start = max(start + 0.02 / streams, start)
-            open_streams[fd] = (time.monotonic(), [], [])
+            body, data = requests_left.pop()
+            open_streams[fd] = (body, time.monotonic(), [], [])
             socks[fd].send(data)
             left -= 1
         for fd, _ in poll.poll(0.001 if waiting and left else -1):
             piece = socks[fd].recv(65536)
-            sent, reads, pieces = open_streams[fd]
+            _, _, reads, pieces = open_streams[fd]
             reads.append(time.monotonic())
             pieces.append(piece)
             if piece.endswith(b"0\r\n\r\n"):
                 seen.append(open_streams.pop(fd))
                 waiting.append(fd)
     cpu_s = time.process_time() - cpu_s
-    digest = hashlib.sha256(body).hexdigest()
     found = []
-    for sent, reads, pieces in seen:
+    for body, sent, reads, pieces in seen:
         first = next(i for i, piece in enumerate(pieces) if b'"role"' not in piece)
-        found.append({"sha256": digest, "sent": sent, "tokens": reads[first : first + tokens]})
+        found.append({"sha256": hashlib.sha256(body).hexdigest(), "sent": sent, "tokens": reads[first : first + tokens]})
     json.dump({"cpu_s": cpu_s, "requests": found}, sys.stdout)
 
 

@@ -1,0 +1,141 @@
+"""What a finished exchange means, on streams as real servers send them."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest import reply
+from loadtest.client import Exchange
+from loadtest.clock import Clock
+
+STREAMS = Path(__file__).parent / "data" / "streams"
+CLOCK = Clock(origin_monotonic_s=100.0, anchor_unix_s=0.0, speed=2.0)
+
+
+def exchange(*pieces: bytes, status: int | None = 200, content_type: str = "text/event-stream") -> Exchange:
+    """One read every second from monotonic 101 on, so at 2, 4, 6, ... s of a run at double speed."""
+    x = Exchange(body=b"", status=status, content_type=content_type, sent=100.5)
+    for i, piece in enumerate(pieces):
+        x.reads.append(101.0 + i)
+        x.pieces.append(piece)
+    return x
+
+
+def by_event(name: str) -> list[bytes]:
+    return [part + b"\n\n" for part in (STREAMS / name).read_bytes().split(b"\n\n") if part]
+
+
+def content(text: str, finish: str = "null") -> bytes:
+    return b'data: {"choices":[{"delta":{"content":"%s"},"finish_reason":%s}]}\n\n' % (text.encode(), finish.encode())
+
+
+def read(x: Exchange, **options: object) -> reply.Reply:
+    return reply.read(x, CLOCK, **({"opened": True} | options))  # type: ignore[arg-type]
+
+
+def test_vllm_thinking_then_answer():
+    got = read(exchange(*by_event("vllm_thinking.txt")))
+    assert got.outcome == "ok"
+    assert got.error is None
+    assert got.chunk_s == (4.0, 8.0)  # neither the role-only chunk nor the empty one counts
+    assert got.chunk_tokens == (1, 5)  # the closing tag goes to the next text, the end mark to the last
+    assert (got.first_answer_chunk, got.answer, got.thinking_field) == (1, "contain", "reasoning")
+    assert (got.prompt_tokens, got.completion_tokens, got.token_count_source) == (26, 6, "server")
+    assert got.reasoning_tokens == 1  # the parser says 0 though thinking came: counted by chunks
+    assert got.finish_reason == "stop"
+
+
+def test_sglang_cut_by_length():
+    got = read(exchange(*by_event("sglang_length.txt")))
+    assert (got.outcome, got.finish_reason) == ("truncated", "length")
+    assert got.chunk_tokens == (1, 1, 2)
+    assert (got.reasoning_tokens, got.cached_tokens, got.thinking_field) == (4, 17, "reasoning_content")
+    assert (got.first_answer_chunk, got.answer) == (None, None)
+
+
+def test_a_forced_length_counts_as_finished():
+    assert read(exchange(*by_event("sglang_length.txt")), forced_tokens=4).outcome == "ok"
+
+
+def test_an_error_in_a_200_stream():
+    got = read(exchange(*by_event("vllm_overloaded.txt")))
+    assert got.outcome == "server_error"
+    assert got.error is not None
+    assert (got.error.message, got.error.http_status) == ("The request queue is full.", 503)
+
+
+@pytest.mark.parametrize(
+    ("x", "outcome", "words"),
+    [
+        (exchange(b'{"error":"Unauthorized"}', status=401), "http_error", "HTTP 401: Unauthorized"),
+        (exchange(b"<html>hi</html>", content_type="text/html"), "protocol_error", "text/html: <html>hi"),
+        (exchange(content_type=""), "protocol_error", "expected an event stream"),
+        (exchange(content("42")), "protocol_error", "without finish_reason or [DONE]"),
+        (exchange(content("42"), b'data: {"choi'), "protocol_error", "not a chunk"),
+        (exchange(content("42"), b'data: {"choices": 7}\n\n'), "protocol_error", "not a chunk"),
+        (exchange(content("42"), b"data: \xff\xfe\n\n"), "protocol_error", "not a chunk"),
+        (exchange(content("42", '"abort"')), "server_error", "finish_reason abort"),
+    ],
+)
+def test_failures_name_their_cause(x, outcome, words):
+    got = read(x)
+    assert got.outcome == outcome
+    assert got.error is not None
+    assert words in got.error.message
+
+
+@pytest.mark.parametrize(
+    ("pieces", "opened", "outcome"),
+    [
+        ([content("42", '"stop"')], False, "ok"),  # no [DONE]
+        ([content("42"), b"data: [DONE]\n\n"], False, "ok"),  # no finish_reason
+        ([content("why", '"stop"')], True, "no_answer"),  # thinking that never closed
+        ([content("why</think>", '"stop"')], True, "no_answer"),
+        ([content("why</think>42", '"length"')], True, "truncated"),
+    ],
+)
+def test_ends(pieces, opened, outcome):
+    assert read(exchange(*pieces), opened=opened).outcome == outcome
+
+
+def test_what_the_transport_says_goes_before_an_unfinished_stream():
+    x = exchange(content("42"))
+    x.fail("stalled", "silence", "no text")
+    got = read(x)
+    assert (got.outcome, got.chunk_s) == ("stalled", (2.0,))
+
+
+def test_a_reset_after_the_end_does_not_undo_the_answer():
+    x = exchange(content("42", '"stop"'), b"data: [DONE]\n\n")
+    x.fail("connection_error", "reset", "reset")
+    assert read(x, opened=False).outcome == "ok"
+
+
+def test_without_usage_a_tokenizer_counts_else_chunks():
+    x = exchange(content("4 2"), content(" 1", '"stop"'))
+    assert (read(x).completion_tokens, read(x).token_count_source, read(x).chunk_tokens) == (2, "chunks", None)
+    counted = read(x, count_tokens=lambda text: len(text.split()))
+    assert (counted.completion_tokens, counted.token_count_source) == (3, "tokenizer")
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(0, 3))
+def test_tokens_are_conserved(steps, extra):
+    counts = [sum(steps[: i + 1]) for i in range(len(steps))]
+    tokens = reply._tokens_by_chunk(counts, counts[-1] + extra)
+    assert tokens is not None
+    assert sum(tokens) == counts[-1] + extra
+    assert min(tokens) >= 0
+
+
+@pytest.mark.parametrize("counts", [[1, None, 3], [3, 2]])
+def test_totals_that_are_missing_or_run_backwards_are_not_believed(counts):
+    assert reply._tokens_by_chunk(counts, 9) is None
+
+
+def test_it_pauses_between_slices():
+    pauses: list[int] = []
+    x = exchange(*[content("a")] * (3 * reply.SLICE_EVENTS), content("b", '"stop"'))
+    read(x, pause=lambda: pauses.append(1))
+    assert len(pauses) == 3
