@@ -78,6 +78,10 @@ RANGE_CALIBRATED = 0.15
 RANGE_OTHER = 0.25
 """The same on other cards and on several cards: nothing there was fitted, so this is a judgement, not a measurement."""
 
+SMALL_PARAMETERS = 2e9
+RANGE_SMALL = 0.45
+"""The same for models below `SMALL_PARAMETERS`: launches fitted on 7B to 14B models are too long for them."""
+
 
 def constants_of(gpu_name: str) -> Constants:
     """The constants of a card, or those of the A100 where it has not been calibrated.

@@ -18,6 +18,8 @@ from loadtest.constants import (
     QUERY_TILE,
     RANGE_CALIBRATED,
     RANGE_OTHER,
+    RANGE_SMALL,
+    SMALL_PARAMETERS,
     Constants,
     constants_of,
 )
@@ -393,6 +395,8 @@ def _running(room: Fit) -> int:
 
 
 def _range(deployment: Deployment) -> float:
+    if deployment.model.parameters < SMALL_PARAMETERS:
+        return RANGE_SMALL
     known = deployment.gpu.name in CALIBRATED and deployment.tp == 1
     return RANGE_CALIBRATED if known else RANGE_OTHER
 
