@@ -7,9 +7,11 @@ the next. Between steps no time passes.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from loadtest.errors import UsageError
@@ -34,6 +36,13 @@ class Event(NamedTuple):
     request_id: str
     n_tokens: int
     kind: Kind
+
+
+class Leap(NamedTuple):
+    """Many steps at once: the end of each (s), and the requests that each gained one token in every one of them."""
+
+    times_s: list[float]
+    request_ids: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +102,7 @@ class Sequence:
         "generated",
         "holding",
         "last_token_s",
+        "planned",
         "preemptions",
         "prompt_tokens",
         "request",
@@ -107,6 +117,7 @@ class Sequence:
         self.holding = holding
         self.generated = 0
         self.computed = 0
+        self.planned = 0  # tokens computed at the end of the step that runs
         self.cached_tokens = 0  # of the prompt, found in the prefix cache at first admission
         self.preemptions = 0
         self.scheduled_s: float | None = None
@@ -160,6 +171,7 @@ class Engine:
         self._batch: list[tuple[Sequence, int]] = []
         self._preempted: list[str] = []
         self._number = 0
+        self._cache_was_full = False  # the last scheduling left somebody waiting for want of room
         self._reserve_ratio = RESERVE_RATIO_START
         self.prefill_budget_tokens = config.prefill_budget_tokens or config.runtime.prefill_budget_tokens
         self.max_running = config.max_running or config.runtime.max_running
@@ -200,6 +212,7 @@ class Engine:
         else:
             self.waiting.remove(sequence)
         sequence.state = "aborted"
+        self._cache_was_full = False
         return True
 
     def next_time_s(self) -> float | None:
@@ -220,6 +233,70 @@ class Engine:
                 return events
             self._end(events)
 
+    def step(self) -> list[Event]:
+        """Run one whole step, whenever it is; nothing where there is no work."""
+        next_s = self.next_time_s()
+        if next_s is None or (self.step_end_s is None and not self._begin(next_s)):
+            return []
+        events: list[Event] = []
+        self._end(events)
+        return events
+
+    def leap(self, until_s: float) -> Leap | None:
+        """Run at once all steps, up to this time, in which every running request decodes one token and none ends.
+
+        The same as that many calls of `step`, as long as the time of a step is linear in the context read, which is checked
+        at the middle. None where the next step is not such a step.
+        """
+        n = len(self.running)
+        if self.step_end_s is not None or not n or (self.waiting and not self._waiting_is_stuck()):
+            return None
+        if any(s.generated == 0 or s.known - s.computed != 1 for s in self.running):
+            return None
+        page = self.cache.page_tokens
+        room = self.cache.available_tokens() // n - page
+        steps = min(room, *(s.request.output_tokens - s.generated - 1 for s in self.running))
+        times = self._leap_times(steps, n, until_s) if steps > 1 else []
+        if not times:
+            return None
+        for sequence in self.running:
+            self._leap_one(sequence, len(times), times[-1])
+        self._decay_reserve(len(times))
+        self.now_s = times[-1]
+        self.totals.steps += len(times)
+        self.totals.generation_tokens += n * len(times)
+        return Leap(times, [s.request.id for s in self.running])
+
+    def _waiting_is_stuck(self) -> bool:
+        """Nobody can be admitted before somebody ends: no seat, or no room in a cache that only fills."""
+        if self.waiting[0].arrival_s > self.now_s:
+            return False
+        return len(self.running) >= self.max_running or (self._cache_was_full and self.config.runtime.mixed_batches)
+
+    def _leap_times(self, steps: int, n: int, until_s: float) -> list[float]:
+        """Ends of the next steps (s), not after `until_s`."""
+        context = sum(s.computed for s in self.running) + n
+        first = self._step_time_s(StepWork(0, 0, n, context))
+        if first > 0 and (until_s - self.now_s) / first < steps:
+            steps = int((until_s - self.now_s) / first) + 1
+        if steps < 2:
+            return []
+        slope = (self._step_time_s(StepWork(0, 0, n, context + n * (steps - 1))) - first) / (steps - 1)
+        middle = steps // 2
+        if abs(self._step_time_s(StepWork(0, 0, n, context + n * middle)) - first - slope * middle) > 1e-9 * first:
+            return []
+        times = list(accumulate((first + slope * k for k in range(steps)), initial=self.now_s))[1:]
+        return times[: bisect_right(times, until_s)]
+
+    def _leap_one(self, sequence: Sequence, steps: int, end_s: float) -> None:
+        grown = self.cache.grow(sequence.holding, sequence.computed + steps)
+        assert grown
+        sequence.computed += steps
+        sequence.planned = sequence.computed
+        sequence.generated += steps
+        sequence.last_token_s = end_s
+        self.cache.commit(sequence.holding, sequence.computed)
+
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def _begin(self, until_s: float) -> bool:
@@ -231,6 +308,8 @@ class Engine:
         if not batch:
             return False
         self._batch = batch
+        for sequence, tokens in batch:
+            sequence.planned = sequence.computed + tokens
         self.step_end_s = start_s + self._step_time_s(_work(batch))
         self.totals.steps += 1
         return True
@@ -244,7 +323,7 @@ class Engine:
         before = len(events)
         for sequence, tokens in self._batch:
             if sequence.state == "running":
-                sequence.computed += tokens
+                sequence.computed = sequence.planned
                 if sequence.computed % self.cache.page_tokens == 0 or tokens > 1:
                     self.cache.commit(sequence.holding, sequence.computed)
                 if sequence.computed == sequence.prompt_tokens + sequence.generated:
@@ -262,6 +341,7 @@ class Engine:
         if sequence.generated < sequence.request.output_tokens:
             return Event(now_s, sequence.request.id, 1, "token")
         sequence.state = "finished"
+        self._cache_was_full = False
         self.running.remove(sequence)
         self.cache.release(sequence.holding, sequence.computed, keep=True)
         del self.sequences[sequence.request.id]
@@ -292,10 +372,12 @@ class Engine:
                 batch.append((sequence, tokens))
                 budget -= tokens
                 index += 1
+        self._cache_was_full = preempted
         while not preempted and self.waiting and budget > 0 and len(self.running) < self.max_running:
             sequence = self.waiting[0]
             tokens = self._admit(sequence, budget)
             if tokens == 0:
+                self._cache_was_full = True
                 break
             batch.append((sequence, tokens))
             budget -= tokens
@@ -317,6 +399,7 @@ class Engine:
             sequence.cached_tokens = sequence.computed
             self.totals.prefix_query_tokens += sequence.prompt_tokens
             self.totals.prefix_hit_tokens += sequence.computed
+        sequence.planned = sequence.computed + tokens
         return tokens
 
     def _schedule_prefill(self) -> list[tuple[Sequence, int]]:
@@ -343,7 +426,7 @@ class Engine:
         """Would the newcomer leave running requests the share of their output that is held back for them?"""
         if not self.running:
             return True
-        held = sum(other.reserve_tokens() * self._reserve_ratio + other.known - other.computed for other in self.running)
+        held = sum(other.reserve_tokens() * self._reserve_ratio + other.known - other.planned for other in self.running)
         return sequence.known + sequence.reserve_tokens() <= self.cache.available_tokens() - held
 
     def _schedule_decode(self) -> list[tuple[Sequence, int]]:
@@ -352,9 +435,12 @@ class Engine:
         if self.running and (not ready or self._missing_pages(len(ready)) > 0):
             self._retract()
             return self._schedule_prefill() or [(s, 1) for s in self.running if self.cache.grow(s.holding, s.computed + 1)]
-        step = (RESERVE_RATIO_START - RESERVE_RATIO_LOW) / RESERVE_DECAY_STEPS
-        self._reserve_ratio = max(self._reserve_ratio - step, RESERVE_RATIO_LOW)
+        self._decay_reserve(1)
         return [(sequence, 1) for sequence in ready if self.cache.grow(sequence.holding, sequence.computed + 1)]
+
+    def _decay_reserve(self, steps: int) -> None:
+        decay = (RESERVE_RATIO_START - RESERVE_RATIO_LOW) / RESERVE_DECAY_STEPS
+        self._reserve_ratio = max(self._reserve_ratio - steps * decay, RESERVE_RATIO_LOW)
 
     def _missing_pages(self, tokens: int) -> int:
         return max(0, tokens - self.cache.available_tokens())
@@ -376,7 +462,7 @@ class Engine:
         """Give up the request's KV cache; it waits, its output kept, to be computed again."""
         mixed = self.config.runtime.mixed_batches
         self.cache.release(sequence.holding, sequence.computed, keep=mixed)
-        sequence.computed = 0
+        sequence.computed = sequence.planned = 0
         sequence.state = "waiting"
         sequence.preemptions += 1
         self.totals.preemptions += 1

@@ -43,6 +43,7 @@ _SGLANG_ITL += (0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8)
 _SGLANG_E2E = (*_SGLANG_TTFT, 600, 1200, 1800, 2400)
 _SGLANG_QUEUE: tuple[float, ...] = (0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, *range(1, 6), 10, 15, *range(20, 101, 10))
 _SGLANG_QUEUE += (*range(200, 1001, 100), *range(1200, 2001, 200), 2500, 3000)
+_LATE = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 
 
 class Histogram:
@@ -85,9 +86,8 @@ class Observations:
     )
     finished_tokens: int = 0
     rejected: int = 0
+    late: Histogram = field(default_factory=lambda: Histogram(_LATE))
     late_max_s: float = 0.0
-    late_sum_s: float = 0.0
-    steps: int = 0
     overruns: int = 0
     sent_tokens: int = 0
 
@@ -114,10 +114,9 @@ class Observations:
 def render(engine: Engine, seen: Observations, model: str) -> str:
     """The whole page."""
     lines = _vllm(engine, seen, model) if seen.vllm else _sglang(engine, seen, model)
+    lines += seen.late.lines("loadtest_sim:late_seconds", f'model_name="{model}"')
     lines += [
         f"loadtest_sim:late_seconds_max {seen.late_max_s}",
-        f"loadtest_sim:late_seconds_sum {seen.late_sum_s}",
-        f"loadtest_sim:late_seconds_count {float(seen.steps)}",
         f"loadtest_sim:overrun_steps_total {float(seen.overruns)}",
         f"loadtest_sim:sent_tokens_total {float(seen.sent_tokens)}",
     ]

@@ -155,8 +155,7 @@ class Simulator:
     def _judge_lateness(self, planned_s: float) -> None:
         wall_s = self._loop.time() - self._origin_s
         late_s = wall_s - planned_s / self.identity.clock_speed
-        self.seen.steps += 1
-        self.seen.late_sum_s += late_s
+        self.seen.late.observe(late_s)
         self.seen.late_max_s = max(self.seen.late_max_s, late_s)
         next_s = self.engine.step_end_s
         if next_s is not None and next_s / self.identity.clock_speed < wall_s:
