@@ -167,6 +167,7 @@ def draw(figure: Figure) -> Drawing:
             _panel(sheet, figure, panel, index % columns, index // columns)
         svg = _to_svg(sheet, figure)
         png = io.BytesIO()
+        sheet.set_dpi(PNG_DPI)
         about = {"Software": None, "Title": figure.title}
         FigureCanvasAgg(sheet).print_png(png, metadata=about)  # type: ignore[no-untyped-call]
     boxes = tuple(_box(figure, i % columns, i // columns) for i in range(len(figure.panels)))
@@ -175,7 +176,6 @@ def draw(figure: Figure) -> Drawing:
 
 def _head(sheet: Sheet, figure: Figure) -> None:
     """The strip that files have on top, with title and legend; the page writes its own and crops this one."""
-    sheet.set_dpi(PNG_DPI)
     height = sheet.get_figheight()
     sheet.text(0.12 / sheet.get_figwidth(), 1 - 0.1 / height, figure.title, va="top", fontsize=9.5, fontweight="bold")
     if not figure.keys:
@@ -240,7 +240,8 @@ def _inner(svg: str, name: str) -> str:
     inner = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     inner = re.sub(r"<metadata>.*?</metadata>|<title>.*?</title>|<style[^>]*>.*?</style>|<!--.*?-->", "", inner, flags=re.S)
     inner = re.sub(r'<g id="patch_1">.*?</g>', "", inner, count=1, flags=re.S)
-    inner = re.sub(r"<g id=\"[^\"]*\">", "<g>", inner)
+    used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", inner))
+    inner = re.sub(r" id=\"([^\"]*)\"", lambda match: match[0] if match[1] in used else "", inner)
     inner = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", inner)
     inner = re.sub(r"\n\s*", "\n", inner).strip()
     for colour, variable in VARIABLES.items():

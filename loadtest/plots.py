@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from loadtest import curves, view
+from loadtest import timeplots, view
 from loadtest.canvas import CARD, GRID, INK, LOOKS, MUTED, PHASES, Drawing, Figure, Key, Look, Panel, Table, draw, legend
 from loadtest.view import Cell, Estimate, Json
 
@@ -45,13 +45,13 @@ def figures(metrics: Json) -> tuple[Figure, ...]:
         partial(_ttft, groups),
         partial(_final_answer, groups),
         partial(_breakdown, groups),
-        partial(curves.survival, groups),
+        partial(timeplots.survival, groups),
         partial(_pareto, groups),
         partial(_ratios, metrics, cells),
         partial(_roofline, cells),
-        partial(curves.gaps, groups),
-        partial(curves.server, groups),
-        partial(curves.timeline, groups),
+        partial(timeplots.gaps, groups),
+        partial(timeplots.server, groups),
+        partial(timeplots.timeline, groups),
     )
     return tuple(figure for maker in makers if (figure := maker()) is not None)
 
@@ -406,7 +406,7 @@ def _ratio_axis(axes: Axes, metric: str, a: Cell, reach: float) -> None:
     axes.set_xlim(1 / reach, reach)
     nice = [t for t in (1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 30, 100) if t <= reach][-2:]
     marks = sorted({*(1 / t for t in nice), 1.0, *nice})
-    axes.set_xticks(marks, [f"{mark:.2g}" for mark in marks])
+    axes.set_xticks(marks, [f"{mark:.2f}" for mark in marks])
     axes.minorticks_off()
     unit = METRICS[metric][1]
     side = "" if unit in ("tokens", "") else f" ({'below' if unit == 'seconds' else 'above'} 1: {a.short} better)"
@@ -466,7 +466,7 @@ def _roofline(cells: tuple[Cell, ...]) -> Figure | None:
         table=Table(("cell", "bound, tokens/s", "reached, tokens/s", "95 % interval", "share of bound"), lines),
         width_inches=4.6,
         height_inches=0.8 + 0.24 * len(known),
-        left_inches=1.62,
+        left_inches=1.85,
         bottom_inches=0.42,
     )
 

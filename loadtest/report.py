@@ -169,6 +169,7 @@ def _sections(metrics: Json, manifest: Json, engines: Mapping[str, Json], drawin
     return {
         "groups": [group for group in groups if group[2]],
         "findings": _findings(metrics),
+        "why": _why(view.deployments(cells)),
         "summary": _summary(cells, manifest),
         "levels": _levels(cells),
         "troubles": _troubles(cells),
@@ -255,6 +256,23 @@ def _findings(metrics: Json) -> list[dict[str, str]]:
 def _measured(value: Any) -> str:
     found = view.finite(value)
     return view.DASH if value is None else view.number(found) if found is not None else view.clean(value)
+
+
+WHY = (("tpot_s", "mean", 1000.0, "ms per token"), ("reasoning_tokens", "mean", 1.0, "tokens thought"), ("ttft_s", "mean", 1.0, "TTFT, s"))
+
+
+def _why(groups: dict[str, tuple[Cell, ...]]) -> Table | None:
+    """What a difference in time to final answer is made of, at the highest shared level: speed, length, waiting."""
+    lines = []
+    for text, group in groups.items():
+        top = view.top_level(group)
+        for cell in group:
+            found = [(view.estimate(cell.level(top), key, which), scale) for key, which, scale, _ in WHY]
+            figures = [view.number(None if e.value is None else e.value * scale) for e, scale in found]
+            lines.append((f"{text}, {view.users(top)}", cell.short, *figures))
+    if not lines or max(map(len, groups.values())) < 2:
+        return None
+    return Table(("deployment", "runtime", *(title for *_, title in WHY)), tuple(lines))
 
 
 def _summary(cells: tuple[Cell, ...], manifest: Json) -> Table | None:

@@ -42,6 +42,3 @@ document.querySelectorAll("div.command").forEach(function (block) {
   });
   block.appendChild(button);
 });
-window.addEventListener("beforeprint", function () {
-  document.querySelectorAll("details").forEach(function (one) { one.open = true; });
-});

@@ -1,0 +1,281 @@
+"""The figures drawn from the curves of a level: survival, gaps between tokens, the server over time, the timeline."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from loadtest import view
+from loadtest.canvas import GRID, INK, LOOKS, MUTED, PHASES, Figure, Key, Look, Panel, Table, legend, nothing
+from loadtest.view import Cell, Json
+
+Axes = Any  # matplotlib.axes.Axes, which has no types
+Groups = dict[str, tuple[Cell, ...]]
+
+
+def survival(groups: Groups) -> Figure | None:
+    """Kaplan-Meier curves of time to final answer (s) at the highest shared level; None without data."""
+    panels = []
+    lines: list[tuple[str, ...]] = []
+    for text, group in groups.items():
+        top = view.top_level(group)
+        panels.append(Panel(f"{text}, {view.users(top)}", partial(_survivors, of=group, concurrency=top)))
+        for cell in group:
+            for share in (0.75, 0.5, 0.25, 0.1):
+                lines.append((cell.name, str(top), f"{share:.0%}", _reached(cell, top, share)))
+    if not any(_survival_points(cell, view.top_level(group)) for group in groups.values() for cell in group):
+        return None
+    cells = view.flat(groups)
+    return Figure(
+        name="survival",
+        title=view.title("Share of requests still without their final answer", cells),
+        caption="Kaplan-Meier estimate at the highest level; requests cut off or truncated leave at their last chunk. "
+        "Band: 95 % interval. Further left is better.",
+        says="Survival curves of time to final answer, one panel for each deployment, one step line for each runtime.",
+        panels=tuple(panels),
+        keys=legend(cells),
+        table=Table(("cell", "users", "still waiting", "after, s"), tuple(lines)),
+    )
+
+
+def _survival_points(cell: Cell, concurrency: int) -> list[list[float]]:
+    curves = view.section(cell.level(concurrency), "curves")
+    points = curves.get("time_to_final_answer_survival")
+    return [p for p in points if len(p) >= 4] if isinstance(points, (list, tuple)) else []
+
+
+def _reached(cell: Cell, concurrency: int, share: float) -> str:
+    times = [p[0] for p in _survival_points(cell, concurrency) if p[1] <= share]
+    return view.number(min(times)) if times else f"{view.DASH} (not reached)"
+
+
+def _survivors(axes: Axes, *, of: tuple[Cell, ...], concurrency: int) -> None:
+    empty = True
+    for cell in of:
+        points = _survival_points(cell, concurrency)
+        if not points:
+            continue
+        empty = False
+        look = LOOKS[cell.family]
+        times = [0.0, *(p[0] for p in points)]
+        axes.step(times, [1.0, *(p[1] for p in points)], where="post", color=look.colour, linestyle=look.dash)
+        banded = [p for p in points if p[2] is not None and p[3] is not None]
+        lows, highs = [p[2] for p in banded], [p[3] for p in banded]
+        axes.fill_between([p[0] for p in banded], lows, highs, step="post", color=look.colour, alpha=0.15, linewidth=0)
+    if empty:
+        nothing(axes)
+    sizes = ", ".join(f"n {cell.short} {view.count((cell.level(concurrency) or {}).get('n_requests'))}" for cell in of)
+    axes.set_ylim(0, 1.03)
+    axes.set_xlim(left=0)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_xlabel(f"seconds since the request was sent\n{sizes}", linespacing=1.35, fontsize=7)
+    axes.set_ylabel("requests")
+
+
+def _curve(cell: Cell, concurrency: int, name: str) -> Any:
+    return view.section(cell.level(concurrency), "curves").get(name)
+
+
+def gaps(groups: Groups) -> Figure | None:
+    """Histograms of the gap between tokens (ms) at the highest shared level; None without data."""
+    tops = {text: view.top_level(group) for text, group in groups.items()}
+    cells = view.flat(groups)
+    if not any(_histogram(cell, tops[cell.deployment]) for cell in cells):
+        return None
+    lines = []
+    for cell in cells:
+        level = cell.level(tops[cell.deployment])
+        values = [view.estimate(level, "itl_s", which) for which in ("p50", "p95", "p99")]
+        texts = [view.number(None if e.value is None else e.value * 1000) for e in values]
+        lines.append((cell.name, str(tops[cell.deployment]), view.count(values[0].n), *texts))
+    return Figure(
+        name="token-gaps",
+        title=view.title("Gaps between tokens", cells),
+        caption="Distribution of the time from one token to the next at the highest level, weighted by token; "
+        "logarithmic axis.",
+        says="Histograms of the gap between consecutive tokens, one panel for each deployment, one outline for each "
+        "runtime.",
+        panels=tuple(Panel(f"{t}, {view.users(tops[t])}", partial(_outlines, of=g, top=tops[t])) for t, g in groups.items()),
+        keys=legend(cells),
+        table=Table(("cell", "users", "n gaps", "median, ms", "p95, ms", "p99, ms"), tuple(lines)),
+    )
+
+
+def _histogram(cell: Cell, concurrency: int) -> tuple[list[float], list[float]] | None:
+    found = _curve(cell, concurrency, "itl_histogram") or {}
+    edges, shares = found.get("edges_s") or [], found.get("shares") or []
+    return ([edge * 1000 for edge in edges], list(shares)) if shares and len(edges) == len(shares) + 1 else None
+
+
+def _outlines(axes: Axes, *, of: tuple[Cell, ...], top: int) -> None:
+    found = [(cell, histogram) for cell in of if (histogram := _histogram(cell, top)) is not None]
+    for cell, (edges, shares) in found:
+        look = LOOKS[cell.family]
+        axes.stairs([share * 100 for share in shares], edges, color=look.colour, linestyle=look.dash, linewidth=1.4)
+        axes.stairs([share * 100 for share in shares], edges, color=look.colour, alpha=0.12, fill=True)
+    if not found:
+        nothing(axes)
+    elif min(histogram[0][0] for _, histogram in found) > 0:
+        _log_axis(axes, min(h[0][0] for _, h in found), max(h[0][-1] for _, h in found))
+    sizes = ", ".join(f"n {c.short} {view.count(view.estimate(c.level(top), 'itl_s', 'p50').n)}" for c in of)
+    axes.set_xlabel(f"gap, ms\n{sizes}", linespacing=1.35, fontsize=7)
+    axes.set_ylabel("% of gaps")
+
+
+def _log_axis(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic axis with ticks at 1, 2 and 5 times powers of ten; fewer where the range is wide."""
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    marks = [step * 10.0**power for power in range(-4, 7) for step in steps if low <= step * 10.0**power <= high]
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
+    axes.minorticks_off()
+
+
+def _by_runtime(groups: Groups, name: str) -> list[tuple[Cell, int, float]]:
+    """Each cell that has the curve, its level, and the end (s) of the time axis it shares with its deployment.
+
+    Runtime by runtime, so that in a grid with one column for each deployment the two stand one above the other.
+    """
+    found = []
+    for group in groups.values():
+        top = view.top_level(group)
+        end = max((_end_s(_curve(cell, top, name)) for cell in group), default=0.0)
+        found += [(cell, top, end or 1.0) for cell in group if _curve(cell, top, name)]
+    return sorted(found, key=lambda row: row[0].family != found[0][0].family)
+
+
+def _end_s(curve: Any) -> float:
+    times = [r.get("ended_s") for r in curve] if isinstance(curve, list) else (curve or {}).get("t_s") or []
+    return max((t for t in times if t is not None), default=0.0)
+
+
+def server(groups: Groups) -> Figure | None:
+    """KV cache in use (%), requests running and waiting, over time (s), for each cell; None without data."""
+    shown = [(cell, top, end) for cell, top, end in _by_runtime(groups, "server") if _curve(cell, top, "server").get("t_s")]
+    if not shown:
+        return None
+    lines = tuple((cell.name, str(top), *_server_peaks(_curve(cell, top, "server"))) for cell, top, _ in shown)
+    return Figure(
+        name="server",
+        title=view.title("What the server said about itself", (cell for cell, _, _ in shown)),
+        caption="At the highest level, from the runtime's own /metrics: share of the KV cache in use, requests running "
+        "(solid) and waiting (dotted).",
+        says="For each cell, two small charts over time: share of the KV cache in use, and requests running and waiting.",
+        panels=tuple(
+            Panel(
+                f"{c.short}: {c.deployment}, {view.users(top)}", partial(_server_panel, cell=c, top=top, end=end), stacked=2
+            )
+            for c, top, end in shown
+        ),
+        keys=(),
+        columns=len(groups) if 1 < len(groups) < 4 else 3,
+        bottom_inches=0.4,
+        height_inches=2.5,
+        table=Table(("cell", "users", "peak KV use", "peak running", "peak waiting"), lines),
+    )
+
+
+def _server_peaks(curve: Json) -> tuple[str, str, str]:
+    peaks = [
+        max((v for v in curve.get(key) or () if v is not None), default=None) for key in ("kv_usage", "running", "waiting")
+    ]
+    return view.DASH if peaks[0] is None else f"{peaks[0]:.0%}", view.count(peaks[1]), view.count(peaks[2])
+
+
+def _series(curve: Json, key: str) -> tuple[list[float], list[float]]:
+    pairs = [
+        (t, v) for t, v in zip(curve.get("t_s") or (), curve.get(key) or (), strict=False) if t is not None and v is not None
+    ]
+    return [t for t, _ in pairs], [v for _, v in pairs]
+
+
+def _server_panel(upper: Axes, lower: Axes, *, cell: Cell, top: int, end: float) -> None:
+    curve, look = _curve(cell, top, "server"), LOOKS[cell.family]
+    times, usage = _series(curve, "kv_usage")
+    upper.fill_between(times, [100 * u for u in usage], color=look.colour, alpha=0.2, linewidth=0)
+    upper.plot(times, [100 * u for u in usage], color=look.colour, linewidth=1)
+    for axes in (upper, lower):
+        axes.set_xlim(0, end)
+    upper.set_ylim(0, 105)
+    upper.set_yticks([0, 50, 100])
+    upper.set_ylabel("KV cache, %")
+    upper.tick_params(labelbottom=False)
+    for key, dash in (("running", "-"), ("waiting", ":")):
+        lower.step(*_series(curve, key), where="post", color=look.colour, linestyle=dash, linewidth=1.2)
+    lower.set_ylim(0, max(top, *_series(curve, "waiting")[1], 1) * 1.15)
+    lower.set_ylabel("requests")
+    lower.set_xlabel("s since the level began")
+
+
+def timeline(groups: Groups) -> Figure | None:
+    """What each stream was doing over time (s), for each cell; None without data."""
+    shown = _by_runtime(groups, "timeline")
+    if not shown:
+        return None
+    lines = []
+    for cell, top, _ in shown:
+        requests = _curve(cell, top, "timeline")
+        ends = [r["ended_s"] for r in requests if r.get("ended_s") is not None]
+        odd = sum(r.get("outcome") != "ok" for r in requests)
+        lines.append(
+            (
+                cell.name,
+                str(top),
+                view.count(len(requests)),
+                view.count(odd),
+                view.number(max(ends, default=None)),
+            )
+        )
+    keys = tuple(Key(name, Look(MUTED if share else GRID, share=share or 1), kind="box") for name, share in PHASES)
+    return Figure(
+        name="timeline",
+        title=view.title("What each stream was doing", (cell for cell, _, _ in shown)),
+        caption="One row for each stream at the highest level; a cross ends a request that did not end well. Faint: "
+        "warm-up.",
+        says="Timeline of requests, one row for each concurrent stream, each bar split into waiting, thinking and "
+        "answering.",
+        panels=tuple(
+            Panel(f"{c.short}: {c.deployment}, {view.users(top)}", partial(_streams, cell=c, top=top, end=end))
+            for c, top, end in shown
+        ),
+        keys=keys,
+        table=Table(("cell", "users", "requests drawn", "not ok", "last end, s"), tuple(lines)),
+        columns=len(groups) if 1 < len(groups) < 4 else 3,
+        bottom_inches=0.4,
+        height_inches=2.3,
+    )
+
+
+def _streams(axes: Axes, *, cell: Cell, top: int, end: float) -> None:
+    from matplotlib.collections import PolyCollection
+
+    requests, look = _curve(cell, top, "timeline"), LOOKS[cell.family]
+    for phase, faint in (("warmup", 0.4), ("measure", 1.0)):
+        chosen = [r for r in requests if r.get("phase", "measure") == phase]
+        for (first, last), (_, share) in zip(SPANS, PHASES, strict=True):
+            boxes = [box for r in chosen if (box := _box(r, first, last)) is not None]
+            colour = look.colour if share else GRID
+            axes.add_collection(PolyCollection(boxes, facecolors=colour, alpha=(share or 1) * faint, linewidths=0))
+    odd = [(r["ended_s"], r["user"]) for r in requests if r.get("outcome") != "ok" and r.get("ended_s") is not None]
+    axes.plot([t for t, _ in odd], [u for _, u in odd], linestyle="", marker="x", color=INK, markersize=4, clip_on=False)
+    axes.set_xlim(0, end)
+    users = sorted({r["user"] for r in requests})
+    axes.set_ylim(users[-1] + 0.6, users[0] - 0.6)
+    axes.set_yticks(users[:: max(1, len(users) // 8)])
+    axes.grid(visible=False)
+    axes.set_ylabel("stream")
+    axes.set_xlabel("s since the level began")
+
+
+SPANS = (("sent_s", "first_s"), ("first_s", "answer_s"), ("answer_s", "ended_s"))
+
+
+def _box(request: Json, start: str, end: str) -> list[tuple[float, float]] | None:
+    """Corners of one phase of one request; a phase that never ended runs to the end of the request."""
+    begin, finish = request.get(start), request.get(end)
+    if begin is None:
+        return None
+    finish = request["ended_s"] if finish is None else finish
+    low, high = request["user"] - 0.38, request["user"] + 0.38
+    return [(begin, low), (finish, low), (finish, high), (begin, high)]

@@ -1,0 +1,204 @@
+"""The page in a real browser: headless Chromium, driven over its own debugging pipe, so nothing but Chromium is needed.
+
+Skipped where there is no Chromium. With AXE_CORE naming an `axe.min.js`, accessibility is checked by axe-core too.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_metrics
+
+from loadtest import report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
+FLAGS = tuple(
+    f"--{flag}"
+    for flag in (
+        "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync "
+        "disable-component-update disable-dev-shm-usage disable-extensions remote-debugging-pipe"
+    ).split()
+)
+# Chromium reads its file 3 and writes its file 4: the pipes are moved there, then it takes over the process.
+STARTER = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for number, end in zip((3, 4), ends):
+    os.dup2(end, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+DESKTOP, PHONE = (1280, 900, False), (390, 844, True)
+SAMPLES = {
+    "demo": lambda: sample_metrics.full_matrix(levels=(1, 8)),
+    "damaged": sample_metrics.damaged,
+    "hostile": sample_metrics.hostile,
+}
+
+
+class Browser:
+    """One Chromium and one page in it; every event it sent is kept in `events`."""
+
+    def __init__(self, profile: Path) -> None:
+        from_us, to_us = os.pipe(), os.pipe()
+        assert CHROMIUM is not None
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        ends = (from_us[0], to_us[1])
+        starter = [sys.executable, "-c", STARTER, *map(str, ends), *command]
+        self.process = subprocess.Popen(starter, pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(from_us[0])
+        os.close(to_us[1])
+        self.out, self.into = from_us[1], os.fdopen(to_us[0], "rb")
+        self.events: list[dict[str, Any]] = []
+        self.number, self.rest, self.session = 0, b"", ""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self.next_message()
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                result: dict[str, Any] = answer["result"]
+                return result
+            self.events.append(answer)
+
+    def next_message(self) -> dict[str, Any]:
+        while b"\0" not in self.rest:
+            read = self.into.read1(1 << 20)  # type: ignore[attr-defined]
+            assert read, "Chromium has gone away"
+            self.rest += read
+        line, self.rest = self.rest.split(b"\0", 1)
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def open(self, page: Path, screen: tuple[int, int, bool], *, dark: bool = False) -> None:
+        width, height, mobile = screen
+        self.events.clear()
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self.call("Page.navigate", url=page.as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self.next_message())
+
+    def run(self, script: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def complaints(self) -> list[str]:
+        """Everything the console, the log or an exception said."""
+        said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        return [json.dumps(event["params"]) for event in self.events if event["method"] in said]
+
+    def requests(self) -> list[str]:
+        sent = [event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        return [url for url in sent if not url.startswith("data:")]
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self.out)
+        self.into.close()
+        self.process.terminate()
+        self.process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    found = {}
+    for name, make in SAMPLES.items():
+        sample = make()
+        found[name] = folder / f"{name}.html"
+        found[name].write_text(report.build(sample.metrics, sample.manifest, sample.engines), encoding="utf-8")
+    return found
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_page_is_silent_self_contained_and_as_wide_as_the_screen(
+    browser: Browser, pages: dict[str, Path], name: str, screen: tuple[int, int, bool]
+) -> None:
+    browser.open(pages[name], screen)
+    width = browser.run("document.documentElement.scrollWidth")
+    assert browser.complaints() == []
+    assert browser.requests() == [pages[name].as_uri()]
+    assert width <= screen[0]
+    assert browser.run("document.querySelectorAll('figure svg[role=img]').length") > 10
+
+
+def test_strangers_text_neither_runs_nor_becomes_an_element(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["hostile"], DESKTOP)
+    assert browser.run("document.querySelectorAll('img, iframe, object, embed, link, form').length") == 0
+    assert browser.run("document.scripts.length") == 1
+    assert "<script>alert('x')</script>" in browser.run("document.body.innerText")
+
+
+def test_policy_stops_a_script_that_is_not_ours(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    broken = tmp_path / "injected.html"
+    attack = "<script>window.ran = true</script><img src='https://127.0.0.1:9/x.png' onerror='window.ran = true'></main>"
+    broken.write_text(pages["demo"].read_text(encoding="utf-8").replace("</main>", attack), encoding="utf-8")
+    browser.open(broken, DESKTOP)
+    assert browser.run("window.ran === undefined")
+    assert any("Content Security Policy" in complaint for complaint in browser.complaints())
+
+
+def test_first_screen_holds_question_verdict_and_simulation(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["demo"], DESKTOP)
+    bottom = "document.querySelector({!r}).getBoundingClientRect().bottom"
+    for part in (".simulation", "h1", ".verdict", ".soundness"):
+        assert browser.run(bottom.format(part)) <= 900, part
+
+
+def test_a_click_on_a_header_sorts_its_table(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["demo"], DESKTOP)
+    rows = "Array.from(document.querySelectorAll('#levels ~ .scroll tbody tr'))"
+    column = f"{rows}.map(row => parseFloat(row.cells[3].textContent))"
+    before = browser.run(column)
+    browser.run("document.querySelectorAll('#levels ~ .scroll thead button')[3].click()")
+    assert browser.run(column) == sorted(before)
+    assert before != sorted(before)
+
+
+def test_page_prints_on_few_sheets(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["demo"], DESKTOP)
+    pdf = base64.b64decode(browser.call("Page.printToPDF", printBackground=True)["data"])
+    assert pdf.startswith(b"%PDF")
+    assert 5 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 20
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["demo", "damaged"])
+def test_page_is_accessible(browser: Browser, pages: dict[str, Path], name: str, dark: bool) -> None:
+    axe = os.environ.get("AXE_CORE")
+    if not axe:
+        pytest.skip("AXE_CORE does not name an axe.min.js (npm package axe-core)")
+    browser.open(pages[name], DESKTOP, dark=dark)
+    browser.run(Path(axe).read_text(encoding="utf-8") + "; 0")
+    found = browser.run("axe.run().then(r => r.violations.map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html)))")
+    assert found == []

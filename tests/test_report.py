@@ -1,0 +1,278 @@
+"""The page and the terminal's table: the decision, its words, and that nothing of a stranger's gets through."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import sample_metrics
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest import report, verdict, view
+from loadtest.errors import RecordError
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page, and whether every element was closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, tag
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def build(sample: sample_metrics.Sample) -> str:
+    return report.build(sample.metrics, sample.manifest, sample.engines)
+
+
+@pytest.fixture(scope="module")
+def full() -> str:
+    return build(sample_metrics.full_matrix(levels=(1, 8)))
+
+
+@pytest.fixture(scope="module")
+def damaged() -> Page:
+    return Page(build(sample_metrics.damaged()))
+
+
+@pytest.fixture(scope="module")
+def hostile() -> str:
+    return build(sample_metrics.hostile())
+
+
+def test_page_is_well_formed_and_has_one_first_heading(full: str) -> None:
+    page = Page(full)
+    assert page.open == []
+    assert [tag for tag, _ in page.tags].count("h1") == 1
+    assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
+
+
+def test_identifiers_are_unique_and_links_lead_somewhere(full: str) -> None:
+    found = [str(a["id"]) for _, a in Page(full).tags if "id" in a]
+    assert len(found) == len(set(found))
+    targets = [a.get("href") or a.get("xlink:href") or "" for _, a in Page(full).tags if "href" in a or "xlink:href" in a]
+    assert targets
+    assert {target[1:] for target in targets} <= set(found)
+
+
+def test_page_refers_to_nothing_outside_itself(full: str) -> None:
+    for tag, attributes in Page(full).tags:
+        assert tag not in ("link", "iframe", "object", "embed", "form", "img")
+        for name in ("src", "href", "action", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert "url(http" not in full
+    assert "@import" not in full
+
+
+def test_policy_names_the_hash_of_the_only_script(full: str) -> None:
+    scripts = re.findall(r"<script>(.*?)</script>", full, flags=re.S)
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    policy = next(
+        a["content"] for t, a in Page(full).tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert len(scripts) == 1
+    assert policy is not None
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none';")
+
+
+def test_simulated_run_says_so_in_title_banner_and_headings(full: str) -> None:
+    assert re.search(r"<title>Simulated: ", full)
+    assert "Every figure on this page predicts" in Page(full).text
+    assert "is predicted to be ahead" in Page(full).text
+    assert "reproduced" not in Page(full).text
+
+
+def test_measured_run_nowhere_says_simulated_but_in_the_definitions() -> None:
+    page = Page(build(sample_metrics.full_matrix(simulated=False, levels=(1,))))
+    assert page.text.lower().count("simulated") == 1
+
+
+def test_damaged_run_warns_first_and_lists_what_is_missing(damaged: Page) -> None:
+    for words in (
+        "Do not rely on this run",
+        "the event loop woke up to 0.31 s late",
+        "incomplete: interrupted by the user",
+        "vLLM QwQ-32B-AWQ, 1 card: died: the server was killed: out of memory",
+        "SGLang QwQ-32B-AWQ, 1 card: no data for 1 concurrent user",
+        "1 comparison: too few samples: needs 8 pairs, has 3",
+        "1 comparison: not comparable: top_k differs: 40 against 20",
+    ):
+        assert words in damaged.text, words
+
+
+def test_hostile_text_stays_text(hostile: str) -> None:
+    page = Page(hostile)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not any(tag == "img" for tag, _ in page.tags)
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert "{{7*7}}" in page.text
+    assert "\\u202egnp.exe\\u200b\\u0007" in page.text
+
+
+def test_no_invisible_character_reaches_the_page(hostile: str) -> None:
+    assert not set("\u202e\u200b\x07") & set(hostile)
+
+
+@pytest.mark.parametrize("lost", ["cells", "comparisons", "findings", "run", "health", "complete", "run_id", "simulated"])
+def test_page_stands_without_any_one_key_of_metrics(lost: str) -> None:
+    sample = sample_metrics.full_matrix(levels=(1,))
+    del sample.metrics[lost]
+    assert Page(build(sample)).open == []
+
+
+def test_page_stands_on_nothing_at_all() -> None:
+    page = Page(report.build({}, {}, {}))
+    assert "Nothing was measured" in page.text
+    assert page.open == []
+
+
+def test_no_number_is_nan_or_infinite(full: str) -> None:
+    assert not re.search(r"\b(nan|inf|None|null)\b", Page(full).text)
+
+
+def test_write_leaves_page_and_figures(tmp_path: Path) -> None:
+    sample = sample_metrics.full_matrix(levels=(1,))
+    out, folder = tmp_path / "report.html", tmp_path / "plots"
+    report.write(sample.metrics, sample.manifest, sample.engines, out, folder)
+    names = {path.stem for path in folder.glob("*.svg")}
+    assert names == {path.stem for path in folder.glob("*.png")}
+    assert "ttft" in names
+    assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert out.stat().st_size < 5_000_000
+
+
+def test_write_says_what_the_disk_refused(tmp_path: Path) -> None:
+    (tmp_path / "plots").write_text("a file where the folder should be")
+    with pytest.raises(RecordError, match="plots: cannot write the report: File exists"):
+        report.write({}, {}, {}, tmp_path / "report.html", tmp_path / "plots")
+
+
+# The decision --------------------------------------------------------------------------------------------------------
+
+
+def answers(sample: sample_metrics.Sample) -> dict[str, verdict.Line]:
+    return {line.asks: line for line in verdict.lines(sample.metrics, sample.manifest)}
+
+
+def test_every_sentence_of_the_decision_carries_its_interval() -> None:
+    for line in answers(sample_metrics.full_matrix()).values():
+        assert "interval" in line.because, line
+
+
+def test_runtime_is_ahead_only_where_most_comparisons_say_so() -> None:
+    sample = copy.deepcopy(sample_metrics.full_matrix(simulated=False))
+    assert answers(sample)["Which runtime"].answer == "SGLang was ahead in 12 of 12 comparisons"
+    for row in sample.metrics["comparisons"]:
+        row["verdict"] = "no detectable difference"
+    assert answers(sample)["Which runtime"].answer == "No runtime was ahead in most of 12 comparisons"
+
+
+def test_lost_comparisons_count_for_the_other_runtime() -> None:
+    sample = copy.deepcopy(sample_metrics.full_matrix(simulated=False))
+    for row in sample.metrics["comparisons"]:
+        row["verdict"] = "slower"
+    assert answers(sample)["Which runtime"].answer == "vLLM was ahead in 12 of 12 comparisons"
+
+
+def _level(concurrency: int, p90: float | None, low: float, high: float) -> dict[str, object]:
+    return {
+        "concurrency": concurrency,
+        "ttft_s": {"n": 40, "p90": p90, "ci95": {"p90": [low, high]}, "n_needed": {"p90": 29}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("p90", "low", "high", "expected"),
+    [(1.0, 0.8, 1.9, "yes"), (1.0, 0.8, 2.0, "not sure"), (3.0, 2.0, 4.0, "no"), (None, 0, 0, "needs n ≥ 29")],
+)
+def test_objective_is_met_only_by_a_whole_interval(p90: float | None, low: float, high: float, expected: str) -> None:
+    assert verdict.meets(_level(1, p90, low, high), verdict.Objective("ttft_s", "p90", 2.0)) == expected
+
+
+def test_users_stop_before_the_first_level_that_is_not_sure() -> None:
+    levels = [_level(1, None, 0, 0), _level(2, 1.0, 0.9, 1.1), _level(4, 1.9, 1.8, 2.1), _level(8, 1.0, 0.9, 1.1)]
+    cell = view.cells({"cells": [{"id": "x", "engine": "vllm", "model": "m", "levels": levels}]})[0]
+    best = verdict.highest_met(cell, (verdict.Objective("ttft_s", "p90", 2.0),))
+    assert best is not None
+    assert best["concurrency"] == 2
+
+
+def test_cost_is_price_times_cards_over_answers_with_the_interval_turned_round() -> None:
+    level = {"answers_per_hour": {"value": 100.0, "ci95": [80.0, 125.0]}}
+    cell = view.cells({"cells": [{"id": "x", "engine": "vllm", "model": "m", "tp": 2}]})[0]
+    found = verdict.cost_per_1000_answers(cell, level, 1.5)
+    assert (found.value, found.low, found.high) == (30.0, 24.0, 37.5)
+
+
+def test_terminal_table_has_a_line_for_each_level_and_the_decision() -> None:
+    sample = sample_metrics.full_matrix(levels=(1, 8))
+    text = report.terminal_table(sample.metrics, sample.manifest)
+    lines = text.splitlines()
+    assert lines[0].startswith("SIMULATED")
+    assert sum(line.startswith(("sglang-sim_", "vllm-sim_")) for line in lines) == 6 * 2 + 2
+    assert "Which runtime: SGLang is predicted to be ahead" in text
+    assert "refused" in text
+
+
+def test_terminal_table_shows_failed_gates() -> None:
+    assert "Load generator FAIL" in report.terminal_table(sample_metrics.damaged().metrics)
+
+
+# How values are written ----------------------------------------------------------------------------------------------
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, min_value=1e-6, max_value=1e12))
+def test_number_keeps_three_digits(value: float) -> None:
+    shown = float(view.number(value).replace(",", ""))
+    assert math.isclose(shown, value, rel_tol=0.0051) or abs(shown - value) <= 5e-7
+
+
+@given(st.text())
+def test_clean_text_shows_every_invisible_character(text: str) -> None:
+    shown = view.clean(text)
+    assert view.clean(shown) == shown
+    assert not any(character in shown for character in "\u202e\u200b\u2066\x00\x1b")
+
+
+JSON_LEAF = st.none() | st.booleans() | st.floats() | st.text(max_size=5)
+KEY = st.sampled_from(["value", "ci95", "n", "p50", "n_needed"])
+
+
+@given(st.recursive(JSON_LEAF, lambda x: st.lists(x, max_size=3) | st.dictionaries(KEY, x, max_size=4), max_leaves=8))
+def test_estimate_takes_any_json_and_never_gives_nan(value: object) -> None:
+    found = view.estimate({"it": value}, "it", "p50")
+    assert all(one is None or math.isfinite(one) for one in (found.value, found.low, found.high))
+    json.dumps([found.value, found.low, found.high], allow_nan=False)
