@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from loadtest.errors import UsageError
@@ -182,6 +182,40 @@ def from_table(table: Mapping[str, Any]) -> Contract:
             raise UsageError(f"contract: {key}: expected a key of the contract, got an unknown one; {step}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     return Contract(**values)
+
+
+def within(contract: Contract, prompts: Iterable[Prompt], context_tokens: int) -> Contract:
+    """The contract with `max_tokens` lowered, if it must be, so that the longest prompt and its output fit the context.
+
+    Without it the runtimes part ways: vLLM silently clamps an output that would not fit, SGLang refuses the request.
+    Raises `UsageError` where a prompt leaves no room at all.
+
+    >>> from loadtest.workload import load
+    >>> within(Contract(), load("math:n=4").prompts, 32768).max_tokens < 32768
+    True
+    >>> within(Contract(max_tokens=500), load("math:n=4").prompts, 32768).max_tokens
+    500
+    """
+    longest_tokens, prompt_id = max((prompt_tokens_at_most(prompt), prompt.id) for prompt in prompts)
+    room_tokens = context_tokens - longest_tokens
+    if room_tokens < 1:
+        raise UsageError(
+            f"contract: context_tokens: expected more than the {longest_tokens} that prompt {prompt_id!r} may take, got"
+            f" {context_tokens}; raise it (over 32768 with yarn = true) or take shorter prompts"
+        )
+    return replace(contract, max_tokens=min(contract.max_tokens, room_tokens))
+
+
+_TEMPLATE_TOKENS = 128
+
+
+def prompt_tokens_at_most(prompt: Prompt) -> int:
+    """A careful estimate from above of a prompt's tokens, without a tokenizer: each digit one (as Qwen's tokenizer has it),
+    two bytes of all else one, and 128 for the chat template. English takes about four bytes a token.
+    """
+    text = "".join(message["content"] for message in prompt.messages)
+    digits = sum(map(str.isdigit, text))
+    return _TEMPLATE_TOKENS + digits + (len(text.encode("utf-8", "surrogatepass")) - digits + 1) // 2
 
 
 def differences(a: Contract, b: Contract) -> dict[str, tuple[Any, Any]]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.contract import Contract, differences, from_table
+from loadtest.contract import Contract, differences, from_table, prompt_tokens_at_most, within
 from loadtest.errors import UsageError
 from loadtest.workload import Prompt
 
@@ -149,6 +149,17 @@ def test_the_output_must_fit_the_context() -> None:
     with pytest.raises(UsageError, match=r"max_tokens: expected less than context_tokens \(8192\)"):
         Contract(context_tokens=8192)
     assert Contract(context_tokens=8192, max_tokens=8191).context_tokens == 8192
+
+
+def test_output_is_lowered_to_the_room_that_is_left() -> None:
+    prompt = Prompt(id="a", messages=({"role": "user", "content": "ab12 é"},))
+    assert prompt_tokens_at_most(prompt) == 128 + 2 + 3  # 2 digits; a, b, space and the two bytes of é, by two
+    assert within(Contract(), [prompt], 1133).max_tokens == 1000
+    assert within(Contract(max_tokens=50), [prompt], 1133).max_tokens == 50
+    longer = Prompt(id="b", messages=({"role": "user", "content": "x" * 2000},))
+    assert within(Contract(), [prompt, longer], 1129).max_tokens == 1
+    with pytest.raises(UsageError, match=r"expected more than the 1128 that prompt 'b' may take, got 1128; raise it"):
+        within(Contract(), [prompt, longer], 1128)
 
 
 def test_a_table_with_a_slip_of_the_pen() -> None:
