@@ -17,7 +17,16 @@ from typing import Any
 
 import msgspec
 
-from loadtest import engines, environment, hardware, models, passes, records, roofline
+from loadtest import (
+    acceleration,
+    engines,
+    environment,
+    hardware,
+    models,
+    passes,
+    records,
+    roofline,
+)
 from loadtest.clock import Clock
 from loadtest.contract import Contract, from_table
 from loadtest.errors import EngineError, FitError, RecordError
@@ -139,6 +148,8 @@ def _run_cell(journey: _Journey, cell: Cell, repeat: int) -> None:
             records.write_json(path, facts)
             for level in levels:
                 _run_pass(journey, cell, target, died, level, repeat)
+            if cell.simulated:
+                facts["clock_error"] = _clock_error(journey, cell, target)
         facts["status"] = "ok"
     except FitError as error:  # a finding, not a failure of ours
         facts.update(status="refused", reason=str(error))
@@ -249,6 +260,16 @@ def _check_fit(journey: _Journey, cell: Cell, facts: dict[str, Any]) -> None:
         refuse_misfit(cell, contract)
 
 
+def _clock_error(journey: _Journey, cell: Cell, target: passes.Target) -> dict[str, Any]:
+    """How far the client's times are off what the simulator knows to be true, for all passes over this cell so far."""
+    import httpx
+
+    truth = httpx.get(f"{target.base_url}/loadtest/truth", timeout=30.0, trust_env=False).json()
+    folders = (journey.out / "cells" / cell.id).glob("c*-r[0-9]*")
+    requests = [one for folder in folders if folder.suffix == "" for one in records.read_level(folder).requests]
+    return acceleration.clock_error(requests, truth)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -276,8 +297,7 @@ def _run_pass(
 ) -> None:
     folder = records.level_path(journey.out, cell.id, level, repeat)
     argv = passes.command(journey.study, cell, target, level, repeat, journey.out, journey.run_id)
-    if target.engine_flushes_cache:
-        engines.flush_cache(target.base_url, cell.engine)
+    engines.flush_cache(target.base_url, cell.engine)
     started_s = time.monotonic()
     with _scraping(target, folder):
         end = passes.drive(argv, folder, died=died, tell=_teller(journey, cell, level))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from pathlib import Path
 
 from loadtest import resources
 from loadtest.errors import UsageError
+from loadtest.guarded import Guarded
 from loadtest.study import Cell, Study
 
 _POLL_S = 0.1
@@ -70,32 +69,19 @@ def drive(argv: list[str], folder: Path, *, died: Callable[[], str | None], tell
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "locust.log").open("ab") as log:
-        process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        locust = Guarded(argv, log, grace_s=_STOP_GRACE_S, environment=os.environ)
     reason = None
     records = RecordCounter(folder)
     try:
-        while process.poll() is None:
+        while locust.poll() is None and reason is None:
             reason = died()
-            if reason is not None:
-                break
             tell(records.count())
             time.sleep(_POLL_S)
     finally:
-        _stop(process)
-    if reason is None and process.returncode != 0:
-        reason = f"Locust ended with exit code {process.returncode}: {_last_line(folder / 'locust.log')}"
-    return PassEnd(exit_code=process.returncode, reason=reason, n_requests=records.count())
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End Locust: SIGTERM lets it record what is in flight as cut off; then SIGKILL to its whole group."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_GRACE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        code = locust.stop()
+    if reason is None and code != 0:
+        reason = f"Locust ended with exit code {code}: {_last_line(folder / 'locust.log')}"
+    return PassEnd(exit_code=code, reason=reason, n_requests=records.count())
 
 
 class RecordCounter:

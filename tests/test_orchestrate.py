@@ -1,0 +1,169 @@
+"""Studies carried out for real, against the embedded simulator with a fast clock."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loadtest import orchestrate, records
+from loadtest.errors import RecordError
+from loadtest.guard import descendants
+from loadtest.study import Cell, Study
+
+SIMULATED = Cell(engine="vllm-sim", model="qwq-32b-awq", gpu="l20", clock_speed=200.0, args=("--length-scale", "0.02"))
+STUDY = Study(name="small", workload="math:n=8,seed=1", cells=(SIMULATED,), levels=(1, 2), min_requests=3, seed=1)
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def engine_json(run: Path, cell: Cell) -> dict:
+    return records.read_json(run / "cells" / cell.id / "engine.json")
+
+
+def wait_until(condition, timeout_s: float = 40.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def has_records(run: Path) -> bool:
+    return any(path.stat().st_size for path in run.rglob("requests-*.jsonl"))
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "run"
+    assert orchestrate.execute(STUDY, out, say=silent) == ()
+    return out
+
+
+def test_a_study_leaves_every_file_of_the_contract(finished):
+    run = records.read_run(finished)
+    assert run.manifest["complete"] is True
+    assert run.manifest["simulated"] is True
+    [cell] = run.cells
+    assert cell.engine["status"] == "ok"
+    assert cell.engine["exit_code"] == 0
+    assert cell.engine["fit"]["fits"] is True
+    assert (finished / "cells" / cell.id / "engine.log").stat().st_size > 0
+    assert [(level.concurrency, level.repeat) for level in cell.levels] == [(1, 1), (2, 1)]
+    for level in cell.levels:
+        assert [r.outcome for r in level.requests if r.phase == "measure"] == ["ok"] * 3
+        assert level.torn == ()
+        assert level.health
+        assert level.server[-1].requests_finished_total - level.server[0].requests_finished_total == len(level.requests)
+
+
+def test_the_cost_of_the_fast_clock_is_measured(finished):
+    error = engine_json(finished, SIMULATED)["clock_error"]
+    assert error["n"] == 6
+    assert set(error) == {"n", "ttft_s", "tpot_s", "time_to_final_answer_s"}
+    assert all(isinstance(error[key], float) for key in error if key != "n")
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished):
+    with pytest.raises(RecordError, match="expected a folder without a run"):
+        orchestrate.execute(STUDY, finished, say=silent)
+
+
+def test_resume_repeats_nothing_that_is_finished(finished):
+    before = {path: path.read_bytes() for path in finished.rglob("requests-*.jsonl")}
+    assert orchestrate.execute(STUDY, finished, resume=True, say=silent) == ()
+    assert {path: path.read_bytes() for path in finished.rglob("requests-*.jsonl")} == before
+
+
+def test_resume_of_another_workload_is_refused(finished):
+    with pytest.raises(RecordError, match="--resume: workload"):
+        orchestrate.execute(replace(STUDY, workload="math:n=8,seed=2"), finished, resume=True, say=silent)
+
+
+def test_a_model_that_does_not_fit_is_refused_and_the_run_is_complete(tmp_path):
+    big = replace(SIMULATED, model="qwq-32b")
+    assert orchestrate.execute(replace(STUDY, cells=(big,)), tmp_path / "run", say=silent) == ()
+    facts = engine_json(tmp_path / "run", big)
+    assert facts["status"] == "refused"
+    assert facts["fit"]["fits"] is False
+    assert "does not fit: QwQ-32B on 1 x NVIDIA L20 needs" in facts["reason"]
+    assert records.read_json(tmp_path / "run" / "manifest.json")["complete"] is True
+
+
+def test_forced_it_fails_for_real_and_says_how(tmp_path):
+    big = replace(SIMULATED, model="qwq-32b")
+    problems = orchestrate.execute(replace(STUDY, cells=(big,)), tmp_path / "run", force=True, say=silent)
+    assert len(problems) == 1
+    facts = engine_json(tmp_path / "run", big)
+    assert facts["status"] == "failed"
+    assert "memory" in facts["reason"]
+
+
+def test_a_server_that_dies_is_explained_and_the_next_cell_is_measured(tmp_path):
+    dying = replace(SIMULATED, args=("--length-scale", "0.5", "--fault", "die:40"))
+    healthy = replace(SIMULATED, engine="sglang-sim")
+    study = replace(STUDY, cells=(dying, healthy), levels=(1,))
+    problems = orchestrate.execute(study, tmp_path / "run", say=silent)
+    assert len(problems) == 1
+    assert dying.id in problems[0]
+    assert engine_json(tmp_path / "run", dying)["status"] == "died"
+    assert engine_json(tmp_path / "run", healthy)["status"] == "ok"
+    run = records.read_run(tmp_path / "run")
+    assert run.manifest["complete"] is False
+    assert dying.id in run.manifest["incomplete_reason"]
+
+
+def test_interrupted_it_keeps_what_it_has_and_leaves_no_process(tmp_path):
+    out = tmp_path / "run"
+    study = tmp_path / "long.toml"
+    study.write_text(
+        'name = "long"\nworkload = "math:n=8"\nlevels = [2]\nmin_requests = 50\n'
+        '[[cells]]\nengine = "vllm-sim"\nmodel = "qwq-32b-awq"\ngpu = "l20"\n'
+        'clock_speed = 100\nargs = ["--length-scale", "0.1"]\n'
+    )
+    command = [sys.executable, "-m", "loadtest", "run", str(study), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert wait_until(lambda: has_records(out))
+    started = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    run = records.read_run(out)
+    assert run.manifest["complete"] is False
+    assert run.manifest["interrupted"] is True
+    outcomes = [r.outcome for r in run.cells[0].levels[0].requests]
+    assert outcomes.count("cut_off") == 2
+    assert "ok" in outcomes
+    assert json.loads((out / "metrics.json").read_bytes())["complete"] is False
+    assert "incomplete" in (out / "report.html").read_text().lower()
+    assert alive(started) == []
+
+
+def test_a_killed_orchestrator_leaves_no_orphan(tmp_path):
+    out = tmp_path / "run"
+    code = (
+        "from pathlib import Path; from tests.test_orchestrate import *;"
+        f"orchestrate.execute(replace(STUDY, min_requests=200, levels=(1,)), Path({str(out)!r}), say=silent)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    )
+    assert wait_until(lambda: has_records(out))
+    started = descendants(process.pid)
+    assert len(started) >= 4  # guard and simulator, guard and Locust
+    process.kill()
+    process.wait()
+    assert wait_until(lambda: not alive(started), 20)
