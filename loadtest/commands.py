@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -42,11 +42,12 @@ def attach(arguments: argparse.Namespace, say: Say) -> str:
     """A server that already runs, measured as a study of one cell."""
     info = engines.probe(arguments.base_url)
     cell = studies.Cell(
-        engine=arguments.engine or info.engine,
+        engine=arguments.engine or cast("studies.Engine", info.engine),
         model=arguments.model or info.model or "model",
         tp=arguments.tp or info.tp or 1,
         gpu=arguments.gpu or info.gpu,
         base_url=arguments.base_url,
+        context_tokens=info.max_model_len,
         clock_speed=info.clock_speed if info.simulated else None,
     )
     contract: dict[str, Any] = {}

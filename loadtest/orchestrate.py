@@ -22,13 +22,14 @@ from loadtest import (
     engines,
     environment,
     hardware,
+    launch,
     models,
     passes,
     records,
     roofline,
 )
 from loadtest.clock import Clock
-from loadtest.contract import Contract, from_table
+from loadtest.contract import Contract, from_table, within
 from loadtest.errors import EngineError, FitError, RecordError
 from loadtest.study import Cell, Study
 from loadtest.workload import Workload
@@ -36,6 +37,7 @@ from loadtest.workload import load as load_workload
 
 Say = Callable[[str], None]
 _TELL_EVERY_S = 15.0
+_YARN_CONTEXT_TOKENS = int(launch.YARN_FACTOR * launch.YARN_ORIGINAL_TOKENS)
 
 
 @dataclass(slots=True)
@@ -59,7 +61,7 @@ def execute(study: Study, out: Path, *, resume: bool = False, force: bool = Fals
     or can't be written, `KeyboardInterrupt` after the runtime is stopped and the manifest says so.
     """
     workload = load_workload(study.workload)
-    contract = contract_of(study)
+    contract = _narrowed(contract_of(study), study, workload)
     manifest = _open_run(study, workload, contract, out, resume)
     n_passes = len(study.cells) * len(study.levels) * study.repeats
     journey = _Journey(study, out, manifest["run_id"], say, force, time.monotonic(), n_passes)
@@ -86,6 +88,20 @@ def execute(study: Study, out: Path, *, resume: bool = False, force: bool = Fals
 def contract_of(study: Study) -> Contract:
     """The study's inference contract: its `[contract]` table over the defaults, with the study's mode and seed."""
     return from_table({"mode": study.mode, "seed": study.seed, **(study.contract or {})})
+
+
+def _narrowed(contract: Contract, study: Study, workload: Workload) -> Contract:
+    """The contract with room for the longest prompt in the smallest context of the study, the same for every cell."""
+    contexts = [known for cell in study.cells if (known := context_tokens(cell, contract)) is not None]
+    return within(contract, workload.prompts, min(contexts)) if contexts else contract
+
+
+def context_tokens(cell: Cell, contract: Contract) -> int | None:
+    """Prompt and output together that a cell serves; null for a server that runs already and does not tell."""
+    stated = cell.context_tokens or contract.context_tokens
+    if stated is not None or cell.base_url is not None:
+        return stated
+    return _YARN_CONTEXT_TOKENS if cell.yarn or contract.yarn else models.model(cell.model).native_context_tokens
 
 
 def _open_run(study: Study, workload: Workload, contract: Contract, out: Path, resume: bool) -> dict[str, Any]:
@@ -241,8 +257,8 @@ def fit_of(cell: Cell, contract: Contract) -> roofline.Fit | None:
         return None
     model = models.model(cell.model)
     deployment = roofline.Deployment(model, hardware.gpu(cell.gpu), cell.tp)
-    context_tokens = cell.context_tokens or contract.context_tokens or model.native_context_tokens
-    return roofline.fit(deployment, context_tokens=context_tokens, concurrency=1)
+    context = context_tokens(cell, contract) or model.native_context_tokens
+    return roofline.fit(deployment, context_tokens=context, concurrency=1)
 
 
 def refuse_misfit(cell: Cell, contract: Contract) -> None:

@@ -157,13 +157,18 @@ _PLACES = (
 _PEOPLE = ("Mara", "Tomas", "Ines", "Olek", "Priya", "Samuel", "Greta", "Yusuf", "Nadia", "Henrik")
 
 
+_LEDGER_DAYS = {4: 60, 5: 120}
+
+
 def ledger(random: Random, difficulty: int, context_tokens: int) -> Problem:
-    """A long word problem: 20 to 60 lines, about 500 to 900 tokens, that move goods for days; asks for one whole number."""
+    """A long word problem that moves goods for days, about 30 lines (700 tokens) up to difficulty 3, 60 at 4, 120 (2,500
+    tokens) at 5; asks for one whole number.
+    """
     del context_tokens
     goods = random.sample(_GOODS, 3 + (difficulty > 3))
     stock = {good: random.randint(60, 200 * difficulty) for good in goods}
     lines = [f"On the morning of day 1, {random.choice(_PLACES)} holds {_listed(stock)}."]
-    for day in range(1, 30 + random.randint(0, 8)):
+    for day in range(1, _LEDGER_DAYS.get(difficulty, 30) + random.randint(0, 8)):
         lines.append(f"Day {day}: {_movement(random, stock)}")
     asked = random.sample(goods, 2)
     lines.append(f"Let A be the number of {asked[0]} and B the number of {asked[1]} held at the end of the last day.")
@@ -273,7 +278,7 @@ KINDS: dict[str, Kind] = {
     "linear": Kind("systems of linear equations", linear),
     "counting": Kind("paths, committees, solutions in integers", counting),
     "number-theory": Kind("divisors, greatest common divisors, congruences", number_theory),
-    "ledger": Kind("long word problems, 500 to 900 tokens, that track a stock over days", ledger),
+    "ledger": Kind("long word problems, 600 to 3,000 tokens, that track a stock over days", ledger),
     "choice": Kind("multiple choice, the letter in a JSON field", choice),
     "retrieval": Kind("sums of entries found in a register of tokens=N", retrieval),
     "code": Kind("short programs to write; their output is known, but nothing runs them yet", code),

@@ -180,10 +180,10 @@ def test_programs_are_known_but_not_judged() -> None:
     assert {p.answer_format for p in prompts} == {"program"}
 
 
-@pytest.mark.parametrize("difficulty", [1, 3, 5])
-def test_ledgers_are_long(difficulty: int) -> None:
+@pytest.mark.parametrize(("difficulty", "least", "most"), [(1, 30, 45), (3, 30, 45), (4, 60, 75), (5, 120, 135)])
+def test_ledgers_are_long(difficulty: int, least: int, most: int) -> None:
     for prompt in load(f"ledger:n=100,difficulty={difficulty}").prompts:
-        assert 20 <= prompt.messages[0]["content"].count("\n") + 1 <= 60
+        assert least <= prompt.messages[0]["content"].count("\n") + 1 <= most
         assert 500 <= prompt.chars / 4 <= 900
 
 

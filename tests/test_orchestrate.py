@@ -63,7 +63,7 @@ def test_a_study_leaves_every_file_of_the_contract(finished):
     assert (finished / "cells" / cell.id / "engine.log").stat().st_size > 0
     assert [(level.concurrency, level.repeat) for level in cell.levels] == [(1, 1), (2, 1)]
     for level in cell.levels:
-        assert [r.outcome for r in level.requests if r.phase == "measure"] == ["ok"] * 3
+        assert [r.outcome for r in level.requests if r.phase == "measure"] == ["ok"] * STUDY.requests(level.concurrency)
         assert level.torn == ()
         assert level.health
         assert level.server[-1].requests_finished_total - level.server[0].requests_finished_total == len(level.requests)
@@ -71,7 +71,7 @@ def test_a_study_leaves_every_file_of_the_contract(finished):
 
 def test_the_cost_of_the_fast_clock_is_measured(finished):
     error = engine_json(finished, SIMULATED)["clock_error"]
-    assert error["n"] == 6
+    assert error["n"] == 7
     assert set(error) == {"n", "ttft_s", "tpot_s", "time_to_final_answer_s"}
     assert all(isinstance(error[key], float) for key in error if key != "n")
 
