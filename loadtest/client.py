@@ -112,6 +112,7 @@ class CurlTransport:
         if api_key:
             self._headers.append(f"Authorization: Bearer {api_key}")
         self._ready: list[socket.socket] = []
+        self._handed: list[socket.socket] = []  # libcurl works on duplicates of these
         self._idle: list[Any] = []
         self._active: dict[Any, Exchange] = {}
         self._engine = _Engine(self._finish)
@@ -147,6 +148,8 @@ class CurlTransport:
             if easy.getinfo(pycurl.NUM_CONNECTS):
                 exchange.connect_wall_s = (exchange.sent or exchange.ended) - exchange.began
             self._idle.append(easy)
+            while self._handed:
+                self._handed.pop().close()
 
     def close(self) -> None:
         self._watch.stop()
@@ -195,9 +198,10 @@ class CurlTransport:
         easy.setopt(pycurl.PREREQFUNCTION, _sent_stamper(exchange))
 
     def _take_socket(self, purpose: int, address: Any) -> socket.socket:
-        if self._ready:
-            return self._ready.pop()
-        return socket.socket(address.family, address.socktype, address.protocol)
+        fresh = not self._ready
+        opened = socket.socket(address.family, address.socktype, address.protocol) if fresh else self._ready.pop()
+        self._handed.append(opened)
+        return opened
 
     def _finish(self, easy: Any, code: int, message: str) -> None:
         exchange = self._active.pop(easy, None)

@@ -92,6 +92,7 @@ class Level:
         self.in_flight = self.users = self.started = self.written = self.measured = 0
         self.connected_wall_s = 0.0
         self.failure: str | None = None
+        self.closed = False
         self._next_start = 0.0
         self._trouble_since: float | None = None
         self._trouble = 0
@@ -154,6 +155,7 @@ class Level:
 
     def close(self) -> None:
         """End: the last health sample, the files, and `level-*.json` with what this process did."""
+        self.closed = True
         self.telemetry.stop()
         self._transport.close()
         self._pool.kill()

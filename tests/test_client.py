@@ -1,0 +1,260 @@
+"""The client over real sockets, against a server that misbehaves by script."""
+
+import socket
+import threading
+import time
+
+import gevent
+import pytest
+
+from loadtest.client import CurlTransport, Exchange, Limits, overdue
+from loadtest.errors import LoadtestError, UsageError
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+
+
+def chunked(*payloads: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in payloads)
+
+
+class Scripted:
+    """Answers every request with the same steps: bytes to send, or a function of the connection to call."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+        self.requests: list[bytes] = []
+        self.connections = 0
+        self.release = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/v1/chat/completions"
+        self.threads = [threading.Thread(target=self.accept, daemon=True)]
+        self.threads[0].start()
+
+    def accept(self):
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            thread = threading.Thread(target=self.serve, args=(connection,), daemon=True)
+            self.threads.append(thread)
+            thread.start()
+
+    def serve(self, connection):
+        with connection:
+            while request := self.read(connection):
+                self.requests.append(request)
+                for step in self.steps:
+                    if callable(step):
+                        step(connection)
+                    else:
+                        connection.sendall(step)
+                if self.steps and self.steps[-1] is close:
+                    return
+
+    def read(self, connection):
+        data = b""
+        while b"\r\n\r\n" not in data or len(data.split(b"\r\n\r\n", 1)[1]) < 2:
+            try:
+                piece = connection.recv(65536)
+            except OSError:
+                return b""
+            if not piece:
+                return b""
+            data += piece
+        return data
+
+    def stop(self):
+        self.release.set()
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for thread in self.threads:
+            thread.join(5)
+
+
+def close(connection):
+    connection.shutdown(socket.SHUT_RDWR)
+
+
+def reset(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    connection.close()
+
+
+@pytest.fixture
+def scripted():
+    servers = []
+
+    def make(*steps):
+        servers.append(Scripted(*steps))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def send():
+    transports = []
+
+    def one(server, *, limits=None, n=1, api_key=None):
+        transport = CurlTransport(server.url, api_key=api_key, limits=limits)
+        transports.append(transport)
+        exchanges = [Exchange(body=b"{}") for _ in range(n)]
+        for exchange in exchanges:
+            transport.perform(exchange)
+        return exchanges[0] if n == 1 else exchanges
+
+    yield one
+    for transport in transports:
+        transport.close()
+
+
+def test_a_stream_is_stamped_read_by_read(scripted, send):
+    def wait(connection):
+        time.sleep(0.02)
+
+    server = scripted(HEAD + chunked(EVENT), wait, chunked(EVENT), b"0\r\n\r\n")
+    x = send(server)
+    assert (x.status, x.content_type, x.outcome, x.error) == (200, "text/event-stream", None, None)
+    assert b"".join(x.pieces) == EVENT * 2
+    assert len(x.reads) == len(x.pieces)
+    assert x.began <= x.sent <= x.headers_at <= x.reads[0] <= x.reads[-1] <= x.ended
+    assert x.reads[-1] - x.reads[0] > 0.01  # two reads, 20 ms apart
+
+
+def test_what_is_sent(scripted, send):
+    server = scripted(HEAD + b"0\r\n\r\n")
+    send(server, api_key="secret")
+    head = server.requests[0].split(b"\r\n\r\n")[0].lower()
+    assert head.startswith(b"post /v1/chat/completions http/1.1")
+    assert b"authorization: bearer secret" in head
+    assert b"accept-encoding" not in head
+    assert b"expect" not in head
+
+
+def test_a_connection_is_used_again(scripted, send):
+    server = scripted(HEAD + chunked(EVENT) + b"0\r\n\r\n")
+    first, second = send(server, n=2)
+    assert server.connections == 1
+    assert first.connect_wall_s > 0
+    assert second.connect_wall_s == 0
+
+
+def test_connections_opened_ahead_are_taken(scripted):
+    server = scripted(HEAD + chunked(EVENT) + b"0\r\n\r\n")
+    transport = CurlTransport(server.url)
+    assert transport.open(3) > 0
+    exchanges = [Exchange(body=b"{}") for _ in range(3)]
+    gevent.joinall([gevent.spawn(transport.perform, x) for x in exchanges], raise_error=True)
+    assert [x.outcome for x in exchanges] == [None] * 3
+    assert server.connections == 3
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    ("steps", "outcome", "kind"),
+    [
+        ([close], "connection_error", "closed"),
+        ([HEAD + chunked(EVENT), close], "connection_error", "closed"),
+        ([HEAD + chunked(EVENT), reset], "connection_error", "reset"),
+        ([b"SSH-2.0-OpenSSH_9.2\r\n", close], "protocol_error", "not_http"),
+        ([HEAD + b"zz\r\nhello\r\n", close], "protocol_error", "not_http"),
+    ],
+)
+def test_broken_connections(scripted, send, steps, outcome, kind):
+    x = send(scripted(*steps))
+    assert (x.outcome, x.error.kind) == (outcome, kind)
+    assert "127.0.0.1" in x.error.message
+
+
+def test_nobody_listens(scripted, send):
+    server = scripted()
+    server.stop()
+    server.stop = lambda: None
+    x = send(server)
+    assert (x.outcome, x.error.kind, x.sent) == ("connection_error", "refused", None)
+
+
+def test_a_refusal_is_read_to_its_end(scripted, send):
+    body = b'{"error":"Unauthorized"}'
+    x = send(scripted(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)))
+    assert (x.status, b"".join(x.pieces), x.outcome) == (401, body, None)
+
+
+def test_a_redirect_is_not_followed(scripted, send):
+    server = scripted(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n")
+    assert send(server).status == 302
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps", "outcome", "kind"),
+    [
+        (Limits(first_token_s=0.1), [HEAD + chunked(b": ping\n\n")], "timeout", "first_token"),
+        (Limits(silence_s=0.1), [HEAD + chunked(EVENT)], "stalled", "silence"),
+        (Limits(total_s=0.1, first_token_s=9), [HEAD], "timeout", "total"),
+    ],
+)
+def test_limits(scripted, send, limits, steps, outcome, kind):
+    server = scripted(*steps, lambda connection: server.release.wait(10), close)
+    x = send(server, limits=limits)
+    assert (x.outcome, x.error.kind) == (outcome, kind)
+
+
+def test_a_server_that_never_stops(scripted, send):
+    server = scripted(HEAD + chunked(EVENT * 1000), close)
+    x = send(server, limits=Limits(size_bytes=10_000))
+    assert (x.outcome, x.error.kind) == ("protocol_error", "too_large")
+
+
+def test_a_killed_wait_is_cut_off_and_keeps_what_came(scripted):
+    server = scripted(HEAD + chunked(EVENT), lambda connection: server.release.wait(10), close)
+    transport = CurlTransport(server.url)
+    x = Exchange(body=b"{}")
+    job = gevent.spawn(transport.perform, x)
+    while not x.reads:
+        gevent.sleep(0.001)
+    job.kill()
+    assert (x.outcome, x.pieces, transport.in_flight) == ("cut_off", [EVENT], 0)
+    assert x.ended >= x.reads[-1]
+    transport.close()
+
+
+def test_silence_is_between_texts_not_between_comments():
+    x = Exchange(body=b"", sent=0.0, reads=[1.0, 50.0], pieces=[EVENT, b": ping\n\n"])
+    assert overdue(x, 300.9, Limits()) is None
+    assert overdue(x, 301.1, Limits())[:2] == ("stalled", "silence")
+    x.reads.append(301.2)
+    x.pieces.append(EVENT)
+    assert overdue(x, 301.3, Limits()) is None
+
+
+def test_a_role_only_chunk_is_not_the_first_token():
+    role = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+    x = Exchange(body=b"", sent=0.0, reads=[1.0], pieces=[role])
+    assert overdue(x, 601.0, Limits())[:2] == ("timeout", "first_token")
+
+
+def test_limits_are_seconds_of_the_run():
+    x = Exchange(body=b"", sent=0.0)
+    assert overdue(x, 31.0, Limits(), speed=20.0)[:2] == ("timeout", "first_token")
+    assert overdue(x, 29.0, Limits(), speed=20.0) is None
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:8000", "http://"])
+def test_urls_that_are_none(url):
+    with pytest.raises(UsageError, match="URL"):
+        CurlTransport(url)
+
+
+def test_a_host_that_nobody_knows():
+    with pytest.raises(LoadtestError, match="no-such-host"):
+        CurlTransport("http://no-such-host.invalid/")
+
+
+def test_a_limit_of_nothing_is_refused():
+    with pytest.raises(UsageError, match="silence_s"):
+        Limits(silence_s=0)

@@ -1,0 +1,176 @@
+"""One pass in one process, over a transport without sockets."""
+
+import time
+from pathlib import Path
+
+import gevent
+import pytest
+
+from loadtest import level as level_module
+from loadtest.contract import Contract
+from loadtest.errors import RecordError
+from loadtest.level import Level, Settings, cut
+from loadtest.records import read_level
+from loadtest.workload import load
+
+ANSWER = [
+    b'data: {"choices":[{"delta":{"content":"why</think>"}}]}\n\n',
+    b'data: {"choices":[{"delta":{"content":"42"},"finish_reason":"stop"}]}\n\n',
+    b"data: [DONE]\n\n",
+]
+
+
+class Canned:
+    """Gives the same answer to every exchange; waits for `gate`, when there is one, after its first piece."""
+
+    def __init__(self, pieces=ANSWER, *, gate=None, fail=None):
+        self.pieces, self.gate, self.fail, self.opened, self.closed = pieces, gate, fail, 0, False
+
+    def open(self, connections):
+        self.opened = connections
+        return 0.5
+
+    def perform(self, exchange):
+        exchange.began = exchange.sent = time.monotonic()
+        exchange.status, exchange.content_type = 200, "text/event-stream"
+        if self.fail:
+            exchange.ended = time.monotonic()
+            exchange.fail(*self.fail)
+            return
+        for i, piece in enumerate(self.pieces):
+            if i and self.gate is not None:
+                try:
+                    self.gate.wait()
+                except gevent.GreenletExit:
+                    exchange.outcome, exchange.ended = "cut_off", time.monotonic()
+                    raise
+            exchange.reads.append(time.monotonic())
+            exchange.pieces.append(piece)
+        exchange.ended = time.monotonic()
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def make(tmp_path):
+    levels = []
+
+    def level(transport=None, *, requests=4, slots=(0, 1), **settings):
+        chosen = Settings(
+            run=tmp_path, run_id="r", cell="other_qwq_tp1", engine="other", model="qwq-32b", url="http://x/v1",
+            concurrency=2, repeat=1, requests=requests, warmup_requests=1, seed=3,
+            clock_speed=settings.pop("clock_speed", 1.0), contract=Contract(**settings),
+        )  # fmt: skip
+        failures = []
+        made = Level(chosen, load("math:n=5"), slots, transport=transport or Canned(), failed=failures.append)
+        made.failures = failures
+        levels.append(made)
+        made.open()
+        return made
+
+    yield level
+    for made in levels:
+        if not made.closed:
+            made.close()
+
+
+def on_disk(level):
+    return read_level(level.settings.folder).requests
+
+
+def test_a_record_says_what_happened(make):
+    level = make()
+    item = level.next_item()
+    record = level.send(item, 1, level.clock.now_s())
+    assert (record.outcome, record.answer, record.answer_correct, record.first_answer_chunk) == ("ok", "42", False, 1)
+    assert (record.phase, record.user, record.seq, record.prompt_id) == ("measure", 1, 0, item.prepared.prompt.id)
+    assert record.request_sha256 == item.prepared.sha256
+    assert 0 <= record.scheduled_s <= record.sent_s <= record.chunk_s[0] <= record.chunk_s[-1] <= record.ended_s
+    assert (record.thinking_field, record.think_closed, record.token_count_source) == ("inline", True, "chunks")
+    assert on_disk(level) == (record,)
+
+
+def test_the_level_ends_with_its_last_request(make):
+    level = make(requests=3)
+    assert level.quota == 3
+    while (item := level.next_item()) is not None:
+        assert not level.finished
+        level.send(item, 0, 0.0)
+    assert level.finished
+    assert [r.seq for r in on_disk(level)] == [0, 1, 2]
+
+
+def test_warm_ups_do_not_count(make):
+    level = make(requests=1)
+    assert level.send(level.script.warmup(0), 0, 0.0).phase == "warmup"
+    assert not level.finished
+
+
+def test_a_killed_request_is_recorded_as_cut_off(make):
+    level = make(Canned(gate=gevent.event.Event()))
+    job = gevent.spawn(level.send, level.next_item(), 0, 0.0)
+    gevent.sleep(0.01)
+    assert level.in_flight == 1
+    job.kill()
+    (record,) = on_disk(level)
+    assert (record.outcome, record.error, len(record.chunk_s)) == ("cut_off", None, 1)
+    assert (level.in_flight, level.started, level.written) == (0, 1, 1)
+
+
+def test_an_answer_that_had_ended_when_the_kill_came_stays_ok(make, monkeypatch):
+    long = [*ANSWER[:1] * 300, *ANSWER[1:]]
+    level = make(Canned(long))
+    job = gevent.spawn(level.send, level.next_item(), 0, 0.0)
+    monkeypatch.setattr(level_module.gevent, "sleep", lambda _: gevent.getcurrent().throw(gevent.GreenletExit))
+    job.join()
+    monkeypatch.undo()
+    assert [r.outcome for r in on_disk(level)] == ["ok"]
+
+
+def test_a_record_that_cannot_be_written_ends_the_measurement(make, monkeypatch):
+    level = make()
+
+    def full(_):
+        raise RecordError("disk full")
+
+    monkeypatch.setattr(level._writer, "write", full)
+    with pytest.raises(RecordError):
+        level.send(level.next_item(), 0, 0.0)
+    assert level.failures == ["disk full"]
+    assert level.summary()["failure"] == "disk full"
+
+
+def test_a_server_that_has_gone_ends_the_measurement(make, monkeypatch):
+    level = make(Canned(fail=("connection_error", "refused", "refused")), requests=None)
+    level.send(level.next_item(), 0, 0.0)
+    assert not level.failures
+    monkeypatch.setattr(level_module, "GIVE_UP_AFTER_S", -1.0)
+    level.send(level.next_item(), 0, 0.0)
+    assert "is the server still there?" in level.failures[0]
+
+
+def test_users_are_numbered_by_their_slots_and_beyond(make):
+    level = make(slots=(1,))
+    assert [level.join() for _ in range(3)] == [1, 3, 5]
+
+
+def test_simulated_seconds(make):
+    level = make(clock_speed=50.0)
+    record = level.send(level.next_item(), 0, level.clock.now_s())
+    assert record.clock_speed == 50.0
+
+
+def test_closing_leaves_a_summary_and_a_health_sample(make):
+    level = make()
+    level.send(level.next_item(), 0, 0.0)
+    level.close()
+    folder: Path = level.settings.folder
+    assert len(list(folder.glob("level-*.json"))) == 1
+    assert len(read_level(folder).health) == 1
+    assert (level._transport.opened, level._transport.closed, level.connected_wall_s) == (2, True, 0.5)
+
+
+@pytest.mark.parametrize(("limit", "text"), [(100, "añb"), (4, "añb"), (3, "añ"), (2, "a"), (0, "")])
+def test_cut(limit, text):
+    assert cut("añb", limit) == text
