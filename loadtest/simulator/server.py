@@ -160,7 +160,7 @@ class Simulator:
         next_s = self.engine.step_end_s
         if next_s is not None and next_s / self.identity.clock_speed < wall_s:
             self.seen.overruns += 1
-            if wall_s - self._complained_s > 10:
+            if late_s > 1e-3 and wall_s - self._complained_s > 10:
                 self._complained_s = wall_s
                 log.warning("fell behind: a step planned for %.3f s was sent %.1f ms late", planned_s, late_s * 1e3)
 
