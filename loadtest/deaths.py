@@ -55,8 +55,8 @@ CAUSES: tuple[Cause, ...] = (
         "cards",
         r"invalid device ordinal|no cuda gpus are available|is larger than the (?:number of )?available gpus|"
         r"world size \(\d+\) is larger|cuda_visible_devices|found no nvidia driver|device string must not be empty|"
-        r"failed to infer device type|no accelerator",
-        "not enough graphics cards, or none that the runtime can use",
+        r"failed to infer device type|no accelerator|not enough allowed numa nodes",
+        "not enough cards, or none that the runtime can use",
         "lower --tp, or check nvidia-smi",
     ),
     _cause(
@@ -65,7 +65,7 @@ CAUSES: tuple[Cause, ...] = (
         r"is larger than the maximum number of tokens that can be stored in kv cache|"
         r"not enough memory\. please try to increase|"
         r"kv cache (?:is )?(?:too small|needed)|max_total_num_tokens.*(?:too small|<= ?0)|"
-        r"loading the model took up all|out of kv cache|kv cache pool",
+        r"loading the model took up all|leave no gpu memory for the kv cache|out of kv cache",
         "the KV cache is too small for the context that was asked for",
         "lower the context (context_tokens), raise memory_fraction, or add cards",
     ),
@@ -105,18 +105,18 @@ CAUSES: tuple[Cause, ...] = (
         "run with NCCL_DEBUG=INFO; in a container add --ipc host",
     ),
     _cause(
+        "killed",
+        r"crashed with exit code -9|\bsigkill\b|exit ?code:? ?-9|out of memory: killed process",
+        "a process was killed",
+        "was it the kernel, for memory? see dmesg",
+    ),
+    _cause(
         "engine-died",
         r"enginedeaderror|enginecore.*(?:died|failed)|engine core proc .* died|engine core initialization failed|"
         r"scheduler hit an exception|subprocess .* crashed|watchdog timeout|detokenizermanager hit an exception|"
         r"child process unexpectedly failed",
         "the engine's own process died",
         "read the log",
-    ),
-    _cause(
-        "killed",
-        r"\bsigkill\b|exit ?code:? ?-9|out of memory: killed process",
-        "a process was killed",
-        "was it the kernel, for memory? see dmesg",
     ),
 )
 
@@ -130,15 +130,20 @@ def find_cause(log: str) -> tuple[Cause, str] | None:
     """
     lines = [line for line in log.splitlines() if not _is_noise(line)]
     for cause in CAUSES:
-        for line in lines:
-            if cause.pattern.search(line):
-                return cause, shorten(line)
+        matching = [line for line in lines if cause.pattern.search(line)]
+        if matching:
+            return cause, shorten(next((line for line in matching if "Error: " in line), matching[0]))
     return None
 
 
+_NOISE = re.compile(
+    r"server_args=|non-default args|^\W*(?:\(.*?\) )?\s*File \"|\w+Warning: |\braise \w+|Ignore import error|\bWARNING\b|\bINFO\b"
+)
+
+
 def _is_noise(line: str) -> bool:
-    """Lines that quote settings or code, where any word may stand."""
-    return "server_args=" in line or "non-default args" in line or line.lstrip().startswith("File ") or len(line) > 4000
+    """Lines that quote settings or code, or only inform or warn: any word may stand there."""
+    return _NOISE.search(line) is not None or len(line) > 4000
 
 
 def explain(log: str, exit_code: int | None) -> str:
@@ -150,9 +155,20 @@ def explain(log: str, exit_code: int | None) -> str:
     found = find_cause(log)
     if found is not None:
         cause, line = found
+        if cause.kind == "engine-died":
+            line = _root(log) or line
         return f"{ending}: {cause.meaning} ({line}); {cause.next_step}"
     last = last_error(log.splitlines()[-_TAIL_LINES:])
     return f"{ending}: {shorten(last)}" if last else f"{ending}, with nothing in its log"
+
+
+def _root(log: str) -> str:
+    """The first exception that is more than the news of a death."""
+    consequence = next(cause for cause in CAUSES if cause.kind == "engine-died").pattern
+    for line in log.splitlines():
+        if re.search(r"\w(?:Error|Exception): ", line) and not _is_noise(line) and not consequence.search(line):
+            return shorten(line)
+    return ""
 
 
 def describe_exit(exit_code: int | None) -> str:

@@ -45,6 +45,7 @@ _DEATH_FOLLOWS_S = 5.0  # an engine that fails its first request often takes som
 _LOG_BYTES = 400_000
 _SECRETS = ("LOADTEST_API_KEY", "OPENAI_API_KEY", "VLLM_API_KEY", "SGLANG_API_KEY")
 # Processes of a runtime without which it cannot go on, by the title they give themselves.
+_LAST_WORDS_S = 1.0  # a front whose scheduler has gone says so within this
 _VITAL = ("VLLM::EngineCore", "VLLM::Worker", "sglang::scheduler", "sglang::detokenizer")
 
 
@@ -95,8 +96,11 @@ class Server:
             output = self.log.open("ab")
         except OSError as error:
             raise EngineError(f"{self.log}: cannot write the runtime's log: {error.strerror}") from error
-        self._log_start = output.seek(0, os.SEEK_END)  # a later pass of a cell goes on in the same file
+        self._log_start = self._log_size()  # a later pass of a cell goes on in the same file
         return output
+
+    def _log_size(self) -> int:
+        return self.log.stat().st_size if self.log is not None and self.log.exists() else 0
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until it is healthy, then until it has answered one request: a server can be healthy and dead.
@@ -115,6 +119,7 @@ class Server:
             self._raise_if_died("was healthy, but died of its first request")
             raise EngineError(f"{self._name()}: healthy, but cannot generate: {failure}; see {self.log}")
         self._vital = _vital_processes(self._guard_pid())
+        self._log_start = self._log_size()  # a later death has later causes
 
     def _await_death(self) -> None:
         deadline = time.monotonic() + _DEATH_FOLLOWS_S
@@ -144,7 +149,8 @@ class Server:
             return deaths.explain(self._read_log(), self.exit_code)
         gone = [title for pid, title in self._vital.items() if _title(pid) != title]
         if gone:
-            return deaths.explain(self._read_log(), None) + f" [{', '.join(gone)} has gone]"
+            time.sleep(_LAST_WORDS_S)
+            return f"{' and '.join(gone)} {deaths.explain(self._read_log(), None)}"
         return None
 
     def stop(self) -> int | None:

@@ -103,8 +103,15 @@ def normalise(text: str) -> dict[str, float]:
     series = parse(text)
     for prefix in _GAUGES:
         if any(name.startswith(prefix) for name in series):
-            return _gauges(series, prefix) | _counters(series, prefix)
+            return _settle(_gauges(series, prefix) | _counters(series, prefix), prefix)
     return {}
+
+
+def _settle(values: dict[str, float], prefix: str) -> dict[str, float]:
+    """SGLang counts an aborted request as finished too; finished means by itself, on both."""
+    if prefix == "sglang:":
+        values["requests_finished_total"] -= values["requests_aborted_total"]
+    return values
 
 
 def _gauges(series: Series, prefix: str) -> dict[str, float]:

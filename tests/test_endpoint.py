@@ -1,0 +1,128 @@
+"""Who answers at a URL: told from canned answers shaped as the runtimes' own."""
+
+import socket
+
+import pytest
+
+from loadtest import endpoint
+from loadtest.errors import EngineError, UsageError
+from tests.fake_server import serving
+
+
+def models(owner, **more):
+    return {"object": "list", "data": [{"id": "qwq-32b", "object": "model", "owned_by": owner, **more}]}
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch):
+    for name in ("LOADTEST_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_vllm_is_known_by_its_owner_and_version():
+    with serving({"/v1/models": models("vllm", max_model_len=8192), "/version": {"version": "0.32.0"}}) as server:
+        info = endpoint.probe(server.url + "/v1/")
+    assert info == endpoint.ServerInfo(engine="vllm", version="0.32.0", model="qwq-32b", max_model_len=8192)
+
+
+@pytest.mark.parametrize("path", ["/server_info", "/get_server_info"])
+def test_sglang_tells_version_and_cards_under_either_name(path):
+    answers = {
+        "/v1/models": models("sglang", max_model_len=4096),
+        path: {"version": "0.5.15", "tp_size": 2, "api_key": "s3cret"},
+    }
+    with serving(answers) as server:
+        info = endpoint.probe(server.url)
+    assert (info.engine, info.version, info.tp, info.max_model_len, info.simulated) == ("sglang", "0.5.15", 2, 4096, False)
+    assert "s3cret" not in repr(info)
+
+
+@pytest.mark.parametrize("owner", ["vllm", "sglang", "loadtest"])
+def test_a_simulator_is_never_taken_for_the_real_thing(owner):
+    version = {"version": "0.32.0", "simulated": True, "engine": "vllm-sim", "clock_speed": 20, "tp": 2, "gpu": "l20"}
+    with serving({"/v1/models": models(owner), "/version": version}) as server:
+        info = endpoint.probe(server.url)
+    assert (info.engine, info.simulated, info.clock_speed, info.tp, info.gpu) == ("vllm-sim", True, 20.0, 2, "l20")
+
+
+def test_any_other_openai_compatible_server_is_other():
+    with serving({"/v1/models": models("someone")}) as server:
+        assert endpoint.probe(server.url) == endpoint.ServerInfo(engine="other", model="qwq-32b")
+
+
+def test_a_server_that_names_no_model_has_none():
+    with serving({"/v1/models": {"data": []}}) as server:
+        assert endpoint.probe(server.url).model is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ((401, {"error": "Unauthorized"}, {}), "set LOADTEST_API_KEY"),
+        ((404, "nothing here", {}), "got HTTP 404"),
+        ((200, "<html>", {"content-type": "text/html"}), "got text/html"),
+        ((200, ["no"], {}), "got other JSON"),
+        ((307, "", {"location": "http://elsewhere.invalid/v1/models"}), "redirected to http://elsewhere.invalid"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_the_address(answer, expected):
+    with serving({"/v1/models": answer}) as server, pytest.raises(EngineError) as caught:
+        endpoint.probe(server.url)
+    assert str(caught.value).startswith(f"{server.url}/v1/models: ")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nobody_there_is_one_line():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(EngineError, match="cannot connect"):
+        endpoint.probe(url)
+
+
+def test_silence_is_told_after_the_timeout():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(EngineError, match=r"no answer within 0\.2 s"):
+            endpoint.probe(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "expected"),
+    [
+        ({}, None, None),
+        ({"OPENAI_API_KEY": "two"}, None, "Bearer two"),
+        ({"OPENAI_API_KEY": "two", "LOADTEST_API_KEY": "one"}, None, "Bearer one"),
+        ({"LOADTEST_API_KEY": "one"}, "three", "Bearer three"),
+    ],
+)
+def test_the_key_comes_from_the_environment(monkeypatch, variables, given, expected):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with serving({"/v1/models": models("vllm")}) as server:
+        endpoint.probe(server.url, given)
+    assert {headers.get("authorization") for _, headers in server.asked} == {expected}
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://"])
+def test_what_is_no_url_is_refused(url):
+    with pytest.raises(UsageError, match="expected a URL"):
+        endpoint.probe(url)
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated():
+    with pytest.raises(UsageError) as caught:
+        endpoint.probe("https://me:hunter2@host")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("engine", "path"), [("sglang", "/flush_cache"), ("vllm", "/reset_prefix_cache")])
+def test_flushing_uses_the_engines_own_path(engine, path):
+    with serving({path: {}}) as server:
+        assert endpoint.flush_cache(server.url, engine) is True
+    with serving({}) as server:
+        assert endpoint.flush_cache(server.url, engine) is False
+        assert endpoint.flush_cache(server.url, "other") is False
+    assert [asked for asked, _ in server.asked] == [path]

@@ -1,0 +1,119 @@
+"""Commands as data, compared with commands written by hand."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.errors import UsageError
+from loadtest.launch import LaunchSpec, command
+
+
+@pytest.fixture(autouse=True)
+def no_programs(monkeypatch):
+    for name in ("LOADTEST_VLLM", "LOADTEST_SGLANG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_vllm_by_hand():
+    spec = LaunchSpec(engine="vllm", model="qwq-32b-awq", tp=2, port=8001, context_tokens=16384, memory_fraction=0.9, seed=7)
+    argv, settings = command(spec)
+    assert " ".join(argv) == (
+        "vllm serve Qwen/QwQ-32B-AWQ --host 127.0.0.1 --port 8001 --served-model-name qwq-32b-awq --tensor-parallel-size 2 "
+        "--max-model-len 16384 --gpu-memory-utilization 0.9 --reasoning-parser qwen3 --seed 7 --enable-prefix-caching "
+        "--enable-prompt-tokens-details"
+    )
+    assert settings == {"VLLM_NO_USAGE_STATS": "1"}
+
+
+def test_sglang_by_hand():
+    spec = LaunchSpec(
+        engine="sglang", model="Qwen/QwQ-32B", tp=2, port=8001, context_tokens=16384, memory_fraction=0.9, seed=7
+    )
+    argv, settings = command(spec)
+    assert " ".join(argv) == (
+        "python3 -m sglang.launch_server --model-path Qwen/QwQ-32B --host 127.0.0.1 --port 8001 --served-model-name QwQ-32B "
+        "--tp-size 2 --context-length 16384 --mem-fraction-static 0.9 --reasoning-parser qwen3 --random-seed 7 "
+        "--enable-cache-report --enable-metrics"
+    )
+    assert settings == {}
+
+
+def test_a_simulator_by_hand():
+    spec = LaunchSpec(engine="vllm-sim", model="qwq-32b", tp=2, gpu="l20", port=9000, clock_speed=20, seed=7)
+    argv, settings = command(spec)
+    assert argv[:3] == [sys.executable, "-m", "loadtest.simulator"]
+    assert " ".join(argv[3:]) == (
+        "--engine vllm-sim --model qwq-32b --tp 2 --gpu l20 --port 9000 --clock-speed 20 --seed 7 "
+        "--served-model-name qwq-32b --reasoning-parser qwen3"
+    )
+    assert settings == {}
+
+
+@pytest.mark.parametrize(
+    ("engine", "flag", "key"),
+    [("vllm", "--hf-overrides", "rope_parameters"), ("sglang", "--json-model-override-args", "rope_scaling")],
+)
+def test_yarn_is_on_only_when_asked_for(engine, flag, key):
+    plain = LaunchSpec(engine=engine, model="qwq-32b", port=8000)
+    assert flag not in command(plain)[0]
+    argv, _ = command(dataclasses.replace(plain, yarn=True))
+    override = json.loads(argv[argv.index(flag) + 1])
+    assert override == {
+        key: {"rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0, "original_max_position_embeddings": 32768},
+        "max_position_embeddings": 131072,
+    }
+    length = argv[argv.index("--max-model-len" if engine == "vllm" else "--context-length") + 1]
+    assert length == "131072"
+
+
+def test_a_directory_says_its_own_rope_theta(tmp_path):
+    (tmp_path / "config.json").write_text('{"rope_theta": 500000}')
+    argv, _ = command(LaunchSpec(engine="vllm", model=str(tmp_path), port=8000, yarn=True))
+    assert json.loads(argv[argv.index("--hf-overrides") + 1])["rope_parameters"]["rope_theta"] == 500000.0
+    assert argv[2] == str(tmp_path)
+
+
+def test_a_variable_names_another_installation(monkeypatch):
+    monkeypatch.setenv("LOADTEST_SGLANG", "env OMP_NUM_THREADS=1 '/my engines/python' -m sglang.launch_server")
+    argv, _ = command(LaunchSpec(engine="sglang", model="qwq-32b", port=8000))
+    assert argv[:5] == ["env", "OMP_NUM_THREADS=1", "/my engines/python", "-m", "sglang.launch_server"]
+
+
+@given(
+    engine=st.sampled_from(["vllm", "sglang", "vllm-sim", "sglang-sim"]),
+    tp=st.integers(1, 16),
+    port=st.integers(1, 65535),
+    extra=st.lists(st.text(min_size=1), max_size=3),
+    yarn=st.booleans(),
+)
+def test_extra_arguments_come_last_and_every_argument_is_a_string(engine, tp, port, extra, yarn):
+    argv, settings = command(
+        LaunchSpec(engine=engine, model="qwq-32b", tp=tp, gpu="l20", port=port, yarn=yarn, extra_args=tuple(extra))
+    )
+    assert all(isinstance(word, str) for word in [*argv, *settings.values()])
+    assert argv[len(argv) - len(extra) :] == extra
+    assert str(port) in argv
+    assert "--api-key" not in argv[: len(argv) - len(extra)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"engine": "other"}, "engine: expected one of"),
+        ({"tp": 0}, "tp: expected"),
+        ({"port": 0}, "port: expected"),
+        ({"memory_fraction": 1.0}, "memory_fraction: expected"),
+    ],
+)
+def test_a_wrong_setting_is_named(change, message):
+    with pytest.raises(UsageError, match=message):
+        LaunchSpec(**{"engine": "vllm", "model": "qwq-32b", "port": 8000, **change})
+
+
+def test_a_simulator_needs_a_card_to_simulate():
+    with pytest.raises(UsageError, match="--gpu l20"):
+        command(LaunchSpec(engine="sglang-sim", model="qwq-32b", port=8000))
