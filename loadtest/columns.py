@@ -179,3 +179,44 @@ def _thinking(record: RequestRecord, weights: Floats) -> float:
         no_thinking = record.forced_tokens is not None and record.thinking_field is None
         return 0.0 if no_thinking else float(np.sum(weights))
     return float(np.sum(weights[: record.first_answer_chunk]))
+
+
+def values_of(columns: Pass, metric: str) -> tuple[Floats, Bools]:
+    """One metric of each measured request that has it: values, and whether each is exact (else known to be longer)."""
+    values, observed = per_request(columns, metric)
+    use = columns.measured & np.isfinite(values)
+    return values[use], observed[use]
+
+
+def per_request(columns: Pass, metric: str) -> tuple[Floats, Bools]:
+    """One metric of every request, NaN where it has none, and whether it is exact (else right-censored there).
+
+    A request that was still waited for is censored at its last chunk, or, without any chunk, at its end. Failures other
+    than time-outs and stalls have no time to final answer: they stand in `outcomes`.
+    """
+    c = columns
+    reached = np.where(np.isfinite(c.last_s), c.last_s, c.ended_s)
+    if metric == "ttft_s":
+        return _either(c.first_s - c.sent_s, c.ended_s - c.sent_s, c.censored)
+    if metric == "time_to_first_answer_s":
+        return _either(c.answer_s - c.sent_s, reached - c.sent_s, c.censored)
+    if metric == "time_to_final_answer_s":
+        return _either(np.where(c.ok, reached - c.sent_s, np.nan), reached - c.sent_s, c.censored)
+    thought = c.thinking_tokens != 0
+    if metric == "thinking_s":
+        return _either(np.where(thought, c.answer_s - c.first_s, np.nan), reached - c.first_s, c.censored & thought)
+    if metric == "reasoning_tokens":
+        known = np.isfinite(c.answer_s) | c.ok
+        return _either(np.where(known, c.thinking_tokens, np.nan), c.thinking_tokens, c.censored)
+    if metric == "answer_tokens":
+        total = np.where(np.isfinite(c.completion_tokens), c.completion_tokens, c.tokens)
+        left = np.maximum(total - c.thinking_tokens, 0.0)
+        return _either(np.where(c.ok, left, np.nan), left, c.censored & np.isfinite(c.answer_s))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tpot = np.where(c.tokens_after_first > 0, (c.last_s - c.first_s) / c.tokens_after_first, np.nan)
+        return (tpot if metric == "tpot_s" else np.where(tpot > 0, 1 / tpot, np.nan)), np.ones(len(tpot), bool)
+
+
+def _either(exact: Floats, reached: Floats, censored: Bools) -> tuple[Floats, Bools]:
+    known = np.isfinite(exact)
+    return np.where(known, exact, np.where(censored, reached, np.nan)), known

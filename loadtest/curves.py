@@ -1,281 +1,116 @@
-"""The figures drawn from the curves of a level: survival, gaps between tokens, the server over time, the timeline."""
+"""Downsampled series of one level for the page. Times are seconds since the first request of the pass that is drawn."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-from loadtest import view
-from loadtest.canvas import GRID, INK, LOOKS, MUTED, PHASES, Figure, Key, Look, Panel, Table, legend, nothing
-from loadtest.view import Cell, Json
+import numpy as np
 
-Axes = Any  # matplotlib.axes.Axes, which has no types
-Groups = dict[str, tuple[Cell, ...]]
+from loadtest import statistics
+from loadtest.columns import Pass, offset
+from loadtest.records import LevelRecords
+from loadtest.statistics import Floats
+from loadtest.window import Window
 
-
-def survival(groups: Groups) -> Figure | None:
-    """Kaplan-Meier curves of time to final answer (s) at the highest shared level; None without data."""
-    panels = []
-    lines: list[tuple[str, ...]] = []
-    for text, group in groups.items():
-        top = view.top_level(group)
-        panels.append(Panel(f"{text}, {view.users(top)}", partial(_survivors, of=group, concurrency=top)))
-        for cell in group:
-            for share in (0.75, 0.5, 0.25, 0.1):
-                lines.append((cell.name, str(top), f"{share:.0%}", _reached(cell, top, share)))
-    if not any(_survival_points(cell, view.top_level(group)) for group in groups.values() for cell in group):
-        return None
-    cells = view.flat(groups)
-    return Figure(
-        name="survival",
-        title=view.title("Share of requests still without their final answer", cells),
-        caption="Kaplan-Meier estimate at the highest level; requests cut off or truncated leave at their last chunk. "
-        "Band: 95 % interval. Further left is better.",
-        says="Survival curves of time to final answer, one panel for each deployment, one step line for each runtime.",
-        panels=tuple(panels),
-        keys=legend(cells),
-        table=Table(("cell", "users", "still waiting", "after, s"), tuple(lines)),
-    )
+POINTS = 200
+SERVER_POINTS = 300
+BINS = 60
 
 
-def _survival_points(cell: Cell, concurrency: int) -> list[list[float]]:
-    curves = view.section(cell.level(concurrency), "curves")
-    points = curves.get("time_to_final_answer_survival")
-    return [p for p in points if len(p) >= 4] if isinstance(points, (list, tuple)) else []
+def of_level(
+    columns: Sequence[Pass], levels: Sequence[LevelRecords], windows: Sequence[Window | None], anchor: float
+) -> dict[str, Any]:
+    """Survival and gaps over all passes; timeline, server and throughput of the first pass that has requests."""
+    chosen = next((i for i, one in enumerate(columns) if len(one.records)), 0)
+    first = columns[chosen]
+    sent = first.sent_s[np.isfinite(first.sent_s)]
+    zero = float(np.min(sent)) if len(sent) else 0.0
+    span = windows[chosen]
+    return {
+        "time_to_final_answer_survival": survival(columns),
+        "itl_histogram": histogram(columns),
+        "timeline": timeline(first, zero),
+        "server": server(levels[chosen], anchor, zero),
+        "throughput": throughput(first, zero),
+        "window": None if span is None else {"start_s": span.start_s - zero, "end_s": span.end_s - zero},
+        "repeat": first.repeat,
+    }
 
 
-def _reached(cell: Cell, concurrency: int, share: float) -> str:
-    times = [p[0] for p in _survival_points(cell, concurrency) if p[1] <= share]
-    return view.number(min(times)) if times else f"{view.DASH} (not reached)"
+def survival(columns: Sequence[Pass]) -> list[list[float]]:
+    """`[[t_s, share still waiting, low, high], ...]`, at most 200 points, by Kaplan-Meier."""
+    times, observed = [], []
+    for one in columns:
+        last = np.where(np.isfinite(one.last_s), one.last_s, one.ended_s) - one.sent_s
+        use = one.measured & (one.ok | one.censored) & np.isfinite(last)
+        times.append(last[use])
+        observed.append(one.ok[use])
+    curve = statistics.kaplan_meier(np.concatenate(times), np.concatenate(observed))
+    if not len(curve.times):
+        return []
+    pick = _pick(len(curve.times), POINTS - 1)
+    rows = np.column_stack((curve.times, curve.share, curve.low, curve.high))[pick].tolist()
+    return [[0.0, 1.0, 1.0, 1.0], *rows]
 
 
-def _survivors(axes: Axes, *, of: tuple[Cell, ...], concurrency: int) -> None:
-    empty = True
-    for cell in of:
-        points = _survival_points(cell, concurrency)
-        if not points:
-            continue
-        empty = False
-        look = LOOKS[cell.family]
-        times = [0.0, *(p[0] for p in points)]
-        axes.step(times, [1.0, *(p[1] for p in points)], where="post", color=look.colour, linestyle=look.dash)
-        banded = [p for p in points if p[2] is not None and p[3] is not None]
-        lows, highs = [p[2] for p in banded], [p[3] for p in banded]
-        axes.fill_between([p[0] for p in banded], lows, highs, step="post", color=look.colour, alpha=0.15, linewidth=0)
-    if empty:
-        nothing(axes)
-    sizes = ", ".join(f"n {cell.short} {view.count((cell.level(concurrency) or {}).get('n_requests'))}" for cell in of)
-    axes.set_ylim(0, 1.03)
-    axes.set_xlim(left=0)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.set_xlabel(f"seconds since the request was sent\n{sizes}", linespacing=1.35, fontsize=7)
-    axes.set_ylabel("requests")
+def histogram(columns: Sequence[Pass]) -> dict[str, list[float]]:
+    """Shares of tokens by the gap before them, in bins of equal width on the log scale between 0.1 % and 99.9 %, the end
+    bins taking what lies outside."""
+    gaps, weights = (np.concatenate([one.gaps[i] for one in columns]).astype(np.float64) for i in (0, 1))
+    positive = gaps[gaps > 0]
+    if len(positive) < 2:
+        return {"edges_s": [], "shares": []}
+    low, high = (float(x) for x in np.quantile(positive, (0.001, 0.999)))
+    edges = np.geomspace(low * 0.999, max(high, low) * 1.001, BINS + 1)
+    counts, _ = np.histogram(np.clip(gaps, edges[0], edges[-1]), edges, weights=weights)
+    return {"edges_s": edges.tolist(), "shares": (counts / np.sum(counts)).tolist()}
 
 
-def _curve(cell: Cell, concurrency: int, name: str) -> Any:
-    return view.section(cell.level(concurrency), "curves").get(name)
+def timeline(columns: Pass, zero: float) -> list[dict[str, Any]]:
+    """The first 200 requests by the time they were sent."""
+    rows = []
+    for i in np.lexsort((np.arange(len(columns.records)), columns.sent_s))[:POINTS]:
+        record = columns.records[i]
+        row = {
+            "user": record.user,
+            "seq": record.seq,
+            "phase": record.phase,
+            "worker": record.worker,
+            "outcome": record.outcome,
+        }
+        for name in ("sent_s", "first_s", "answer_s", "ended_s"):
+            value = float(getattr(columns, name)[i]) - zero
+            row[name] = value if np.isfinite(value) else None
+        rows.append(row)
+    return rows
 
 
-def gaps(groups: Groups) -> Figure | None:
-    """Histograms of the gap between tokens (ms) at the highest shared level; None without data."""
-    tops = {text: view.top_level(group) for text, group in groups.items()}
-    cells = view.flat(groups)
-    if not any(_histogram(cell, tops[cell.deployment]) for cell in cells):
-        return None
-    lines = []
-    for cell in cells:
-        level = cell.level(tops[cell.deployment])
-        values = [view.estimate(level, "itl_s", which) for which in ("p50", "p95", "p99")]
-        texts = [view.number(None if e.value is None else e.value * 1000) for e in values]
-        lines.append((cell.name, str(tops[cell.deployment]), view.count(values[0].n), *texts))
-    return Figure(
-        name="token-gaps",
-        title=view.title("Gaps between tokens", cells),
-        caption="Distribution of the time from one token to the next at the highest level, weighted by token; "
-        "logarithmic axis.",
-        says="Histograms of the gap between consecutive tokens, one panel for each deployment, one outline for each "
-        "runtime.",
-        panels=tuple(Panel(f"{t}, {view.users(tops[t])}", partial(_outlines, of=g, top=tops[t])) for t, g in groups.items()),
-        keys=legend(cells),
-        table=Table(("cell", "users", "n gaps", "median, ms", "p95, ms", "p99, ms"), tuple(lines)),
-    )
-
-
-def _histogram(cell: Cell, concurrency: int) -> tuple[list[float], list[float]] | None:
-    found = _curve(cell, concurrency, "itl_histogram") or {}
-    edges, shares = found.get("edges_s") or [], found.get("shares") or []
-    return ([edge * 1000 for edge in edges], list(shares)) if shares and len(edges) == len(shares) + 1 else None
-
-
-def _outlines(axes: Axes, *, of: tuple[Cell, ...], top: int) -> None:
-    found = [(cell, histogram) for cell in of if (histogram := _histogram(cell, top)) is not None]
-    for cell, (edges, shares) in found:
-        look = LOOKS[cell.family]
-        axes.stairs([share * 100 for share in shares], edges, color=look.colour, linestyle=look.dash, linewidth=1.4)
-        axes.stairs([share * 100 for share in shares], edges, color=look.colour, alpha=0.12, fill=True)
-    if not found:
-        nothing(axes)
-    elif min(histogram[0][0] for _, histogram in found) > 0:
-        _log_axis(axes, min(h[0][0] for _, h in found), max(h[0][-1] for _, h in found))
-    sizes = ", ".join(f"n {c.short} {view.count(view.estimate(c.level(top), 'itl_s', 'p50').n)}" for c in of)
-    axes.set_xlabel(f"gap, ms\n{sizes}", linespacing=1.35, fontsize=7)
-    axes.set_ylabel("% of gaps")
-
-
-def _log_axis(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic axis with ticks at 1, 2 and 5 times powers of ten; fewer where the range is wide."""
-    steps = (1, 2, 5) if high / low < 300 else (1,)
-    marks = [step * 10.0**power for power in range(-4, 7) for step in steps if low <= step * 10.0**power <= high]
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
-    axes.minorticks_off()
-
-
-def _by_runtime(groups: Groups, name: str) -> list[tuple[Cell, int, float]]:
-    """Each cell that has the curve, its level, and the end (s) of the time axis it shares with its deployment.
-
-    Runtime by runtime, so that in a grid with one column for each deployment the two stand one above the other.
-    """
-    found = []
-    for group in groups.values():
-        top = view.top_level(group)
-        end = max((_end_s(_curve(cell, top, name)) for cell in group), default=0.0)
-        found += [(cell, top, end or 1.0) for cell in group if _curve(cell, top, name)]
-    return sorted(found, key=lambda row: row[0].family != found[0][0].family)
-
-
-def _end_s(curve: Any) -> float:
-    times = [r.get("ended_s") for r in curve] if isinstance(curve, list) else (curve or {}).get("t_s") or []
-    return max((t for t in times if t is not None), default=0.0)
-
-
-def server(groups: Groups) -> Figure | None:
-    """KV cache in use (%), requests running and waiting, over time (s), for each cell; None without data."""
-    shown = [(cell, top, end) for cell, top, end in _by_runtime(groups, "server") if _curve(cell, top, "server").get("t_s")]
-    if not shown:
-        return None
-    lines = tuple((cell.name, str(top), *_server_peaks(_curve(cell, top, "server"))) for cell, top, _ in shown)
-    return Figure(
-        name="server",
-        title=view.title("What the server said about itself", (cell for cell, _, _ in shown)),
-        caption="At the highest level, from the runtime's own /metrics: share of the KV cache in use, requests running "
-        "(solid) and waiting (dotted).",
-        says="For each cell, two small charts over time: share of the KV cache in use, and requests running and waiting.",
-        panels=tuple(
-            Panel(
-                f"{c.short}: {c.deployment}, {view.users(top)}", partial(_server_panel, cell=c, top=top, end=end), stacked=2
-            )
-            for c, top, end in shown
-        ),
-        keys=(),
-        columns=len(groups) if 1 < len(groups) < 4 else 3,
-        bottom_inches=0.4,
-        height_inches=2.5,
-        table=Table(("cell", "users", "peak KV use", "peak running", "peak waiting"), lines),
-    )
-
-
-def _server_peaks(curve: Json) -> tuple[str, str, str]:
-    peaks = [
-        max((v for v in curve.get(key) or () if v is not None), default=None) for key in ("kv_usage", "running", "waiting")
+def server(level: LevelRecords, anchor: float, zero: float) -> dict[str, list[Any]]:
+    """What the server told of itself, at most 300 readings."""
+    readings = [
+        (s.t_s + offset(s.clock_anchor_unix_s, s.clock_speed, anchor) - zero, s) for s in level.server if not s.error
     ]
-    return view.DASH if peaks[0] is None else f"{peaks[0]:.0%}", view.count(peaks[1]), view.count(peaks[2])
+    readings.sort(key=lambda one: one[0])
+    kept = [readings[i] for i in _pick(len(readings), SERVER_POINTS)]
+    answer: dict[str, list[Any]] = {"t_s": [t for t, _ in kept]}
+    for name in ("running", "waiting", "kv_usage"):
+        answer[name] = [getattr(sample, name) for _, sample in kept]
+    return answer
 
 
-def _series(curve: Json, key: str) -> tuple[list[float], list[float]]:
-    pairs = [
-        (t, v) for t, v in zip(curve.get("t_s") or (), curve.get(key) or (), strict=False) if t is not None and v is not None
-    ]
-    return [t for t, _ in pairs], [v for _, v in pairs]
+def throughput(columns: Pass, zero: float) -> dict[str, list[float]]:
+    """Tokens/s of the whole pass in at most 200 equal bins, each at its middle; a bin is at least half a second wide."""
+    times = columns.token_s - zero
+    if not len(times):
+        return {"t_s": [], "tokens_per_s": []}
+    end = float(np.max(times)) * (1 + 1e-9)
+    bins = int(np.clip(end / 0.5, 1, POINTS))
+    counts, edges = np.histogram(times, bins, (0.0, max(end, 1e-9)), weights=columns.token_weight)
+    middles: Floats = (edges[1:] + edges[:-1]) / 2
+    return {"t_s": middles.tolist(), "tokens_per_s": (counts / np.diff(edges)).tolist()}
 
 
-def _server_panel(upper: Axes, lower: Axes, *, cell: Cell, top: int, end: float) -> None:
-    curve, look = _curve(cell, top, "server"), LOOKS[cell.family]
-    times, usage = _series(curve, "kv_usage")
-    upper.fill_between(times, [100 * u for u in usage], color=look.colour, alpha=0.2, linewidth=0)
-    upper.plot(times, [100 * u for u in usage], color=look.colour, linewidth=1)
-    for axes in (upper, lower):
-        axes.set_xlim(0, end)
-    upper.set_ylim(0, 105)
-    upper.set_yticks([0, 50, 100])
-    upper.set_ylabel("KV cache, %")
-    upper.tick_params(labelbottom=False)
-    for key, dash in (("running", "-"), ("waiting", ":")):
-        lower.step(*_series(curve, key), where="post", color=look.colour, linestyle=dash, linewidth=1.2)
-    lower.set_ylim(0, max(top, *_series(curve, "waiting")[1], 1) * 1.15)
-    lower.set_ylabel("requests")
-    lower.set_xlabel("s since the level began")
-
-
-def timeline(groups: Groups) -> Figure | None:
-    """What each stream was doing over time (s), for each cell; None without data."""
-    shown = _by_runtime(groups, "timeline")
-    if not shown:
-        return None
-    lines = []
-    for cell, top, _ in shown:
-        requests = _curve(cell, top, "timeline")
-        ends = [r["ended_s"] for r in requests if r.get("ended_s") is not None]
-        odd = sum(r.get("outcome") != "ok" for r in requests)
-        lines.append(
-            (
-                cell.name,
-                str(top),
-                view.count(len(requests)),
-                view.count(odd),
-                view.number(max(ends, default=None)),
-            )
-        )
-    keys = tuple(Key(name, Look(MUTED if share else GRID, share=share or 1), kind="box") for name, share in PHASES)
-    return Figure(
-        name="timeline",
-        title=view.title("What each stream was doing", (cell for cell, _, _ in shown)),
-        caption="One row for each stream at the highest level; a cross ends a request that did not end well. Faint: "
-        "warm-up.",
-        says="Timeline of requests, one row for each concurrent stream, each bar split into waiting, thinking and "
-        "answering.",
-        panels=tuple(
-            Panel(f"{c.short}: {c.deployment}, {view.users(top)}", partial(_streams, cell=c, top=top, end=end))
-            for c, top, end in shown
-        ),
-        keys=keys,
-        table=Table(("cell", "users", "requests drawn", "not ok", "last end, s"), tuple(lines)),
-        columns=len(groups) if 1 < len(groups) < 4 else 3,
-        bottom_inches=0.4,
-        height_inches=2.3,
-    )
-
-
-def _streams(axes: Axes, *, cell: Cell, top: int, end: float) -> None:
-    from matplotlib.collections import PolyCollection
-
-    requests, look = _curve(cell, top, "timeline"), LOOKS[cell.family]
-    for phase, faint in (("warmup", 0.4), ("measure", 1.0)):
-        chosen = [r for r in requests if r.get("phase", "measure") == phase]
-        for (first, last), (_, share) in zip(SPANS, PHASES, strict=True):
-            boxes = [box for r in chosen if (box := _box(r, first, last)) is not None]
-            colour = look.colour if share else GRID
-            axes.add_collection(PolyCollection(boxes, facecolors=colour, alpha=(share or 1) * faint, linewidths=0))
-    odd = [(r["ended_s"], r["user"]) for r in requests if r.get("outcome") != "ok" and r.get("ended_s") is not None]
-    axes.plot([t for t, _ in odd], [u for _, u in odd], linestyle="", marker="x", color=INK, markersize=4, clip_on=False)
-    axes.set_xlim(0, end)
-    users = sorted({r["user"] for r in requests})
-    axes.set_ylim(users[-1] + 0.6, users[0] - 0.6)
-    axes.set_yticks(users[:: max(1, len(users) // 8)])
-    axes.grid(visible=False)
-    axes.set_ylabel("stream")
-    axes.set_xlabel("s since the level began")
-
-
-SPANS = (("sent_s", "first_s"), ("first_s", "answer_s"), ("answer_s", "ended_s"))
-
-
-def _box(request: Json, start: str, end: str) -> list[tuple[float, float]] | None:
-    """Corners of one phase of one request; a phase that never ended runs to the end of the request."""
-    begin, finish = request.get(start), request.get(end)
-    if begin is None:
-        return None
-    finish = request["ended_s"] if finish is None else finish
-    low, high = request["user"] - 0.38, request["user"] + 0.38
-    return [(begin, low), (finish, low), (finish, high), (begin, high)]
+def _pick(n: int, most: int) -> list[int]:
+    """Indices of at most `most` of n points, the first and the last among them."""
+    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))}) if n else []

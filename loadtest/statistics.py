@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 CONFIDENCE = 0.95
+MIN_TAIL_CLUSTERS = 6
 _TAIL = (1 - CONFIDENCE) / 2
 Z = float(special.ndtri(1 - _TAIL))
 
@@ -87,6 +88,11 @@ def _rank(n: int, p: float) -> int:
 def t_critical(df: float, tail: float = _TAIL) -> float:
     """Student's t exceeded with probability `tail`."""
     return float(-special.stdtrit(df, tail))
+
+
+def two_sided_p(t: float, df: float) -> float:
+    """Probability of a Student t at least as far from 0 as `t`, on either side."""
+    return 2 * float(special.stdtr(df, -abs(t)))
 
 
 def mean(values: Floats) -> Estimate:
@@ -223,8 +229,9 @@ def clustered_quantile(values: Floats, weights: Floats, owners: NDArray[np.int64
 
     Gaps of one request resemble each other, so requests are the unit: the share below the quantile gets its variance
     from clusters, that variance an effective n (at most the total weight), and that n exact binomial bounds, with the
-    t correction for few clusters (Woodruff 1952; Korn and Graubard 1998). None for fewer than two clusters, or where the
-    bounds reach 0 or 1; `n_needed` then counts clusters.
+    t correction for few clusters (Woodruff 1952; Korn and Graubard 1998). None where either side of the quantile comes
+    from fewer than 6 clusters (by Kish's effective number: then their variance says nothing), or where the bounds reach
+    0 or 1; `n_needed` then counts clusters.
     """
     total = float(np.sum(weights))
     sizes = np.asarray(np.bincount(owners, weights), np.float64)
@@ -237,6 +244,9 @@ def clustered_quantile(values: Floats, weights: Floats, owners: NDArray[np.int64
     estimate = ratio(below, sizes)
     assert estimate.value is not None
     assert estimate.ci95 is not None
+    tail = _contributing(weights, values, owners, point)
+    if tail < MIN_TAIL_CLUSTERS:
+        return Estimate(None, None, clusters, math.ceil(clusters * MIN_TAIL_CLUSTERS / tail))
     t = t_critical(clusters - 1)
     error = (estimate.ci95[1] - estimate.value) / t
     spread = p * (1 - p)
@@ -245,6 +255,12 @@ def clustered_quantile(values: Floats, weights: Floats, owners: NDArray[np.int64
     if low <= 0 or high >= 1 or n < n_for_quantile(p):
         return Estimate(None, None, clusters, math.ceil(clusters * n_for_quantile(p) / max(n, 1e-9)))
     return Estimate(point, (_weighted(values, running, low * total), _weighted(values, running, high * total)), clusters)
+
+
+def _contributing(weights: Floats, values: Floats, owners: NDArray[np.int64], point: float) -> float:
+    """Kish's effective number of clusters, `(sum w)^2 / sum w^2`, on the sparser side of `point`, which counts to both."""
+    sides = [np.bincount(owners[side], weights[side]) for side in (values <= point, values >= point)]
+    return min(float(np.sum(side)) ** 2 / float(np.sum(side**2)) for side in sides)
 
 
 def _weighted(values: Floats, running: Floats, amount: float) -> float:
@@ -283,5 +299,5 @@ def trend(values: Floats) -> tuple[float, float]:
     slope = float(np.sum(x * values) / np.sum(x * x))
     residual = values - centre - slope * x
     error = math.sqrt(float(np.sum(residual**2)) / (n - 2) / float(np.sum(x * x)))
-    p = 2 * float(special.stdtr(n - 2, -abs(slope) / error)) if error > 0 else float(slope == 0)
+    p = two_sided_p(slope / error, n - 2) if error > 0 else float(slope == 0)
     return slope * n / centre, p

@@ -1,0 +1,89 @@
+"""Distributions of a level as metrics.json writes them: `n, mean, p50, p90, p95, p99, min, max, ci95, n_needed`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from loadtest import statistics
+from loadtest.columns import Bools, Ints
+from loadtest.statistics import Estimate, Floats
+
+QUANTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+MIN_PASSES = 3  # passes that make the pass the unit of repetition
+
+
+def plain(values: Floats, groups: Ints) -> dict[str, Any]:
+    """Of one value a request. `groups`: the pass of each; with three passes or more they are the unit of the mean's
+    interval, else the requests are. Quantiles: order statistics with exact binomial bounds."""
+    ordered = np.sort(values)
+    quantiles = {name: statistics.quantile(ordered, p) for name, p in QUANTILES.items()}
+    ends = (float(ordered[0]), float(ordered[-1])) if len(ordered) else (None, None)
+    return _written(len(values), grouped_mean(values, groups), quantiles, ends)
+
+
+def waiting(times: Floats, observed: Bools, groups: Ints) -> dict[str, Any]:
+    """Of times of which some are only known to be longer (`observed` false: right-censored). None censored: `plain`.
+
+    Quantiles by Kaplan-Meier. The mean is null where the longest time is censored; `restricted_mean` up to `horizon_s`
+    stands in for it. `max` is the longest observed; `n` counts both kinds, `n_censored` the censored.
+    """
+    if bool(np.all(observed)):
+        return plain(times, groups) | {"n_censored": 0}
+    curve = statistics.kaplan_meier(times, observed)
+    quantiles = {name: statistics.survival_quantile(curve, p) for name, p in QUANTILES.items()}
+    horizon = float(np.max(times))
+    area, error = statistics.restricted_mean(curve, horizon)
+    ci95 = (area - statistics.Z * error, area + statistics.Z * error) if len(curve.times) > 1 else None
+    restricted = Estimate(area, ci95, len(times))
+    complete = len(curve.share) > 0 and curve.share[-1] == 0
+    reason = "the longest time is censored: no mean, see restricted_mean"
+    average = restricted if complete else Estimate(None, None, len(times), reason=reason)
+    seen = times[observed]
+    ends = (float(np.min(seen)), float(np.max(seen))) if len(seen) else (None, None)
+    answer = _written(len(times), average, quantiles, ends) | {"n_censored": curve.n_censored}
+    if not complete:
+        answer["restricted_mean"] = restricted.to_json() | {"horizon_s": horizon}
+    return answer
+
+
+def weighted(values: Floats, weights: Floats, owners: Ints, groups: Ints) -> dict[str, Any]:
+    """Of token gaps: `owners` the request of each gap (0-based over the level), `groups` the pass of each gap. Requests
+    (passes, where there are three or more, for the mean) are the unit of every interval; `n` counts gaps, `n_requests`
+    the clusters, and `n_needed` requests."""
+    order = np.argsort(values, kind="stable")
+    values, weights, owners, groups = values[order], weights[order], owners[order], groups[order]
+    quantiles = {name: statistics.clustered_quantile(values, weights, owners, p) for name, p in QUANTILES.items()}
+    unit = groups if len(np.unique(groups)) >= MIN_PASSES else owners
+    sums, sizes = (np.asarray(np.bincount(unit, w), np.float64) for w in (values * weights, weights))
+    ends = (float(values[0]), float(values[-1])) if len(values) else (None, None)
+    answer = _written(round(float(np.sum(weights))), statistics.ratio(sums, sizes), quantiles, ends)
+    return answer | {"n_requests": len(np.unique(owners))}
+
+
+def grouped_mean(values: Floats, groups: Ints) -> Estimate:
+    """Mean of one value a request, with passes as clusters where there are at least three of them."""
+    if len(np.unique(groups)) < MIN_PASSES:
+        return statistics.mean(values)
+    sums, sizes = np.bincount(groups, values), np.bincount(groups)
+    estimate = statistics.ratio(np.asarray(sums, np.float64), np.asarray(sizes, np.float64))
+    return Estimate(estimate.value, estimate.ci95, len(values))
+
+
+def _written(
+    n: int, average: Estimate, quantiles: Mapping[str, Estimate], ends: tuple[float | None, float | None]
+) -> dict[str, Any]:
+    figures = {"mean": average, **quantiles}
+    answer: dict[str, Any] = {
+        "n": n,
+        **{name: figure.value for name, figure in figures.items()},
+        "min": ends[0],
+        "max": ends[1],
+    }
+    answer["ci95"] = {name: list(figure.ci95) if figure.ci95 else None for name, figure in figures.items()}
+    answer["n_needed"] = {name: figure.n_needed for name, figure in figures.items() if figure.n_needed is not None}
+    if average.reason:
+        answer["reason"] = average.reason
+    return answer

@@ -1,0 +1,232 @@
+"""Can the figures be believed: the load generator's own health, client against server totals, troubles of the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from loadtest.columns import FINISHED, Pass, offset
+from loadtest.records import HealthSample, LevelRecords, RequestRecord, ServerSample
+
+CPU_LIMIT = 0.9  # of one core, by one process
+BAD_SECONDS_LIMIT = 0.05  # share of seconds that may be bad
+MEAN_LAG_LIMIT = 0.1  # of the median token gap
+GC_LIMIT = 0.01  # share of the time
+LATE_LIMIT = 0.01  # share of the requests
+TOKENS_TOLERANCE = 0.001  # of the total, and at least one token a request
+ABORT_SLACK_S = 2.0  # a server may decode for so long after its client has left (engines' notes)
+
+Passes = Sequence[tuple[LevelRecords, Pass]]
+
+
+def client(passes: Passes, anchor: float, gap_s: float | None) -> dict[str, Any]:
+    """Did the load generator distort the figures? `{status: pass|fail, reasons, checks, n_samples}`.
+
+    Population: the seconds sampled while measured requests ran, over all passes and workers. Lags are wall seconds times
+    the clock's speed, so that they compare with `gap_s`, the median token gap of the level. Fails without samples.
+    """
+    samples = [sample for level, columns in passes for sample in _during(level.health, columns, anchor)]
+    if not samples:
+        reason = "no sample of the load generator's own health: nothing shows that it kept up"
+        return {"status": "fail", "reasons": [reason], "checks": [], "n_samples": 0}
+    requests = sum(int(np.sum(columns.measured)) for _, columns in passes)
+    checks = [_check(*one) for one in (*_lag_checks(samples, gap_s), *_other_checks(samples, requests))]
+    reasons = [str(check["reason"]) for check in checks if check["status"] == "fail"]
+    return {"status": "fail" if reasons else "pass", "reasons": reasons, "checks": checks, "n_samples": len(samples)}
+
+
+def _lag_checks(samples: Sequence[HealthSample], gap_s: float | None) -> list[tuple[str, float, float, str]]:
+    mean_s = float(np.mean([s.loop_lag_mean_s * s.clock_speed for s in samples]))
+    worst = np.array([s.loop_lag_max_s * s.clock_speed for s in samples])
+    if gap_s is None or gap_s <= 0:
+        return []
+    late = float(np.mean(worst > gap_s))
+    return [
+        ("loop_lag_mean", mean_s / gap_s, MEAN_LAG_LIMIT,
+         f"the event loop wakes {mean_s * 1e3:.2g} ms late on average, {mean_s / gap_s:.1%} of the median token gap"),
+        ("loop_lag_worst", late, BAD_SECONDS_LIMIT,
+         f"in {late:.1%} of the seconds the loop woke later than one median token gap (worst {np.max(worst) * 1e3:.3g} ms)"),
+    ]  # fmt: skip
+
+
+def _other_checks(samples: Sequence[HealthSample], requests: int) -> list[tuple[str, float, float, str]]:
+    busy = float(np.mean([s.cpu_share > CPU_LIMIT for s in samples]))
+    top = max(s.cpu_share for s in samples)
+    pause = float(np.sum([s.gc_pause_s for s in samples])) / len(samples)
+    late = sum(s.late_starts for s in samples) / max(requests, 1)
+    return [
+        ("cpu", busy, BAD_SECONDS_LIMIT, f"in {busy:.1%} of the seconds above {CPU_LIMIT:.0%} of a core (most {top:.0%})"),
+        ("gc", pause, GC_LIMIT, f"{pause:.2%} of the time went to garbage collection"),
+        ("late_starts", late, LATE_LIMIT, f"{late:.1%} of the requests were sent more than 10 ms after their schedule"),
+    ]
+
+
+def _check(name: str, value: float, limit: float, said: str) -> dict[str, Any]:
+    good = value <= limit
+    reason = f"{said}; at most {limit:.0%}"
+    return {"name": name, "status": "pass" if good else "fail", "value": value, "limit": limit, "reason": reason}
+
+
+def _during(samples: Sequence[HealthSample], columns: Pass, anchor: float) -> list[HealthSample]:
+    use = columns.measured & np.isfinite(columns.sent_s)
+    if not np.any(use):
+        return []
+    start, end = float(np.min(columns.sent_s[use])), float(np.max(columns.ended_s[use]))
+    kept = [s for s in samples if start <= _time(s, anchor) <= end + s.clock_speed]
+    return sorted(kept, key=lambda s: (_time(s, anchor), s.worker))
+
+
+def _time(sample: HealthSample | ServerSample, anchor: float) -> float:
+    return sample.t_s + offset(sample.clock_anchor_unix_s, sample.clock_speed, anchor)
+
+
+def reconciliation(passes: Passes, anchor: float, tpot_s: float | None) -> dict[str, Any]:
+    """Client against server: tokens and requests of whole passes, warm-up included, first to last reading of `/metrics`.
+
+    `{status: pass|fail|not_checked, reasons, passes: [{client.., server..}]}`. Exact up to one token a request or 0.1 %.
+    A request that was cut off or broke makes a range: a server may not have counted it yet, or decode on for 2 s after
+    its client has left. Not checked where the readings do not bracket every request. What a server generated before the
+    first reading, its own warm-up, is outside.
+    """
+    found = [_reconcile(level, columns, anchor, tpot_s or 0.02) for level, columns in passes]
+    states = {one["status"] for one in found}
+    status = "fail" if "fail" in states else "not_checked" if "not_checked" in states or not found else "pass"
+    reasons = [f"pass {one['repeat']}: {one['reason']}" for one in found if one["reason"]]
+    totals = {key: _sum(one[key] for one in found) for key in ("client_output_tokens", "server_output_tokens")}
+    return {"status": status, "reasons": reasons, **totals, "passes": found}
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if not known or None in known else float(sum(v for v in known if v is not None))
+
+
+def _reconcile(level: LevelRecords, columns: Pass, anchor: float, tpot_s: float) -> dict[str, Any]:
+    readings = [s for s in sorted(level.server, key=lambda s: _time(s, anchor)) if s.error is None]
+    ranges = _client_ranges(columns, tpot_s)
+    first, last = (readings[0], readings[-1]) if len(readings) > 1 else (None, None)
+    server = {name: _difference(first, last, field) for name, field in _TOTALS.items()}
+    answer: dict[str, Any] = {
+        "repeat": level.repeat,
+        "status": "not_checked",
+        "reason": _unbracketed(first, last, columns, anchor),
+    }
+    for name, (low, _) in ranges.items():
+        answer |= {f"client_{name}": low, f"server_{name}": server[name]}
+    if answer["reason"]:
+        return answer
+    wrong = [_disagreement(name, ranges[name], server[name], len(columns.records)) for name in ranges]
+    checked = any(value is not None for value in server.values())
+    reason = "; ".join(text for text in wrong if text) or (None if checked else "the server tells no totals")
+    status = "not_checked" if not checked else "fail" if any(wrong) else "pass"
+    return answer | {"status": status, "reason": reason}
+
+
+_TOTALS = {
+    "prompt_tokens": "prompt_tokens_total",
+    "output_tokens": "generation_tokens_total",
+    "requests": "requests_finished_total",
+}
+
+
+def _client_ranges(columns: Pass, tpot_s: float) -> dict[str, tuple[float, float]]:
+    """Least and most that the server may have counted: finished requests alone; all, with what an abort may add."""
+    ranges: dict[str, tuple[float, float]] = {"requests": (0, 0), "prompt_tokens": (0, 0), "output_tokens": (0, 0)}
+    slack = ABORT_SLACK_S / max(tpot_s, 1e-6)
+    for record, arrived in zip(columns.records, columns.tokens, strict=True):
+        output = float(record.completion_tokens or arrived)
+        prompt = record.prompt_tokens
+        done = record.outcome in FINISHED
+        started = record.sent_s is not None and record.outcome not in ("http_error", "connection_error")
+        least = {"requests": 1.0, "prompt_tokens": float(prompt or 0), "output_tokens": output} if done else {}
+        unknown = float("inf") if prompt is None else float(prompt)
+        most = {"requests": 1.0, "prompt_tokens": unknown, "output_tokens": output + slack} if started else {}
+        most = least or most
+        for name, (low, high) in ranges.items():
+            ranges[name] = (low + least.get(name, 0.0), high + most.get(name, 0.0))
+    return ranges
+
+
+def _difference(first: ServerSample | None, last: ServerSample | None, field: str) -> float | None:
+    """Growth of a counter. One that is absent at first and there later began at 0 (SGLang's, before the first event)."""
+    start, end = getattr(first, field, None), getattr(last, field, None)
+    return None if end is None else float(end - (start or 0))
+
+
+def _unbracketed(first: ServerSample | None, last: ServerSample | None, columns: Pass, anchor: float) -> str | None:
+    if first is None or last is None:
+        return "fewer than two readings of the server's /metrics"
+    sent = columns.sent_s[np.isfinite(columns.sent_s)]
+    if not len(sent):
+        return "no request was sent"
+    if _time(first, anchor) > float(np.min(sent)):
+        return "the first reading of /metrics came after the first request"
+    if _time(last, anchor) < float(np.max(columns.ended_s)):
+        return "the last reading of /metrics came before the last request ended"
+    return None
+
+
+def _disagreement(name: str, span: tuple[float, float], server: float | None, requests: int) -> str | None:
+    if server is None:
+        return None
+    tolerance = 0.0 if name == "requests" else max(float(requests), TOKENS_TOLERANCE * server)
+    if span[0] - tolerance <= server <= span[1] + tolerance:
+        return None
+    expected = f"{span[0]:.0f}" if span[0] == span[1] else f"{span[0]:.0f} to {span[1]:.0f}"
+    cause = "records are missing, or others used the server" if server > span[1] else "the server counted less than arrived"
+    return f"{name.replace('_', ' ')}: client {expected}, server {server:.0f}: {cause}"
+
+
+def troubles(records: Iterable[RequestRecord]) -> dict[str, int]:
+    """How many measured requests show each known trouble of a reasoning model. Only the answer's text is kept on disk,
+    so repetition and Chinese characters are looked for there."""
+    names = ("no_closing_think", "truncated", "no_answer", "empty_answer", "repetition", "chinese_in_answer")
+    counts = dict.fromkeys(names, 0)
+    for record in records:
+        ended = record.outcome in FINISHED
+        answer = (record.answer or "").strip()
+        counts["no_closing_think"] += ended and record.think_closed is False
+        counts["truncated"] += record.outcome == "truncated"
+        counts["no_answer"] += record.outcome == "no_answer"
+        counts["empty_answer"] += record.outcome == "ok" and not answer and record.forced_tokens is None
+        counts["repetition"] += repeats(answer)
+        counts["chinese_in_answer"] += bool(re.search(r"[\u4e00-\u9fff]", answer)) and bool(
+            re.search(r"[A-Za-z]{3}", answer)
+        )
+    return counts
+
+
+def repeats(text: str) -> bool:
+    """Does the text end in one passage of 10 to 200 characters, with letters, at least four times over?
+
+    >>> repeats("So x = 4. " + "Wait, let me check again. " * 5), repeats("a" * 9)
+    (True, False)
+    """
+    return re.search(r"(?=.{0,200}[A-Za-z])(.{10,200}?)\1{3,}\s*\Z", text[-1000:], re.DOTALL) is not None
+
+
+def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's gates in one place: `{client, reconciliation, complete, reasons}`."""
+    reasons = []
+    states: dict[str, set[str]] = {"client_health": set(), "reconciliation": set()}
+    for cell in cells:
+        for level in cell["levels"]:
+            for gate, seen in states.items():
+                seen.add(level[gate]["status"])
+                if level[gate]["status"] != "pass":
+                    reasons += [f"{cell['id']} at {level['concurrency']}: {reason}" for reason in level[gate]["reasons"]]
+    if not manifest.get("complete"):
+        reasons.append(str(manifest.get("incomplete_reason") or "the run did not come to its end"))
+    return {
+        "client": _worst(states["client_health"]),
+        "reconciliation": _worst(states["reconciliation"]),
+        "complete": bool(manifest.get("complete")),
+        "reasons": reasons,
+    }
+
+
+def _worst(states: set[str]) -> str:
+    return next((state for state in ("fail", "not_checked") if state in states), "pass" if states else "not_checked")

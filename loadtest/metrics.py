@@ -1,0 +1,325 @@
+"""Records to numbers: `analyze` makes the value of metrics.json, `to_rows` that of metrics.csv, `frame` a DataFrame.
+
+Pure: same records, same numbers, whatever the order of lines or their split over files. Definitions and the reasons for
+them: docs/numbers.md. In a notebook::
+
+    from loadtest import metrics, records
+    frame = metrics.frame(records.read_run(Path("RUN")))
+    frame.groupby(["cell", "concurrency"]).ttft_s.median()
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadtest import compare, curves, distributions, findings, hardware, health, models, roofline, slo, statistics, window
+from loadtest.columns import Bools, Ints, Pass, earliest_anchor, per_request, read, values_of
+from loadtest.errors import UsageError
+from loadtest.records import SCHEMA_VERSION, CellRecords, LevelRecords, RequestRecord, Run
+from loadtest.statistics import Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WAITS = ("ttft_s", "time_to_first_answer_s", "time_to_final_answer_s", "thinking_s", "reasoning_tokens", "answer_tokens")
+PLAIN = ("tpot_s", "tokens_per_s_per_user")
+DISTRIBUTIONS = (*WAITS, "itl_s", *PLAIN)
+FIGURES = ("output_tokens_per_s", "answers_per_hour", "goodput_answers_per_hour", "accuracy")
+
+
+def analyze(run: Run, claims: Sequence[findings.Claim] = ()) -> dict[str, Any]:
+    """The whole of metrics.json for a run read by `records.read_run` (INTERFACE: "Numbers").
+
+    Population: the measured phase of every pass; the warm-up counts only in totals that are held against the server's.
+    `claims`: published findings to judge (`findings.load`). Raises UsageError for an SLO it cannot read.
+    """
+    objectives = [slo.parse(text) for text in run.manifest.get("slo") or ()]
+    anchor = earliest_anchor([level for cell in run.cells for level in cell.levels])
+    cells: list[dict[str, Any]] = []
+    samples: dict[tuple[str, int], list[Pass]] = {}
+    for cell in run.cells:
+        passes = [(level, read(level, anchor)) for level in cell.levels]
+        cells.append(_cell(cell, run.manifest, passes, objectives, anchor))
+        for concurrency, group in groupby((columns for _, columns in passes), key=lambda columns: columns.concurrency):
+            samples[cell.id, concurrency] = list(group)
+    comparisons = compare.cells(cells, samples)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run.manifest.get("run_id"),
+        "simulated": _simulated(run.manifest) or any(cell["simulated"] for cell in cells),
+        "complete": bool(run.manifest.get("complete")),
+        "run": _run(run.manifest),
+        "health": health.summary(cells, run.manifest),
+        "cells": cells,
+        "comparisons": comparisons,
+        "findings": findings.judge(claims, cells, comparisons),
+    }
+
+
+def _run(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    started = manifest.get("started_unix_s")
+    moment = None if started is None else datetime.datetime.fromtimestamp(started, datetime.timezone.utc)
+    return {
+        "id": manifest.get("run_id"),
+        "name": manifest.get("name"),
+        "started": None if moment is None else moment.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "mode": manifest.get("mode"),
+        "workload": manifest.get("workload"),
+        "clock_speed": manifest.get("clock_speed", 1.0),
+        "slo": list(manifest.get("slo") or ()),
+    }
+
+
+def _simulated(facts: Mapping[str, Any]) -> bool:
+    return bool(facts.get("simulated")) or str(facts.get("engine") or "").endswith("-sim")
+
+
+def _cell(
+    cell: CellRecords,
+    manifest: Mapping[str, Any],
+    passes: Sequence[tuple[LevelRecords, Pass]],
+    objectives: Sequence[slo.Slo],
+    anchor: float,
+) -> dict[str, Any]:
+    """One cell: what engine.json says (else the manifest), its roofline, and its levels."""
+    listed: Mapping[str, Any] = next((row for row in manifest.get("cells") or () if row.get("id") == cell.id), {})
+    facts = {**listed, **{key: value for key, value in cell.engine.items() if value is not None}}
+    simulated = _simulated(facts) or (not cell.engine and _simulated(manifest))
+    by_level = groupby(passes, key=lambda one: one[1].concurrency)
+    levels = [_level(list(group), objectives, anchor, simulated) for _, group in by_level]
+    return {
+        "id": cell.id,
+        "engine": facts.get("engine", "other"),
+        "engine_version": facts.get("engine_version"),
+        "model": facts.get("model"),
+        "tp": facts.get("tp"),
+        "gpu": facts.get("gpu"),
+        "simulated": simulated,
+        "clock_speed": facts.get("clock_speed"),
+        "status": facts.get("status"),
+        "reason": facts.get("reason"),
+        "fit": facts.get("fit"),
+        "roofline": _roofline(facts, levels),
+        "maximum_concurrency": slo.maximum_concurrency(levels, objectives, facts.get("fit")),
+        "levels": levels,
+    }
+
+
+def _roofline(facts: Mapping[str, Any], levels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Bound on a single stream and the share of it reached by `tokens_per_s_per_user` at concurrency 1; nulls say why."""
+    bound, reason = _bound(facts)
+    single = next((level for level in levels if level["concurrency"] == 1), None)
+    speed = single["tokens_per_s_per_user"] if single else {"mean": None, "ci95": {}}
+    answer = {"bound_tokens_per_s": bound, "reached_tokens_per_s": speed["mean"], "reached_share": None, "reason": reason}
+    if bound is None:
+        return answer
+    if speed["mean"] is None:
+        return answer | {"reason": "no request measured at concurrency 1"}
+    ends = speed["ci95"]["mean"]
+    share = {"value": speed["mean"] / bound, "ci95": [end / bound for end in ends] if ends else None}
+    return answer | {"reached_share": share}
+
+
+def _bound(facts: Mapping[str, Any]) -> tuple[float | None, str | None]:
+    if (facts.get("fit") or {}).get("bound_tokens_per_s"):
+        return float(facts["fit"]["bound_tokens_per_s"]), None
+    if not facts.get("gpu"):
+        return None, "the GPU is not known, so neither is the bound; name it with --gpu"
+    try:
+        engine = str(facts.get("engine", "other"))
+        model, gpu = models.model(str(facts.get("model"))), hardware.gpu(str(facts["gpu"]))
+        deployment = roofline.Deployment(model, gpu, int(facts.get("tp") or 1), engine)
+    except UsageError as error:
+        return None, str(error)
+    return roofline.single_stream_bound_tokens_per_s(deployment), None
+
+
+def _level(
+    passes: Sequence[tuple[LevelRecords, Pass]], objectives: Sequence[slo.Slo], anchor: float, simulated: bool
+) -> dict[str, Any]:
+    """One level: the measured phase of all its passes, pooled."""
+    columns = [one for _, one in passes]
+    spans = [window.steady(one) for one in columns]
+    windows = [(one, span) for one, span in zip(columns, spans, strict=True) if span is not None]
+    outcomes = Counter(outcome for one in columns for outcome in np.array(one.outcome, object)[one.measured])
+    answer: dict[str, Any] = {
+        "concurrency": columns[0].concurrency,
+        "n_requests": sum(outcomes.values()),
+        "n_warmup": sum(int(np.sum(~one.measured)) for one in columns),
+        "outcomes": dict(sorted(outcomes.items())),
+        "error_kinds": _error_kinds(columns),
+        "window": _window(windows, len(columns)),
+        "checks": window.checks(windows, len(columns)),
+        "passes": [_pass(one, span) for one, span in zip(columns, spans, strict=True)],
+        "token_counts": _token_counts(columns),
+        **_distributions(columns),
+        **_figures(windows, columns, objectives, simulated),
+        "troubles": health.troubles([r for one in columns for r in one.records if r.phase == "measure"]),
+        "curves": curves.of_level(columns, [level for level, _ in passes], spans, anchor),
+    }
+    answer["client_health"] = health.client(passes, anchor, answer["itl_s"]["p50"] or answer["tpot_s"]["mean"])
+    answer["reconciliation"] = health.reconciliation(passes, anchor, answer["tpot_s"]["mean"])
+    answer["slo"] = [slo.judge(objective, answer) for objective in objectives]
+    return answer
+
+
+def _error_kinds(columns: Sequence[Pass]) -> dict[str, int]:
+    errors = (r.error.kind for one in columns for r in one.records if r.error is not None and r.phase == "measure")
+    return dict(sorted(Counter(errors).items()))
+
+
+def _window(windows: Sequence[tuple[Pass, window.Window]], n_passes: int) -> dict[str, Any]:
+    """Start of the first window and end of the last; `length_s` sums the passes' own."""
+    spans = [span for _, span in windows]
+    return {
+        "start_s": min((span.start_s for span in spans), default=None),
+        "end_s": max((span.end_s for span in spans), default=None),
+        "length_s": sum(span.length_s for span in spans) if spans else None,
+        "n_passes": len(spans),
+        "n_passes_without": n_passes - len(spans),
+    }
+
+
+def _pass(columns: Pass, span: window.Window | None) -> dict[str, Any]:
+    windows = [] if span is None else [(columns, span)]
+    outcomes = Counter(str(outcome) for outcome in np.array(columns.outcome, object)[columns.measured])
+    return {
+        "repeat": columns.repeat,
+        "n_requests": int(np.sum(columns.measured)),
+        "outcomes": dict(sorted(outcomes.items())),
+        "window": None if span is None else {"start_s": span.start_s, "end_s": span.end_s},
+        "output_tokens": float(np.sum(columns.tokens[columns.measured])),
+        "output_tokens_per_s": window.output_tokens_per_s(windows).value,
+        "answers_per_hour": window.per_hour(windows, [columns.measured & columns.ok] if windows else []).value,
+    }
+
+
+def _token_counts(columns: Sequence[Pass]) -> dict[str, int]:
+    """How many requests told their tokens chunk by chunk, and for how many they had to be spread over the chunks."""
+    spread = sum(int(np.sum(one.estimated & one.measured)) for one in columns)
+    told = sum(int(np.sum(~one.estimated & one.measured & (one.tokens > 0))) for one in columns)
+    return {"told_by_chunk": told, "spread_over_chunks": spread}
+
+
+def _distributions(columns: Sequence[Pass]) -> dict[str, Any]:
+    answer: dict[str, Any] = {}
+    for name in WAITS:
+        parts = [values_of(one, name) for one in columns]
+        groups = np.repeat(np.arange(len(parts)), [len(times) for times, _ in parts])
+        times, observed = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        answer[name] = distributions.waiting(times, observed, groups)
+    speeds = [values_of(one, "tpot_s")[0] for one in columns]
+    groups = np.repeat(np.arange(len(speeds)), [len(one) for one in speeds])
+    tpot = np.concatenate(speeds)
+    answer["itl_s"] = _gaps(columns)
+    answer["tpot_s"] = distributions.plain(tpot, groups)
+    answer["tokens_per_s_per_user"] = distributions.plain(1 / tpot[tpot > 0], groups[tpot > 0])
+    return answer
+
+
+def _gaps(columns: Sequence[Pass]) -> dict[str, Any]:
+    parts = [one.gaps for one in columns]
+    starts = np.cumsum([0, *(len(one.records) for one in columns)])
+    owners: Ints = np.concatenate([part[2] + start for part, start in zip(parts, starts, strict=False)])
+    groups = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    gaps, weights = (np.concatenate([part[i] for part in parts]).astype(np.float64) for i in (0, 1))
+    return distributions.weighted(gaps, weights, owners, groups)
+
+
+def _figures(
+    windows: Sequence[tuple[Pass, window.Window]], columns: Sequence[Pass], objectives: Sequence[slo.Slo], simulated: bool
+) -> dict[str, Any]:
+    finished = [one.measured & one.ok for one, _ in windows]
+    good = [mask & _meets(one, objectives) for (one, _), mask in zip(windows, finished, strict=True)]
+    goodput = window.per_hour(windows, good) if objectives else Estimate(None, reason="no SLO was given")
+    return {
+        "output_tokens_per_s": window.output_tokens_per_s(windows).to_json(),
+        "answers_per_hour": window.per_hour(windows, finished).to_json(),
+        "goodput_answers_per_hour": goodput.to_json(),
+        "accuracy": _accuracy(columns, simulated).to_json(),
+    }
+
+
+def _meets(columns: Pass, objectives: Iterable[slo.Slo]) -> Bools:
+    """Requests that meet the limit of every objective that speaks of requests; a gap limit is held against tpot."""
+    meets = np.ones(len(columns.records), bool)
+    for objective in objectives:
+        if objective.metric in slo.SINGLE:
+            continue
+        values, observed = per_request(columns, "tpot_s" if objective.metric == "itl_s" else objective.metric)
+        absent = ~np.isfinite(values)  # no thinking, one token: nothing to break the limit
+        within = values < objective.limit if objective.below else values > objective.limit
+        meets &= (within & observed) | absent
+    return meets
+
+
+def _accuracy(columns: Sequence[Pass], simulated: bool) -> Estimate:
+    if simulated:
+        return Estimate(None, reason="simulated: the answers are not a model's")
+    checked = [
+        r.answer_correct for one in columns for r in one.records if r.phase == "measure" and r.answer_correct is not None
+    ]
+    return statistics.share(sum(checked), len(checked)) if checked else Estimate(None, reason="no checkable answer")
+
+
+def to_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """metrics.csv: one row for each cell x level x metric x statistic; null figures keep their row, with n."""
+    rows = []
+    for cell in metrics["cells"]:
+        named = {"cell": cell["id"], **{key: cell[key] for key in ("engine", "model", "tp", "gpu", "simulated")}}
+        for level in cell["levels"]:
+            start = {**named, "concurrency": level["concurrency"]}
+            rows += [{**start, **row} for name in DISTRIBUTIONS for row in _statistics(name, level[name])]
+            rows += [{**start, **_row(name, "value", level[name], level[name]["ci95"])} for name in FIGURES]
+    return rows
+
+
+def _statistics(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = ("mean", *distributions.QUANTILES, "min", "max")
+    return [_row(name, statistic, found, found["ci95"].get(statistic)) for statistic in names]
+
+
+def _row(name: str, statistic: str, found: Mapping[str, Any], interval: Sequence[float] | None) -> dict[str, Any]:
+    low, high = interval or (None, None)
+    return {
+        "metric": name, "statistic": statistic, "value": found[statistic],
+        "ci95_low": low, "ci95_high": high, "n": found.get("n", 0),
+    }  # fmt: skip
+
+
+def frame(run: Run) -> pd.DataFrame:
+    """One row a request, all phases, times in seconds since the run's earliest anchor (`sent_s`, `ended_s`) or since
+    `sent_s` (the rest); `*_exact` false where a figure is right-censored. Missing is NaN, as pandas has it."""
+    import pandas as pd
+
+    anchor = earliest_anchor([level for cell in run.cells for level in cell.levels])
+    parts = [_frame(level, read(level, anchor)) for cell in run.cells for level in cell.levels if level.requests]
+    whole: pd.DataFrame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(_FRAME))
+    return whole
+
+
+_FRAME = ("cell", "concurrency", "repeat", "phase", "worker", "user", "seq", "prompt_id", "outcome", "finish_reason",
+          "prompt_tokens", "completion_tokens", "answer_correct")  # fmt: skip
+
+
+def _frame(level: LevelRecords, columns: Pass) -> pd.DataFrame:
+    import pandas as pd
+
+    facts: dict[str, Any] = {name: [_fact(r, level, name) for r in columns.records] for name in _FRAME}
+    facts |= {"sent_s": columns.sent_s, "ended_s": columns.ended_s, "tokens": columns.tokens}
+    for metric in (*WAITS, *PLAIN):
+        facts[metric], exact = per_request(columns, metric)
+        if metric in WAITS:
+            facts[f"{metric}_exact"] = exact
+    answer: pd.DataFrame = pd.DataFrame(facts)
+    return answer
+
+
+def _fact(record: RequestRecord, level: LevelRecords, name: str) -> Any:
+    return level.cell if name == "cell" else getattr(record, name)

@@ -1,0 +1,105 @@
+"""Service-level objectives, written `METRIC:pQ<VALUE`: parsing them, judging a level by them, and goodput by request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loadtest.errors import UsageError
+
+DURATIONS = ("ttft_s", "time_to_first_answer_s", "time_to_final_answer_s", "thinking_s", "itl_s", "tpot_s")
+SPEEDS = ("tokens_per_s_per_user",)
+SINGLE = ("output_tokens_per_s", "answers_per_hour", "goodput_answers_per_hour", "accuracy")
+_FORM = re.compile(r"([a-z_]+)(?::(p50|p90|p95|p99|mean|min|max))?(<|>)([0-9.eE+-]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """One objective: `statistic` of `metric` below (or above) `limit`, in the metric's own unit."""
+
+    text: str
+    metric: str
+    statistic: str
+    below: bool
+    limit: float
+
+    def holds(self, value: float) -> bool:
+        return value < self.limit if self.below else value > self.limit
+
+
+def parse(text: str) -> Slo:
+    """An objective from its text; raises UsageError naming the form and the metrics.
+
+    >>> parse("ttft_s:p90<2").limit
+    2.0
+    """
+    match = _FORM.fullmatch(text.replace(" ", ""))
+    known = (*DURATIONS, *SPEEDS, *SINGLE)
+    if match is None or match[1] not in known or (match[2] is None) != (match[1] in SINGLE):
+        raise UsageError(
+            f"SLO {text!r}: expected METRIC:pQ<VALUE such as ttft_s:p90<2, or METRIC>VALUE, METRIC one of {', '.join(known)}"
+        )
+    try:
+        limit = float(match[4])
+    except ValueError:
+        raise UsageError(f"SLO {text!r}: expected a number after {match[3]}, got {match[4]!r}") from None
+    return Slo(text=text, metric=match[1], statistic=match[2] or "value", below=match[3] == "<", limit=limit)
+
+
+def judge(slo: Slo, level: Mapping[str, Any]) -> dict[str, Any]:
+    """Does a level of metrics.json meet it? `met` is true or false where the whole 95 % interval says so, null where the
+    interval holds the limit or cannot be had; `likely` is what the figure alone says (null without a figure)."""
+    found = level.get(slo.metric) or {}
+    value = found.get(slo.statistic)
+    interval = found.get("ci95")
+    interval = interval.get(slo.statistic) if isinstance(interval, dict) else interval
+    likely = None if value is None else slo.holds(value)
+    ends = {slo.holds(end) for end in interval} if interval else set()
+    met = ends.pop() if len(ends) == 1 else None
+    needed = found.get("n_needed")
+    needed = needed.get(slo.statistic) if isinstance(needed, dict) else needed
+    return {"slo": slo.text, "value": value, "ci95": interval, "met": met, "likely": likely, "n_needed": needed}
+
+
+def maximum_concurrency(
+    levels: Sequence[Mapping[str, Any]], objectives: Sequence[Slo], fit: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The highest level up to which every level meets every SLO, and which limit binds.
+
+    `by_slo` goes by the figures alone; `ci95` by the intervals: low, the highest level up to which all of them are met
+    for certain (0: none); high, the highest level before one that is certainly broken (null: none was). `by_kv_cache`:
+    streams of the cell's whole context that the KV cache holds.
+    """
+    if not objectives or not levels:
+        return _unknown("no SLO was given" if levels else "no level was measured", fit)
+    judged = [(level["concurrency"], [judge(one, level) for one in objectives]) for level in levels]
+    judged.sort(key=lambda one: one[0])
+    found = next((one for _, row in judged for one in row if one["likely"] is not True), None)
+    if found is not None and found["likely"] is None:
+        needed = f": {found['n_needed']} requests needed" if found["n_needed"] else ""
+        return _unknown(f"{found['slo']} cannot be judged from so few requests{needed}", fit)
+    broken = any(one["met"] is False for _, row in judged for one in row)
+    low = _before(judged, lambda one: one["met"] is not True)
+    high = _before(judged, lambda one: one["met"] is False) if broken else None
+    return {
+        "by_slo": _before(judged, lambda one: one["likely"] is not True),
+        "ci95": [low, high],
+        "by_kv_cache": (fit or {}).get("max_streams"),
+        "binds": found["slo"] if found else None,
+        "reason": None,
+    }
+
+
+def _unknown(reason: str, fit: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"by_slo": None, "ci95": None, "by_kv_cache": (fit or {}).get("max_streams"), "binds": None, "reason": reason}
+
+
+def _before(judged: Sequence[tuple[int, list[dict[str, Any]]]], fails: Callable[[dict[str, Any]], bool]) -> int:
+    highest = 0
+    for concurrency, found in judged:
+        if any(fails(one) for one in found):
+            break
+        highest = concurrency
+    return highest
