@@ -137,7 +137,8 @@ def find_cause(log: str) -> tuple[Cause, str] | None:
 
 
 _NOISE = re.compile(
-    r"server_args=|non-default args|^\W*(?:\(.*?\) )?\s*File \"|\w+Warning: |\braise \w+|Ignore import error|\bWARNING\b|\bINFO\b"
+    r"server_args=|non-default args|^\W*(?:\(.*?\) )?\s*File \"|\w+Warning: |\braise \w+|Ignore import error|"
+    r"\bWARNING\b|\bINFO\b"
 )
 
 

@@ -79,7 +79,8 @@ def test_an_unknown_death_quotes_the_last_error_line():
 
 
 def test_a_dead_engine_is_explained_by_the_first_exception():
-    log = "(EngineCore pid=1) ERROR 11-22 22:25:35 [core.py:1] OddError: the root\nRuntimeError: Engine core initialization failed."
+    root = "(EngineCore pid=1) ERROR 11-22 22:25:35 [core.py:1] OddError: the root"
+    log = f"{root}\nRuntimeError: Engine core initialization failed."
     assert "the engine's own process died (OddError: the root)" in deaths.explain(log, 1)
 
 

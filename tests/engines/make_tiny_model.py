@@ -29,7 +29,8 @@ LAST_WORDS_OF_ANSWER = 1 / 40
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
-    "{%- set content = message.content.split('</think>')[-1].lstrip('\\n') if message.role == 'assistant' else message.content %}"
+    "{%- set content = message.content %}"
+    "{%- if message.role == 'assistant' %}{%- set content = content.split('</think>')[-1].lstrip('\\n') %}{%- endif %}"
     "{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
