@@ -14,8 +14,9 @@ from loadtest.errors import UsageError
 from loadtest.roofline import StepWork
 from loadtest.simulator import chat, faults, lengths, replay
 from loadtest.simulator.cache import TOKEN_CHARS, BlockCache, RadixCache, _Node
-from loadtest.simulator.engine import Engine, EngineConfig, QueueFull, Request
+from loadtest.simulator.engine import Engine, EngineConfig
 from loadtest.simulator.runtimes import RUNTIMES, runtime
+from loadtest.simulator.sequence import QueueFull, Request
 
 VLLM, SGLANG = runtime("vllm-sim"), runtime("sglang-sim")
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from loadtest.simulator import faults, server
+from loadtest.simulator import face, faults, server
 from loadtest.simulator.__main__ import API_KEY_VARIABLE
 from loadtest.simulator.chat import Served
+from loadtest.simulator.connection import Connection
 from loadtest.simulator.engine import Engine, EngineConfig
 from loadtest.simulator.precise import new_event_loop
 from loadtest.simulator.runtimes import RUNTIMES, runtime
@@ -51,7 +52,7 @@ def simulate(kind: str, test: Callable[[server.Simulator, Ask], Awaitable[None]]
         identity = server.Identity(tp=1, gpu="l20", model="qwq-32b", clock_speed=speed)
         simulator = server.Simulator(Engine(config, lambda work: 0.01), served, identity, **settings)
         stop, port = asyncio.Event(), asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(server.serve(simulator, 0, port.set_result, stop))
+        task = asyncio.create_task(face.serve(simulator, 0, port.set_result, stop))
         number = await port
 
         async def ask(path: str, body: object = None, method: str | None = None, **headers: str) -> Reply:
@@ -468,9 +469,9 @@ def test_disconnect_aborts(kind: str) -> None:
 
 def test_two_requests_on_one_connection() -> None:
     async def test(simulator: server.Simulator, ask: Ask) -> None:
-        face = server.Face(simulator)
+        endpoints = face.Face(simulator)
         listener = await asyncio.get_running_loop().create_server(
-            lambda: server.Connection(simulator, face.answer), "127.0.0.1", 0
+            lambda: Connection(simulator, endpoints.answer), "127.0.0.1", 0
         )
         reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
         body = json.dumps(chat()).encode()

@@ -15,13 +15,16 @@ from collections.abc import Callable
 
 from loadtest import hardware, models, roofline
 from loadtest.errors import EngineError, FitError, LoadtestError, UsageError
-from loadtest.simulator import faults, server
+from loadtest.simulator import face, faults, server
 from loadtest.simulator.chat import Served
 from loadtest.simulator.engine import Engine, EngineConfig
 from loadtest.simulator.precise import new_event_loop
 from loadtest.simulator.runtimes import RUNTIMES, Runtime, runtime
 
 API_KEY_VARIABLE = "LOADTEST_SIMULATOR_API_KEY"
+# A reasoning model serves an output of its native context after a prompt of up to this without YaRN (Qwen's own advice:
+# YaRN for prompts over 8,192 tokens, outputs up to 32,768).
+_PROMPT_ROOM_TOKENS = 8192
 _REASONING = ("qwq", "qwen3", "r1", "think", "reason")
 
 log = logging.getLogger("loadtest.simulator")
@@ -38,7 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--clock-speed", type=float, default=1.0, help="simulated seconds in one second")
     add("--seed", type=int, default=0, help="lengths are drawn by a hash of prompt and seed")
     add("--served-model-name", help="name in requests (default: as --model)")
-    add("--context-length", "--max-model-len", type=int, help="tokens (default: the model's native context)")
+    add(
+        "--context-length",
+        "--max-model-len",
+        type=int,
+        help="tokens (default: the native context, 8192 more if it reasons)",
+    )
     add("--memory-fraction", type=float, default=roofline.DEFAULT_MEMORY_FRACTION, help="share of each card's memory")
     add("--kv-tokens", type=int, help="KV cache in tokens (default: what the cards leave)")
     add("--max-running", type=int, help="requests in a batch (default: the runtime's)")
@@ -105,7 +113,8 @@ def _build(
         engine=options.engine,
         memory_fraction=options.memory_fraction,
     )
-    context = options.context_length or model.native_context_tokens
+    thinks = any(mark in model.name.lower() for mark in _REASONING)
+    context = options.context_length or model.native_context_tokens + (_PROMPT_ROOM_TOKENS if thinks else 0)
     kv_tokens = options.kv_tokens or _kv_tokens(deployment, context)
     _check_room(like, context, kv_tokens)
     config = EngineConfig(
@@ -116,7 +125,6 @@ def _build(
         prefill_budget_tokens=options.prefill_budget,
         prefix_cache=not options.no_prefix_cache,
     )
-    thinks = any(mark in model.name.lower() for mark in _REASONING)
     served = Served(
         runtime=like,
         model=options.served_model_name or options.model,
@@ -177,7 +185,7 @@ async def _serve(
     def ready(port: int) -> None:
         log.info(
             "ready: simulated %s of %s, tp %d on %s, http://%s:%d, clock x%g, KV cache of %d tokens",
-            *(options.engine, options.model, options.tp, options.gpu, server.HOST, port),
+            *(options.engine, options.model, options.tp, options.gpu, face.HOST, port),
             *(options.clock_speed, engine.cache.capacity_tokens),
         )
 
@@ -185,9 +193,9 @@ async def _serve(
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
     try:
-        await server.serve(simulator, options.port, ready, stop)
+        await face.serve(simulator, options.port, ready, stop)
     except OSError as error:
-        raise EngineError(f"{server.HOST}:{options.port}: cannot listen: {error.strerror}; choose another --port") from error
+        raise EngineError(f"{face.HOST}:{options.port}: cannot listen: {error.strerror}; choose another --port") from error
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from loadtest.simulator.engine import Engine, Sequence
+from loadtest.simulator.engine import Engine
+from loadtest.simulator.sequence import Sequence
 
 _VLLM_TTFT = (
     0.001,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from loadtest.errors import UsageError
 from loadtest.roofline import StepWork
 from loadtest.simulator.chat import Chat
-from loadtest.simulator.engine import Engine, EngineConfig, Request, Sequence
+from loadtest.simulator.engine import Engine, EngineConfig
+from loadtest.simulator.sequence import Request, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
