@@ -76,6 +76,13 @@ class Exchange:
     seen_pieces: int = 0
     text_at: float | None = None
 
+    @property
+    def refused(self) -> bool:
+        """Whether nothing but a failure came back at once; whoever asks again should wait a little."""
+        if self.outcome == "cut_off" or len(self.pieces) > 2:
+            return False
+        return self.status != 200 or self.outcome is not None or b'"error"' in b"".join(self.pieces)
+
     def fail(self, outcome: Outcome, kind: str, message: str) -> None:
         """Note why the transport gave up; the first reason stays."""
         if self.outcome is None:

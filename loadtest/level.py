@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gevent
+from gevent.queue import Queue
 from gevent.threadpool import ThreadPool
 
 from loadtest import answers, reply, thinking
-from loadtest.client import CurlTransport, Exchange, Transport
+from loadtest.client import Exchange, Transport
 from loadtest.clock import Clock
 from loadtest.contract import Contract
 from loadtest.errors import RecordError
@@ -60,7 +62,8 @@ class Settings:
 class Level:
     """Runs this process's share of a pass.
 
-    `slots` are the numbers of its users; `failed` is called, once, when the measurement itself cannot go on.
+    `slots` are the numbers of its users. `kept` is called with every record that is on disk, `failed` once, when the
+    measurement itself cannot go on.
     """
 
     def __init__(
@@ -70,17 +73,18 @@ class Level:
         slots: Sequence[int],
         *,
         transport: Transport,
+        kept: Callable[[RequestRecord], None],
         failed: Callable[[str], None],
-        clock: Clock | None = None,
     ) -> None:
         self.settings = settings
-        self.clock = clock or Clock.start(settings.clock_speed)
+        self.clock = Clock.start(settings.clock_speed)
         self.script = Script(workload, settings.contract, model=settings.model, engine=settings.engine, seed=settings.seed)
         self._slots = tuple(slots)
         self._indices: Iterator[int] = indices(slots, settings.concurrency, settings.requests)
         n = settings.requests
         self.quota = None if n is None else sum(1 for _ in indices(slots, settings.concurrency, n))
         self._transport = transport
+        self._kept = kept
         self._failed = failed
         opened = settings.contract.thinking_prelude == "template" and thinking.opens_in_prompt(settings.model)
         self._opened = opened
@@ -88,6 +92,8 @@ class Level:
         self._writer = JsonlWriter(settings.folder, requests_stem())
         self._health_writer = JsonlWriter(settings.folder, f"client_health-{self.worker}")
         self._pool = ThreadPool(1)
+        self._queue: Queue[Any] = Queue()
+        self._clerk = gevent.spawn(self._keep_books)
         self.telemetry = Telemetry(self._keep_sample, self.clock, self.worker, lambda: self.in_flight)
         self.in_flight = self.users = self.started = self.written = self.measured = 0
         self.connected_wall_s = 0.0
@@ -129,33 +135,42 @@ class Level:
         """Whether every measured request of this process has ended."""
         return self.quota is not None and self.measured >= self.quota
 
-    def send(self, item: Item, user: int, scheduled_s: float) -> RequestRecord:
-        """Send one request, wait for its end, and keep its record; also when this greenlet is killed in between.
+    def send(self, item: Item, user: int, scheduled_s: float) -> Exchange:
+        """Send one request and wait for its end; also when this greenlet is killed meanwhile, what came is kept.
 
-        Raises `RecordError` where the record cannot be kept.
+        The clerk decodes and writes it: the user's next request does not wait for that.
         """
         exchange = Exchange(body=item.prepared.body)
         self.started += 1
         self.in_flight += 1
         try:
+            self._transport.perform(exchange)
+        finally:
+            self.in_flight -= 1
+            self._queue.put((item, user, scheduled_s, exchange))
+        return exchange
+
+    def _keep_books(self) -> None:
+        """The clerk: one reply at a time, in slices, so that between two of them every socket is read."""
+        for item, user, scheduled_s, exchange in self._queue:
+            record = self._record(item, user, scheduled_s, exchange)
             try:
-                self._transport.perform(exchange)
-            finally:
-                self.in_flight -= 1
-            record = self._record(item, user, scheduled_s, exchange, lambda: gevent.sleep(0))
-        except gevent.GreenletExit:
-            record = self._record(item, user, scheduled_s, exchange, lambda: None)
-            self._written(lambda: self._writer.write(record), record)
-            raise
-        self._keep(record)
-        if record.sent_s is not None:
-            self.telemetry.note_start((record.sent_s - scheduled_s - (record.connect_s or 0.0)) / self.clock.speed)
-        self._watch_server(record)
-        return record
+                self._pool.apply(self._writer.write, (record,))  # a disk may take tens of ms
+            except RecordError as error:
+                self.fail(str(error))
+                continue
+            self.written += 1
+            self.measured += record.phase == "measure"
+            if record.sent_s is not None:
+                self.telemetry.note_start((record.sent_s - scheduled_s - (record.connect_s or 0.0)) / self.clock.speed)
+            self._watch_server(record)
+            self._kept(record)
 
     def close(self) -> None:
         """End: the last health sample, the files, and `level-*.json` with what this process did."""
         self.closed = True
+        self._queue.put(StopIteration)
+        self._clerk.join()
         self.telemetry.stop()
         self._transport.close()
         self._pool.kill()
@@ -186,11 +201,9 @@ class Level:
             self.failure = message
             self._failed(message)
 
-    def _record(
-        self, item: Item, user: int, scheduled_s: float, exchange: Exchange, pause: Callable[[], None]
-    ) -> RequestRecord:
+    def _record(self, item: Item, user: int, scheduled_s: float, exchange: Exchange) -> RequestRecord:
         settings, clock, prepared = self.settings, self.clock, item.prepared
-        got = reply.read(exchange, clock, opened=self._opened, forced_tokens=prepared.forced_tokens, pause=pause)
+        got = reply.read(exchange, clock, opened=self._opened, forced_tokens=prepared.forced_tokens, pause=_yield)
         return RequestRecord(
             run_id=settings.run_id,
             cell=settings.cell,
@@ -231,24 +244,6 @@ class Level:
     def _offset_s(self, monotonic_s: float | None) -> float | None:
         return None if monotonic_s is None else round(self.clock.offset_s(monotonic_s), 7)
 
-    def _keep(self, record: RequestRecord) -> None:
-        """Write from another thread: a disk may take tens of ms for it, and tokens arrive meanwhile."""
-        job = self._pool.spawn(self._writer.write, record)
-        try:
-            self._written(job.get, record)
-        except gevent.GreenletExit:
-            self._written(job.get, record)
-            raise
-
-    def _written(self, finish: Callable[[], object], record: RequestRecord) -> None:
-        try:
-            finish()
-        except RecordError as error:
-            self.fail(str(error))
-            raise
-        self.written += 1
-        self.measured += record.phase == "measure"
-
     def _watch_server(self, record: RequestRecord) -> None:
         """Give up when nothing but connection errors has come back for a while: the server has gone."""
         if record.outcome != "connection_error":
@@ -271,14 +266,8 @@ class Level:
             self.fail(str(error))
 
 
-def open_level(
-    settings: Settings, workload: Workload, slots: Sequence[int], api_key: str | None, failed: Callable[[str], None]
-) -> Level:
-    """A level over real sockets, its connections open and its watch running."""
-    transport = CurlTransport(settings.url, api_key=api_key, speed=settings.clock_speed)
-    level = Level(settings, workload, slots, transport=transport, failed=failed)
-    level.open()
-    return level
+def _yield() -> None:
+    gevent.sleep(0)
 
 
 def cut(text: str | None, limit_bytes: int) -> str | None:

@@ -17,8 +17,9 @@ from locust.exception import StopUser
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest import preparation
-from loadtest.errors import LoadtestError, RecordError
-from loadtest.level import Level, open_level
+from loadtest.client import CurlTransport
+from loadtest.errors import LoadtestError
+from loadtest.level import Level
 from loadtest.records import RequestRecord
 from loadtest.sequence import Item, slots_of
 
@@ -29,7 +30,11 @@ FINISH, FINAL, DONE, FAILED = "loadtest_finish", "loadtest_final", "loadtest_don
 WATCH_INTERVAL_S = 0.5
 FINAL_WAIT_S = 60.0
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.1, 5.0
-REFUSED = ("http_error", "connection_error", "protocol_error", "server_error")
+REASONS = {
+    "cut_off": "still running when the level ended",
+    "truncated": "ended by the limit on its length",
+    "no_answer": "stopped by itself without an answer",
+}
 
 
 class ReasoningUser(User):
@@ -41,49 +46,39 @@ class ReasoningUser(User):
     abstract = True
 
     def on_start(self) -> None:
-        level = current_level(self.environment)
-        if level is None:
-            raise StopUser
-        self.level: Level = level
-        self.number = level.join()
+        self.level = current_level(self.environment)
+        if self.level is None:
+            return
+        self.number = self.level.join()
         self.refusals = 0
-        level.stagger()
-        warmup = level.settings.warmup_requests
+        self.level.stagger()
+        warmup = self.level.settings.warmup_requests
         for k in range(warmup):
-            self.request(level.script.warmup(self.number * warmup + k), level.clock.now_s())
+            self.request(self.level, self.level.script.warmup(self.number * warmup + k), self.level.clock.now_s())
 
     @task
     def ask(self) -> None:
-        item = self.level.next_item()
-        if item is None:
+        item = self.level.next_item() if self.level is not None else None
+        if self.level is None or item is None:
             raise StopUser
-        self.request(item, self.due_s(item))
+        self.request(self.level, item, self.due_s(self.level, item))
 
-    def due_s(self, item: Item) -> float:
+    def due_s(self, level: Level, item: Item) -> float:
         """When this request should be sent (offset, s); sleep here until then. Closed loop: now."""
-        return self.level.clock.now_s()
+        return level.clock.now_s()
 
-    def request(self, item: Item, scheduled_s: float) -> None:
-        """Send one item; its record is on disk when this returns. After a refusal the user waits before its next."""
-        try:
-            record = self.level.send(item, self.number, scheduled_s)
-        except RecordError as error:
-            raise StopUser from error
-        except gevent.GreenletExit:
-            report(self.environment, None)
-            raise
-        report(self.environment, record)
-        if self.level.finished:
-            session_of(self.environment).done()
-        self.refusals = self.refusals + 1 if record.outcome in REFUSED and not record.chunk_s else 0
+    def request(self, level: Level, item: Item, scheduled_s: float) -> None:
+        """Send one item and wait for its end. After a refusal the user waits a little, each time longer."""
+        exchange = level.send(item, self.number, scheduled_s)
+        self.refusals = self.refusals + 1 if exchange.refused else 0
         if self.refusals:
             gevent.sleep(min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (self.refusals - 1)))
 
 
-def report(environment: Environment, record: RequestRecord | None) -> None:
+def report(environment: Environment, record: RequestRecord) -> None:
     """Tell Locust's statistics about a request that has ended: TTFT, first answer, final answer, in ms of the run.
 
-    Null: it was cut off. Every outcome but `ok` is a failure of the final answer.
+    Every outcome but `ok`, `cut_off` among them, is a failure of the final answer.
     """
 
     fire: Any = environment.events.request.fire
@@ -93,14 +88,11 @@ def report(environment: Environment, record: RequestRecord | None) -> None:
             request_type="stream",
             name=name,
             response_time=max(0.0, at_s) * 1000,
-            response_length=record.completion_tokens or 0 if record else 0,
+            response_length=record.completion_tokens or 0,
             exception=exception,
             context={},
         )
 
-    if record is None or record.outcome == "cut_off":
-        row("final answer", 0.0, RuntimeError("cut_off: still running when the level ended"))
-        return
     sent_s = record.scheduled_s if record.sent_s is None else record.sent_s
     if record.chunk_s:
         row("TTFT", record.chunk_s[0] - sent_s)
@@ -109,8 +101,8 @@ def report(environment: Environment, record: RequestRecord | None) -> None:
     if record.outcome == "ok":
         row("final answer", record.chunk_s[-1] - sent_s)
     else:
-        why = f": {record.error.kind}: {record.error.message}" if record.error else ""
-        row("final answer", record.ended_s - sent_s, RuntimeError(record.outcome + why))
+        why = f"{record.error.kind}: {record.error.message}" if record.error else REASONS.get(record.outcome, "")
+        row("final answer", record.ended_s - sent_s, RuntimeError(f"{record.outcome}: {why}"))
 
 
 class Session:
@@ -152,7 +144,9 @@ class Session:
         worker, workers = (0, 1) if isinstance(runner, LocalRunner) else options.loadtest_workers[runner.client_id]
         settings, workload = preparation.settle(options, self.environment.host, users)
         slots = slots_of(worker, workers, users)
-        self.level = open_level(settings, workload, slots, preparation.api_key(), self._level_failed)
+        transport = CurlTransport(settings.url, api_key=preparation.api_key(), speed=settings.clock_speed)
+        self.level = Level(settings, workload, slots, transport=transport, kept=self._on_record, failed=self.fail)
+        self.level.open()
         logger.info("opened %d connections in %.3f s", len(slots), self.level.connected_wall_s)
         if self.level.finished:
             self.done()
@@ -213,8 +207,10 @@ class Session:
         elif not self.ended:
             self.quit()
 
-    def _level_failed(self, message: str) -> None:
-        self.fail(message)
+    def _on_record(self, record: RequestRecord) -> None:
+        report(self.environment, record)
+        if self.level is not None and self.level.finished and record.phase == "measure":
+            self.done()
 
     def quit(self) -> None:
         """Stop the test from a greenlet of its own: the caller may be one that gets killed by it."""

@@ -42,7 +42,7 @@ def favour(core: int | None) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
     with contextlib.suppress(OSError):
-        os.nice(-20)
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
 def get(port: int, path: str) -> Any:

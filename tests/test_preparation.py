@@ -1,0 +1,98 @@
+"""From options to a settled pass, and the manifest under plain Locust."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from loadtest import preparation
+from loadtest.errors import RecordError, UsageError
+from loadtest.records import read_json, write_json
+
+HOST = "http://127.0.0.1:8000"
+
+
+def options(out, **given):
+    values = {
+        "model": "Qwen/QwQ-32B", "engine": "other", "tp": None, "cell": None, "repeat": None, "run_id": None,
+        "workload": "math:n=3", "requests": 4, "warmup_requests": 1, "max_tokens": None, "mode": None, "seed": 0,
+        "clock_speed": 1.0, "out": str(out), "locustfile": "scenarios/long_reasoning.py",
+    }  # fmt: skip
+    return SimpleNamespace(**(values | given))
+
+
+def test_a_pass_under_plain_locust(tmp_path):
+    given = options(tmp_path / "run")
+    opening = preparation.open_run(given, HOST + "/v1", 8)
+    settings, workload = preparation.settle(given, HOST, 8)
+    assert settings.url == HOST + "/v1/chat/completions"
+    assert (settings.cell, settings.concurrency, settings.repeat, settings.run_id) == ("other_qwq-32b_tp1", 8, 1, "run")
+    manifest = read_json(tmp_path / "run" / "manifest.json")
+    assert (manifest["complete"], manifest["scenario"], manifest["levels"]) == (False, "long_reasoning", [8])
+    assert manifest["workload"]["identity"] == workload.identity
+    engine = read_json(tmp_path / "run" / "cells" / settings.cell / "engine.json")
+    assert (engine["base_url"], engine["status"], engine["simulated"]) == (HOST, "ok", False)
+    opening.close(None, interrupted=False)
+    assert read_json(tmp_path / "run" / "manifest.json")["complete"] is True
+
+
+def test_a_second_pass_joins_the_run(tmp_path):
+    preparation.open_run(options(tmp_path), HOST, 8).close(None, interrupted=False)
+    given = options(tmp_path)
+    (tmp_path / "cells" / "other_qwq-32b_tp1" / "c08-r1").mkdir()
+    preparation.open_run(given, HOST, 8).close(None, interrupted=False)
+    assert given.repeat == 2
+    preparation.open_run(options(tmp_path), HOST, 2).close(None, interrupted=False)
+    manifest = read_json(tmp_path / "manifest.json")
+    assert (manifest["levels"], manifest["repeats"], len(manifest["cells"]), manifest["complete"]) == ([2, 8], 2, 1, True)
+
+
+def test_one_incomplete_pass_makes_the_run_incomplete(tmp_path):
+    preparation.open_run(options(tmp_path), HOST, 1).close("worker x was lost", interrupted=False)
+    preparation.open_run(options(tmp_path), HOST, 2).close(None, interrupted=False)
+    manifest = read_json(tmp_path / "manifest.json")
+    assert (manifest["complete"], manifest["incomplete_reason"]) == (False, "worker x was lost")
+
+
+def test_an_interrupted_pass(tmp_path):
+    preparation.open_run(options(tmp_path), HOST, 1).close(None, interrupted=True)
+    manifest = read_json(tmp_path / "manifest.json")
+    assert (manifest["complete"], manifest["interrupted"]) == (False, True)
+
+
+def test_a_run_that_somebody_else_keeps_is_left_alone(tmp_path):
+    before = {"run_id": "theirs", "contract": {"temperature": 0.7, "seed": 5}}
+    write_json(tmp_path / "manifest.json", before)
+    given = options(tmp_path, run_id="theirs", cell="vllm_x_tp2", repeat=3)
+    preparation.open_run(given, HOST, 4).close("failed", interrupted=True)
+    assert read_json(tmp_path / "manifest.json") == before
+    settings, _ = preparation.settle(given, HOST, 4)
+    assert (settings.contract.temperature, settings.contract.seed) == (0.7, 5)
+    assert settings.folder == tmp_path / "cells" / "vllm_x_tp2" / "c04-r3"
+
+
+def test_another_workload_does_not_join(tmp_path):
+    preparation.open_run(options(tmp_path), HOST, 1)
+    with pytest.raises(UsageError, match="workload"):
+        preparation.open_run(options(tmp_path, workload="math:n=4"), HOST, 1)
+
+
+def test_a_missing_record_is_noticed(tmp_path):
+    opening = preparation.open_run(options(tmp_path), HOST, 1)
+    opening.folder.mkdir(parents=True)
+    (opening.folder / "requests-a.jsonl").write_bytes(b"{}\n{}\n")
+    opening.count_lines([{"file": "requests-a.jsonl", "written": 2}, {"file": "requests-elsewhere.jsonl", "written": 9}])
+    with pytest.raises(RecordError, match="expected 3 records"):
+        opening.count_lines([{"file": "requests-a.jsonl", "written": 3}])
+
+
+def test_no_host():
+    with pytest.raises(UsageError, match="--host"):
+        preparation.base_url(None)
+
+
+def test_the_key_comes_from_the_environment(monkeypatch):
+    monkeypatch.delenv("LOADTEST_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "b")
+    assert preparation.api_key() == "b"
+    monkeypatch.setenv("LOADTEST_API_KEY", "a")
+    assert preparation.api_key() == "a"
