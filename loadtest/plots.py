@@ -201,9 +201,8 @@ def _concurrency_table(cells: tuple[Cell, ...], key: str, which: tuple[str, ...]
 
 def _phases_s(level: Json) -> tuple[float, float, float] | None:
     """Mean seconds waiting, thinking, answering; None where one of them is null."""
-    first = view.estimate(level, "ttft_s", "mean").value
-    answer = view.estimate(level, "time_to_first_answer_s", "mean").value
-    final = view.estimate(level, "time_to_final_answer_s", "mean").value
+    names = ("ttft_s", "time_to_first_answer_s", "time_to_final_answer_s")
+    first, answer, final = (view.mean(level, name).value for name in names)
     if first is None or answer is None or final is None:
         return None
     return first, max(0.0, answer - first), max(0.0, final - answer)
@@ -226,7 +225,7 @@ def _breakdown(groups: dict[str, tuple[Cell, ...]]) -> Figure | None:
         name="where-the-time-goes",
         title=view.title("Where the time to the final answer goes", cells),
         caption="Mean seconds of a request, from bottom to top: waiting for the first token, thinking, answering. "
-        "Left bar of each pair SGLang, right bar vLLM. Lower is better.",
+        "Means go up to the longest time seen where requests were cut off. Lower is better.",
         says="Stacked bars: mean seconds waiting, thinking and answering at each number of users, for each runtime.",
         panels=tuple(Panel(text, partial(_bars, of=group, top=max(sums) * 1.08)) for text, group in groups.items()),
         keys=keys,
@@ -347,8 +346,8 @@ def _ratios(metrics: Json, cells: tuple[Cell, ...]) -> Figure | None:
     return Figure(
         name="ratios",
         title=title,
-        caption="Each point is a ratio with its 95 % interval. Filled: the interval leaves out 1. Hollow grey: no "
-        "detectable difference.",
+        caption="Each point is a ratio with its 95 % interval. Filled: a difference, after Holm's "
+        "correction over the levels. Hollow grey: no detectable difference.",
         says="Forest plot of the ratio between the two runtimes for each metric, deployment and number of users.",
         panels=tuple(
             Panel(METRICS[name][0], partial(_forest, pairs=[p for p in paired if p[0].get("metric") == name], reach=reach))
@@ -457,7 +456,7 @@ def _roofline(cells: tuple[Cell, ...]) -> Figure | None:
     return Figure(
         name="roofline",
         title=view.title("A single stream against its memory-bandwidth bound", (cell for cell, _, _ in known)),
-        caption="Outlined: reading every weight once per token at the cards' full bandwidth. Filled: median tokens/s "
+        caption="Outlined: reading every weight once per token at the cards' full bandwidth. Filled: mean tokens/s "
         "of a single user.",
         says="Horizontal bars: tokens per second reached by a single stream, within the bound of memory bandwidth, for "
         "each cell.",
@@ -472,7 +471,7 @@ def _roofline(cells: tuple[Cell, ...]) -> Figure | None:
 
 
 def _reached_alone(cell: Cell) -> Estimate:
-    return view.estimate(cell.level(1), "tokens_per_s_per_user", "p50")
+    return view.estimate(cell.level(1), "tokens_per_s_per_user", "mean")
 
 
 def _bounds(axes: Axes, *, known: list[tuple[Cell, float, Estimate]]) -> None:

@@ -72,7 +72,11 @@ DEFINITIONS = (
         "95 % confidence interval. A quantile whose interval cannot be bounded from n samples is left out (—) with the "
         "n it needs.",
     ),
-    ("Ahead, faster, slower", "Said only where the 95 % interval of the ratio leaves out 1."),
+    (
+        "Ahead, faster, slower",
+        "Said only of a difference that holds at 5 % after Holm's correction over the levels of a metric. "
+        "Each interval is of its own ratio, uncorrected.",
+    ),
     (
         "Simulated",
         "A runtime imitated by this suite from a performance model. Its figures predict; they measure no runtime and "
@@ -169,8 +173,8 @@ def _sections(metrics: Json, manifest: Json, engines: Mapping[str, Json], drawin
     return {
         "groups": [group for group in groups if group[2]],
         "findings": _findings(metrics),
-        "why": _why(view.deployments(cells)),
-        "summary": _summary(cells, manifest),
+        "why": _why(metrics),
+        "summary": _summary(cells, metrics, manifest),
         "levels": _levels(cells),
         "troubles": _troubles(cells),
         "cells": _cells(cells, engines),
@@ -258,44 +262,51 @@ def _measured(value: Any) -> str:
     return view.DASH if value is None else view.number(found) if found is not None else view.clean(value)
 
 
-WHY = (("tpot_s", "mean", 1000.0, "ms per token"), ("reasoning_tokens", "mean", 1.0, "tokens thought"), ("ttft_s", "mean", 1.0, "TTFT, s"))
+WHY = (
+    ("difference_s", "difference, s"),
+    ("waiting_s", "waiting"),
+    ("seconds_per_token_s", "time per token"),
+    ("tokens_thought_s", "tokens thought"),
+    ("tokens_answered_s", "tokens answered"),
+)
 
 
-def _why(groups: dict[str, tuple[Cell, ...]]) -> Table | None:
-    """What a difference in time to final answer is made of, at the highest shared level: speed, length, waiting."""
+def _why(metrics: Json) -> Table | None:
+    """What each difference of mean times to final answer is made of, as `compare.why` splits it."""
+    by_id = {cell.id: cell for cell in view.cells(metrics)}
     lines = []
-    for text, group in groups.items():
-        top = view.top_level(group)
-        for cell in group:
-            found = [(view.estimate(cell.level(top), key, which), scale) for key, which, scale, _ in WHY]
-            figures = [view.number(None if e.value is None else e.value * scale) for e, scale in found]
-            lines.append((f"{text}, {view.users(top)}", cell.short, *figures))
-    if not lines or max(map(len, groups.values())) < 2:
-        return None
-    return Table(("deployment", "runtime", *(title for *_, title in WHY)), tuple(lines))
+    for row in view.rows(metrics, "comparisons"):
+        parts = view.section(row, "why")
+        a, b = (by_id.get(view.clean(row.get(side))) for side in ("a", "b"))
+        if a is None or b is None or view.finite(parts.get("difference_s")) is None:
+            continue
+        figures = [view.signed(view.finite(parts.get(key))) for key, _ in WHY]
+        lines.append((f"{a.deployment}: {a.short} − {b.short}", view.count(row.get("concurrency")), *figures))
+    return Table(("comparison", "users", *(title for _, title in WHY)), tuple(lines)) if lines else None
 
 
-def _summary(cells: tuple[Cell, ...], manifest: Json) -> Table | None:
+def _summary(cells: tuple[Cell, ...], metrics: Json, manifest: Json) -> Table | None:
     """Each cell against the SLOs and the price: how many users, at what cost."""
-    wanted, (price, currency) = verdict.objectives(manifest), verdict.price(manifest)
+    wanted, (price, currency) = verdict.slos(metrics, manifest), verdict.price(manifest)
     measured = [cell for cell in cells if cell.levels]
     if not measured or (not wanted and price is None):
         return None
     head = ["cell"]
     if wanted:
-        head += ["users within the SLOs", "of levels"]
+        head += ["users within the SLO", "for certain", "KV cache holds", "levels tried"]
     if price is not None:
         head += [f"lowest cost of 1000 answers, {currency}".rstrip(", "), "95 % interval", "at"]
     lines = []
     for cell in measured:
         line = [cell.name]
         if wanted:
-            best = verdict.highest_met(cell, wanted)
-            line += ["none shown" if best is None else str(best["concurrency"]), _tried(cell)]
+            sure = verdict.sure(cell) if cell.maximum.get("ci95") else None
+            line += [view.count(n) for n in (cell.maximum.get("by_slo"), sure, cell.maximum.get("by_kv_cache"))]
+            line.append(_tried(cell))
         if price is not None:
             line += _cheapest(cell, price)
         lines.append(tuple(line))
-    notes = tuple(f"SLO: {one}; met only where the whole 95 % interval is below the limit." for one in wanted)
+    notes = tuple(f"SLO: {one}. For certain: met with the whole 95 % interval; 0: at no level." for one in wanted)
     return Table(tuple(head), tuple(lines), notes)
 
 
@@ -309,7 +320,7 @@ def _cheapest(cell: Cell, price: float) -> list[str]:
     if not known:
         return [view.DASH, view.DASH, view.DASH]
     found, level = min(known, key=lambda row: row[0].value or 0.0)
-    return [view.number(found.value), view.span(found) or view.DASH, verdict.users(level)]
+    return [view.number(found.value), view.span(found) or view.DASH, view.users(int(level["concurrency"]))]
 
 
 LEVEL_COLUMNS = (
@@ -363,7 +374,7 @@ def _names(sections: Any) -> list[str]:
 
 def _gate(value: Any) -> str:
     state = value.get("status", value.get("verdict")) if isinstance(value, Mapping) else value
-    return {"pass": "pass", "fail": "FAIL", True: "pass", False: "FAIL"}.get(state, "not checked")
+    return {"pass": "pass", "fail": "FAIL"}.get(str(state), "not checked")
 
 
 def _cells(cells: tuple[Cell, ...], engines: Mapping[str, Json]) -> Table:
@@ -450,7 +461,8 @@ def terminal_table(metrics: Json, manifest: Json | None = None) -> str:
             body.append((cell.id, view.DASH, "0", cell.status, "", "", ""))
     text = ["SIMULATED: these figures are predictions", ""] if verdict.simulated(metrics) else []
     text += _aligned(body)
-    text += ["", *(f"{line.asks}: {line.answer}. {line.because}" for line in verdict.lines(metrics, manifest))]
+    said = [line for line in verdict.lines(metrics, manifest) if manifest or line.asks != "What it costs"]
+    text += ["", *(f"{line.asks}: {line.answer}. {line.because}" for line in said)]
     text += [f"Not measured: {one}" for one in verdict.not_measured(metrics, manifest)]
     text += [
         f"{check.name} {check.state.upper()}: {check.words}"

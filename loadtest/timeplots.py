@@ -251,18 +251,18 @@ def _streams(axes: Axes, *, cell: Cell, top: int, end: float) -> None:
     from matplotlib.collections import PolyCollection
 
     requests, look = _curve(cell, top, "timeline"), LOOKS[cell.family]
+    rows = {stream: row for row, stream in enumerate(sorted({_stream(r) for r in requests}))}
     for phase, faint in (("warmup", 0.4), ("measure", 1.0)):
         chosen = [r for r in requests if r.get("phase", "measure") == phase]
         for (first, last), (_, share) in zip(SPANS, PHASES, strict=True):
-            boxes = [box for r in chosen if (box := _box(r, first, last)) is not None]
+            boxes = [box for r in chosen if (box := _box(r, rows[_stream(r)], first, last)) is not None]
             colour = look.colour if share else GRID
             axes.add_collection(PolyCollection(boxes, facecolors=colour, alpha=(share or 1) * faint, linewidths=0))
-    odd = [(r["ended_s"], r["user"]) for r in requests if r.get("outcome") != "ok" and r.get("ended_s") is not None]
+    odd = [(r["ended_s"], rows[_stream(r)]) for r in requests if r.get("outcome") != "ok" and r.get("ended_s") is not None]
     axes.plot([t for t, _ in odd], [u for _, u in odd], linestyle="", marker="x", color=INK, markersize=4, clip_on=False)
     axes.set_xlim(0, end)
-    users = sorted({r["user"] for r in requests})
-    axes.set_ylim(users[-1] + 0.6, users[0] - 0.6)
-    axes.set_yticks(users[:: max(1, len(users) // 8)])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(0, len(rows), max(1, len(rows) // 8)))
     axes.grid(visible=False)
     axes.set_ylabel("stream")
     axes.set_xlabel("s since the level began")
@@ -271,11 +271,15 @@ def _streams(axes: Axes, *, cell: Cell, top: int, end: float) -> None:
 SPANS = (("sent_s", "first_s"), ("first_s", "answer_s"), ("answer_s", "ended_s"))
 
 
-def _box(request: Json, start: str, end: str) -> list[tuple[float, float]] | None:
+def _stream(request: Json) -> tuple[str, int]:
+    return str(request.get("worker") or ""), int(request.get("user") or 0)
+
+
+def _box(request: Json, row: int, start: str, end: str) -> list[tuple[float, float]] | None:
     """Corners of one phase of one request; a phase that never ended runs to the end of the request."""
     begin, finish = request.get(start), request.get(end)
     if begin is None:
         return None
     finish = request["ended_s"] if finish is None else finish
-    low, high = request["user"] - 0.38, request["user"] + 0.38
+    low, high = row - 0.38, row + 0.38
     return [(begin, low), (finish, low), (finish, high), (begin, high)]

@@ -40,18 +40,6 @@ class Check:
     words: str
 
 
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """One SLO, `METRIC:STATISTIC<LIMIT`; `limit` in the metric's own unit."""
-
-    metric: str
-    which: str
-    limit: float
-
-    def __str__(self) -> str:
-        return f"{self.metric} {self.which} < {self.limit:g}"
-
-
 def question(metrics: Json, manifest: Json) -> str:
     """The study's own question, else one made of the runtimes and models that were asked for."""
     asked = manifest.get("question") or view.section(metrics, "run").get("question")
@@ -81,7 +69,7 @@ def lines(metrics: Json, manifest: Json) -> tuple[Line, ...]:
     cells = tuple(cell for cell in view.cells(metrics) if cell.levels)
     if not cells:
         return (Line("Result", "Nothing was measured", "No cell has a level with data; see what was not measured."),)
-    found = [_runtime(metrics, cells), _configuration(cells), _users(cells, objectives(manifest)), _cost(cells, manifest)]
+    found = [_runtime(metrics, cells), _configuration(cells), _users(cells, slos(metrics, manifest)), _cost(cells, manifest)]
     return tuple(line for line in found if line is not None)
 
 
@@ -143,9 +131,8 @@ def _configuration(cells: tuple[Cell, ...]) -> Line | None:
     for best, which in ((alone, "for one user"), (total, "for all together")):
         if best is not None:
             cell, level, found = best
-            parts.append(
-                f"{which}: {view.with_interval(found, 'tokens/s')} on {cell.runtime}, {cell.deployment}, {users(level)}"
-            )
+            where = f"{cell.runtime}, {cell.deployment}, {view.users(int(level['concurrency']))}"
+            parts.append(f"{which}: {view.with_interval(found, 'tokens/s')} on {where}")
     best = alone or total
     assert best is not None
     return Line("Which configuration", f"{best[0].deployment}", f"Fastest {'; '.join(parts)}")
@@ -157,57 +144,53 @@ def _best(cells: Iterable[Cell], key: str, which: str) -> tuple[Cell, Json, Esti
     return max(known, key=lambda row: row[2].value or 0.0) if known else None
 
 
-def users(level: Json) -> str:
-    n = int(level.get("concurrency") or 0)
-    return f"{n} user{'' if n == 1 else 's'}"
+STATISTICS = {f"p{n}": f"{n}th percentile of" for n in (90, 95, 99)} | {"p50": "median of", "mean": "mean"}
 
 
-def objectives(manifest: Json) -> tuple[Objective, ...]:
-    """The study's SLOs; one that cannot be read is left out.
+def slo_words(text: str) -> str:
+    """An SLO as a person says it.
 
-    >>> [str(one) for one in objectives({"slo": ["ttft_s:p90<2"]})]
-    ['ttft_s p90 < 2']
+    >>> slo_words("ttft_s:p90<2")
+    '90th percentile of time to first token < 2 s'
     """
-    texts = manifest.get("slo") or ()
-    found = [re.fullmatch(r"\s*(\w+):(\w+)\s*<=?\s*([\d.]+)\s*", str(text)) for text in texts]
-    return tuple(Objective(m[1], m[2], float(m[3])) for m in found if m)
+    match = re.fullmatch(r"(\w+?)(?::(\w+))?([<>])([0-9.eE+-]+)", text.replace(" ", ""))
+    if match is None:
+        return view.clean(text)
+    metric = match[1].replace("ttft_s", "time_to_first_token_s")
+    unit = " s" if metric.endswith("_s") and "per_s" not in metric else ""
+    name = metric.removesuffix("_s").replace("_", " ") if unit else metric.replace("_", " ")
+    return f"{STATISTICS.get(match[2] or '', match[2] or '')} {name} {match[3]} {match[4]}{unit}".strip()
 
 
-def meets(level: Json, objective: Objective) -> str:
-    """`yes` where the whole interval is below the limit, `no` where it is above, `not sure` between; else what lacks."""
-    found = view.estimate(level, objective.metric, objective.which)
-    if found.value is None:
-        return f"needs n ≥ {found.n_needed}" if found.n_needed else "no data"
-    low, high = found.low, found.high
-    if low is None or high is None:
-        return "not sure"
-    return "yes" if high < objective.limit else "no" if low >= objective.limit else "not sure"
+def slos(metrics: Json, manifest: Json) -> tuple[str, ...]:
+    """The study's SLOs in words."""
+    found = view.section(metrics, "run").get("slo") or manifest.get("slo") or ()
+    return tuple(slo_words(str(text)) for text in found) if isinstance(found, (list, tuple)) else ()
 
 
-def highest_met(cell: Cell, wanted: tuple[Objective, ...]) -> Json | None:
-    """The highest level that meets every SLO for sure, with no level below it that misses one or is not sure."""
-    best = None
-    for level in cell.levels:
-        answers = {meets(level, objective) for objective in wanted}
-        if answers & {"no", "not sure"}:
-            break
-        if answers == {"yes"}:
-            best = level
-    return best
-
-
-def _users(cells: tuple[Cell, ...], wanted: tuple[Objective, ...]) -> Line:
-    asks, slo = "How many users", " and ".join(map(str, wanted))
+def _users(cells: tuple[Cell, ...], wanted: tuple[str, ...]) -> Line:
+    asks, slo = "How many users", "; ".join(wanted)
     if not wanted:
         return Line(asks, "No limit was set", "The study names no SLO, so no number of users can be called too many.")
-    met = [(cell, level) for cell in cells if (level := highest_met(cell, wanted)) is not None]
+    met = [(n, sure(cell), cell) for cell in cells if (n := view.finite(cell.maximum.get("by_slo")))]
     if not met:
-        return Line(asks, "None shown to be within the SLO", f"{slo}: no level met it with its whole interval.")
-    cell, level = max(met, key=lambda pair: int(pair[1]["concurrency"]))
-    found = view.estimate(level, wanted[0].metric, wanted[0].which)
-    more = "; the highest level tried" if level is cell.levels[-1] else ""
-    figure = f"{wanted[0].metric} {wanted[0].which} {view.with_interval(found)}"
-    return Line(asks, f"{users(level)} within the SLO{more}", f"{slo}; {cell.runtime}, {cell.deployment}: {figure}")
+        return Line(asks, "No level is shown to be within the SLO", f"SLO: {slo}. {_binding(cells)}.")
+    n, certain, cell = max(met, key=lambda row: (row[0], row[1]))
+    tried = "; more were not tried" if n == cell.levels[-1].get("concurrency") else ""
+    known = f"up to {certain}" if certain else "at no level"
+    because = f"{cell.runtime}, {cell.deployment}; with the whole 95 % interval {known}. SLO: {slo}."
+    return Line(asks, f"{view.users(int(n))} within the SLO{tried}", because)
+
+
+def sure(cell: Cell) -> int:
+    """The highest level up to which every SLO is met with its whole 95 % interval; 0 where none is."""
+    ends = cell.maximum.get("ci95")
+    return int(view.finite(ends[0]) or 0) if isinstance(ends, (list, tuple)) and ends else 0
+
+
+def _binding(cells: tuple[Cell, ...]) -> str:
+    bound = {slo_words(str(cell.maximum["binds"])) for cell in cells if cell.maximum.get("binds")}
+    return f"Not met, or too few requests to tell: {'; '.join(sorted(bound))}" if bound else "Too few requests to tell"
 
 
 def cost_per_1000_answers(cell: Cell, level: Json, gpu_hour_price: float) -> Estimate:
@@ -239,7 +222,9 @@ def _cost(cells: tuple[Cell, ...], manifest: Json) -> Line:
     if not known:
         return Line("What it costs", "Not known", "No level finished enough answers.")
     found, cell, level = min(known, key=lambda row: row[0].value or 0.0)
-    where = f"{cell.runtime}, {cell.deployment}, {users(level)}, at {value:g} {currency} a card-hour"
+    where = (
+        f"{cell.runtime}, {cell.deployment}, {view.users(int(level['concurrency']))}, at {value:g} {currency} a card-hour"
+    )
     return Line(
         "What it costs",
         f"{view.number(found.value)} {currency} for 1000 answers",

@@ -51,6 +51,7 @@ class Cell:
     reason: str
     roofline: Json
     fit: Json
+    maximum: Json
     levels: tuple[Json, ...]
 
     @property
@@ -100,6 +101,7 @@ def _cell(raw: Json) -> Cell:
         reason=clean(raw.get("reason") or ""),
         roofline=section(raw, "roofline"),
         fit=section(raw, "fit"),
+        maximum=section(raw, "maximum_concurrency"),
         levels=tuple(levels),
     )
 
@@ -189,6 +191,12 @@ def estimate(of: Json | None, key: str, which: str = "value") -> Estimate:
     return Estimate(finite(found.get(which)), finite(low), finite(high), _whole(found.get("n")), _whole(needed))
 
 
+def mean(of: Json | None, key: str) -> Estimate:
+    """The mean; where censored requests leave none, the mean up to the longest time seen (`restricted_mean`)."""
+    found = estimate(of, key, "mean")
+    return found if found.known else estimate(section(of, key), "restricted_mean")
+
+
 def finite(value: Any) -> float | None:
     """The value as a number, or None where it is none (also for NaN and infinity)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -229,6 +237,15 @@ def number(value: float | None, digits: int = 3) -> str:
     places = digits - 1 - math.floor(math.log10(abs(value)))
     rounded = round(value, places)
     return f"{rounded:,.{max(0, min(6, places))}f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign.
+
+    >>> signed(1.234), signed(-0.5), signed(None)
+    ('+1.23', '−0.500', '—')
+    """
+    return DASH if value is None else f"{'−' if value < 0 else '+'}{number(abs(value))}"
 
 
 def count(value: Any) -> str:

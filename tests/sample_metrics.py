@@ -153,8 +153,16 @@ def _cell(engine: str, model: str, tp: int, bound: float, speed: float, levels: 
             "bound_tokens_per_s": bound,
             "lines": [f"weights {weight / 1e9:.1f} GB / {tp} card(s)", "usable 0.90 x 48.0 GB = 43.2 GB"],
         },
-        "roofline": None if refused else {"bound_tokens_per_s": bound, "share": single(speed / bound, 0.02)},
+        "roofline": None if refused else {"bound_tokens_per_s": bound, "reached_share": single(speed / bound, 0.02)},
         "levels": [] if refused else [level(engine, c, speed) for c in levels],
+    }
+    highest = max(levels)
+    cell["maximum_concurrency"] = {
+        "by_slo": None if refused else highest,
+        "ci95": None if refused else [max(1, highest // 2), None],
+        "by_kv_cache": cell["fit"]["max_streams"],
+        "binds": None,
+        "reason": "no level was measured" if refused else None,
     }
     return cell
 
@@ -172,6 +180,14 @@ def _comparisons(cells: list[Json]) -> list[Json]:
 
 
 COMPARED = ("tokens_per_s_per_user", "output_tokens_per_s", "ttft_s", "time_to_final_answer_s")
+
+
+def _why(left: Json, right: Json) -> Json:
+    """All of the difference laid on speed and waiting: equal work."""
+    waiting = left["ttft_s"]["mean"] - right["ttft_s"]["mean"]
+    whole = left["time_to_final_answer_s"]["mean"] - right["time_to_final_answer_s"]["mean"]
+    parts = {"waiting_s": waiting, "seconds_per_token_s": whole - waiting, "tokens_thought_s": 0.0, "tokens_answered_s": 0.0}
+    return {"difference_s": whole, **parts, "n_a": left["n_requests"], "n_b": right["n_requests"], "reason": None}
 
 
 def _compare(a: Json, b: Json, left: Json, right: Json, metric: str) -> Json:
@@ -194,6 +210,7 @@ def _compare(a: Json, b: Json, left: Json, right: Json, metric: str) -> Json:
         "n_a": left["n_requests"],
         "n_b": right["n_requests"],
         "reason": None,
+        "why": _why(left, right) if metric == "time_to_final_answer_s" else None,
     }
 
 
@@ -250,10 +267,10 @@ def findings(simulated: bool) -> list[Json]:
     return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
-def full_matrix(*, simulated: bool = True, levels: tuple[int, ...] = (1, 2, 4, 8)) -> Sample:
-    """SGLang and vLLM on three deployments, and a fourth that is refused because it does not fit."""
+def full_matrix(*, simulated: bool = True, levels: tuple[int, ...] = (1, 2, 4, 8), deployments: int = 4) -> Sample:
+    """SGLang and vLLM on three deployments, and a fourth that is refused because it does not fit; or on fewer."""
     names = ("sglang-sim", "vllm-sim") if simulated else ("sglang", "vllm")
-    cells = [_cell(e, m, tp, bound, speed, levels) for m, tp, bound, speed in DEPLOYMENTS for e in names]
+    cells = [_cell(e, m, tp, bound, speed, levels) for m, tp, bound, speed in DEPLOYMENTS[:deployments] for e in names]
     speed = 20.0 if simulated else 1.0
     metrics: Json = {
         "schema_version": 1,

@@ -23,12 +23,10 @@ from loadtest import report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
-FLAGS = tuple(
-    f"--{flag}"
-    for flag in (
-        "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync "
-        "disable-component-update disable-dev-shm-usage disable-extensions remote-debugging-pipe"
-    ).split()
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--disable-extensions"),
+    "--remote-debugging-pipe",
 )
 # Chromium reads its file 3 and writes its file 4: the pipes are moved there, then it takes over the process.
 STARTER = """

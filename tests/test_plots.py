@@ -66,7 +66,7 @@ def test_page_form_has_unique_identifiers_and_no_fixed_colour(drawings: dict[str
 
 
 def test_same_metrics_draw_the_same_bytes() -> None:
-    metrics = sample_metrics.full_matrix(levels=(1,)).metrics
+    metrics = sample_metrics.full_matrix(levels=(1,), deployments=1).metrics
     figure = figures(metrics)["ttft"]
     assert canvas.draw(figure).svg == canvas.draw(figure).svg
 
@@ -89,12 +89,12 @@ def test_table_under_a_figure_holds_value_interval_and_sample_size() -> None:
 
 
 def test_null_quantile_is_a_dash_with_the_n_it_needs() -> None:
-    table = figures(sample_metrics.full_matrix(levels=(1,)).metrics)["ttft"].table
+    table = figures(sample_metrics.full_matrix(levels=(1,), deployments=1).metrics)["ttft"].table
     assert table.rows[0][-2:] == ("—", "needs n ≥ 29")
 
 
 def test_ratio_table_names_the_better_runtime() -> None:
-    metrics = sample_metrics.full_matrix(levels=(1,)).metrics
+    metrics = sample_metrics.full_matrix(levels=(1,), deployments=1).metrics
     rows = figures(metrics)["ratios"].table.rows
     assert rows[0][:3] == ("Tokens/s per user", "QwQ-32B-AWQ, 1 card", "1")
     assert rows[0][5] == "SGLang faster"
@@ -129,7 +129,7 @@ def test_damaged_run_is_drawn_without_the_missing_cells() -> None:
 
 
 def test_run_without_a_level_has_no_figure() -> None:
-    metrics = copy.deepcopy(sample_metrics.full_matrix(levels=(1,)).metrics)
+    metrics = copy.deepcopy(sample_metrics.full_matrix(levels=(1,), deployments=1).metrics)
     for cell in metrics["cells"]:
         cell["levels"] = []
     assert plots.figures(metrics) == ()
@@ -139,5 +139,5 @@ def test_global_state_of_matplotlib_is_left_as_it_was() -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    canvas.draw(figures(sample_metrics.full_matrix(levels=(1,)).metrics)["roofline"])
+    canvas.draw(figures(sample_metrics.full_matrix(levels=(1,), deployments=1).metrics)["roofline"])
     assert dict(matplotlib.rcParams) == before

@@ -116,7 +116,7 @@ def test_simulated_run_says_so_in_title_banner_and_headings(full: str) -> None:
 
 
 def test_measured_run_nowhere_says_simulated_but_in_the_definitions() -> None:
-    page = Page(build(sample_metrics.full_matrix(simulated=False, levels=(1,))))
+    page = Page(build(sample_metrics.full_matrix(simulated=False, levels=(1,), deployments=1)))
     assert page.text.lower().count("simulated") == 1
 
 
@@ -148,7 +148,7 @@ def test_no_invisible_character_reaches_the_page(hostile: str) -> None:
 
 @pytest.mark.parametrize("lost", ["cells", "comparisons", "findings", "run", "health", "complete", "run_id", "simulated"])
 def test_page_stands_without_any_one_key_of_metrics(lost: str) -> None:
-    sample = sample_metrics.full_matrix(levels=(1,))
+    sample = sample_metrics.full_matrix(levels=(1,), deployments=1)
     del sample.metrics[lost]
     assert Page(build(sample)).open == []
 
@@ -164,7 +164,7 @@ def test_no_number_is_nan_or_infinite(full: str) -> None:
 
 
 def test_write_leaves_page_and_figures(tmp_path: Path) -> None:
-    sample = sample_metrics.full_matrix(levels=(1,))
+    sample = sample_metrics.full_matrix(levels=(1,), deployments=1)
     out, folder = tmp_path / "report.html", tmp_path / "plots"
     report.write(sample.metrics, sample.manifest, sample.engines, out, folder)
     names = {path.stem for path in folder.glob("*.svg")}
@@ -207,27 +207,22 @@ def test_lost_comparisons_count_for_the_other_runtime() -> None:
     assert answers(sample)["Which runtime"].answer == "vLLM was ahead in 12 of 12 comparisons"
 
 
-def _level(concurrency: int, p90: float | None, low: float, high: float) -> dict[str, object]:
-    return {
-        "concurrency": concurrency,
-        "ttft_s": {"n": 40, "p90": p90, "ci95": {"p90": [low, high]}, "n_needed": {"p90": 29}},
-    }
+def test_users_are_those_of_the_cell_that_carries_most() -> None:
+    sample = copy.deepcopy(sample_metrics.full_matrix())
+    for number, cell in enumerate(sample.metrics["cells"]):
+        cell["maximum_concurrency"].update(by_slo=number, ci95=[0, None])
+    line = answers(sample)["How many users"]
+    assert line.answer == "5 users within the SLO"
+    assert line.because.startswith("vLLM (simulated), QwQ-32B, 2 cards; with the whole 95 % interval at no level.")
 
 
-@pytest.mark.parametrize(
-    ("p90", "low", "high", "expected"),
-    [(1.0, 0.8, 1.9, "yes"), (1.0, 0.8, 2.0, "not sure"), (3.0, 2.0, 4.0, "no"), (None, 0, 0, "needs n ≥ 29")],
-)
-def test_objective_is_met_only_by_a_whole_interval(p90: float | None, low: float, high: float, expected: str) -> None:
-    assert verdict.meets(_level(1, p90, low, high), verdict.Objective("ttft_s", "p90", 2.0)) == expected
-
-
-def test_users_stop_before_the_first_level_that_is_not_sure() -> None:
-    levels = [_level(1, None, 0, 0), _level(2, 1.0, 0.9, 1.1), _level(4, 1.9, 1.8, 2.1), _level(8, 1.0, 0.9, 1.1)]
-    cell = view.cells({"cells": [{"id": "x", "engine": "vllm", "model": "m", "levels": levels}]})[0]
-    best = verdict.highest_met(cell, (verdict.Objective("ttft_s", "p90", 2.0),))
-    assert best is not None
-    assert best["concurrency"] == 2
+def test_no_user_is_promised_where_no_level_meets_the_slo() -> None:
+    sample = copy.deepcopy(sample_metrics.full_matrix())
+    for cell in sample.metrics["cells"]:
+        cell["maximum_concurrency"].update(by_slo=0, ci95=[0, None], binds="ttft_s:p90<2")
+    line = answers(sample)["How many users"]
+    assert line.answer == "No level is shown to be within the SLO"
+    assert line.because.endswith("too few requests to tell: 90th percentile of time to first token < 2 s.")
 
 
 def test_cost_is_price_times_cards_over_answers_with_the_interval_turned_round() -> None:
