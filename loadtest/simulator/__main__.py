@@ -154,6 +154,7 @@ def _out_of_memory(engine: str, reason: str) -> str:
 
 def _check_room(like: Runtime, context: int, kv_tokens: int) -> None:
     """The vLLM-like refuses a cache that does not hold one request of full context, as the runtime does."""
+    kv_tokens -= kv_tokens % like.page_tokens
     if like.needs_room_for_context and kv_tokens < context:
         raise FitError(
             f"ValueError: To serve at least one request with the model's max seq len ({context}), more KV cache is needed "

@@ -123,7 +123,7 @@ class Simulator:
             self._gap(-1.0)
         if events:
             self.seen.sent_tokens += len(events)
-            self._judge_lateness(events[-1].time_s)
+            self._judge_lateness(events[0].time_s)
         self._arm()
 
     def _gap(self, gap_s: float) -> None:
@@ -157,9 +157,7 @@ class Simulator:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def start(
-        self, chat: Chat, request_id: str | None, connection: Connection | None, read_s: float | None = None
-    ) -> Stream:
+    def start(self, chat: Chat, request_id: str | None, connection: Connection | None, read_s: float) -> Stream:
         """Queue a request that was read at `read_s` of the loop's clock; raises `Refusal` where the queue is full.
 
         An idle engine starts at that instant, not after the parsing: the plan makes up for what the server takes.
@@ -175,12 +173,12 @@ class Simulator:
         framer.usage_factor = 2 if fault.kind == "lying-usage" else 1
         stream = Stream(str(self._n_requests), request_id or id_, chat, framer, connection)
         stream.fault = fault
-        read_s = self._loop.time() if read_s is None else read_s
         self._queue(stream, max(self.engine.now_s, (read_s - self._origin_s) * self.identity.clock_speed))
         return stream
 
     def _fault_of(self, number: int) -> Fault:
-        return self._faults[0] if self._faults and number % self._fault_every == 0 else NONE
+        turn, rest = divmod(number, self._fault_every)
+        return self._faults[(turn - 1) % len(self._faults)] if self._faults and rest == 0 else NONE
 
     def _queue(self, stream: Stream, arrival_s: float) -> None:
         room = self.engine.cache.capacity_tokens - stream.chat.prompt_tokens
@@ -223,8 +221,7 @@ class Simulator:
     def _finish(self, stream: Stream) -> None:
         del self._streams[stream.number]
         if stream.fault.kind == "endless":
-            stream.number = f"{stream.number}+"
-            self._queue(stream, self.now_s())
+            self._go_on(stream)
             return
         self.seen.end(stream.sequence, stream.chat.output.finish_reason)
         self.truth.append(_truth(stream))
@@ -232,6 +229,15 @@ class Simulator:
             stream.connection.finish(stream)
         if stream.on_end is not None:
             stream.on_end()
+
+    def _go_on(self, stream: Stream) -> None:
+        """An endless stream asks the engine for more."""
+        stream.number = f"{stream.number}+"
+        try:
+            self._queue(stream, self.now_s())
+        except Refusal:  # the queue is full: even this stream has an end
+            if stream.connection is not None:
+                stream.connection.reset()
 
     def _break(self, stream: Stream) -> bool:
         """Commit the fault; true where the stream is over for the engine."""

@@ -1,7 +1,7 @@
 """What a streamed token costs the simulator, and how late it sends: `python tests/benchmarks/simulator_speed.py`.
 
-Prints, beside the floor of the same run (a bare `send` of the same bytes on a loopback socket by the same number of streams):
-CPU microseconds per streamed token of the server process, and its own lateness from plan to last send of a step.
+Prints CPU microseconds per streamed token of the server process beside the floor of the same run (a bare `send` of as many
+bytes on a loopback socket), and the server's own lateness in wall time, from plan to last send of a step.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def measure(streams: int, rate: float, tokens: int) -> None:
     within = {bound: float(n) / steps for bound, n in re.findall(r'late_seconds_bucket{.*le="(\S+)"} (\S+)', page)}
     sent = streams * tokens
     print(
-        f"{streams:5} streams x {rate:g}/s: {cpu / sent * 1e6:6.1f} us CPU/token (floor {floor_us(streams, sent):5.1f}), {events} events, "
-        f"late mean {mean_ms:.2f} ms, {within['0.001']:.1%} of steps within 1 ms, max {float(seen['late_seconds_max']) * 1e3:.2f} ms, overruns {seen['overrun_steps_total']}"
+        f"{streams:5} streams x {rate:g}/s: {cpu / sent * 1e6:6.1f} us CPU/token (floor {floor_us(streams, sent):5.1f}), "
+        f"{events} events, late mean {mean_ms:.2f} ms, {within['0.001']:.1%} of steps within 1 ms, "
+        f"max {float(seen['late_seconds_max']) * 1e3:.2f} ms, overruns {seen['overrun_steps_total']}"
         + (", log says it fell behind" if "fell behind" in rest else "")
     )
 
