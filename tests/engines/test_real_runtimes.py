@@ -1,0 +1,103 @@
+"""The real servers on the CPU: started, asked, read, broken on purpose, stopped."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from loadtest import engines, guard
+from loadtest.errors import EngineError
+
+pytestmark = pytest.mark.timeout(600)
+READY_S = 300.0
+BOTH = pytest.mark.parametrize("engine", ["vllm", "sglang"])
+
+
+def ask(server, **fields):
+    body = {"model": "tiny-qwq", "messages": [{"role": "user", "content": "What is 2 + 2?"}], "max_tokens": 4000, **fields}
+    answer = httpx.post(f"{server.base_url}/v1/chat/completions", json=body, timeout=300)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def left_over(pids):
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def noticed_s(server, limit_s=30.0):
+    """Seconds until `died` speaks up, and what it says."""
+    began = time.monotonic()
+    while (reason := server.died()) is None:
+        assert time.monotonic() - began < limit_s, "nobody noticed"
+        time.sleep(0.05)
+    return time.monotonic() - began, reason
+
+
+@BOTH
+def test_a_whole_life(engine, spec, tmp_path):
+    with engines.Server(spec(engine), tmp_path / "engine.log") as server:
+        server.wait_ready(READY_S)
+        family = guard.descendants(server._guard.pid)
+        info = engines.probe(server.base_url)
+        assert (info.engine, info.model, info.max_model_len, info.simulated) == (engine, "tiny-qwq", 8192, False)
+        assert info.version
+
+        before = engines.scrape(server.base_url)
+        answers = [ask(server, seed=number) for number in range(3)]
+        time.sleep(1)  # SGLang counts a request a moment after its last byte
+        after = engines.scrape(server.base_url)
+        for answer in answers:
+            message = answer["choices"][0]["message"]
+            assert answer["choices"][0]["finish_reason"] == "stop"
+            assert message.get("reasoning") or message.get("reasoning_content")
+            assert message["content"], "thinking is followed by an answer"
+        for ours, theirs in (("prompt_tokens", "prompt_tokens_total"), ("completion_tokens", "generation_tokens_total")):
+            told = sum(answer["usage"][ours] for answer in answers)
+            assert getattr(after, theirs) - getattr(before, theirs) == told
+        assert after.requests_finished_total - before.requests_finished_total == 3
+        assert after.running == 0
+        assert server.died() is None
+    assert left_over(family) == []
+    if engine == "vllm":
+        assert server.exit_code == 0
+    else:
+        assert server.exit_code in (0, -signal.SIGKILL), "SGLang ends itself with SIGKILL after draining"
+
+
+@BOTH
+def test_a_killed_scheduler_is_noticed_within_two_seconds(engine, spec, tmp_path):
+    with engines.Server(spec(engine), tmp_path / "engine.log") as server:
+        server.wait_ready(READY_S)
+        family = guard.descendants(server._guard.pid)
+        pid = next(pid for pid, title in server._vital.items() if "scheduler" in title or "EngineCore" in title)
+        with httpx.stream(
+            "POST",
+            f"{server.base_url}/v1/chat/completions",
+            json={"model": "tiny-qwq", "messages": [{"role": "user", "content": "x"}], "stream": True, "ignore_eos": True},
+            timeout=60,
+        ) as stream:
+            next(stream.iter_bytes())
+            os.kill(pid, signal.SIGKILL)
+            seconds, reason = noticed_s(server)
+    assert seconds < 2
+    assert "died" in reason or "killed" in reason
+    assert left_over(family) == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "extra", "changes", "expected"),
+    [
+        ("vllm", ("--num-gpu-blocks-override", "10"), {}, "the KV cache is too small"),
+        ("sglang", (), {"memory_fraction": 0.0001}, "the KV cache is too small"),
+        ("vllm", ("--no-such-flag",), {}, "does not know an argument"),
+        ("sglang", ("--no-such-flag",), {}, "does not know an argument"),
+    ],
+)
+def test_a_start_that_fails_is_explained(engine, extra, changes, expected, spec, tmp_path):
+    server = engines.Server(spec(engine, *extra, **changes), tmp_path / "engine.log")
+    with server, pytest.raises(EngineError, match=expected) as caught:
+        server.wait_ready(READY_S)
+    assert "\n" not in str(caught.value)
