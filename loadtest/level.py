@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from loadtest.workload import Workload
 
 START_SPREAD_S = 0.02  # wall: about a token's time, over which users start
 START_GAP_S = 0.00025  # wall: the least between two starts; one costs about half of it
+SWITCH_INTERVAL_S = 0.0005  # wall: the longest that the writing thread may keep Python from the loop
 GIVE_UP_AFTER_S = 15.0  # wall: with nothing but connection errors for so long, the server has gone
 
 
@@ -106,6 +108,7 @@ class Level:
 
     def open(self) -> None:
         """Open the connections, then start the watch over this process. To be called before any user starts."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.connected_wall_s = self._transport.open(len(self._slots))
         self.telemetry.start()
 

@@ -147,9 +147,9 @@ def _ask_server(options: Any, url: str) -> dict[str, Any]:
     if options.engine and options.model and options.clock_speed:
         options.tp = options.tp or 1
         return {}
-    from loadtest import engines
+    from loadtest import endpoint
 
-    info = engines.probe(url, api_key())
+    info = endpoint.probe(url, api_key())
     options.engine = options.engine or info.engine
     options.model = options.model or info.model
     options.clock_speed = options.clock_speed or info.clock_speed or 1.0

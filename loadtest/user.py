@@ -129,7 +129,7 @@ class Session:
         self.failure, self.ended, self.level, self._finishing = None, False, None, False
         try:
             if not isinstance(runner, WorkerRunner):
-                users = max(runner.target_user_count or 0, options.num_users or 0, 1)
+                users = max(runner.target_user_count or 0, options.num_users or 0, *_steps(options), 1)
                 self.opening = preparation.open_run(options, self.environment.host, users)
             if isinstance(runner, MasterRunner):
                 self._deal(runner)
@@ -283,6 +283,11 @@ class Session:
             environment.process_exit_code = 130
         elif not self.runner.exceptions and all("cut_off" in str(error.error) for error in self.runner.errors.values()):
             environment.process_exit_code = 0
+
+
+def _steps(options: Any) -> list[int]:
+    """Users at each step of a ramp (`scenarios/concurrency_ramp.py`); none elsewhere."""
+    return [int(part) for part in getattr(options, "steps", "").split(",") if part.strip().isdigit()]
 
 
 _sessions: dict[int, Session] = {}

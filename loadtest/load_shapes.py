@@ -1,0 +1,116 @@
+"""Other shapes of load than the closed loop: arrivals by a clock of their own, and stairs of concurrency."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import gevent
+import locust
+from locust import LoadTestShape
+
+from loadtest.errors import UsageError
+from loadtest.level import Level
+from loadtest.sequence import Item
+from loadtest.user import ReasoningUser
+
+
+class Arrivals:
+    """When request i arrives (s after the first), whatever becomes of those before it: fixed by the seed and i.
+
+    "constant": i / rate. "poisson": the sum of i exponential gaps of mean 1 / rate.
+
+    >>> Arrivals(2.0, "constant", seed=0).at_s(3)
+    1.5
+    """
+
+    def __init__(self, rate_per_s: float, kind: str, seed: int) -> None:
+        if not 0 < rate_per_s < 1e6:
+            raise UsageError(f"--rate: expected requests per second, above 0, got {rate_per_s}")
+        self._rate_per_s = rate_per_s
+        self._kind = kind
+        self._seed = seed
+        self._known_s = [0.0]
+
+    def at_s(self, index: int) -> float:
+        while len(self._known_s) <= index:
+            self._known_s.append(self._known_s[-1] + self._gap_s(len(self._known_s)))
+        return self._known_s[index]
+
+    def _gap_s(self, index: int) -> float:
+        if self._kind == "constant":
+            return 1 / self._rate_per_s
+        digest = hashlib.sha256(f"{self._seed}/arrival/{index}".encode()).digest()
+        share = (int.from_bytes(digest[:8], "big") + 0.5) / 2**64
+        return -math.log(share) / self._rate_per_s
+
+
+class OpenLoopUser(ReasoningUser):
+    """Requests arrive by the clock (`--rate`, `--arrivals`); `-u` bounds how many run at once.
+
+    When all users are busy a request waits here: `sent_s` minus `scheduled_s` is that wait, kept apart from latency.
+    """
+
+    abstract = True
+
+    def due_s(self, level: Level, item: Item) -> float:
+        options: Any = self.environment.parsed_options
+        plan = _plans.get(id(level))
+        if plan is None:
+            arrivals = Arrivals(options.rate, options.arrivals, level.settings.seed)
+            plan = _plans[id(level)] = (level.clock.now_s() - arrivals.at_s(item.index), arrivals)
+        due_s = plan[0] + plan[1].at_s(item.index)
+        wait_s = due_s - level.clock.now_s()
+        if wait_s > 0:
+            gevent.sleep(wait_s / level.clock.speed)
+        return due_s
+
+
+_plans: dict[int, tuple[float, Arrivals]] = {}
+
+
+class Stairs(LoadTestShape):
+    """Concurrency in steps (`--steps 1,2,4,8 --step-time 60`): one level, recorded under its highest step."""
+
+    abstract = True
+
+    def tick(self) -> tuple[int, float] | None:
+        options: Any = self.runner.environment.parsed_options if self.runner else None
+        steps = parse_steps(options.steps)
+        elapsed_s: float = self.get_run_time()  # type: ignore[no-untyped-call]
+        number = int(elapsed_s // options.step_time)
+        return None if number >= len(steps) else (steps[number], 100.0)
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """Users at each step.
+
+    >>> parse_steps("1,2,4")
+    (1, 2, 4)
+    """
+    try:
+        steps = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        steps = ()
+    if not steps or min(steps) < 1:
+        raise UsageError(f"--steps: expected numbers of users such as 1,2,4,8, got {text!r}")
+    return steps
+
+
+def add_open_loop_options(parser: Any) -> None:
+    group = parser.add_argument_group("open loop")
+    group.add_argument("--rate", type=float, default=1.0, help="requests per second (of the run's clock)")
+    group.add_argument("--arrivals", choices=("poisson", "constant"), default="poisson", help="how they are spaced")
+
+
+def add_stairs_options(parser: Any) -> None:
+    group = parser.add_argument_group("stairs of concurrency")
+    group.add_argument("--steps", default="1,2,4,8", help="users at each step")
+    group.add_argument("--step-time", type=float, default=60.0, help="wall seconds of each step")
+
+
+def with_options(add: Any) -> None:
+    """Register options of a scenario."""
+    events: Any = locust.events
+    events.init_command_line_parser.add_listener(add)

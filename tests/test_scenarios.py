@@ -1,0 +1,74 @@
+"""Every scenario under plain headless Locust with two users, and the shapes of load that they use."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCENARIOS = sorted((ROOT / "scenarios").glob("*.py"))
+OPTIONS = {"concurrency_ramp": ["--steps", "1,2", "--step-time", "1"], "open_loop": ["--rate", "40", "--requests", "12"]}
+
+
+@pytest.fixture(scope="module")
+def port():
+    server = ROOT / "tests" / "benchmarks" / "known_time_server.py"
+    argv = [
+        sys.executable,
+        str(server),
+        "--port",
+        "0",
+        "--tokens",
+        "8",
+        "--thinking",
+        "4",
+        "--first",
+        "0.01",
+        "--gap",
+        "0.002",
+    ]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    yield int(process.stdout.readline())
+    process.kill()
+    process.communicate()
+
+
+def run(scenario, port, out):
+    argv = [sys.executable, "-m", "locust", "-f", str(scenario), "--headless", "-u", "2", "-r", "100", "--only-summary"]
+    argv += ["--host", f"http://127.0.0.1:{port}", "--model", "known", "--out", str(out)]
+    argv += OPTIONS.get(scenario.stem, ["--requests", "5"])
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
+def test_scenario(scenario, port, tmp_path):
+    done = run(scenario, port, tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for path in tmp_path.glob("cells/*/c02-r1/requests-*.jsonl") for line in path.read_bytes().splitlines()]
+    records = [json.loads(line) for line in lines]
+    assert len(records) >= 5
+    assert {r["outcome"] for r in records} <= {"ok", "cut_off"}
+    assert all(r["scheduled_s"] <= r["sent_s"] for r in records)
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())
+    assert (manifest["complete"], manifest["scenario"]) == (True, scenario.stem)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
+def test_a_scenario_is_short(scenario):
+    assert len(scenario.read_text().splitlines()) < 80
+
+
+def test_arrivals():
+    code = """
+from loadtest.load_shapes import Arrivals
+times = [Arrivals(5.0, "poisson", 1).at_s(i) for i in range(2000)]
+again = Arrivals(5.0, "poisson", 1)
+assert times == sorted(times) and again.at_s(1999) == times[1999] and again.at_s(7) == times[7]
+assert 370 < times[-1] < 430, times[-1]
+assert Arrivals(5.0, "poisson", 2).at_s(9) != times[9]
+assert [Arrivals(4.0, "constant", 1).at_s(i) for i in range(3)] == [0.0, 0.25, 0.5]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
