@@ -19,10 +19,11 @@ import pytest
 
 from loadtest.simulator import face, faults, server
 from loadtest.simulator.__main__ import API_KEY_VARIABLE
-from loadtest.simulator.chat import Served
+from loadtest.simulator.chat import Served, parse
 from loadtest.simulator.connection import Connection
 from loadtest.simulator.engine import Engine, EngineConfig
 from loadtest.simulator.precise import new_event_loop
+from loadtest.simulator.replay import fast_forward
 from loadtest.simulator.runtimes import RUNTIMES, runtime
 
 TRANSCRIPTS = Path(__file__).parents[2] / "shared" / "engines"
@@ -484,6 +485,50 @@ def test_two_requests_on_one_connection() -> None:
         listener.close()
 
     simulate("sglang-sim", test)
+
+
+def test_large_body_after_expect_continue() -> None:
+    async def test(simulator: server.Simulator, ask: Ask) -> None:
+        endpoints = face.Face(simulator)
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(lambda: Connection(simulator, endpoints.answer), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        body = json.dumps(chat(padding="x" * 2_000_000)).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\nconnection: close\r\n"
+        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode())
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        raw = await reader.read()
+        assert raw.startswith(b"HTTP/1.1 200 OK")
+        assert b"data: [DONE]" in raw
+        writer.close()
+        listener.close()
+
+    simulate("vllm-sim", test)
+
+
+@pytest.mark.parametrize("kind", RUNTIMES)
+def test_replay_tells_the_same_timeline_as_the_server(kind: str) -> None:
+    """One request after another: the transport then adds nothing to what the engine plans."""
+    bodies = [
+        chat(messages=[{"role": "user", "content": f"problem {i} " * (1 + 30 * i)}], loadtest_sim={}) for i in range(4)
+    ]
+
+    async def test(simulator: server.Simulator, ask: Ask) -> None:
+        for body in bodies:
+            await ask("/v1/chat/completions", body)
+        chats = [parse(json.dumps(body).encode(), simulator.served) for body in bodies]
+        timelines = list(fast_forward(simulator.engine.config, lambda work: 0.01, chats, 1))
+        assert len(simulator.truth) == 4
+        for row, timeline in zip(simulator.truth, timelines, strict=True):
+            assert row["completion_tokens"] == timeline.completion_tokens
+            assert row["first_token_s"] - row["arrival_s"] == pytest.approx(timeline.chunk_s[0] - timeline.arrival_s)
+            assert row["finished_s"] - row["arrival_s"] == pytest.approx(timeline.ended_s - timeline.arrival_s)
+            assert timeline.first_answer_chunk is not None
+            first_answer_s = timeline.chunk_s[timeline.first_answer_chunk]
+            assert row["first_answer_s"] - row["arrival_s"] == pytest.approx(first_answer_s - timeline.arrival_s)
+
+    simulate(kind, test)
 
 
 def test_not_http_is_answered_and_closed() -> None:

@@ -18,7 +18,7 @@ from loadtest.errors import EngineError, FitError, LoadtestError, UsageError
 from loadtest.simulator import face, faults, server
 from loadtest.simulator.chat import Served
 from loadtest.simulator.engine import Engine, EngineConfig
-from loadtest.simulator.precise import new_event_loop
+from loadtest.simulator.precise import new_event_loop, tighten_timers
 from loadtest.simulator.runtimes import RUNTIMES, Runtime, runtime
 
 API_KEY_VARIABLE = "LOADTEST_SIMULATOR_API_KEY"
@@ -83,6 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     _allow_many_files()
     engine = Engine(config, step_time_s)
     during = tuple(fault for fault in given if fault.kind not in faults.AT_START)
+    tighten_timers()
     loop = new_event_loop()
     try:
         loop.run_until_complete(_serve(options, engine, served, identity, during))

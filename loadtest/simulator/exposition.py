@@ -85,6 +85,7 @@ class Observations:
     finished: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("stop", "length", "abort", "error", "repetition"), 0)
     )
+    finished_prompt_tokens: int = 0  # of requests that ended by themselves, as the SGLang-like counts them
     finished_tokens: int = 0
     rejected: int = 0
     late: Histogram = field(default_factory=lambda: Histogram(_LATE))
@@ -109,6 +110,7 @@ class Observations:
         self.finished[reason] += 1
         if reason != "abort":
             self.e2e.observe(sequence.last_token_s - sequence.arrival_s)
+            self.finished_prompt_tokens += sequence.prompt_tokens
             self.finished_tokens += sequence.generated
 
 
@@ -190,8 +192,8 @@ def _sglang(engine: Engine, seen: Observations, model: str) -> list[str]:
     lines = [f"sglang:{name}{{{labels}}} {value}" for name, value in gauges.items()]
     ended = seen.finished["stop"] + seen.finished["length"]
     events = {  # absent before the first event, as in the runtime
-        f"prompt_tokens_total{{{streaming}}}": totals.prompt_tokens,
-        f"generation_tokens_total{{{streaming}}}": totals.generation_tokens,
+        f"prompt_tokens_total{{{streaming}}}": seen.finished_prompt_tokens,
+        f"generation_tokens_total{{{streaming}}}": seen.finished_tokens,
         f"num_requests_total{{{streaming}}}": ended,
         f'cached_tokens_total{{cache_source="device",{plain}}}': totals.prefix_hit_tokens,
         f"num_aborted_requests_total{{{plain}}}": seen.finished["abort"],

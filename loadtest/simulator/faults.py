@@ -1,7 +1,7 @@
 """Faults on purpose, for tests of what stands on the other side: a server that stalls, lies, breaks or dies.
 
 Written `KIND` or `KIND:N`. On the command line (`--fault`, repeatable) a fault meets every request, or every Kth with
-`--fault-every K`; several take turns; in a request body, `"loadtest_sim": {"fault": "stall:10"}`, it meets that request alone.
+`--fault-every K`; several take turns; in a body, `"loadtest_sim": {"fault": "stall:10"}`, it meets that request alone.
 """
 
 from __future__ import annotations

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import select
 import selectors
+import sys
 from typing import Any
+
+_PR_SET_TIMERSLACK = 29
 
 
 class PreciseSelector(selectors.EpollSelector):
@@ -24,3 +27,11 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     if not hasattr(selectors, "EpollSelector"):  # pragma: no cover - not Linux
         return asyncio.new_event_loop()
     return asyncio.SelectorEventLoop(PreciseSelector())
+
+
+def tighten_timers() -> None:
+    """Ask Linux to wake this process's timers when they are due, not up to 50 us later (its default slack)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
