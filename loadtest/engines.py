@@ -76,6 +76,8 @@ class Server:
         """Start the runtime under its guard. Raises `EngineError`: not installed, port taken, no place for the log."""
         check_installed(self.argv[0], self.spec.engine)
         check_port_free(self.spec.port)
+        if not self.spec.simulated:
+            check_cards(self.spec.tp)
         environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
         guard = [sys.executable, "-m", "loadtest.guard", str(STOP_GRACE_S), *self.argv]
         with self._open_log() as output:
@@ -213,6 +215,19 @@ def check_installed(program: str, engine: str) -> None:
     if shutil.which(program) is None:
         variable = f"LOADTEST_{engine.upper()}"
         raise EngineError(f"{engine}: {program}: not found; install {engine}, or say where it is with {variable}")
+
+
+def check_cards(tp: int, listing: Path = Path("/proc/driver/nvidia/gpus")) -> None:
+    """Raise `EngineError` where NVIDIA's driver shows fewer cards than `tp`; without that driver nothing is known.
+
+    `CUDA_VISIBLE_DEVICES` counts where it is set.
+    """
+    if not listing.is_dir():
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = len(list(listing.iterdir())) if visible is None else len([one for one in visible.split(",") if one.strip()])
+    if found < tp:
+        raise EngineError(f"tp {tp}: expected {tp} graphics card(s), found {found}; lower --tp, or see nvidia-smi")
 
 
 def check_port_free(port: int) -> None:

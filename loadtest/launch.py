@@ -144,7 +144,11 @@ def hub_name(model: str) -> str:
     >>> hub_name("qwq-32b-awq"), hub_name("someone/Some-Model")
     ('Qwen/QwQ-32B-AWQ', 'someone/Some-Model')
     """
-    return model if "/" in model or Path(model).is_dir() else models.model(model).hub
+    if Path(model).is_dir():
+        return model
+    if model.startswith(("/", ".", "~")):
+        raise UsageError(f"{model}: expected a directory with config.json, found none")
+    return model if "/" in model else models.model(model).hub
 
 
 def _options(flags: list[tuple[str | None, _Value]]) -> list[str]:

@@ -151,6 +151,21 @@ def test_what_is_not_installed_is_named(monkeypatch, port, tmp_path):
         engines.Server(engines.LaunchSpec(engine="vllm", model="qwq-32b", port=port), tmp_path / "log").start()
 
 
+@pytest.mark.parametrize(("tp", "visible", "enough"), [(1, None, True), (2, None, True), (3, None, False), (2, "1", False)])
+def test_more_cards_than_there_are_is_refused(tp, visible, enough, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / name).mkdir()
+    if enough:
+        engines.check_cards(tp, tmp_path)
+    else:
+        with pytest.raises(EngineError, match=f"tp {tp}: expected {tp} graphics"):
+            engines.check_cards(tp, tmp_path)
+    engines.check_cards(tp, tmp_path / "no-driver")
+
+
 # Deaf to SIGTERM, with a child that has left the session, which has one of its own.
 STUBBORN = """
 import os, signal, subprocess, sys, time

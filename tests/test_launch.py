@@ -77,6 +77,12 @@ def test_a_directory_says_its_own_rope_theta(tmp_path):
     assert argv[2] == str(tmp_path)
 
 
+@pytest.mark.parametrize("model", ["/no/such/model", "./no-such-model", "~/no-such-model"])
+def test_a_directory_that_is_not_there_is_named(model):
+    with pytest.raises(UsageError, match=f"{model}: expected a directory"):
+        command(LaunchSpec(engine="vllm", model=model, port=8000))
+
+
 def test_a_variable_names_another_installation(monkeypatch):
     monkeypatch.setenv("LOADTEST_SGLANG", "env OMP_NUM_THREADS=1 '/my engines/python' -m sglang.launch_server")
     argv, _ = command(LaunchSpec(engine="sglang", model="qwq-32b", port=8000))

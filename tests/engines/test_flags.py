@@ -1,12 +1,11 @@
 """Every flag that we give, read back by the runtimes' own argument parsers."""
 
 import json
-import shlex
 import subprocess
 
 import pytest
 
-from loadtest.launch import LaunchSpec, command
+from loadtest.launch import LaunchSpec, command, program
 
 PARSERS = {
     "vllm": (
@@ -37,13 +36,12 @@ OURS = {  # what we ask for, and the parsers' names for it
 
 def parsed(spec):
     argv, _ = command(spec)
-    words = shlex.split(spec_program := " ".join(argv[: argv.index("serve" if spec.engine == "vllm" else "--model-path")]))
-    python = next(word for word in words if "/bin/" in word).rsplit("/", 1)[0] + "/python"
-    own = [word for word in words if "=" in word]
-    arguments = argv[len(shlex.split(spec_program)) + (spec.engine == "vllm") :]
-    done = subprocess.run(
-        ["env", *own, python, "-c", PARSERS[spec.engine], json.dumps(arguments)], capture_output=True, text=True, check=False
-    )
+    start = program(spec.engine)
+    python = next(word for word in start if "/bin/" in word).rsplit("/", 1)[0] + "/python"
+    settings = [word for word in start if "=" in word]
+    arguments = argv[len(start) + (spec.engine == "vllm") :]  # `vllm serve` names its command first
+    words = ["env", *settings, python, "-c", PARSERS[spec.engine], json.dumps(arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
