@@ -178,7 +178,7 @@ def _sections(metrics: Json, manifest: Json, engines: Mapping[str, Json], drawin
         "levels": _levels(cells),
         "troubles": _troubles(cells),
         "cells": _cells(cells, engines),
-        "fits": [(cell.name, _fit_lines(cell)) for cell in cells if _fit_lines(cell)],
+        "fits": _fits(cells),
         "contract": _plain(view.section(manifest, "contract")),
         "environment": _plain({**view.section(manifest, "environment"), **_workload(manifest)}),
         "commands": _commands(manifest, engines),
@@ -347,29 +347,26 @@ def _levels(cells: tuple[Cell, ...]) -> Table:
 
 
 def _figure_text(level: Json, key: str, which: str) -> str:
+    """A figure, and on a second line its interval or the n that it needs."""
     found = view.estimate(level, key, which)
     if found.value is None:
-        return f"{view.DASH} (n ≥ {found.n_needed})" if found.n_needed else view.DASH
-    return f"{view.number(found.value)} ({view.span(found)})" if view.span(found) else view.number(found.value)
+        return f"{view.DASH}\nneeds n ≥ {found.n_needed}" if found.n_needed else view.DASH
+    return f"{view.number(found.value)}\n{view.span(found)}".rstrip()
 
 
 def _troubles(cells: tuple[Cell, ...]) -> Table:
+    """Counts of each outcome and trouble by level; kinds that never occurred are named in a note instead."""
     levels = [(cell, level) for cell in cells for level in cell.levels]
-    outcomes = _names(level for _, level in levels for level in [view.section(level, "outcomes")])
-    troubles = _names(level for _, level in levels for level in [view.section(level, "troubles")])
-    troubles = [name for name in troubles if name not in outcomes]
-    head = ("cell", "users", *(n.replace("_", " ") for n in (*outcomes, *troubles)), "load generator", "token totals")
+    counts = [{**view.section(level, "troubles"), **view.section(level, "outcomes")} for _, level in levels]
+    kinds = list(dict.fromkeys(["ok", *(name for one in counts for name in one)]))
+    seen = [name for name in kinds if name == "ok" or any(view.finite(one.get(name)) for one in counts)]
+    head = ("cell", "users", *(view.clean(name).replace("_", " ") for name in seen), "load generator", "token totals")
     lines = []
-    for cell, level in levels:
-        counts = [view.count(view.section(level, "outcomes").get(name, 0)) for name in outcomes]
-        counts += [view.count(view.section(level, "troubles").get(name)) for name in troubles]
+    for (cell, level), one in zip(levels, counts, strict=True):
         gates = [_gate(level.get("client_health")), _gate(level.get("reconciliation"))]
-        lines.append((cell.name, view.count(level.get("concurrency")), *counts, *gates))
-    return Table(head, tuple(lines))
-
-
-def _names(sections: Any) -> list[str]:
-    return list(dict.fromkeys(view.clean(name) for section in sections for name in section))
+        lines.append((cell.name, view.count(level.get("concurrency")), *(view.count(one.get(k, 0)) for k in seen), *gates))
+    absent = [view.clean(name).replace("_", " ") for name in kinds if name not in seen]
+    return Table(head, tuple(lines), (f"Looked for and never seen: {', '.join(absent)}.",) if absent else ())
 
 
 def _gate(value: Any) -> str:
@@ -398,6 +395,15 @@ def _cells(cells: tuple[Cell, ...], engines: Mapping[str, Json]) -> Table:
             )
         )
     return Table(head, tuple(lines))
+
+
+def _fits(cells: tuple[Cell, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    """The fit arithmetic, once for all cells that share it."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for cell in cells:
+        if lines := _fit_lines(cell):
+            found.setdefault(lines, []).append(cell.name)
+    return [(", ".join(names), lines) for lines, names in found.items()]
 
 
 def _fit_lines(cell: Cell) -> tuple[str, ...]:

@@ -245,9 +245,9 @@ def not_measured(metrics: Json, manifest: Json) -> tuple[str, ...]:
     asked = {int(level) for level in manifest.get("levels") or () if view.finite(level) is not None}
     for cell in view.cells(metrics):
         if not cell.levels:
-            found.append(f"{cell.runtime} {cell.deployment}: {cell.status}{': ' + cell.reason if cell.reason else ''}")
+            found.append(f"{cell.name}: {cell.status}{': ' + cell.reason if cell.reason else ''}")
         elif missing := sorted(asked - {int(level["concurrency"]) for level in cell.levels}):
-            found.append(f"{cell.runtime} {cell.deployment}: no data for {', '.join(map(str, missing))} concurrent users")
+            found.append(f"{cell.name}: no data for {', '.join(map(str, missing))} concurrent users")
     for row in view.rows(metrics, "findings"):
         if row.get("verdict") == "not_measured":
             found.append(f"Claim “{view.clean(row.get('claim'))}”: {view.clean(row.get('reason') or 'no data')}")

@@ -67,8 +67,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Runtime and deployment, the header of a table's row."""
-        return f"{self.runtime} {self.deployment}"
+        """Runtime and deployment, the header of a table's row; `-sim` marks a simulated runtime."""
+        return f"{self.short}{'-sim' if self.simulated else ''} {self.deployment}"
 
     @property
     def deployment(self) -> str:

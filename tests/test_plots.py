@@ -85,7 +85,7 @@ def test_table_under_a_figure_holds_value_interval_and_sample_size() -> None:
     low, high = total["ci95"]
     assert table.head == ("cell", "users", "n", "tokens/s", "95 % interval")
     expected = (view.number(total["value"]), f"{view.number(low)} to {view.number(high)}")
-    assert table.rows[0] == ("SGLang (simulated) QwQ-32B-AWQ, 1 card", "4", "32", *expected)
+    assert table.rows[0] == ("SGLang-sim QwQ-32B-AWQ, 1 card", "4", "32", *expected)
 
 
 def test_null_quantile_is_a_dash_with_the_n_it_needs() -> None:
