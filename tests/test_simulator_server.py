@@ -464,6 +464,9 @@ def test_disconnect_aborts(kind: str) -> None:
         assert simulator.engine.cache.used_tokens() == 0
         assert simulator.seen.finished["abort"] == 1
         assert not simulator.truth
+        page = series((await ask("/metrics"))[2])
+        counted = page.get("vllm:generation_tokens_total", page.get("sglang:generation_tokens_total", 0.0))
+        assert counted == (simulator.engine.totals.generation_tokens if kind == "vllm-sim" else 0)
 
     simulate(kind, test, clock_speed=10.0)
 
