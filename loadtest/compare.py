@@ -1,8 +1,10 @@
 """One runtime against another: ratios with 95 % intervals, verdicts, what could have been detected, and why they differ.
 
 The ratio is a / b on the log scale. Unit of repetition: whole passes where both sides have three or more (paired by
-repeat where they have the same), else prompts where both did the same work for them, else requests (Welch). Holm's
-correction runs over the levels of one metric. Formulas and reasons: docs/numbers.md.
+repeat where they have the same, their variance pooled over the levels), else prompts where both did the same work for
+them, else requests (Welch). Holm's correction runs over the levels of one metric, times the number of metrics: in a study
+of equal runtimes every verdict of every metric is "no detectable difference" at least 95 times of 100. Formulas and
+reasons: docs/numbers.md.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -30,6 +32,7 @@ MORE_IS_FASTER = frozenset({"tokens_per_s_per_user", "output_tokens_per_s"})
 MIN_SAMPLES = 5
 ALPHA = 0.05
 POWER = 0.8
+BY_PASS = "paired by pass"
 _MUST_MATCH = ("mode", "scenario", "contract", "clock_speed")
 _SAME_CELL = ("model", "tp", "gpu", "simulated", "clock_speed")
 
@@ -60,8 +63,8 @@ class Effect:
         return math.exp(self.log_ratio - half), math.exp(self.log_ratio + half)
 
     def smallest_detectable_ratio(self, tests: int) -> float:
-        """The ratio above 1 that a study like this finds with 80 % power at 5 % over `tests` levels:
-        `exp((t(alpha / 2 tests) + t(1 - power)) * error)`."""
+        """The ratio above 1 that a study like this finds with 80 % power, by the strictest step of the correction over
+        `tests` verdicts: `exp((t(0.05 / 2 tests) + t(1 - power)) * error)`."""
         tails = statistics.t_critical(self.df, ALPHA / (2 * tests)) + statistics.t_critical(self.df, 1 - POWER)
         return math.exp(tails * self.error)
 
@@ -99,13 +102,27 @@ def judge(pairs: Sequence[tuple[int, Sequence[Pass], Sequence[Pass]]], different
     """
     rows = []
     for metric in METRICS:
-        found = [None if different else effect(a, b, metric) for _, a, b in pairs]
+        found = _pool([None if different else effect(a, b, metric) for _, a, b in pairs])
         usable = [one.p_value for one in found if one is not None and not math.isnan(one.error)]
-        adjusted = iter(statistics.holm(usable))
+        adjusted = iter([min(1.0, len(METRICS) * p) for p in statistics.holm(usable)])
         for (concurrency, _, _), one in zip(pairs, found, strict=True):
             start = {"concurrency": concurrency, "metric": metric}
             rows.append(start | _row(one, metric, adjusted, len(usable), different))
     return rows
+
+
+def _pool(found: list[Effect | None]) -> list[Effect | None]:
+    """Effects paired by pass, with the variance between passes pooled over the levels (as in an analysis of variance):
+    three passes at one level alone have two degrees of freedom, too few to detect anything."""
+    paired = [one for one in found if one is not None and one.method == BY_PASS and one.error > 0]
+    if len(paired) < 2:
+        return found
+    df = math.fsum(one.df for one in paired)
+    variance = math.fsum(one.df * one.error**2 * one.n_a for one in paired) / df
+    return [
+        replace(one, error=math.sqrt(variance / one.n_a), df=df) if one is not None and one in paired else one
+        for one in found
+    ]
 
 
 def _row(one: Effect | None, metric: str, adjusted: Any, tests: int, different: str | None) -> Json:
@@ -124,7 +141,7 @@ def _row(one: Effect | None, metric: str, adjusted: Any, tests: int, different: 
         "verdict": verdict,
         "p_value": one.p_value,
         "p_value_holm": p_holm,
-        "smallest_detectable_ratio": one.smallest_detectable_ratio(tests),
+        "smallest_detectable_ratio": one.smallest_detectable_ratio(tests * len(METRICS)),
         "n_a": one.n_a,
         "n_b": one.n_b,
         "method": one.method,
@@ -165,7 +182,7 @@ def _by_pass(a: Sequence[Pass], b: Sequence[Pass], metric: str) -> Effect:
     left = {one.repeat: value for one in a if (value := figure(one)) is not None}
     right = {one.repeat: value for one in b if (value := figure(one)) is not None}
     if left.keys() == right.keys():
-        return _paired(np.array([left[r] - right[r] for r in sorted(left)]), "paired by pass", least=MIN_PASSES)
+        return _paired(np.array([left[r] - right[r] for r in sorted(left)]), BY_PASS, least=MIN_PASSES)
     x, y = (np.array([side[r] for r in sorted(side)]) for side in (left, right))
     return _welch(x, y, "whole passes", least=MIN_PASSES)
 

@@ -53,7 +53,7 @@ def load(path: Path) -> tuple[Claim, ...]:
     except OSError as error:
         raise UsageError(f"{path}: cannot read the findings: {error.strerror}") from error
     except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
-        raise UsageError(f"{path}: expected findings as reports/findings/README describes: {error}") from error
+        raise UsageError(f"{path}: expected title, source and [[claims]]: {error}") from error
     ids = [claim.id for claim in found.claims]
     double = next((name for name in ids if ids.count(name) > 1), None)
     if double:
