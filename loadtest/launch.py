@@ -18,6 +18,8 @@ from loadtest import models
 from loadtest.errors import UsageError
 
 HOST = "127.0.0.1"
+_SGLANG_GRPC_OFFSET = 10000  # SGLang wants port + 10000 too, and dies where that is over 65535
+_SGLANG_LAST_PORT = 65535 - _SGLANG_GRPC_OFFSET
 YARN_FACTOR = 4.0
 YARN_ORIGINAL_TOKENS = 32768
 _ROPE_THETA = 1000000.0  # of QwQ, Qwen2.5 and Qwen3; a model directory says its own
@@ -127,6 +129,8 @@ def command(spec: LaunchSpec) -> tuple[list[str], dict[str, str]]:
             raise UsageError(f"gpu: expected the card to simulate for {spec.engine}, got none; add --gpu l20")
         start = [sys.executable, "-m", "loadtest.simulator"]
         return [*start, *_options([(flag, value(spec)) for flag, value in _SIMULATOR_FLAGS]), *spec.extra_args], settings
+    if spec.engine == "sglang" and spec.port > _SGLANG_LAST_PORT:
+        settings["SGLANG_GRPC_PORT"] = str(spec.port - _SGLANG_GRPC_OFFSET)
     flags = [(vllm if spec.engine == "vllm" else sglang, value(spec)) for vllm, sglang, value in _FLAGS]
     start = [*program(spec.engine), "serve" if spec.engine == "vllm" else "--model-path", hub_name(spec.model)]
     return [*start, *_options(flags), *spec.extra_args], settings

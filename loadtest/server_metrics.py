@@ -1,7 +1,8 @@
 """A server's own counters: `/metrics` of either runtime read once a second, under one set of names.
 
 The names are data, one table for each runtime; whichever prefix the text carries decides. Series that differ only in
-labels (engines, ranks) are added up, shares of the KV cache are averaged.
+labels (engines, ranks) are added up, shares of the KV cache are averaged. SGLang renews its gauges while it works only: an
+idle server goes on telling the last of them.
 """
 
 from __future__ import annotations

@@ -42,6 +42,11 @@ def test_sglang_by_hand():
     assert settings == {}
 
 
+@pytest.mark.parametrize(("port", "settings"), [(55535, {}), (55536, {"SGLANG_GRPC_PORT": "45536"})])
+def test_sglang_wants_a_second_port_that_exists(port, settings):
+    assert command(LaunchSpec(engine="sglang", model="qwq-32b", port=port))[1] == settings
+
+
 def test_a_simulator_by_hand():
     spec = LaunchSpec(engine="vllm-sim", model="qwq-32b", tp=2, gpu="l20", port=9000, clock_speed=20, seed=7)
     argv, settings = command(spec)
