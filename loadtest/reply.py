@@ -64,7 +64,7 @@ class _Stream:
         self.events += 1
         if self.done or self.failure:
             return
-        if payload == b"[DONE]":
+        if payload.startswith(b"[DONE]"):
             self.done = True
             return
         try:

@@ -11,7 +11,7 @@ from loadtest import sse
 
 
 def payloads(*reads: bytes) -> list[tuple[float, bytes]]:
-    return list(sse.events([(float(i), piece) for i, piece in enumerate(reads)]))
+    return [(at, data.rstrip(b"\n")) for at, data in sse.events([(float(i), piece) for i, piece in enumerate(reads)])]
 
 
 @pytest.mark.parametrize(
