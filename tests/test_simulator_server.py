@@ -46,7 +46,9 @@ def simulate(kind: str, test: Callable[[server.Simulator, Ask], Awaitable[None]]
     served = Served(
         runtime=runtime(kind), model="qwq-32b", context_tokens=context, kv_tokens=config.kv_tokens, length_scale=0.02
     )
-    served = replace(served, separates=settings.pop("separates", True))
+    served = replace(
+        served, separates=settings.pop("separates", True), counts_thinking=settings.pop("counts_thinking", True)
+    )
     speed = settings.pop("clock_speed", SPEED)
 
     async def main() -> None:
@@ -262,6 +264,15 @@ def test_thinking_inline(kind: str) -> None:
         assert text_of(body, "reasoning", "reasoning_content") == ""
 
     simulate(kind, test, separates=False)
+
+
+def test_parser_that_counts_no_thinking() -> None:
+    async def test(simulator: server.Simulator, ask: Ask) -> None:
+        _, _, body = await ask("/v1/chat/completions", chat(**WITH_USAGE))
+        assert text_of(body, "reasoning") == THOUGHT
+        assert {e["usage"]["completion_tokens_details"]["reasoning_tokens"] for e in events(body)[:-1]} == {0}
+
+    simulate("vllm-sim", test, counts_thinking=False)
 
 
 def test_separate_reasoning_and_stream_reasoning_of_a_request() -> None:

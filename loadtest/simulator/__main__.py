@@ -25,6 +25,8 @@ API_KEY_VARIABLE = "LOADTEST_SIMULATOR_API_KEY"
 # A reasoning model serves an output of its native context after a prompt of up to this without YaRN (Qwen's own advice:
 # YaRN for prompts over 8,192 tokens, outputs up to 32,768).
 _PROMPT_ROOM_TOKENS = 8192
+# vLLM 0.32.0 as seen: this parser tells 0 reasoning tokens where the opening tag came with the prompt, as it does for QwQ.
+_COUNTS_NO_THINKING = (("vllm-sim", "deepseek_r1"),)
 _REASONING = ("qwq", "qwen3", "r1", "think", "reason")
 
 log = logging.getLogger("loadtest.simulator")
@@ -134,6 +136,7 @@ def _build(
         seed=options.seed,
         thinks=thinks,
         separates=options.reasoning_parser != "none",
+        counts_thinking=(options.engine, options.reasoning_parser) not in _COUNTS_NO_THINKING,
         length_scale=options.length_scale,
     )
     identity = server.Identity(tp=options.tp, gpu=options.gpu, model=options.model, clock_speed=options.clock_speed)

@@ -32,6 +32,7 @@ class Served:
     seed: int = 0
     thinks: bool = True  # a reasoning model
     separates: bool = True  # a reasoning parser is set
+    counts_thinking: bool = True  # usage tells the tokens of thinking
     length_scale: float = 1.0  # natural lengths are multiplied by this
 
 
@@ -47,6 +48,7 @@ class Chat:
     include_usage: bool
     continuous_usage: bool
     separates: bool  # thinking goes into its own field
+    counts_thinking: bool
     stream_thinking: bool  # false: the thinking comes as one chunk
     fault: Fault | None
 
@@ -77,6 +79,7 @@ def parse(body: bytes, served: Served) -> Chat:
         include_usage=stream and options.get("include_usage") is True,
         continuous_usage=stream and options.get("continuous_usage_stats") is True and options.get("include_usage") is True,
         separates=served.separates and data.get("separate_reasoning") is not False,
+        counts_thinking=served.counts_thinking,
         stream_thinking=data.get("stream_reasoning") is not False,
         fault=faults.parse(str(extra["fault"])) if "fault" in extra else None,
     )

@@ -142,7 +142,7 @@ class Framer:
         """The `usage` member after `n` tokens, comma first."""
         n *= self.usage_factor
         prompt = self.chat.prompt_tokens
-        reasoning = min(n, self.chat.output.thinking_tokens)
+        reasoning = min(n, self.chat.output.thinking_tokens) if self.chat.counts_thinking else 0
         if self.runtime.knows_its_models:
             return (
                 b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,'

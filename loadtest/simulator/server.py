@@ -89,6 +89,7 @@ class Simulator:
         self.truth: deque[dict[str, Any]] = deque(maxlen=TRUTH_LIMIT)
         self.connections: set[Connection] = set()
         self._streams: dict[str, Stream] = {}
+        self._fresh: set[str] = set()  # streams that wait for their first token
         self._faults, self._fault_every = faults, fault_every
         self._interval = stream_interval
         self._loop = asyncio.get_running_loop()
@@ -107,14 +108,18 @@ class Simulator:
     def pump(self) -> None:
         """Send what is due by now, and wake again when something is due next."""
         events = self.engine.advance(self.now_s())
+        planned_s = events[0].time_s if events else 0.0
+        if self._fresh:  # first tokens go out first: theirs is the shortest time, and lateness shows most in it
+            events.sort(key=lambda event: event.request_id not in self._fresh)
         for time_s, number, n_tokens, kind in events:
             stream = self._streams.get(number)
             if stream is None or n_tokens == 0:
                 continue
-            if stream.n:
+            if number not in self._fresh:
                 self._gap(time_s - stream.last_s)
             else:
                 self.seen.first_token(stream.sequence)
+                self._fresh.discard(number)
             stream.last_s = time_s
             if stream.n + 1 == stream.answer_at:
                 stream.first_answer_s = time_s
@@ -123,7 +128,7 @@ class Simulator:
             self._gap(-1.0)
         if events:
             self.seen.sent_tokens += len(events)
-            self._judge_lateness(events[0].time_s)
+            self._judge_lateness(planned_s)
         self._arm()
 
     def _gap(self, gap_s: float) -> None:
@@ -193,10 +198,12 @@ class Simulator:
             raise Refusal(503, f"The request queue is full: {full}.", "ServiceUnavailableError") from None
         stream.sequence = self.engine.sequences[stream.number]
         self._streams[stream.number] = stream
+        self._fresh.add(stream.number)
         self._loop.call_soon(self.pump)
 
     def abort(self, stream: Stream) -> None:
         """The client has gone, or a fault ended the stream."""
+        self._fresh.discard(stream.number)
         if self._streams.pop(stream.number, None) is not None and self.engine.abort(stream.number):
             self.seen.end(stream.sequence, "abort")
 
