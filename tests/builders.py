@@ -59,10 +59,10 @@ def level(
     end = max((r.ended_s for r in named), default=1.0)
     server = tuple(
         ServerSample(
-            t_s=t, clock_anchor_unix_s=ANCHOR, clock_speed=1.0, running=concurrency, waiting=0, kv_usage=0.1,
-            prompt_tokens_total=50 + share * sum(r.prompt_tokens or 0 for r in named),
-            generation_tokens_total=7 + share * sum(r.completion_tokens or 0 for r in named),
-            requests_finished_total=1 + share * len(named),
+            t_s=t, clock_anchor_unix_s=ANCHOR, clock_speed=1.0, running=float(concurrency), waiting=0.0, kv_usage=0.1,
+            prompt_tokens_total=50.0 + share * sum(r.prompt_tokens or 0 for r in named),
+            generation_tokens_total=7.0 + share * sum(r.completion_tokens or 0 for r in named),
+            requests_finished_total=1.0 + share * len(named),
         )
         for t, share in ((start - 0.5, 0), (end + 0.5, 1))
     )  # fmt: skip
