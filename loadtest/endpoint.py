@@ -12,7 +12,12 @@ from loadtest.errors import EngineError, UsageError
 
 _TIMEOUT_S = 10.0
 _KEY_VARIABLES = ("LOADTEST_API_KEY", "OPENAI_API_KEY")
-_PREFIX_RESET = {"sglang": "/flush_cache", "sglang-sim": "/flush_cache", "vllm": "/reset_prefix_cache"}
+_PREFIX_RESET = {
+    "sglang": "/flush_cache",
+    "sglang-sim": "/flush_cache",
+    "vllm": "/reset_prefix_cache",
+    "vllm-sim": "/reset_prefix_cache",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +171,7 @@ def _optional(client: Any, base_url: str, path: str) -> dict[str, Any]:
 
 
 def flush_cache(base_url: str, engine: str, timeout_s: float = _TIMEOUT_S) -> bool:
-    """Empty the prefix cache, where the engine has a way to (SGLang always; vLLM only in its development mode).
+    """Empty the prefix cache, where the engine has a way to (SGLang always; vLLM where started as `launch` does).
 
     Returns whether the cache is empty now; raises `EngineError` where nobody answers.
     """

@@ -29,7 +29,13 @@ _PROGRAMS = {
     "vllm": ("LOADTEST_VLLM", "vllm"),
     "sglang": ("LOADTEST_SGLANG", "python3 -m sglang.launch_server"),
 }
-_SETTINGS = {"vllm": {"VLLM_NO_USAGE_STATS": "1"}, "sglang": {}, "vllm-sim": {}, "sglang-sim": {}}
+# vLLM resets its prefix cache on request in this mode only (its own `bench sweep` starts servers so); SGLang always does.
+_SETTINGS = {
+    "vllm": {"VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"},
+    "sglang": {},
+    "vllm-sim": {},
+    "sglang-sim": {},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

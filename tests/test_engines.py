@@ -80,6 +80,7 @@ def test_a_simulator_from_start_to_stop(port, tmp_path):
         info = engines.probe(server.base_url)
         assert (info.engine, info.simulated, info.clock_speed) == ("sglang-sim", True, 20.0)
         assert engines.scrape(server.base_url).requests_finished_total == 1.0, "the generation that proved it ready"
+        assert engines.flush_cache(server.base_url, "sglang-sim") is True
         assert server.died() is None
         with pytest.raises(EngineError, match=f"127.0.0.1:{port}: expected a free port"):
             engines.Server(simulator(port), log).start()

@@ -26,7 +26,7 @@ def test_vllm_by_hand():
         "--max-model-len 16384 --gpu-memory-utilization 0.9 --reasoning-parser qwen3 --seed 7 --enable-prefix-caching "
         "--enable-prompt-tokens-details"
     )
-    assert settings == {"VLLM_NO_USAGE_STATS": "1"}
+    assert settings == {"VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1"}
 
 
 def test_sglang_by_hand():

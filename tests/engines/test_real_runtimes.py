@@ -61,6 +61,7 @@ def test_a_whole_life(engine, spec, tmp_path):
         assert after.requests_finished_total - before.requests_finished_total == 3
         if engine == "vllm":  # SGLang's gauges keep their last value until it has something to do again
             assert after.running == 0
+        assert engines.flush_cache(server.base_url, engine) is True
         assert server.died() is None
     assert left_over(family) == []
     if engine == "vllm":
