@@ -413,6 +413,61 @@ def test_bad_faults_are_refused(text: str) -> None:
         faults.parse(text)
 
 
+LIMITS = st.one_of(st.none(), st.integers(-5, 3000), st.integers(), st.floats(), st.text(max_size=3), st.booleans())
+BODIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.one_of(st.just("m"), st.text(max_size=3), st.none(), st.integers()),
+        "messages": st.one_of(
+            st.none(),
+            st.lists(
+                st.one_of(
+                    st.integers(),
+                    st.fixed_dictionaries(
+                        {}, optional={"role": st.text(max_size=3), "content": st.one_of(st.none(), st.text())}
+                    ),
+                ),
+                max_size=3,
+            ),
+        ),
+        "temperature": LIMITS,
+        "max_tokens": LIMITS,
+        "max_completion_tokens": LIMITS,
+        "min_tokens": LIMITS,
+        "ignore_eos": st.booleans(),
+        "stream": st.one_of(st.booleans(), st.text(max_size=2)),
+        "stream_options": st.one_of(st.none(), st.integers(), st.dictionaries(st.text(max_size=3), st.booleans())),
+        "loadtest_sim": st.dictionaries(st.sampled_from(["thinking_tokens", "answer_tokens", "fault"]), LIMITS),
+    },
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(kind=st.sampled_from(sorted(RUNTIMES)), body=BODIES)
+def test_any_body_is_accepted_within_the_limits_or_refused(kind: str, body: dict) -> None:
+    served = chat.Served(runtime=runtime(kind), model="m", context_tokens=512, kv_tokens=600)
+    try:
+        accepted = chat.parse(json.dumps(body).encode(), served)
+    except chat.Refusal as refusal:
+        assert 400 <= refusal.status < 500
+        return
+    assert 1 <= accepted.output.output_tokens <= accepted.max_tokens
+    assert accepted.prompt_tokens + accepted.max_tokens <= 512
+    assert 0 <= accepted.output.thinking_tokens <= accepted.output.output_tokens
+    engine(kind, 600).submit(
+        Request(id="a", prompt=accepted.prompt, output_tokens=accepted.output.output_tokens, max_tokens=accepted.max_tokens),
+        0.0,
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=40))
+def test_any_bytes_are_refused(body: bytes) -> None:
+    served = chat.Served(runtime=VLLM, model="m", context_tokens=512, kv_tokens=600)
+    with pytest.raises(chat.Refusal):
+        chat.parse(body, served)
+
+
 def test_unknown_runtime_is_refused() -> None:
     with pytest.raises(UsageError, match="expected one of vllm-sim, sglang-sim, got 'vllm'"):
         runtime("vllm")

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from loadtest.errors import UsageError
 from loadtest.simulator import faults, lengths
 from loadtest.simulator.cache import TOKEN_CHARS
 from loadtest.simulator.faults import Fault
@@ -81,7 +82,7 @@ def parse(body: bytes, served: Served) -> Chat:
         separates=served.separates and data.get("separate_reasoning") is not False,
         counts_thinking=served.counts_thinking,
         stream_thinking=data.get("stream_reasoning") is not False,
-        fault=faults.parse(str(extra["fault"])) if "fault" in extra else None,
+        fault=_fault(extra),
     )
 
 
@@ -101,6 +102,13 @@ def _object(body: bytes) -> dict[str, Any]:
 def _nested(data: dict[str, Any], key: str) -> dict[str, Any]:
     value = data.get(key)
     return value if isinstance(value, dict) else {}
+
+
+def _fault(extra: dict[str, Any]) -> Fault | None:
+    try:
+        return faults.parse(str(extra["fault"])) if "fault" in extra else None
+    except UsageError as error:
+        raise Refusal(400, str(error), param="loadtest_sim") from None
 
 
 def _messages(data: dict[str, Any]) -> list[tuple[str, str]]:
@@ -133,7 +141,10 @@ def _number(data: dict[str, Any], key: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Refusal(400, f"1 validation error:\n  {{'type': 'float_type', 'loc': ('body', '{key}')}}", "Bad Request", key)
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _count(data: dict[str, Any], key: str) -> int | None:
