@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ _MODELS = "a registry name, a hub name, or a directory with config.json"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 could not measure, 2 usage, 3 gate not met, 130 interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill keeps what was measured, as Ctrl-C does
     try:
         arguments = _parser().parse_args(argv)
         print(printable(_handler(arguments.handler)(arguments, Progress())))
@@ -139,7 +141,7 @@ def _file_commands(command: _Command) -> None:
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
     add = command("report", "make_report", "one self-contained HTML page, and each plot as PNG and SVG")
-    add("run", type=Path, metavar="RUN")
+    add("runs", type=Path, nargs="+", metavar="RUN")
     add("-o", "--output", type=Path, metavar="FILE", help="default: RUN/report.html")
 
 

@@ -102,12 +102,18 @@ def analyze(arguments: argparse.Namespace, say: Say) -> str:
 
 
 def make_report(arguments: argparse.Namespace, say: Say) -> str:
-    """The page of a run, from its metrics.json (made first where it is missing)."""
-    if not (arguments.run / "metrics.json").exists():
-        _analyze(arguments.run)
-    page = arguments.output or arguments.run / "report.html"
-    _write_page(arguments.run, page)
-    return str(page)
+    """The page of each run, from its metrics.json (made first where it is missing)."""
+    if arguments.output is not None and len(arguments.runs) > 1:
+        raise UsageError(
+            f"--output: expected one RUN for one page, got {len(arguments.runs)}; leave it out for a page in each"
+        )
+    pages = []
+    for run in arguments.runs:
+        if not (run / "metrics.json").exists():
+            _analyze(run)
+        pages.append(arguments.output or run / "report.html")
+        _write_page(run, pages[-1])
+    return "\n".join(map(str, pages))
 
 
 def _conclude(out: Path, say: Say, *, as_json: bool) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,10 +20,12 @@ from loadtest import deaths
 from loadtest.endpoint import ServerInfo, flush_cache, is_loopback, probe
 from loadtest.errors import EngineError
 from loadtest.guard import descendants
+from loadtest.guarded import Guarded
 from loadtest.launch import HOST, LaunchSpec, command
 from loadtest.server_metrics import scrape, scrape_forever
 
 __all__ = [
+    "SECRETS",
     "LaunchSpec",
     "Server",
     "ServerInfo",
@@ -43,7 +44,7 @@ _POLL_S = 0.1
 _GENERATION_TIMEOUT_S = 300.0  # a cold engine may compile a kernel for its first request
 _DEATH_FOLLOWS_S = 5.0  # an engine that fails its first request often takes some seconds to die of it
 _LOG_BYTES = 400_000
-_SECRETS = ("LOADTEST_API_KEY", "OPENAI_API_KEY", "VLLM_API_KEY", "SGLANG_API_KEY")
+SECRETS = ("LOADTEST_API_KEY", "OPENAI_API_KEY", "VLLM_API_KEY", "SGLANG_API_KEY")
 # Processes of a runtime without which it cannot go on, by the title they give themselves.
 _LAST_WORDS_S = 1.0  # a front whose scheduler has gone says so within this
 _VITAL = ("VLLM::EngineCore", "VLLM::Worker", "sglang::scheduler", "sglang::detokenizer")
@@ -61,7 +62,7 @@ class Server:
         self.base_url = f"http://{HOST}:{spec.port}"
         self.argv, self.settings = command(spec)
         self.exit_code: int | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._process: Guarded | None = None
         self._vital: dict[int, str] = {}
         self._log_start = 0
 
@@ -78,17 +79,14 @@ class Server:
         check_port_free(self.spec.port)
         if not self.spec.simulated:
             check_cards(self.spec.tp)
-        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-        guard = [sys.executable, "-m", "loadtest.guard", str(STOP_GRACE_S), *self.argv]
+        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
         with self._open_log() as output:
-            self._guard = subprocess.Popen(
-                guard,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                env=environment | self.settings,
-                start_new_session=True,
-            )
+            self._process = Guarded(self.argv, output, grace_s=STOP_GRACE_S, environment=environment | self.settings)
+
+    @property
+    def pid(self) -> int | None:
+        """The guard's process, of which the runtime's are descendants; null where nothing runs."""
+        return self._process.pid if self._process is not None else None
 
     def _open_log(self) -> IO[Any]:
         if self.log is None:
@@ -120,7 +118,8 @@ class Server:
             self._await_death()
             self._raise_if_died("was healthy, but died of its first request")
             raise EngineError(f"{self._name()}: healthy, but cannot generate: {failure}; see {self.log}")
-        self._vital = _vital_processes(self._guard_pid())
+        if self._process is not None:
+            self._vital = _vital_processes(self._process.pid)
         self._log_start = self._log_size()  # a later death has later causes
 
     def _await_death(self) -> None:
@@ -136,18 +135,15 @@ class Server:
     def _name(self) -> str:
         return f"{self.spec.engine} {self.spec.name}"
 
-    def _guard_pid(self) -> int:
-        return self._guard.pid if self._guard is not None else 0
-
     def died(self) -> str | None:
         """Why it no longer works, or null while it does. Cheap: call it every second.
 
         Also notices a scheduler or worker that has gone while the front still answers.
         """
-        if self._guard is None:
+        if self._process is None:
             return "not started" if self.exit_code is None else deaths.explain(self._read_log(), self.exit_code)
-        if self._guard.poll() is not None:
-            self._collect()
+        self.exit_code = self._process.poll()
+        if self.exit_code is not None:
             return deaths.explain(self._read_log(), self.exit_code)
         gone = [title for pid, title in self._vital.items() if _title(pid) != title]
         if gone:
@@ -157,29 +153,10 @@ class Server:
 
     def stop(self) -> int | None:
         """SIGTERM, up to 30 s of grace, SIGKILL to whatever is left; returns the exit code. Safe to call twice."""
-        if self._guard is not None and self._guard.poll() is None:
-            left = descendants(self._guard.pid)
-            if self._guard.stdin is not None:
-                self._guard.stdin.close()
-            try:
-                self._guard.wait(STOP_GRACE_S + 15)
-            except subprocess.TimeoutExpired:
-                _kill([self._guard.pid, *left])
-        self._collect()
+        if self._process is not None:
+            self.exit_code = self._process.stop()
+            self._process = None
         return self.exit_code
-
-    def _collect(self) -> None:
-        """Take the exit code from the guard, which has ended."""
-        if self._guard is None:
-            return
-        if self._guard.stdin is not None:
-            self._guard.stdin.close()
-        words: list[bytes] = []
-        if self._guard.stdout is not None:
-            with self._guard.stdout as said:
-                words = said.read().split()
-        self.exit_code = int(words[-1]) if words[:1] == [b"exit"] else self._guard.wait()
-        self._guard = None
 
     def _read_log(self) -> str:
         if self.log is None:
@@ -275,11 +252,3 @@ def _title(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode("utf-8", "replace")
     except OSError:
         return ""
-
-
-def _kill(pids: list[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, 9)
-        except ProcessLookupError:
-            continue

@@ -7,6 +7,7 @@ runtimes alike. A cell that cannot be measured is recorded with its reason, and 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -316,13 +317,19 @@ def _run_pass(
     engines.flush_cache(target.base_url, cell.engine)
     started_s = time.monotonic()
     with _scraping(target, folder):
-        end = passes.drive(argv, folder, died=died, tell=_teller(journey, cell, level))
+        end = passes.drive(argv, folder, _environment(cell), died=died, tell=_teller(journey, cell, level))
     records.write_json(folder / "pass.json", {"complete": end.reason is None, "command": argv, **asdict(end)})
     journey.passes_left -= 1
     took_s = time.monotonic() - started_s
     journey.say(f"{cell.id}  {level:>2} streams  {end.n_requests:>4} requests in {took_s:5.1f} s{_remaining(journey)}")
     if end.reason is not None:
         raise EngineError(f"{level} streams, pass {repeat}: {end.reason}")
+
+
+def _environment(cell: Cell) -> dict[str, str]:
+    """What Locust inherits: the key only where the server is not ours, and so may want one."""
+    own = cell.base_url is None
+    return {name: value for name, value in os.environ.items() if not (own and name in engines.SECRETS)}
 
 
 @contextlib.contextmanager

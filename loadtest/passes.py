@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +60,14 @@ def command(study: Study, cell: Cell, target: Target, concurrency: int, repeat: 
     return argv
 
 
-def drive(argv: list[str], folder: Path, *, died: Callable[[], str | None], tell: Callable[[int], None]) -> PassEnd:
+def drive(
+    argv: list[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    died: Callable[[], str | None],
+    tell: Callable[[int], None],
+) -> PassEnd:
     """Run Locust to its end, or stop it when the server dies or the user interrupts.
 
     `died` is asked all the time whether the server has gone, and why; `tell` is told the number of records so far.
@@ -69,7 +75,7 @@ def drive(argv: list[str], folder: Path, *, died: Callable[[], str | None], tell
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "locust.log").open("ab") as log:
-        locust = Guarded(argv, log, grace_s=_STOP_GRACE_S, environment=os.environ)
+        locust = Guarded(argv, log, grace_s=_STOP_GRACE_S, environment=environment)
     reason = None
     records = RecordCounter(folder)
     try:

@@ -92,7 +92,7 @@ def test_a_simulator_from_start_to_stop(port, tmp_path):
 def test_a_killed_server_is_noticed_and_explained(port, tmp_path):
     with engines.Server(simulator(port), tmp_path / "engine.log") as server:
         server.wait_ready(60)
-        os.kill(guard.descendants(server._guard.pid)[0], signal.SIGKILL)
+        os.kill(guard.descendants(server.pid)[0], signal.SIGKILL)
         wait_until(server.died)
         assert server.died().startswith("killed by SIGKILL")
     assert server.exit_code == -signal.SIGKILL
@@ -214,7 +214,7 @@ def test_no_orphan_after_the_guard_is_killed(runtime):
     server = runtime(STUBBORN)
     with server:
         wait_until(lambda: len(numbers_in(server.log)) == 3)
-        os.kill(server._guard.pid, signal.SIGKILL)
+        os.kill(server.pid, signal.SIGKILL)
         wait_until(server.died)
         wait_until(lambda: gone(numbers_in(server.log)[0]))
     for pid in numbers_in(server.log):
