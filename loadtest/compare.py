@@ -60,13 +60,18 @@ class Effect:
     def interval(self) -> tuple[float, float]:
         """95 % interval of the ratio a / b."""
         half = statistics.t_critical(self.df) * self.error
-        return math.exp(self.log_ratio - half), math.exp(self.log_ratio + half)
+        return _exp(self.log_ratio - half), _exp(self.log_ratio + half)
 
     def smallest_detectable_ratio(self, tests: int) -> float:
         """The ratio above 1 that a study like this finds with 80 % power, by the strictest step of the correction over
         `tests` verdicts: `exp((t(0.05 / 2 tests) + t(1 - power)) * error)`."""
         tails = statistics.t_critical(self.df, ALPHA / (2 * tests)) + statistics.t_critical(self.df, 1 - POWER)
-        return math.exp(tails * self.error)
+        return _exp(tails * self.error)
+
+
+def _exp(x: float) -> float:
+    """e to the x, held inside what JSON can carry."""
+    return math.exp(min(max(x, -300.0), 300.0))
 
 
 def cells(described: Sequence[Mapping[str, Any]], samples: Samples) -> list[Json]:

@@ -98,7 +98,7 @@ def checks(passes: Sequence[tuple[Pass, Window]], n_passes: int) -> dict[str, An
 
 def _long_enough(passes: Sequence[tuple[Pass, Window]]) -> dict[str, Any]:
     """Each stream's requests end at other times only after a few of them: at least two median requests long."""
-    lengths = np.concatenate([(c.ended_s - c.sent_s)[c.measured & c.ok] for c, _ in passes])
+    lengths = np.concatenate([(c.ended_s - c.sent_s)[c.measured & c.ok & np.isfinite(c.sent_s)] for c, _ in passes])
     if not len(lengths):
         return _unchecked("no finished request")
     shortest = min(window.length_s for _, window in passes)
