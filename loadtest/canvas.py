@@ -220,7 +220,7 @@ def _panel(sheet: Sheet, figure: Figure, panel: Panel, column: int, line: int) -
     start = -(figure.left_inches - 0.12) / across
     axes[0].set_title(panel.title, x=start, y=1.0, pad=6, color=INK)
     for one in axes:  # fixed places: measuring the tick labels takes a third of the time of a drawing
-        one.xaxis.set_label_coords(0.5, -0.2 / each)
+        one.xaxis.set_label_coords(0.5, -0.23 / each)
         one.yaxis.set_label_coords(-0.38 / across, 0.5)
     panel.draw(*axes)
 

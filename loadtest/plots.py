@@ -97,6 +97,8 @@ def _against_concurrency(
 ) -> Figure | None:
     cells = view.flat(groups)
     title, unit, which = METRICS[key]
+    which = view.typical(cells, key) if which == "p50" else which
+    caption = caption.replace("Median", "Mean") if which == "mean" else caption
     highest = _highest(cells, key, (which, tail) if tail else (which,))
     if highest is None:
         return None
@@ -261,7 +263,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 def _pareto(groups: dict[str, tuple[Cell, ...]]) -> Figure | None:
     cells = view.flat(groups)
-    points = [(cell, level, *_pareto_point(level)) for cell in cells for level in cell.levels]
+    which = view.typical(cells, "tokens_per_s_per_user")
+    points = [(cell, level, *_pareto_point(level, which)) for cell in cells for level in cell.levels]
     if not any(x.known and y.known for _, _, x, y in points):
         return None
     keys = tuple(
@@ -287,8 +290,8 @@ def _pareto(groups: dict[str, tuple[Cell, ...]]) -> Figure | None:
         says="Scatter of output tokens per second against tokens per second per user for every cell and level, in "
         "total and per card.",
         panels=(
-            Panel("In total", partial(_trade_off, groups=groups, per_card=False)),
-            Panel("Per card", partial(_trade_off, groups=groups, per_card=True)),
+            Panel("In total", partial(_trade_off, groups=groups, which=which, per_card=False)),
+            Panel("Per card", partial(_trade_off, groups=groups, which=which, per_card=True)),
         ),
         keys=keys,
         table=Table(("cell", "users", "tokens/s per user", "tokens/s in total", "tokens/s per card"), lines),
@@ -299,14 +302,14 @@ def _pareto(groups: dict[str, tuple[Cell, ...]]) -> Figure | None:
     )
 
 
-def _pareto_point(level: Json) -> tuple[Estimate, Estimate]:
-    return view.estimate(level, "tokens_per_s_per_user", "p50"), view.estimate(level, "output_tokens_per_s")
+def _pareto_point(level: Json, which: str) -> tuple[Estimate, Estimate]:
+    return view.estimate(level, "tokens_per_s_per_user", which), view.estimate(level, "output_tokens_per_s")
 
 
-def _trade_off(axes: Axes, *, groups: dict[str, tuple[Cell, ...]], per_card: bool) -> None:
+def _trade_off(axes: Axes, *, groups: dict[str, tuple[Cell, ...]], which: str, per_card: bool) -> None:
     for index, cell in ((i, cell) for i, group in enumerate(groups.values()) for cell in group):
         look = LOOKS[cell.family]
-        points = [(*_pareto_point(level), level["concurrency"]) for level in cell.levels]
+        points = [(*_pareto_point(level, which), level["concurrency"]) for level in cell.levels]
         known = [
             (x.value, y.value / (cell.tp if per_card else 1), c)
             for x, y, c in points
@@ -326,7 +329,7 @@ def _trade_off(axes: Axes, *, groups: dict[str, tuple[Cell, ...]], per_card: boo
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.margins(0.1)
-    axes.set_xlabel("tokens/s per user (median)")
+    axes.set_xlabel(f"tokens/s per user ({'mean' if which == 'mean' else 'median'})")
     axes.set_ylabel("output tokens/s" + (" per card" if per_card else ""))
 
 
@@ -339,7 +342,6 @@ def _ratios(metrics: Json, cells: tuple[Cell, ...]) -> Figure | None:
         return None
     names = list(dict.fromkeys(str(row.get("metric")) for row, _, _ in paired))
     order = [name for name in METRICS if name in names][:6]
-    reach = _reach([row for row, _, _ in paired if row.get("metric") in order])
     depth = max(_forest_rows([p for p in paired if p[0].get("metric") == name]) for name in order)
     _, a, b = paired[0]
     title = view.title(f"{view.FAMILIES[a.family]} / {view.FAMILIES[b.family]}: ratio at each level", (a, b))
@@ -350,7 +352,7 @@ def _ratios(metrics: Json, cells: tuple[Cell, ...]) -> Figure | None:
         "correction over the levels. Hollow grey: no detectable difference.",
         says="Forest plot of the ratio between the two runtimes for each metric, deployment and number of users.",
         panels=tuple(
-            Panel(METRICS[name][0], partial(_forest, pairs=[p for p in paired if p[0].get("metric") == name], reach=reach))
+            Panel(METRICS[name][0], partial(_forest, pairs=[p for p in paired if p[0].get("metric") == name]))
             for name in order
         ),
         keys=(
@@ -374,7 +376,7 @@ def _forest_rows(pairs: Pairs) -> int:
     return len(pairs) + len({a.deployment for _, a, _ in pairs})
 
 
-def _forest(axes: Axes, *, pairs: Pairs, reach: float) -> None:
+def _forest(axes: Axes, *, pairs: Pairs) -> None:
     axes.axvline(1, color=INK, linewidth=0.8)
     axes.set_xscale("log")
     ticks: dict[int, str] = {}
@@ -391,11 +393,11 @@ def _forest(axes: Axes, *, pairs: Pairs, reach: float) -> None:
     axes.set_ylim(y + 0.3, 0.8)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
-    _ratio_axis(axes, str(pairs[0][0].get("metric")), pairs[0][1], reach)
+    _ratio_axis(axes, str(pairs[0][0].get("metric")), pairs[0][1], _reach([row for row, _, _ in pairs]))
 
 
 def _reach(rows: list[Json]) -> float:
-    """How far from 1 the axis of all panels reaches, the same factor to both sides."""
+    """How far from 1 the axis reaches, the same factor to both sides."""
     found = [view.estimate(row, "ratio") for row in rows]
     values = [v for e in found for v in (e.value, e.low, e.high) if v is not None and v > 0]
     return float(max([1.06, *(max(v, 1 / v) for v in values)]) ** 1.08)
@@ -403,9 +405,9 @@ def _reach(rows: list[Json]) -> float:
 
 def _ratio_axis(axes: Axes, metric: str, a: Cell, reach: float) -> None:
     axes.set_xlim(1 / reach, reach)
-    nice = [t for t in (1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 30, 100) if t <= reach][-2:]
+    nice = [t for t in (1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 30, 100) if t <= reach**0.85][-2:]
     marks = sorted({*(1 / t for t in nice), 1.0, *nice})
-    axes.set_xticks(marks, [f"{mark:.2f}" for mark in marks])
+    axes.set_xticks(marks, [f"{mark:.2f}" if reach < 2 else f"{mark:.2g}" for mark in marks])
     axes.minorticks_off()
     unit = METRICS[metric][1]
     side = "" if unit in ("tokens", "") else f" ({'below' if unit == 'seconds' else 'above'} 1: {a.short} better)"
@@ -441,7 +443,8 @@ def _ratio_table(pairs: Pairs) -> Table:
 
 def _roofline(cells: tuple[Cell, ...]) -> Figure | None:
     known = [(cell, bound, _reached_alone(cell)) for cell in cells if (bound := _bound(cell)) and cell.levels]
-    known = [row for row in known if row[2].known]
+    order = list(view.deployments(cells))
+    known = sorted((row for row in known if row[2].known), key=lambda row: order.index(row[0].deployment))
     if not known:
         return None
     lines = tuple(

@@ -274,15 +274,17 @@ WHY = (
 def _why(metrics: Json) -> Table | None:
     """What each difference of mean times to final answer is made of, as `compare.why` splits it."""
     by_id = {cell.id: cell for cell in view.cells(metrics)}
-    lines = []
+    lines, pairs = [], set()
     for row in view.rows(metrics, "comparisons"):
         parts = view.section(row, "why")
         a, b = (by_id.get(view.clean(row.get(side))) for side in ("a", "b"))
         if a is None or b is None or view.finite(parts.get("difference_s")) is None:
             continue
+        pairs.add(f"{a.short} − {b.short}")
         figures = [view.signed(view.finite(parts.get(key))) for key, _ in WHY]
-        lines.append((f"{a.deployment}: {a.short} − {b.short}", view.count(row.get("concurrency")), *figures))
-    return Table(("comparison", "users", *(title for _, title in WHY)), tuple(lines)) if lines else None
+        lines.append((a.deployment, view.count(row.get("concurrency")), *figures))
+    head = (", ".join(sorted(pairs)), "users", *(title for _, title in WHY))
+    return Table(head, tuple(lines)) if lines else None
 
 
 def _summary(cells: tuple[Cell, ...], metrics: Json, manifest: Json) -> Table | None:
@@ -325,9 +327,9 @@ def _cheapest(cell: Cell, price: float) -> list[str]:
 
 LEVEL_COLUMNS = (
     ("output_tokens_per_s", "value", "tokens/s, all"),
-    ("tokens_per_s_per_user", "p50", "tokens/s per user, median"),
-    ("ttft_s", "p50", "TTFT, s, median"),
-    ("time_to_final_answer_s", "p50", "final answer, s, median"),
+    ("tokens_per_s_per_user", "typical", "tokens/s per user"),
+    ("ttft_s", "typical", "TTFT, s"),
+    ("time_to_final_answer_s", "typical", "final answer, s"),
     ("time_to_final_answer_s", "p90", "final answer, s, p90"),
     ("answers_per_hour", "value", "answers/h"),
     ("reasoning_tokens", "mean", "tokens thought, mean"),
@@ -335,12 +337,22 @@ LEVEL_COLUMNS = (
 )
 
 
+def _columns(cells: tuple[Cell, ...]) -> list[tuple[str, str, str]]:
+    """The columns with their statistic: the median where every level has one, else the mean."""
+    found = []
+    for key, which, title in LEVEL_COLUMNS:
+        chosen = view.typical(cells, key) if which == "typical" else which
+        found.append((key, chosen, f"{title}, {'mean' if chosen == 'mean' else 'median'}" if which == "typical" else title))
+    return found
+
+
 def _levels(cells: tuple[Cell, ...]) -> Table:
-    head = ("cell", "users", "n", *(title for _, _, title in LEVEL_COLUMNS))
+    columns = _columns(cells)
+    head = ("cell", "users", "n", *(title for _, _, title in columns))
     lines = []
     for cell in cells:
         for level in cell.levels:
-            figures = [_figure_text(level, key, which) for key, which, _ in LEVEL_COLUMNS]
+            figures = [_figure_text(level, key, which) for key, which, _ in columns]
             name = cell.name
             lines.append((name, view.count(level.get("concurrency")), view.count(level.get("n_requests")), *figures))
     return Table(head, tuple(lines), ("— : no figure can be given from so few requests, or it does not apply.",))
@@ -451,17 +463,19 @@ def _line(command: Any) -> str:
 def terminal_table(metrics: Json, manifest: Json | None = None) -> str:
     """The decision as plain text for the end of a run: a line for each level, then the verdict and what is missing."""
     manifest = manifest or {}
-    head = ("cell", "users", "n", "tokens/s", "per user", "TTFT s", "answer s")
-    keys = (
-        ("output_tokens_per_s", "value"),
-        ("tokens_per_s_per_user", "p50"),
-        ("ttft_s", "p50"),
-        ("time_to_final_answer_s", "p50"),
+    cells = view.cells(metrics)
+    keys = _columns(cells)[:4]
+    short = ("tokens/s", "per user", "TTFT s", "answer s")
+    head = (
+        "cell",
+        "users",
+        "n",
+        *(f"{t}{' mean' if which == 'mean' else ''}" for t, (_, which, _) in zip(short, keys, strict=True)),
     )
     body: list[tuple[str, ...]] = [head]
-    for cell in view.cells(metrics):
+    for cell in cells:
         for level in cell.levels:
-            figures = [view.number(view.estimate(level, key, which).value) for key, which in keys]
+            figures = [view.number(view.estimate(level, key, which).value) for key, which, _ in keys]
             body.append((cell.id, view.count(level.get("concurrency")), view.count(level.get("n_requests")), *figures))
         if not cell.levels:
             body.append((cell.id, view.DASH, "0", cell.status, "", "", ""))

@@ -93,11 +93,13 @@ def _ahead(metrics: Json, metric: str, chosen: list[Json]) -> Line:
     verdicts = Counter(str(row.get("verdict")) for row in chosen)
     n, wins, losses = len(chosen), verdicts["faster"], verdicts["slower"]
     predicted = simulated(metrics)
-    if wins > n / 2 or losses > n / 2:
-        ahead = first if wins > losses else second
-        answer = f"{ahead} {'is predicted to be' if predicted else 'was'} ahead in {max(wins, losses)} of {n} comparisons"
+    ahead = first if wins >= losses else second
+    if wins == losses:
+        answer = f"No runtime {'is predicted to be' if predicted else 'was'} ahead in {n} comparisons"
     else:
-        answer = f"No runtime {'is predicted to be' if predicted else 'was'} ahead in most of {n} comparisons"
+        answer = f"{ahead} {'is predicted to be' if predicted else 'was'} ahead in {max(wins, losses)} of {n} comparisons"
+    if verdicts["no detectable difference"]:
+        answer += f"; no detectable difference in {verdicts['no detectable difference']}"
     return Line("Which runtime", answer, f"{NAMES[metric].capitalize()}, {first} / {second}: {_envelope(chosen)}")
 
 
@@ -123,7 +125,7 @@ def _envelope(chosen: list[Json]) -> str:
 
 
 def _configuration(cells: tuple[Cell, ...]) -> Line | None:
-    alone = _best(cells, "tokens_per_s_per_user", "p50")
+    alone = _best(cells, "tokens_per_s_per_user", view.typical(cells, "tokens_per_s_per_user"))
     total = _best(cells, "output_tokens_per_s", "value")
     if alone is None and total is None:
         return Line("Which configuration", "No verdict", "No level has enough requests for a figure.")
@@ -243,11 +245,13 @@ def not_measured(metrics: Json, manifest: Json) -> tuple[str, ...]:
     """What this run does not tell, each with the reason."""
     found: list[str] = []
     asked = {int(level) for level in manifest.get("levels") or () if view.finite(level) is not None}
+    absent: dict[str, list[str]] = {}
     for cell in view.cells(metrics):
         if not cell.levels:
-            found.append(f"{cell.name}: {cell.status}{': ' + cell.reason if cell.reason else ''}")
+            absent.setdefault(f"{cell.status}{': ' + cell.reason if cell.reason else ''}", []).append(cell.name)
         elif missing := sorted(asked - {int(level["concurrency"]) for level in cell.levels}):
             found.append(f"{cell.name}: no data for {', '.join(map(str, missing))} concurrent users")
+    found += [f"{_listed(names)}: {why}" for why, names in absent.items()]
     for row in view.rows(metrics, "findings"):
         if row.get("verdict") == "not_measured":
             found.append(f"Claim “{view.clean(row.get('claim'))}”: {view.clean(row.get('reason') or 'no data')}")

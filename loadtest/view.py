@@ -191,6 +191,12 @@ def estimate(of: Json | None, key: str, which: str = "value") -> Estimate:
     return Estimate(finite(found.get(which)), finite(low), finite(high), _whole(found.get("n")), _whole(needed))
 
 
+def typical(of: Iterable[Cell], key: str) -> str:
+    """`p50` where every level that has a mean has a median too, else `mean`: one statistic for all that is compared."""
+    found = [(estimate(level, key, "mean"), estimate(level, key, "p50")) for cell in of for level in cell.levels]
+    return "mean" if any(average.known and not middle.known for average, middle in found) else "p50"
+
+
 def mean(of: Json | None, key: str) -> Estimate:
     """The mean; where censored requests leave none, the mean up to the longest time seen (`restricted_mean`)."""
     found = estimate(of, key, "mean")
@@ -232,7 +238,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """
     if value is None:
         return DASH
-    if value == 0:
+    if abs(value) < 5e-7:
         return "0"
     places = digits - 1 - math.floor(math.log10(abs(value)))
     rounded = round(value, places)
