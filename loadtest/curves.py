@@ -57,7 +57,8 @@ def survival(columns: Sequence[Pass]) -> list[list[float]]:
 def histogram(columns: Sequence[Pass]) -> dict[str, list[float]]:
     """Shares of tokens by the gap before them, in bins of equal width on the log scale between 0.1 % and 99.9 %, the end
     bins taking what lies outside."""
-    gaps, weights = (np.concatenate([one.gaps[i] for one in columns]).astype(np.float64) for i in (0, 1))
+    parts = [one.gaps() for one in columns]
+    gaps, weights = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     positive = gaps[gaps > 0]
     if len(positive) < 2:
         return {"edges_s": [], "shares": []}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from loadtest import statistics
-from loadtest.columns import Bools, Ints
+from loadtest.columns import Bools, Ints, Small
 from loadtest.statistics import Estimate, Floats
 
 QUANTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
@@ -49,18 +49,19 @@ def waiting(times: Floats, observed: Bools, groups: Ints) -> dict[str, Any]:
     return answer
 
 
-def weighted(values: Floats, weights: Floats, owners: Ints, groups: Ints) -> dict[str, Any]:
-    """Of token gaps: `owners` the request of each gap (0-based over the level), `groups` the pass of each gap. Requests
-    (passes, where there are three or more, for the mean) are the unit of every interval; `n` counts gaps, `n_requests`
-    the clusters, and `n_needed` requests."""
-    order = np.argsort(values, kind="stable")
-    values, weights, owners, groups = values[order], weights[order], owners[order], groups[order]
-    quantiles = {name: statistics.clustered_quantile(values, weights, owners, p) for name, p in QUANTILES.items()}
-    unit = groups if len(np.unique(groups)) >= MIN_PASSES else owners
-    sums, sizes = (np.asarray(np.bincount(unit, w), np.float64) for w in (values * weights, weights))
-    ends = (float(values[0]), float(values[-1])) if len(values) else (None, None)
-    answer = _written(round(float(np.sum(weights))), statistics.ratio(sums, sizes), quantiles, ends)
-    return answer | {"n_requests": len(np.unique(owners))}
+def weighted(values: Small, weights: Small, starts: Ints, groups: Ints) -> dict[str, Any]:
+    """Of token gaps, request after request: `starts` where each request's begin, `groups` the pass of each request.
+    Requests (passes, where there are three or more, for the mean) are the unit of every interval; `n` counts gaps,
+    `n_requests` the clusters, and `n_needed` requests."""
+    quantiles = dict(
+        zip(QUANTILES, statistics.clustered_quantiles(values, weights, starts, [*QUANTILES.values()]), strict=True)
+    )
+    ends = (float(np.min(values)), float(np.max(values))) if len(values) else (None, None)
+    sums, sizes = (statistics.by_cluster(x, starts) for x in (values * weights, weights))
+    if len(np.unique(groups)) >= MIN_PASSES:
+        sums, sizes = (np.asarray(np.bincount(groups, x), np.float64) for x in (sums, sizes))
+    answer = _written(round(float(np.sum(sizes))), statistics.ratio(sums, sizes), quantiles, ends)
+    return answer | {"n_requests": len(starts)}
 
 
 def grouped_mean(values: Floats, groups: Ints) -> Estimate:

@@ -224,12 +224,15 @@ def _distributions(columns: Sequence[Pass]) -> dict[str, Any]:
 
 
 def _gaps(columns: Sequence[Pass]) -> dict[str, Any]:
-    parts = [one.gaps for one in columns]
-    starts = np.cumsum([0, *(len(one.records) for one in columns)])
-    owners: Ints = np.concatenate([part[2] + start for part, start in zip(parts, starts, strict=False)])
-    groups = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-    gaps, weights = (np.concatenate([part[i] for part in parts]).astype(np.float64) for i in (0, 1))
-    return distributions.weighted(gaps, weights, owners, groups)
+    parts = [one.gaps() for one in columns]
+    offsets = np.cumsum([0, *(len(gaps) for gaps, _, _ in parts)])
+    starts: Ints = np.concatenate([part[2] + offset for part, offset in zip(parts, offsets, strict=False)])
+    groups = np.repeat(np.arange(len(parts)), [len(part[2]) for part in parts])
+    if len(parts) == 1:
+        return distributions.weighted(*parts[0], groups)
+    gaps = np.concatenate([part[0] for part in parts])
+    weights = np.concatenate([part[1] for part in parts])
+    return distributions.weighted(gaps, weights, starts, groups)
 
 
 def _figures(

@@ -224,8 +224,11 @@ def restricted_mean(curve: Survival, horizon: float) -> tuple[float, float]:
     return float(np.sum(areas)), math.sqrt(float(np.sum(terms)))
 
 
-def clustered_quantile(values: Floats, weights: Floats, owners: NDArray[np.int64], p: float) -> Estimate:
-    """Weighted quantile of `values` (ascending) that come in clusters, such as token gaps in requests.
+def clustered_quantiles(
+    values: NDArray[np.float32], weights: NDArray[np.float32], starts: NDArray[np.int64], ps: Sequence[float]
+) -> list[Estimate]:
+    """Weighted quantiles of values that come in clusters, such as token gaps in requests: cluster after cluster, each
+    from its entry in `starts` on.
 
     Gaps of one request resemble each other, so requests are the unit: the share below the quantile gets its variance
     from clusters, that variance an effective n (at most the total weight), and that n exact binomial bounds, with the
@@ -233,37 +236,49 @@ def clustered_quantile(values: Floats, weights: Floats, owners: NDArray[np.int64
     from fewer than 6 clusters (by Kish's effective number: then their variance says nothing), or where the bounds reach
     0 or 1; `n_needed` then counts clusters.
     """
-    total = float(np.sum(weights))
-    sizes = np.asarray(np.bincount(owners, weights), np.float64)
-    clusters = int(np.sum(sizes > 0))
-    if clusters < 2:
-        return Estimate(None, None, clusters, 2)
-    running = np.cumsum(weights)
-    point = _weighted(values, running, p * total)
-    below = np.asarray(np.bincount(owners, weights * (values <= point), minlength=len(sizes)), np.float64)
-    estimate = ratio(below, sizes)
-    assert estimate.value is not None
-    assert estimate.ci95 is not None
-    tail = _contributing(weights, values, owners, point)
+    if len(starts) < 2:
+        return [Estimate(None, None, len(starts), 2) for _ in ps]
+    order = np.argsort(values)
+    running = np.cumsum(weights[order], dtype=np.float64)
+    ordered = values[order]
+    del order
+    sizes = by_cluster(weights, starts)
+    total = float(running[-1])
+    answer = []
+    for p in ps:
+        point = _weighted(ordered, running, p * total)
+        below = by_cluster(np.where(values <= point, weights, np.float32(0)), starts)
+        above = by_cluster(np.where(values >= point, weights, np.float32(0)), starts)
+        bounds = _share_bounds(below, above, sizes, p)
+        if isinstance(bounds, int):
+            answer.append(Estimate(None, None, len(starts), bounds))
+        else:
+            ends = (_weighted(ordered, running, bounds[0] * total), _weighted(ordered, running, bounds[1] * total))
+            answer.append(Estimate(point, ends, len(starts)))
+    return answer
+
+
+def _share_bounds(below: Floats, above: Floats, sizes: Floats, p: float) -> Interval | int:
+    """95 % bounds of the share at or below a quantile from clusters; or, where there are none, the clusters it needs."""
+    clusters, total = len(sizes), float(np.sum(sizes))
+    tail = min(float(np.sum(side)) ** 2 / float(np.sum(side**2)) for side in (below, above))
     if tail < MIN_TAIL_CLUSTERS:
-        return Estimate(None, None, clusters, math.ceil(clusters * MIN_TAIL_CLUSTERS / tail))
-    t = t_critical(clusters - 1)
-    error = (estimate.ci95[1] - estimate.value) / t
-    spread = p * (1 - p)
-    n = min(total, spread / error**2 if error > 0 else total) * (Z / t) ** 2
+        return math.ceil(clusters * MIN_TAIL_CLUSTERS / tail)
+    value = float(np.sum(below)) / total
+    error = math.sqrt(clusters / (clusters - 1) * float(np.sum((below - value * sizes) ** 2))) / total
+    n = min(total, p * (1 - p) / error**2 if error > 0 else total) * (Z / t_critical(clusters - 1)) ** 2
     low, high = _clopper_pearson(p * n, n)
     if low <= 0 or high >= 1 or n < n_for_quantile(p):
-        return Estimate(None, None, clusters, math.ceil(clusters * n_for_quantile(p) / max(n, 1e-9)))
-    return Estimate(point, (_weighted(values, running, low * total), _weighted(values, running, high * total)), clusters)
+        return math.ceil(clusters * n_for_quantile(p) / max(n, 1e-9))
+    return low, high
 
 
-def _contributing(weights: Floats, values: Floats, owners: NDArray[np.int64], point: float) -> float:
-    """Kish's effective number of clusters, `(sum w)^2 / sum w^2`, on the sparser side of `point`, which counts to both."""
-    sides = [np.bincount(owners[side], weights[side]) for side in (values <= point, values >= point)]
-    return min(float(np.sum(side)) ** 2 / float(np.sum(side**2)) for side in sides)
+def by_cluster(values: NDArray[np.float32], starts: NDArray[np.int64]) -> Floats:
+    """Sum of each cluster's values."""
+    return np.add.reduceat(values, starts, dtype=np.float64) if len(starts) else np.zeros(0)
 
 
-def _weighted(values: Floats, running: Floats, amount: float) -> float:
+def _weighted(values: NDArray[np.float32], running: Floats, amount: float) -> float:
     return float(values[min(int(np.searchsorted(running, amount - 1e-9)), len(values) - 1)])
 
 

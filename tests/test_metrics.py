@@ -44,7 +44,7 @@ def test_a_chunk_of_k_tokens_counts_k_gaps_and_an_empty_one_passes_its_gap_on():
     """Chunks at 1.0 (2 tokens), 1.3 (3), 1.4 (0), 1.6 (2): gaps 0.1 x 3 and 0.15 x 2; tpot 0.6 / 5."""
     made = request(chunk_s=(1.0, 1.3, 1.4, 1.6), chunk_tokens=(2, 3, 0, 2), first_answer_chunk=3, completion_tokens=7,
                    reasoning_tokens=5, ended_s=1.6)  # fmt: skip
-    gaps, weights, _ = as_pass([made]).gaps
+    gaps, weights, _ = as_pass([made]).gaps()
     assert gaps == pytest.approx([0.1, 0.15])
     assert weights.tolist() == [3, 2]
     level = only(analyzed([made]))
