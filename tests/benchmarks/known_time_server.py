@@ -61,9 +61,9 @@ class Plan:
 
 
 class Server:
-    def __init__(self, port: int, plan: Plan, first_s: float, gap_s: float) -> None:
+    def __init__(self, host: str, port: int, plan: Plan, first_s: float, gap_s: float) -> None:
         self.plan, self.first_s, self.gap_s = plan, first_s, gap_s
-        self.listener = socket.create_server(("127.0.0.1", port), backlog=4096)
+        self.listener = socket.create_server((host, port), backlog=4096)
         self.listener.setblocking(False)
         self.port = self.listener.getsockname()[1]
         self.poll = select.epoll()
@@ -169,6 +169,7 @@ class Server:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9000)
     parser.add_argument("--first", type=float, default=0.2, help="seconds from the arrival of a request to its first token")
     parser.add_argument("--gap", type=float, default=0.02, help="seconds between two tokens; 0: as fast as it goes")
@@ -179,7 +180,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.core is not None:
         os.sched_setaffinity(0, {args.core})
-    server = Server(args.port, Plan(args.tokens, args.thinking, args.continuous_usage), args.first, args.gap)
+    server = Server(args.host, args.port, Plan(args.tokens, args.thinking, args.continuous_usage), args.first, args.gap)
     print(server.port, flush=True)
     server.run()
 
