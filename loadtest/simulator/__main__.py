@@ -11,23 +11,18 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 
 from loadtest import hardware, models, roofline
 from loadtest.errors import EngineError, FitError, LoadtestError, UsageError
 from loadtest.simulator import face, faults, server
 from loadtest.simulator.chat import Served
-from loadtest.simulator.engine import Engine, EngineConfig
+from loadtest.simulator.engine import Engine
 from loadtest.simulator.precise import new_event_loop, tighten_timers
-from loadtest.simulator.runtimes import RUNTIMES, Runtime, runtime
+from loadtest.simulator.runtimes import RUNTIMES
+from loadtest.simulator.simulation import Simulation, out_of_memory, simulate
 
 API_KEY_VARIABLE = "LOADTEST_SIMULATOR_API_KEY"
-# A reasoning model serves an output of its native context after a prompt of up to this without YaRN (Qwen's own advice:
-# YaRN for prompts over 8,192 tokens, outputs up to 32,768).
-_PROMPT_ROOM_TOKENS = 8192
-# vLLM 0.32.0 as seen: this parser tells 0 reasoning tokens where the opening tag came with the prompt, as it does for QwQ.
-_COUNTS_NO_THINKING = (("vllm-sim", "deepseek_r1"),)
-_REASONING = ("qwq", "qwen3", "r1", "think", "reason")
 
 log = logging.getLogger("loadtest.simulator")
 
@@ -78,17 +73,18 @@ def main(argv: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     given = [faults.parse(text) for text in options.fault]
     _check(options)
-    config, served, identity, step_time_s = _build(options)
+    made = _simulation(options)
     if any(fault.kind == "oom" for fault in given):
-        raise FitError(_out_of_memory(options.engine, "asked for by --fault oom"))
+        raise FitError(out_of_memory(options.engine, "asked for by --fault oom"))
     time.sleep(sum(fault.at for fault in given if fault.kind == "slow-start"))
     _allow_many_files()
-    engine = Engine(config, step_time_s)
+    engine = Engine(made.config, made.step_time_s)
+    identity = server.Identity(tp=options.tp, gpu=options.gpu, model=options.model, clock_speed=options.clock_speed)
     during = tuple(fault for fault in given if fault.kind not in faults.AT_START)
     tighten_timers()
     loop = new_event_loop()
     try:
-        loop.run_until_complete(_serve(options, engine, served, identity, during))
+        loop.run_until_complete(_serve(options, engine, made.served, identity, during))
     finally:
         loop.close()
     return 0
@@ -105,65 +101,28 @@ def _check(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: expected 1 or more, got {value}")
 
 
-def _build(
-    options: argparse.Namespace,
-) -> tuple[EngineConfig, Served, server.Identity, Callable[[roofline.StepWork], float]]:
-    like, model = runtime(options.engine), models.model(options.model)
+def _simulation(options: argparse.Namespace) -> Simulation:
     deployment = roofline.Deployment(
-        model=model,
+        model=models.model(options.model),
         gpu=hardware.gpu(options.gpu),
         tp=options.tp,
         engine=options.engine,
         memory_fraction=options.memory_fraction,
     )
-    thinks = any(mark in model.name.lower() for mark in _REASONING)
-    context = options.context_length or model.native_context_tokens + (_PROMPT_ROOM_TOKENS if thinks else 0)
-    kv_tokens = options.kv_tokens or _kv_tokens(deployment, context)
-    _check_room(like, context, kv_tokens)
-    config = EngineConfig(
-        runtime=like,
-        kv_tokens=kv_tokens,
+    made = simulate(
+        deployment,
+        served_name=options.served_model_name or options.model,
+        context_tokens=options.context_length,
+        kv_tokens=options.kv_tokens,
         max_running=options.max_running,
         max_queued=options.max_queued,
         prefill_budget_tokens=options.prefill_budget,
         prefix_cache=not options.no_prefix_cache,
-    )
-    served = Served(
-        runtime=like,
-        model=options.served_model_name or options.model,
-        context_tokens=context,
-        kv_tokens=kv_tokens,
+        reasoning_parser=options.reasoning_parser,
         seed=options.seed,
-        thinks=thinks,
-        separates=options.reasoning_parser != "none",
-        counts_thinking=(options.engine, options.reasoning_parser) not in _COUNTS_NO_THINKING,
         length_scale=options.length_scale,
     )
-    identity = server.Identity(tp=options.tp, gpu=options.gpu, model=options.model, clock_speed=options.clock_speed)
-    if options.step_time is not None:
-        return config, served, identity, lambda work: float(options.step_time)
-    return config, served, identity, lambda work: roofline.step_time_s(deployment, work)
-
-
-def _kv_tokens(deployment: roofline.Deployment, context: int) -> int:
-    fit = roofline.fit(deployment, context_tokens=context, concurrency=1)
-    if fit.kv_capacity_tokens < 1:
-        raise FitError(_out_of_memory(deployment.engine, fit.reason))
-    return fit.kv_capacity_tokens
-
-
-def _out_of_memory(engine: str, reason: str) -> str:
-    return f"torch.OutOfMemoryError: CUDA out of memory (simulated, {engine}). {reason}"
-
-
-def _check_room(like: Runtime, context: int, kv_tokens: int) -> None:
-    """The vLLM-like refuses a cache that does not hold one request of full context, as the runtime does."""
-    kv_tokens -= kv_tokens % like.page_tokens
-    if like.needs_room_for_context and kv_tokens < context:
-        raise FitError(
-            f"ValueError: To serve at least one request with the model's max seq len ({context}), more KV cache is needed "
-            f"than the {kv_tokens} tokens that are available (simulated, {like.name}); lower --context-length or add cards"
-        )
+    return made if options.step_time is None else replace(made, step_time_s=lambda work: float(options.step_time))
 
 
 def _allow_many_files() -> None:
