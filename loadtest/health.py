@@ -180,9 +180,9 @@ def _disagreement(name: str, span: tuple[float, float], server: float | None, re
     return f"{name.replace('_', ' ')}: client {expected}, server {server:.0f}: {cause}"
 
 
-def troubles(records: Iterable[RequestRecord]) -> dict[str, int]:
+def troubles(records: Iterable[RequestRecord], *, simulated: bool) -> dict[str, int]:
     """How many measured requests show each known trouble of a reasoning model. Only the answer's text is kept on disk,
-    so repetition and Chinese characters are looked for there."""
+    so repetition and Chinese characters are looked for there; not in simulated text, which is filler."""
     names = ("no_closing_think", "truncated", "no_answer", "empty_answer", "repetition", "chinese_in_answer")
     counts = dict.fromkeys(names, 0)
     for record in records:
@@ -192,6 +192,8 @@ def troubles(records: Iterable[RequestRecord]) -> dict[str, int]:
         counts["truncated"] += record.outcome == "truncated"
         counts["no_answer"] += record.outcome == "no_answer"
         counts["empty_answer"] += record.outcome == "ok" and not answer and record.forced_tokens is None
+        if simulated:
+            continue
         counts["repetition"] += repeats(answer)
         counts["chinese_in_answer"] += bool(re.search(r"[\u4e00-\u9fff]", answer)) and bool(
             re.search(r"[A-Za-z]{3}", answer)

@@ -160,7 +160,7 @@ def _level(
         "token_counts": _token_counts(columns),
         **_distributions(columns),
         **_figures(windows, columns, objectives, simulated),
-        "troubles": health.troubles([r for one in columns for r in one.records if r.phase == "measure"]),
+        "troubles": health.troubles([r for c in columns for r in c.records if r.phase == "measure"], simulated=simulated),
         "curves": curves.of_level(columns, [level for level, _ in passes], spans, anchor),
     }
     answer["client_health"] = health.client(passes, anchor, answer["itl_s"]["p50"] or answer["tpot_s"]["mean"])

@@ -134,7 +134,8 @@ def share(successes: int, n: int) -> Estimate:
     p = successes / n
     centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return Estimate(p, (max(0.0, centre - half), min(1.0, centre + half)), n)
+    low = 0.0 if successes == 0 else centre - half
+    return Estimate(p, (low, 1.0 if successes == n else centre + half), n)
 
 
 def poisson_rate(count: int, exposure: float) -> Estimate:

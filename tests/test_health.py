@@ -1,0 +1,109 @@
+"""The load generator's own health, client against server, and the troubles of a model: each made to fail."""
+
+from dataclasses import replace
+
+import pytest
+
+from loadtest import columns, health
+from tests import builders
+from tests.builders import request
+
+
+def judged(passed, gap_s=0.1):
+    return health.client([(passed, columns.read(passed, builders.ANCHOR))], builders.ANCHOR, gap_s)
+
+
+def reconciled(passed):
+    return health.reconciliation([(passed, columns.read(passed, builders.ANCHOR))], builders.ANCHOR, 0.1)
+
+
+def passed(requests=None):
+    return builders.level(requests or [request(10.0 * i, seq=i) for i in range(5)])
+
+
+def test_a_healthy_client_passes_and_one_without_samples_fails():
+    assert judged(passed())["status"] == "pass"
+    assert "no sample" in judged(replace(passed(), health=()))["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"loop_lag_mean_s": 0.02}, "late on average"),
+        ({"loop_lag_max_s": 0.2}, "later than one median token gap"),
+        ({"cpu_share": 0.95}, "of a core"),
+        ({"gc_pause_s": 0.02}, "garbage collection"),
+        ({"late_starts": 1}, "after their schedule"),
+    ],
+)
+def test_each_fault_fails_with_its_reason(change, said):
+    one = passed()
+    found = judged(replace(one, health=tuple(replace(s, **change) for s in one.health)))
+    assert found["status"] == "fail"
+    assert [said in reason for reason in found["reasons"]] == [True]
+
+
+def test_a_lag_counts_in_seconds_of_the_run():
+    one = passed()
+    slow = tuple(replace(s, loop_lag_max_s=0.02, clock_speed=10.0) for s in one.health)
+    assert judged(replace(one, health=slow))["status"] == "fail"
+    assert judged(replace(one, health=tuple(replace(s, clock_speed=1.0) for s in slow)))["status"] == "pass"
+
+
+def test_equal_totals_pass_and_both_numbers_are_given():
+    found = reconciled(passed())
+    assert found["status"] == "pass"
+    assert (found["client_output_tokens"], found["server_output_tokens"]) == (50, 50)
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "said"),
+    [("generation_tokens_total", 40, "others used the server"), ("generation_tokens_total", -40, "counted less"),
+     ("requests_finished_total", 1, "requests: client 5, server 6"), ("prompt_tokens_total", 90, "prompt tokens")],
+)  # fmt: skip
+def test_other_totals_fail(field, change, said):
+    one = passed()
+    last = replace(one.server[-1], **{field: getattr(one.server[-1], field) + change})
+    found = reconciled(replace(one, server=(one.server[0], last)))
+    assert found["status"] == "fail"
+    assert said in found["reasons"][0]
+
+
+def test_readings_that_do_not_bracket_the_requests_check_nothing():
+    one = passed()
+    late = replace(one.server[0], t_s=1.0)
+    found = reconciled(replace(one, server=(late, one.server[1])))
+    assert found["status"] == "not_checked"
+    assert "after the first request" in found["reasons"][0]
+    assert reconciled(replace(one, server=()))["status"] == "not_checked"
+
+
+@pytest.mark.parametrize(("counted", "status"), [(50, "pass"), (65, "pass"), (40, "fail"), (200, "fail")])
+def test_a_cut_off_request_makes_a_range(counted, status):
+    """Five finished with 50 tokens; a sixth was cut off after 10: the server may have counted 50, 60, or, decoding on for
+    2 s at 10 tokens/s, 80 tokens, give or take one a request."""
+    one = passed([request(10.0 * i, seq=i) for i in range(5)] + [request(60.0, seq=5, outcome="cut_off")])
+    first, last = one.server
+    last = replace(last, generation_tokens_total=first.generation_tokens_total + counted)
+    assert reconciled(replace(one, server=(first, last)))["status"] == status
+
+
+def test_troubles_are_counted_and_simulated_text_is_not_read():
+    made = [
+        request(think_closed=False),
+        request(outcome="truncated"),
+        request(outcome="no_answer", answer=0),
+        replace(request(), answer=" "),
+        replace(request(), answer="I see. " + "Wait, let me check that. " * 6),
+        replace(request(), answer="The answer is 四"),
+    ]
+    found = health.troubles(made, simulated=False)
+    assert found == {
+        "no_closing_think": 1,
+        "truncated": 1,
+        "no_answer": 1,
+        "empty_answer": 1,
+        "repetition": 1,
+        "chinese_in_answer": 1,
+    }
+    assert health.troubles(made, simulated=True)["repetition"] == 0
