@@ -41,7 +41,7 @@ def noticed_s(server, limit_s=30.0):
 def test_a_whole_life(engine, spec, tmp_path):
     with engines.Server(spec(engine), tmp_path / "engine.log") as server:
         server.wait_ready(READY_S)
-        family = guard.descendants(server._guard.pid)
+        family = guard.descendants(server.pid)
         info = engines.probe(server.base_url)
         assert (info.engine, info.model, info.max_model_len, info.simulated) == (engine, "tiny-qwq", 8192, False)
         assert info.version
@@ -70,6 +70,13 @@ def test_a_whole_life(engine, spec, tmp_path):
         assert server.exit_code in (0, -signal.SIGKILL), "SGLang ends itself with SIGKILL after draining"
 
 
+@BOTH
+def test_yarn_stretches_the_context(engine, spec, tmp_path):
+    with engines.Server(spec(engine, yarn=True, context_tokens=None), tmp_path / "engine.log") as server:
+        server.wait_ready(READY_S)
+        assert engines.probe(server.base_url).max_model_len == 131072
+
+
 def test_sglang_starts_on_a_high_port(spec, tmp_path):
     with engines.Server(spec("sglang", port=60123), tmp_path / "engine.log") as server:
         server.wait_ready(READY_S)
@@ -79,7 +86,7 @@ def test_sglang_starts_on_a_high_port(spec, tmp_path):
 def test_a_killed_scheduler_is_noticed_within_two_seconds(engine, spec, tmp_path):
     with engines.Server(spec(engine), tmp_path / "engine.log") as server:
         server.wait_ready(READY_S)
-        family = guard.descendants(server._guard.pid)
+        family = guard.descendants(server.pid)
         pid = next(pid for pid, title in server._vital.items() if "scheduler" in title or "EngineCore" in title)
         with httpx.stream(
             "POST",
