@@ -65,7 +65,7 @@ class Level:
     """Runs this process's share of a pass.
 
     `slots` are the numbers of its users. `kept` is called with every record that is on disk, `failed` once, when the
-    measurement itself cannot go on.
+    measurement itself cannot go on. `count_tokens` counts for servers that never tell.
     """
 
     def __init__(
@@ -77,7 +77,9 @@ class Level:
         transport: Transport,
         kept: Callable[[RequestRecord], None],
         failed: Callable[[str], None],
+        count_tokens: Callable[[str], int] | None = None,
     ) -> None:
+        self._count_tokens = count_tokens
         self.settings = settings
         self.clock = Clock.start(settings.clock_speed)
         self.script = Script(workload, settings.contract, model=settings.model, engine=settings.engine, seed=settings.seed)
@@ -143,7 +145,7 @@ class Level:
 
         The clerk decodes and writes it: the user's next request does not wait for that.
         """
-        exchange = Exchange(body=item.prepared.body)
+        exchange = Exchange(body=item.prepared.body, request_id=self._request_id(item))
         self.started += 1
         self.in_flight += 1
         try:
@@ -152,6 +154,10 @@ class Level:
             self.in_flight -= 1
             self._queue.put((item, user, scheduled_s, exchange))
         return exchange
+
+    def _request_id(self, item: Item) -> str:
+        settings = self.settings
+        return request_id(settings.run_id, settings.cell, settings.concurrency, settings.repeat, item.phase, item.index)
 
     def _keep_books(self) -> None:
         """The clerk: one reply at a time, in slices, so that between two of them every socket is read."""
@@ -206,7 +212,14 @@ class Level:
 
     def _record(self, item: Item, user: int, scheduled_s: float, exchange: Exchange) -> RequestRecord:
         settings, clock, prepared = self.settings, self.clock, item.prepared
-        got = reply.read(exchange, clock, opened=self._opened, forced_tokens=prepared.forced_tokens, pause=_yield)
+        got = reply.read(
+            exchange,
+            clock,
+            opened=self._opened,
+            forced_tokens=prepared.forced_tokens,
+            count_tokens=self._count_tokens,
+            pause=_yield,
+        )
         return RequestRecord(
             run_id=settings.run_id,
             cell=settings.cell,

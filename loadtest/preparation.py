@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def add_options(parser: Any) -> None:
     )
     group.add_argument("--seed", type=int, default=0, help="orders the prompts; also sent to the server")
     group.add_argument("--clock-speed", type=float, help="simulated seconds per second, of a simulator (default: ask it)")
+    group.add_argument("--tokenizer", help="tokenizer.json or its folder, to count tokens of a server that never tells")
     group.add_argument("--out", help="run folder (default: runs/TIME-ENGINE)")
 
 
@@ -80,6 +81,21 @@ def settle(options: Any, host: str | None, users: int) -> tuple[Settings, Worklo
         contract=from_table(options.loadtest_contract),
     )
     return settings, workload.load(options.workload)
+
+
+def token_counter(path: str | None) -> Callable[[str], int] | None:
+    """Counts the tokens of a text by a local tokenizer; null without one. Needs the `tokenizer` extra."""
+    if path is None:
+        return None
+    found = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not found.is_file():
+        raise UsageError(f"--tokenizer: expected a tokenizer.json or a folder with one, found none at {path}")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise UsageError("--tokenizer: needs the tokenizers package; install loadtest[tokenizer]") from error
+    encode = Tokenizer.from_file(str(found)).encode
+    return lambda text: len(encode(text, add_special_tokens=False).ids)
 
 
 class Opening:

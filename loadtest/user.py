@@ -30,6 +30,7 @@ FINISH, FINAL, DONE, FAILED = "loadtest_finish", "loadtest_final", "loadtest_don
 WATCH_INTERVAL_S = 0.5
 FINAL_WAIT_S = 60.0
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.1, 5.0
+RESOLVED = ("engine", "model", "tp", "cell", "repeat", "run_id", "clock_speed", "out")
 REASONS = {
     "cut_off": "still running when the level ended",
     "truncated": "ended by the limit on its length",
@@ -112,6 +113,7 @@ class Session:
         self.environment = environment
         self.runner: Any = environment.runner
         self.options: Any = environment.parsed_options
+        self._given = {key: getattr(self.options, key, None) for key in RESOLVED}
         self.level: Level | None = None
         self.opening: preparation.Opening | None = None
         self.failure: str | None = None
@@ -129,6 +131,7 @@ class Session:
         self.failure, self.ended, self.level, self._finishing = None, False, None, False
         try:
             if not isinstance(runner, WorkerRunner):
+                vars(options).update(self._given)  # a second test from the web page finds its own run and repeat
                 users = max(runner.target_user_count or 0, options.num_users or 0, *_steps(options), 1)
                 self.opening = preparation.open_run(options, self.environment.host, users)
             if isinstance(runner, MasterRunner):
@@ -145,7 +148,16 @@ class Session:
         settings, workload = preparation.settle(options, self.environment.host, users)
         slots = slots_of(worker, workers, users)
         transport = CurlTransport(settings.url, api_key=preparation.api_key(), speed=settings.clock_speed)
-        self.level = Level(settings, workload, slots, transport=transport, kept=self._on_record, failed=self.fail)
+        count_tokens = preparation.token_counter(options.tokenizer)
+        self.level = Level(
+            settings,
+            workload,
+            slots,
+            transport=transport,
+            kept=self._on_record,
+            failed=self.fail,
+            count_tokens=count_tokens,
+        )
         self.level.open()
         logger.info("opened %d connections in %.3f s", len(slots), self.level.connected_wall_s)
         if self.level.finished:

@@ -175,3 +175,18 @@ def test_closing_leaves_a_summary_and_a_health_sample(make):
 @pytest.mark.parametrize(("limit", "text"), [(100, "añb"), (4, "añb"), (3, "añ"), (2, "a"), (0, "")])
 def test_cut(limit, text):
     assert cut("añb", limit) == text
+
+
+def test_a_tokenizer_counts_where_the_server_does_not(tmp_path):
+    settings = Settings(
+        run=tmp_path, run_id="r", cell="c", engine="other", model="m", url="http://x", concurrency=1, repeat=1, requests=1,
+        warmup_requests=0, seed=0, clock_speed=1.0, contract=Contract(),
+    )  # fmt: skip
+    kept = []
+    level = Level(
+        settings, load("math:n=5"), (0,), transport=Canned(), kept=kept.append, failed=kept.append, count_tokens=len
+    )
+    level.open()
+    level.send(level.next_item(), 0, 0.0)
+    level.close()
+    assert (kept[0].completion_tokens, kept[0].token_count_source) == (len("why</think>42"), "tokenizer")

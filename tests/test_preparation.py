@@ -96,3 +96,9 @@ def test_the_key_comes_from_the_environment(monkeypatch):
     assert preparation.api_key() == "b"
     monkeypatch.setenv("LOADTEST_API_KEY", "a")
     assert preparation.api_key() == "a"
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path):
+    assert preparation.token_counter(None) is None
+    with pytest.raises(UsageError, match="tokenizer.json"):
+        preparation.token_counter(str(tmp_path))
