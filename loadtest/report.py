@@ -479,16 +479,14 @@ def terminal_table(metrics: Json, manifest: Json | None = None) -> str:
             body.append((cell.id, view.count(level.get("concurrency")), view.count(level.get("n_requests")), *figures))
         if not cell.levels:
             body.append((cell.id, view.DASH, "0", cell.status, "", "", ""))
-    text = ["SIMULATED: these figures are predictions", ""] if verdict.simulated(metrics) else []
+    failed = [check for check in verdict.checks(metrics, manifest) if check.state == "fail"]
+    text = ["SIMULATED: these figures are predictions"] if verdict.simulated(metrics) else []
+    text += [f"DO NOT RELY ON THIS RUN. {check.name} FAIL: {check.words}" for check in failed]
+    text += [""] if text else []
     text += _aligned(body)
     said = [line for line in verdict.lines(metrics, manifest) if manifest or line.asks != "What it costs"]
     text += ["", *(f"{line.asks}: {line.answer}. {line.because}" for line in said)]
     text += [f"Not measured: {one}" for one in verdict.not_measured(metrics, manifest)]
-    text += [
-        f"{check.name} {check.state.upper()}: {check.words}"
-        for check in verdict.checks(metrics, manifest)
-        if check.state != "pass"
-    ]
     return "\n".join(text)
 
 

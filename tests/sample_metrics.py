@@ -399,7 +399,7 @@ def damaged() -> Sample:
 
 def hostile() -> Sample:
     """A run folder made by a stranger: every free text is an attack."""
-    sample = copy.deepcopy(full_matrix())
+    sample = full_matrix(levels=(1, 2), deployments=3)
     for cell in sample.metrics["cells"]:
         cell.update(model=HOSTILE, engine_version=HOSTILE, gpu=HOSTILE, reason=HOSTILE)
         cell["fit"]["lines"] = [HOSTILE]

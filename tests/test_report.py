@@ -16,7 +16,7 @@ import sample_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import report, verdict, view
+from loadtest import plots, report, verdict, view
 from loadtest.errors import RecordError
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -133,6 +133,11 @@ def test_damaged_run_warns_first_and_lists_what_is_missing(damaged: Page) -> Non
         assert words in damaged.text, words
 
 
+def test_failed_health_stands_before_the_verdict_it_spoils(damaged: Page, full: str) -> None:
+    assert damaged.text.index("Do not rely on this run") < damaged.text.index("Which runtime")
+    assert Page(full).text.index("The run is sound") > Page(full).text.index("Which runtime")
+
+
 def test_hostile_text_stays_text(hostile: str) -> None:
     page = Page(hostile)
     assert [tag for tag, _ in page.tags].count("script") == 1
@@ -147,10 +152,13 @@ def test_no_invisible_character_reaches_the_page(hostile: str) -> None:
 
 
 @pytest.mark.parametrize("lost", ["cells", "comparisons", "findings", "run", "health", "complete", "run_id", "simulated"])
-def test_page_stands_without_any_one_key_of_metrics(lost: str) -> None:
-    sample = sample_metrics.full_matrix(levels=(1,), deployments=1)
+def test_page_stands_without_any_one_key_of_metrics(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "draw_all", lambda metrics: ())  # figures without a key: test_plots
+    sample = sample_metrics.full_matrix(levels=(1, 2))
     del sample.metrics[lost]
-    assert Page(build(sample)).open == []
+    page = Page(build(sample))
+    assert page.open == []
+    assert "How each number is defined" in page.text
 
 
 def test_page_stands_on_nothing_at_all() -> None:
