@@ -70,10 +70,9 @@ def _throughput(groups: dict[str, tuple[Cell, ...]]) -> Figure | None:
 
 
 def _per_user(groups: dict[str, tuple[Cell, ...]]) -> Figure | None:
-    caption = (
-        "Median over requests of what one stream delivers while it decodes. Higher is better. "
-        "Dotted: the bound that memory bandwidth sets for a single stream."
-    )
+    caption = "Median over requests of what one stream delivers while it decodes. Higher is better."
+    if any(_bound(cell) for cell in view.flat(groups)):
+        caption += " Dotted: the bound that memory bandwidth sets for a single stream."
     return _against_concurrency(groups, "tokens-per-s-per-user", "tokens_per_s_per_user", caption, bound=True)
 
 

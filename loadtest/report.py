@@ -171,7 +171,11 @@ def _sections(metrics: Json, manifest: Json, engines: Mapping[str, Json], drawin
     cells = view.cells(metrics)
     groups = [(anchor, title, [_shown(drawings[n]) for n in names if n in drawings]) for anchor, title, names in GROUPS]
     return {
-        "groups": [group for group in groups if group[2]],
+        "groups": [
+            (anchor, title if anchor != "comparison" or "ratios" in drawings else "Trade-offs", shown)
+            for anchor, title, shown in groups
+            if shown
+        ],
         "findings": _findings(metrics),
         "why": _why(metrics),
         "summary": _summary(cells, metrics, manifest),

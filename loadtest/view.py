@@ -72,7 +72,9 @@ class Cell:
 
     @property
     def deployment(self) -> str:
-        """Model and number of cards: what two runtimes are compared on."""
+        """Model and number of cards: what two runtimes are compared on. No card is named where none is known."""
+        if not self.gpu and self.tp == 1:
+            return self.model
         return f"{self.model}, {self.tp} card{'' if self.tp == 1 else 's'}"
 
     def level(self, concurrency: int) -> Json | None:
