@@ -328,6 +328,7 @@ def _init(environment: Environment, **_: Any) -> None:
     fired.test_stopping.add_listener(lambda **_: session.stopping())
     fired.test_stop.add_listener(lambda **_: session.finish())
     fired.quitting.add_listener(lambda **_: session.quitting())
+    fired.user_error.add_listener(lambda exception, **_: session.fail(f"a bug: a user ended with {exception!r}"))
     for kind in (FINISH, FINAL, DONE, FAILED):
         session.runner.register_message(kind, _hand_over(session, kind))
     _raise_file_limit()
