@@ -6,11 +6,12 @@ the speed of the clock. So a wall delay of 0.1 ms counts as 2 ms of simulated ti
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from loadtest.records import RequestRecord
+from loadtest.records import RequestRecord, request_id
+
+_TIMES = ("ttft_s", "tpot_s", "time_to_final_answer_s")
 
 
 def clock_error(requests: Iterable[RequestRecord], truth: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -22,21 +23,17 @@ def clock_error(requests: Iterable[RequestRecord], truth: Sequence[Mapping[str, 
     """
     known = {str(row["request_id"]): row for row in truth}
     pairs = [
-        (one, known[request_id(one)])
+        (one, known[_id(one)])
         for one in requests
-        if one.phase == "measure" and one.outcome in ("ok", "no_answer", "truncated") and request_id(one) in known
+        if one.phase == "measure" and one.outcome in ("ok", "no_answer", "truncated") and _id(one) in known
     ]
     times = [(_measured(one), _true(row)) for one, row in pairs]
-    errors = {
-        key: _relative([measured[key] for measured, _ in times], [true[key] for _, true in times])
-        for key in ("ttft_s", "tpot_s", "time_to_final_answer_s")
-    }
+    errors = {key: _relative([measured[key] for measured, _ in times], [true[key] for _, true in times]) for key in _TIMES}
     return {"n": len(pairs), **errors}
 
 
-def request_id(one: RequestRecord) -> str:
-    """The `x-request-id` that the client sent with a request: unique within a run, the same in server logs."""
-    return f"{one.run_id}.{one.cell}.c{one.concurrency}-r{one.repeat}.{one.phase}-{one.seq}"
+def _id(one: RequestRecord) -> str:
+    return request_id(one.run_id, one.cell, one.concurrency, one.repeat, one.phase, one.seq)
 
 
 def _measured(one: RequestRecord) -> dict[str, float]:
@@ -74,7 +71,18 @@ def worst(errors: Iterable[Mapping[str, Any]]) -> float | None:
     return max(shares, default=None)
 
 
-def median(errors: Iterable[Mapping[str, Any]]) -> float | None:
-    """The median share by which the times of the cells are off; null where nothing was compared."""
-    shares = [abs(v) for error in errors for key, v in error.items() if key != "n" and v is not None]
-    return statistics.median(shares) if shares else None
+def pooled(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The errors of several cells as one, each weighted by its requests; null where nothing was compared.
+
+    >>> pooled([{"n": 1, "ttft_s": 0.03, "tpot_s": None}, {"n": 2, "ttft_s": 0.0, "tpot_s": None}])
+    {'n': 3, 'ttft_s': 0.01, 'tpot_s': None, 'time_to_final_answer_s': None}
+    """
+    if not errors:
+        return None
+    return {"n": sum(int(error["n"]) for error in errors), **{key: _mean(errors, key) for key in _TIMES}}
+
+
+def _mean(errors: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    known = [(int(error["n"]), float(error[key])) for error in errors if error.get(key) is not None]
+    total = sum(n for n, _ in known)
+    return sum(n * value for n, value in known) / total if total else None

@@ -61,6 +61,7 @@ class Exchange:
     """
 
     body: bytes
+    request_id: str = ""  # sent as x-request-id, so that a server's log and ours can be laid side by side
     began: float = 0.0
     sent: float | None = None
     headers_at: float | None = None
@@ -200,6 +201,8 @@ class CurlTransport:
         return easy
 
     def _aim(self, easy: Any, exchange: Exchange) -> None:
+        if exchange.request_id:
+            easy.setopt(pycurl.HTTPHEADER, [*self._headers, f"x-request-id: {exchange.request_id}"])
         easy.setopt(pycurl.POSTFIELDSIZE_LARGE, len(exchange.body))
         easy.setopt(pycurl.POSTFIELDS, exchange.body)
         easy.setopt(pycurl.WRITEFUNCTION, _reader(exchange.reads, exchange.pieces))

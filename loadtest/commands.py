@@ -95,10 +95,8 @@ def _measure(
 
 def analyze(arguments: argparse.Namespace, say: Say) -> str:
     """Records to metrics.json and metrics.csv."""
-    from loadtest import report
-
     numbers = _analyze(arguments.run)
-    return _as_json(numbers) if arguments.json else f"{report.terminal_table(numbers)}\n{arguments.run / 'metrics.json'}"
+    return _as_json(numbers) if arguments.json else f"{_table(arguments.run, numbers)}\n{arguments.run / 'metrics.json'}"
 
 
 def make_report(arguments: argparse.Namespace, say: Say) -> str:
@@ -117,14 +115,19 @@ def make_report(arguments: argparse.Namespace, say: Say) -> str:
 
 
 def _conclude(out: Path, say: Say, *, as_json: bool) -> str:
-    from loadtest import report
-
     say("analysing")
     numbers = _analyze(out)
     say("drawing the page")
     page = out / "report.html"
     _write_page(out, page)
-    return _as_json(numbers) if as_json else f"{report.terminal_table(numbers)}\n{page}"
+    return _as_json(numbers) if as_json else f"{_table(out, numbers)}\n{page}"
+
+
+def _table(folder: Path, numbers: dict[str, Any]) -> str:
+    """The decision, as a compact table for a terminal."""
+    from loadtest import report
+
+    return report.terminal_table(numbers, records.read_json(folder / "manifest.json"))
 
 
 def _analyze(folder: Path) -> dict[str, Any]:
@@ -136,6 +139,12 @@ def _analyze(folder: Path) -> dict[str, Any]:
     records.write_json(folder / "metrics.json", numbers)
     records.write_csv(folder / "metrics.csv", metrics.to_rows(numbers))
     return numbers
+
+
+def _claims(name: str | None) -> Path:
+    """The claims that a study names: a file, or one of `reports/findings/`; without a name, the published ones."""
+    own = Path(name or "qwq-32b-ada")
+    return own if own.suffix == ".toml" else resources.path(f"reports/findings/{own}.toml")
 
 
 def _write_page(folder: Path, page: Path) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from loadtest import acceleration
 from loadtest.columns import FINISHED, Pass, offset
 from loadtest.records import HealthSample, LevelRecords, RequestRecord, ServerSample
 
 CPU_LIMIT = 0.9  # of one core, by one process
 BAD_SECONDS_LIMIT = 0.05  # share of seconds that may be bad
 MEAN_LAG_LIMIT = 0.1  # of the median token gap
+CLOCK_ERROR_LIMIT = 0.02  # of each mean time, against what the simulator knows to be true
 GC_LIMIT = 0.01  # share of the time
 LATE_LIMIT = 0.01  # share of the requests
 TOKENS_TOLERANCE = 0.001  # of the total, and at least one token a request
@@ -22,18 +24,23 @@ ABORT_SLACK_S = 2.0  # a server may decode for so long after its client has left
 Passes = Sequence[tuple[LevelRecords, Pass]]
 
 
-def client(passes: Passes, anchor: float, gap_s: float | None) -> dict[str, Any]:
+def client(
+    passes: Passes, anchor: float, gap_s: float | None, clock_error: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Did the load generator distort the figures? `{status: pass|fail, reasons, checks, n_samples}`.
 
     Population: the seconds sampled while measured requests ran, over all passes and workers. Lags are wall seconds times
     the clock's speed, so that they compare with `gap_s`, the median token gap of the level. Fails without samples.
+    `clock_error` (`acceleration.clock_error`) is what a fast simulated clock was measured to cost; it is then judged
+    itself, in place of the lags that cause it.
     """
     samples = [sample for level, columns in passes for sample in _during(level.health, columns, anchor)]
     if not samples:
         reason = "no sample of the load generator's own health: nothing shows that it kept up"
         return {"status": "fail", "reasons": [reason], "checks": [], "n_samples": 0}
     requests = sum(int(np.sum(columns.measured)) for _, columns in passes)
-    checks = [_check(*one) for one in (*_lag_checks(samples, gap_s), *_other_checks(samples, requests))]
+    timing = _lag_checks(samples, gap_s) if clock_error is None else _clock_checks(clock_error)
+    checks = [_check(*one) for one in (*timing, *_other_checks(samples, requests))]
     reasons = [str(check["reason"]) for check in checks if check["status"] == "fail"]
     return {"status": "fail" if reasons else "pass", "reasons": reasons, "checks": checks, "n_samples": len(samples)}
 
@@ -50,6 +57,13 @@ def _lag_checks(samples: Sequence[HealthSample], gap_s: float | None) -> list[tu
         ("loop_lag_worst", late, BAD_SECONDS_LIMIT,
          f"in {late:.1%} of the seconds the loop woke later than one median token gap (worst {np.max(worst) * 1e3:.3g} ms)"),
     ]  # fmt: skip
+
+
+def _clock_checks(clock_error: Mapping[str, Any]) -> list[tuple[str, float, float, str]]:
+    worst = acceleration.worst([clock_error])
+    if worst is None:
+        return []
+    return [("simulated_clock", worst, CLOCK_ERROR_LIMIT, f"the fast clock put the times off by up to {worst:.1%}")]
 
 
 def _other_checks(samples: Sequence[HealthSample], requests: int) -> list[tuple[str, float, float, str]]:

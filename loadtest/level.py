@@ -25,6 +25,7 @@ from loadtest.records import (
     JsonlWriter,
     RequestRecord,
     level_path,
+    request_id,
     requests_stem,
     write_json,
 )
@@ -98,6 +99,7 @@ class Level:
         self._pool = ThreadPool(1)
         self._queue: Queue[Any] = Queue()
         self._clerk = gevent.spawn(self._keep_books)
+        self._clerk.link_exception(lambda clerk: self.fail(f"a bug: records can no longer be kept: {clerk.exception!r}"))
         self.telemetry = Telemetry(self._keep_sample, self.clock, self.worker, lambda: self.in_flight)
         self.in_flight = self.users = self.started = self.written = self.measured = 0
         self.connected_wall_s = 0.0

@@ -18,7 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadtest import compare, curves, distributions, findings, hardware, health, models, roofline, slo, statistics, window
+from loadtest import (
+    acceleration,
+    compare,
+    curves,
+    distributions,
+    findings,
+    hardware,
+    health,
+    models,
+    roofline,
+    slo,
+    statistics,
+    window,
+)
 from loadtest.columns import Bools, Ints, Pass, earliest_anchor, per_request, read, values_of
 from loadtest.errors import UsageError
 from loadtest.records import SCHEMA_VERSION, CellRecords, LevelRecords, RequestRecord, Run
@@ -54,7 +67,10 @@ def analyze(run: Run, claims: Sequence[findings.Claim] = ()) -> dict[str, Any]:
         "run_id": run.manifest.get("run_id"),
         "simulated": _simulated(run.manifest) or any(cell["simulated"] for cell in cells),
         "complete": bool(run.manifest.get("complete")),
-        "run": _run(run.manifest),
+        "run": {
+            **_run(run.manifest),
+            "clock_error": acceleration.pooled([c["clock_error"] for c in cells if c["clock_error"]]),
+        },
         "health": health.summary(cells, run.manifest),
         "cells": cells,
         "comparisons": comparisons,
@@ -92,7 +108,7 @@ def _cell(
     facts = {**listed, **{key: value for key, value in cell.engine.items() if value is not None}}
     simulated = _simulated(facts) or (not cell.engine and _simulated(manifest))
     by_level = groupby(passes, key=lambda one: one[1].concurrency)
-    levels = [_level(list(group), objectives, anchor, simulated) for _, group in by_level]
+    levels = [_level(list(group), objectives, anchor, simulated, facts.get("clock_error")) for _, group in by_level]
     return {
         "id": cell.id,
         "engine": facts.get("engine", "other"),
@@ -102,6 +118,7 @@ def _cell(
         "gpu": facts.get("gpu"),
         "simulated": simulated,
         "clock_speed": facts.get("clock_speed"),
+        "clock_error": facts.get("clock_error"),
         "status": facts.get("status"),
         "reason": facts.get("reason"),
         "fit": facts.get("fit"),
@@ -141,7 +158,11 @@ def _bound(facts: Mapping[str, Any]) -> tuple[float | None, str | None]:
 
 
 def _level(
-    passes: Sequence[tuple[LevelRecords, Pass]], objectives: Sequence[slo.Slo], anchor: float, simulated: bool
+    passes: Sequence[tuple[LevelRecords, Pass]],
+    objectives: Sequence[slo.Slo],
+    anchor: float,
+    simulated: bool,
+    clock_error: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """One level: the measured phase of all its passes, pooled."""
     columns = [one for _, one in passes]
@@ -163,7 +184,8 @@ def _level(
         "troubles": health.troubles([r for c in columns for r in c.records if r.phase == "measure"], simulated=simulated),
         "curves": curves.of_level(columns, [level for level, _ in passes], spans, anchor),
     }
-    answer["client_health"] = health.client(passes, anchor, answer["itl_s"]["p50"] or answer["tpot_s"]["mean"])
+    gap_s = answer["itl_s"]["p50"] or answer["tpot_s"]["mean"]
+    answer["client_health"] = health.client(passes, anchor, gap_s, clock_error)
     answer["reconciliation"] = health.reconciliation(passes, anchor, answer["tpot_s"]["mean"])
     answer["slo"] = [slo.judge(objective, answer) for objective in objectives]
     return answer

@@ -132,6 +132,7 @@ def _open_run(study: Study, workload: Workload, contract: Contract, out: Path, r
         "contract": asdict(contract),
         "slo": list(study.slo),
         "prices": {"gpu_hour": study.gpu_hour_price, "currency": study.currency},
+        "findings": study.findings,
         "seed": study.seed,
         "levels": list(study.levels),
         "repeats": study.repeats,

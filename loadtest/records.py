@@ -175,6 +175,15 @@ def cell_id(engine: str, model: str, tp: int) -> str:
     return f"{engine}_{name}_tp{tp}"
 
 
+def request_id(run_id: str, cell: str, concurrency: int, repeat: int, phase: Phase, seq: int) -> str:
+    """What a request is called on the wire (`x-request-id`) and so in a server's log: unique within a run.
+
+    >>> request_id("r", "vllm_m_tp1", 8, 1, "measure", 3)
+    'r.vllm_m_tp1.c08-r1.measure-3'
+    """
+    return f"{run_id}.{cell}.{level_name(concurrency, repeat)}.{phase}-{seq}"
+
+
 def level_name(concurrency: int, repeat: int) -> str:
     """Folder of one pass over one level, `cNN-rR`.
 

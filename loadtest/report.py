@@ -143,6 +143,7 @@ def _first_screen(metrics: Json, manifest: Json) -> dict[str, Any]:
         "failed": any(check.state == "fail" for check in checks),
         "health_reasons": verdict.health_reasons(metrics),
         "clock_speed": view.finite(run.get("clock_speed")) or 1.0,
+        "clock_error": _clock_error(run.get("clock_error")),
     }
 
 
@@ -158,6 +159,15 @@ def _facts(metrics: Json, manifest: Json, run: Json) -> tuple[str, ...]:
         f"{view.clean(mode)} mode" if mode else "",
     )
     return tuple(fact for fact in facts if fact)
+
+
+def _clock_error(error: Json | None) -> str:
+    """What the fast clock of a simulation cost, in words; empty where it was not measured."""
+    if not error:
+        return ""
+    names = {"ttft_s": "time to first token", "tpot_s": "time per token", "time_to_final_answer_s": "time to final answer"}
+    shares = [f"{name} {error[key]:+.1%}" for key, name in names.items() if view.finite(error.get(key)) is not None]
+    return f"{', '.join(shares)} (means over {error['n']} requests)"
 
 
 def _when(unix_s: Any) -> str:

@@ -190,3 +190,12 @@ def test_a_tokenizer_counts_where_the_server_does_not(tmp_path):
     level.send(level.next_item(), 0, 0.0)
     level.close()
     assert (kept[0].completion_tokens, kept[0].token_count_source) == (len("why</think>42"), "tokenizer")
+
+
+def test_a_clerk_that_dies_ends_the_measurement(make, monkeypatch):
+    level = make()
+    monkeypatch.setattr(level, "_record", lambda *_: 1 / 0)
+    level.send(level.next_item(), 0, 0.0)
+    while not level.failures:
+        gevent.sleep(0.001)
+    assert "ZeroDivisionError" in level.failures[0]
