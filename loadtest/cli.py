@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 could not measure, 2 usage, 3 gate not met, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill keeps what was measured, as Ctrl-C does
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parse(list(sys.argv[1:] if argv is None else argv))
         print(printable(_handler(arguments.handler)(arguments, Progress())))
     except KeyboardInterrupt:
         return _failed(Interrupted("interrupted"))
@@ -31,6 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing more to say
         return 0
     return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """Arguments of one command; what stands after `--` is the runtime's own."""
+    ours, theirs = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    parser = _parser()
+    arguments = parser.parse_args(ours)
+    if theirs and arguments.handler != "serve":
+        parser.error(f"unrecognized arguments after --: {' '.join(theirs)}; only `serve` hands arguments on")
+    arguments.engine_args = theirs
+    return arguments
 
 
 def _failed(error: LoadtestError) -> int:
@@ -124,7 +135,7 @@ def _measuring_commands(command: _Command) -> None:
     add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
-    add = command("serve", "serve", "start one runtime in the foreground")
+    add = command("serve", "serve", "start one runtime in the foreground; what follows -- goes to it as it is")
     add("engine", choices=("sglang", "vllm", "sglang-sim", "vllm-sim"))
     add("--model", required=True, metavar="M", help=_MODELS)
     add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: how many cards")
@@ -132,7 +143,6 @@ def _measuring_commands(command: _Command) -> None:
     add("--port", type=int, default=8000, metavar="P")
     add("--context", type=int, metavar="T", help="context length in tokens")
     add("--print", action="store_true", help="show the exact command and start nothing")
-    add("args", nargs="*", metavar="-- ENGINE ARGS", help="handed to the runtime as they are")
 
 
 def _file_commands(command: _Command) -> None:

@@ -164,7 +164,7 @@ def serve(arguments: argparse.Namespace, say: Say) -> str:
         tp=arguments.tp,
         gpu=arguments.gpu,
         context_tokens=arguments.context,
-        args=tuple(arguments.args),
+        args=tuple(arguments.engine_args),
     )
     contract = Contract()
     spec = orchestrate.launch_spec(cell, contract, arguments.port)

@@ -315,7 +315,8 @@ def _run_pass(
 ) -> None:
     folder = records.level_path(journey.out, cell.id, level, repeat)
     argv = passes.command(journey.study, cell, target, level, repeat, journey.out, journey.run_id)
-    engines.flush_cache(target.base_url, cell.engine)
+    if cell.base_url is None:  # another's server may serve others too: its cache is left alone
+        engines.flush_cache(target.base_url, cell.engine)
     started_s = time.monotonic()
     with _scraping(target, folder):
         end = passes.drive(argv, folder, _environment(cell), died=died, tell=_teller(journey, cell, level))

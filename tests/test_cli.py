@@ -83,3 +83,17 @@ def test_a_bug_is_a_traceback(monkeypatch):
     monkeypatch.setattr(commands, "analyze", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["analyze", "somewhere"])
+
+
+def test_what_follows_two_dashes_goes_to_the_runtime(capsys):
+    assert cli.main(["serve", "vllm", "--model", "qwq-32b-awq", "--tp", "2", "--print", "--", "--enforce-eager"]) == 0
+    said = capsys.readouterr().out
+    assert "vllm serve Qwen/QwQ-32B-AWQ --host 127.0.0.1 --port 8000" in said
+    assert said.endswith(" --enforce-eager\n")
+
+
+def test_only_serve_hands_arguments_on(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["analyze", "somewhere", "--", "--enforce-eager"])
+    assert ended.value.code == 2
+    assert "after --: --enforce-eager" in capsys.readouterr().err
