@@ -46,17 +46,22 @@ def client(
 
 
 def _lag_checks(samples: Sequence[HealthSample], gap_s: float | None) -> list[tuple[str, float, float, str]]:
-    mean_s = float(np.mean([s.loop_lag_mean_s * s.clock_speed for s in samples]))
+    mean_s = float(np.average([s.loop_lag_mean_s * s.clock_speed for s in samples], weights=_intervals_s(samples)))
     worst = np.array([s.loop_lag_max_s * s.clock_speed for s in samples])
     if gap_s is None or gap_s <= 0:
         return []
-    late = float(np.mean(worst > gap_s))
+    late = float(np.average(worst > gap_s, weights=_intervals_s(samples)))
     return [
         ("loop_lag_mean", mean_s / gap_s, MEAN_LAG_LIMIT,
          f"the event loop wakes {mean_s * 1e3:.2g} ms late on average, {mean_s / gap_s:.1%} of the median token gap"),
         ("loop_lag_worst", late, BAD_SECONDS_LIMIT,
          f"in {late:.1%} of the seconds the loop woke later than one median token gap (worst {np.max(worst) * 1e3:.3g} ms)"),
     ]  # fmt: skip
+
+
+def _intervals_s(samples: Sequence[HealthSample]) -> list[float]:
+    """Wall seconds that each sample speaks for: the last one of a level covers less than the others."""
+    return [s.interval_s for s in samples]
 
 
 def _clock_checks(clock_error: Mapping[str, Any]) -> list[tuple[str, float, float, str]]:
@@ -67,9 +72,9 @@ def _clock_checks(clock_error: Mapping[str, Any]) -> list[tuple[str, float, floa
 
 
 def _other_checks(samples: Sequence[HealthSample], requests: int) -> list[tuple[str, float, float, str]]:
-    busy = float(np.mean([s.cpu_share > CPU_LIMIT for s in samples]))
+    busy = float(np.average([s.cpu_share > CPU_LIMIT for s in samples], weights=_intervals_s(samples)))
     top = max(s.cpu_share for s in samples)
-    pause = float(np.sum([s.gc_pause_s for s in samples])) / len(samples)
+    pause = float(np.sum([s.gc_pause_s for s in samples]) / np.sum(_intervals_s(samples)))
     late = sum(s.late_starts for s in samples) / max(requests, 1)
     return [
         ("cpu", busy, BAD_SECONDS_LIMIT, f"in {busy:.1%} of the seconds above {CPU_LIMIT:.0%} of a core (most {top:.0%})"),

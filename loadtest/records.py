@@ -161,6 +161,7 @@ class HealthSample:
     rss_bytes: int
     gc_collections: int  # collections in this second
     gc_pause_s: float  # wall seconds spent in them
+    interval_s: float = 1.0  # wall seconds that this sample covers; the last one of a level is shorter
     late_starts: int = 0  # requests sent more than 10 ms (wall) after their schedule, in this second
     in_flight: int = 0
 

@@ -145,10 +145,10 @@ class Telemetry:
             number += 1
             gc.collect(1 if number % MIDDLE_GENERATION_EVERY == 0 else 0)
             now, used = time.monotonic(), time.process_time()
-            self._write(self._sample((used - cpu) / max(now - wall, 1e-9)))
+            self._write(self._sample(used - cpu, max(now - wall, 1e-9)))
             wall, cpu = now, used
 
-    def _sample(self, cpu_share: float) -> HealthSample:
+    def _sample(self, cpu_s: float, interval_s: float) -> HealthSample:
         lag_mean_s, lag_max_s = self._lag.take()
         collections, pause_s = self._collections.take()
         late, self._late_starts = self._late_starts, 0
@@ -159,7 +159,8 @@ class Telemetry:
             worker=self._worker,
             loop_lag_mean_s=round(lag_mean_s, 7),
             loop_lag_max_s=round(lag_max_s, 7),
-            cpu_share=round(cpu_share, 4),
+            cpu_share=round(cpu_s / interval_s, 4),
+            interval_s=round(interval_s, 4),
             rss_bytes=rss_bytes(),
             gc_collections=collections,
             gc_pause_s=round(pause_s, 7),
