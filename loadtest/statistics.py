@@ -108,7 +108,8 @@ def ratio(totals: Floats, sizes: Floats) -> Estimate:
     """`sum(totals) / sum(sizes)` over clusters, with the t interval of the linearised ratio (Cochran, Sampling, 6.3).
 
     The clusters (requests, passes, batches) are the unit of repetition: n of them, n - 1 degrees of freedom. With sizes
-    of 1 it is the plain mean. Clusters of size 0 are left out; None where none is left.
+    of 1 it is the plain mean. Clusters of size 0 are left out; None where none is left. Totals that are never negative
+    have an interval that is not either.
     """
     totals, sizes = totals[sizes > 0], sizes[sizes > 0]
     n = len(totals)
@@ -120,7 +121,10 @@ def ratio(totals: Floats, sizes: Floats) -> Estimate:
     residuals = totals - value * sizes
     error = math.sqrt(n / (n - 1) * math.fsum(residuals**2)) / math.fsum(sizes)
     half = t_critical(n - 1) * error
-    return Estimate(value, (value - half, value + half), n)
+    low = value - half
+    if low < 0 <= float(np.min(totals)):
+        low = 0.0  # what cannot be negative has no interval below 0; the coverage only grows
+    return Estimate(value, (low, value + half), n)
 
 
 def share(successes: int, n: int) -> Estimate:

@@ -185,3 +185,11 @@ def test_a_trend_is_seen_and_none_is_not():
     assert statistics.trend(10 + rng.normal(0, 0.1, 10) + np.arange(10))[1] < 0.001
     flat = [statistics.trend(10 + rng.normal(0, 1, 10))[1] < 0.05 for _ in range(RUNS)]
     assert 0.03 <= coverage(flat) <= 0.07
+
+
+def test_a_rate_has_no_interval_below_zero():
+    found = statistics.mean(np.array([0.0, 0.0, 9.0]))
+    assert found.ci95 is not None
+    assert found.ci95[0] == 0.0
+    assert found.ci95[1] > 9.0
+    assert statistics.mean(np.array([-9.0, 0.0, 9.0])).ci95[0] < 0  # a difference may be negative
