@@ -12,9 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from loadtest import records, workload
+from loadtest.clock import Clock
 from loadtest.contract import Contract, from_table
 from loadtest.errors import RecordError, UsageError
 from loadtest.level import Settings
+from loadtest.records import JsonlWriter
 from loadtest.workload import Workload
 
 DEFAULT_WORKLOAD = "math"
@@ -101,10 +103,21 @@ def token_counter(path: str | None) -> Callable[[str], int] | None:
 class Opening:
     """A run folder, opened for one pass. `owned`: nobody else keeps its manifest, so we do."""
 
-    def __init__(self, run: Path, folder: Path, *, owned: bool) -> None:
+    def __init__(self, run: Path, folder: Path, *, owned: bool, url: str, clock_speed: float) -> None:
         self.run = run
         self.folder = folder
         self.owned = owned
+        self._url = url
+        self._clock = Clock.start(clock_speed)
+        self._counters = JsonlWriter(folder, "server_metrics") if owned else None
+        self._read_counters()
+
+    def _read_counters(self) -> None:
+        """The server's own counts, before the first request and after the last: nothing is asked of it in between."""
+        if self._counters is not None:
+            from loadtest.server_metrics import scrape
+
+            self._counters.write(scrape(self._url, self._clock))
 
     def count_lines(self, finals: Iterable[Mapping[str, Any]]) -> None:
         """Compare the records on disk with what each process says it wrote, where its file is on this host."""
@@ -117,8 +130,10 @@ class Opening:
 
     def close(self, failure: str | None, *, interrupted: bool) -> None:
         """Mark the run complete, or say why it is not; one incomplete pass makes the run incomplete."""
-        if not self.owned:
+        if self._counters is None:
             return
+        self._read_counters()
+        self._counters.close()
         path = self.run / "manifest.json"
         manifest = records.read_json(path)
         pending = [reason for reason in (manifest.pop("pending_reason", None), failure) if reason]
@@ -155,7 +170,7 @@ def open_run(options: Any, host: str | None, users: int) -> Opening:
         options.run_id = manifest["run_id"] if manifest else run.name
         _join_manifest(manifest or _new_manifest(options, contract, loaded), options, users, loaded, run)
         _write_engine(run, options, url, info)
-    return Opening(run, folder, owned=not driven)
+    return Opening(run, folder, owned=not driven, url=url, clock_speed=options.clock_speed)
 
 
 def _ask_server(options: Any, url: str) -> dict[str, Any]:

@@ -252,13 +252,19 @@ def not_measured(metrics: Json, manifest: Json) -> tuple[str, ...]:
         elif missing := sorted(asked - {int(level["concurrency"]) for level in cell.levels}):
             found.append(f"{cell.name}: no data for {', '.join(map(str, missing))} concurrent users")
     found += [f"{_listed(names)}: {why}" for why, names in absent.items()]
-    for row in view.rows(metrics, "findings"):
-        if row.get("verdict") == "not_measured":
-            found.append(f"Claim “{view.clean(row.get('claim'))}”: {view.clean(row.get('reason') or 'no data')}")
+    found += _unjudged(view.rows(metrics, "findings"))
     found += _thin(view.rows(metrics, "comparisons"))
     if simulated(metrics):
         found.append("Real hardware, real weights and the truth of any answer: the runtimes were simulated")
     return tuple(found)
+
+
+def _unjudged(claims: list[Json]) -> list[str]:
+    """The published claims that this run cannot judge; in one line where it can judge none of them."""
+    open_ones = [row for row in claims if row.get("verdict") == "not_measured"]
+    if len(open_ones) == len(claims) > 1:
+        return [f"None of the {len(claims)} published claims: this run has none of the cells that they speak of"]
+    return [f"Claim “{view.clean(row.get('claim'))}”: {view.clean(row.get('reason') or 'no data')}" for row in open_ones]
 
 
 def _thin(rows: list[Json]) -> list[str]:

@@ -78,7 +78,7 @@ def test_another_workload_does_not_join(tmp_path):
 
 def test_a_missing_record_is_noticed(tmp_path):
     opening = preparation.open_run(options(tmp_path), HOST, 1)
-    opening.folder.mkdir(parents=True)
+    opening.folder.mkdir(parents=True, exist_ok=True)
     (opening.folder / "requests-a.jsonl").write_bytes(b"{}\n{}\n")
     opening.count_lines([{"file": "requests-a.jsonl", "written": 2}, {"file": "requests-elsewhere.jsonl", "written": 9}])
     with pytest.raises(RecordError, match="expected 3 records"):
