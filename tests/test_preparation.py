@@ -38,7 +38,7 @@ def test_a_pass_under_plain_locust(tmp_path):
 def test_a_second_pass_joins_the_run(tmp_path):
     preparation.open_run(options(tmp_path), HOST, 8).close(None, interrupted=False)
     given = options(tmp_path)
-    (tmp_path / "cells" / "other_qwq-32b_tp1" / "c08-r1").mkdir()
+    (tmp_path / "cells" / "other_qwq-32b_tp1" / "c08-r1").mkdir(exist_ok=True)
     preparation.open_run(given, HOST, 8).close(None, interrupted=False)
     assert given.repeat == 2
     preparation.open_run(options(tmp_path), HOST, 2).close(None, interrupted=False)
