@@ -168,11 +168,16 @@ def _same_items(a: Value, b: Value) -> bool:
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af]")
 
 
+TROUBLES = ("empty_answer", "repetition", "wrong_language")
+_MARKUP = re.compile(r'\\[A-Za-z]+|"answer"')
+
+
 def troubles(text: str, prompt: Prompt | None = None) -> tuple[str, ...]:
-    """What went wrong in an answer, in this order: "empty_answer", "repetition", "wrong_language".
+    """What went wrong in an answer, in the order of `TROUBLES`.
 
     Repetition: the end of the text repeats itself (see `repeats`). Wrong language: Chinese, Japanese or Korean characters
-    where the prompt, if given, has none. The other troubles (no closing tag, cut by the limit) show in the record.
+    where the prompt has none; where no prompt is given, fewer of them than there are Latin letters outside LaTeX commands.
+    The other troubles (no closing tag, cut by the limit) show in the record.
 
     >>> troubles("The answer is 4."), troubles(" "), troubles("So 答案 is 4.")
     ((), ('empty_answer',), ('wrong_language',))
@@ -180,10 +185,16 @@ def troubles(text: str, prompt: Prompt | None = None) -> tuple[str, ...]:
     if not text.strip():
         return ("empty_answer",)
     found = ["repetition"] if repeats(text) else []
-    asked = "".join(message["content"] for message in prompt.messages) if prompt else ""
-    if _CJK.search(text) and not _CJK.search(asked):
+    if _CJK.search(text) and not _is_asked_in_cjk(text, prompt):
         found.append("wrong_language")
     return tuple(found)
+
+
+def _is_asked_in_cjk(text: str, prompt: Prompt | None) -> bool:
+    """Is the answer rightly in such characters: the prompt has some, or, without a prompt, the answer is mostly of them?"""
+    if prompt is not None:
+        return any(_CJK.search(message["content"]) for message in prompt.messages)
+    return len(_CJK.findall(text)) >= len(re.findall("[A-Za-z]", _MARKUP.sub("", text)))
 
 
 def repeats(text: str) -> bool:

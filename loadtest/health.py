@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from loadtest import acceleration
+from loadtest import acceleration, answers
 from loadtest.columns import FINISHED, Pass, offset
 from loadtest.records import HealthSample, LevelRecords, RequestRecord, ServerSample
 
@@ -200,33 +199,28 @@ def _disagreement(name: str, span: tuple[float, float], server: float | None, re
 
 
 def troubles(records: Iterable[RequestRecord], *, simulated: bool) -> dict[str, int]:
-    """How many measured requests show each known trouble of a reasoning model. Only the answer's text is kept on disk,
-    so repetition and Chinese characters are looked for there; not in simulated text, which is filler."""
-    names = ("no_closing_think", "truncated", "no_answer", "empty_answer", "repetition", "chinese_in_answer")
+    """How many measured requests show each known trouble of a reasoning model.
+
+    Those of `answers.troubles` are read from the answer's text, all of the output that is kept on disk; not in simulated
+    text, which is filler, except that an answer is missing.
+    """
+    names = ("no_closing_think", "truncated", "no_answer", *answers.TROUBLES)
     counts = dict.fromkeys(names, 0)
     for record in records:
-        ended = record.outcome in FINISHED
-        answer = (record.answer or "").strip()
-        counts["no_closing_think"] += ended and record.think_closed is False
+        counts["no_closing_think"] += record.outcome in FINISHED and record.think_closed is False
         counts["truncated"] += record.outcome == "truncated"
         counts["no_answer"] += record.outcome == "no_answer"
-        counts["empty_answer"] += record.outcome == "ok" and not answer and record.forced_tokens is None
-        if simulated:
-            continue
-        counts["repetition"] += repeats(answer)
-        counts["chinese_in_answer"] += bool(re.search(r"[\u4e00-\u9fff]", answer)) and bool(
-            re.search(r"[A-Za-z]{3}", answer)
-        )
+        for name in _seen(record, simulated=simulated):
+            counts[name] += 1
     return counts
 
 
-def repeats(text: str) -> bool:
-    """Does the text end in one passage of 10 to 200 characters, with letters, at least four times over?
-
-    >>> repeats("So x = 4. " + "Wait, let me check again. " * 5), repeats("a" * 9)
-    (True, False)
-    """
-    return re.search(r"(?=.{0,200}[A-Za-z])(.{10,200}?)\1{3,}\s*\Z", text[-1000:], re.DOTALL) is not None
+def _seen(record: RequestRecord, *, simulated: bool) -> tuple[str, ...]:
+    """Troubles in the answer's text; an empty one counts where the request ended well and no length was forced."""
+    text = (record.answer or "").strip()
+    if not text:
+        return answers.troubles(text) if record.outcome == "ok" and record.forced_tokens is None else ()
+    return () if simulated else answers.troubles(text)
 
 
 def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> dict[str, Any]:

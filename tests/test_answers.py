@@ -194,4 +194,10 @@ def test_language_is_judged_beside_the_prompt() -> None:
     assert troubles("答案是 4", ask("4")) == ("wrong_language",)
     assert troubles("Größe π ≤ ∞ – naïve “quotes”") == ()
     assert troubles("") == troubles(" \n ") == ("empty_answer",)
-    assert troubles("好" * 500) == ("repetition", "wrong_language")
+    assert troubles("好" * 500, ask("4")) == ("repetition", "wrong_language")
+
+
+def test_language_is_judged_by_the_rest_of_the_answer_where_the_prompt_is_not_known() -> None:
+    assert troubles("So 答案 is 4.") == ("wrong_language",)
+    assert troubles(r"答案是 \boxed{4}") == troubles('答案: {"answer": "C"}') == ()
+    assert troubles("好" * 500) == ("repetition",)

@@ -94,7 +94,7 @@ def test_troubles_are_counted_and_simulated_text_is_not_read():
         request(outcome="truncated"),
         request(outcome="no_answer", answer=0),
         replace(request(), answer=" "),
-        replace(request(), answer="I see. " + "Wait, let me check that. " * 6),
+        replace(request(), answer="I see. " + "Wait, let me check that. " * 20),
         replace(request(), answer="The answer is 四"),
     ]
     found = health.troubles(made, simulated=False)
@@ -104,6 +104,17 @@ def test_troubles_are_counted_and_simulated_text_is_not_read():
         "no_answer": 1,
         "empty_answer": 1,
         "repetition": 1,
-        "chinese_in_answer": 1,
+        "wrong_language": 1,
     }
-    assert health.troubles(made, simulated=True)["repetition"] == 0
+    simulated = health.troubles(made, simulated=True)
+    assert simulated == found | {"repetition": 0, "wrong_language": 0}
+
+
+def test_a_forced_length_owes_no_answer():
+    assert health.troubles([replace(request(), answer="", forced_tokens=10)], simulated=False)["empty_answer"] == 0
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ["ab" * 2048, "a" * 4096, ("x" * 50 + "y") * 80, " \n" * 2048 + "a"])
+def test_hostile_answers_are_judged_soon(text):
+    assert sum(health.troubles([replace(request(), answer=text)] * 200, simulated=False).values()) in (0, 200)
