@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One gate of the run's health; `state` is pass, fail or unknown."""
+    """One gate of the run's health; `state` is pass, fail, unknown, or none where there was nothing to check."""
 
     name: str
     state: str
@@ -94,12 +94,16 @@ def _ahead(metrics: Json, metric: str, chosen: list[Json]) -> Line:
     n, wins, losses = len(chosen), verdicts["faster"], verdicts["slower"]
     predicted = simulated(metrics)
     ahead = first if wins >= losses else second
+    ties = verdicts["no detectable difference"]
+    if ties == n:
+        answer = f"No detectable difference {'is predicted ' if predicted else ''}in {n} of {n} comparisons"
+        return Line("Which runtime", answer, f"{NAMES[metric].capitalize()}, {first} / {second}: {_envelope(chosen)}")
     if wins == losses:
         answer = f"No runtime {'is predicted to be' if predicted else 'was'} ahead in {n} comparisons"
     else:
         answer = f"{ahead} {'is predicted to be' if predicted else 'was'} ahead in {max(wins, losses)} of {n} comparisons"
-    if verdicts["no detectable difference"]:
-        answer += f"; no detectable difference in {verdicts['no detectable difference']}"
+    if ties:
+        answer += f"; no detectable difference in {ties}"
     return Line("Which runtime", answer, f"{NAMES[metric].capitalize()}, {first} / {second}: {_envelope(chosen)}")
 
 
@@ -299,6 +303,8 @@ def _state(value: Any, good: str, bad: str) -> tuple[str, str]:
     value = value.get("status", value.get("verdict")) if isinstance(value, dict) else value
     if value in (True, "pass"):
         return "pass", good
+    if value == "not_applicable":
+        return "none", "fast-forwarded in virtual time, so there was none that could distort the figures"
     return ("fail", bad) if value in (False, "fail") else ("unknown", "not checked")
 
 
