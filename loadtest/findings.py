@@ -179,6 +179,8 @@ def _ahead(claim: Claim, cells: Sequence[Json], comparisons: Sequence[Json]) -> 
     reason = (
         f"faster in {faster}, slower in {slower}, no detectable difference in {len(rows) - faster - slower} of {len(rows)}"
     )
+    if any(cell["simulated"] for cell in used):
+        reason = f"the simulator treats the runtimes alike where no difference between them is known; {reason}"
     held = True if faster > claim.value * len(rows) else False if slower >= claim.value * len(rows) else None
     return held, found.value, list(found.ci95 or ()) or None, f"{reason} scenarios by {claim.metric}", used
 
