@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from loadtest.credentials import first_secret
 from loadtest.errors import UsageError
 from loadtest.workload import Prompt
 
@@ -62,6 +63,11 @@ class Contract:
             value = getattr(self, key)
             if not holds(value):
                 raise UsageError(f"contract: {key}: expected {expected}, got {value!r}; change it in [contract]")
+        secret = first_secret(_names(self.extra_body))
+        if secret is not None:
+            raise UsageError(
+                f"contract: extra_body: expected no key, as it would be recorded, got {secret}; put it into LOADTEST_API_KEY"
+            )
         if self.context_tokens is not None and self.context_tokens <= self.max_tokens and self.mode == "natural":
             raise UsageError(
                 f"contract: max_tokens: expected less than context_tokens ({self.context_tokens}), as the prompt needs room,"
@@ -109,6 +115,14 @@ class Contract:
         if engine.endswith("-sim") and prompt.forced_tokens is not None:
             body["loadtest_sim"] = _lengths(prompt, body["max_tokens"])
         return body | self.extra_body
+
+
+def _names(value: object) -> Iterator[str]:
+    """Every field name in a JSON value, at any depth."""
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from _names(one)
 
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "seed")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from loadtest import credentials
 from loadtest.errors import EngineError, UsageError
 
 _TIMEOUT_S = 10.0
-_KEY_VARIABLES = ("LOADTEST_API_KEY", "OPENAI_API_KEY")
+_KEY = credentials.KEY_VARIABLES[0]
 _PREFIX_RESET = {
     "sglang": "/flush_cache",
     "sglang-sim": "/flush_cache",
@@ -38,7 +38,8 @@ class ServerInfo:
 
 
 def normalise_url(base_url: str) -> str:
-    """The address that paths are added to: no trailing slash, no `/v1`, no user or password.
+    """The address that paths are added to: no trailing slash, no `/v1`. Raises `UsageError`, which repeats no secret, where
+    it is no URL, or holds a user, a password or a query: addresses are written into files, so they carry no key.
 
     >>> normalise_url("http://127.0.0.1:8000/v1/")
     'http://127.0.0.1:8000'
@@ -46,9 +47,12 @@ def normalise_url(base_url: str) -> str:
     url = base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"{parts.hostname or base_url}: expected a URL such as http://127.0.0.1:8000")
+        shown = parts.hostname or base_url.rpartition("@")[2].partition("?")[0]
+        raise UsageError(f"{shown}: expected a URL such as http://127.0.0.1:8000")
     if "@" in parts.netloc:
-        raise UsageError(f"{parts.hostname}: expected a URL without user or password; put the key into {_KEY_VARIABLES[0]}")
+        raise UsageError(f"{parts.hostname}: expected a URL without user or password; put the key into {_KEY}")
+    if parts.query or parts.fragment:
+        raise UsageError(f"{parts.hostname}: expected a URL that ends with its path, got a query; put a key into {_KEY}")
     return url
 
 
@@ -60,7 +64,7 @@ def is_loopback(base_url: str) -> bool:
 
 def headers(api_key: str | None) -> dict[str, str]:
     """Headers of a request of ours: the key given, else the environment's, else none."""
-    key = api_key or next((os.environ[name] for name in _KEY_VARIABLES if os.environ.get(name)), None)
+    key = api_key or credentials.api_key()
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -132,7 +136,7 @@ def _required(client: Any, base_url: str, path: str) -> object:
         raise EngineError(f"{where}: cannot connect ({error}); is the server started, and the URL right?") from None
     if response.status_code in (401, 403):
         raise EngineError(
-            f"{where}: HTTP {response.status_code}: the server wants a key; set {_KEY_VARIABLES[0]} (or {_KEY_VARIABLES[1]})"
+            f"{where}: HTTP {response.status_code}: the server wants a key; set {' or '.join(credentials.KEY_VARIABLES)}"
         )
     if response.is_redirect:
         raise EngineError(f"{where}: redirected to {response.headers.get('location')}; give that server's own URL")

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from loadtest import deaths
+from loadtest.credentials import WITHHELD as SECRETS
 from loadtest.endpoint import ServerInfo, flush_cache, is_loopback, probe
 from loadtest.errors import EngineError
 from loadtest.guard import descendants
@@ -44,7 +45,6 @@ _POLL_S = 0.1
 _GENERATION_TIMEOUT_S = 300.0  # a cold engine may compile a kernel for its first request
 _DEATH_FOLLOWS_S = 5.0  # an engine that fails its first request often takes some seconds to die of it
 _LOG_BYTES = 400_000
-SECRETS = ("LOADTEST_API_KEY", "OPENAI_API_KEY", "VLLM_API_KEY", "SGLANG_API_KEY")
 # Processes of a runtime without which it cannot go on, by the title they give themselves.
 _LAST_WORDS_S = 1.0  # a front whose scheduler has gone says so within this
 _VITAL = ("VLLM::EngineCore", "VLLM::Worker", "sglang::scheduler", "sglang::detokenizer")

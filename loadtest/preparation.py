@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from loadtest import records, workload
+from loadtest import endpoint, records, workload
 from loadtest.clock import Clock
 from loadtest.contract import Contract, from_table
 from loadtest.errors import RecordError, UsageError
@@ -48,20 +46,11 @@ def add_options(parser: Any) -> None:
     group.add_argument("--out", help="run folder (default: runs/TIME-ENGINE)")
 
 
-def api_key() -> str | None:
-    """The key for the server, from the environment only."""
-    return os.environ.get("LOADTEST_API_KEY") or os.environ.get("OPENAI_API_KEY") or None
-
-
 def base_url(host: str | None) -> str:
-    """The server's address without a trailing slash or `/v1`.
-
-    >>> base_url("http://127.0.0.1:8000/v1/")
-    'http://127.0.0.1:8000'
-    """
+    """The server's address from Locust's `--host`, as `endpoint.normalise_url` has it."""
     if not host:
         raise UsageError("--host: expected the URL of the server, got none; add --host http://127.0.0.1:8000")
-    return host.rstrip("/").removesuffix("/v1").rstrip("/")
+    return endpoint.normalise_url(host)
 
 
 def settle(options: Any, host: str | None, users: int) -> tuple[Settings, Workload]:
@@ -178,9 +167,7 @@ def _ask_server(options: Any, url: str) -> dict[str, Any]:
     if options.engine and options.model and options.clock_speed:
         options.tp = options.tp or 1
         return {}
-    from loadtest import endpoint
-
-    info = endpoint.probe(url, api_key())
+    info = endpoint.probe(url)
     options.engine = options.engine or info.engine
     options.model = options.model or info.model
     options.clock_speed = options.clock_speed or info.clock_speed or 1.0
@@ -273,19 +260,9 @@ def _write_engine(run: Path, options: Any, url: str, info: Mapping[str, Any]) ->
         "gpu": info.get("gpu"),
         "simulated": bool(info.get("simulated")) or options.engine.endswith("-sim"),
         "clock_speed": options.clock_speed,
-        "base_url": _without_secrets(url),
+        "base_url": url,
         "status": "ok",
         "reason": None,
         "server_info": dict(info),
     }
     records.write_json(path, value)
-
-
-def _without_secrets(url: str) -> str:
-    """The URL without user, password and query.
-
-    >>> _without_secrets("https://me:secret@host:1/path?key=1")
-    'https://host:1/path'
-    """
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -23,6 +23,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from loadtest.credentials import first_secret
+from loadtest.endpoint import normalise_url
 from loadtest.errors import UsageError
 from loadtest.records import cell_id
 
@@ -99,6 +101,10 @@ class Cell:
             "a number above 0, and only for a simulated engine",
             self.clock_speed,
         )
+        secret = first_secret(self.args)
+        _require(secret is None, "args", "no key on a command line, where it would be recorded", secret)
+        if self.base_url is not None:
+            _require_url(self.base_url)
         fraction = self.memory_fraction
         _require(fraction is None or 0 < fraction < 1, "memory_fraction", "a share between 0 and 1", fraction)
 
@@ -166,6 +172,13 @@ class Study:
 def _require(holds: bool, key: str, expected: str, got: object) -> None:
     if not holds:
         raise UsageError(f"{key}: expected {expected}, got {got}")
+
+
+def _require_url(base_url: str) -> None:
+    try:
+        normalise_url(base_url)
+    except UsageError as error:
+        raise UsageError(f"base_url: {error}") from None
 
 
 def load(path: Path) -> Study:

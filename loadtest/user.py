@@ -16,7 +16,7 @@ from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
 
-from loadtest import preparation
+from loadtest import credentials, preparation
 from loadtest.client import CurlTransport
 from loadtest.errors import LoadtestError
 from loadtest.level import Level
@@ -147,7 +147,7 @@ class Session:
         worker, workers = (0, 1) if isinstance(runner, LocalRunner) else options.loadtest_workers[runner.client_id]
         settings, workload = preparation.settle(options, self.environment.host, users)
         slots = slots_of(worker, workers, users)
-        transport = CurlTransport(settings.url, api_key=preparation.api_key(), speed=settings.clock_speed)
+        transport = CurlTransport(settings.url, api_key=credentials.api_key(), speed=settings.clock_speed)
         count_tokens = preparation.token_counter(options.tokenizer)
         self.level = Level(
             settings,

@@ -112,9 +112,12 @@ def test_what_is_no_url_is_refused(url):
         endpoint.probe(url)
 
 
-def test_a_password_in_a_url_is_refused_and_not_repeated():
+@pytest.mark.parametrize(
+    "url", ["https://me:hunter2@host", "https://host/v1?key=hunter2", "https://host/#hunter2", "me:hunter2@host"]
+)
+def test_a_secret_in_a_url_is_refused_and_not_repeated(url):
     with pytest.raises(UsageError) as caught:
-        endpoint.probe("https://me:hunter2@host")
+        endpoint.probe(url)
     assert "hunter2" not in str(caught.value)
 
 

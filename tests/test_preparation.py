@@ -90,14 +90,6 @@ def test_no_host():
         preparation.base_url(None)
 
 
-def test_the_key_comes_from_the_environment(monkeypatch):
-    monkeypatch.delenv("LOADTEST_API_KEY", raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", "b")
-    assert preparation.api_key() == "b"
-    monkeypatch.setenv("LOADTEST_API_KEY", "a")
-    assert preparation.api_key() == "a"
-
-
 def test_a_tokenizer_that_is_not_there(tmp_path):
     assert preparation.token_counter(None) is None
     with pytest.raises(UsageError, match="tokenizer.json"):
