@@ -163,12 +163,16 @@ def _model_commands(command: _Command) -> None:
     add("--json", action="store_true")
 
     add = command("predict", "predict", "what the performance model expects (a prediction, not a measurement)")
-    _add_deployment(add)
+    add("--model", metavar="M", help=_MODELS)
+    add("--gpu", metavar="G", help=_GPUS)
+    add("--tp", type=int, metavar="N", help="tensor-parallel size: how many cards (default: 1)")
     add("--engine", choices=("sglang", "vllm"), help="where the constants differ by runtime")
-    add("--prompt-tokens", type=int, required=True, metavar="P")
-    add("--output-tokens", type=int, required=True, metavar="O")
-    add("--concurrency", type=int, default=1, metavar="C")
-    add("--json", action="store_true")
+    add("--prompt-tokens", type=int, metavar="P")
+    add("--output-tokens", type=int, metavar="O")
+    add("--concurrency", type=int, metavar="C", help="streams (default: 1)")
+    add("--study", type=Path, metavar="STUDY.toml", help="instead: fast-forward a whole study to its records and page")
+    add("--out", type=Path, metavar="DIR", help="with --study: run folder to make (default: runs/predicted-NAME-TIME)")
+    add("--json", action="store_true", help="print JSON: the prediction, or with --study metrics.json")
 
 
 def _add_deployment(add: Callable[..., argparse.Action]) -> None:

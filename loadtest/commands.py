@@ -75,11 +75,16 @@ def attach(arguments: argparse.Namespace, say: Say) -> str:
 def _measure(
     study: studies.Study, out: Path, say: Say, *, resume: bool = False, force: bool = False, as_json: bool = False
 ) -> str:
+    """Measure a study for real, and conclude."""
+    return _carry_out(lambda: orchestrate.execute(study, out, resume=resume, force=force, say=say), out, say, as_json)
+
+
+def _carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, as_json: bool) -> str:
     """Carry a study out, analyse it, write its page; the same for an interrupted one, which then exits 130."""
     interrupted = False
     problems: tuple[str, ...] = ()
     try:
-        problems = orchestrate.execute(study, out, resume=resume, force=force, say=say)
+        problems = execute()
     except KeyboardInterrupt:
         interrupted = True
         say("interrupted: analysing what was measured so far")
@@ -215,18 +220,46 @@ def fit(arguments: argparse.Namespace, say: Say) -> str:
     return _as_json(msgspec.to_builtins(answer)) if arguments.json else "\n".join(answer.lines)
 
 
+_DEPLOYMENT = ("model", "gpu", "prompt_tokens", "output_tokens", "tp", "engine", "concurrency")
+
+
 def predict(arguments: argparse.Namespace, say: Say) -> str:
-    """What the performance model expects."""
+    """What the performance model expects: of one deployment, or of a whole study."""
+    given = [f"--{name.replace('_', '-')}" for name in _DEPLOYMENT if getattr(arguments, name) is not None]
+    if arguments.study is not None:
+        if given:
+            raise UsageError(
+                f"{given[0]}: expected --study alone, as the study names its cells; leave {' '.join(given)} out"
+            )
+        return _fast_forward(arguments, say)
+    missing = [f"--{name.replace('_', '-')}" for name in _DEPLOYMENT[:4] if getattr(arguments, name) is None]
+    if missing:
+        raise UsageError(f"{missing[0]}: expected {' '.join(missing)} for one deployment, or --study FILE; got neither")
+    if arguments.out is not None:
+        raise UsageError("--out: expected --study with it, got none; one deployment is printed, not written")
+    return _predict_one(arguments)
+
+
+def _fast_forward(arguments: argparse.Namespace, say: Say) -> str:
+    from loadtest import fast_forward
+
+    study = studies.load(arguments.study)
+    out = arguments.out or _new_folder(f"predicted-{study.name}")
+    return _carry_out(lambda: fast_forward.execute(study, out, say=say), out, say, arguments.json)
+
+
+def _predict_one(arguments: argparse.Namespace) -> str:
     from loadtest import hardware, models, roofline
 
+    tp = 1 if arguments.tp is None else arguments.tp
     deployment = roofline.Deployment(
-        models.model(arguments.model), hardware.gpu(arguments.gpu), arguments.tp, arguments.engine or "other"
+        models.model(arguments.model), hardware.gpu(arguments.gpu), tp, arguments.engine or "other"
     )
     answer = roofline.predict(
         deployment,
         prompt_tokens=arguments.prompt_tokens,
         output_tokens=arguments.output_tokens,
-        concurrency=arguments.concurrency,
+        concurrency=1 if arguments.concurrency is None else arguments.concurrency,
     )
     return _as_json(msgspec.to_builtins(answer)) if arguments.json else "\n".join(answer.lines)
 

@@ -18,6 +18,7 @@ CLOCK_ERROR_LIMIT = 0.02  # of each mean time, against what the simulator knows 
 GC_LIMIT = 0.01  # share of the time
 LATE_LIMIT = 0.01  # share of the requests
 TOKENS_TOLERANCE = 0.001  # of the total, and at least one token a request
+VIRTUAL_TIME = "virtual time"  # `driven` in the manifest of a fast-forwarded study: there was no load generator
 ABORT_SLACK_S = 2.0  # a server may decode for so long after its client has left (engines' notes)
 
 Passes = Sequence[tuple[LevelRecords, Pass]]
@@ -42,6 +43,12 @@ def client(
     checks = [_check(*one) for one in (*timing, *_other_checks(samples, requests))]
     reasons = [str(check["reason"]) for check in checks if check["status"] == "fail"]
     return {"status": "fail" if reasons else "pass", "reasons": reasons, "checks": checks, "n_samples": len(samples)}
+
+
+def no_client() -> dict[str, Any]:
+    """`client_health` of a fast-forwarded study (`VIRTUAL_TIME`): there was no load generator, so none could fail."""
+    reason = "fast-forwarded in virtual time: no load generator ran, so none could distort the figures"
+    return {"status": "not_applicable", "reasons": [reason], "checks": [], "n_samples": 0}
 
 
 def _lag_checks(samples: Sequence[HealthSample], gap_s: float | None) -> list[tuple[str, float, float, str]]:
@@ -231,7 +238,7 @@ def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> 
         for level in cell["levels"]:
             for gate, seen in states.items():
                 seen.add(level[gate]["status"])
-                if level[gate]["status"] != "pass":
+                if level[gate]["status"] in ("fail", "not_checked"):
                     reasons += [f"{cell['id']} at {level['concurrency']}: {reason}" for reason in level[gate]["reasons"]]
     if not manifest.get("complete"):
         reasons.append(str(manifest.get("incomplete_reason") or "the run did not come to its end"))
@@ -244,4 +251,4 @@ def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> 
 
 
 def _worst(states: set[str]) -> str:
-    return next((state for state in ("fail", "not_checked") if state in states), "pass" if states else "not_checked")
+    return next((state for state in ("fail", "not_checked", "pass") if state in states), min(states, default="not_checked"))

@@ -108,7 +108,8 @@ def _cell(
     facts = {**listed, **{key: value for key, value in cell.engine.items() if value is not None}}
     simulated = _simulated(facts) or (not cell.engine and _simulated(manifest))
     by_level = groupby(passes, key=lambda one: one[1].concurrency)
-    levels = [_level(list(group), objectives, anchor, simulated, facts.get("clock_error")) for _, group in by_level]
+    driven = str(manifest.get("driven"))
+    levels = [_level(list(g), objectives, anchor, simulated, facts.get("clock_error"), driven) for _, g in by_level]
     return {
         "id": cell.id,
         "engine": facts.get("engine", "other"),
@@ -163,6 +164,7 @@ def _level(
     anchor: float,
     simulated: bool,
     clock_error: Mapping[str, Any] | None,
+    driven: str,
 ) -> dict[str, Any]:
     """One level: the measured phase of all its passes, pooled."""
     columns = [one for _, one in passes]
@@ -185,7 +187,8 @@ def _level(
         "curves": curves.of_level(columns, [level for level, _ in passes], spans, anchor),
     }
     gap_s = answer["itl_s"]["p50"] or answer["tpot_s"]["mean"]
-    answer["client_health"] = health.client(passes, anchor, gap_s, clock_error)
+    virtual = driven == health.VIRTUAL_TIME
+    answer["client_health"] = health.no_client() if virtual else health.client(passes, anchor, gap_s, clock_error)
     answer["reconciliation"] = health.reconciliation(passes, anchor, answer["tpot_s"]["mean"])
     answer["slo"] = [slo.judge(objective, answer) for objective in objectives]
     return answer

@@ -61,9 +61,8 @@ def execute(study: Study, out: Path, *, resume: bool = False, force: bool = Fals
     Raises `UsageError` before anything starts where workload or contract are wrong, `RecordError` where `out` is taken
     or can't be written, `KeyboardInterrupt` after the runtime is stopped and the manifest says so.
     """
-    workload = load_workload(study.workload)
-    contract = _narrowed(contract_of(study), study, workload)
-    manifest = _open_run(study, workload, contract, out, resume)
+    workload, contract = asked(study)
+    manifest = _reopen(study, workload, out) if resume and has_run(out) else open_run(study, workload, contract, out)
     n_passes = len(study.cells) * len(study.levels) * study.repeats
     journey = _Journey(study, out, manifest["run_id"], say, force, time.monotonic(), n_passes)
     say(f"{study.name}: {len(study.cells)} cells x levels {', '.join(map(str, study.levels))} x {study.repeats} pass(es)")
@@ -74,16 +73,17 @@ def execute(study: Study, out: Path, *, resume: bool = False, force: bool = Fals
                 _run_cell(journey, cell, repeat)
         interrupted = False
     finally:
-        if interrupted:
-            journey.problems.append("interrupted")
-        manifest.update(
-            complete=not journey.problems,
-            interrupted=interrupted,
-            incomplete_reason="; ".join(journey.problems) or None,
-            ended_unix_s=time.time(),
-        )
-        records.write_json(out / "manifest.json", manifest)
+        close_run(manifest, out, journey.problems, interrupted=interrupted)
     return tuple(journey.problems)
+
+
+def asked(study: Study) -> tuple[Workload, Contract]:
+    """What a study asks and how, the contract with room for the longest prompt in the smallest context of its cells.
+
+    Raises `UsageError` where either is wrong.
+    """
+    workload = load_workload(study.workload)
+    return workload, _narrowed(contract_of(study), study, workload)
 
 
 def contract_of(study: Study) -> Contract:
@@ -105,11 +105,15 @@ def context_tokens(cell: Cell, contract: Contract) -> int | None:
     return _YARN_CONTEXT_TOKENS if cell.yarn or contract.yarn else models.model(cell.model).native_context_tokens
 
 
-def _open_run(study: Study, workload: Workload, contract: Contract, out: Path, resume: bool) -> dict[str, Any]:
-    if (out / "manifest.json").exists():
-        if not resume:
-            raise RecordError(f"{out}: expected a folder without a run, found manifest.json; name another --out or --resume")
-        return _reopen(study, workload, out)
+def has_run(out: Path) -> bool:
+    """Does this folder hold a run already?"""
+    return (out / "manifest.json").exists()
+
+
+def open_run(study: Study, workload: Workload, contract: Contract, out: Path, *, driven: str = "locust") -> dict[str, Any]:
+    """Write the manifest of a run that begins, driven by Locust or in virtual time. Raises `RecordError`: `out` is taken."""
+    if has_run(out):
+        raise RecordError(f"{out}: expected a folder without a run, found manifest.json; name another --out or --resume")
     manifest = {
         "schema_version": records.SCHEMA_VERSION,
         "run_id": f"{time.strftime('%Y%m%dT%H%M%S')}-{out.name}",
@@ -119,6 +123,7 @@ def _open_run(study: Study, workload: Workload, contract: Contract, out: Path, r
         "complete": False,
         "incomplete_reason": "still running, or killed before it could say how it ended",
         "interrupted": False,
+        "driven": driven,
         "simulated": study.simulated,
         "clock_speed": max((cell.clock_speed or 1.0) for cell in study.cells),
         "mode": study.mode,
@@ -143,8 +148,23 @@ def _open_run(study: Study, workload: Workload, contract: Contract, out: Path, r
     return manifest
 
 
+def close_run(manifest: dict[str, Any], out: Path, problems: list[str], *, interrupted: bool) -> None:
+    """Write how the run ended into its manifest; an interruption is one problem more."""
+    if interrupted:
+        problems.append("interrupted")
+    manifest.update(
+        complete=not problems,
+        interrupted=interrupted,
+        incomplete_reason="; ".join(problems) or None,
+        ended_unix_s=time.time(),
+    )
+    records.write_json(out / "manifest.json", manifest)
+
+
 def _reopen(study: Study, workload: Workload, out: Path) -> dict[str, Any]:
     manifest = records.read_run(out).manifest
+    if manifest.get("driven", "locust") != "locust":
+        raise RecordError(f"{out}: --resume: expected a run that Locust drove, got one in {manifest['driven']}; start anew")
     known = manifest.get("workload", {}).get("identity")
     if known != workload.identity:
         raise RecordError(
@@ -159,7 +179,7 @@ def _run_cell(journey: _Journey, cell: Cell, repeat: int) -> None:
     if not levels:
         journey.say(f"{cell.id}: pass {repeat} is on disk already")
         return
-    facts = _facts(cell)
+    facts = facts_of(cell)
     path = journey.out / "cells" / cell.id / "engine.json"
     try:
         with _target(journey, cell, facts) as (target, died):
@@ -181,7 +201,8 @@ def _run_cell(journey: _Journey, cell: Cell, repeat: int) -> None:
         records.write_json(path, facts)
 
 
-def _facts(cell: Cell) -> dict[str, Any]:
+def facts_of(cell: Cell) -> dict[str, Any]:
+    """`engine.json` of a cell that is about to start."""
     return {
         "id": cell.id,
         "engine": cell.engine,

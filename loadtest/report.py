@@ -139,7 +139,7 @@ def _first_screen(metrics: Json, manifest: Json) -> dict[str, Any]:
         "lines": verdict.lines(metrics, manifest),
         "not_measured": verdict.not_measured(metrics, manifest),
         "checks": checks,
-        "sound": all(check.state == "pass" for check in checks),
+        "sound": all(check.state in ("pass", "none") for check in checks),
         "failed": any(check.state == "fail" for check in checks),
         "health_reasons": verdict.health_reasons(metrics),
         "clock_speed": view.finite(run.get("clock_speed")) or 1.0,
@@ -397,7 +397,7 @@ def _troubles(cells: tuple[Cell, ...]) -> Table:
 
 def _gate(value: Any) -> str:
     state = value.get("status", value.get("verdict")) if isinstance(value, Mapping) else value
-    return {"pass": "pass", "fail": "FAIL"}.get(str(state), "not checked")
+    return {"pass": "pass", "fail": "FAIL", "not_applicable": "none ran"}.get(str(state), "not checked")
 
 
 def _cells(cells: tuple[Cell, ...], engines: Mapping[str, Json]) -> Table:

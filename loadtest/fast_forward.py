@@ -1,0 +1,194 @@
+"""A study carried out in virtual time: every cell simulated, no process started, no socket opened, nobody waits.
+
+Cells, levels, repeats, warm-up, order and folder layout are those of `loadtest.orchestrate`, so that the same analysis and
+the same page follow. All of it predicts, and says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadtest import engines, orchestrate, records, thinking
+from loadtest.contract import Contract
+from loadtest.errors import FitError, UsageError
+from loadtest.health import VIRTUAL_TIME
+from loadtest.sequence import Script
+from loadtest.simulator import __main__ as simulator
+from loadtest.simulator import engine as virtual
+from loadtest.simulator.simulation import Simulation
+from loadtest.study import Cell, Engine, Study
+from loadtest.virtual_level import WORKER, Plan, VirtualLevel, VirtualServer
+from loadtest.workload import Workload
+
+Say = Callable[[str], None]
+_SCENARIO = "long_reasoning"
+
+
+@dataclass(slots=True)
+class _Journey:
+    """What one execution carries along; `elapsed_s` counts the virtual seconds of all passes so far."""
+
+    study: Study
+    out: Path
+    manifest: dict[str, Any]
+    workload: Workload
+    contract: Contract
+    say: Say
+    elapsed_s: float = 0.0
+
+
+def predicted(study: Study) -> Study:
+    """The study with every runtime in its simulated form, on a clock of its own.
+
+    A real runtime's own arguments mean nothing to the simulator and are left out. Raises `UsageError`: a server that
+    already runs, no card named, a scenario other than the closed loop.
+
+    >>> study = Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b-awq", gpu="h20"),))
+    >>> predicted(study).cells[0].id
+    'vllm-sim_qwq-32b-awq_tp1'
+    """
+    if study.scenario != _SCENARIO:
+        raise UsageError(f"scenario: expected {_SCENARIO}, the one that predict --study can follow, got {study.scenario}")
+    return replace(study, cells=tuple(_predicted_cell(cell) for cell in study.cells))
+
+
+def _predicted_cell(cell: Cell) -> Cell:
+    if cell.base_url is not None:
+        raise UsageError(
+            f"{cell.id}: base_url: expected none, as predict --study simulates every cell, got {cell.base_url}; remove"
+            " it and name engine and gpu"
+        )
+    if cell.gpu is None:
+        raise UsageError(f'{cell.id}: gpu: expected the card to predict for, got none; add gpu = "l20" to the cell')
+    args = cell.args if cell.simulated else ()
+    engine: Engine = "sglang-sim" if cell.engine.startswith("sglang") else "vllm-sim"
+    return replace(cell, engine=engine, clock_speed=None, args=args)
+
+
+def execute(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
+    """Fast-forward `study` into the folder `out`; returns what kept it from being complete (empty: nothing).
+
+    Raises `UsageError` before anything is written where the study cannot be predicted, `RecordError` where `out` is taken
+    or can't be written, `KeyboardInterrupt` after the manifest says so.
+    """
+    for cell in study.cells:
+        if cell.args and not cell.simulated:
+            say(f"{cell.id}: the simulator does not know the runtime's own {' '.join(cell.args)}: left out")
+    study = predicted(study)
+    workload, contract = orchestrate.asked(study)
+    made = {cell.id: _simulate(cell, study) for cell in study.cells}
+    manifest = orchestrate.open_run(study, workload, contract, out, driven=VIRTUAL_TIME)
+    journey = _Journey(study, out, manifest, workload, contract, say)
+    say(f"{study.name}: {len(study.cells)} cells x levels {', '.join(map(str, study.levels))} x {study.repeats} pass(es)")
+    interrupted, problems = True, list[str]()
+    try:
+        for repeat in range(1, study.repeats + 1):
+            for cell in study.cells:
+                _run_cell(journey, cell, made[cell.id], repeat)
+        interrupted = False
+    finally:
+        orchestrate.close_run(manifest, out, problems, interrupted=interrupted)
+    say(f"{study.name}: {journey.elapsed_s / 3600:.1f} simulated hours")
+    return tuple(problems)
+
+
+def _simulate(cell: Cell, study: Study) -> Simulation | FitError:
+    """The simulated runtime of a cell, set up from the command line that would start it; or why it does not fit."""
+    contract = orchestrate.contract_of(study)
+    argv, _ = engines.command(orchestrate.launch_spec(cell, contract, port=8000))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options = simulator._parser().parse_args(argv[argv.index("loadtest.simulator") + 1 :])
+    except SystemExit:
+        raise UsageError(f"{cell.id}: args: {said.getvalue().strip().splitlines()[-1]}") from None
+    if options.fault or options.stream_interval != 1:
+        raise UsageError(f"{cell.id}: args: --fault and --stream-interval need a server; remove them, or use `loadtest run`")
+    try:
+        simulator._check(options)
+        orchestrate.refuse_misfit(cell, contract)
+        return simulator._simulation(options)
+    except FitError as error:
+        return error
+
+
+def _run_cell(journey: _Journey, cell: Cell, made: Simulation | FitError, repeat: int) -> None:
+    facts = orchestrate.facts_of(cell)
+    facts["fit"] = msgspec.to_builtins(orchestrate.fit_of(cell, orchestrate.contract_of(journey.study)))
+    if isinstance(made, FitError):
+        facts.update(status="refused", reason=str(made))
+        journey.say(f"{cell.id}: refused: {made}")
+    else:
+        facts.update(status="ok", engine_version=made.served.runtime.version, server_info=_info(cell, made))
+        server = VirtualServer(virtual.Engine(made.config, made.step_time_s), made.served)
+        script = Script(
+            journey.workload, journey.contract, model=made.served.model, engine=cell.engine, seed=journey.study.seed
+        )
+        for level in journey.study.levels:
+            _run_pass(journey, cell, server, script, level, repeat)
+    facts["stopped_unix_s"] = time.time()
+    records.write_json(journey.out / "cells" / cell.id / "engine.json", facts)
+
+
+def _info(cell: Cell, made: Simulation) -> dict[str, Any]:
+    """What the simulator would say of itself."""
+    served = made.served
+    info = engines.ServerInfo(
+        engine=cell.engine,
+        version=served.runtime.version,
+        model=served.model,
+        max_model_len=served.context_tokens,
+        simulated=True,
+        tp=cell.tp,
+        gpu=cell.gpu,
+    )
+    return dict(msgspec.to_builtins(info))
+
+
+def _run_pass(journey: _Journey, cell: Cell, server: VirtualServer, script: Script, level: int, repeat: int) -> None:
+    study = journey.study
+    model = server.served.model
+    plan = Plan(
+        run_id=journey.manifest["run_id"],
+        cell=cell.id,
+        concurrency=level,
+        repeat=repeat,
+        requests=study.requests(level) if study.duration_s is None else None,
+        duration_s=study.duration_s,
+        warmup_requests=study.warmup_requests,
+        opened=journey.contract.thinking_prelude == "template" and thinking.opens_in_prompt(model),
+        anchor_unix_s=journey.manifest["started_unix_s"] + journey.elapsed_s,
+    )
+    one = VirtualLevel(plan, script, server)
+    folder = records.level_path(journey.out, cell.id, level, repeat)
+    n_requests = _write(one, folder)
+    took_s = one.now_s - one.start_s
+    journey.elapsed_s += took_s
+    records.write_json(folder / "pass.json", {"complete": True, "n_requests": n_requests, "simulated_s": took_s})
+    journey.say(f"{cell.id}  {level:>2} streams  {n_requests:>4} requests in {took_s:7.1f} simulated s")
+
+
+def _write(one: VirtualLevel, folder: Path) -> int:
+    """Write what the pass yields, as it comes; the number of requests."""
+    requests = records.JsonlWriter(folder, f"requests-{WORKER}")
+    samples = records.JsonlWriter(folder, "server_metrics")
+    n_requests = 0
+    try:
+        for fact in one.run():
+            if isinstance(fact, records.RequestRecord):
+                requests.write(fact)
+                n_requests += 1
+            else:
+                samples.write(fact)
+    finally:
+        requests.close()
+        samples.close()
+    return n_requests
