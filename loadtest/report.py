@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -474,6 +475,9 @@ def _line(command: Any) -> str:
 # Terminal ------------------------------------------------------------------------------------------------------------
 
 
+TERMINAL_COLUMNS = 110
+
+
 def terminal_table(metrics: Json, manifest: Json | None = None) -> str:
     """The decision as plain text for the end of a run: a line for each level, then the verdict and what is missing."""
     manifest = manifest or {}
@@ -499,8 +503,9 @@ def terminal_table(metrics: Json, manifest: Json | None = None) -> str:
     text += [""] if text else []
     text += _aligned(body)
     said = [line for line in verdict.lines(metrics, manifest) if manifest or line.asks != "What it costs"]
-    text += ["", *(f"{line.asks}: {line.answer}. {line.because}" for line in said)]
-    text += [f"Not measured: {one}" for one in verdict.not_measured(metrics, manifest)]
+    decision = [f"{line.asks}: {line.answer}. {line.because}" for line in said]
+    decision += [f"Not measured: {one}" for one in verdict.not_measured(metrics, manifest)]
+    text += ["", *(textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ") for line in decision)]
     return "\n".join(text)
 
 
