@@ -499,6 +499,8 @@ def terminal_table(metrics: Json, manifest: Json | None = None) -> str:
             body.append((cell.id, view.DASH, "0", cell.status, "", "", ""))
     failed = [check for check in verdict.checks(metrics, manifest) if check.state == "fail"]
     text = ["SIMULATED: these figures are predictions"] if verdict.simulated(metrics) else []
+    cost = _clock_error((metrics.get("run") or {}).get("clock_error"))
+    text += [f"What the fast clock costs, measured: {cost}"] if cost else []
     text += [f"DO NOT RELY ON THIS RUN. {check.name} FAIL: {check.words}" for check in failed]
     text += [""] if text else []
     text += _aligned(body)
