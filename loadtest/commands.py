@@ -138,9 +138,8 @@ def _table(folder: Path, numbers: dict[str, Any]) -> str:
 def _analyze(folder: Path) -> dict[str, Any]:
     from loadtest import findings, metrics
 
-    numbers = metrics.analyze(
-        records.read_run(folder), claims=findings.load(resources.path("reports/findings/qwq-32b-ada.toml"))
-    )
+    run = records.read_run(folder)
+    numbers = metrics.analyze(run, claims=findings.load(_claims(run.manifest.get("findings"))))
     records.write_json(folder / "metrics.json", numbers)
     records.write_csv(folder / "metrics.csv", metrics.to_rows(numbers))
     return numbers
