@@ -231,11 +231,16 @@ def _seen(record: RequestRecord, *, simulated: bool) -> tuple[str, ...]:
 
 
 def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's gates in one place: `{client, reconciliation, complete, reasons}`."""
+    """The run's gates in one place: `{client, reconciliation, complete, reasons}`. A request whose record was torn, as its
+    writer was killed in mid-line, is missing: such a run is not complete."""
     reasons = []
+    torn = 0
     states: dict[str, set[str]] = {"client_health": set(), "reconciliation": set()}
     for cell in cells:
         for level in cell["levels"]:
+            if level["torn_lines"]:
+                torn += level["torn_lines"]
+                reasons.append(f"{cell['id']} at {level['concurrency']}: {level['torn_lines']} torn line(s) left out")
             for gate, seen in states.items():
                 seen.add(level[gate]["status"])
                 if level[gate]["status"] in ("fail", "not_checked"):
@@ -245,7 +250,7 @@ def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> 
     return {
         "client": _worst(states["client_health"]),
         "reconciliation": _worst(states["reconciliation"]),
-        "complete": bool(manifest.get("complete")),
+        "complete": bool(manifest.get("complete")) and not torn,
         "reasons": reasons,
     }
 

@@ -145,7 +145,11 @@ def command(spec: LaunchSpec) -> tuple[list[str], dict[str, str]]:
 def program(engine: str) -> list[str]:
     """How a runtime is called here: LOADTEST_VLLM or LOADTEST_SGLANG, else what is on the PATH."""
     variable, default = _PROGRAMS[engine]
-    return shlex.split(os.environ.get(variable) or default)
+    said = os.environ.get(variable) or default
+    try:
+        return shlex.split(said)
+    except ValueError as error:
+        raise UsageError(f"{variable}: expected a command line, got {said!r}: {error}") from None
 
 
 def hub_name(model: str) -> str:

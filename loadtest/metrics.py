@@ -62,16 +62,17 @@ def analyze(run: Run, claims: Sequence[findings.Claim] = ()) -> dict[str, Any]:
         for concurrency, group in groupby((columns for _, columns in passes), key=lambda columns: columns.concurrency):
             samples[cell.id, concurrency] = list(group)
     comparisons = compare.cells(cells, samples)
+    gates = health.summary(cells, run.manifest)
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run.manifest.get("run_id"),
         "simulated": _simulated(run.manifest) or any(cell["simulated"] for cell in cells),
-        "complete": bool(run.manifest.get("complete")),
+        "complete": gates["complete"],
         "run": {
             **_run(run.manifest),
             "clock_error": acceleration.pooled([c["clock_error"] for c in cells if c["clock_error"]]),
         },
-        "health": health.summary(cells, run.manifest),
+        "health": gates,
         "cells": cells,
         "comparisons": comparisons,
         "findings": findings.judge(claims, cells, comparisons),
@@ -175,6 +176,7 @@ def _level(
         "concurrency": columns[0].concurrency,
         "n_requests": sum(outcomes.values()),
         "n_warmup": sum(int(np.sum(~one.measured)) for one in columns),
+        "torn_lines": sum(len(level.torn) for level, _ in passes),
         "outcomes": dict(sorted(outcomes.items())),
         "error_kinds": _error_kinds(columns),
         "window": _window(windows, len(columns)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,9 @@ def parse(text: str) -> Slo:
     try:
         limit = float(match[4])
     except ValueError:
-        raise UsageError(f"SLO {text!r}: expected a number after {match[3]}, got {match[4]!r}") from None
+        limit = math.nan
+    if not math.isfinite(limit):
+        raise UsageError(f"SLO {text!r}: expected a finite number after {match[3]}, got {match[4]!r}")
     return Slo(text=text, metric=match[1], statistic=match[2] or "value", below=match[3] == "<", limit=limit)
 
 

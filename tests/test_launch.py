@@ -128,3 +128,9 @@ def test_a_wrong_setting_is_named(change, message):
 def test_a_simulator_needs_a_card_to_simulate():
     with pytest.raises(UsageError, match="--gpu l20"):
         command(LaunchSpec(engine="sglang-sim", model="qwq-32b", port=8000))
+
+
+def test_a_program_that_is_no_command_line_is_named(monkeypatch):
+    monkeypatch.setenv("LOADTEST_VLLM", 'env A="1 vllm')
+    with pytest.raises(UsageError, match="LOADTEST_VLLM: expected a command line"):
+        command(LaunchSpec(engine="vllm", model="qwq-32b", port=8000))

@@ -142,7 +142,9 @@ def test_accuracy_is_null_when_simulated_or_unchecked():
     assert only(simulated)["accuracy"]["value"] is None
 
 
-@pytest.mark.parametrize("text", ["ttft_s<2", "ttft_s:p42<2", "guess:p50<2", "ttft_s:p50<1e", "accuracy:p50>1"])
+@pytest.mark.parametrize(
+    "text", ["ttft_s<2", "ttft_s:p42<2", "guess:p50<2", "ttft_s:p50<1e", "ttft_s:p50<1e999", "accuracy:p50>1"]
+)
 def test_an_slo_that_cannot_be_read_names_the_form(text):
     with pytest.raises(UsageError, match="^SLO .* expected"):
         slo.parse(text)
@@ -271,3 +273,13 @@ def test_the_throughput_of_a_closed_loop_is_covered_by_its_interval():
         low, high = only(analyzed(made, concurrency=2))["output_tokens_per_s"]["ci95"]
         hits.append(low <= long_run <= high)
     assert np.mean(hits) >= 0.85
+
+
+def test_a_torn_line_makes_a_run_incomplete():
+    whole = builders.level([request()])
+    torn = replace(whole, torn=("requests-a.jsonl:2: torn line of 9 bytes left out",))
+    numbers = metrics.analyze(builders.run([builders.cell([torn])]))
+    assert only(numbers)["torn_lines"] == 1
+    assert (numbers["complete"], numbers["health"]["complete"]) == (False, False)
+    assert "vllm_qwq-32b-awq_tp1 at 1: 1 torn line(s) left out" in numbers["health"]["reasons"]
+    assert analyzed([request()])["complete"] is True
