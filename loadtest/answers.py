@@ -12,7 +12,7 @@ import re
 from fractions import Fraction
 
 from loadtest.notation import Value, parse
-from loadtest.workload import Prompt
+from loadtest.prompts import Prompt
 
 ANSWER_LIMIT_CHARS = 2000
 _TAIL_CHARS = 4000

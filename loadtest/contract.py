@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from loadtest.credentials import first_secret
 from loadtest.errors import UsageError
-from loadtest.workload import Prompt
+from loadtest.prompts import Prompt
 
 Mode = Literal["natural", "equal-work"]
 ThinkingPrelude = Literal["template", "none"]
@@ -91,7 +91,7 @@ class Contract:
 
         `extra_body` is merged last. To a simulator (`engine` ends in "-sim") the prompt's recorded lengths go along.
 
-        >>> from loadtest.workload import Prompt
+        >>> from loadtest.prompts import Prompt
         >>> prompt = Prompt(id="a", messages=({"role": "user", "content": "Why?"},), thinking_tokens=90, answer_tokens=10)
         >>> body = Contract(mode="equal-work").body(prompt, "qwq-32b")
         >>> body["max_tokens"], body["min_tokens"], body["ignore_eos"], body["top_k"]

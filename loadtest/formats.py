@@ -20,7 +20,7 @@ import msgspec
 
 from loadtest.answers import extract_boxed
 from loadtest.errors import UsageError
-from loadtest.workload import BOXED_INSTRUCTION, Prompt, expect, hint, show
+from loadtest.prompts import BOXED_INSTRUCTION, Prompt, expect, hint, show
 
 
 def read(path: Path) -> Iterator[Prompt]:

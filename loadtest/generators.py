@@ -14,7 +14,7 @@ from random import Random
 
 from loadtest.errors import UsageError
 from loadtest.problems import KINDS, MATH_KINDS, Problem
-from loadtest.workload import BOXED_INSTRUCTION, JSON_INSTRUCTION, Prompt, Workload, make
+from loadtest.prompts import BOXED_INSTRUCTION, JSON_INSTRUCTION, Prompt
 
 _ATTEMPTS = 1000
 
@@ -62,18 +62,17 @@ def _value(spec: str, key: str, value: str) -> int:
     return int(value)
 
 
-def generate(spec: str) -> Workload:
-    """The workload of a built-in generator.
+def prompts(spec: str) -> tuple[Prompt, ...]:
+    """The prompts of a built-in generator.
 
-    >>> generate("ledger:n=2,seed=7").name
-    'ledger'
+    >>> [prompt.id for prompt in prompts("ledger:n=2,seed=7")]
+    ['ledger-0001', 'ledger-0002']
     """
     name = spec.partition(":")[0]
     chosen = options(spec)
     names = MATH_KINDS if name == "math" else (name,)
     seen: set[str] = set()
-    prompts = tuple(_prompt(names[i % len(names)], i, chosen, seen, spec) for i in range(chosen.n))
-    return make(name, prompts, spec)
+    return tuple(_prompt(names[i % len(names)], i, chosen, seen, spec) for i in range(chosen.n))
 
 
 def _prompt(kind: str, index: int, chosen: Options, seen: set[str], spec: str) -> Prompt:

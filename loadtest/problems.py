@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import comb, gcd, prod
 from random import Random
 
-from loadtest.workload import AnswerFormat
+from loadtest.prompts import AnswerFormat
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from itertools import count
 import msgspec
 
 from loadtest.contract import Contract
+from loadtest.prompts import Prompt
 from loadtest.records import Phase
-from loadtest.workload import Prompt, Workload, schedule
+from loadtest.workload import Workload, schedule
 
 WARMUP_SEED = 0x5EED  # added to the seed: warm-up asks in another order than the measured phase
 

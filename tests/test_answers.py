@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from loadtest.answers import ANSWER_LIMIT_CHARS, check, equal, extract_boxed, extract_json, repeats, troubles
 from loadtest.notation import parse
-from loadtest.workload import Prompt
+from loadtest.prompts import Prompt
 
 LABELLED = [json.loads(line) for line in Path(__file__).with_name("data").joinpath("answers.jsonl").read_text().splitlines()]
 OPTIONS = "What is it?\nA. 71\nB. 65\nC. 63\nD. 58\nReason step by step."

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loadtest.contract import Contract, differences, from_table, prompt_tokens_at_most, within
 from loadtest.errors import UsageError
-from loadtest.workload import Prompt
+from loadtest.prompts import Prompt
 
 PLAIN = Prompt(id="a", messages=({"role": "user", "content": "Why?"},))
 RECORDED = Prompt(id="b", messages=PLAIN.messages, thinking_tokens=900, answer_tokens=100)

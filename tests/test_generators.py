@@ -16,7 +16,8 @@ from loadtest import generators
 from loadtest.answers import check
 from loadtest.errors import UsageError
 from loadtest.generators import GENERATORS, options
-from loadtest.workload import BOXED_INSTRUCTION, JSON_INSTRUCTION, Prompt, load
+from loadtest.prompts import BOXED_INSTRUCTION, JSON_INSTRUCTION, Prompt
+from loadtest.workload import load
 
 SPECS = st.tuples(
     st.sampled_from(["arithmetic", "modular", "linear", "number-theory", "ledger"]), st.integers(1, 5), st.integers(0, 999)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from loadtest import records
 from loadtest.answers import check
 from loadtest.errors import UsageError
-from loadtest.workload import BOXED_INSTRUCTION, Prompt, Workload, dump, from_run, load, make, schedule
+from loadtest.prompts import BOXED_INSTRUCTION, Prompt
+from loadtest.workload import Workload, dump, from_run, load, make, schedule
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
