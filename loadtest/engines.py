@@ -17,16 +17,15 @@ from types import TracebackType
 from typing import IO, Any
 
 from loadtest import deaths
-from loadtest.credentials import WITHHELD as SECRETS
+from loadtest.credentials import WITHHELD
 from loadtest.endpoint import ServerInfo, flush_cache, is_loopback, probe
 from loadtest.errors import EngineError
 from loadtest.guard import descendants
-from loadtest.guarded import Guarded
+from loadtest.guarded import Guarded, open_log
 from loadtest.launch import HOST, LaunchSpec, command
 from loadtest.server_metrics import scrape, scrape_forever
 
 __all__ = [
-    "SECRETS",
     "LaunchSpec",
     "Server",
     "ServerInfo",
@@ -74,12 +73,12 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        """Start the runtime under its guard. Raises `EngineError`: not installed, port taken, no place for the log."""
+        """Start the runtime under its guard. Raises `EngineError`: not installed, port taken; `RecordError`: no log."""
         check_installed(self.argv[0], self.spec.engine)
         check_port_free(self.spec.port)
         if not self.spec.simulated:
             check_cards(self.spec.tp)
-        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        environment = {name: value for name, value in os.environ.items() if name not in WITHHELD}
         with self._open_log() as output:
             self._process = Guarded(self.argv, output, grace_s=STOP_GRACE_S, environment=environment | self.settings)
 
@@ -91,11 +90,7 @@ class Server:
     def _open_log(self) -> IO[Any]:
         if self.log is None:
             return open(os.dup(sys.stdout.fileno()), "wb")
-        try:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            output = self.log.open("ab")
-        except OSError as error:
-            raise EngineError(f"{self.log}: cannot write the runtime's log: {error.strerror}") from error
+        output = open_log(self.log)
         self._log_start = self._log_size()  # a later pass of a cell goes on in the same file
         return output
 

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
+from loadtest.errors import RecordError
 from loadtest.guard import descendants
 
 _KILL_S = 15.0  # how long the guard itself may take beyond the grace it gives
@@ -63,6 +65,15 @@ class Guarded:
     def _close_input(self) -> None:
         if self._guard.stdin is not None:
             self._guard.stdin.close()
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """A file for what a command prints, appended to. Raises `RecordError` where the disk refuses."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab")
+    except OSError as error:
+        raise RecordError(f"{path}: cannot write this log: {error.strerror}") from error
 
 
 def _kill(pids: Sequence[int]) -> None:

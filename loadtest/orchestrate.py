@@ -20,6 +20,7 @@ import msgspec
 
 from loadtest import (
     acceleration,
+    credentials,
     engines,
     environment,
     hardware,
@@ -231,8 +232,7 @@ def _target(
         return
     _check_fit(journey, cell, facts)
     spec = launch_spec(cell, contract_of(journey.study), port=_free_port())
-    command, _ = engines.command(spec)
-    facts["command"] = command
+    facts["command"], facts["env"] = engines.command(spec)
     journey.say(f"{cell.id}: starting")
     with engines.Server(spec, journey.out / "cells" / cell.id / "engine.log") as server:
         server.wait_ready()
@@ -324,10 +324,8 @@ def _finished(journey: _Journey, cell: Cell, level: int, repeat: int) -> bool:
     marker = folder / "pass.json"
     if marker.exists() and records.read_json(marker).get("complete") is True:
         return True
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.broken-{number}")).exists():
-        number += 1
-    folder.rename(aside)
+    aside = records.set_aside(folder)
+    journey.say(f"{cell.id}: what was left of {folder.name} is kept in {aside.name}")
     return False
 
 
@@ -352,7 +350,7 @@ def _run_pass(
 def _environment(cell: Cell) -> dict[str, str]:
     """What Locust inherits: the key only where the server is not ours, and so may want one."""
     own = cell.base_url is None
-    return {name: value for name, value in os.environ.items() if not (own and name in engines.SECRETS)}
+    return {name: value for name, value in os.environ.items() if not (own and name in credentials.WITHHELD)}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loadtest import resources
 from loadtest.errors import UsageError
-from loadtest.guarded import Guarded
+from loadtest.guarded import Guarded, open_log
 from loadtest.study import Cell, Study
 
 _POLL_S = 0.1
@@ -73,8 +73,7 @@ def drive(
     `died` is asked all the time whether the server has gone, and why; `tell` is told the number of records so far.
     What Locust prints goes to `locust.log` in `folder`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "locust.log").open("ab") as log:
+    with open_log(folder / "locust.log") as log:
         locust = Guarded(argv, log, grace_s=_STOP_GRACE_S, environment=environment)
     reason = None
     records = RecordCounter(folder)

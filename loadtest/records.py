@@ -199,6 +199,17 @@ def level_path(run: Path, cell: str, concurrency: int, repeat: int) -> Path:
     return run / "cells" / cell / level_name(concurrency, repeat)
 
 
+def set_aside(folder: Path) -> Path:
+    """Rename what a broken pass left to `cNN-rR.broken-N`, which no reader counts; where it is now."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.broken-{number}")).exists():
+        number += 1
+    try:
+        return folder.rename(aside)
+    except OSError as error:
+        raise RecordError(f"{folder}: cannot set aside what a broken pass left: {error.strerror}") from error
+
+
 class JsonlWriter:
     """Appends one JSON line at a time, each handed to the system before the call returns.
 

@@ -188,3 +188,13 @@ def test_no_bytes_in_a_record_file_make_a_traceback(tmp_path_factory, content):
         assert records.read_level(folder).requests == ()
     except RecordError as error:
         assert "requests-a.jsonl:" in str(error)
+
+
+def test_a_broken_pass_is_set_aside_and_kept(tmp_path):
+    for number in (1, 2):
+        folder = tmp_path / "c01-r1"
+        folder.mkdir()
+        (folder / "requests-a.jsonl").write_text(str(number))
+        assert records.set_aside(folder).name == f"c01-r1.broken-{number}"
+    assert (tmp_path / "c01-r1.broken-1" / "requests-a.jsonl").read_text() == "1"
+    assert not (tmp_path / "c01-r1").exists()
