@@ -53,7 +53,7 @@ class VirtualServer:
             else (seen.finished_prompt_tokens, seen.finished_tokens)
         )
         return ServerSample(
-            t_s=round(t_s, 6),
+            t_s=round(t_s, 7),  # as precise as the records: the last one ends at the same instant
             clock_anchor_unix_s=anchor_unix_s,
             clock_speed=1.0,
             running=len(engine.running),
