@@ -90,20 +90,18 @@ RECORD = [
     "answer_correct",
     "request_sha256",
 ]
-OUTCOMES = set(
-    [
-        "ok",
-        "no_answer",
-        "truncated",
-        "http_error",
-        "timeout",
-        "stalled",
-        "connection_error",
-        "protocol_error",
-        "server_error",
-        "cut_off",
-    ]
-)
+OUTCOMES = {
+    "ok",
+    "no_answer",
+    "truncated",
+    "http_error",
+    "timeout",
+    "stalled",
+    "connection_error",
+    "protocol_error",
+    "server_error",
+    "cut_off",
+}
 DISTRIBUTIONS = [
     "ttft_s",
     "time_to_first_answer_s",
