@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 OPEN, CLOSE = "<think>", "</think>"
+_BLOCK = 256  # chunks skipped at a time when one is looked for
 _THINKERS = re.compile(r"qwq|deepseek-r1|\br1\b|reason|think", re.IGNORECASE)
 
 
@@ -43,9 +44,12 @@ def opens_in_prompt(model: str) -> bool:
     return _THINKERS.search(model) is not None
 
 
-def split_fields(contents: Sequence[str], field: str) -> Split:
-    """Split where the server has put the thinking into a field of its own; `contents` has one entry a chunk."""
-    first = next((i for i, text in enumerate(contents) if text and not text.isspace()), None)
+def split_fields(contents: Sequence[str], field: str, blank: int = 0) -> Split:
+    """Split where the server has put the thinking into a field of its own; `contents` has one entry a chunk.
+
+    The first `blank` of them are known to be blank.
+    """
+    first = next((i for i in range(blank, len(contents)) if not contents[i].isspace() and contents[i]), None)
     return Split(first, "".join(contents).strip(), field, None)
 
 
@@ -75,4 +79,10 @@ def _chunk_of_text(contents: Sequence[str], text: str, start: int) -> int | None
     blank = len(rest) - len(rest.lstrip())
     if blank == len(rest):
         return None
-    return bisect_right(list(accumulate(map(len, contents))), start + blank)
+    wanted, before = start + blank, 0
+    for first in range(0, len(contents), _BLOCK):
+        lengths = list(map(len, contents[first : first + _BLOCK]))
+        if before + sum(lengths) > wanted:
+            return first + bisect_right(list(accumulate(lengths)), wanted - before)
+        before += sum(lengths)
+    return None

@@ -1,15 +1,17 @@
 """One pass in one process, over a transport without sockets."""
 
+import socket
 import time
 from pathlib import Path
 
 import gevent
+import msgspec
 import pytest
 
 from loadtest import level as level_module
 from loadtest.contract import Contract
 from loadtest.errors import RecordError
-from loadtest.level import Level, Settings, cut
+from loadtest.level import SLICE_TIMES, Level, Settings, cut, encoded, give_way
 from loadtest.records import read_level
 from loadtest.workload import load
 
@@ -170,6 +172,51 @@ def test_closing_leaves_a_summary_and_a_health_sample(make):
     assert len(list(folder.glob("level-*.json"))) == 1
     assert len(read_level(folder).health) == 1
     assert (level._transport.opened, level._transport.closed, level.connected_wall_s) == (2, True, 0.5)
+
+
+def test_a_long_record_is_encoded_in_slices_and_reads_back_the_same(make):
+    level = make(Canned([ANSWER[0], *[ANSWER[1]] * (2 * SLICE_TIMES), ANSWER[2]]))
+    record = send(level, level.next_item())
+    assert len(record.chunk_s) == 2 * SLICE_TIMES + 1
+    assert on_disk(level) == (record,)
+    pauses = []
+    assert bytes(encoded(record, lambda: pauses.append(1))) == msgspec.json.encode(record)
+    assert len(pauses) == 3
+
+
+def test_every_request_is_named_on_the_wire_and_no_two_alike(make):
+    level = make(requests=2)
+    sent = [level.send(item, 0, 0.0).request_id for item in (level.next_item(), level.next_item(), level.script.warmup(0))]
+    where = "r.other_qwq_tp1.c02-r1"
+    assert sent == [f"{where}.measure-0", f"{where}.measure-1", f"{where}.warmup-0"]
+
+
+def test_sockets_are_read_between_two_slices():
+    ours, theirs = socket.socketpair()
+    theirs.send(b"x")
+    turns = []
+    watcher = gevent.get_hub().loop.io(ours.fileno(), 1)
+    for slices in range(1, 6):
+        watcher.start(lambda: (turns.append(1), watcher.stop()))
+        give_way()
+        assert len(turns) == slices
+    watcher.close()
+    ours.close()
+    theirs.close()
+
+
+def test_a_socket_that_is_always_ready_does_not_stop_the_clerk():
+    ours, theirs = socket.socketpair()
+    theirs.send(b"x")
+    turns = []
+    watcher = gevent.get_hub().loop.io(ours.fileno(), 1)
+    watcher.start(turns.append, 1)
+    give_way()
+    watcher.stop()
+    watcher.close()
+    ours.close()
+    theirs.close()
+    assert turns
 
 
 @pytest.mark.parametrize(("limit", "text"), [(100, "añb"), (4, "añb"), (3, "añ"), (2, "a"), (0, "")])

@@ -31,6 +31,12 @@ def content(text: str, finish: str = "null") -> bytes:
     return b'data: {"choices":[{"delta":{"content":"%s"},"finish_reason":%s}]}\n\n' % (text.encode(), finish.encode())
 
 
+def counted(total: int | None) -> bytes:
+    """A chunk of text that tells the completion tokens so far, or does not."""
+    usage = b"null" if total is None else b'{"completion_tokens":%d}' % total
+    return b'data: {"choices":[{"delta":{"content":"x"}}],"usage":%s}\n\n' % usage
+
+
 def read(x: Exchange, **options: object) -> reply.Reply:
     return reply.read(x, CLOCK, **({"opened": True} | options))  # type: ignore[arg-type]
 
@@ -123,19 +129,26 @@ def test_without_usage_a_tokenizer_counts_else_chunks():
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(0, 3))
 def test_tokens_are_conserved(steps, extra):
     counts = [sum(steps[: i + 1]) for i in range(len(steps))]
-    tokens = reply._tokens_by_chunk(counts, counts[-1] + extra)
-    assert tokens is not None
-    assert sum(tokens) == counts[-1] + extra
-    assert min(tokens) >= 0
+    got = read(exchange(*map(counted, [*counts, counts[-1] + extra])))
+    assert got.chunk_tokens is not None
+    assert len(got.chunk_tokens) == len(got.chunk_s) == len(counts) + 1
+    assert sum(got.chunk_tokens) == got.completion_tokens == counts[-1] + extra
+    assert min(got.chunk_tokens) >= 0
+
+
+def test_tokens_after_the_last_text_go_to_it():
+    final = b'data: {"choices":[],"usage":{"completion_tokens":6}}\n\n'
+    assert read(exchange(counted(1), counted(2), counted(5), final)).chunk_tokens == (1, 1, 4)
 
 
 @pytest.mark.parametrize("counts", [[1, None, 3], [3, 2]])
 def test_totals_that_are_missing_or_run_backwards_are_not_believed(counts):
-    assert reply._tokens_by_chunk(counts, 9) is None
+    final = b'data: {"choices":[],"usage":{"completion_tokens":9}}\n\n'
+    assert read(exchange(*map(counted, counts), final)).chunk_tokens is None
 
 
 def test_it_pauses_between_slices():
     pauses: list[int] = []
     x = exchange(*[content("a")] * (3 * reply.SLICE_EVENTS), content("b", '"stop"'))
     read(x, pause=lambda: pauses.append(1))
-    assert len(pauses) == 3
+    assert len(pauses) == 3 + 2  # and around the split
