@@ -109,7 +109,8 @@ class CurlTransport:
     """Streams requests to one URL, each on a connection of its own (HTTP/1.1), kept open for the next.
 
     No redirect is followed, nothing is compressed, cookies and proxies are not used for `http://`; `https://` is
-    verified against certifi's roots and honours `https_proxy`. `speed` turns the limits' seconds into wall seconds.
+    verified against certifi's roots, or those of the file in `SSL_CERT_FILE`, and honours `https_proxy`. `speed` turns
+    the limits' seconds into wall seconds.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, limits: Limits | None = None, speed: float = 1.0) -> None:
@@ -182,7 +183,7 @@ class CurlTransport:
             pycurl.HTTPHEADER: self._headers,
             pycurl.USERAGENT: "loadtest",
             pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
-            pycurl.CAINFO: certifi.where(),
+            pycurl.CAINFO: os.environ.get("SSL_CERT_FILE") or certifi.where(),
             pycurl.NOSIGNAL: 1,
             pycurl.TCP_NODELAY: 1,
             pycurl.TCP_KEEPALIVE: 1,
@@ -248,10 +249,12 @@ def overdue(exchange: Exchange, now: float, limits: Limits, speed: float = 1.0) 
     """Which limit a running exchange has passed at `now` (monotonic wall s): outcome, kind, message; or null."""
     if exchange.sent is None:
         return None  # connecting: libcurl's own limit
-    _note_text(exchange)
     elapsed_s = (now - exchange.sent) * speed
     if elapsed_s > limits.total_s:
         return "timeout", "total", f"still streaming after {limits.total_s:g} s; raise the limit on the total time"
+    if (now - (exchange.text_at or exchange.sent)) * speed <= min(limits.first_token_s, limits.silence_s):
+        return None
+    _note_text(exchange)  # only now, for it costs more than all the rest
     if exchange.text_at is None:
         if elapsed_s > limits.first_token_s:
             return "timeout", "first_token", f"no text within {limits.first_token_s:g} s of sending"
@@ -293,6 +296,7 @@ _CONNECTION_KINDS = {
     pycurl.E_COULDNT_RESOLVE_HOST: "unknown_host",
     pycurl.E_SSL_CONNECT_ERROR: "tls",
     pycurl.E_PEER_FAILED_VERIFICATION: "tls",
+    pycurl.E_SSL_CACERT_BADFILE: "tls",
     pycurl.E_GOT_NOTHING: "closed",
     pycurl.E_PARTIAL_FILE: "closed",
     pycurl.E_RECV_ERROR: "reset",

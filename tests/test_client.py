@@ -1,6 +1,9 @@
 """The client over real sockets, against a server that misbehaves by script."""
 
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -21,13 +24,15 @@ def chunked(*payloads: bytes) -> bytes:
 class Scripted:
     """Answers every request with the same steps: bytes to send, or a function of the connection to call."""
 
-    def __init__(self, *steps):
+    def __init__(self, *steps, tls=None):
         self.steps = steps
+        self.tls = tls
         self.requests: list[bytes] = []
         self.connections = 0
         self.release = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/v1/chat/completions"
+        scheme = "https" if tls else "http"
+        self.url = f"{scheme}://127.0.0.1:{self.listener.getsockname()[1]}/v1/chat/completions"
         self.threads = [threading.Thread(target=self.accept, daemon=True)]
         self.threads[0].start()
 
@@ -43,6 +48,12 @@ class Scripted:
             thread.start()
 
     def serve(self, connection):
+        if self.tls:
+            try:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            except OSError:
+                connection.close()
+                return
         with connection:
             while request := self.read(connection):
                 self.requests.append(request)
@@ -87,8 +98,8 @@ def reset(connection):
 def scripted():
     servers = []
 
-    def make(*steps):
-        servers.append(Scripted(*steps))
+    def make(*steps, tls=None):
+        servers.append(Scripted(*steps, tls=tls))
         return servers[-1]
 
     yield make
@@ -188,6 +199,71 @@ def test_a_refusal_is_read_to_its_end(scripted, send):
 def test_a_redirect_is_not_followed(scripted, send):
     server = scripted(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n")
     assert send(server).status == 302
+
+
+def test_the_key_goes_nowhere_else(scripted, send):
+    elsewhere = scripted(HEAD + b"0\r\n\r\n")
+    server = scripted(b"HTTP/1.1 307 Away\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % elsewhere.url.encode())
+    assert send(server, api_key="secret").status == 307
+    assert b"secret" in server.requests[0]
+    assert elsewhere.connections == 0
+
+
+def test_the_request_is_named(scripted):
+    server = scripted(HEAD + b"0\r\n\r\n")
+    transport = CurlTransport(server.url, api_key="secret")
+    for name in ("run.cell.c01-r1.measure-0", "run.cell.c01-r1.measure-1"):
+        transport.perform(Exchange(body=b"{}", request_id=name))
+    transport.close()
+    names = [line for request in server.requests for line in request.lower().split(b"\r\n") if b"x-request-id" in line]
+    assert names == [b"x-request-id: run.cell.c01-r1.measure-0", b"x-request-id: run.cell.c01-r1.measure-1"]
+    assert all(b"Bearer secret" in request for request in server.requests)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate of 127.0.0.1 that nobody but itself vouches for, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    argv += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*argv, "-keyout", folder / "key", "-out", folder / "cert"], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def tls(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "cert", certificate / "key")
+    return context
+
+
+def test_a_stream_over_tls(scripted, certificate, tls, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert"))
+    server = scripted(HEAD + chunked(EVENT, EVENT), chunked(EVENT), b"0\r\n\r\n", tls=tls)
+    transport = CurlTransport(server.url)
+    transport.open(2)
+    exchanges = [Exchange(body=b"{}") for _ in range(2)]
+    gevent.joinall([gevent.spawn(transport.perform, x) for x in exchanges], raise_error=True)
+    again = Exchange(body=b"{}")
+    transport.perform(again)
+    transport.close()
+    for x in (*exchanges, again):
+        assert (x.status, x.outcome, x.error) == (200, None, None)
+        assert b"".join(x.pieces) == EVENT * 3
+        assert x.sent <= x.reads[0] <= x.ended
+    assert (server.connections, again.connect_wall_s) == (2, 0)
+    assert exchanges[0].connect_wall_s > 0  # the handshake: before `sent`
+
+
+def test_a_server_that_nobody_vouches_for_gets_nothing(scripted, send, tls, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    server = scripted(HEAD + b"0\r\n\r\n", tls=tls)
+    x = send(server, api_key="secret")
+    assert (x.outcome, x.error.kind, x.sent) == ("connection_error", "tls", None)
+    assert "certificate" in x.error.message
+    assert server.requests == []
 
 
 @pytest.mark.parametrize(

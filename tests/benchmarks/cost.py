@@ -6,13 +6,16 @@
 
 `floor` only reads; the others decode every token as well. `transport` is our client alone, `loadtest` the whole
 of it under Locust while the level runs: records, statistics, telemetry. `locust` adds its start and its end.
-The least of several passes is shown, interleaved, for what else runs on the machine adds and never takes away.
+Every pass is shown, the clients in turn within each, and the ratio to the floor of the same pass: the floor itself
+moves by half with what else runs on the machine. `wakes` is how often a client was woken for each token. It must be
+alike for a comparison: streams in step are read together, which costs half.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 
@@ -21,18 +24,17 @@ import harness as h
 CLIENTS = ("floor", "transport", "loadtest", "geventhttpclient")
 
 
-def alone(kind: str, port: int, streams: int, requests: int, tokens: int) -> float:
-    argv = [sys.executable, str(h.HERE / "stream_client.py"), kind, str(port), str(streams), str(requests), str(tokens)]
+def alone(kind: str, port: int, streams: int, requests: int, tokens: int) -> tuple[float, float]:
+    script = ["floor_reader.py"] if kind == "floor" else ["stream_client.py", kind]
+    argv = [sys.executable, str(h.HERE / script[0]), *script[1:], str(port), str(streams), str(requests), str(tokens)]
     pin = lambda: h.favour(h.CLIENT_CORE)  # noqa: E731
     done = subprocess.run(argv, capture_output=True, text=True, check=True, preexec_fn=pin)
     seen = json.loads(done.stdout)
-    return float(seen["cpu_s"] / seen["tokens"] * 1e6)
+    return seen["cpu_s"] / (requests * tokens) * 1e6, seen["wakes"] / (requests * tokens)
 
 
-def one(kind: str, port: int, streams: int, requests: int, tokens: int) -> float:
-    if kind == "floor":
-        seen, cpu_s = h.floor(port, streams, requests, tokens)
-        return cpu_s / sum(len(x.tokens) for x in seen) * 1e6
+def one(kind: str, port: int, streams: int, requests: int, tokens: int) -> tuple[float, float | None]:
+    """CPU us per token, and wake-ups per token where they are known."""
     if kind != "loadtest":
         return alone(kind, port, streams, requests, tokens)
     run = h.scratch() / "run"
@@ -40,7 +42,7 @@ def one(kind: str, port: int, streams: int, requests: int, tokens: int) -> float
     samples = h.health(run)
     ends = [0.0] + [s["t_s"] for s in samples]
     cpu_s = sum(s["cpu_share"] * (ends[i + 1] - ends[i]) for i, s in enumerate(samples))
-    return cpu_s / sum(len(x.tokens) for x in h.measured(run)) * 1e6
+    return cpu_s / sum(len(x.tokens) for x in h.measured(run)) * 1e6, None
 
 
 def main() -> None:
@@ -53,16 +55,23 @@ def main() -> None:
     parser.add_argument("--clients", default=",".join(CLIENTS))
     args = parser.parse_args()
     clients = args.clients.split(",")
-    best = dict.fromkeys(clients, float("inf"))
+    seen: dict[str, list[tuple[float, float | None]]] = {kind: [] for kind in clients}
     with h.known_time_server(tokens=args.tokens, thinking=args.tokens // 4, gap=args.gap) as port:
         for _ in range(args.passes):
             for kind in clients:
-                cost = one(kind, port, args.streams, args.streams * args.rounds, args.tokens)
-                best[kind] = min(best[kind], cost)
-    print(f"{args.streams} streams, {args.gap * 1e3:g} ms a token, {args.tokens} tokens; least of {args.passes} passes")
-    print("client             CPU us/token   of the floor")
+                seen[kind].append(one(kind, port, args.streams, args.streams * args.rounds, args.tokens))
+    print(
+        f"{args.streams} streams, {args.gap * 1e3:g} ms a token, {args.tokens} tokens; CPU us/token of {args.passes} passes"
+    )
+    print("client           least  median | every pass (of the floor of that pass, wakes per token)")
     for kind in clients:
-        print(f"{kind:18} {best[kind]:12.1f}   {best[kind] / best.get('floor', best[kind]):12.2f}")
+        costs = [cost for cost, _ in seen[kind]]
+        floors = [cost for cost, _ in seen.get("floor", seen[kind])]
+        every = [
+            f"{cost:.1f} ({cost / floors[i]:.2f}, {'-' if wakes is None else f'{wakes:.2f}'})"
+            for i, (cost, wakes) in enumerate(seen[kind])
+        ]
+        print(f"{kind:16} {min(costs):5.1f}   {statistics.median(costs):5.1f} | {'  '.join(every)}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def transport(port: int, streams: int) -> Callable[[], int]:
     from loadtest import reply
     from loadtest.client import CurlTransport, Exchange
     from loadtest.clock import Clock
+    from loadtest.level import give_way
 
     client = CurlTransport(f"http://127.0.0.1:{port}/v1/chat/completions")
     client.open(streams)
@@ -33,7 +34,7 @@ def transport(port: int, streams: int) -> Callable[[], int]:
     def one() -> int:
         exchange = Exchange(body=BODY)
         client.perform(exchange)
-        return len(reply.read(exchange, clock, opened=True, pause=lambda: gevent.sleep(0)).chunk_s)
+        return len(reply.read(exchange, clock, opened=True, pause=give_way).chunk_s)
 
     return one
 
@@ -71,12 +72,14 @@ def main() -> None:
         for _ in range(requests // streams):
             counts.append(one())
 
+    wakes = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
     cpu_s, began = time.process_time(), time.monotonic()
     gevent.joinall([gevent.spawn(user, number) for number in range(streams)], raise_error=True)
     cpu_s, wall_s = time.process_time() - cpu_s, time.monotonic() - began
     assert set(counts) == {tokens}, set(counts)
+    wakes = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - wakes
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    json.dump({"cpu_s": cpu_s, "wall_s": wall_s, "tokens": sum(counts), "rss_bytes": rss}, sys.stdout)
+    json.dump({"cpu_s": cpu_s, "wall_s": wall_s, "tokens": sum(counts), "wakes": wakes, "rss_bytes": rss}, sys.stdout)
 
 
 if __name__ == "__main__":
