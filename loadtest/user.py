@@ -15,6 +15,7 @@ from locust import User, task
 from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
+from locust.stats import CSV_STATS_INTERVAL_SEC
 
 from loadtest import credentials, preparation
 from loadtest.client import CurlTransport
@@ -328,10 +329,17 @@ def _init(environment: Environment, **_: Any) -> None:
     fired.test_stopping.add_listener(lambda **_: session.stopping())
     fired.test_stop.add_listener(lambda **_: session.finish())
     fired.quitting.add_listener(lambda **_: session.quitting())
+    fired.quit.add_listener(lambda **_: _finish_csv(environment))
     fired.user_error.add_listener(lambda exception, **_: session.fail(f"a bug: a user ended with {exception!r}"))
     for kind in (FINISH, FINAL, DONE, FAILED):
         session.runner.register_message(kind, _hand_over(session, kind))
     _raise_file_limit()
+
+
+def _finish_csv(environment: Environment) -> None:
+    """Let Locust write its `--csv` files once more: it does so every second, and at the end closes them as they are."""
+    if getattr(environment.parsed_options, "csv_prefix", None):
+        gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.1)
 
 
 def _hand_over(session: Session, kind: str) -> Any:

@@ -1,5 +1,6 @@
 """Real headless Locust runs, in processes of their own, against a server that streams in a moment."""
 
+import csv
 import json
 import os
 import signal
@@ -96,6 +97,24 @@ def test_a_run_that_ends_by_time_cuts_off_and_counts_no_success(port, tmp_path):
     assert int(row[3]) == len(found)
     assert row[4].startswith("3(")
     assert manifest(tmp_path / "run")["complete"] is True
+
+
+def test_rows_of_locusts_own_files_lose_nothing(port, tmp_path):
+    stats, page = tmp_path / "stats", tmp_path / "page.html"
+    done = run(locust(port, tmp_path / "run", "--requests", "8", "--csv", str(stats), "--html", str(page), users=4))
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "stats_stats.csv").open(newline="") as stream:
+        rows = {row["Name"]: row for row in csv.DictReader(stream)}
+    found = records(tmp_path / "run")
+    assert len(found) == 8 + 4
+    for name in ("TTFT", "first answer", "final answer"):
+        row = rows[name]
+        assert (row["Type"], int(row["Request Count"]), int(row["Failure Count"])) == ("stream", 12, 0)
+        assert name in page.read_text()
+    finals = [(r["chunk_s"][-1] - r["sent_s"]) * 1000 for r in found]
+    firsts = [(r["chunk_s"][0] - r["sent_s"]) * 1000 for r in found]
+    assert float(rows["final answer"]["Average Response Time"]) == pytest.approx(sum(finals) / 12, abs=0.01)
+    assert float(rows["TTFT"]["Max Response Time"]) == pytest.approx(max(firsts), abs=0.01)
 
 
 def test_two_processes_send_the_same_requests_and_lose_no_record(port, tmp_path):
