@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from loadtest.columns import FINISHED, Pass, offset
 from loadtest.records import HealthSample, LevelRecords, RequestRecord, ServerSample
 
 CPU_LIMIT = 0.9  # of one core, by one process
+CPU_AIM = 0.6  # of one core, by one process: leaves room for bursts
+OF_LOAD = ("loop_lag_mean", "loop_lag_worst", "cpu", "late_starts")  # checks that more processes may pass
 BAD_SECONDS_LIMIT = 0.05  # share of seconds that may be bad
 MEAN_LAG_LIMIT = 0.1  # of the median token gap
 CLOCK_ERROR_LIMIT = 0.02  # of each mean time, against what the simulator knows to be true
@@ -41,7 +44,10 @@ def client(
     requests = sum(int(np.sum(columns.measured)) for _, columns in passes)
     timing = _lag_checks(samples, gap_s) if clock_error is None else _clock_checks(clock_error)
     checks = [_check(*one) for one in (*timing, *_other_checks(samples, requests))]
-    reasons = [str(check["reason"]) for check in checks if check["status"] == "fail"]
+    remedy = _remedy(samples)
+    reasons = [
+        str(check["reason"]) + (remedy if check["name"] in OF_LOAD else "") for check in checks if check["status"] == "fail"
+    ]
     return {"status": "fail" if reasons else "pass", "reasons": reasons, "checks": checks, "n_samples": len(samples)}
 
 
@@ -49,6 +55,16 @@ def no_client() -> dict[str, Any]:
     """`client_health` of a fast-forwarded study (`VIRTUAL_TIME`): there was no load generator, so none could fail."""
     reason = "fast-forwarded in virtual time: no load generator ran, so none could distort the figures"
     return {"status": "not_applicable", "reasons": [reason], "checks": [], "n_samples": 0}
+
+
+def _remedy(samples: Sequence[HealthSample]) -> str:
+    """How many processes this load needs, where those that there were had little of their cores left; else nothing."""
+    workers = len({sample.worker for sample in samples})
+    share = float(np.quantile([sample.cpu_share for sample in samples], 0.9))
+    if share <= CPU_AIM:
+        return ""
+    needed = max(workers + 1, ceil(workers * share / CPU_AIM))
+    return f"; {workers} process{'es were' if workers > 1 else ' was'} not enough: use --processes {needed}"
 
 
 def _lag_checks(samples: Sequence[HealthSample], gap_s: float | None) -> list[tuple[str, float, float, str]]:

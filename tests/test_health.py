@@ -43,6 +43,18 @@ def test_each_fault_fails_with_its_reason(change, said):
     assert [said in reason for reason in found["reasons"]] == [True]
 
 
+@pytest.mark.parametrize(("workers", "share", "needed"), [(1, 0.98, 2), (2, 0.95, 4), (4, 0.65, 5)])
+def test_a_full_core_says_how_many_processes_are_needed(workers, share, needed):
+    one = passed()
+    health = tuple(
+        replace(s, cpu_share=share, loop_lag_mean_s=0.02, worker=f"w{i}") for s in one.health for i in range(workers)
+    )
+    found = judged(replace(one, health=health))
+    assert all(reason.endswith(f"not enough: use --processes {needed}") for reason in found["reasons"])
+    idle = tuple(replace(s, cpu_share=0.2) for s in health)
+    assert "--processes" not in judged(replace(one, health=idle))["reasons"][0]
+
+
 def test_a_lag_counts_in_seconds_of_the_run():
     one = passed()
     slow = tuple(replace(s, loop_lag_max_s=0.02, clock_speed=10.0) for s in one.health)
