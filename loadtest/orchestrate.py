@@ -22,7 +22,6 @@ from loadtest import (
     acceleration,
     credentials,
     engines,
-    environment,
     hardware,
     launch,
     models,
@@ -33,6 +32,7 @@ from loadtest import (
 from loadtest.clock import Clock
 from loadtest.contract import Contract, from_table, within
 from loadtest.errors import EngineError, FitError, RecordError
+from loadtest.manifest import begun, ended
 from loadtest.study import Cell, Study
 from loadtest.workload import Workload
 from loadtest.workload import load as load_workload
@@ -115,51 +115,34 @@ def open_run(study: Study, workload: Workload, contract: Contract, out: Path, *,
     """Write the manifest of a run that begins, driven by Locust or in virtual time. Raises `RecordError`: `out` is taken."""
     if has_run(out):
         raise RecordError(f"{out}: expected a folder without a run, found manifest.json; name another --out or --resume")
-    manifest = {
-        "schema_version": records.SCHEMA_VERSION,
-        "run_id": f"{time.strftime('%Y%m%dT%H%M%S')}-{out.name}",
-        "name": study.name,
-        "question": study.question,
-        "started_unix_s": time.time(),
-        "complete": False,
-        "incomplete_reason": "still running, or killed before it could say how it ended",
-        "interrupted": False,
-        "driven": driven,
-        "simulated": study.simulated,
-        "clock_speed": max((cell.clock_speed or 1.0) for cell in study.cells),
-        "mode": study.mode,
-        "scenario": study.scenario,
-        "workload": {
-            "source": study.workload,
-            "name": workload.name,
-            "identity": workload.identity,
-            "n_prompts": len(workload.prompts),
-        },
-        "contract": asdict(contract),
-        "slo": list(study.slo),
-        "prices": {"gpu_hour": study.gpu_hour_price, "currency": study.currency},
-        "findings": study.findings,
-        "seed": study.seed,
-        "levels": list(study.levels),
-        "repeats": study.repeats,
-        "environment": environment.describe(),
-        "cells": [{"id": cell.id, **asdict(cell)} for cell in study.cells],
-    }
-    records.write_json(out / "manifest.json", manifest)
-    return manifest
+    opened = begun(
+        run_id=f"{time.strftime('%Y%m%dT%H%M%S')}-{out.name}",
+        name=study.name,
+        scenario=study.scenario,
+        driven=driven,
+        simulated=study.simulated,
+        clock_speed=max((cell.clock_speed or 1.0) for cell in study.cells),
+        seed=study.seed,
+        workload=workload,
+        contract=contract,
+        question=study.question,
+        slo=list(study.slo),
+        prices={"gpu_hour": study.gpu_hour_price, "currency": study.currency},
+        findings=study.findings,
+        levels=list(study.levels),
+        repeats=study.repeats,
+        cells=[{"id": cell.id, **asdict(cell)} for cell in study.cells],
+    )
+    records.write_json(out / "manifest.json", opened)
+    return opened
 
 
-def close_run(manifest: dict[str, Any], out: Path, problems: list[str], *, interrupted: bool) -> None:
+def close_run(opened: dict[str, Any], out: Path, problems: list[str], *, interrupted: bool) -> None:
     """Write how the run ended into its manifest; an interruption is one problem more."""
     if interrupted:
         problems.append("interrupted")
-    manifest.update(
-        complete=not problems,
-        interrupted=interrupted,
-        incomplete_reason="; ".join(problems) or None,
-        ended_unix_s=time.time(),
-    )
-    records.write_json(out / "manifest.json", manifest)
+    opened.update(ended(problems, interrupted=interrupted))
+    records.write_json(out / "manifest.json", opened)
 
 
 def _reopen(study: Study, workload: Workload, out: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from loadtest.clock import Clock
 from loadtest.contract import Contract, from_table
 from loadtest.errors import RecordError, UsageError
 from loadtest.level import Settings
+from loadtest.manifest import UNFINISHED, begun, ended
 from loadtest.records import JsonlWriter
 from loadtest.workload import Workload
 
@@ -128,12 +129,7 @@ class Opening:
         pending = [reason for reason in (manifest.pop("pending_reason", None), failure) if reason]
         if interrupted and not failure:
             pending.append(f"{self.folder.parent.name}/{self.folder.name}: interrupted")
-        manifest.update(
-            complete=not pending,
-            incomplete_reason="; ".join(pending) or None,
-            interrupted=bool(manifest.get("interrupted")) or interrupted,
-            ended_unix_s=time.time(),
-        )
+        manifest.update(ended(pending, interrupted=bool(manifest.get("interrupted")) or interrupted))
         records.write_json(path, manifest)
 
 
@@ -201,33 +197,17 @@ def _next_repeat(run: Path, cell: str, users: int) -> int:
 
 
 def _new_manifest(options: Any, contract: Contract, loaded: Workload) -> dict[str, Any]:
-    from loadtest import environment
-
-    return {
-        "schema_version": records.SCHEMA_VERSION,
-        "run_id": options.run_id,
-        "name": options.run_id,
-        "started_unix_s": time.time(),
-        "interrupted": False,
-        "simulated": options.engine.endswith("-sim"),
-        "clock_speed": options.clock_speed,
-        "mode": contract.mode,
-        "scenario": Path((options.locustfile or "locustfile").split(",")[0]).stem,
-        "workload": {
-            "source": loaded.source,
-            "name": loaded.name,
-            "identity": loaded.identity,
-            "n_prompts": len(loaded.prompts),
-        },
-        "contract": asdict(contract),
-        "slo": [],
-        "prices": {},
-        "seed": options.seed,
-        "levels": [],
-        "repeats": 0,
-        "environment": environment.describe(),
-        "cells": [],
-    }
+    return begun(
+        run_id=options.run_id,
+        name=options.run_id,
+        scenario=Path((options.locustfile or "locustfile").split(",")[0]).stem,
+        driven="locust",
+        simulated=options.engine.endswith("-sim"),
+        clock_speed=options.clock_speed,
+        seed=options.seed,
+        workload=loaded,
+        contract=contract,
+    )
 
 
 def _join_manifest(manifest: dict[str, Any], options: Any, users: int, loaded: Workload, run: Path) -> None:
@@ -237,13 +217,13 @@ def _join_manifest(manifest: dict[str, Any], options: Any, users: int, loaded: W
             f"{run}: workload: expected the run's own ({manifest['workload']['source']}), got {loaded.source};"
             " name another --out"
         )
-    if manifest.get("complete") is False and manifest.get("incomplete_reason"):
+    if manifest["levels"] and manifest.get("complete") is False and manifest.get("incomplete_reason"):
         manifest["pending_reason"] = manifest["incomplete_reason"]
     manifest["levels"] = sorted({*manifest["levels"], users})
     manifest["repeats"] = max(manifest["repeats"], options.repeat)
     if options.cell not in [cell["id"] for cell in manifest["cells"]]:
         manifest["cells"].append({"id": options.cell, "engine": options.engine, "model": options.model, "tp": options.tp})
-    manifest.update(complete=False, incomplete_reason="still running, or killed before it could say how it ended")
+    manifest.update(complete=False, incomplete_reason=UNFINISHED)
     records.write_json(run / "manifest.json", manifest)
 
 

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PARTS = {
     "foundations": "errors clock records units constants statistics credentials resources environment",
     "cards": "hardware models roofline calibration",
-    "asked": "prompts notation answers problems generators formats workload contract sequence settings",
+    "asked": "prompts notation answers problems generators formats workload contract sequence settings manifest",
     "wire": "sse thinking reply client level telemetry",
     "servers": "endpoint server_metrics launch deaths guard guarded engines",
     "locust": "preparation user load_shapes",

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from loadtest import preparation
+from loadtest import orchestrate, preparation
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read_json, write_json
+from loadtest.study import Cell, Study
 
 HOST = "http://127.0.0.1:8000"
 
@@ -94,3 +95,13 @@ def test_a_tokenizer_that_is_not_there(tmp_path):
     assert preparation.token_counter(None) is None
     with pytest.raises(UsageError, match="tokenizer.json"):
         preparation.token_counter(str(tmp_path))
+
+
+def test_both_who_open_a_run_say_the_same_of_it(tmp_path):
+    study = Study(name="x", workload="math:n=3", cells=(Cell(engine="vllm", model="qwq-32b", gpu="l20"),))
+    orchestrate.open_run(study, *orchestrate.asked(study), tmp_path / "a")
+    preparation.open_run(options(tmp_path / "b"), HOST, 1)
+    ours, theirs = (read_json(tmp_path / name / "manifest.json") for name in "ab")
+    assert ours.keys() == theirs.keys()
+    assert (ours["complete"], ours["incomplete_reason"]) == (theirs["complete"], theirs["incomplete_reason"])
+    assert ours["workload"] == theirs["workload"]
