@@ -1,0 +1,72 @@
+"""What a run says of itself in `manifest.json`, in the same words whoever opens it: a study, or a scenario under Locust."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from loadtest import environment
+from loadtest.contract import Contract
+from loadtest.records import SCHEMA_VERSION
+from loadtest.workload import Workload
+
+UNFINISHED = "still running, or killed before it could say how it ended"
+
+
+def begun(
+    *,
+    run_id: str,
+    name: str,
+    scenario: str,
+    driven: str,
+    simulated: bool,
+    clock_speed: float,
+    seed: int,
+    workload: Workload,
+    contract: Contract,
+    **study: Any,
+) -> dict[str, Any]:
+    """The manifest of a run that begins: incomplete until `ended` says otherwise. `study`: what the study adds or knows
+    better (`question`, `slo`, `prices`, `findings`, `levels`, `repeats`, `cells`)."""  # fmt: skip
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "name": name,
+        "question": "",
+        "started_unix_s": time.time(),
+        "complete": False,
+        "incomplete_reason": UNFINISHED,
+        "interrupted": False,
+        "driven": driven,
+        "simulated": simulated,
+        "clock_speed": clock_speed,
+        "mode": contract.mode,
+        "scenario": scenario,
+        "workload": {
+            "source": workload.source,
+            "name": workload.name,
+            "identity": workload.identity,
+            "n_prompts": len(workload.prompts),
+        },
+        "contract": asdict(contract),
+        "slo": [],
+        "prices": {},
+        "findings": None,
+        "seed": seed,
+        "levels": [],
+        "repeats": 0,
+        "environment": environment.describe(),
+        "cells": [],
+        **study,
+    }
+
+
+def ended(problems: list[str], *, interrupted: bool) -> dict[str, Any]:
+    """What is known when it ends: complete where nothing went wrong, else every problem."""
+    return {
+        "complete": not problems,
+        "incomplete_reason": "; ".join(problems) or None,
+        "interrupted": interrupted,
+        "ended_unix_s": time.time(),
+    }
