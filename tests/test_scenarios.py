@@ -72,3 +72,15 @@ assert [Arrivals(4.0, "constant", 1).at_s(i) for i in range(3)] == [0.0, 0.25, 0
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_examples_in_what_imports_locust():
+    """Importing locust patches the whole process: the doctests of these two run in one of their own."""
+    code = (
+        "import doctest; from loadtest import load_shapes, user;"
+        "found = [doctest.testmod(module) for module in (load_shapes, user)];"
+        "print(sum(one.failed for one in found), sum(one.attempted for one in found))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == "0", done.stdout
+    assert int(done.stdout.split()[1]) >= 2
