@@ -90,21 +90,20 @@ def _runtime(metrics: Json, cells: tuple[Cell, ...]) -> Line | None:
 def _ahead(metrics: Json, metric: str, chosen: list[Json]) -> Line:
     by_id = {cell.id: cell for cell in view.cells(metrics)}
     first, second = (_name(by_id, chosen[0], side) for side in ("a", "b"))
+    because = f"{NAMES[metric].capitalize()}, {first} / {second}: {_envelope(chosen)}"
+    if simulated(metrics):
+        alike = "The simulator treats the runtimes alike where no difference between them is known"
+        return Line("Which runtime", "Not for a simulation to say", f"{alike}. {because}")
     verdicts = Counter(str(row.get("verdict")) for row in chosen)
     n, wins, losses = len(chosen), verdicts["faster"], verdicts["slower"]
-    predicted = simulated(metrics)
-    ahead = first if wins >= losses else second
     ties = verdicts["no detectable difference"]
     if ties == n:
-        answer = f"No detectable difference {'is predicted ' if predicted else ''}in {n} of {n} comparisons"
-        return Line("Which runtime", answer, f"{NAMES[metric].capitalize()}, {first} / {second}: {_envelope(chosen)}")
+        return Line("Which runtime", f"No detectable difference in {n} of {n} comparisons", because)
     if wins == losses:
-        answer = f"No runtime {'is predicted to be' if predicted else 'was'} ahead in {n} comparisons"
+        answer = f"No runtime was ahead in {n} comparisons"
     else:
-        answer = f"{ahead} {'is predicted to be' if predicted else 'was'} ahead in {max(wins, losses)} of {n} comparisons"
-    if ties:
-        answer += f"; no detectable difference in {ties}"
-    return Line("Which runtime", answer, f"{NAMES[metric].capitalize()}, {first} / {second}: {_envelope(chosen)}")
+        answer = f"{first if wins > losses else second} was ahead in {max(wins, losses)} of {n} comparisons"
+    return Line("Which runtime", f"{answer}; no detectable difference in {ties}" if ties else answer, because)
 
 
 def _name(by_id: dict[str, Cell], row: Json, side: str) -> str:

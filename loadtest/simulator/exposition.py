@@ -190,7 +190,7 @@ def _sglang(engine: Engine, seen: Observations, model: str) -> list[str]:
         "cache_hit_rate": totals.prefix_hit_tokens / max(totals.prefix_query_tokens, 1),
     }
     lines = [f"sglang:{name}{{{labels}}} {value}" for name, value in gauges.items()]
-    ended = seen.finished["stop"] + seen.finished["length"]
+    ended = sum(seen.finished.values())  # an aborted request counts as ended too, as in the runtime
     events = {  # absent before the first event, as in the runtime
         f"prompt_tokens_total{{{streaming}}}": seen.finished_prompt_tokens,
         f"generation_tokens_total{{{streaming}}}": seen.finished_tokens,
