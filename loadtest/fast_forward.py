@@ -1,6 +1,6 @@
 """A study carried out in virtual time: every cell simulated, no process started, no socket opened, nobody waits.
 
-Cells, levels, repeats, warm-up, order and folder layout are those of `loadtest.orchestrate`, so that the same analysis and
+Cells, levels, warm-up, order and folder layout are those of `loadtest.orchestrate`, so that the same analysis and
 the same page follow. All of it predicts, and says so.
 """
 
@@ -48,7 +48,8 @@ class _Journey:
 def predicted(study: Study) -> Study:
     """The study with every runtime in its simulated form, on a clock of its own.
 
-    A real runtime's own arguments mean nothing to the simulator and are left out. Raises `UsageError`: a server that
+    A real runtime's own arguments mean nothing to the simulator and are left out. One pass: a simulation repeats exactly,
+    so more passes would only narrow intervals to nothing. Raises `UsageError`: a server that
     already runs, no card named, a scenario other than the closed loop.
 
     >>> study = Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b-awq", gpu="h20"),))
@@ -57,7 +58,7 @@ def predicted(study: Study) -> Study:
     """
     if study.scenario != _SCENARIO:
         raise UsageError(f"scenario: expected {_SCENARIO}, the one that predict --study can follow, got {study.scenario}")
-    return replace(study, cells=tuple(_predicted_cell(cell) for cell in study.cells))
+    return replace(study, cells=tuple(_predicted_cell(cell) for cell in study.cells), repeats=1)
 
 
 def _predicted_cell(cell: Cell) -> Cell:
@@ -87,12 +88,12 @@ def execute(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
     made = {cell.id: _simulate(cell, study) for cell in study.cells}
     manifest = orchestrate.open_run(study, workload, contract, out, driven=VIRTUAL_TIME)
     journey = _Journey(study, out, manifest, workload, contract, say)
-    say(f"{study.name}: {len(study.cells)} cells x levels {', '.join(map(str, study.levels))} x {study.repeats} pass(es)")
+    levels = ", ".join(map(str, study.levels))
+    say(f"{study.name}: {len(study.cells)} cells x levels {levels}, one pass: a simulation repeats exactly")
     interrupted, problems = True, list[str]()
     try:
-        for repeat in range(1, study.repeats + 1):
-            for cell in study.cells:
-                _run_cell(journey, cell, made[cell.id], repeat)
+        for cell in study.cells:
+            _run_cell(journey, cell, made[cell.id])
         interrupted = False
     finally:
         orchestrate.close_run(manifest, out, problems, interrupted=interrupted)
@@ -120,7 +121,7 @@ def _simulate(cell: Cell, study: Study) -> Simulation | FitError:
         return error
 
 
-def _run_cell(journey: _Journey, cell: Cell, made: Simulation | FitError, repeat: int) -> None:
+def _run_cell(journey: _Journey, cell: Cell, made: Simulation | FitError) -> None:
     facts = orchestrate.facts_of(cell)
     facts["fit"] = msgspec.to_builtins(orchestrate.fit_of(cell, orchestrate.contract_of(journey.study)))
     if isinstance(made, FitError):
@@ -133,7 +134,7 @@ def _run_cell(journey: _Journey, cell: Cell, made: Simulation | FitError, repeat
             journey.workload, journey.contract, model=made.served.model, engine=cell.engine, seed=journey.study.seed
         )
         for level in journey.study.levels:
-            _run_pass(journey, cell, server, script, level, repeat)
+            _run_pass(journey, cell, server, script, level)
     facts["stopped_unix_s"] = time.time()
     records.write_json(journey.out / "cells" / cell.id / "engine.json", facts)
 
@@ -153,14 +154,14 @@ def _info(cell: Cell, made: Simulation) -> dict[str, Any]:
     return dict(msgspec.to_builtins(info))
 
 
-def _run_pass(journey: _Journey, cell: Cell, server: VirtualServer, script: Script, level: int, repeat: int) -> None:
+def _run_pass(journey: _Journey, cell: Cell, server: VirtualServer, script: Script, level: int) -> None:
     study = journey.study
     model = server.served.model
     plan = Plan(
         run_id=journey.manifest["run_id"],
         cell=cell.id,
         concurrency=level,
-        repeat=repeat,
+        repeat=1,
         requests=study.requests(level) if study.duration_s is None else None,
         duration_s=study.duration_s,
         warmup_requests=study.warmup_requests,
@@ -168,7 +169,7 @@ def _run_pass(journey: _Journey, cell: Cell, server: VirtualServer, script: Scri
         anchor_unix_s=journey.manifest["started_unix_s"] + journey.elapsed_s,
     )
     one = VirtualLevel(plan, script, server)
-    folder = records.level_path(journey.out, cell.id, level, repeat)
+    folder = records.level_path(journey.out, cell.id, level, 1)
     n_requests = _write(one, folder)
     took_s = one.now_s - one.start_s
     journey.elapsed_s += took_s
