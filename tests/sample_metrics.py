@@ -7,10 +7,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 from dataclasses import dataclass
 from typing import Any
+
+from loadtest import report
 
 Json = dict[str, Any]
 
@@ -415,3 +418,13 @@ def hostile() -> Sample:
     for engine in sample.engines.values():
         engine.update(command=[HOSTILE], env={HOSTILE: HOSTILE}, reason=HOSTILE, engine_version=HOSTILE)
     return sample
+
+
+SAMPLES = {"demo": lambda: full_matrix(levels=(1, 8)), "damaged": damaged, "hostile": hostile}
+
+
+@functools.cache
+def page(name: str) -> str:
+    """The page of a sample; drawing one takes seconds, and several test files look at the same."""
+    sample = SAMPLES[name]()
+    return report.build(sample.metrics, sample.manifest, sample.engines)

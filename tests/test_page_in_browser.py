@@ -19,8 +19,6 @@ from typing import Any
 import pytest
 import sample_metrics
 
-from loadtest import report
-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
 FLAGS = (
@@ -37,11 +35,7 @@ for number, end in zip((3, 4), ends):
 os.execv(sys.argv[3], sys.argv[3:])
 """
 DESKTOP, PHONE = (1280, 900, False), (390, 844, True)
-SAMPLES = {
-    "demo": lambda: sample_metrics.full_matrix(levels=(1, 8)),
-    "damaged": sample_metrics.damaged,
-    "hostile": sample_metrics.hostile,
-}
+SAMPLES = sample_metrics.SAMPLES
 
 
 class Browser:
@@ -130,10 +124,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     found = {}
-    for name, make in SAMPLES.items():
-        sample = make()
+    for name in SAMPLES:
         found[name] = folder / f"{name}.html"
-        found[name].write_text(report.build(sample.metrics, sample.manifest, sample.engines), encoding="utf-8")
+        found[name].write_text(sample_metrics.page(name), encoding="utf-8")
     return found
 
 

@@ -59,17 +59,17 @@ def build(sample: sample_metrics.Sample) -> str:
 
 @pytest.fixture(scope="module")
 def full() -> str:
-    return build(sample_metrics.full_matrix(levels=(1, 8)))
+    return sample_metrics.page("demo")
 
 
 @pytest.fixture(scope="module")
 def damaged() -> Page:
-    return Page(build(sample_metrics.damaged()))
+    return Page(sample_metrics.page("damaged"))
 
 
 @pytest.fixture(scope="module")
 def hostile() -> str:
-    return build(sample_metrics.hostile())
+    return sample_metrics.page("hostile")
 
 
 def test_page_is_well_formed_and_has_one_first_heading(full: str) -> None:
