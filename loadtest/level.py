@@ -98,7 +98,7 @@ class Level:
         self._opened = opened
         self.worker = requests_stem().removeprefix("requests-")
         self._writer = JsonlWriter(settings.folder, requests_stem())
-        self._health_writer = JsonlWriter(settings.folder, f"client_health-{self.worker}")
+        self._health_writer = JsonlWriter(settings.folder, "client_health")
         self._pool = ThreadPool(1)
         self._queue: Queue[Any] = Queue()
         self._clerk = gevent.spawn(self._keep_books)

@@ -18,7 +18,9 @@ that clock's anchor and speed, so that a line means the same wherever it is move
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import os
 import re
 import socket
@@ -220,8 +222,7 @@ class JsonlWriter:
     def __init__(self, directory: Path, stem: str) -> None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self.path = _unused_path(directory, stem)
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            self.path, self._fd = _create(directory, stem)
         except OSError as error:
             raise RecordError(f"{directory}: cannot create a record file: {error.strerror}") from error
 
@@ -240,13 +241,13 @@ class JsonlWriter:
             self._fd = -1
 
 
-def _unused_path(directory: Path, stem: str) -> Path:
-    path = directory / f"{stem}.jsonl"
-    number = 1
-    while path.exists():
-        number += 1
-        path = directory / f"{stem}-{number}.jsonl"
-    return path
+def _create(directory: Path, stem: str) -> tuple[Path, int]:
+    """A new file that nobody else has, `STEM.jsonl` or with the next free number, also where two processes try at once."""
+    for number in itertools.count(1):
+        path = directory / (f"{stem}.jsonl" if number == 1 else f"{stem}-{number}.jsonl")
+        with contextlib.suppress(FileExistsError):
+            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+    raise AssertionError("numbers do not end")
 
 
 def requests_stem() -> str:
