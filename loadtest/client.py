@@ -27,8 +27,8 @@ import pycurl
 from loadtest.errors import LoadtestError, UsageError
 from loadtest.records import Outcome, RequestError
 
-CHECK_INTERVAL_S = 0.02  # wall: how often some of the streams are held against their limits,
-CHECK_STREAMS = 32  # and how many at a time, so that tokens never wait for it by more than about 0.1 ms
+CHECK_INTERVAL_S = 0.1  # wall: how often some of the streams are held against their limits (each time wakes the loop),
+CHECK_STREAMS = 128  # and how many at a time, so that tokens never wait for it by more than about 0.1 ms
 MAX_ERROR_BODY_BYTES = 65536
 _TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content|text)"\s*:\s*"[^"]')
 
