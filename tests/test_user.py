@@ -96,6 +96,10 @@ def test_a_run_that_ends_by_time_cuts_off_and_counts_no_success(port, tmp_path):
     row = next(line for line in text.splitlines() if line.startswith("stream") and "final answer" in line).split()
     assert int(row[3]) == len(found)
     assert row[4].startswith("3(")
+    with (tmp_path / "stats_failures.csv").open(newline="") as stream:
+        assert [(f["Name"], f["Occurrences"], "cut_off" in f["Error"]) for f in csv.DictReader(stream)] == [
+            ("final answer", "3", True)
+        ]
     assert manifest(tmp_path / "run")["complete"] is True
 
 
