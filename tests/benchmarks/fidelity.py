@@ -31,7 +31,7 @@ def line(streams: int, client: str, n: int, e: h.Errors, cpu_us: float, lag_ms: 
 def ours(port: int, streams: int, requests: int, tokens: int, extra: list[str]) -> tuple[float, str]:
     h.get(port, "/reset")
     run = h.scratch() / "run"
-    drive = h.locust(port, streams, run, "--requests", str(requests), "--warmup-requests", "0", *extra)
+    drive = h.locust(port, streams, run, "--requests", str(requests), "--warmup-requests", "0", *extra, pin=not extra)
     seen, log = h.measured(run), h.get(port, "/log")["requests"]
     if drive.exit_code:
         print(drive.output[-2000:])
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="requests of each stream")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--all", action="store_true", help="show every pass")
-    parser.add_argument("--processes", type=int, help="run Locust with --processes N")
+    parser.add_argument("--processes", type=int, help="run Locust with --processes N, on all cores")
     args = parser.parse_args()
     extra = ["--processes", str(args.processes)] if args.processes else []
     print(f"TTFT {args.first * 1e3:g} ms, {args.gap * 1e3:g} ms a token, {args.tokens} tokens, errors in ms\n{HEADINGS}")
