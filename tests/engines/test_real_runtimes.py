@@ -131,10 +131,11 @@ CROWDED = {
 
 @BOTH
 def test_preemptions_are_counted(engine, spec, tmp_path):
+    """Without a seed: vLLM 0.32 on a CPU dies when it preempts a seeded request ("CPU Generator does not use offset")."""
     with engines.Server(spec(engine, *CROWDED[engine], context_tokens=4096), tmp_path / "engine.log") as server:
         server.wait_ready(READY_S)
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda n: ask(server, max_tokens=1500, ignore_eos=True, seed=n), range(8)))
+            answers = list(pool.map(lambda _: ask(server, max_tokens=1500, ignore_eos=True), range(8)))
         time.sleep(1)
         sample = engines.scrape(server.base_url)
     assert [answer["usage"]["completion_tokens"] for answer in answers] == [1500] * 8

@@ -23,7 +23,8 @@ def test_a_study_of_both_runtimes_ends_in_a_page(tmp_path):
     for cell in numbers["cells"]:
         assert [level["concurrency"] for level in cell["levels"]] == [1, 2, 4, 8]
         for level in cell["levels"]:
-            assert set(level["outcomes"]) <= {"ok", "cut_off"}, "thinking is followed by an answer"
+            assert set(level["outcomes"]) <= {"ok", "truncated"}, "thinking is followed by an answer, or passes the limit"
+            assert level["outcomes"]["ok"] > level["n_requests"] / 2
             told = level["reconciliation"]
             assert told["status"] == "pass", told
             assert told["client_output_tokens"] == told["server_output_tokens"]
