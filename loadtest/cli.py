@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from loadtest import __version__
 from loadtest.errors import Interrupted, LoadtestError
 
 _GPUS = "a registry name (l20, l40s, a10, rtx-4090, rtx-6000-ada, a100-80gb, h20, h100, h200) or a TOML file"
+_Command = Callable[..., Callable[..., Any]]
 _MODELS = "a registry name, a hub name, or a directory with config.json"
 
 
@@ -38,7 +41,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     ours, theirs = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = _parser()
     arguments = parser.parse_args(ours)
-    if theirs and arguments.handler != "serve":
+    if theirs and arguments.handler != "measuring.serve":
         parser.error(f"unrecognized arguments after --: {' '.join(theirs)}; only `serve` hands arguments on")
     arguments.engine_args = theirs
     return arguments
@@ -74,35 +77,43 @@ def _parser() -> argparse.ArgumentParser:
         prog="loadtest", description="Load tests for long-reasoning models on SGLang and vLLM.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"loadtest {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(name: str, handler: str, about: str) -> Callable[..., argparse.Action]:
-        one = commands.add_parser(name, help=about, description=f"{about[:1].upper()}{about[1:]}.", allow_abbrev=False)
-        one.set_defaults(handler=handler)
-        return one.add_argument
-
+    command = _commands_of(parser)
     _measuring_commands(command)
     _file_commands(command)
     _model_commands(command)
+    _deciding_commands(command)
+    _workload_commands(command)
+    _setup_commands(command)
     return parser
 
 
-def _handler(name: str) -> Callable[[argparse.Namespace, Progress], str]:
-    """The function of `commands` that does the work and returns what to print."""
-    from loadtest import commands  # imported only when a command runs: `--help` stays instant
+def _commands_of(parser: argparse.ArgumentParser) -> _Command:
+    """Gives a parser commands: the function returned adds one, and returns what adds an argument to it."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    handler: Callable[[argparse.Namespace, Progress], str] = getattr(commands, name)
+    def command(name: str, handler: str | None, about: str) -> Callable[..., Any]:
+        one = commands.add_parser(name, help=about, description=f"{about[:1].upper()}{about[1:]}.", allow_abbrev=False)
+        if handler is None:
+            return _commands_of(one)
+        one.set_defaults(handler=handler)
+        return one.add_argument
+
+    return command
+
+
+def _handler(name: str) -> Callable[[argparse.Namespace, Progress], str]:
+    """The function of `commands` (`module.function`) that does the work and returns what to print."""
+    module, function = name.split(".")
+    group = importlib.import_module(f"loadtest.commands.{module}")  # only when a command runs: `--help` stays instant
+    handler: Callable[[argparse.Namespace, Progress], str] = getattr(group, function)
     return handler
 
 
-_Command = Callable[..., Callable[..., argparse.Action]]
-
-
 def _measuring_commands(command: _Command) -> None:
-    add = command("demo", "demo", "the whole job against the embedded simulator, in about a minute")
+    add = command("demo", "measuring.demo", "the whole job against the embedded simulator, in about a minute")
     add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/demo-TIME)")
 
-    add = command("run", "run", "start each cell's runtime, drive it at every level, stop it, analyse, report")
+    add = command("run", "measuring.run", "start each cell's runtime, drive it at every level, stop it, analyse, report")
     add("study", type=Path, metavar="STUDY.toml")
     add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/NAME-TIME)")
     add("--resume", action="store_true", help="go on with an unfinished run in --out; finished levels are kept")
@@ -111,7 +122,7 @@ def _measuring_commands(command: _Command) -> None:
     add("--only", action="append", default=[], metavar="KEY=VALUE", help="keep matching cells or levels (repeatable)")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
-    add = command("attach", "attach", "the same measurement of a server that already runs, local or hosted")
+    add = command("attach", "measuring.attach", "the same measurement of a server that already runs, local or hosted")
     add(
         "--base-url",
         required=True,
@@ -135,7 +146,7 @@ def _measuring_commands(command: _Command) -> None:
     add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
-    add = command("serve", "serve", "start one runtime in the foreground; what follows -- goes to it as it is")
+    add = command("serve", "measuring.serve", "start one runtime in the foreground; what follows -- goes to it as it is")
     add("engine", choices=("sglang", "vllm", "sglang-sim", "vllm-sim"))
     add("--model", required=True, metavar="M", help=_MODELS)
     add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: how many cards")
@@ -146,23 +157,23 @@ def _measuring_commands(command: _Command) -> None:
 
 
 def _file_commands(command: _Command) -> None:
-    add = command("analyze", "analyze", "records to metrics.json and metrics.csv")
+    add = command("analyze", "reading.analyze", "records to metrics.json and metrics.csv")
     add("run", type=Path, metavar="RUN")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
-    add = command("report", "make_report", "one self-contained HTML page, and each plot as PNG and SVG")
+    add = command("report", "reading.report", "one self-contained HTML page, and each plot as PNG and SVG")
     add("runs", type=Path, nargs="+", metavar="RUN")
     add("-o", "--output", type=Path, metavar="FILE", help="default: RUN/report.html")
 
 
 def _model_commands(command: _Command) -> None:
-    add = command("fit", "fit", "does a model fit the cards, what is left for KV cache, how fast could one stream be")
+    add = command("fit", "model.fit", "does a model fit the cards, what is left for KV cache, how fast could one stream be")
     _add_deployment(add)
     add("--context", type=int, default=16384, metavar="T", help="tokens of context a stream (default: %(default)s)")
     add("--concurrency", type=int, default=1, metavar="C", help="streams that must fit (default: %(default)s)")
     add("--json", action="store_true")
 
-    add = command("predict", "predict", "what the performance model expects (a prediction, not a measurement)")
+    add = command("predict", "model.predict", "what the performance model expects (a prediction, not a measurement)")
     add("--model", metavar="M", help=_MODELS)
     add("--gpu", metavar="G", help=_GPUS)
     add("--tp", type=int, metavar="N", help="tensor-parallel size: how many cards (default: 1)")
@@ -173,6 +184,56 @@ def _model_commands(command: _Command) -> None:
     add("--study", type=Path, metavar="STUDY.toml", help="instead: fast-forward a whole study to its records and page")
     add("--out", type=Path, metavar="DIR", help="with --study: run folder to make (default: runs/predicted-NAME-TIME)")
     add("--json", action="store_true", help="print JSON: the prediction, or with --study metrics.json")
+
+
+def _deciding_commands(command: _Command) -> None:
+    add = command(
+        "compare", "deciding.compare", "paired verdict for every level and metric of two runs; exit 3 on a regression"
+    )
+    add("baseline", type=Path, metavar="BASELINE")
+    add("candidate", type=Path, metavar="CANDIDATE")
+    add("--tolerance", type=float, default=0.0, metavar="PCT", help="a regression up to this many percent is let pass")
+    add("--allow", action="append", default=[], metavar="KEY", help="compare although this key of the contract differs")
+    add("--json", action="store_true")
+
+    add = command("check", "deciding.check", "a gate for CI: exit 3 when a run does not meet what is required")
+    add("run", type=Path, metavar="RUN")
+    add("--require", action="append", required=True, metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
+    add("--concurrency", type=int, metavar="C", help="judge this level alone (default: each level)")
+    add("--json", action="store_true")
+
+    add = command("plan", "deciding.plan", "how many replicas and cards hold so many users under an SLO")
+    add("--users", type=int, metavar="U", help="concurrent users to hold")
+    add("--answers-per-hour", type=float, metavar="N", help="finished answers an hour instead")
+    add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
+    add(
+        "--from", dest="source", type=Path, metavar="RUN", help="measurements (default: the performance model, said plainly)"
+    )
+    add("--gpu-hour-price", type=float, metavar="P", help="price of one card for one hour")
+    add("--json", action="store_true")
+
+
+def _workload_commands(command: _Command) -> None:
+    within = command("workload", None, "workloads: list, show, validate, and turn a run into one")
+    add = within("list", "workloads.list_all", "the built-in workloads")
+    add("--json", action="store_true")
+    add = within("show", "workloads.show", "the prompts of a workload")
+    add("workload", metavar="SPEC", help="math, ledger, choice, ..., with :n=64,seed=7; or a JSONL file")
+    add("--json", action="store_true")
+    add = within("validate", "workloads.validate", "is a file a workload; errors with their line")
+    add("file", type=Path, metavar="FILE")
+    add("--json", action="store_true")
+    add = within("from-run", "workloads.from_run", "a finished run as a workload to replay")
+    add("run", type=Path, metavar="RUN")
+    add("-o", "--output", type=Path, required=True, metavar="FILE")
+
+
+def _setup_commands(command: _Command) -> None:
+    add = command("init", "setup.init", "scenarios, studies, launchers and templates, copied for editing")
+    add("directory", type=Path, metavar="DIR")
+
+    add = command("doctor", "setup.doctor", "what this machine has, what is missing, and the command that cures it")
+    add("--json", action="store_true")
 
 
 def _add_deployment(add: Callable[..., argparse.Action]) -> None:

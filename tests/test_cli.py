@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from loadtest import __version__, cli, commands
+from loadtest import __version__, cli
+from loadtest.commands import reading
 from loadtest.errors import GateError, Interrupted, RecordError
 
 
@@ -65,13 +66,13 @@ def test_each_kind_of_end_has_its_exit_code(error, code, monkeypatch, capsys):
     def fail(arguments, say):
         raise error
 
-    monkeypatch.setattr(commands, "analyze", fail)
+    monkeypatch.setattr(reading, "analyze", fail)
     assert cli.main(["analyze", "somewhere"]) == code
     assert capsys.readouterr().err.startswith("loadtest: ")
 
 
 def test_what_a_server_says_cannot_drive_the_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(commands, "analyze", lambda arguments, say: "model \x1b]0;owned\x07")
+    monkeypatch.setattr(reading, "analyze", lambda arguments, say: "model \x1b]0;owned\x07")
     assert cli.main(["analyze", "somewhere"]) == 0
     assert capsys.readouterr().out == "model \\x1b]0;owned\\x07\n"
 
@@ -80,7 +81,7 @@ def test_a_bug_is_a_traceback(monkeypatch):
     def fail(arguments, say):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(commands, "analyze", fail)
+    monkeypatch.setattr(reading, "analyze", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["analyze", "somewhere"])
 

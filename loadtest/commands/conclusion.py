@@ -1,0 +1,89 @@
+"""How every command that measures or predicts ends: the records analysed, the page written, the decision as text."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadtest import records, resources
+from loadtest.errors import Interrupted, LoadtestError
+
+Say = Callable[[str], None]
+
+
+def carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, json: bool) -> str:
+    """Carry a study out, analyse it, write its page; the same for an interrupted one, which then exits 130."""
+    interrupted = False
+    problems: tuple[str, ...] = ()
+    try:
+        problems = execute()
+    except KeyboardInterrupt:
+        interrupted = True
+        say("interrupted: analysing what was measured so far")
+    said = _conclude(out, say, json=json)
+    if interrupted:
+        raise Interrupted(f"interrupted; what was measured is in {out} and reported as incomplete in {out / 'report.html'}")
+    if problems:
+        raise LoadtestError(
+            f"{len(problems)} cell(s) not measured whole ({problems[0]}); the rest is in {out / 'report.html'}"
+        )
+    return said
+
+
+def _conclude(out: Path, say: Say, *, json: bool) -> str:
+    say("analysing")
+    numbers = analyze_run(out)
+    say("drawing the page")
+    page = out / "report.html"
+    write_page(out, page)
+    return as_json(numbers) if json else f"{table(out, numbers)}\n{page}"
+
+
+def table(folder: Path, numbers: dict[str, Any]) -> str:
+    """The decision, as a compact table for a terminal."""
+    from loadtest import report
+
+    return report.terminal_table(numbers, records.read_json(folder / "manifest.json"))
+
+
+def analyze_run(folder: Path) -> dict[str, Any]:
+    """Records to metrics.json and metrics.csv, in the folder of the run; returns what metrics.json holds."""
+    from loadtest import findings, metrics
+
+    run = records.read_run(folder)
+    numbers = metrics.analyze(run, claims=findings.load(_claims(run.manifest.get("findings"))))
+    records.write_json(folder / "metrics.json", numbers)
+    records.write_csv(folder / "metrics.csv", metrics.to_rows(numbers))
+    return numbers
+
+
+def _claims(name: str | None) -> Path:
+    """The claims that a study names: a file, or one of `reports/findings/`; without a name, the published ones."""
+    own = Path(name or "qwq-32b-ada")
+    return own if own.suffix == ".toml" else resources.path(f"reports/findings/{own}.toml")
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """The page of one run from its metrics.json, with each plot beside it in `plots/`."""
+    from loadtest import report
+
+    numbers = records.read_json(folder / "metrics.json")
+    manifest = records.read_json(folder / "manifest.json")
+    described = {p.parent.name: records.read_json(p) for p in sorted(folder.glob("cells/*/engine.json"))}
+    report.write(numbers, manifest, described, page, page.parent / "plots")
+
+
+def as_json(value: Any) -> str:
+    """For `--json`: indented by two."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def new_folder(name: str) -> Path:
+    """Where a run goes that was given no `--out`: `runs/NAME-TIME`."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
+    return Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -1,0 +1,132 @@
+"""`demo`, `run`, `attach`, `serve`: what starts or asks a server."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from loadtest import engines, orchestrate, passes, resources
+from loadtest import study as studies
+from loadtest.commands.conclusion import Say, carry_out, new_folder
+from loadtest.contract import Contract
+from loadtest.errors import UsageError
+
+
+def demo(arguments: argparse.Namespace, say: Say) -> str:
+    """The whole matrix against the embedded simulator."""
+    study = studies.load(resources.path("scenarios/studies/demo.toml"))
+    return _measure(study, arguments.out or new_folder("demo"), say)
+
+
+def run(arguments: argparse.Namespace, say: Say) -> str:
+    """A study, from its file to its page."""
+    study = studies.select(studies.load(arguments.study), arguments.only)
+    if arguments.dry_run:
+        return _dry_run(study)
+    if arguments.resume and arguments.out is None:
+        raise UsageError("--resume: expected --out with the folder of the unfinished run, got none")
+    out = arguments.out or new_folder(study.name)
+    return _measure(study, out, say, resume=arguments.resume, force=arguments.force, as_json=arguments.json)
+
+
+def attach(arguments: argparse.Namespace, say: Say) -> str:
+    """A server that already runs, measured as a study of one cell."""
+    info = engines.probe(arguments.base_url)
+    cell = studies.Cell(
+        engine=arguments.engine or cast("studies.Engine", info.engine),
+        model=arguments.model or info.model or "model",
+        tp=arguments.tp or info.tp or 1,
+        gpu=arguments.gpu or info.gpu,
+        base_url=arguments.base_url,
+        context_tokens=info.max_model_len,
+        clock_speed=info.clock_speed if info.simulated else None,
+    )
+    contract: dict[str, Any] = {}
+    if arguments.max_tokens is not None:
+        contract["max_tokens"] = arguments.max_tokens
+    if arguments.extra_body is not None:
+        contract["extra_body"] = _json_object(arguments.extra_body, "--extra-body")
+    study = studies.Study(
+        name=f"{cell.engine} at {arguments.base_url}",
+        workload=arguments.workload,
+        cells=(cell,),
+        mode=arguments.mode,
+        levels=studies.parse_levels(arguments.concurrency),
+        duration_s=arguments.duration,
+        warmup_requests=arguments.warmup_requests,
+        seed=arguments.seed,
+        slo=tuple(arguments.slo),
+        contract=contract,
+    )
+    if arguments.requests is not None:
+        study = replace(study, min_requests=arguments.requests, requests_per_stream=1)
+    return _measure(study, arguments.out or new_folder("attach"), say, as_json=arguments.json)
+
+
+def _measure(
+    study: studies.Study, out: Path, say: Say, *, resume: bool = False, force: bool = False, as_json: bool = False
+) -> str:
+    """Measure a study for real, and conclude."""
+    return carry_out(lambda: orchestrate.execute(study, out, resume=resume, force=force, say=say), out, say, as_json)
+
+
+def serve(arguments: argparse.Namespace, say: Say) -> str:
+    """Start one runtime in the foreground, or show how."""
+    cell = studies.Cell(
+        engine=arguments.engine,
+        model=arguments.model,
+        tp=arguments.tp,
+        gpu=arguments.gpu,
+        context_tokens=arguments.context,
+        args=tuple(arguments.engine_args),
+    )
+    contract = Contract()
+    spec = orchestrate.launch_spec(cell, contract, arguments.port)
+    if arguments.print:
+        return _shell(spec)
+    orchestrate.refuse_misfit(cell, contract)
+    say(_shell(spec))
+    return engines.serve(spec)
+
+
+def _dry_run(study: studies.Study) -> str:
+    """The plan of a study: each cell with its fit, its command, and the Locust command of each level."""
+    head = (
+        f"{study.name}: {len(study.cells)} cells, levels {list(study.levels)}, {study.repeats} pass(es); nothing is started"
+    )
+    return "\n".join([head, *(line for cell in study.cells for line in _plan_of(study, cell))])
+
+
+def _plan_of(study: studies.Study, cell: studies.Cell) -> list[str]:
+    contract = orchestrate.contract_of(study)
+    fit = orchestrate.fit_of(cell, contract)
+    lines = [
+        "",
+        cell.id,
+        *(fit.lines if fit is not None else ["fit: not checked (no gpu is named, or the server runs already)"]),
+    ]
+    if cell.base_url is None:
+        lines.append(_shell(orchestrate.launch_spec(cell, contract, port=8000)))
+    target = passes.Target(cell.base_url or "http://127.0.0.1:8000", cell.model, cell.clock_speed or 1.0)
+    for level in study.levels:
+        argv = passes.command(study, cell, target, level, 1, Path("RUN"), "RUN-ID")
+        lines.append(f"{level} streams, {study.requests(level)} requests: {shlex.join(argv)}")
+    return lines
+
+
+def _shell(spec: engines.LaunchSpec) -> str:
+    """A launch as a line for a shell: its settings, then its command."""
+    argv, settings = engines.command(spec)
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in sorted(settings.items())), shlex.join(argv)])
+
+
+def _json_object(text: str, option: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{option}: expected a JSON object, got {text[:80]!r}: {error}") from error
