@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 import msgspec
 
@@ -53,6 +53,11 @@ Outcome = Literal[
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 ANSWER_LIMIT_BYTES = 4096
+
+# What a clock of ours can have said; anything else in a file is damage.
+Seconds = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]  # an offset: within 30 years
+UnixSeconds = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+ClockSpeed = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +86,13 @@ class RequestRecord:
     user: int
     seq: int
     prompt_id: str
-    scheduled_s: float
-    sent_s: float | None
-    headers_s: float | None
-    chunk_s: tuple[float, ...]
+    scheduled_s: Seconds
+    sent_s: Seconds | None
+    headers_s: Seconds | None
+    chunk_s: tuple[Seconds, ...]
     chunk_tokens: tuple[int, ...] | None
     first_answer_chunk: int | None
-    ended_s: float
+    ended_s: Seconds
     prompt_tokens: int | None
     completion_tokens: int | None
     reasoning_tokens: int | None
@@ -101,9 +106,9 @@ class RequestRecord:
     request_sha256: str
     schema_version: int = SCHEMA_VERSION
     # Added to the contract's fields:
-    clock_anchor_unix_s: float = 0.0  # wall clock (Unix s) at offset 0 of this process
-    clock_speed: float = 1.0  # seconds of the run per wall second; not 1 only against a simulator
-    connect_s: float | None = None  # time spent connecting inside this request; 0 where a connection was open already
+    clock_anchor_unix_s: UnixSeconds = 0.0  # wall clock (Unix s) at offset 0 of this process
+    clock_speed: ClockSpeed = 1.0  # seconds of the run per wall second; not 1 only against a simulator
+    connect_s: Seconds | None = None  # time spent connecting inside this request; 0 where a connection was open already
     thinking_field: str | None = None  # where thinking arrived: reasoning, reasoning_content, inline; null if nowhere
     think_closed: bool | None = None  # inline thinking: was `</think>` seen; null where the server splits
     forced_tokens: int | None = None  # equal-work: the output length that was forced
@@ -129,9 +134,9 @@ class ServerSample:
     Names ending in `_total` count since the server started; tokens unless the name says otherwise.
     """
 
-    t_s: float
-    clock_anchor_unix_s: float
-    clock_speed: float
+    t_s: Seconds
+    clock_anchor_unix_s: UnixSeconds
+    clock_speed: ClockSpeed
     running: float | None = None
     waiting: float | None = None
     kv_usage: float | None = None  # share of the KV cache in use, 0 to 1
@@ -153,17 +158,17 @@ class ServerSample:
 class HealthSample:
     """One second of the load generator's own life: did it have the time to stamp what arrived?"""
 
-    t_s: float
-    clock_anchor_unix_s: float
-    clock_speed: float
+    t_s: Seconds
+    clock_anchor_unix_s: UnixSeconds
+    clock_speed: ClockSpeed
     worker: str
-    loop_lag_mean_s: float  # wall seconds by which the event loop woke late, mean and worst of this second
-    loop_lag_max_s: float
+    loop_lag_mean_s: Seconds  # wall seconds by which the event loop woke late, mean and worst of this second
+    loop_lag_max_s: Seconds
     cpu_share: float  # CPU seconds of this process per wall second, 1.0 = one core
     rss_bytes: int
     gc_collections: int  # collections in this second
-    gc_pause_s: float  # wall seconds spent in them
-    interval_s: float = 1.0  # wall seconds that this sample covers; the last one of a level is shorter
+    gc_pause_s: Seconds  # wall seconds spent in them
+    interval_s: Seconds = 1.0  # wall seconds that this sample covers; the last one of a level is shorter
     late_starts: int = 0  # requests sent more than 10 ms (wall) after their schedule, in this second
     in_flight: int = 0
 
@@ -288,17 +293,98 @@ def _harmless(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object, or say what is wrong with it and where."""
+class _Named(TypedDict):
+    id: str
+
+
+class ManifestCell(_Named, total=False):
+    """What the reader of a run relies on in a cell of `manifest.json`."""
+
+    engine: str | None
+    model: str | None
+    tp: int | None
+    gpu: str | None
+
+
+class Manifest(TypedDict, total=False):
+    """What the reader of a run relies on in `manifest.json`: these keys have these types; others are kept as they are."""
+
+    schema_version: int
+    run_id: str | None
+    name: str | None
+    question: str | None
+    started_unix_s: UnixSeconds | None
+    complete: bool
+    incomplete_reason: str | None
+    interrupted: bool
+    driven: str | None
+    simulated: bool
+    clock_speed: ClockSpeed
+    mode: str | None
+    scenario: str | None
+    workload: dict[str, Any] | None
+    contract: dict[str, Any] | None
+    slo: list[str] | None
+    prices: dict[str, Any] | None
+    findings: str | None
+    seed: int | None
+    levels: list[int]
+    repeats: int
+    environment: dict[str, Any] | None
+    cells: list[ManifestCell]
+    commands: list[str]
+
+
+class FitFacts(TypedDict, total=False):
+    """What the reader of a run relies on in the fit check of a cell (`roofline.Fit`)."""
+
+    fits: bool
+    reason: str | None
+    context_tokens: int
+    max_streams: int
+    kv_capacity_tokens: int
+    bound_tokens_per_s: float
+    lines: list[str]
+
+
+class EngineFacts(TypedDict, total=False):
+    """What the reader of a run relies on in `engine.json`, likewise."""
+
+    id: str
+    engine: str | None
+    engine_version: str | None
+    model: str | None
+    tp: int | None
+    gpu: str | None
+    simulated: bool
+    clock_speed: ClockSpeed | None
+    base_url: str | None
+    command: list[str] | None
+    env: dict[str, str] | None
+    status: str | None
+    reason: str | None
+    started_unix_s: UnixSeconds | None
+    ready_unix_s: UnixSeconds | None
+    stopped_unix_s: UnixSeconds | None
+    exit_code: int | None
+    fit: FitFacts | None
+    clock_error: dict[str, Any] | None
+    server_info: dict[str, Any] | None
+
+
+def read_json(path: Path, kind: Any = dict[str, Any]) -> dict[str, Any]:
+    """Read one JSON object, or say what is wrong with it and where; `kind`: what it must hold (keys beyond are kept)."""
     try:
         value = msgspec.json.decode(path.read_bytes())
+        msgspec.convert(value, kind)
     except OSError as error:
         raise RecordError(f"{path}: cannot read: {error.strerror}") from error
+    except msgspec.ValidationError as error:
+        raise RecordError(f"{path}: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: expected a JSON object, got something else: {error}") from error
-    if not isinstance(value, dict):
-        raise RecordError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    found: dict[str, Any] = value
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,8 +428,8 @@ def read_run(path: Path) -> Run:
     manifest_path = path / "manifest.json"
     if not manifest_path.is_file():
         raise RecordError(f"{path}: expected a run folder with manifest.json, found none; name the folder that --out made")
-    manifest = read_json(manifest_path)
-    _check_version(manifest.get("schema_version"), str(manifest_path))
+    _check_version(read_json(manifest_path).get("schema_version"), str(manifest_path))
+    manifest = read_json(manifest_path, Manifest)
     cells_path = path / "cells"
     folders = sorted(p for p in cells_path.iterdir() if p.is_dir()) if cells_path.is_dir() else []
     return Run(path=path, manifest=manifest, cells=tuple(_read_cell(folder) for folder in folders))
@@ -351,7 +437,7 @@ def read_run(path: Path) -> Run:
 
 def _read_cell(folder: Path) -> CellRecords:
     engine_path = folder / "engine.json"
-    engine = read_json(engine_path) if engine_path.is_file() else {}
+    engine = read_json(engine_path, EngineFacts) if engine_path.exists() else {}
     levels = [read_level(level) for level in sorted(folder.iterdir()) if _LEVEL.fullmatch(level.name)]
     levels.sort(key=lambda level: (level.concurrency, level.repeat))
     return CellRecords(id=folder.name, engine=engine, levels=tuple(levels))
@@ -392,7 +478,7 @@ def _read_lines(paths: Iterable[Path], kind: type[Any], torn: list[str]) -> Iter
             where = f"{path}:{number}"
             try:
                 value = decoder.decode(line)
-            except (msgspec.DecodeError, RecordError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecordError) as error:
                 if number == len(lines):  # no newline after it: the writer was killed in mid-line
                     torn.append(f"{where}: torn line of {len(line)} bytes left out")
                     continue
@@ -406,7 +492,7 @@ def _read_lines(paths: Iterable[Path], kind: type[Any], torn: list[str]) -> Iter
 def _version_of(line: bytes) -> object:
     try:
         value = msgspec.json.decode(line)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return SCHEMA_VERSION
     return value.get("schema_version", SCHEMA_VERSION) if isinstance(value, dict) else SCHEMA_VERSION
 
