@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import __version__
+from loadtest.credentials import redacted
 from loadtest.errors import Interrupted, LoadtestError
 
 _GPUS = "a registry name (l20, l40s, a10, rtx-4090, rtx-6000-ada, a100-80gb, h20, h100, h200) or a TOML file"
@@ -53,12 +54,12 @@ def _failed(error: LoadtestError) -> int:
 
 
 def printable(text: str) -> str:
-    """Text from a server or a model, made safe for a terminal: control characters are shown, not obeyed.
+    """Text from a server or a model, made safe for a terminal: no key in it, control characters are shown, not obeyed.
 
     >>> printable("a\\x1b[31mb")
     'a\\\\x1b[31mb'
     """
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in redacted(text))
 
 
 class Progress:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable
 
 KEY_VARIABLES = ("LOADTEST_API_KEY", "OPENAI_API_KEY")
 WITHHELD = (*KEY_VARIABLES, "VLLM_API_KEY", "SGLANG_API_KEY")  # from every process of ours that needs no key
+_SHORTEST_KEY = 8
 _SECRET = re.compile(r"(?:.*[-_])?(?:api[-_]?key|authorization|password|secret|bearer)|(?:(?:hf|auth|access)[-_])?token")
 
 
 def api_key() -> str | None:
     """The key for the server; null where the environment holds none."""
     return next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
+
+
+def redacted(text: str) -> str:
+    """Text that a server sent, or that quotes one, without the key, as it is or inside JSON.
+
+    A key of less than 8 characters is a placeholder ("EMPTY", "x") and is left.
+
+    >>> os.environ["LOADTEST_API_KEY"] = "sk-0123456789"
+    >>> redacted("Incorrect API key: sk-0123456789"), os.environ.pop("LOADTEST_API_KEY")
+    ('Incorrect API key: [API key]', 'sk-0123456789')
+    """
+    for key in filter(None, map(os.environ.get, KEY_VARIABLES)):
+        if len(key) >= _SHORTEST_KEY:
+            text = text.replace(key, "[API key]").replace(json.dumps(key)[1:-1], "[API key]")
+    return text
 
 
 def first_secret(names: Iterable[str]) -> str | None:

@@ -32,6 +32,7 @@ from typing import Annotated, Any, Literal, TypedDict, get_args
 
 import msgspec
 
+from loadtest.credentials import redacted
 from loadtest.errors import RecordError
 
 SCHEMA_VERSION = 1
@@ -232,7 +233,7 @@ class JsonlWriter:
             raise RecordError(f"{directory}: cannot create a record file: {error.strerror}") from error
 
     def write(self, value: object) -> None:
-        line = msgspec.json.encode(value) + b"\n"
+        line = redacted(msgspec.json.encode(value).decode()).encode() + b"\n"
         try:
             written = os.write(self._fd, line)
         except OSError as error:
@@ -268,7 +269,7 @@ def write_json(path: Path, value: object) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+                stream.write(redacted(msgspec.json.format(msgspec.json.encode(value).decode(), indent=1)).encode() + b"\n")
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:

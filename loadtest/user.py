@@ -25,6 +25,7 @@ from loadtest.records import RequestRecord
 from loadtest.sequence import Item, slots_of
 
 logger = logging.getLogger("loadtest")
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each reading of /metrics, in the server's words
 _events: Any = locust.events
 
 FINISH, FINAL, DONE, FAILED = "loadtest_finish", "loadtest_final", "loadtest_done", "loadtest_failed"
@@ -104,7 +105,7 @@ def report(environment: Environment, record: RequestRecord) -> None:
         row("final answer", record.chunk_s[-1] - sent_s)
     else:
         why = f"{record.error.kind}: {record.error.message}" if record.error else REASONS.get(record.outcome, "")
-        row("final answer", record.ended_s - sent_s, RuntimeError(f"{record.outcome}: {why}"))
+        row("final answer", record.ended_s - sent_s, RuntimeError(credentials.redacted(f"{record.outcome}: {why}")))
 
 
 class Session:

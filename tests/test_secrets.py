@@ -1,0 +1,179 @@
+"""The key is searched for after every kind of run: in its files, in what was printed, in every command line."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+KEY = "sk-hunter2-0123456789"
+QUICK = ("--concurrency", "2", "--requests", "4", "--warmup-requests", "1", "--workload", "math:n=4")
+EVENTS = (
+    {"choices": [{"index": 0, "delta": {"content": "4"}, "finish_reason": None}]},
+    {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3, "completion_tokens": 1}},
+)
+
+
+class Telltale(BaseHTTPRequestHandler):
+    """A server that repeats the caller's key wherever it can; `/refuse` in its address has it refuse every completion."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/v1/models"):
+            self.reply(200, json.dumps({"data": [{"id": "m", "owned_by": self.key}]}).encode())
+        elif self.path.endswith("/metrics"):
+            self.reply(200, f'vllm:num_requests_running{{key="{self.key}"}} 1\n'.encode(), "text/plain")
+        else:
+            self.reply(404, json.dumps({"error": {"message": f"no such page for {self.key}"}}).encode())
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.startswith("/refuse"):
+            self.reply(401, json.dumps({"error": {"message": f"Incorrect API key provided: {self.key}"}}).encode())
+        elif self.path.startswith("/fail"):
+            self.stream([{"error": {"message": f"quota of {self.key} is used up", "code": 500}}])
+        else:
+            self.stream(EVENTS)
+
+    @property
+    def key(self) -> str:
+        return self.headers.get("Authorization", "nobody")
+
+    def stream(self, events: Sequence[object]) -> None:
+        lines = [f"data: {json.dumps(event)}\n\n" for event in events]
+        self.reply(200, "".join([*lines, "data: [DONE]\n\n"]).encode(), "text/event-stream")
+
+    def reply(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status, f"for {self.key}")
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Echo", self.key)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def telltale() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Telltale)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def started(argv: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    settings = {**os.environ, "LOADTEST_API_KEY": KEY}
+    return subprocess.Popen(
+        [sys.executable, "-m", *argv], cwd=folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def command_lines() -> str:
+    """The command line of every process that is alive now."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return "\n".join(lines)
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What a command printed; while it ran, no command line held the key."""
+    watched = []
+    while process.poll() is None:
+        watched.append(command_lines())
+        time.sleep(0.2)
+    assert not [lines for lines in watched if KEY in lines]
+    return process.communicate()[0]
+
+
+def holding_the_key(folder: Path) -> list[str]:
+    return [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("place", "outcome"), [("", "ok"), ("/refuse", "http_error"), ("/fail", "server_error")], ids=["ok", "401", "stream"]
+)
+def test_a_run_against_a_server_that_repeats_the_key(telltale, place, outcome, tmp_path):
+    process = started(["loadtest", "attach", "--base-url", f"{telltale}{place}", *QUICK, "--out", "run"], tmp_path)
+    said = finished(process)
+    assert "run/report.html" in said
+    records = [json.loads(line) for p in (tmp_path / "run").rglob("requests-*.jsonl") for line in p.read_text().splitlines()]
+    assert {record["outcome"] for record in records} == {outcome}
+    assert KEY not in said
+    assert holding_the_key(tmp_path) == []
+
+
+def test_a_scenario_under_plain_locust(telltale, tmp_path):
+    scenario = str(ROOT / "scenarios/long_reasoning.py")
+    argv = ["locust", "-f", scenario, "--headless", "-u", "2", "-r", "2", "--run-time", "3s", "--host", f"{telltale}/refuse"]
+    said = finished(started([*argv, "--workload", "math:n=4", "--csv", "stats", "--out", "run"], tmp_path))
+    assert list((tmp_path / "run").rglob("requests-*.jsonl"))
+    assert KEY not in said
+    assert holding_the_key(tmp_path) == []
+
+
+def test_an_interrupted_run(telltale, tmp_path):
+    argv = ["loadtest", "attach", "--base-url", telltale, "--concurrency", "1", "--duration", "60", "--out", "run"]
+    process = started(argv, tmp_path)
+    while not list(tmp_path.rglob("requests-*.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = finished(process)
+    assert process.returncode == 130, said
+    assert KEY not in said
+    assert holding_the_key(tmp_path) == []
+
+
+def test_a_traceback_of_a_bug_shows_no_key(telltale, tmp_path):
+    """The key is in no local variable that Python or Locust prints: a bug is provoked where the key is at hand."""
+    code = (
+        "from loadtest import cli, engines\n"
+        "def bug(*_, **__): raise ZeroDivisionError\n"
+        "engines.probe = bug\n"
+        f"cli.main(['attach', '--base-url', '{telltale}'])\n"
+    )
+    process = started(["timeit", "-n", "1", "-r", "1", code], tmp_path)
+    said = finished(process)
+    assert "ZeroDivisionError" in said
+    assert KEY not in said
+
+
+def test_a_runtime_that_needs_no_key_is_not_given_one(tmp_path):
+    """The simulator, started by a run, finds no key in its environment."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    argv = ["loadtest", "serve", "vllm-sim", "--model", "qwq-32b-awq", "--gpu", "l20", "--port", port]
+    process = started(argv, tmp_path)
+    try:
+        child = None
+        while child is None:
+            assert process.poll() is None
+            time.sleep(0.1)
+            for path in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if b"loadtest.simulator" in (path / "cmdline").read_bytes() and str(tmp_path) == os.readlink(
+                        path / "cwd"
+                    ):
+                        child = path
+        assert KEY.encode() not in (child / "environ").read_bytes()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
