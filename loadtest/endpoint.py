@@ -45,9 +45,13 @@ def normalise_url(base_url: str) -> str:
     'http://127.0.0.1:8000'
     """
     url = base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        shown = parts.hostname or base_url.rpartition("@")[2].partition("?")[0]
+    shown = base_url.rpartition("@")[2].partition("?")[0]
+    try:
+        parts = urlsplit(url)
+        wrong = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+    except ValueError as error:
+        raise UsageError(f"{shown}: expected a URL such as http://127.0.0.1:8000: {error}") from None
+    if wrong:
         raise UsageError(f"{shown}: expected a URL such as http://127.0.0.1:8000")
     if "@" in parts.netloc:
         raise UsageError(f"{parts.hostname}: expected a URL without user or password; put the key into {_KEY}")

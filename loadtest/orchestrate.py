@@ -83,6 +83,7 @@ def asked(study: Study) -> tuple[Workload, Contract]:
 
     Raises `UsageError` where either is wrong.
     """
+    passes.scenario_path(study.scenario)
     workload = load_workload(study.workload)
     return workload, _narrowed(contract_of(study), study, workload)
 

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from loadtest import hardware, slo
 from loadtest.credentials import first_secret
 from loadtest.endpoint import normalise_url
 from loadtest.errors import UsageError
@@ -35,6 +38,7 @@ else:
 
 Engine = Literal["sglang", "vllm", "sglang-sim", "vllm-sim", "other"]
 Mode = Literal["natural", "equal-work"]
+_OURS = ("--host", "--port")
 
 
 class _CellTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -101,10 +105,17 @@ class Cell:
             "a number above 0, and only for a simulated engine",
             self.clock_speed,
         )
+        _require(
+            self.context_tokens is None or self.context_tokens >= 1, "context_tokens", "at least 1", self.context_tokens
+        )
+        ours = next((arg for arg in self.args if arg.partition("=")[0] in _OURS), None)
+        _require(ours is None, "args", "neither --host nor --port, as a server of ours listens on 127.0.0.1 alone", ours)
         secret = first_secret(self.args)
         _require(secret is None, "args", "no key on a command line, where it would be recorded", secret)
         if self.base_url is not None:
-            _require_url(self.base_url)
+            _explained("base_url", normalise_url, self.base_url)
+        if self.gpu is not None:
+            _explained("gpu", hardware.gpu, self.gpu)
         fraction = self.memory_fraction
         _require(fraction is None or 0 < fraction < 1, "memory_fraction", "a share between 0 and 1", fraction)
 
@@ -154,7 +165,11 @@ class Study:
         _require(self.requests_per_stream >= 1, "requests_per_stream", "a number from 1 up", self.requests_per_stream)
         _require(self.min_requests >= 1, "min_requests", "a number from 1 up", self.min_requests)
         _require(self.warmup_requests >= 0, "warmup_requests", "a number from 0 up", self.warmup_requests)
-        _require(self.duration_s is None or self.duration_s > 0, "duration_s", "seconds above 0", self.duration_s)
+        duration_s, price = self.duration_s, self.gpu_hour_price
+        _require(duration_s is None or 0 < duration_s < math.inf, "duration_s", "seconds above 0", duration_s)
+        _require(price is None or 0 <= price < math.inf, "gpu_hour", "a price from 0 up", price)
+        for objective in self.slo:
+            _explained("slo", slo.parse, objective)
         ids = [cell.id for cell in self.cells]
         twice = sorted({one for one in ids if ids.count(one) > 1})
         _require(not twice, "cells", "each engine x model x tp once", ", ".join(twice))
@@ -174,11 +189,12 @@ def _require(holds: bool, key: str, expected: str, got: object) -> None:
         raise UsageError(f"{key}: expected {expected}, got {got}")
 
 
-def _require_url(base_url: str) -> None:
+def _explained(key: str, check: Callable[[str], object], value: str) -> None:
+    """Have another module check a value, and name our key in its message."""
     try:
-        normalise_url(base_url)
+        check(value)
     except UsageError as error:
-        raise UsageError(f"base_url: {error}") from None
+        raise UsageError(f"{key}: {error}") from None
 
 
 def load(path: Path) -> Study:

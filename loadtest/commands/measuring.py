@@ -35,16 +35,31 @@ def run(arguments: argparse.Namespace, say: Say) -> str:
 
 
 def attach(arguments: argparse.Namespace, say: Say) -> str:
-    """A server that already runs, measured as a study of one cell."""
+    """A server that already runs, measured as a study of one cell; the command line is checked first."""
+    study = _attached(arguments)
+    orchestrate.asked(study)
     info = engines.probe(arguments.base_url)
-    cell = studies.Cell(
+    cell = replace(
+        study.cells[0],
         engine=arguments.engine or cast("studies.Engine", info.engine),
         model=arguments.model or info.model or "model",
-        tp=arguments.tp or info.tp or 1,
+        tp=info.tp or 1 if arguments.tp is None else arguments.tp,
         gpu=arguments.gpu or info.gpu,
-        base_url=arguments.base_url,
         context_tokens=info.max_model_len,
         clock_speed=info.clock_speed if info.simulated else None,
+    )
+    study = replace(study, name=f"{cell.engine} at {arguments.base_url}", cells=(cell,))
+    return _measure(study, arguments.out or new_folder("attach"), say, as_json=arguments.json)
+
+
+def _attached(arguments: argparse.Namespace) -> studies.Study:
+    """The study of one cell that `attach` asks for, before the server is asked what it is."""
+    cell = studies.Cell(
+        engine=arguments.engine or "other",
+        model=arguments.model or "model",
+        tp=1 if arguments.tp is None else arguments.tp,
+        gpu=arguments.gpu,
+        base_url=arguments.base_url,
     )
     contract: dict[str, Any] = {}
     if arguments.max_tokens is not None:
@@ -52,7 +67,7 @@ def attach(arguments: argparse.Namespace, say: Say) -> str:
     if arguments.extra_body is not None:
         contract["extra_body"] = _json_object(arguments.extra_body, "--extra-body")
     study = studies.Study(
-        name=f"{cell.engine} at {arguments.base_url}",
+        name="attached",
         workload=arguments.workload,
         cells=(cell,),
         mode=arguments.mode,
@@ -64,8 +79,8 @@ def attach(arguments: argparse.Namespace, say: Say) -> str:
         contract=contract,
     )
     if arguments.requests is not None:
-        study = replace(study, min_requests=arguments.requests, requests_per_stream=1)
-    return _measure(study, arguments.out or new_folder("attach"), say, as_json=arguments.json)
+        return replace(study, min_requests=arguments.requests, requests_per_stream=1)
+    return study
 
 
 def _measure(
