@@ -1,0 +1,58 @@
+"""After every module of tests: no process, temporary file or shared memory that it started is left."""
+
+import contextlib
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+MARK = "LOADTEST_TESTS"
+PATIENCE_S = 5.0  # for what was told to end and is ending
+THEIRS = ("org.chromium", ".org.chromium", "vllm", "sglang", "torch")  # what browser and runtimes leave of their own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A place of its own for temporary files, and a mark that every process started by these tests inherits."""
+    folder = tmp_path_factory.mktemp("temporary")
+    before = {name: os.environ.get(name) for name in (MARK, "TMPDIR")}
+    os.environ.update({MARK: uuid.uuid4().hex, "TMPDIR": str(folder)})
+    tempfile.tempdir = None
+    yield folder
+    tempfile.tempdir = None
+    for name, value in before.items():
+        os.environ.pop(name)
+        if value is not None:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left(temporary: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    files, memory = entries(temporary), entries(Path("/dev/shm"))
+    yield
+    end_s = time.monotonic() + PATIENCE_S
+    while (left := marked()) and time.monotonic() < end_s:
+        time.sleep(0.1)
+    assert left == [], f"{request.node.name} left processes"
+    assert entries(temporary) - files == set(), f"{request.node.name} left temporary files"
+    assert entries(Path("/dev/shm")) - memory == set(), f"{request.node.name} left shared memory"
+
+
+def entries(folder: Path) -> set[str]:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {name for name in names if not name.startswith(THEIRS)}
+
+
+def marked() -> list[str]:
+    """Processes that carry the mark of these tests, but for this one: whoever their parent is by now."""
+    mark = f"{MARK}={os.environ[MARK]}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if process.name != str(os.getpid()) and mark in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
