@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loadtest import __version__
 from loadtest.credentials import redacted
 from loadtest.errors import Interrupted, LoadtestError
+
+if TYPE_CHECKING:
+    from io import TextIOWrapper
 
 _GPUS = "a registry name (l20, l40s, a10, rtx-4090, rtx-6000-ada, a100-80gb, h20, h100, h200) or a TOML file"
 _Command = Callable[..., Callable[..., Any]]
@@ -23,6 +26,8 @@ _MODELS = "a registry name, a hub name, or a directory with config.json"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 could not measure, 2 usage, 3 gate not met, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")  # for a terminal without UTF-8
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill keeps what was measured, as Ctrl-C does
     try:
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))

@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Iterable
 
+from loadtest.errors import UsageError
+
 KEY_VARIABLES = ("LOADTEST_API_KEY", "OPENAI_API_KEY")
 WITHHELD = (*KEY_VARIABLES, "VLLM_API_KEY", "SGLANG_API_KEY")  # from every process of ours that needs no key
 _SHORTEST_KEY = 8
@@ -14,8 +16,18 @@ _SECRET = re.compile(r"(?:.*[-_])?(?:api[-_]?key|authorization|password|secret|b
 
 
 def api_key() -> str | None:
-    """The key for the server; null where the environment holds none."""
-    return next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
+    """The key for the server; null where the environment holds none.
+
+    Raises `UsageError`, which does not repeat it, where the key could not stand in a header.
+    """
+    return next(filter(None, map(_key, KEY_VARIABLES)), None)
+
+
+def _key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(f"{variable}: expected a key of printable ASCII without a space, got other characters; set it anew")
+    return key
 
 
 def redacted(text: str) -> str:
@@ -27,7 +39,7 @@ def redacted(text: str) -> str:
     >>> redacted("Incorrect API key: sk-0123456789"), os.environ.pop("LOADTEST_API_KEY")
     ('Incorrect API key: [API key]', 'sk-0123456789')
     """
-    for key in filter(None, map(os.environ.get, KEY_VARIABLES)):
+    for key in (os.environ.get(name, "").strip() for name in KEY_VARIABLES):
         if len(key) >= _SHORTEST_KEY:
             text = text.replace(key, "[API key]").replace(json.dumps(key)[1:-1], "[API key]")
     return text

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from loadtest import credentials
 from loadtest.errors import EngineError, UsageError
 
 _TIMEOUT_S = 10.0
+if TYPE_CHECKING:
+    import httpx
+
 _KEY = credentials.KEY_VARIABLES[0]
 _PREFIX_RESET = {
     "sglang": "/flush_cache",
@@ -72,23 +75,31 @@ def headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+def client(base_url: str, *, api_key: str | None = None, timeout_s: float = _TIMEOUT_S) -> httpx.Client:
+    """A client for what is no measurement: with the key, verified TLS, no redirects (so that the key goes to no other
+    host), and the environment's proxy unless the server is on this machine. Raises `UsageError` where that is none."""
+    import httpx
+
+    try:
+        return httpx.Client(timeout=timeout_s, headers=headers(api_key), trust_env=not is_loopback(base_url))
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        raise UsageError(f"HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// addresses: {error}") from None
+
+
 def probe(base_url: str, api_key: str | None = None, timeout_s: float = _TIMEOUT_S) -> ServerInfo:
     """Find out which engine answers at `base_url`, which model it serves, and whether it is a simulation.
 
-    Redirects are not followed, so that the key goes to no other host. Raises `EngineError`: nobody answers, the key is
-    missing or wrong, the answer is not that of an OpenAI-compatible server.
+    Raises `EngineError`: nobody answers, the key is missing or wrong, the answer is not that of an OpenAI-compatible server.
     """
-    import httpx
-
     base_url = normalise_url(base_url)
-    with httpx.Client(timeout=timeout_s, headers=headers(api_key), trust_env=not is_loopback(base_url)) as client:
-        first = _first_model(_required(client, base_url, "/v1/models"), base_url)
-        version = _optional(client, base_url, "/version")
+    with client(base_url, api_key=api_key, timeout_s=timeout_s) as asking:
+        first = _first_model(_required(asking, base_url, "/v1/models"), base_url)
+        version = _optional(asking, base_url, "/version")
         if version.get("simulated") is True:
             return _simulated(first, version)
         owner = first.get("owned_by")
         if owner == "sglang":
-            details = _optional(client, base_url, "/server_info") or _optional(client, base_url, "/get_server_info")
+            details = _optional(asking, base_url, "/server_info") or _optional(asking, base_url, "/get_server_info")
             return _info("sglang", first, details.get("version"), details.get("tp_size"))
         if owner == "vllm":
             return _info("vllm", first, version.get("version"), None)
@@ -190,7 +201,8 @@ def flush_cache(base_url: str, engine: str, timeout_s: float = _TIMEOUT_S) -> bo
     if path is None:
         return False
     try:
-        answer = httpx.post(base_url + path, timeout=timeout_s, headers=headers(None), trust_env=not is_loopback(base_url))
+        with client(base_url, timeout_s=timeout_s) as asking:
+            answer = asking.post(base_url + path)
     except httpx.HTTPError as error:
         raise EngineError(f"{base_url}{path}: cannot flush the prefix cache: {type(error).__name__}: {error}") from None
     return answer.status_code == 200

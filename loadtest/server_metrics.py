@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loadtest import endpoint
 from loadtest.clock import Clock
 from loadtest.records import JsonlWriter, ServerSample
 
@@ -142,7 +143,7 @@ def scrape(base_url: str, clock: Clock | None = None, client: Any = None) -> Ser
     """
     clock = clock or Clock.start()
     if client is None:
-        with _http_client(base_url) as own:
+        with endpoint.client(base_url, timeout_s=_TIMEOUT_S) as own:
             return scrape(base_url, clock, own)
     import httpx
 
@@ -160,14 +161,6 @@ def scrape(base_url: str, clock: Clock | None = None, client: Any = None) -> Ser
     return replace(empty, **fields)
 
 
-def _http_client(base_url: str) -> Any:
-    import httpx
-
-    from loadtest.endpoint import headers, is_loopback
-
-    return httpx.Client(timeout=_TIMEOUT_S, headers=headers(None), trust_env=not is_loopback(base_url))
-
-
 def scrape_forever(
     base_url: str, directory: Path, clock: Clock, stop: threading.Event, interval_s: float = INTERVAL_S
 ) -> None:
@@ -179,7 +172,7 @@ def scrape_forever(
     wall_s = min(interval_s, max(_SHORTEST_INTERVAL_S, interval_s / clock.speed))
     writer = JsonlWriter(directory, "server_metrics")
     try:
-        with _http_client(base_url) as client:
+        with endpoint.client(base_url, timeout_s=_TIMEOUT_S) as client:
             _keep_scraping(lambda: scrape(base_url, clock, client), writer, stop, wall_s)
     finally:
         writer.close()

@@ -90,3 +90,11 @@ def test_a_scenario_that_is_not_there_is_named_before_the_run_begins(capsys, tmp
     assert cli.main(["run", str(path), "--out", str(tmp_path / "run")]) == 2
     assert "scenario: expected one of" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("proxy", ["foo://proxy", "http://["])
+def test_a_proxy_that_is_none_is_named(proxy, capsys, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    monkeypatch.setenv("http_proxy", proxy)
+    assert cli.main(["attach", "--base-url", "http://server.invalid"]) == 2
+    assert capsys.readouterr().err.startswith("loadtest: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// addresses: ")

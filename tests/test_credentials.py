@@ -51,3 +51,22 @@ def test_a_body_with_a_secret_is_refused():
     with pytest.raises(UsageError, match="extra_body: expected no key"):
         Contract(extra_body={"provider": [{"api_key": "hunter2"}]})
     assert Contract(extra_body={"chat_template_kwargs": {"token_budget": 1}}).extra_body
+
+
+@pytest.mark.parametrize("key", ["abc\ndef", "ключ", "sk 1234", "a\x01b"])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_repeated(monkeypatch, key):
+    monkeypatch.setenv("LOADTEST_API_KEY", key)
+    with pytest.raises(UsageError, match="LOADTEST_API_KEY: expected a key of printable ASCII") as caught:
+        credentials.api_key()
+    assert key not in str(caught.value)
+
+
+def test_white_space_around_a_key_is_not_part_of_it(monkeypatch):
+    monkeypatch.setenv("LOADTEST_API_KEY", " sk-0123456789\n")
+    assert credentials.api_key() == "sk-0123456789"
+    assert credentials.redacted('"sk-0123456789"') == '"[API key]"'
+
+
+def test_a_placeholder_is_no_key_to_take_out(monkeypatch):
+    monkeypatch.setenv("LOADTEST_API_KEY", "EMPTY")
+    assert credentials.redacted("an EMPTY answer") == "an EMPTY answer"
