@@ -92,7 +92,7 @@ def test_a_scenario_that_is_not_there_is_named_before_the_run_begins(capsys, tmp
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("proxy", ["foo://proxy", "http://["])
+@pytest.mark.parametrize("proxy", ["foo://proxy", "socks5://proxy"])
 def test_a_proxy_that_is_none_is_named(proxy, capsys, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", proxy)
     monkeypatch.setenv("http_proxy", proxy)
