@@ -1,7 +1,12 @@
 """How a runtime is started: its command line and settings as data, one column for each runtime.
 
 Quantisation needs no flag: both runtimes read it from the model's own `config.json` (AWQ then runs on their fast
-kernels). A started server listens on 127.0.0.1 only and has no API key.
+kernels); `quantisation_kernel` names another one. A started server listens on 127.0.0.1 only and has no API key.
+
+Memory. vLLM's fraction is of everything it may use on a card, activations and graphs included; SGLang's is of weights and
+KV cache alone, and what activations need comes on top. The same 0.9 would leave SGLang too little, so one number stands
+for both, in vLLM's sense, and SGLang is given 17/18 of it: 0.9 becomes 0.85, which is what SGLang itself chooses on a
+card of 48 GB (`server_args.py`: 1.5 MB for each token of a prefill chunk, 2 MB for each captured batch, 0.6 GB more).
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from loadtest.errors import UsageError
 HOST = "127.0.0.1"
 _SGLANG_GRPC_OFFSET = 10000  # SGLang wants port + 10000 too, and dies where that is over 65535
 _SGLANG_LAST_PORT = 65535 - _SGLANG_GRPC_OFFSET
+SGLANG_STATIC_SHARE = 17 / 18  # of the memory that a runtime may use, what SGLang gives to weights and KV cache
 YARN_FACTOR = 4.0
 YARN_ORIGINAL_TOKENS = 32768
 _ROPE_THETA = 1000000.0  # of QwQ, Qwen2.5 and Qwen3; a model directory says its own
@@ -44,8 +50,9 @@ class LaunchSpec:
 
     `context_tokens` is prompt and output together (null: the model's own limit, with YaRN four times 32,768). YaRN is
     static: it slows or degrades short prompts, so it is on only where the workload needs it. `memory_fraction` (null:
-    the runtime's own default) is of a card's memory: vLLM's counts everything, SGLang's weights and KV cache only.
-    `extra_args` go to the runtime as they are, last, so that they win. `clock_speed` is for the simulators.
+    the runtime's own default) is the share of a card's memory that the runtime may use in all. `kv_dtype` and
+    `quantisation_kernel` are in vLLM's words ("auto": the runtime's choice). `extra_args` go to the runtime as they are,
+    last, so that they win. `clock_speed` is for the simulators.
     """
 
     engine: str
@@ -58,6 +65,9 @@ class LaunchSpec:
     yarn: bool = False
     memory_fraction: float | None = None
     reasoning_parser: str | None = "qwen3"
+    prefix_caching: bool = True
+    kv_dtype: str = "auto"
+    quantisation_kernel: str = "auto"
     seed: int = 0
     clock_speed: float | None = None
     extra_args: tuple[str, ...] = ()
@@ -89,8 +99,9 @@ class LaunchSpec:
         return self.context_tokens or (int(YARN_FACTOR * YARN_ORIGINAL_TOKENS) if self.yarn else None)
 
 
+_SGLANG_KV_DTYPES = {"fp8": "fp8_e4m3"}  # what vLLM means by it (its `config/cache.py`); SGLang has no word "fp8"
 # One row a fact: how vLLM 0.32 and SGLang 0.5 call it, and its value from a spec; null or false leaves the flag out.
-# Both cache prefixes, serve /metrics (SGLang when told) and tell cached tokens, so that the two do the same work.
+# Both cache prefixes or neither, serve /metrics (SGLang when told) and tell cached tokens, so that they do the same work.
 _Value = str | int | float | bool | None
 _FLAGS: tuple[tuple[str | None, str | None, Callable[[LaunchSpec], _Value]], ...] = (
     ("--host", "--host", lambda spec: HOST),
@@ -98,10 +109,15 @@ _FLAGS: tuple[tuple[str | None, str | None, Callable[[LaunchSpec], _Value]], ...
     ("--served-model-name", "--served-model-name", lambda spec: spec.name),
     ("--tensor-parallel-size", "--tp-size", lambda spec: spec.tp),
     ("--max-model-len", "--context-length", lambda spec: spec.served_context_tokens),
-    ("--gpu-memory-utilization", "--mem-fraction-static", lambda spec: spec.memory_fraction),
+    ("--gpu-memory-utilization", None, lambda spec: spec.memory_fraction),
+    (None, "--mem-fraction-static", lambda spec: sglang_memory_fraction(spec.memory_fraction)),
+    ("--kv-cache-dtype", None, lambda spec: _unless_auto(spec.kv_dtype)),
+    (None, "--kv-cache-dtype", lambda spec: _SGLANG_KV_DTYPES.get(spec.kv_dtype, _unless_auto(spec.kv_dtype))),
+    ("--quantization", "--quantization", lambda spec: _unless_auto(spec.quantisation_kernel)),
     ("--reasoning-parser", "--reasoning-parser", lambda spec: spec.reasoning_parser),
     ("--seed", "--random-seed", lambda spec: spec.seed),
-    ("--enable-prefix-caching", None, lambda spec: True),  # SGLang's radix cache is on unless disabled
+    ("--enable-prefix-caching", None, lambda spec: spec.prefix_caching),
+    ("--no-enable-prefix-caching", "--disable-radix-cache", lambda spec: not spec.prefix_caching),
     ("--enable-prompt-tokens-details", "--enable-cache-report", lambda spec: True),
     (None, "--enable-metrics", lambda spec: True),  # vLLM always serves them
     ("--hf-overrides", None, lambda spec: _yarn_override(spec, "rope_parameters") if spec.yarn else None),
@@ -140,6 +156,19 @@ def command(spec: LaunchSpec) -> tuple[list[str], dict[str, str]]:
     flags = [(vllm if spec.engine == "vllm" else sglang, value(spec)) for vllm, sglang, value in _FLAGS]
     start = [*program(spec.engine), "serve" if spec.engine == "vllm" else "--model-path", hub_name(spec.model)]
     return [*start, *_options(flags), *spec.extra_args], settings
+
+
+def sglang_memory_fraction(memory_fraction: float | None) -> float | None:
+    """SGLang's fraction (weights and KV cache) for a fraction of everything, see the top; null stays SGLang's own choice.
+
+    >>> sglang_memory_fraction(0.9)
+    0.85
+    """
+    return None if memory_fraction is None else round(memory_fraction * SGLANG_STATIC_SHARE, 4)
+
+
+def _unless_auto(value: str) -> str | None:
+    return None if value == "auto" else value
 
 
 def program(engine: str) -> list[str]:

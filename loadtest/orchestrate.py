@@ -28,6 +28,7 @@ from loadtest import (
     passes,
     records,
     roofline,
+    thinking,
 )
 from loadtest.clock import Clock
 from loadtest.contract import Contract, from_table, within
@@ -251,11 +252,19 @@ def launch_spec(cell: Cell, contract: Contract, port: int) -> engines.LaunchSpec
         context_tokens=cell.context_tokens or contract.context_tokens,
         yarn=cell.yarn or contract.yarn,
         memory_fraction=cell.memory_fraction or contract.memory_fraction,
-        reasoning_parser=contract.reasoning_parser,
+        reasoning_parser=contract.reasoning_parser if _may_think(cell.model) else None,
+        prefix_caching=contract.prefix_caching,
+        kv_dtype=contract.kv_dtype,
+        quantisation_kernel=contract.quantisation_kernel,
         seed=contract.seed,
         clock_speed=cell.clock_speed,
         extra_args=cell.args,
     )
+
+
+def _may_think(model: str) -> bool:
+    """Is it other than an instruct model, which never thinks? vLLM's parsers would take all that one says for thinking."""
+    return "instruct" not in model.lower() or thinking.opens_in_prompt(model)
 
 
 def fit_of(cell: Cell, contract: Contract) -> roofline.Fit | None:
@@ -263,7 +272,8 @@ def fit_of(cell: Cell, contract: Contract) -> roofline.Fit | None:
     if cell.gpu is None or cell.base_url is not None:
         return None
     model = models.model(cell.model)
-    deployment = roofline.Deployment(model, hardware.gpu(cell.gpu), cell.tp)
+    fraction = cell.memory_fraction or contract.memory_fraction
+    deployment = roofline.Deployment(model, hardware.gpu(cell.gpu), cell.tp, memory_fraction=fraction)
     context = context_tokens(cell, contract) or model.native_context_tokens
     return roofline.fit(deployment, context_tokens=context, concurrency=1)
 

@@ -36,10 +36,32 @@ def test_sglang_by_hand():
     argv, settings = command(spec)
     assert " ".join(argv) == (
         "python3 -m sglang.launch_server --model-path Qwen/QwQ-32B --host 127.0.0.1 --port 8001 --served-model-name QwQ-32B "
-        "--tp-size 2 --context-length 16384 --mem-fraction-static 0.9 --reasoning-parser qwen3 --random-seed 7 "
+        "--tp-size 2 --context-length 16384 --mem-fraction-static 0.85 --reasoning-parser qwen3 --random-seed 7 "
         "--enable-cache-report --enable-metrics"
     )
     assert settings == {}
+
+
+TOLD = ("--enable-prefix", "--no-enable-prefix", "--disable-radix", "--kv-cache", "--quantization", "--gpu-mem", "--mem-f")
+
+
+@pytest.mark.parametrize(
+    ("change", "vllm", "sglang"),
+    [
+        ({"prefix_caching": True}, "--enable-prefix-caching", None),
+        ({"prefix_caching": False}, "--no-enable-prefix-caching", "--disable-radix-cache"),
+        ({"kv_dtype": "fp8"}, "--kv-cache-dtype fp8", "--kv-cache-dtype fp8_e4m3"),
+        ({"kv_dtype": "fp8_e5m2"}, "--kv-cache-dtype fp8_e5m2", "--kv-cache-dtype fp8_e5m2"),
+        ({"quantisation_kernel": "awq_marlin"}, "--quantization awq_marlin", "--quantization awq_marlin"),
+        ({"memory_fraction": 0.8}, "--gpu-memory-utilization 0.8", "--mem-fraction-static 0.7556"),
+    ],
+)
+def test_one_setting_is_told_to_both_in_their_own_words(change, vllm, sglang):
+    for engine, expected in (("vllm", vllm), ("sglang", sglang)):
+        argv, _ = command(LaunchSpec(engine=engine, model="qwq-32b-awq", port=8000, **change))
+        told = [word for word in argv if word.startswith(TOLD) and ("prefix_caching" in change or "prefix" not in word)]
+        assert told == ([expected.split()[0]] if expected else [])
+        assert expected is None or f" {expected} " in f"{' '.join(argv)} "
 
 
 @pytest.mark.parametrize(("port", "settings"), [(55535, {}), (55536, {"SGLANG_GRPC_PORT": "45536"})])

@@ -12,14 +12,12 @@ PARSERS = {
         "import json, sys\n"
         "from vllm.entrypoints.launchers.cli_args import make_arg_parser\n"
         "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
-        "options = make_arg_parser(FlexibleArgumentParser()).parse_args(json.loads(sys.argv[1]))\n"
-        "print(json.dumps(vars(options), default=str))\n"
+        "parser = make_arg_parser(FlexibleArgumentParser())\n"
     ),
     "sglang": (
         "import argparse, json, sys\n"
         "from sglang.srt.server_args import ServerArgs\n"
         "parser = argparse.ArgumentParser(); ServerArgs.add_cli_args(parser)\n"
-        "print(json.dumps(vars(parser.parse_args(json.loads(sys.argv[1]))), default=str))\n"
     ),
 }
 OURS = {  # what we ask for, and the parsers' names for it
@@ -28,53 +26,95 @@ OURS = {  # what we ask for, and the parsers' names for it
     "served_name": ("served_model_name", "served_model_name", "qwq-32b"),
     "tp": ("tensor_parallel_size", "tp_size", 2),
     "context_tokens": ("max_model_len", "context_length", 16384),
-    "memory_fraction": ("gpu_memory_utilization", "mem_fraction_static", 0.85),
     "reasoning_parser": ("reasoning_parser", "reasoning_parser", "qwen3"),
     "seed": ("seed", "random_seed", 7),
 }
 
 
-def parsed(spec):
-    argv, _ = command(spec)
-    start = program(spec.engine)
+READ = "print(json.dumps([vars(parser.parse_args(one)) for one in json.loads(sys.argv[1])], default=str))"
+
+
+def parsed(*specs):
+    """What a runtime's parser makes of each of these commands, all in one process: an import takes it half a minute."""
+    start = program(specs[0].engine)
     python = next(word for word in start if "/bin/" in word).rsplit("/", 1)[0] + "/python"
     settings = [word for word in start if "=" in word]
-    arguments = argv[len(start) + (spec.engine == "vllm") :]  # `vllm serve` names its command first
-    words = ["env", *settings, python, "-c", PARSERS[spec.engine], json.dumps(arguments)]
+    after = len(start) + (specs[0].engine == "vllm")  # `vllm serve` names its command first
+    arguments = [command(spec)[0][after:] for spec in specs]
+    words = ["env", *settings, python, "-c", PARSERS[specs[0].engine] + READ, json.dumps(arguments)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def spec_of(engine, **changes):
+    settings = {
+        "model": "qwq-32b-awq",
+        "port": 8123,
+        "tp": 2,
+        "served_name": "qwq-32b",
+        "context_tokens": 16384,
+        "memory_fraction": 0.9,
+        "seed": 7,
+    }
+    return LaunchSpec(engine=engine, **(settings | changes))
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_every_flag_means_what_we_mean(engine):
     column = 0 if engine == "vllm" else 1
-    options = parsed(
-        LaunchSpec(
-            engine=engine,
-            model="qwq-32b-awq",
-            port=8123,
-            tp=2,
-            served_name="qwq-32b",
-            context_tokens=16384,
-            memory_fraction=0.85,
-            seed=7,
-            yarn=True,
-        )
-    )
+    [options] = parsed(spec_of(engine))
     for key, row in OURS.items():
         value = options[row[column]]
         assert (value[0] if isinstance(value, list) else value) == row[2], key
     if engine == "vllm":
+        assert options["gpu_memory_utilization"] == 0.9
         assert options["enable_prefix_caching"] is True
         assert options["enable_prompt_tokens_details"] is True
-        assert "yarn" in str(options["hf_overrides"])
+        assert options["quantization"] is None
     else:
+        assert options["mem_fraction_static"] == 0.85
         assert options["disable_radix_cache"] is False
         assert options["enable_metrics"] is True
         assert options["enable_cache_report"] is True
-        assert json.loads(options["json_model_override_args"])["rope_scaling"]["rope_type"] == "yarn"
+        assert options["quantization"] is None
+    assert "yarn" not in str(options), "off unless asked for"
+
+
+# Each variant of a launch, and what the two parsers must make of it.
+VARIANTS = [
+    ({"prefix_caching": False}, {"enable_prefix_caching": False}, {"disable_radix_cache": True}),
+    ({"kv_dtype": "fp8"}, {"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "fp8_e4m3"}),
+    ({"kv_dtype": "fp8_e5m2"}, {"kv_cache_dtype": "fp8_e5m2"}, {"kv_cache_dtype": "fp8_e5m2"}),
+    ({"kv_dtype": "bfloat16"}, {"kv_cache_dtype": "bfloat16"}, {"kv_cache_dtype": "bfloat16"}),
+    ({"quantisation_kernel": "awq_marlin"}, {"quantization": "awq_marlin"}, {"quantization": "awq_marlin"}),
+    ({"quantisation_kernel": "gptq_marlin"}, {"quantization": "gptq_marlin"}, {"quantization": "gptq_marlin"}),
+    ({"memory_fraction": 0.8}, {"gpu_memory_utilization": 0.8}, {"mem_fraction_static": 0.7556}),
+    ({"reasoning_parser": None}, {"reasoning_parser": ""}, {"reasoning_parser": None}),
+    ({"tp": 4}, {"tensor_parallel_size": 4}, {"tp_size": 4}),
+]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_every_variant_is_told_in_words_that_the_runtime_knows(engine):
+    found = parsed(*(spec_of(engine, **change) for change, _, _ in VARIANTS))
+    for options, (change, vllm, sglang) in zip(found, VARIANTS, strict=True):
+        expected = vllm if engine == "vllm" else sglang
+        assert {key: options[key] for key in expected} == expected, change
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_yarn_is_told_in_words_that_the_runtime_knows(engine):
+    [options] = parsed(spec_of(engine, yarn=True, context_tokens=None))
+    said = options["hf_overrides" if engine == "vllm" else "json_model_override_args"]
+    override = said if isinstance(said, dict) else json.loads(said)
+    rope = override["rope_parameters" if engine == "vllm" else "rope_scaling"]
+    assert (rope["rope_type"], rope["factor"], rope["original_max_position_embeddings"]) == ("yarn", 4.0, 32768)
+    assert override["max_position_embeddings"] == 131072
+    assert options["max_model_len" if engine == "vllm" else "context_length"] == 131072
 
 
 @pytest.mark.timeout(300)
