@@ -8,15 +8,13 @@ with Server(spec, log) as server:
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from loadtest import deaths
+from loadtest import deaths, preflight
 from loadtest.credentials import WITHHELD
 from loadtest.endpoint import ServerInfo, flush_cache, is_loopback, probe
 from loadtest.errors import EngineError
@@ -74,10 +72,9 @@ class Server:
 
     def start(self) -> None:
         """Start the runtime under its guard. Raises `EngineError`: not installed, port taken; `RecordError`: no log."""
-        check_installed(self.argv[0], self.spec.engine)
-        check_port_free(self.spec.port)
         if not self.spec.simulated:
-            check_cards(self.spec.tp)
+            preflight.check_installed(self.spec.engine)
+        preflight.check_port_free(self.spec.port)
         environment = {name: value for name, value in os.environ.items() if name not in WITHHELD}
         with self._open_log() as output:
             self._process = Guarded(self.argv, output, grace_s=STOP_GRACE_S, environment=environment | self.settings)
@@ -180,36 +177,6 @@ def serve(spec: LaunchSpec) -> str:
     if server.exit_code:
         raise EngineError(f"{spec.engine}: {deaths.describe_exit(server.exit_code)}; its own messages stand above")
     return f"{spec.engine} ended"
-
-
-def check_installed(program: str, engine: str) -> None:
-    """Raise `EngineError` unless the program that starts this engine is there."""
-    if shutil.which(program) is None:
-        variable = f"LOADTEST_{engine.upper()}"
-        raise EngineError(f"{engine}: {program}: not found; install {engine}, or say where it is with {variable}")
-
-
-def check_cards(tp: int, listing: Path = Path("/proc/driver/nvidia/gpus")) -> None:
-    """Raise `EngineError` where NVIDIA's driver shows fewer cards than `tp`; without that driver nothing is known.
-
-    `CUDA_VISIBLE_DEVICES` counts where it is set.
-    """
-    if not listing.is_dir():
-        return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = len(list(listing.iterdir())) if visible is None else len([one for one in visible.split(",") if one.strip()])
-    if found < tp:
-        raise EngineError(f"tp {tp}: expected {tp} graphics card(s), found {found}; lower --tp, or see nvidia-smi")
-
-
-def check_port_free(port: int) -> None:
-    """Raise `EngineError` where something listens on, or holds, this port of 127.0.0.1."""
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((HOST, port))
-        except OSError as error:
-            raise EngineError(f"{HOST}:{port}: expected a free port: {error.strerror}; choose another --port") from None
 
 
 def _is_healthy(base_url: str) -> bool:

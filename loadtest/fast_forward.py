@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from loadtest import engines, orchestrate, records, thinking
+from loadtest import deployment, engines, orchestrate, records, thinking
 from loadtest.contract import Contract
 from loadtest.errors import FitError, UsageError
 from loadtest.health import VIRTUAL_TIME
@@ -84,8 +84,8 @@ def execute(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
         if cell.args and not cell.simulated:
             say(f"{cell.id}: the simulator does not know the runtime's own {' '.join(cell.args)}: left out")
     study = predicted(study)
-    workload, contract = orchestrate.asked(study)
-    made = {cell.id: _simulate(cell, study) for cell in study.cells}
+    workload, contract = deployment.asked(study)
+    made = {cell.id: _simulate(cell, contract) for cell in study.cells}
     manifest = orchestrate.open_run(study, workload, contract, out, driven=VIRTUAL_TIME)
     journey = _Journey(study, out, manifest, workload, contract, say)
     levels = ", ".join(map(str, study.levels))
@@ -101,10 +101,9 @@ def execute(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def _simulate(cell: Cell, study: Study) -> Simulation | FitError:
+def _simulate(cell: Cell, contract: Contract) -> Simulation | FitError:
     """The simulated runtime of a cell, set up from the command line that would start it; or why it does not fit."""
-    contract = orchestrate.contract_of(study)
-    argv, _ = engines.command(orchestrate.launch_spec(cell, contract, port=8000))
+    argv, _ = engines.command(deployment.launch_spec(cell, contract, port=8000))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -115,7 +114,7 @@ def _simulate(cell: Cell, study: Study) -> Simulation | FitError:
         raise UsageError(f"{cell.id}: args: --fault and --stream-interval need a server; remove them, or use `loadtest run`")
     try:
         simulator._check(options)
-        orchestrate.refuse_misfit(cell, contract)
+        deployment.refuse_misfit(cell, contract)
         return simulator._simulation(options)
     except FitError as error:
         return error
@@ -123,7 +122,7 @@ def _simulate(cell: Cell, study: Study) -> Simulation | FitError:
 
 def _run_cell(journey: _Journey, cell: Cell, made: Simulation | FitError) -> None:
     facts = orchestrate.facts_of(cell)
-    facts["fit"] = msgspec.to_builtins(orchestrate.fit_of(cell, orchestrate.contract_of(journey.study)))
+    facts["fit"] = msgspec.to_builtins(deployment.fit_of(cell, journey.contract))
     if isinstance(made, FitError):
         facts.update(status="refused", reason=str(made))
         journey.say(f"{cell.id}: refused: {made}")

@@ -22,51 +22,60 @@ from loadtest import (
     acceleration,
     credentials,
     engines,
-    hardware,
-    launch,
-    models,
+    estimate,
     passes,
+    preflight,
     records,
-    roofline,
-    thinking,
 )
 from loadtest.clock import Clock
-from loadtest.contract import Contract, from_table, within
+from loadtest.contract import Contract, differences, from_table
+from loadtest.deployment import asked, fit_of, launch_spec, refuse_misfit
 from loadtest.errors import EngineError, FitError, RecordError
 from loadtest.manifest import begun, ended
 from loadtest.study import Cell, Study
 from loadtest.workload import Workload
-from loadtest.workload import load as load_workload
 
 Say = Callable[[str], None]
 _TELL_EVERY_S = 15.0
-_YARN_CONTEXT_TOKENS = int(launch.YARN_FACTOR * launch.YARN_ORIGINAL_TOKENS)
 
 
 @dataclass(slots=True)
 class _Journey:
-    """What one execution of a study carries along: where it writes, what it has found so far."""
+    """What one execution of a study carries along: where it writes, why a cell cannot start, what it has found so far."""
 
     study: Study
+    contract: Contract
     out: Path
     run_id: str
     say: Say
     force: bool
-    started_s: float
-    passes_left: int
+    blocked: dict[str, str]
+    remaining: Remaining
     problems: list[str] = field(default_factory=list)
+
+    def note(self, problem: str) -> None:
+        """Keep what makes the run incomplete, once."""
+        self.say(problem)
+        if problem not in self.problems:
+            self.problems.append(problem)
 
 
 def execute(study: Study, out: Path, *, resume: bool = False, force: bool = False, say: Say) -> tuple[str, ...]:
     """Carry out `study` in the folder `out`; returns what kept it from being complete (empty: nothing).
 
-    Raises `UsageError` before anything starts where workload or contract are wrong, `RecordError` where `out` is taken
-    or can't be written, `KeyboardInterrupt` after the runtime is stopped and the manifest says so.
+    Raises `UsageError` before anything starts where workload or contract are wrong, `EngineError` where this machine can
+    start no cell at all, `RecordError` where `out` is taken or can't be written, `KeyboardInterrupt` after the runtime is
+    stopped and the manifest says so.
     """
     workload, contract = asked(study)
-    manifest = _reopen(study, workload, out) if resume and has_run(out) else open_run(study, workload, contract, out)
-    n_passes = len(study.cells) * len(study.levels) * study.repeats
-    journey = _Journey(study, out, manifest["run_id"], say, force, time.monotonic(), n_passes)
+    resumed = resume and has_run(out)
+    blocked = {} if force else _blocked(study, contract)
+    if len(blocked) == len(study.cells) and not resumed:
+        first, why = next(iter(blocked.items()))
+        raise EngineError(f"{first}: {why}; no cell of this study can be started here, and nothing was (--force tries it)")
+    manifest = _reopen(study, workload, contract, out) if resumed else open_run(study, workload, contract, out)
+    remaining = Remaining(study, workload, contract)
+    journey = _Journey(study, contract, out, manifest["run_id"], say, force, blocked, remaining)
     say(f"{study.name}: {len(study.cells)} cells x levels {', '.join(map(str, study.levels))} x {study.repeats} pass(es)")
     interrupted = True
     try:
@@ -79,33 +88,16 @@ def execute(study: Study, out: Path, *, resume: bool = False, force: bool = Fals
     return tuple(journey.problems)
 
 
-def asked(study: Study) -> tuple[Workload, Contract]:
-    """What a study asks and how, the contract with room for the longest prompt in the smallest context of its cells.
-
-    Raises `UsageError` where either is wrong.
-    """
-    passes.scenario_path(study.scenario)
-    workload = load_workload(study.workload)
-    return workload, _narrowed(contract_of(study), study, workload)
-
-
-def contract_of(study: Study) -> Contract:
-    """The study's inference contract: its `[contract]` table over the defaults, with the study's mode and seed."""
-    return from_table({"mode": study.mode, "seed": study.seed, **(study.contract or {})})
-
-
-def _narrowed(contract: Contract, study: Study, workload: Workload) -> Contract:
-    """The contract with room for the longest prompt in the smallest context of the study, the same for every cell."""
-    contexts = [known for cell in study.cells if (known := context_tokens(cell, contract)) is not None]
-    return within(contract, workload.prompts, min(contexts)) if contexts else contract
-
-
-def context_tokens(cell: Cell, contract: Contract) -> int | None:
-    """Prompt and output together that a cell serves; null for a server that runs already and does not tell."""
-    stated = cell.context_tokens or contract.context_tokens
-    if stated is not None or cell.base_url is not None:
-        return stated
-    return _YARN_CONTEXT_TOKENS if cell.yarn or contract.yarn else models.model(cell.model).native_context_tokens
+def _blocked(study: Study, contract: Contract) -> dict[str, str]:
+    """Why a cell cannot be started on this machine, by its id; cells that can be, or need not be, are left out."""
+    found = {}
+    for cell in study.cells:
+        if cell.base_url is None:
+            try:
+                preflight.check(launch_spec(cell, contract, port=1))
+            except EngineError as error:
+                found[cell.id] = str(error)
+    return found
 
 
 def has_run(out: Path) -> bool:
@@ -147,7 +139,7 @@ def close_run(opened: dict[str, Any], out: Path, problems: list[str], *, interru
     records.write_json(out / "manifest.json", opened)
 
 
-def _reopen(study: Study, workload: Workload, out: Path) -> dict[str, Any]:
+def _reopen(study: Study, workload: Workload, contract: Contract, out: Path) -> dict[str, Any]:
     manifest = records.read_run(out).manifest
     if manifest.get("driven", "locust") != "locust":
         raise RecordError(f"{out}: --resume: expected a run that Locust drove, got one in {manifest['driven']}; start anew")
@@ -156,12 +148,16 @@ def _reopen(study: Study, workload: Workload, out: Path) -> dict[str, Any]:
         raise RecordError(
             f"{out}: --resume: workload: expected the run's own ({known}), got {workload.identity}; start anew"
         )
+    begun_with = from_table(manifest.get("contract") or {})
+    for key, (expected, got) in differences(begun_with, contract).items():
+        raise RecordError(f"{out}: --resume: contract: {key}: expected the run's own {expected}, got {got}; start anew")
     return manifest
 
 
 def _run_cell(journey: _Journey, cell: Cell, repeat: int) -> None:
     levels = [level for level in journey.study.levels if not _finished(journey, cell, level, repeat)]
-    journey.passes_left -= len(journey.study.levels) - len(levels)
+    for level in set(journey.study.levels) - set(levels):
+        journey.remaining.on_disk(cell, level)
     if not levels:
         journey.say(f"{cell.id}: pass {repeat} is on disk already")
         return
@@ -179,9 +175,9 @@ def _run_cell(journey: _Journey, cell: Cell, repeat: int) -> None:
         facts.update(status="refused", reason=str(error))
         journey.say(f"{cell.id}: refused: {error}")
     except EngineError as error:
-        facts.update(status="died" if "ready_unix_s" in facts else "failed", reason=str(error))
-        journey.say(f"{cell.id}: {error}")
-        journey.problems.append(f"{cell.id}: {error}")
+        ended = "skipped" if cell.id in journey.blocked else "died" if "ready_unix_s" in facts else "failed"
+        facts.update(status=ended, reason=str(error))
+        journey.note(f"{cell.id}: {error}")
     finally:
         facts["stopped_unix_s"] = time.time()
         records.write_json(path, facts)
@@ -216,7 +212,9 @@ def _target(
         yield _attached(cell.base_url, cell, facts), lambda: None
         return
     _check_fit(journey, cell, facts)
-    spec = launch_spec(cell, contract_of(journey.study), port=_free_port())
+    if cell.id in journey.blocked:
+        raise EngineError(journey.blocked[cell.id])
+    spec = launch_spec(cell, journey.contract, port=_free_port())
     facts["command"], facts["env"] = engines.command(spec)
     journey.say(f"{cell.id}: starting")
     with engines.Server(spec, journey.out / "cells" / cell.id / "engine.log") as server:
@@ -241,56 +239,11 @@ def _attached(base_url: str, cell: Cell, facts: dict[str, Any]) -> passes.Target
     return passes.Target(base_url=base_url, served_model=served, clock_speed=info.clock_speed)
 
 
-def launch_spec(cell: Cell, contract: Contract, port: int) -> engines.LaunchSpec:
-    """How a cell's runtime is to be started under a contract."""
-    return engines.LaunchSpec(
-        engine=cell.engine,
-        model=cell.model,
-        tp=cell.tp,
-        gpu=cell.gpu,
-        port=port,
-        context_tokens=cell.context_tokens or contract.context_tokens,
-        yarn=cell.yarn or contract.yarn,
-        memory_fraction=cell.memory_fraction or contract.memory_fraction,
-        reasoning_parser=contract.reasoning_parser if _may_think(cell.model) else None,
-        prefix_caching=contract.prefix_caching,
-        kv_dtype=contract.kv_dtype,
-        quantisation_kernel=contract.quantisation_kernel,
-        seed=contract.seed,
-        clock_speed=cell.clock_speed,
-        extra_args=cell.args,
-    )
-
-
-def _may_think(model: str) -> bool:
-    """Is it other than an instruct model, which never thinks? vLLM's parsers would take all that one says for thinking."""
-    return "instruct" not in model.lower() or thinking.opens_in_prompt(model)
-
-
-def fit_of(cell: Cell, contract: Contract) -> roofline.Fit | None:
-    """Does one stream of the cell's context fit its cards? Null where the cards are not ours or not named."""
-    if cell.gpu is None or cell.base_url is not None:
-        return None
-    model = models.model(cell.model)
-    fraction = cell.memory_fraction or contract.memory_fraction
-    deployment = roofline.Deployment(model, hardware.gpu(cell.gpu), cell.tp, memory_fraction=fraction)
-    context = context_tokens(cell, contract) or model.native_context_tokens
-    return roofline.fit(deployment, context_tokens=context, concurrency=1)
-
-
-def refuse_misfit(cell: Cell, contract: Contract) -> None:
-    """Raise `FitError` with the arithmetic where the cell cannot fit its cards."""
-    fit = fit_of(cell, contract)
-    if fit is not None and not fit.fits:
-        raise FitError(f"does not fit: {fit.reason}")
-
-
 def _check_fit(journey: _Journey, cell: Cell, facts: dict[str, Any]) -> None:
     """Refuse a cell that does not fit its cards; `--force` starts it all the same."""
-    contract = contract_of(journey.study)
-    facts["fit"] = msgspec.to_builtins(fit_of(cell, contract))
+    facts["fit"] = msgspec.to_builtins(fit_of(cell, journey.contract))
     if not journey.force:
-        refuse_misfit(cell, contract)
+        refuse_misfit(cell, journey.contract)
 
 
 def _clock_error(journey: _Journey, cell: Cell, target: passes.Target) -> dict[str, Any]:
@@ -334,9 +287,9 @@ def _run_pass(
     with _scraping(target, folder):
         end = passes.drive(argv, folder, _environment(cell), died=died, tell=_teller(journey, cell, level))
     records.write_json(folder / "pass.json", {"complete": end.reason is None, "command": argv, **asdict(end)})
-    journey.passes_left -= 1
     took_s = time.monotonic() - started_s
-    journey.say(f"{cell.id}  {level:>2} streams  {end.n_requests:>4} requests in {took_s:5.1f} s{_remaining(journey)}")
+    left = journey.remaining.after(cell, level)
+    journey.say(f"{cell.id}  {level:>2} streams  {end.n_requests:>4} requests in {took_s:5.1f} s{left}")
     if end.reason is not None:
         raise EngineError(f"{level} streams, pass {repeat}: {end.reason}")
 
@@ -375,10 +328,33 @@ def _teller(journey: _Journey, cell: Cell, level: int) -> Callable[[int], None]:
     return tell
 
 
-def _remaining(journey: _Journey) -> str:
-    total = len(journey.study.cells) * len(journey.study.levels) * journey.study.repeats
-    done = total - journey.passes_left
-    if not journey.passes_left or not done:
-        return ""
-    left_s = (time.monotonic() - journey.started_s) / done * journey.passes_left
-    return f", about {left_s / 60:.0f} min left" if left_s >= 90 else f", about {left_s:.0f} s left"
+class Remaining:
+    """The time that is left: what the performance model expects of the passes to come, corrected by how those done went.
+
+    Passes of which it expects nothing (no card is named) count as the mean of the others, or all alike.
+    """
+
+    def __init__(self, study: Study, workload: Workload, contract: Contract) -> None:
+        expected = {cell.id: estimate.of_cell(study, cell, workload, contract).pass_s for cell in study.cells}
+        known = [one for passes_s in expected.values() for one in passes_s.values() if one is not None]
+        mean_s = sum(known) / len(known) if known else 1.0
+        self._expected_s = {
+            (cell, level): mean_s if one is None else one
+            for cell, passes_s in expected.items()
+            for level, one in passes_s.items()
+        }
+        self._left_s = sum(self._expected_s.values()) * study.repeats
+        self._done_s = 0.0
+        self._started_s = time.monotonic()
+
+    def on_disk(self, cell: Cell, level: int) -> None:
+        """A pass that an earlier execution made: nothing is left to do of it, and it says nothing about the pace."""
+        self._left_s -= self._expected_s[cell.id, level]
+
+    def after(self, cell: Cell, level: int) -> str:
+        """What to say when a pass has ended: the time that the others will take; nothing after the last."""
+        expected_s = self._expected_s[cell.id, level]
+        self._left_s -= expected_s
+        self._done_s += expected_s
+        left_s = self._left_s * (time.monotonic() - self._started_s) / self._done_s
+        return f", about {estimate.spoken(left_s)} left" if self._left_s > 1e-6 else ""

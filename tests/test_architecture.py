@@ -17,12 +17,12 @@ PARTS = {
     "cards": "hardware models roofline calibration",
     "asked": "prompts notation answers problems generators formats workload contract sequence settings manifest",
     "wire": "sse thinking reply client level telemetry",
-    "servers": "endpoint server_metrics launch deaths guard guarded engines",
+    "servers": "endpoint server_metrics launch preflight deaths guard guarded engines",
     "locust": "preparation user load_shapes",
     "simulator": "simulator",
     "numbers": "columns window slo distributions curves acceleration health metrics compare findings",
     "page": "view verdict canvas timeplots plots report",
-    "studies": "study passes orchestrate fast_forward virtual_level",
+    "studies": "study passes deployment estimate orchestrate fast_forward virtual_level",
     "commands": "commands cli __main__",
 }
 # What each part may import beside itself and the foundations: the pipeline has one direction.

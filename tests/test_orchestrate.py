@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import orchestrate, records
-from loadtest.errors import RecordError
+from loadtest import orchestrate, preflight, records
+from loadtest.errors import EngineError, RecordError
 from loadtest.guard import descendants
 from loadtest.study import Cell, Study
 
@@ -90,6 +90,43 @@ def test_resume_repeats_nothing_that_is_finished(finished):
 def test_resume_of_another_workload_is_refused(finished):
     with pytest.raises(RecordError, match="--resume: workload"):
         orchestrate.execute(replace(STUDY, workload="math:n=8,seed=2"), finished, resume=True, say=silent)
+
+
+def test_resume_under_another_contract_is_refused(finished):
+    with pytest.raises(RecordError, match="--resume: contract: top_k: expected the run's own 40, got 20"):
+        orchestrate.execute(replace(STUDY, contract={"top_k": 20}), finished, resume=True, say=silent)
+
+
+REAL = Cell(engine="vllm", model="qwq-32b-awq", gpu="l20", tp=2)
+
+
+@pytest.fixture
+def no_cards(monkeypatch):
+    """A machine with vLLM, and without cards."""
+    monkeypatch.setenv("LOADTEST_VLLM", "true")
+    monkeypatch.setattr(preflight, "cards", lambda: 0)
+
+
+def test_a_study_that_this_machine_cannot_start_at_all_is_refused_before_anything(no_cards, tmp_path):
+    with pytest.raises(EngineError, match=r"tp2: needs 2 cards, this machine has 0; .*nothing was \(--force") as caught:
+        orchestrate.execute(replace(STUDY, cells=(REAL,)), tmp_path / "run", say=silent)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_forced_it_is_started_all_the_same(no_cards, tmp_path):
+    problems = orchestrate.execute(replace(STUDY, cells=(REAL,)), tmp_path / "run", force=True, say=silent)
+    assert "did not start: exited with code 0" in problems[0]
+    assert engine_json(tmp_path / "run", REAL)["status"] == "failed"
+
+
+def test_a_cell_that_this_machine_cannot_start_is_skipped_and_the_others_are_measured(no_cards, tmp_path):
+    study = replace(STUDY, cells=(REAL, SIMULATED), levels=(1,), repeats=2)
+    problems = orchestrate.execute(study, tmp_path / "run", say=silent)
+    assert problems == (f"{REAL.id}: needs 2 cards, this machine has 0; see nvidia-smi",)
+    facts = engine_json(tmp_path / "run", REAL)
+    assert (facts["status"], facts["reason"]) == ("skipped", "needs 2 cards, this machine has 0; see nvidia-smi")
+    assert engine_json(tmp_path / "run", SIMULATED)["status"] == "ok"
 
 
 def test_a_model_that_does_not_fit_is_refused_and_the_run_is_complete(tmp_path):

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import msgspec
 
-from loadtest import engines, orchestrate, passes, resources
+from loadtest import deployment, engines, estimate, orchestrate, passes, preflight, resources
 from loadtest import study as studies
 from loadtest.commands.conclusion import Say, carry_out, new_folder
 from loadtest.contract import Contract
-from loadtest.errors import UsageError
+from loadtest.errors import EngineError, UsageError
 
 
 def demo(arguments: argparse.Namespace, say: Say) -> str:
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, say: Say) -> str:
 def attach(arguments: argparse.Namespace, say: Say) -> str:
     """A server that already runs, measured as a study of one cell; the command line is checked first."""
     study = _attached(arguments)
-    orchestrate.asked(study)
+    deployment.asked(study)
     info = engines.probe(arguments.base_url)
     cell = replace(
         study.cells[0],
@@ -101,37 +101,55 @@ def serve(arguments: argparse.Namespace, say: Say) -> str:
         args=tuple(arguments.engine_args),
     )
     contract = Contract()
-    spec = orchestrate.launch_spec(cell, contract, arguments.port)
+    spec = deployment.launch_spec(cell, contract, arguments.port)
     if arguments.print:
         return _shell(spec)
-    orchestrate.refuse_misfit(cell, contract)
+    deployment.refuse_misfit(cell, contract)
+    preflight.check(spec)
     say(_shell(spec))
     return engines.serve(spec)
 
 
 def _dry_run(study: studies.Study) -> str:
-    """The plan of a study: each cell with its fit, its command, and the Locust command of each level."""
+    """The plan of a study: each cell with its fit and its command, the Locust command of each level, and estimated times."""
+    workload, contract = deployment.asked(study)
+    times = {cell.id: estimate.of_cell(study, cell, workload, contract) for cell in study.cells}
+    known = [one for time in times.values() if (one := time.all_s(study.repeats)) is not None]
     head = (
         f"{study.name}: {len(study.cells)} cells, levels {list(study.levels)}, {study.repeats} pass(es); nothing is started"
     )
-    return "\n".join([head, *(line for cell in study.cells for line in _plan_of(study, cell))])
+    lines = [line for cell in study.cells for line in _plan_of(study, cell, contract, times[cell.id])]
+    missing = len(times) - len(known)
+    unknown = f"; {missing} cell(s) are not in it: refused, or no card is named" if missing else ""
+    total = f"in all: about {estimate.spoken(sum(known))} (an estimate of the performance model{unknown})"
+    return "\n".join([head, *lines, "", total])
 
 
-def _plan_of(study: studies.Study, cell: studies.Cell) -> list[str]:
-    contract = orchestrate.contract_of(study)
-    fit = orchestrate.fit_of(cell, contract)
-    lines = [
-        "",
-        cell.id,
-        *(fit.lines if fit is not None else ["fit: not checked (no gpu is named, or the server runs already)"]),
-    ]
+def _plan_of(study: studies.Study, cell: studies.Cell, contract: Contract, time: estimate.CellTime) -> list[str]:
+    fit = deployment.fit_of(cell, contract)
+    unchecked = "fit: not checked (no card is named, the model is not known here, or the server runs already)"
+    lines = ["", cell.id, *(fit.lines if fit is not None else [unchecked])]
     if cell.base_url is None:
-        lines.append(_shell(orchestrate.launch_spec(cell, contract, port=8000)))
+        spec = deployment.launch_spec(cell, contract, port=8000)
+        lines += [*_refusal(spec), _shell(spec)]
     target = passes.Target(cell.base_url or "http://127.0.0.1:8000", cell.model, cell.clock_speed or 1.0)
     for level in study.levels:
         argv = passes.command(study, cell, target, level, 1, Path("RUN"), "RUN-ID")
-        lines.append(f"{level} streams, {study.requests(level)} requests: {shlex.join(argv)}")
-    return lines
+        lines.append(f"{level} streams, {study.requests(level)} requests{_about(time.pass_s[level])}: {shlex.join(argv)}")
+    return [*lines, f"{study.repeats} pass(es) and as many starts{_about(time.all_s(study.repeats))}"]
+
+
+def _refusal(spec: engines.LaunchSpec) -> list[str]:
+    """What keeps this machine from starting it; empty where nothing does."""
+    try:
+        preflight.check(spec)
+    except EngineError as error:
+        return [f"not on this machine: {error}"]
+    return []
+
+
+def _about(seconds: float | None) -> str:
+    return "" if seconds is None else f", about {estimate.spoken(seconds)}"
 
 
 def _shell(spec: engines.LaunchSpec) -> str:
