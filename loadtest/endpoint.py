@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,8 @@ from loadtest import credentials
 from loadtest.errors import EngineError, UsageError
 
 _TIMEOUT_S = 10.0
+_LIMIT_BYTES = 8_000_000  # of a reply; vLLM's /metrics takes 40 kB
+_NAME_CHARS = 256
 if TYPE_CHECKING:
     import httpx
 
@@ -75,13 +79,56 @@ def headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply read whole: its status, its body, and the two headers that say what it is."""
+
+    status: int
+    content: bytes
+    content_type: str
+    location: str | None
+
+
+def fetch(asking: httpx.Client, url: str, method: str = "GET") -> Reply:
+    """One short reply, whatever the server sends: at most 8 MB, uncompressed, whole within the client's timeout.
+
+    Raises `httpx.HTTPError` where it is more than that, or does not come.
+    """
+    import httpx
+
+    timeout_s = asking.timeout.read or _TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
+    content = bytearray()
+    with asking.stream(method, url) as response:
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            raise httpx.DecodingError(f"compressed ({encoding[:20]}), which was not asked for")
+        for part in response.iter_raw():
+            content += part
+            if len(content) > _LIMIT_BYTES:
+                raise httpx.ReadError(f"more than {_LIMIT_BYTES / 1e6:g} MB")
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout(f"not whole after {timeout_s:g} s")
+        said = response.headers
+    return Reply(response.status_code, bytes(content), said.get("content-type", "no content type"), said.get("location"))
+
+
+def _decoded(content: bytes) -> object:
+    """JSON; raises `ValueError` for anything else, such as a thousand brackets."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def client(base_url: str, *, api_key: str | None = None, timeout_s: float = _TIMEOUT_S) -> httpx.Client:
     """A client for what is no measurement: with the key, verified TLS, no redirects (so that the key goes to no other
     host), and the environment's proxy unless the server is on this machine. Raises `UsageError` where that is none."""
     import httpx
 
     try:
-        return httpx.Client(timeout=timeout_s, headers=headers(api_key), trust_env=not is_loopback(base_url))
+        sent = {"accept-encoding": "identity", **headers(api_key)}
+        return httpx.Client(timeout=timeout_s, headers=sent, trust_env=not is_loopback(base_url))
     except (ValueError, ImportError, httpx.InvalidURL) as error:
         raise UsageError(f"HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// addresses: {error}") from None
 
@@ -131,7 +178,7 @@ def _simulated(first: Mapping[str, Any], version: Mapping[str, Any]) -> ServerIn
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return value[:_NAME_CHARS] if isinstance(value, str) and value else None
 
 
 def _whole(value: object) -> int | None:
@@ -144,29 +191,23 @@ def _required(client: Any, base_url: str, path: str) -> object:
 
     where = base_url + path
     try:
-        response = client.get(where)
+        reply = fetch(client, where)
     except httpx.TimeoutException:
         raise EngineError(f"{where}: no answer within {client.timeout.read:g} s; is the server still loading?") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EngineError(f"{where}: cannot connect ({error}); is the server started, and the URL right?") from None
-    if response.status_code in (401, 403):
+    if reply.status in (401, 403):
         raise EngineError(
-            f"{where}: HTTP {response.status_code}: the server wants a key; set {' or '.join(credentials.KEY_VARIABLES)}"
+            f"{where}: HTTP {reply.status}: the server wants a key; set {' or '.join(credentials.KEY_VARIABLES)}"
         )
-    if response.is_redirect:
-        raise EngineError(f"{where}: redirected to {response.headers.get('location')}; give that server's own URL")
-    if response.status_code != 200:
-        raise EngineError(
-            f"{where}: expected an OpenAI-compatible server, got HTTP {response.status_code}; is the URL right?"
-        )
-    return _json(response, where)
-
-
-def _json(response: Any, where: str) -> object:
+    if reply.location is not None and 300 <= reply.status < 400:
+        raise EngineError(f"{where}: redirected to {reply.location}; give that server's own URL")
+    if reply.status != 200:
+        raise EngineError(f"{where}: expected an OpenAI-compatible server, got HTTP {reply.status}; is the URL right?")
     try:
-        return response.json()
+        return _decoded(reply.content)
     except ValueError:
-        kind = response.headers.get("content-type", "no content type")
+        kind = reply.content_type
         raise EngineError(f"{where}: expected JSON of an OpenAI-compatible server, got {kind}; is the URL right?") from None
 
 
@@ -182,8 +223,8 @@ def _optional(client: Any, base_url: str, path: str) -> dict[str, Any]:
     import httpx
 
     try:
-        response = client.get(base_url + path)
-        value = response.json() if response.status_code == 200 else {}
+        reply = fetch(client, base_url + path)
+        value = _decoded(reply.content) if reply.status == 200 else {}
     except (httpx.HTTPError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -202,7 +243,7 @@ def flush_cache(base_url: str, engine: str, timeout_s: float = _TIMEOUT_S) -> bo
         return False
     try:
         with client(base_url, timeout_s=timeout_s) as asking:
-            answer = asking.post(base_url + path)
+            reply = fetch(asking, base_url + path, "POST")
     except httpx.HTTPError as error:
         raise EngineError(f"{base_url}{path}: cannot flush the prefix cache: {type(error).__name__}: {error}") from None
-    return answer.status_code == 200
+    return reply.status == 200

@@ -22,6 +22,8 @@ GC_LIMIT = 0.01  # share of the time
 LATE_LIMIT = 0.01  # share of the requests
 TOKENS_TOLERANCE = 0.001  # of the total, and at least one token a request
 VIRTUAL_TIME = "virtual time"  # `driven` in the manifest of a fast-forwarded study: there was no load generator
+TTFT_SLACK_S = 0.1  # wall: network, HTTP and the loop's lateness on both sides of a mean TTFT
+TTFT_TOLERANCE = 0.05  # of the server's mean
 ABORT_SLACK_S = 2.0  # a server may decode for so long after its client has left (engines' notes)
 
 Passes = Sequence[tuple[LevelRecords, Pass]]
@@ -127,10 +129,11 @@ def _time(sample: HealthSample | ServerSample, anchor: float) -> float:
 def reconciliation(passes: Passes, anchor: float, tpot_s: float | None) -> dict[str, Any]:
     """Client against server: tokens and requests of whole passes, warm-up included, first to last reading of `/metrics`.
 
-    `{status: pass|fail|not_checked, reasons, passes: [{client.., server..}]}`. Exact up to one token a request or 0.1 %.
-    A request that was cut off or broke makes a range: a server may not have counted it yet, or decode on for 2 s after
-    its client has left. Not checked where the readings do not bracket every request. What a server generated before the
-    first reading, its own warm-up, is outside.
+    `{status: pass|fail|not_checked, reasons, passes: [{client.., server.., ttft}]}`. Exact up to one token a request or
+    0.1 %; `ttft` holds the times to the first token, as both saw them (`_ttft`). A request that was cut off or broke
+    makes a range: a server may not have counted it yet, or decode on for 2 s after its client has left. Not checked
+    where the readings do not bracket every request. What a server generated before the first reading, its own warm-up,
+    is outside.
     """
     found = [_reconcile(level, columns, anchor, tpot_s or 0.02) for level, columns in passes]
     states = {one["status"] for one in found}
@@ -154,12 +157,15 @@ def _reconcile(level: LevelRecords, columns: Pass, anchor: float, tpot_s: float)
         "repeat": level.repeat,
         "status": "not_checked",
         "reason": _unbracketed(first, last, columns, anchor),
+        "ttft": None,
     }
     for name, (low, _) in ranges.items():
         answer |= {f"client_{name}": low, f"server_{name}": server[name]}
     if answer["reason"]:
         return answer
     wrong = [_disagreement(name, ranges[name], server[name], len(columns.records)) for name in ranges]
+    answer["ttft"] = _ttft(first, last, columns, tpot_s)
+    wrong.append(answer["ttft"]["reason"] if answer["ttft"]["status"] == "fail" else None)
     checked = any(value is not None for value in server.values())
     reason = "; ".join(text for text in wrong if text) or (None if checked else "the server tells no totals")
     status = "not_checked" if not checked else "fail" if any(wrong) else "pass"
@@ -195,6 +201,55 @@ def _difference(first: ServerSample | None, last: ServerSample | None, field: st
     """Growth of a counter. One that is absent at first and there later began at 0 (SGLang's, before the first event)."""
     start, end = getattr(first, field, None), getattr(last, field, None)
     return None if end is None else float(end - (start or 0))
+
+
+def _ttft(first: ServerSample | None, last: ServerSample | None, columns: Pass, tpot_s: float) -> dict[str, Any]:
+    """Times to the first token (s): the client's mean and median against the server's own histogram.
+
+    `{status, reason, n_client, n_server, client_mean_s, server_mean_s, difference_s, tolerance_s, client_p50_s,
+    server_p50_s: [low, high]}`. Both count the server's queue. The client's begins with the send and ends with text on its
+    side, so it is larger, by the network, HTTP, and a token or two that carry no text: up to 0.1 s of wall time, two token
+    gaps and 5 % pass, and 5 % the other way. The median must lie in the server's bucket, as much wider. Not checked where
+    both did not see the same number of first tokens.
+    """
+    waits = np.sort((columns.first_s - columns.sent_s)[np.isfinite(columns.first_s) & np.isfinite(columns.sent_s)])
+    count, total_s = _difference(first, last, "ttft_count"), _difference(first, last, "ttft_sum_s")
+    n = len(waits)
+    found: dict[str, Any] = {"status": "not_checked", "reason": None, "n_client": n, "n_server": count}
+    if count is None or total_s is None or count != n or not n:
+        seen = "none" if count is None else f"{count:.0f}"
+        return found | {"reason": f"first tokens: client {n}, server {seen}: not the same requests"}
+    server_s, client_s = total_s / n, float(np.mean(waits))
+    speed = columns.records[0].clock_speed
+    low_s, high_s = TTFT_TOLERANCE * server_s, TTFT_TOLERANCE * server_s + TTFT_SLACK_S * speed + 2 * tpot_s
+    middle, bucket = float(waits[(n - 1) // 2]), _median_bucket(first, last, n)
+    found |= {
+        "client_mean_s": client_s, "server_mean_s": server_s, "difference_s": client_s - server_s, "tolerance_s": high_s,
+        "client_p50_s": middle, "server_p50_s": bucket,
+    }  # fmt: skip
+    if not -low_s <= client_s - server_s <= high_s:
+        more = client_s > server_s
+        cause = "the network, a proxy or a queue before the server" if more else "the server measures something else"
+        said = f"mean TTFT: client {client_s:.4g} s, server {server_s:.4g} s, beyond the tolerance of"
+        return found | {"status": "fail", "reason": f"{said} {high_s if more else low_s:.3g} s: {cause}"}
+    if bucket is not None and not bucket[0] - low_s <= middle <= (bucket[1] or np.inf) + high_s:
+        ends = f"{bucket[0]:g} to {'more' if bucket[1] is None else f'{bucket[1]:g}'} s"
+        return found | {"status": "fail", "reason": f"median TTFT: client {middle:.4g} s, server {ends}"}
+    return found | {"status": "pass"}
+
+
+def _median_bucket(first: ServerSample | None, last: ServerSample | None, n: int) -> tuple[float, float | None] | None:
+    """The bucket of the server's histogram that holds the lower median of `n` new values; its end is null for the last."""
+    ends = getattr(last, "ttft_buckets", None)
+    if not ends:
+        return None
+    before = dict(getattr(first, "ttft_buckets", None) or ())
+    low_s = 0.0
+    for bound_s, value in ends:
+        if value - before.get(bound_s, 0.0) >= (n + 1) // 2:
+            return low_s, bound_s
+        low_s = bound_s
+    return low_s, None
 
 
 def _unbracketed(first: ServerSample | None, last: ServerSample | None, columns: Pass, anchor: float) -> str | None:

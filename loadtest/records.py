@@ -150,6 +150,7 @@ class ServerSample:
     requests_aborted_total: float | None = None
     ttft_sum_s: float | None = None
     ttft_count: float | None = None
+    ttft_buckets: tuple[tuple[float, float], ...] | None = None  # (upper bound in s, requests up to it), ascending
     e2e_sum_s: float | None = None
     e2e_count: float | None = None
     error: str | None = None  # why this reading failed

@@ -7,10 +7,11 @@ idle server goes on telling the last of them.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,31 +69,41 @@ _COUNTERS: dict[str, dict[str, _Row]] = {
     },
 }
 
-_LINE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*$")
+_TTFT_BUCKET = "time_to_first_token_seconds_bucket"  # the same on both
+_MOST_BUCKETS = 64
+_LONGEST_LINE = 4096  # characters; a label may hold anything
+_LINE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t]*")
 _LABEL = re.compile(r'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
+_OURS = {
+    prefix: {prefix + name for name in (*_GAUGES[prefix].values(), *(row[0] for row in _COUNTERS[prefix].values()))}
+    | {prefix + _TTFT_BUCKET}
+    for prefix in _GAUGES
+}
 
 
-def parse(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Series of the Prometheus text format: name to (labels, value) pairs; comments and what is not a number are left out.
+def parse(text: str, names: Container[str]) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Those series of the Prometheus text format that have one of `names`: name to (labels, value) pairs. Lines of more
+    than 4096 characters, and what is not a finite number, are left out.
 
-    >>> parse('vllm:num_requests_running{engine="0"} 3.0')
+    >>> parse('vllm:num_requests_running{engine="0"} 3.0', {"vllm:num_requests_running"})
     {'vllm:num_requests_running': [({'engine': '0'}, 3.0)]}
     """
     series: dict[str, list[tuple[dict[str, str], float]]] = {}
     for line in text.splitlines():
-        match = _LINE.match(line)
+        name = re.split(r"[{ \t]", line[:_LONGEST_LINE], maxsplit=1)[0]
+        match = _LINE.fullmatch(line) if name in names and len(line) <= _LONGEST_LINE else None
         if match is None:
             continue
         try:
             value = float(match[3])
         except ValueError:
             continue
-        if value == value and abs(value) != float("inf"):
+        if math.isfinite(value):
             series.setdefault(match[1], []).append((dict(_LABEL.findall(match[2] or "")), value))
     return series
 
 
-def normalise(text: str) -> dict[str, float]:
+def normalise(text: str) -> dict[str, Any]:
     """The fields of `ServerSample` that this text tells; empty where it is of neither runtime.
 
     SGLang leaves out a counter until its first event, so that a missing counter of it is 0; a missing gauge is unknown.
@@ -102,11 +113,25 @@ def normalise(text: str) -> dict[str, float]:
     >>> normalise("sglang:token_usage 0.5")["preemptions_total"]
     0.0
     """
-    series = parse(text)
-    for prefix in _GAUGES:
-        if any(name.startswith(prefix) for name in series):
-            return _settle(_gauges(series, prefix) | _counters(series, prefix), prefix)
+    for prefix, names in _OURS.items():
+        series = parse(text, names)
+        if series:
+            values = _settle(_gauges(series, prefix) | _counters(series, prefix), prefix)
+            return values | {"ttft_buckets": buckets} if (buckets := _ttft_buckets(series, prefix)) else values
     return {}
+
+
+def _ttft_buckets(series: Series, prefix: str) -> tuple[tuple[float, float], ...]:
+    """(upper bound in s, requests up to it), ascending, without the last, infinite one; empty where it is not told."""
+    counts: dict[float, float] = {}
+    for labels, value in series.get(prefix + _TTFT_BUCKET, ()):
+        try:
+            bound_s = float(labels.get("le", "inf"))
+        except ValueError:
+            continue
+        if math.isfinite(bound_s):
+            counts[bound_s] = counts.get(bound_s, 0.0) + value
+    return tuple(sorted(counts.items())[:_MOST_BUCKETS])
 
 
 def _settle(values: dict[str, float], prefix: str) -> dict[str, float]:
@@ -149,12 +174,12 @@ def scrape(base_url: str, clock: Clock | None = None, client: Any = None) -> Ser
 
     empty = ServerSample(t_s=round(clock.now_s(), 6), clock_anchor_unix_s=clock.anchor_unix_s, clock_speed=clock.speed)
     try:
-        response = client.get(f"{base_url}/metrics")
+        reply = endpoint.fetch(client, f"{base_url}/metrics")
     except httpx.HTTPError as error:
         return replace(empty, error=f"/metrics: {type(error).__name__}: {error}")
-    if response.status_code != 200:
-        return replace(empty, error=f"/metrics: HTTP {response.status_code}")
-    values = normalise(response.text)
+    if reply.status != 200:
+        return replace(empty, error=f"/metrics: HTTP {reply.status}")
+    values = normalise(reply.content.decode("utf-8", "replace"))
     if not values:
         return replace(empty, error="/metrics: no series of vLLM or SGLang")
     fields: dict[str, Any] = {"t_s": round(clock.now_s(), 6), **values}

@@ -68,6 +68,7 @@ class VirtualServer:
             requests_aborted_total=seen.finished["abort"],
             ttft_sum_s=seen.ttft.sum,
             ttft_count=seen.ttft.count,
+            ttft_buckets=seen.ttft.cumulative() if seen.vllm or seen.ttft.count else None,
             e2e_sum_s=seen.e2e.sum,
             e2e_count=seen.e2e.count,
         )

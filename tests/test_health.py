@@ -81,6 +81,55 @@ def test_other_totals_fail(field, change, said):
     assert said in found["reasons"][0]
 
 
+def told_ttft(mean_s, n=5, buckets=None):
+    """Five requests of TTFT 0.5 s and 0.1 s a token, and what the server's own histogram says of them."""
+    one = passed()
+    first, last = one.server
+    first = replace(first, ttft_sum_s=3.0, ttft_count=2.0, ttft_buckets=((0.25, 1.0), (1.0, 2.0)))
+    ends = buckets or ((0.25, 1.0), (1.0, 2.0 + n))
+    last = replace(last, ttft_sum_s=3.0 + n * mean_s, ttft_count=2.0 + n, ttft_buckets=ends)
+    return reconciled(replace(one, server=(first, last)))
+
+
+@pytest.mark.parametrize(
+    ("mean_s", "said"),
+    [
+        (0.5, None),
+        (0.25, None),  # 0.5 - 0.25 = 0.25; tolerance 0.1 + 2 x 0.1 + 0.0125
+        (0.52, None),
+        (0.15, "mean TTFT: client 0.5 s, server 0.15 s, beyond the tolerance of 0.307 s: the network"),
+        (0.6, "mean TTFT: client 0.5 s, server 0.6 s, beyond the tolerance of 0.03 s: the server measures something else"),
+    ],
+)
+def test_the_mean_ttft_of_both_sides_must_agree(mean_s, said):
+    found = told_ttft(mean_s)
+    told = found["passes"][0]["ttft"]
+    assert (told["client_mean_s"], told["server_mean_s"]) == (pytest.approx(0.5), pytest.approx(mean_s))
+    assert told["difference_s"] == pytest.approx(0.5 - mean_s)
+    assert told["server_p50_s"] == (0.25, 1.0)
+    assert found["status"] == ("pass" if said is None else "fail")
+    assert said is None or said in found["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("buckets", "said"),
+    [
+        (((0.1, 1.0), (0.15, 6.0)), "median TTFT: client 0.5 s, server 0.1 to 0.15 s"),
+        (((1.0, 2.0), (2.0, 7.0)), "median TTFT: client 0.5 s, server 1 to 2 s"),
+        (((0.25, 1.0), (1.0, 2.0)), "median TTFT: client 0.5 s, server 1 to more s"),
+    ],
+)
+def test_the_median_must_lie_in_the_servers_bucket(buckets, said):
+    assert said in told_ttft(0.5, buckets=buckets)["reasons"][0]
+
+
+def test_first_tokens_of_others_make_ttft_incomparable_and_nothing_else():
+    found = told_ttft(9.0, n=6)
+    assert found["status"] == "pass"
+    assert found["passes"][0]["ttft"]["status"] == "not_checked"
+    assert found["passes"][0]["ttft"]["reason"] == "first tokens: client 5, server 6: not the same requests"
+
+
 def test_readings_that_do_not_bracket_the_requests_check_nothing():
     one = passed()
     late = replace(one.server[0], t_s=1.0)

@@ -31,6 +31,8 @@ vllm:request_success_total{engine="0",finished_reason="length",model_name="qwq-3
 vllm:request_success_total{engine="0",finished_reason="abort",model_name="qwq-32b"} 4.0
 vllm:request_success_total{engine="0",finished_reason="error",model_name="qwq-32b"} 5.0
 vllm:time_to_first_token_seconds_bucket{engine="0",le="0.1",model_name="qwq-32b"} 10.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.5",model_name="qwq-32b"} 150.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="qwq-32b"} 157.0
 vllm:time_to_first_token_seconds_sum{engine="0",model_name="qwq-32b"} 6.5
 vllm:time_to_first_token_seconds_count{engine="0",model_name="qwq-32b"} 157.0
 vllm:e2e_request_latency_seconds_sum{engine="0",model_name="qwq-32b"} 99.5
@@ -67,6 +69,7 @@ def test_vllm_by_hand():
         "ttft_count": 157.0,
         "e2e_sum_s": 99.5,
         "e2e_count": 157.0,
+        "ttft_buckets": ((0.1, 10.0), (0.5, 150.0)),
     }
 
 
@@ -99,10 +102,9 @@ def test_what_is_of_neither_runtime_tells_nothing(text):
 @given(st.dictionaries(st.sampled_from("abcxyz"), st.floats(allow_nan=False, allow_infinity=False), min_size=1))
 def test_parse_reads_back_what_was_written(values):
     text = "\n".join(f'vllm:{name}{{a="b, {{c}} \\" d",e="{name}"}} {value!r} 1700000000' for name, value in values.items())
-    assert {name: rows[0][1] for name, rows in server_metrics.parse(text).items()} == {
-        f"vllm:{name}": value for name, value in values.items()
-    }
-    assert all(rows[0][0]["e"] in values for rows in server_metrics.parse(text).values())
+    read = server_metrics.parse(text, {f"vllm:{name}" for name in values})
+    assert {name: rows[0][1] for name, rows in read.items()} == {f"vllm:{name}": value for name, value in values.items()}
+    assert all(rows[0][0]["e"] in values for rows in read.values())
 
 
 def test_a_reading_is_stamped_by_the_clock_it_is_given():
@@ -123,6 +125,51 @@ def test_a_failed_reading_says_why_and_raises_nothing(answers, expected):
     assert expected in (sample.error or "")
     assert sample.running is None
     assert server_metrics.scrape(server.url).error is not None, "and so does a server that has gone"
+
+
+@given(st.text())
+def test_any_text_is_read_without_a_traceback(text):
+    values = server_metrics.normalise(f"{text}\nvllm:num_requests_running{text} 3\nvllm:num_requests_waiting 2")
+    assert set(values) <= set(ServerSample.__dataclass_fields__)
+
+
+MANY = "".join(f'vllm:num_requests_running{{rank="{n}"}} 1.0\nvllm:other_{n} {n}\n' for n in range(10_000))
+HOSTILE = {
+    "ten thousand series": (MANY, {"running": 10_000.0}),
+    "not numbers": (VLLM.replace(" 3.0", " NaN").replace(" 27362.0", " +Inf"), {"running": 2.0}),
+    "a gigantic label": (VLLM + f'vllm:num_requests_running{{a="{"x" * 100_000}"}} 9\n', {"running": 5.0}),
+    "a gigantic blank": (VLLM + "vllm:num_requests_running" + " " * 100_000 + "\n", {"running": 5.0}),
+    "an unfinished label": (VLLM + 'vllm:num_requests_running{a="\n', {"running": 5.0}),
+    "a thousand buckets": (
+        VLLM + "".join(f'vllm:time_to_first_token_seconds_bucket{{le="{n}.5"}} 1\n' for n in range(1000)),
+        {"running": 5.0},
+    ),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_metrics_are_read_soon_and_keep_little(name):
+    text, expected = HOSTILE[name]
+    with serving({"/metrics": (200, text, {"content-type": "image/png"})}) as server:
+        sample = server_metrics.scrape(server.url)
+    assert sample.error is None
+    assert {key: getattr(sample, key) for key in expected} == expected
+    assert len(msgspec.json.encode(sample)) < 3000
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ((200, "vllm:num_requests_running 1\n" * 400_000, {}), "more than 8 MB"),
+        ((200, VLLM, {"content-encoding": "gzip"}), "compressed"),
+        ((200, VLLM, {"content-length": "100000", "connection": "close"}), "RemoteProtocolError"),
+        ((302, "", {"location": "http://127.0.0.1:1/"}), "HTTP 302"),
+    ],
+)
+def test_a_reply_that_is_none_costs_one_reading_and_no_memory(answer, expected):
+    with serving({"/metrics": answer}) as server:
+        assert expected in (server_metrics.scrape(server.url).error or "")
 
 
 def read_samples(directory):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from loadtest.simulator.engine import Engine
 from loadtest.simulator.sequence import Sequence
@@ -66,11 +67,13 @@ class Histogram:
 
     def lines(self, name: str, labels: str) -> list[str]:
         """The series of this histogram, cumulative as Prometheus wants them."""
-        out, total = [], 0
-        for bound, n in zip((*map(float, self.bounds), "+Inf"), self.buckets, strict=True):
-            total += n
-            out.append(f'{name}_bucket{{{labels},le="{bound}"}} {float(total)}')
+        rows = [*self.cumulative(), ("+Inf", float(self.count))]
+        out = [f'{name}_bucket{{{labels},le="{bound}"}} {total}' for bound, total in rows]
         return [*out, f"{name}_sum{{{labels}}} {self.sum}", f"{name}_count{{{labels}}} {float(self.count)}"]
+
+    def cumulative(self) -> tuple[tuple[float, float], ...]:
+        """(upper bound in s, values up to it) of each finite bound."""
+        return tuple(zip(map(float, self.bounds), map(float, accumulate(self.buckets)), strict=False))
 
 
 @dataclass(slots=True)
