@@ -1,35 +1,33 @@
-"""One streamed request at a time under gevent, over libcurl's multi interface driven by the gevent loop.
+"""One streamed request at a time under gevent: written to a socket of its own, read as the gevent loop finds it readable.
 
-Every read of a response is stamped (`time.monotonic()`) in the callback that libcurl calls with it, in the hub, before
-any other Python runs for it; the bytes are kept as they came and decoded after the stream has ended (`loadtest.reply`).
-The user's greenlet sleeps from the write of the request to the end of the response.
+Every read is stamped (`time.monotonic()`) right after the system call, in the hub, before any other Python runs for it;
+its body is kept as it came and decoded after the stream has ended (`loadtest.reply`). The user's greenlet sleeps from
+the write of the request to the end of the response.
 
-`sent` is stamped by libcurl's pre-request callback: connected (TCP and TLS), the request about to be written. Waiting
-for a connection is therefore never part of a latency; it is kept apart as `connect_wall_s`.
+`sent` is stamped right before the first byte is written, the connection standing (TCP and TLS). Waiting for a connection
+is therefore never part of a latency; it is kept apart as `connect_wall_s`.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import Protocol
 
-import certifi
 import gevent
 import gevent.event
-import pycurl
+import gevent.socket
 
-from loadtest.errors import LoadtestError, UsageError
+from loadtest.connection import ConnectError, Connection, Server
+from loadtest.errors import UsageError
+from loadtest.http1 import NotHttp, Response
 from loadtest.records import Outcome, RequestError
 
 CHECK_INTERVAL_S = 0.1  # wall: how often some of the streams are held against their limits (each time wakes the loop),
 CHECK_STREAMS = 128  # and how many at a time, so that tokens never wait for it by more than about 0.1 ms
-MAX_ERROR_BODY_BYTES = 65536
+READABLE = 1  # of libev
 _TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content|text)"\s*:\s*"[^"]')
 
 
@@ -79,6 +77,11 @@ class Exchange:
     text_at: float | None = None
 
     @property
+    def closed_unread(self) -> bool:
+        """Whether the connection ended before anything of the response came."""
+        return self.error is not None and self.error.kind in ("closed", "reset") and self.headers_at is None
+
+    @property
     def refused(self) -> bool:
         """Whether nothing but a failure came back at once; whoever asks again should wait a little."""
         if self.outcome == "cut_off" or len(self.pieces) > 2:
@@ -105,28 +108,21 @@ class Transport(Protocol):
         """Drop every connection."""
 
 
-class CurlTransport:
+class SocketTransport:
     """Streams requests to one URL, each on a connection of its own (HTTP/1.1), kept open for the next.
 
-    No redirect is followed, nothing is compressed, cookies and proxies are not used for `http://`; `https://` is
-    verified against certifi's roots, or those of the file in `SSL_CERT_FILE`, and honours `https_proxy`. `speed` turns
-    the limits' seconds into wall seconds.
+    No redirect is followed, no compression is asked for or undone, no cookies are kept, and no proxy is used for `http://`;
+    `https://` is verified (`loadtest.connection`). `speed` turns the limits' seconds into wall seconds.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, limits: Limits | None = None, speed: float = 1.0) -> None:
-        self.url = url
         self.limits = limits or Limits()
         self._speed = speed
-        self._server = _Server.of(url)
-        self._headers = ["Content-Type: application/json", "Accept: text/event-stream", "Expect:"]
-        if api_key:
-            self._headers.append(f"Authorization: Bearer {api_key}")
-        self._ready: list[socket.socket] = []
-        self._handed: list[socket.socket] = []  # libcurl works on duplicates of these
-        self._idle: list[Any] = []
-        self._active: dict[Any, Exchange] = {}
-        self._unchecked: list[Any] = []
-        self._engine = _Engine(self._finish)
+        self._server = Server.of(url)
+        self._head = _head(self._server, api_key)
+        self._idle: list[Connection] = []
+        self._active: dict[Exchange, _Stream] = {}
+        self._unchecked: list[Exchange] = []
         self._watch = gevent.get_hub().loop.timer(CHECK_INTERVAL_S, CHECK_INTERVAL_S, ref=False)
         self._watch.start(self._check_limits)
 
@@ -135,114 +131,220 @@ class CurlTransport:
         return len(self._active)
 
     def open(self, connections: int) -> float:
-        """Connect (TCP) so many sockets for the first requests to take; wall seconds. A refusal is left to the requests."""
+        """Open so many connections for the first requests to take; wall seconds. A refusal is left to the requests."""
         began = time.monotonic()
-        if self._server.direct:
-            pool = [gevent.spawn(self._server.connect, self.limits.connect_s) for _ in range(connections)]
-            gevent.joinall(pool)
-            self._ready.extend(opened for opened in (job.value for job in pool) if opened is not None)
+        pool = [gevent.spawn(self._try_to_connect) for _ in range(connections)]
+        gevent.joinall(pool)
+        self._idle.extend(job.value for job in pool if job.value is not None)
         return time.monotonic() - began
 
     def perform(self, exchange: Exchange) -> None:
-        easy = self._idle.pop() if self._idle else self._new_easy()
-        self._aim(easy, exchange)
         exchange.began = time.monotonic()
-        self._active[easy] = exchange
         try:
-            self._engine.add(easy)
-            exchange.done.wait()
+            connection = self._alive()
+            kept = connection is not None
+            self._stream(exchange, connection or self._connect(exchange))
+            if kept and exchange.closed_unread:  # while it was idle: a server may close what it kept open, at any time
+                exchange.outcome = exchange.error = exchange.sent = None
+                self._stream(exchange, self._connect(exchange))
+        except ConnectError as error:
+            exchange.fail("connection_error", error.kind, f"{error} ({self._server.where})")
+        except gevent.GreenletExit:
+            exchange.outcome = "cut_off"
+            raise
         finally:
-            if self._active.pop(easy, None) is not None:  # killed while it ran
-                exchange.ended = time.monotonic()
-                exchange.outcome = "cut_off"
-                self._engine.remove(easy)
-            if easy.getinfo(pycurl.NUM_CONNECTS):
-                exchange.connect_wall_s = (exchange.sent or exchange.ended) - exchange.began
-            self._idle.append(easy)
-            while self._handed:
-                self._handed.pop().close()
+            exchange.ended = exchange.ended or time.monotonic()
 
     def close(self) -> None:
         self._watch.stop()
         self._watch.close()
-        for easy in list(self._active):
-            self._give_up(easy, "cut_off", "closed", "the client was closed")
-        for opened in self._ready:
-            opened.close()
-        self._ready.clear()
-        for easy in self._idle:
-            easy.close()
+        for stream in list(self._active.values()):
+            stream.give_up("cut_off", "closed", "the client was closed")
+        for connection in self._idle:
+            connection.close()
         self._idle.clear()
-        self._engine.close()
 
-    def _new_easy(self) -> Any:
-        easy = pycurl.Curl()
-        options = {
-            pycurl.URL: self.url,
-            pycurl.POST: 1,
-            pycurl.HTTPHEADER: self._headers,
-            pycurl.USERAGENT: "loadtest",
-            pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
-            pycurl.CAINFO: os.environ.get("SSL_CERT_FILE") or certifi.where(),
-            pycurl.NOSIGNAL: 1,
-            pycurl.TCP_NODELAY: 1,
-            pycurl.TCP_KEEPALIVE: 1,
-            pycurl.FOLLOWLOCATION: 0,
-            pycurl.CONNECTTIMEOUT_MS: int(self.limits.connect_s * 1000),
-            pycurl.MAXFILESIZE_LARGE: self.limits.size_bytes,
-            pycurl.MAXAGE_CONN: 3600,
-        }
-        for option, value in options.items():
-            easy.setopt(option, value)
-        if self._server.direct:
-            easy.setopt(pycurl.PROXY, "")
-            easy.setopt(pycurl.RESOLVE, [self._server.pin])
-            easy.setopt(pycurl.OPENSOCKETFUNCTION, self._take_socket)
-            easy.setopt(pycurl.SOCKOPTFUNCTION, _is_connected)
-        return easy
+    def _alive(self) -> Connection | None:
+        """A connection that was kept, if one is still open."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_alive():
+                return connection
+            connection.close()
+        return None
 
-    def _aim(self, easy: Any, exchange: Exchange) -> None:
-        if exchange.request_id:
-            easy.setopt(pycurl.HTTPHEADER, [*self._headers, f"x-request-id: {exchange.request_id}"])
-        easy.setopt(pycurl.POSTFIELDSIZE_LARGE, len(exchange.body))
-        easy.setopt(pycurl.POSTFIELDS, exchange.body)
-        easy.setopt(pycurl.WRITEFUNCTION, _reader(exchange.reads, exchange.pieces))
-        easy.setopt(pycurl.HEADERFUNCTION, _header_reader(exchange))
-        easy.setopt(pycurl.PREREQFUNCTION, _sent_stamper(exchange))
+    def _connect(self, exchange: Exchange) -> Connection:
+        began = time.monotonic()
+        try:
+            return self._server.connect(self.limits.connect_s)
+        finally:
+            exchange.connect_wall_s = time.monotonic() - began
 
-    def _take_socket(self, purpose: int, address: Any) -> socket.socket:
-        fresh = not self._ready
-        opened = socket.socket(address.family, address.socktype, address.protocol) if fresh else self._ready.pop()
-        self._handed.append(opened)
-        return opened
+    def _try_to_connect(self) -> Connection | None:
+        try:
+            return self._server.connect(self.limits.connect_s)
+        except ConnectError:
+            return None
 
-    def _finish(self, easy: Any, code: int, message: str) -> None:
-        exchange = self._active.pop(easy, None)
-        if exchange is None:
-            return
-        exchange.ended = time.monotonic()
-        if code:
-            outcome, kind, text = explain(code, message, self.limits, received=bool(exchange.reads))
-            exchange.fail(outcome, kind, f"{text} ({self._server.where})")
-        exchange.done.set()
+    def _stream(self, exchange: Exchange, connection: Connection) -> None:
+        """Write the request and sleep until its response has ended, well or badly."""
+        stream = _Stream(exchange, connection, self._server.where, self.limits.size_bytes)
+        self._active[exchange] = stream
+        reusable = False
+        try:
+            stream.write(self._request(exchange))
+            exchange.done.wait()
+            reusable = stream.reusable
+        finally:
+            del self._active[exchange]
+            stream.stop()
+            if reusable:
+                self._idle.append(connection)
+            else:
+                connection.close()
 
-    def _give_up(self, easy: Any, outcome: Outcome, kind: str, message: str) -> None:
-        exchange = self._active.pop(easy)
-        exchange.ended = time.monotonic()
-        exchange.fail(outcome, kind, message)
-        self._engine.remove(easy)
-        exchange.done.set()
+    def _request(self, exchange: Exchange) -> bytes:
+        name = b"x-request-id: %b\r\n" % exchange.request_id.encode() if exchange.request_id else b""
+        return b"%b%bContent-Length: %d\r\n\r\n%b" % (self._head, name, len(exchange.body), exchange.body)
 
     def _check_limits(self) -> None:
         if not self._unchecked:
             self._unchecked = list(self._active)
         some, self._unchecked = self._unchecked[:CHECK_STREAMS], self._unchecked[CHECK_STREAMS:]
         now = time.monotonic()
-        for easy in some:
-            exchange = self._active.get(easy)
-            broken = exchange and overdue(exchange, now, self.limits, self._speed)
-            if broken:
-                self._give_up(easy, *broken)
+        for exchange in some:
+            stream = self._active.get(exchange)
+            broken = stream and overdue(exchange, now, self.limits, self._speed)
+            if stream and broken:
+                stream.give_up(*broken)
+
+
+class _Stream:
+    """One exchange on its connection, from the write of the request to the end of the response."""
+
+    def __init__(self, exchange: Exchange, connection: Connection, where: str, size_bytes: int) -> None:
+        self._exchange = exchange
+        self._connection = connection
+        self._where = where
+        self._left_bytes = size_bytes
+        self._response = Response()
+        self._watcher = gevent.get_hub().loop.io(connection.fd, READABLE)
+        exchange.done.clear()
+
+    @property
+    def reusable(self) -> bool:
+        return self._response.done and self._response.reusable and self._exchange.outcome is None
+
+    def write(self, request: bytes) -> None:
+        """Send the request. An answer may come before all of it is sent (a refusal), and is read meanwhile."""
+        exchange = self._exchange
+        exchange.sent = time.monotonic()
+        try:
+            left = memoryview(request)[self._connection.send(request) :]
+            self._watcher.start(self._reader())
+            while left and not exchange.done.is_set():
+                gevent.socket.wait_write(self._connection.fd)
+                left = left[self._connection.send(left) :]
+        except OSError as error:
+            self._broken(error)
+
+    def _reader(self) -> Callable[[], None]:
+        """What the loop calls for each read; its first lines are the path of a token."""
+        receive, whole_chunk, now = self._connection.receive, self._response.whole_chunk, time.monotonic
+        stamp, keep = self._exchange.reads.append, self._exchange.pieces.append
+
+        def read() -> None:
+            try:
+                data = receive()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._broken(error)
+                return
+            at = now()
+            body = whole_chunk(data)
+            if body is None:
+                self._take(at, data)
+                return
+            stamp(at)
+            keep(body)
+            self._left_bytes -= len(body)
+            if self._left_bytes < 0:
+                self._too_large()
+
+        return read
+
+    def _take(self, at: float, data: bytes) -> None:
+        """A read that is not just one chunk: the head, several chunks, a part of one, the end."""
+        exchange, response = self._exchange, self._response
+        if not data:
+            self._closed()
+            return
+        try:
+            body = response.feed(data)
+        except NotHttp as error:
+            self.give_up("protocol_error", "not_http", f"the server's bytes are not HTTP: {error}")
+            return
+        if exchange.headers_at is None and response.head_done:
+            exchange.headers_at = at
+            exchange.status, exchange.content_type = response.status, response.content_type
+            if response.encoding not in ("", "identity"):
+                self.give_up("protocol_error", "compressed", f"the response is compressed ({response.encoding}), unasked")
+                return
+        if body:
+            exchange.reads.append(at)
+            exchange.pieces.append(body)
+            self._left_bytes -= len(body)
+        if self._left_bytes < 0:
+            self._too_large()
+        elif response.done:
+            self._end()
+
+    def _closed(self) -> None:
+        if self._response.end_of_connection():
+            self._end()
+        else:
+            self.give_up("connection_error", "closed", f"the server closed the connection {self._when}")
+
+    def _broken(self, error: OSError) -> None:
+        reset = isinstance(error, (ConnectionResetError, BrokenPipeError))
+        kind, why = ("reset", "connection reset") if reset else ("connection", error.strerror or str(error))
+        self.give_up("connection_error", kind, f"{why} {self._when}")
+
+    def _too_large(self) -> None:
+        self.give_up("protocol_error", "too_large", "the response passed the limit on its size")
+
+    @property
+    def _when(self) -> str:
+        return "in the middle of the stream" if self._exchange.reads else "before any of the response"
+
+    def give_up(self, outcome: Outcome, kind: str, message: str) -> None:
+        self._exchange.fail(outcome, kind, f"{message} ({self._where})")
+        self._end()
+
+    def _end(self) -> None:
+        self._watcher.stop()
+        self._exchange.ended = time.monotonic()
+        self._exchange.done.set()
+
+    def stop(self) -> None:
+        self._watcher.stop()
+        self._watcher.close()
+
+
+def _head(server: Server, api_key: str | None) -> bytes:
+    """What the head of every request begins with."""
+    fields = [
+        f"POST {server.path} HTTP/1.1",
+        f"Host: {server.authority}",
+        "User-Agent: loadtest",
+        "Content-Type: application/json",
+        "Accept: text/event-stream",
+        "Accept-Encoding: identity",
+    ]
+    if api_key:
+        fields.append(f"Authorization: Bearer {api_key}")
+    return "\r\n".join([*fields, ""]).encode()
 
 
 def overdue(exchange: Exchange, now: float, limits: Limits, speed: float = 1.0) -> tuple[Outcome, str, str] | None:
@@ -271,212 +373,3 @@ def _note_text(exchange: Exchange) -> None:
             exchange.text_at = exchange.reads[index]
             break
     exchange.seen_pieces = len(pieces)
-
-
-def explain(code: int, message: str, limits: Limits, *, received: bool) -> tuple[Outcome, str, str]:
-    """What a libcurl error means for a request: outcome, stable kind, sentence."""
-    if code == pycurl.E_OPERATION_TIMEDOUT:
-        return "connection_error", "connect_timeout", f"not connected within {limits.connect_s:g} s"
-    if code == pycurl.E_FILESIZE_EXCEEDED:
-        return "protocol_error", "too_large", f"the response passed {limits.size_bytes} bytes"
-    lowered = message.lower()
-    if (
-        code in (pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_FTP_WEIRD_SERVER_REPLY)
-        or "encoding" in lowered
-        or "chunk" in lowered
-    ):
-        return "protocol_error", "not_http", f"the server's bytes are not HTTP: {message}"
-    kind = _CONNECTION_KINDS.get(code, "connection")
-    when = "in the middle of the stream" if received else "before any of the response"
-    return "connection_error", kind, message if kind in ("refused", "unknown_host", "tls") else f"{message}, {when}"
-
-
-_CONNECTION_KINDS = {
-    pycurl.E_COULDNT_CONNECT: "refused",
-    pycurl.E_COULDNT_RESOLVE_HOST: "unknown_host",
-    pycurl.E_SSL_CONNECT_ERROR: "tls",
-    pycurl.E_PEER_FAILED_VERIFICATION: "tls",
-    pycurl.E_SSL_CACERT_BADFILE: "tls",
-    pycurl.E_GOT_NOTHING: "closed",
-    pycurl.E_PARTIAL_FILE: "closed",
-    pycurl.E_RECV_ERROR: "reset",
-    pycurl.E_SEND_ERROR: "reset",
-}
-
-
-def _reader(reads: list[float], pieces: list[bytes]) -> Callable[[bytes], None]:
-    stamp, keep, now = reads.append, pieces.append, time.monotonic
-
-    def read(data: bytes) -> None:
-        stamp(now())
-        keep(data)
-
-    return read
-
-
-def _sent_stamper(exchange: Exchange) -> Callable[..., int]:
-    def stamp(*_address: object) -> int:
-        exchange.sent = time.monotonic()
-        return int(pycurl.PREREQFUNC_OK)
-
-    return stamp
-
-
-def _header_reader(exchange: Exchange) -> Callable[[bytes], None]:
-    def read(line: bytes) -> None:
-        if line.startswith(b"HTTP/"):
-            parts = line.split(None, 2)
-            exchange.status = int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else None
-            exchange.headers_at = time.monotonic()
-        elif line[:13].lower() == b"content-type:":
-            exchange.content_type = line[13:].strip().decode("latin-1").lower()
-
-    return read
-
-
-def _is_connected(opened: Any, purpose: int) -> int:
-    """Tell libcurl whether the socket that it was given is connected already."""
-    fd = opened if isinstance(opened, int) else opened.fileno()
-    probe = socket.socket(fileno=os.dup(fd))
-    try:
-        probe.getpeername()
-        return int(pycurl.SOCKOPT_ALREADY_CONNECTED)
-    except OSError:
-        return int(pycurl.SOCKOPT_OK)
-    finally:
-        probe.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Server:
-    """Where the connections go: resolved once, so that no request waits for a name."""
-
-    host: str
-    port: int
-    address: str
-    family: int
-    direct: bool  # false: through a proxy, libcurl connects
-
-    @classmethod
-    def of(cls, url: str) -> _Server:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"URL: expected http://HOST:PORT or https://HOST, got {url!r}")
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        if parts.scheme == "https" and (os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY")):
-            return cls(parts.hostname, port, parts.hostname, 0, direct=False)
-        try:
-            found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise LoadtestError(f"{parts.hostname}: cannot find this host: {error}; check the URL") from error
-        family, _, _, _, sockaddr = _reachable(found)
-        return cls(parts.hostname, port, str(sockaddr[0]), family, direct=True)
-
-    @property
-    def where(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    @property
-    def pin(self) -> str:
-        address = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{self.host}:{self.port}:{address}"
-
-    def connect(self, timeout_s: float) -> socket.socket | None:
-        opened = socket.socket(self.family, socket.SOCK_STREAM)
-        try:
-            opened.settimeout(timeout_s)
-            opened.connect((self.address, self.port))
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            opened.setblocking(False)
-        except OSError:
-            opened.close()
-            return None
-        return opened
-
-
-def _reachable(found: list[Any]) -> Any:
-    """The first of a host's addresses that takes a connection (`localhost` may mean ::1 or 127.0.0.1), else the first."""
-    for candidate in found if len(found) > 1 else ():
-        with socket.socket(candidate[0], socket.SOCK_STREAM) as probe:
-            probe.settimeout(3)
-            try:
-                probe.connect(candidate[4])
-            except OSError:
-                continue
-            return candidate
-    return found[0]
-
-
-class _Engine:
-    """libcurl's multi handle on the gevent loop: its sockets and its one timer are watchers of the hub."""
-
-    def __init__(self, finished: Callable[[Any, int, str], None]) -> None:
-        self._finished = finished
-        self._loop = gevent.get_hub().loop
-        self._watchers: dict[int, Any] = {}
-        self._timer: Any = None
-        self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
-        self._multi.setopt(pycurl.M_MAXCONNECTS, 65536)
-        self._multi.setopt(pycurl.M_PIPELINING, 0)
-        self._act = self._multi.socket_action
-
-    def add(self, easy: Any) -> None:
-        self._multi.add_handle(easy)
-        self._wake()
-
-    def remove(self, easy: Any) -> None:
-        self._multi.remove_handle(easy)
-
-    def close(self) -> None:
-        self._stop_timer()
-        for watcher in self._watchers.values():
-            watcher.stop()
-            watcher.close()
-        self._watchers.clear()
-        self._multi.close()
-
-    def _wake(self) -> None:
-        """Let libcurl do what is due by the clock: start a transfer, give a connection attempt up."""
-        self._act(pycurl.SOCKET_TIMEOUT, 0)
-        self._collect()
-
-    def _collect(self) -> None:
-        more = 1
-        while more:
-            more, good, bad = self._multi.info_read()
-            for easy in good:
-                self._drop(easy, 0, "")
-            for easy, code, message in bad:
-                self._drop(easy, code, message)
-
-    def _drop(self, easy: Any, code: int, message: str) -> None:
-        self.remove(easy)
-        self._finished(easy, code, message)
-
-    def _on_socket(self, what: int, fd: int, multi: Any, data: Any) -> None:
-        old = self._watchers.pop(fd, None)
-        if old is not None:
-            old.stop()
-            old.close()
-        if what == pycurl.POLL_REMOVE:  # also what every transfer ends with
-            self._loop.run_callback(self._collect)
-            return
-        # POLL_IN, POLL_OUT and POLL_INOUT have the values of libev's READ, WRITE and both, and of CSELECT_IN and _OUT.
-        # For a token, libcurl's own function is the callback: no Python between the loop and the read.
-        watcher = self._loop.io(fd, what)
-        watcher.start(self._act, fd, what if what != pycurl.POLL_INOUT else 0)
-        self._watchers[fd] = watcher
-
-    def _on_timer(self, timeout_ms: int) -> None:
-        self._stop_timer()
-        if timeout_ms >= 0:
-            self._timer = self._loop.timer(timeout_ms / 1000)
-            self._timer.start(self._wake)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.stop()
-            self._timer.close()
-            self._timer = None

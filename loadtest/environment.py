@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("loadtest", "locust", "gevent", "pycurl", "msgspec", "numpy", "scipy", "pandas", "matplotlib", "httpx")
+_PACKAGES = ("loadtest", "locust", "gevent", "msgspec", "numpy", "scipy", "pandas", "matplotlib", "httpx")
 
 
 def describe() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunne
 from locust.stats import CSV_STATS_INTERVAL_SEC
 
 from loadtest import credentials, preparation
-from loadtest.client import CurlTransport
+from loadtest.client import SocketTransport
 from loadtest.errors import LoadtestError
 from loadtest.level import Level
 from loadtest.records import RequestRecord
@@ -149,7 +149,7 @@ class Session:
         worker, workers = (0, 1) if isinstance(runner, LocalRunner) else options.loadtest_workers[runner.client_id]
         settings, workload = preparation.settle(options, self.environment.host, users)
         slots = slots_of(worker, workers, users)
-        transport = CurlTransport(settings.url, api_key=credentials.api_key(), speed=settings.clock_speed)
+        transport = SocketTransport(settings.url, api_key=credentials.api_key(), speed=settings.clock_speed)
         count_tokens = preparation.token_counter(options.tokenizer)
         self.level = Level(
             settings,

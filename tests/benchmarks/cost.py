@@ -21,7 +21,7 @@ import sys
 
 import harness as h
 
-CLIENTS = ("floor", "transport", "loadtest", "geventhttpclient")
+CLIENTS = ("floor", "transport", "loadtest", "pycurl", "geventhttpclient")
 
 
 def alone(kind: str, port: int, streams: int, requests: int, tokens: int) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """One client of `cost.py`, in a process of its own: stream, then print CPU seconds and tokens as JSON.
 
-python tests/benchmarks/stream_client.py transport|geventhttpclient PORT STREAMS REQUESTS TOKENS
+python tests/benchmarks/stream_client.py transport|pycurl|geventhttpclient PORT STREAMS REQUESTS TOKENS
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 
 import gevent  # noqa: E402
+import gevent.event  # noqa: E402
 
 BODY = json.dumps({"model": "known", "stream": True, "messages": [{"role": "user", "content": "x" * 400}]}).encode()
 
@@ -23,11 +24,11 @@ BODY = json.dumps({"model": "known", "stream": True, "messages": [{"role": "user
 def transport(port: int, streams: int) -> Callable[[], int]:
     """Our client and its decoding, without Locust, records and telemetry."""
     from loadtest import reply
-    from loadtest.client import CurlTransport, Exchange
+    from loadtest.client import Exchange, SocketTransport
     from loadtest.clock import Clock
     from loadtest.level import give_way
 
-    client = CurlTransport(f"http://127.0.0.1:{port}/v1/chat/completions")
+    client = SocketTransport(f"http://127.0.0.1:{port}/v1/chat/completions")
     client.open(streams)
     clock = Clock.start()
 
@@ -35,6 +36,69 @@ def transport(port: int, streams: int) -> Callable[[], int]:
         exchange = Exchange(body=BODY)
         client.perform(exchange)
         return len(reply.read(exchange, clock, opened=True, pause=give_way).chunk_s)
+
+    return one
+
+
+def libcurl(port: int, streams: int) -> Callable[[], int]:
+    """pycurl's multi interface on the gevent loop, its reads stamped in libcurl's callback, each reply decoded at its end."""
+    import pycurl
+
+    multi, loop = pycurl.CurlMulti(), gevent.get_hub().loop
+    watchers: dict[int, object] = {}
+    waiting: dict[object, gevent.event.Event] = {}
+    timer = loop.timer(0.001, 0.05)
+
+    def collect() -> None:
+        more = 1
+        while more:
+            more, good, bad = multi.info_read()
+            assert not bad, bad
+            for easy in good:
+                multi.remove_handle(easy)
+                waiting.pop(easy).set()
+
+    def on_socket(what: int, fd: int, _multi: object, _data: object) -> None:
+        if fd in watchers:
+            watchers.pop(fd).stop()
+        if what != pycurl.POLL_REMOVE:
+            watchers[fd] = loop.io(fd, what)
+            watchers[fd].start(multi.socket_action, fd, what if what != pycurl.POLL_INOUT else 0)
+        else:
+            loop.run_callback(collect)
+
+    def on_time() -> None:
+        multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        collect()
+
+    multi.setopt(pycurl.M_SOCKETFUNCTION, on_socket)
+    timer.start(on_time)
+
+    def one() -> int:
+        easy, reads, pieces, done = pycurl.Curl(), [], [], gevent.event.Event()
+        stamp, keep, now = reads.append, pieces.append, time.monotonic
+
+        def read(data: bytes) -> None:
+            stamp(now())
+            keep(data)
+
+        for option, value in (
+            (pycurl.URL, f"http://127.0.0.1:{port}/v1/chat/completions"),
+            (pycurl.POSTFIELDS, BODY),
+            (pycurl.HTTPHEADER, ["Content-Type: application/json", "Expect:"]),
+            (pycurl.WRITEFUNCTION, read),
+            (pycurl.TCP_NODELAY, 1),
+            (pycurl.PROXY, ""),
+        ):
+            easy.setopt(option, value)
+        waiting[easy] = done
+        multi.add_handle(easy)
+        multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        done.wait()
+        easy.close()
+        lines = [line for line in b"".join(pieces).split(b"\n") if line.startswith(b"data: {")]
+        deltas = [choices[0]["delta"] for line in lines if (choices := json.loads(line[6:])["choices"])]
+        return sum(bool(delta.get("content") or delta.get("reasoning")) for delta in deltas)
 
     return one
 
@@ -64,7 +128,7 @@ def geventhttpclient(port: int, streams: int) -> Callable[[], int]:
 def main() -> None:
     kind = sys.argv[1]
     port, streams, requests, tokens = map(int, sys.argv[2:])
-    one = {"transport": transport, "geventhttpclient": geventhttpclient}[kind](port, streams)
+    one = {"transport": transport, "pycurl": libcurl, "geventhttpclient": geventhttpclient}[kind](port, streams)
     counts: list[int] = []
 
     def user(number: int) -> None:

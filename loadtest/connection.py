@@ -1,0 +1,201 @@
+"""Connections to one server: where it is, resolved once; TCP, TLS and an HTTPS proxy; and whether one is still alive.
+
+Everything here may wait, and under gevent lets other streams run while it does. None of it is part of a latency: a
+request is stamped as sent when its connection stands.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import ssl
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import certifi
+
+from loadtest.errors import LoadtestError, UsageError
+
+READ_BYTES = 65536
+
+
+class ConnectError(Exception):
+    """No connection came about: `kind` is stable, the text a sentence."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Connection:
+    """A socket that does not block.
+
+    `receive()` returns what there is to read now, empty where the server has closed, and raises BlockingIOError where there
+    is nothing. It is called once for each token, so a plain socket is read by the system's own call.
+    """
+
+    def __init__(self, sock: Any, *, encrypted: bool) -> None:
+        self.sock = sock
+        self.fd: int = sock.fileno()
+        self.receive: Callable[[], bytes] = self._decrypted if encrypted else partial(os.read, self.fd, READ_BYTES)
+
+    def _decrypted(self) -> bytes:
+        pieces: list[bytes] = []
+        try:
+            while piece := self.sock.recv(READ_BYTES):  # decrypted bytes that are left over make no socket readable
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            if not pieces:
+                raise BlockingIOError from None
+        return b"".join(pieces)
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Send what the system takes now; the number of bytes, 0 where it takes none."""
+        try:
+            return int(self.sock.send(data))
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return 0
+
+    def is_alive(self) -> bool:
+        """Whether an idle connection is still open: nothing may have come on it, not even its end."""
+        try:
+            self.receive()
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where the connections go: resolved once, so that no request waits for a name."""
+
+    host: str
+    port: int
+    path: str
+    family: int
+    address: Any
+    context: ssl.SSLContext | None  # null: not encrypted
+    proxy: SplitResult | None  # of https:// only; `address` is then the proxy's
+
+    @classmethod
+    def of(cls, url: str) -> Server:
+        """The server of a URL; of several addresses the first that takes a connection. `https://` is verified against
+        certifi's roots, or those of the file in `SSL_CERT_FILE`, and honours `https_proxy` and `no_proxy`."""  # fmt: skip
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"URL: expected http://HOST:PORT or https://HOST, got {url!r}")
+        encrypted = parts.scheme == "https"
+        port = parts.port or (443 if encrypted else 80)
+        proxy = _proxy(parts.hostname) if encrypted else None
+        target = (proxy.hostname or "", proxy.port or 8080) if proxy else (parts.hostname, port)
+        try:
+            found = socket.getaddrinfo(*target, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise LoadtestError(f"{target[0]}: cannot find this host: {error}; check the URL") from error
+        family, _, _, _, address = _reachable(found)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return cls(parts.hostname, port, path, family, address, _context() if encrypted else None, proxy)
+
+    @property
+    def where(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def authority(self) -> str:
+        """The Host header's value."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.context else 80) else f"{host}:{self.port}"
+
+    def connect(self, timeout_s: float) -> Connection:
+        """A new connection, ready for a request. Raises `ConnectError`."""
+        sock = socket.socket(self.family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(self.address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if self.proxy is not None:
+                self._tunnel(sock)
+            if self.context is not None:
+                sock = self.context.wrap_socket(sock, server_hostname=self.host)
+            sock.setblocking(False)
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, OSError):
+                raise _explained(error, timeout_s) from error
+            raise
+        return Connection(sock, encrypted=self.context is not None)
+
+    def _tunnel(self, sock: socket.socket) -> None:
+        """Ask the proxy for a way through (RFC 9110, 9.3.6)."""
+        assert self.proxy is not None
+        target = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
+        if self.proxy.username:
+            pair = f"{unquote(self.proxy.username)}:{unquote(self.proxy.password or '')}"
+            lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}")
+        sock.sendall("\r\n".join([*lines, "", ""]).encode())
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):  # byte by byte: what follows is the server's
+            byte = sock.recv(1)
+            if not byte or len(answer) > READ_BYTES:
+                raise ConnectError("proxy", f"the proxy {self.proxy.hostname} closed before it answered")
+            answer += byte
+        if answer.split(None, 2)[1:2] != [b"200"]:
+            raise ConnectError("proxy", f"the proxy {self.proxy.hostname} refused: {answer.splitlines()[0][:80]!r}")
+
+
+def _context() -> ssl.SSLContext:
+    file = os.environ.get("SSL_CERT_FILE") or certifi.where()
+    try:
+        context = ssl.create_default_context(cafile=file)
+    except OSError as error:
+        raise UsageError(f"SSL_CERT_FILE: expected a file of certificates, got {file}: {error}") from error
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _proxy(host: str) -> SplitResult | None:
+    named = urllib.request.getproxies().get("https")
+    if not named or urllib.request.proxy_bypass(host):
+        return None
+    proxy = urlsplit(named if "://" in named else f"http://{named}")
+    if proxy.scheme != "http" or not proxy.hostname:
+        raise UsageError(f"https_proxy: expected http://HOST:PORT, got one of {proxy.scheme}://")
+    return proxy
+
+
+def _reachable(found: list[Any]) -> Any:
+    """The first of a host's addresses that takes a connection (`localhost` may mean ::1 or 127.0.0.1), else the first."""
+    for candidate in found if len(found) > 1 else ():
+        with socket.socket(candidate[0], socket.SOCK_STREAM) as probe:
+            probe.settimeout(3)
+            try:
+                probe.connect(candidate[4])
+            except OSError:
+                continue
+            return candidate
+    return found[0]
+
+
+def _explained(error: OSError, timeout_s: float) -> ConnectError:
+    """What kept a connection from coming about."""
+    if isinstance(error, TimeoutError):
+        return ConnectError("connect_timeout", f"not connected within {timeout_s:g} s")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConnectError("tls", f"the server's certificate is not trusted: {error.verify_message}")
+    if isinstance(error, ssl.SSLError):
+        return ConnectError("tls", f"no TLS with this server: {error.reason or error}")
+    if isinstance(error, ConnectionRefusedError):
+        return ConnectError("refused", "nobody listens there (connection refused)")
+    return ConnectError("connection", f"cannot connect: {error.strerror or error}")
