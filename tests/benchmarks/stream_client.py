@@ -41,7 +41,7 @@ def transport(port: int, streams: int) -> Callable[[], int]:
 
 
 def libcurl(port: int, streams: int) -> Callable[[], int]:
-    """pycurl's multi interface on the gevent loop, its reads stamped in libcurl's callback, each reply decoded at its end."""
+    """pycurl on the gevent loop, its reads stamped in the callback of libcurl, each reply decoded at its end."""
     import pycurl
 
     multi, loop = pycurl.CurlMulti(), gevent.get_hub().loop
