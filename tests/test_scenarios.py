@@ -1,10 +1,14 @@
 """Every scenario under plain headless Locust with two users, and the shapes of load that they use."""
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +57,25 @@ def test_scenario(scenario, port, tmp_path):
     assert all(r["scheduled_s"] <= r["sent_s"] for r in records)
     manifest = json.loads((tmp_path / "manifest.json").read_bytes())
     assert (manifest["complete"], manifest["scenario"]) == (True, scenario.stem)
+
+
+def test_locust_s_web_page_shows_our_rows(port, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        web = free.getsockname()[1]
+    argv = [sys.executable, "-m", "locust", "-f", str(ROOT / "scenarios/long_reasoning.py"), "-u", "2", "-r", "100"]
+    argv += ["--autostart", "--autoquit", "0", "--run-time", "20s", "--web-host", "127.0.0.1", "--web-port", str(web)]
+    argv += ["--host", f"http://127.0.0.1:{port}", "--model", "known", "--out", str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            rows: set[str] = set()
+            while not rows >= {"TTFT", "first answer", "final answer"}:
+                assert process.poll() is None, "Locust ended before its page showed the rows"
+                with contextlib.suppress(httpx.HTTPError):
+                    told = httpx.get(f"http://127.0.0.1:{web}/stats/requests", trust_env=False).json()
+                    rows = {row["name"] for row in told["stats"]}
+                time.sleep(0.2)
+        finally:
+            process.terminate()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
