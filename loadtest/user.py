@@ -7,6 +7,7 @@ record files (`loadtest.level`); Locust's own statistics get a few rows per requ
 from __future__ import annotations
 
 import logging
+import resource
 from typing import Any
 
 import gevent
@@ -25,6 +26,7 @@ from loadtest.records import RequestRecord
 from loadtest.sequence import Item, slots_of
 
 logger = logging.getLogger("loadtest")
+_OTHER_FILES = 128  # descriptors beside those of the streams
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each reading of /metrics, in the server's words
 _events: Any = locust.events
 
@@ -149,6 +151,7 @@ class Session:
         worker, workers = (0, 1) if isinstance(runner, LocalRunner) else options.loadtest_workers[runner.client_id]
         settings, workload = preparation.settle(options, self.environment.host, users)
         slots = slots_of(worker, workers, users)
+        _allow_files(len(slots))
         transport = SocketTransport(settings.url, api_key=credentials.api_key(), speed=settings.clock_speed)
         count_tokens = preparation.token_counter(options.tokenizer)
         self.level = Level(
@@ -334,7 +337,6 @@ def _init(environment: Environment, **_: Any) -> None:
     fired.user_error.add_listener(lambda exception, **_: session.fail(f"a bug: a user ended with {exception!r}"))
     for kind in (FINISH, FINAL, DONE, FAILED):
         session.runner.register_message(kind, _hand_over(session, kind))
-    _raise_file_limit()
 
 
 def _finish_csv(environment: Environment) -> None:
@@ -350,13 +352,17 @@ def _hand_over(session: Session, kind: str) -> Any:
     return listener
 
 
-def _raise_file_limit() -> None:
-    """As many open files as the system lets us: every stream is one."""
-    import resource
-
+def _allow_files(streams: int) -> None:
+    """As many open files as the system lets us: every stream is one. Raises `LoadtestError` where they will not do."""
+    needed = streams + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise LoadtestError(
+            f"open files: expected room for {needed} ({streams} streams and what Locust needs), got a limit of {hard};"
+            f" raise it (ulimit -n {needed}), or share the streams out with --processes"
+        )
 
 
 _events.init_command_line_parser.add_listener(_add_options)

@@ -1,4 +1,4 @@
-"""After every module of tests: no process, temporary file or shared memory that it started is left."""
+"""After every module of tests: no process and no temporary file of its own is left."""
 
 import contextlib
 import os
@@ -32,14 +32,13 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_is_left(temporary: Path, request: pytest.FixtureRequest) -> Iterator[None]:
-    files, memory = entries(temporary), entries(Path("/dev/shm"))
+    files = entries(temporary)
     yield
     end_s = time.monotonic() + PATIENCE_S
     while (left := marked()) and time.monotonic() < end_s:
         time.sleep(0.1)
     assert left == [], f"{request.node.name} left processes"
     assert entries(temporary) - files == set(), f"{request.node.name} left temporary files"
-    assert entries(Path("/dev/shm")) - memory == set(), f"{request.node.name} left shared memory"
 
 
 def entries(folder: Path) -> set[str]:

@@ -10,7 +10,7 @@ import time
 import gevent
 import pytest
 
-from loadtest.client import SocketTransport, Exchange, Limits, overdue
+from loadtest.client import Exchange, Limits, SocketTransport, overdue
 from loadtest.errors import LoadtestError, UsageError
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

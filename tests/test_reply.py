@@ -152,3 +152,10 @@ def test_it_pauses_between_slices():
     x = exchange(*[content("a")] * (3 * reply.SLICE_EVENTS), content("b", '"stop"'))
     read(x, pause=lambda: pauses.append(1))
     assert len(pauses) == 3 + 2  # and around the split
+
+
+@pytest.mark.parametrize("told", ["-5", "1e30", "NaN", '"many"', "3.5", "1000000000000"])
+def test_a_server_that_tells_an_impossible_number_of_tokens_is_named(told):
+    event = b'data: {"choices":[{"delta":{"content":"4"}}],"usage":{"completion_tokens":%s}}\n\n' % told.encode()
+    found = read(exchange(event))
+    assert (found.outcome, found.error.kind) == ("protocol_error", "bad_chunk")

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_a_number_of_requests(port, tmp_path):
 
 
 def test_a_run_that_ends_by_time_cuts_off_and_counts_no_success(port, tmp_path):
-    done = run(locust(port, tmp_path / "run", "--run-time", "2s", "--csv", str(tmp_path / "stats"), users=3))
+    done = run(locust(port, tmp_path / "run", "--run-time", "4s", "--csv", str(tmp_path / "stats"), users=3))
     assert done.returncode == 0, done.stderr  # cut off by plan: not an error
     found = records(tmp_path / "run")
     outcomes = [r["outcome"] for r in found]
@@ -176,3 +177,23 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(port, tmp_path):
     assert done.returncode == 2
     assert "no-such-file.jsonl" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_too_few_descriptors_for_the_streams_end_the_run_before_it_starts(tmp_path):
+    argv = [sys.executable, "-m", "locust", "-f", str(SCENARIO), "--headless", "-u", "300", "-r", "300"]
+    argv += [
+        "--host",
+        "http://127.0.0.1:9",
+        "--engine",
+        "other",
+        "--model",
+        "m",
+        "--clock-speed",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
+    few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))  # noqa: E731
+    done = subprocess.run([*argv, "--run-time", "5s"], capture_output=True, text=True, timeout=60, preexec_fn=few)
+    assert done.returncode == 1
+    assert "open files: expected room for 428 (300 streams and what Locust needs), got a limit of 256" in done.stderr
