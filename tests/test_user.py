@@ -87,7 +87,7 @@ def test_a_number_of_requests(port, tmp_path):
 
 
 def test_a_run_that_ends_by_time_cuts_off_and_counts_no_success(port, tmp_path):
-    done = run(locust(port, tmp_path / "run", "--run-time", "4s", "--csv", str(tmp_path / "stats"), users=3))
+    done = run(locust(port, tmp_path / "run", "--run-time", "6s", "--csv", str(tmp_path / "stats"), users=3))
     assert done.returncode == 0, done.stderr  # cut off by plan: not an error
     found = records(tmp_path / "run")
     outcomes = [r["outcome"] for r in found]
