@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.event
 import msgspec
 from gevent.queue import Queue
 from gevent.threadpool import ThreadPool
@@ -39,6 +40,7 @@ START_GAP_S = 0.00025  # wall: the least between two starts; one costs about hal
 SWITCH_INTERVAL_S = 0.0001  # wall: the longest that the writing thread may keep Python from the loop
 SLICE_TIMES = 1024  # encoded, or freed, at a time: about 0.05 ms
 GIVE_WAY_S = 0.005  # wall: the longest that a slice waits for the sockets
+BACKLOG_REPLIES = 64  # or one a user, where there are more of them: the most that wait to be decoded
 GIVE_UP_AFTER_S = 15.0  # wall: with nothing but connection errors for so long, the server has gone
 
 
@@ -101,6 +103,8 @@ class Level:
         self._health_writer = JsonlWriter(settings.folder, "client_health")
         self._pool = ThreadPool(1)
         self._queue: Queue[Any] = Queue()
+        self._room = gevent.event.Event()
+        self._room.set()
         self._clerk = gevent.spawn(self._keep_books)
         self._clerk.link_exception(lambda clerk: self.fail(f"a bug: records can no longer be kept: {clerk.exception!r}"))
         self.telemetry = Telemetry(self._keep_sample, self.clock, self.worker, lambda: self.in_flight)
@@ -150,6 +154,7 @@ class Level:
 
         The clerk decodes and writes it: the user's next request does not wait for that.
         """
+        self._room.wait()
         exchange = Exchange(body=item.prepared.body, request_id=self._request_id(item))
         self.started += 1
         self.in_flight += 1
@@ -158,6 +163,8 @@ class Level:
         finally:
             self.in_flight -= 1
             self._queue.put((item, user, scheduled_s, exchange))
+            if self._behind:
+                self._room.clear()
         return exchange
 
     def _request_id(self, item: Item) -> str:
@@ -167,8 +174,10 @@ class Level:
     def _keep_books(self) -> None:
         """The clerk: one reply at a time, in slices, so that between two of them every socket is read."""
         for item, user, scheduled_s, exchange in self._queue:
+            if not self._behind:
+                self._room.set()
             record = self._record(item, user, scheduled_s, exchange)
-            line = encoded(record, give_way)
+            line = encoded(record, self._give_way)
             try:
                 self._pool.apply(self._writer.write, (line,))  # a disk may take tens of ms
             except RecordError as error:
@@ -180,7 +189,19 @@ class Level:
                 self.telemetry.note_start((record.sent_s - scheduled_s - (record.connect_s or 0.0)) / self.clock.speed)
             self._watch_server(record)
             self._kept(record)
-            _forget(exchange)
+            _forget(exchange, self._give_way)
+
+    def _give_way(self) -> None:
+        if not self._behind:
+            give_way()
+
+    @property
+    def _behind(self) -> bool:
+        """Whether so many replies wait for the clerk that memory goes before time: a server at full speed can do that.
+
+        The clerk gives way no more then, and no request is sent. Health tells: late starts, a full core.
+        """
+        return bool(self._queue.qsize() >= max(BACKLOG_REPLIES, len(self._slots)))
 
     def close(self) -> None:
         """End: the last health sample, the files, and `level-*.json` with what this process did."""
@@ -225,7 +246,7 @@ class Level:
             opened=self._opened,
             forced_tokens=prepared.forced_tokens,
             count_tokens=self._count_tokens,
-            pause=give_way,
+            pause=self._give_way,
         )
         return RequestRecord(
             run_id=settings.run_id,
@@ -312,11 +333,11 @@ def encoded(record: RequestRecord, pause: Callable[[], None]) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(values | {"chunk_s": times}))
 
 
-def _forget(exchange: Exchange) -> None:
+def _forget(exchange: Exchange, pause: Callable[[], None]) -> None:
     """Let go of what came, in slices: to free tens of thousands of objects takes a millisecond."""
     while exchange.pieces:
         del exchange.pieces[-SLICE_TIMES:], exchange.reads[-SLICE_TIMES:]
-        give_way()
+        pause()
 
 
 def cut(text: str | None, limit_bytes: int) -> str | None:

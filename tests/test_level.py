@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import gevent
+import gevent.event
 import msgspec
 import pytest
 
@@ -151,6 +152,23 @@ def test_a_server_that_has_gone_ends_the_measurement(make, monkeypatch):
     monkeypatch.setattr(level_module, "GIVE_UP_AFTER_S", -1.0)
     send(level, level.next_item())
     assert "is the server still there?" in level.failures[0]
+
+
+def test_no_request_is_sent_while_too_many_replies_wait_to_be_decoded(make, monkeypatch):
+    monkeypatch.setattr(level_module, "BACKLOG_REPLIES", 2)
+    gate, plain = gevent.event.Event(), level_module.encoded
+    monkeypatch.setattr(level_module, "encoded", lambda *arguments: (gate.wait(), plain(*arguments))[1])
+    level = make()
+    users = [gevent.spawn(level.send, level.next_item(), 0, 0.0) for _ in range(3)]
+    gevent.joinall(users, raise_error=True)  # one with the clerk, two in the queue
+    users.append(gevent.spawn(level.send, level.next_item(), 0, 0.0))
+    gevent.idle()
+    assert (level.started, level.in_flight) == (3, 0)
+    gate.set()
+    gevent.joinall(users, raise_error=True)
+    while len(level.kept) < 4:
+        gevent.sleep(0.001)
+    assert [record.outcome for record in level.kept] == ["ok"] * 4
 
 
 def test_users_are_numbered_by_their_slots_and_beyond(make):
