@@ -124,8 +124,13 @@ def _measuring_commands(command: _Command) -> None:
     add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/NAME-TIME)")
     add("--resume", action="store_true", help="go on with an unfinished run in --out; finished levels are kept")
     add("--dry-run", action="store_true", help="show the plan, the fit and the exact commands; start nothing")
-    add("--force", action="store_true", help="start a cell although it does not fit, to record how it fails")
+    add(
+        "--force",
+        action="store_true",
+        help="start a cell although it does not fit or cards are missing, to record how it fails",
+    )
     add("--only", action="append", default=[], metavar="KEY=VALUE", help="keep matching cells or levels (repeatable)")
+    add("--workers", type=int, metavar="N", help="processes of Locust that share the streams (default: the study's, else 1)")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
     add = command("attach", "measuring.attach", "the same measurement of a server that already runs, local or hosted")
@@ -148,6 +153,7 @@ def _measuring_commands(command: _Command) -> None:
     add("--extra-body", metavar="JSON", help="fields merged into each request's body, recorded with the contract")
     add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
     add("--warmup-requests", type=int, default=1, metavar="N", help="requests of each stream before the measured ones")
+    add("--workers", type=int, default=1, metavar="N", help="processes of Locust that share the streams (default: 1)")
     add("--seed", type=int, default=0)
     add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
     add("--json", action="store_true", help="print metrics.json instead of the table")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -26,8 +25,8 @@ from loadtest import (
     passes,
     preflight,
     records,
+    watch,
 )
-from loadtest.clock import Clock
 from loadtest.contract import Contract, differences, from_table
 from loadtest.deployment import asked, fit_of, launch_spec, refuse_misfit
 from loadtest.errors import EngineError, FitError, RecordError
@@ -73,19 +72,30 @@ def execute(study: Study, out: Path, *, resume: bool = False, force: bool = Fals
     if len(blocked) == len(study.cells) and not resumed:
         first, why = next(iter(blocked.items()))
         raise EngineError(f"{first}: {why}; no cell of this study can be started here, and nothing was (--force tries it)")
-    manifest = _reopen(study, workload, contract, out) if resumed else open_run(study, workload, contract, out)
-    remaining = Remaining(study, workload, contract)
-    journey = _Journey(study, contract, out, manifest["run_id"], say, force, blocked, remaining)
-    say(f"{study.name}: {len(study.cells)} cells x levels {', '.join(map(str, study.levels))} x {study.repeats} pass(es)")
+    with records.claimed(out):
+        manifest = _reopen(study, workload, contract, out) if resumed else open_run(study, workload, contract, out)
+        remaining = Remaining(study, workload, contract)
+        journey = _Journey(study, contract, out, manifest["run_id"], say, force, blocked, remaining)
+        levels = ", ".join(map(str, study.levels))
+        say(f"{study.name}: {len(study.cells)} cells x levels {levels} x {study.repeats} pass(es)")
+        _travel(journey, manifest)
+    return tuple(journey.problems)
+
+
+def _travel(journey: _Journey, manifest: dict[str, Any]) -> None:
+    """Every pass over every cell, and at the end, whatever it is, what the manifest says of it."""
     interrupted = True
     try:
-        for repeat in range(1, study.repeats + 1):
-            for cell in study.cells:
+        for repeat in range(1, journey.study.repeats + 1):
+            for cell in journey.study.cells:
                 _run_cell(journey, cell, repeat)
         interrupted = False
+    except RecordError as error:
+        interrupted = False
+        journey.note(str(error))
+        raise RecordError(f"{error}; what was measured is kept: make room, then --resume --out {journey.out}") from error
     finally:
-        close_run(manifest, out, journey.problems, interrupted=interrupted)
-    return tuple(journey.problems)
+        close_run(manifest, journey.out, journey.problems, interrupted=interrupted)
 
 
 def _blocked(study: Study, contract: Contract) -> dict[str, str]:
@@ -167,7 +177,7 @@ def _run_cell(journey: _Journey, cell: Cell, repeat: int) -> None:
         with _target(journey, cell, facts) as (target, died):
             records.write_json(path, facts)
             for level in levels:
-                _run_pass(journey, cell, target, died, level, repeat)
+                _run_pass(journey, cell, target, _noting(died, facts), level, repeat)
             if cell.simulated:
                 facts["clock_error"] = _clock_error(journey, cell, target)
         facts["status"] = "ok"
@@ -175,12 +185,24 @@ def _run_cell(journey: _Journey, cell: Cell, repeat: int) -> None:
         facts.update(status="refused", reason=str(error))
         journey.say(f"{cell.id}: refused: {error}")
     except EngineError as error:
-        ended = "skipped" if cell.id in journey.blocked else "died" if "ready_unix_s" in facts else "failed"
-        facts.update(status=ended, reason=str(error))
+        ended = "skipped" if cell.id in journey.blocked else "failed"
+        facts.update(status="died" if facts["status"] == "died" else ended, reason=str(error))
         journey.note(f"{cell.id}: {error}")
     finally:
         facts["stopped_unix_s"] = time.time()
         records.write_json(path, facts)
+
+
+def _noting(died: Callable[[], str | None], facts: dict[str, Any]) -> Callable[[], str | None]:
+    """`died`, which also notes a death in engine.json: what ends a pass may be Locust's end as well."""
+
+    def noted() -> str | None:
+        reason = died()
+        if reason is not None:
+            facts["status"] = "died"
+        return reason
+
+    return noted
 
 
 def facts_of(cell: Cell) -> dict[str, Any]:
@@ -250,7 +272,10 @@ def _clock_error(journey: _Journey, cell: Cell, target: passes.Target) -> dict[s
     """How far the client's times are off what the simulator knows to be true, for all passes over this cell so far."""
     import httpx
 
-    truth = httpx.get(f"{target.base_url}/loadtest/truth", timeout=30.0, trust_env=False).json()
+    try:
+        truth = httpx.get(f"{target.base_url}/loadtest/truth", timeout=30.0, trust_env=False).json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise EngineError(f"{target.base_url}/loadtest/truth: {type(error).__name__}: {error}") from None
     folders = (journey.out / "cells" / cell.id).glob("c*-r[0-9]*")
     requests = [one for folder in folders if folder.suffix == "" for one in records.read_level(folder).requests]
     return acceleration.clock_error(requests, truth)
@@ -283,37 +308,35 @@ def _run_pass(
     argv = passes.command(journey.study, cell, target, level, repeat, journey.out, journey.run_id)
     if cell.base_url is None:  # another's server may serve others too: its cache is left alone
         engines.flush_cache(target.base_url, cell.engine)
-    started_s = time.monotonic()
-    with _scraping(target, folder):
-        end = passes.drive(argv, folder, _environment(cell), died=died, tell=_teller(journey, cell, level))
-    records.write_json(folder / "pass.json", {"complete": end.reason is None, "command": argv, **asdict(end)})
-    took_s = time.monotonic() - started_s
+    before = watch.Moment.now()
+    with watch.sampling(target, folder, cards=_is_here(target)) as unwritable:
+        end = passes.drive(
+            argv, folder, _environment(cell), died=lambda: unwritable() or died(), tell=_teller(journey, cell, level)
+        )
+    after = watch.Moment.now()
+    clocks = watch.ClockChanges.between(before, after)
+    reason = end.reason or clocks.suspended
+    facts = {"complete": reason is None, "command": argv, **asdict(end), "reason": reason, "clocks": asdict(clocks)}
+    records.write_json(folder / "pass.json", facts)
     left = journey.remaining.after(cell, level)
+    took_s = after.monotonic_s - before.monotonic_s
     journey.say(f"{cell.id}  {level:>2} streams  {end.n_requests:>4} requests in {took_s:5.1f} s{left}")
+    if clocks.set_by is not None:
+        journey.say(f"{cell.id}  {level:>2} streams  {clocks.set_by}")
     if end.reason is not None:
         raise EngineError(f"{level} streams, pass {repeat}: {end.reason}")
+    if clocks.suspended is not None:  # --resume measures this pass again; the next may be sound
+        journey.note(f"{cell.id}: {level} streams, pass {repeat}: {clocks.suspended}")
+
+
+def _is_here(target: passes.Target) -> bool:
+    return engines.is_loopback(target.base_url)
 
 
 def _environment(cell: Cell) -> dict[str, str]:
     """What Locust inherits: the key only where the server is not ours, and so may want one."""
     own = cell.base_url is None
     return {name: value for name, value in os.environ.items() if not (own and name in credentials.WITHHELD)}
-
-
-@contextlib.contextmanager
-def _scraping(target: passes.Target, folder: Path) -> Iterator[None]:
-    """Read the server's own counters once before, once a second during, and once after what happens inside."""
-    stop = threading.Event()
-    clock = Clock.start(target.clock_speed)
-    thread = threading.Thread(
-        target=engines.scrape_forever, args=(target.base_url, folder, clock, stop), name="scrape", daemon=True
-    )
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(10)
 
 
 def _teller(journey: _Journey, cell: Cell, level: int) -> Callable[[int], None]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest import resources
-from loadtest.errors import UsageError
+from loadtest.errors import RecordError, UsageError
 from loadtest.guarded import Guarded, open_log
+from loadtest.records import UNWRITABLE
 from loadtest.study import Cell, Study
 
 _POLL_S = 0.1
@@ -53,6 +54,8 @@ def command(study: Study, cell: Cell, target: Target, concurrency: int, repeat: 
     argv += ["--model", target.served_model, "--tp", str(cell.tp), "--workload", study.workload, "--mode", study.mode]
     argv += ["--seed", str(study.seed), "--warmup-requests", str(study.warmup_requests)]
     argv += ["--clock-speed", repr(target.clock_speed)]
+    if study.workers > 1:
+        argv += ["--processes", str(study.workers)]
     if study.duration_s is None:
         argv += ["--requests", str(study.requests(concurrency))]
     else:
@@ -71,7 +74,7 @@ def drive(
     """Run Locust to its end, or stop it when the server dies or the user interrupts.
 
     `died` is asked all the time whether the server has gone, and why; `tell` is told the number of records so far.
-    What Locust prints goes to `locust.log` in `folder`.
+    What Locust prints goes to `locust.log` in `folder`. Raises `RecordError` where Locust could not write its records.
     """
     with open_log(folder / "locust.log") as log:
         locust = Guarded(argv, log, grace_s=_STOP_GRACE_S, environment=environment)
@@ -86,7 +89,16 @@ def drive(
         code = locust.stop()
     if reason is None and code != 0:
         reason = f"Locust ended with exit code {code}: {_last_line(folder / 'locust.log')}"
+    if code != 0:
+        _refuse_unwritable(folder / "locust.log")
     return PassEnd(exit_code=code, reason=reason, n_requests=records.count())
+
+
+def _refuse_unwritable(log: Path) -> None:
+    """Raise `RecordError` where Locust ended because a record could not be written: no other pass could be, either."""
+    for line in log.read_text(errors="replace").splitlines():
+        if UNWRITABLE.search(line):
+            raise RecordError(line.strip()[:500])
 
 
 class RecordCounter:

@@ -10,6 +10,7 @@ Layout (INTERFACE: "Files of a run")::
     RUN/cells/CELL/engine.json, engine.log
     RUN/cells/CELL/cNN-rR/requests-*.jsonl         one line per request, one file per process
     RUN/cells/CELL/cNN-rR/server_metrics.jsonl     the server's own counters, 1 Hz
+    RUN/cells/CELL/cNN-rR/gpu_metrics.jsonl        power, memory and utilisation of each card, 1 Hz, where NVML tells
     RUN/cells/CELL/cNN-rR/client_health.jsonl      the load generator's own state, 1 Hz
 
 All times are offsets in seconds on the clock of the process that wrote them (`loadtest.clock`); every line carries
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import itertools
 import os
 import re
@@ -54,6 +56,7 @@ Outcome = Literal[
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 ANSWER_LIMIT_BYTES = 4096
+UNWRITABLE = re.compile("cannot write a record|cannot create a record file|the disk took")  # how JsonlWriter says it
 
 # What a clock of ours can have said; anything else in a file is damage.
 Seconds = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]  # an offset: within 30 years
@@ -175,6 +178,20 @@ class HealthSample:
     in_flight: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSample:
+    """One reading of one graphics card of this machine by NVML. Null: the card does not tell."""
+
+    t_s: Seconds
+    clock_anchor_unix_s: UnixSeconds
+    clock_speed: ClockSpeed
+    gpu: int  # NVML's index
+    power_w: float | None = None
+    memory_used_bytes: int | None = None
+    utilisation: float | None = None  # share of the last moments in which a kernel ran, 0 to 1
+    error: str | None = None  # why this reading failed
+
+
 def cell_id(engine: str, model: str, tp: int) -> str:
     """Identity of a cell, `ENGINE_MODEL_tpN`; of a path or a hub name only the last part counts.
 
@@ -255,6 +272,33 @@ def _create(directory: Path, stem: str) -> tuple[Path, int]:
         with contextlib.suppress(FileExistsError):
             return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
     raise AssertionError("numbers do not end")
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a run folder, so that no other run writes into it; the system lets go of it however this process ends.
+
+    Raises `RecordError`: another process holds it, or the disk refuses.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise RecordError(f"{folder}: cannot write here: {error.strerror}; name another --out") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
+            raise RecordError(
+                f"{folder}: expected a folder that no other run writes to, found process {holder}; name another --out"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
 
 
 def requests_stem() -> str:
@@ -401,6 +445,7 @@ class LevelRecords:
     server: tuple[ServerSample, ...]
     health: tuple[HealthSample, ...]
     torn: tuple[str, ...] = ()
+    gpu: tuple[GpuSample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,6 +507,7 @@ def read_level(folder: Path) -> LevelRecords:
         requests=tuple(_read_lines(sorted(folder.glob("requests-*.jsonl")), RequestRecord, torn)),
         server=tuple(_read_lines(sorted(folder.glob("server_metrics*.jsonl")), ServerSample, torn)),
         health=tuple(_read_lines(sorted(folder.glob("client_health*.jsonl")), HealthSample, torn)),
+        gpu=tuple(_read_lines(sorted(folder.glob("gpu_metrics*.jsonl")), GpuSample, torn)),
         torn=tuple(torn),
     )
 

@@ -72,6 +72,7 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     min_requests: int = 8
     duration_s: float | None = None
     warmup_requests: int = 1
+    workers: int = 1
     seed: int = 0
     slo: tuple[str, ...] = ()
     findings: str | None = None
@@ -135,7 +136,8 @@ class Study:
     """What to measure: cells x levels x repeats, one workload, one contract.
 
     A pass over a level of C streams sends `max(min_requests, requests_per_stream * C)` measured requests, or as many as
-    fit into `duration_s` where that is given; each stream sends `warmup_requests` before them.
+    fit into `duration_s` where that is given; each stream sends `warmup_requests` before them. `workers` processes of Locust
+    on this machine share the streams.
     """
 
     name: str
@@ -150,6 +152,7 @@ class Study:
     min_requests: int = 8
     duration_s: float | None = None
     warmup_requests: int = 1
+    workers: int = 1
     seed: int = 0
     slo: tuple[str, ...] = ()
     findings: str | None = None
@@ -165,6 +168,7 @@ class Study:
         _require(self.requests_per_stream >= 1, "requests_per_stream", "a number from 1 up", self.requests_per_stream)
         _require(self.min_requests >= 1, "min_requests", "a number from 1 up", self.min_requests)
         _require(self.warmup_requests >= 0, "warmup_requests", "a number from 0 up", self.warmup_requests)
+        _require(self.workers >= 1, "workers", "a number of processes from 1 up", self.workers)
         duration_s, price = self.duration_s, self.gpu_hour_price
         _require(duration_s is None or 0 < duration_s < math.inf, "duration_s", "seconds above 0", duration_s)
         _require(price is None or 0 <= price < math.inf, "gpu_hour", "a price from 0 up", price)

@@ -17,12 +17,12 @@ PARTS = {
     "cards": "hardware models roofline calibration",
     "asked": "prompts notation answers problems generators formats workload contract sequence settings manifest",
     "wire": "sse thinking reply client level telemetry",
-    "servers": "endpoint server_metrics launch preflight deaths guard guarded engines",
+    "servers": "endpoint server_metrics gpu_metrics launch preflight deaths guard guarded engines",
     "locust": "preparation user load_shapes",
     "simulator": "simulator",
-    "numbers": "columns window slo distributions curves acceleration health metrics compare findings",
+    "numbers": "columns window energy slo distributions curves acceleration health metrics compare findings",
     "page": "view verdict canvas timeplots plots report",
-    "studies": "study passes deployment estimate orchestrate fast_forward virtual_level",
+    "studies": "study passes watch deployment estimate orchestrate fast_forward virtual_level",
     "commands": "commands cli __main__",
 }
 # What each part may import beside itself and the foundations: the pipeline has one direction.
@@ -41,8 +41,8 @@ MAY_IMPORT = {
 }
 PART_OF = {module: part for part, modules in PARTS.items() for module in modules.split()}
 
-PURE = {"statistics", "columns", "window", "slo", "distributions", "curves", "acceleration", "health", "metrics", "compare",
-        "roofline", "view", "verdict"}  # fmt: skip
+PURE = {"statistics", "columns", "window", "energy", "slo", "distributions", "curves", "acceleration", "health", "metrics",
+        "compare", "roofline", "view", "verdict"}  # fmt: skip
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
 WRITERS = {"records", "guarded", "report"}
 PRINTERS = {"cli", "__main__", "calibration"}  # the last is a tool for developers: `python -m loadtest.calibration`

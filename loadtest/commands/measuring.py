@@ -26,6 +26,8 @@ def demo(arguments: argparse.Namespace, say: Say) -> str:
 def run(arguments: argparse.Namespace, say: Say) -> str:
     """A study, from its file to its page."""
     study = studies.select(studies.load(arguments.study), arguments.only)
+    if arguments.workers is not None:
+        study = replace(study, workers=arguments.workers)
     if arguments.dry_run:
         return _dry_run(study)
     if arguments.resume and arguments.out is None:
@@ -74,6 +76,7 @@ def _attached(arguments: argparse.Namespace) -> studies.Study:
         levels=studies.parse_levels(arguments.concurrency),
         duration_s=arguments.duration,
         warmup_requests=arguments.warmup_requests,
+        workers=arguments.workers,
         seed=arguments.seed,
         slo=tuple(arguments.slo),
         contract=contract,
