@@ -5,7 +5,7 @@ Runs after the stream has ended, in slices between which other streams are serve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from loadtest.client import Exchange
 
 SLICE_EVENTS = 32  # decoded at a time: about 0.06 ms
+EVENT_LIMIT_BYTES = 2**20  # a token's event has some hundred; one that is larger would hold up every other stream
+REFUSAL_LIMIT_BYTES = 65536  # what is looked at of a body that is no stream
 
 CountTokens = Callable[[str], int]
 
@@ -72,6 +74,10 @@ class _Stream:
             return
         if payload.startswith(b"[DONE]"):
             self.done = True
+            return
+        if len(payload) > EVENT_LIMIT_BYTES:
+            size = f"{len(payload)} bytes, expected at most {EVENT_LIMIT_BYTES}"
+            self._fail("protocol_error", "too_large", f"one event of {size}: {sse.excerpt(payload)}")
             return
         try:
             chunk = sse.decode_chunk(payload)
@@ -160,11 +166,20 @@ def read(
 
 
 def _refused(exchange: Exchange) -> Reply:
-    message, _ = sse.error_text(b"".join(exchange.pieces))
+    message, _ = sse.error_text(_start(exchange.pieces))
     text = f"HTTP {exchange.status}: {message}"
     return Reply(
         outcome="http_error", error=RequestError(kind=f"http_{exchange.status}", message=text, http_status=exchange.status)
     )
+
+
+def _start(pieces: Sequence[bytes]) -> bytes:
+    body = b""
+    for piece in pieces:
+        if len(body) >= REFUSAL_LIMIT_BYTES:
+            break
+        body += piece[: REFUSAL_LIMIT_BYTES - len(body)]
+    return body
 
 
 def _split(stream: _Stream, *, opened: bool) -> thinking.Split:
@@ -183,7 +198,7 @@ def _outcome(
     if exchange.outcome is not None and not (complete and exchange.outcome == "connection_error"):
         return exchange.outcome, exchange.error
     if not stream.events:
-        body = sse.excerpt(b"".join(exchange.pieces[:4]))
+        body = sse.excerpt(_start(exchange.pieces))
         message = f"expected an event stream, got {exchange.content_type or 'no content type'}: {body}"
         return "protocol_error", RequestError(kind="not_a_stream", message=message, http_status=exchange.status)
     if not complete:

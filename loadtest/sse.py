@@ -29,7 +29,8 @@ def events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]
     slow = _Lines()
     general = True
     for time_s, piece in reads:
-        if not general and piece.find(b"\n") == len(piece) - 2 and piece.startswith(b"data: ") and piece.endswith(b"\n"):
+        whole = piece.startswith(b"data: ") and piece.endswith(b"\n\n") and b"\r" not in piece
+        if whole and not general and piece.find(b"\n") == len(piece) - 2:
             yield time_s, piece[6:]  # one whole event in one read, as most are; JSON does not mind the blank line
         else:
             yield from slow.feed(time_s, piece)
@@ -41,7 +42,7 @@ class _Lines:
     """The general case: lines over any number of reads."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []  # of a line that has not ended: joined once, however many reads it takes
         self._skip_lf = False  # the last read ended in CR: a LF at the start of the next one belongs to it
         self._first = True
         self._data: list[bytes] = []
@@ -53,18 +54,22 @@ class _Lines:
         return not self._rest and not self._data and not self._skip_lf and not self._first
 
     def feed(self, time_s: float, piece: bytes) -> Iterator[tuple[float, bytes]]:
-        if self._skip_lf and piece:
-            piece = piece[1:] if piece.startswith(b"\n") else piece
-            self._skip_lf = False
-        lines = _LINE_END.split(self._rest + piece)
-        if self._first and len(lines) > 1:
-            lines[0] = lines[0].removeprefix(_BOM)
-            self._first = False
-        self._rest = lines.pop()
+        self._seen_s = time_s
+        if self._skip_lf:
+            piece = piece.removeprefix(b"\n")
         self._skip_lf = piece.endswith(b"\r")
+        lines = _LINE_END.split(piece)
+        tail = lines.pop()
+        if lines:
+            lines[0] = b"".join([*self._rest, lines[0]])
+            if self._first:
+                lines[0] = lines[0].removeprefix(_BOM)
+                self._first = False
+            self._rest.clear()
+        if tail:
+            self._rest.append(tail)
         for line in lines:
             yield from self._line(time_s, line)
-        self._seen_s = time_s
 
     def _line(self, time_s: float, line: bytes) -> Iterator[tuple[float, bytes]]:
         if line.startswith(b"data:"):
@@ -76,7 +81,7 @@ class _Lines:
 
     def end(self) -> Iterator[tuple[float, bytes]]:
         if self._rest:
-            yield from self._line(self._seen_s, self._rest)
+            yield from self._line(self._seen_s, b"".join(self._rest))
         yield from self._line(self._time_s, b"")
 
 

@@ -1,5 +1,7 @@
 """What a finished exchange means, on streams as real servers send them."""
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,28 @@ def test_a_server_that_tells_an_impossible_number_of_tokens_is_named(told):
     event = b'data: {"choices":[{"delta":{"content":"4"}}],"usage":{"completion_tokens":%s}}\n\n' % told.encode()
     found = read(exchange(event))
     assert (found.outcome, found.error.kind) == ("protocol_error", "bad_chunk")
+
+
+def test_an_event_too_large_for_a_token_is_not_decoded():
+    got = read(exchange(content("4"), content("x" * reply.EVENT_LIMIT_BYTES)))
+    assert (got.outcome, got.error.kind, got.chunk_s) == ("protocol_error", "too_large", (2.0,))
+    assert len(got.error.message) < 300
+
+
+def test_of_a_huge_refusal_the_start_is_shown():
+    got = read(exchange(*[b"no " * 10_000] * 1000, status=503))
+    assert got.error.message.startswith("HTTP 503: no no no")
+    assert len(got.error.message) < 200
+
+
+events = st.sampled_from(
+    [content("4"), content("</think>"), content("x", '"stop"'), counted(3), counted(2), b"data: [DONE]\n\n"]
+)
+
+
+@given(st.lists(events | st.binary(max_size=30), max_size=12).map(b"".join), st.data(), st.sampled_from([200, 500, None]))
+def test_any_bytes_mean_the_same_however_they_are_cut_and_never_raise(whole, data, status):
+    edges = [0, *sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8))), len(whole)]
+    one, cut = read(exchange(whole, status=status)), read(exchange(*(whole[a:b] for a, b in pairwise(edges)), status=status))
+    assert replace(cut, chunk_s=()) == replace(one, chunk_s=())
+    assert len(cut.chunk_s) == len(one.chunk_s)

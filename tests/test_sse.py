@@ -53,6 +53,24 @@ def test_however_the_bytes_are_cut_the_events_are_the_same(messages, end, data):
     assert [time for time, _ in found] == sorted(time for time, _ in found)
 
 
+pieces_of_sse = st.sampled_from([b"data: ", b"data:", b"data: a", b"\n", b"\r", b"\r\n", b"\n\n", b": c", b"\xef\xbb\xbf"])
+
+
+@given(st.lists(pieces_of_sse | st.binary(max_size=4), max_size=20).map(b"".join), st.data())
+def test_any_bytes_give_the_same_events_however_they_are_cut(whole, data):
+    edges = [0, *sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8))), len(whole)]
+    cut = payloads(*(whole[a:b] for a, b in pairwise(edges)))
+    assert [payload for _, payload in cut] == [payload for _, payload in payloads(whole)]
+    assert sum(len(payload) for _, payload in cut) <= len(whole)
+
+
+def test_a_line_without_end_is_joined_once():
+    """Joined at every read, these 16 MB would take minutes."""
+    whole = b"data: " + b"x" * 2**24 + b"\n\n"
+    reads = [whole[i : i + 4096] for i in range(0, len(whole), 4096)]
+    assert [len(payload) for _, payload in payloads(*reads)] == [2**24]
+
+
 def test_an_event_has_the_time_of_the_read_that_completed_its_data():
     reads = [(1.0, b"data: x\n\n"), (2.0, b"data: ab"), (5.0, b"c\n"), (9.0, b"\ndata: d\n\n")]
     assert list(sse.events(reads)) == [(1.0, b"x"), (5.0, b"abc"), (9.0, b"d")]
