@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -15,6 +15,7 @@ from loadtest.errors import EngineError, UsageError
 _TIMEOUT_S = 10.0
 _LIMIT_BYTES = 8_000_000  # of a reply; vLLM's /metrics takes 40 kB
 _NAME_CHARS = 256
+_MOST_MODELS = 100
 if TYPE_CHECKING:
     import httpx
 
@@ -42,6 +43,7 @@ class ServerInfo:
     clock_speed: float = 1.0
     tp: int | None = None
     gpu: str | None = None
+    models: tuple[str, ...] = ()  # all that it serves, 100 at most
 
 
 def normalise_url(base_url: str) -> str:
@@ -74,8 +76,8 @@ def is_loopback(base_url: str) -> bool:
 
 
 def headers(api_key: str | None) -> dict[str, str]:
-    """Headers of a request of ours: the key given, else the environment's, else none."""
-    key = api_key or credentials.api_key()
+    """Headers of a request of ours: the key given (an empty one: none), else the environment's, else none."""
+    key = credentials.api_key() if api_key is None else api_key
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -133,23 +135,33 @@ def client(base_url: str, *, api_key: str | None = None, timeout_s: float = _TIM
         raise UsageError(f"HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// addresses: {error}") from None
 
 
-def probe(base_url: str, api_key: str | None = None, timeout_s: float = _TIMEOUT_S) -> ServerInfo:
+def probe(
+    base_url: str, api_key: str | None = None, timeout_s: float = _TIMEOUT_S, *, model: str | None = None
+) -> ServerInfo:
     """Find out which engine answers at `base_url`, which model it serves, and whether it is a simulation.
+
+    Of several models it tells of the one called `model`, else of the first.
 
     Raises `EngineError`: nobody answers, the key is missing or wrong, the answer is not that of an OpenAI-compatible server.
     """
     base_url = normalise_url(base_url)
     with client(base_url, api_key=api_key, timeout_s=timeout_s) as asking:
-        first = _first_model(_required(asking, base_url, "/v1/models"), base_url)
-        version = _optional(asking, base_url, "/version")
-        if version.get("simulated") is True:
-            return _simulated(first, version)
-        owner = first.get("owned_by")
-        if owner == "sglang":
-            details = _optional(asking, base_url, "/server_info") or _optional(asking, base_url, "/get_server_info")
-            return _info("sglang", first, details.get("version"), details.get("tp_size"))
-        if owner == "vllm":
-            return _info("vllm", first, version.get("version"), None)
+        listed = _models(_required(asking, base_url, "/v1/models"), base_url)
+        first = next((one for one in listed if model is not None and one.get("id") == model), listed[0] if listed else {})
+        names = tuple(filter(None, (_text(one.get("id")) for one in listed[:_MOST_MODELS])))
+        return replace(_found(asking, base_url, first), models=names)
+
+
+def _found(asking: Any, base_url: str, first: Mapping[str, Any]) -> ServerInfo:
+    version = _optional(asking, base_url, "/version")
+    if version.get("simulated") is True:
+        return _simulated(first, version)
+    owner = first.get("owned_by")
+    if owner == "sglang":
+        details = _optional(asking, base_url, "/server_info") or _optional(asking, base_url, "/get_server_info")
+        return _info("sglang", first, details.get("version"), details.get("tp_size"))
+    if owner == "vllm":
+        return _info("vllm", first, version.get("version"), None)
     return _info("other", first, version.get("version"), None)
 
 
@@ -211,11 +223,11 @@ def _required(client: Any, base_url: str, path: str) -> object:
         raise EngineError(f"{where}: expected JSON of an OpenAI-compatible server, got {kind}; is the URL right?") from None
 
 
-def _first_model(value: object, base_url: str) -> dict[str, Any]:
+def _models(value: object, base_url: str) -> list[dict[str, Any]]:
     models = value.get("data") if isinstance(value, dict) else None
     if not isinstance(models, list):
         raise EngineError(f'{base_url}/v1/models: expected {{"data": [...]}} of an OpenAI-compatible server, got other JSON')
-    return next((model for model in models if isinstance(model, dict)), {})
+    return [model for model in models if isinstance(model, dict)]
 
 
 def _optional(client: Any, base_url: str, path: str) -> dict[str, Any]:

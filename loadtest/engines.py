@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -50,11 +51,13 @@ _VITAL = ("VLLM::EngineCore", "VLLM::Worker", "sglang::scheduler", "sglang::deto
 class Server:
     """One runtime of ours, from start to stop; leaving the `with` block stops it, and so does our own death.
 
-    `log` receives everything it prints (null: our own standard output). `exit_code` is known once it has ended.
+    `log` receives everything it prints (null: our own standard output). `exit_code` is known once it has ended. It inherits
+    no variable of `withheld`, nor those that are known to hold keys.
     """
 
-    def __init__(self, spec: LaunchSpec, log: Path | None) -> None:
+    def __init__(self, spec: LaunchSpec, log: Path | None, withheld: Collection[str] = ()) -> None:
         self.spec = spec
+        self._withheld = {*WITHHELD, *withheld}
         self.log = log
         self.base_url = f"http://{HOST}:{spec.port}"
         self.argv, self.settings = command(spec)
@@ -75,7 +78,7 @@ class Server:
         if not self.spec.simulated:
             preflight.check_installed(self.spec.engine)
         preflight.check_port_free(self.spec.port)
-        environment = {name: value for name, value in os.environ.items() if name not in WITHHELD}
+        environment = {name: value for name, value in os.environ.items() if name not in self._withheld}
         with self._open_log() as output:
             self._process = Guarded(self.argv, output, grace_s=STOP_GRACE_S, environment=environment | self.settings)
 

@@ -67,6 +67,9 @@ def execute(study: Study, out: Path, *, resume: bool = False, force: bool = Fals
     stopped and the manifest says so.
     """
     workload, contract = asked(study)
+    for cell in study.cells:
+        with credentials.named(cell.api_key_env):
+            pass  # is the key there?
     resumed = resume and has_run(out)
     blocked = {} if force else _blocked(study, contract)
     if len(blocked) == len(study.cells) and not resumed:
@@ -171,6 +174,12 @@ def _run_cell(journey: _Journey, cell: Cell, repeat: int) -> None:
     if not levels:
         journey.say(f"{cell.id}: pass {repeat} is on disk already")
         return
+    with credentials.named(cell.api_key_env):
+        _measure(journey, cell, levels, repeat)
+
+
+def _measure(journey: _Journey, cell: Cell, levels: list[int], repeat: int) -> None:
+    """One pass over each of `levels` of a cell, and in engine.json what became of it."""
     facts = facts_of(cell)
     path = journey.out / "cells" / cell.id / "engine.json"
     try:
@@ -186,8 +195,9 @@ def _run_cell(journey: _Journey, cell: Cell, repeat: int) -> None:
         journey.say(f"{cell.id}: refused: {error}")
     except EngineError as error:
         ended = "skipped" if cell.id in journey.blocked else "failed"
-        facts.update(status="died" if facts["status"] == "died" else ended, reason=str(error))
-        journey.note(f"{cell.id}: {error}")
+        reason = credentials.redacted(str(error))
+        facts.update(status="died" if facts["status"] == "died" else ended, reason=reason)
+        journey.note(f"{cell.id}: {reason}")
     finally:
         facts["stopped_unix_s"] = time.time()
         records.write_json(path, facts)
@@ -239,7 +249,8 @@ def _target(
     spec = launch_spec(cell, journey.contract, port=_free_port())
     facts["command"], facts["env"] = engines.command(spec)
     journey.say(f"{cell.id}: starting")
-    with engines.Server(spec, journey.out / "cells" / cell.id / "engine.log") as server:
+    log = journey.out / "cells" / cell.id / "engine.log"
+    with engines.Server(spec, log, _key_variables(journey.study)) as server:
         server.wait_ready()
         facts["ready_unix_s"] = time.time()
         target = _attached(server.base_url, cell, facts)
@@ -248,17 +259,30 @@ def _target(
     facts["exit_code"] = server.exit_code
 
 
+def _key_variables(study: Study) -> set[str]:
+    """The variables in which a study's cells have their keys: for nobody but Locust, under its own name."""
+    return {cell.api_key_env for cell in study.cells if cell.api_key_env is not None}
+
+
 def _attached(base_url: str, cell: Cell, facts: dict[str, Any]) -> passes.Target:
-    info = engines.probe(base_url)
-    if info.simulated and not cell.simulated:
-        raise EngineError(
-            f"{base_url}: engine: expected {cell.engine}, got the simulator {info.engine}; say --engine {info.engine}"
-        )
+    info = engines.probe(base_url, model=cell.model)
+    if info.engine not in ("other", cell.engine) and (info.simulated or cell.engine != "other"):
+        kind = "the simulator " if info.simulated else ""
+        raise EngineError(f"{base_url}: engine: expected {cell.engine}, got {kind}{info.engine}; say --engine {info.engine}")
     facts["engine_version"] = info.version
     facts["server_info"] = msgspec.to_builtins(info)
     facts["clock_speed"] = info.clock_speed
-    served = cell.model if cell.base_url is not None and info.model is None else info.model or cell.model
-    return passes.Target(base_url=base_url, served_model=served, clock_speed=info.clock_speed)
+    return passes.Target(base_url=base_url, served_model=_served(base_url, cell, info), clock_speed=info.clock_speed)
+
+
+def _served(base_url: str, cell: Cell, info: engines.ServerInfo) -> str:
+    """What the server calls the cell's model: the same, or whatever it calls the only one that it has."""
+    if cell.model in info.models or not info.models:
+        return cell.model
+    if len(info.models) > 1:
+        known = ", ".join(info.models[:8])
+        raise EngineError(f"{base_url}: model: expected one of {known}, got {cell.model}; name it as the server does")
+    return info.models[0]
 
 
 def _check_fit(journey: _Journey, cell: Cell, facts: dict[str, Any]) -> None:
@@ -311,7 +335,11 @@ def _run_pass(
     before = watch.Moment.now()
     with watch.sampling(target, folder, cards=_is_here(target)) as unwritable:
         end = passes.drive(
-            argv, folder, _environment(cell), died=lambda: unwritable() or died(), tell=_teller(journey, cell, level)
+            argv,
+            folder,
+            _environment(journey.study, cell),
+            died=lambda: unwritable() or died(),
+            tell=_teller(journey, cell, level),
         )
     after = watch.Moment.now()
     clocks = watch.ClockChanges.between(before, after)
@@ -333,10 +361,11 @@ def _is_here(target: passes.Target) -> bool:
     return engines.is_loopback(target.base_url)
 
 
-def _environment(cell: Cell) -> dict[str, str]:
-    """What Locust inherits: the key only where the server is not ours, and so may want one."""
-    own = cell.base_url is None
-    return {name: value for name, value in os.environ.items() if not (own and name in credentials.WITHHELD)}
+def _environment(study: Study, cell: Cell) -> dict[str, str]:
+    """What Locust inherits: the key only where the server is not ours, and so may want one, and no other's."""
+    withheld = _key_variables(study) | (set(credentials.WITHHELD) if cell.base_url is None else set())
+    withheld -= {credentials.KEY_VARIABLES[0]} if cell.base_url is not None else set()
+    return {name: value for name, value in os.environ.items() if name not in withheld}
 
 
 def _teller(journey: _Journey, cell: Cell, level: int) -> Callable[[int], None]:

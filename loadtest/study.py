@@ -47,6 +47,7 @@ class _CellTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     tp: int | tuple[int, ...] = 1
     gpu: str | None = None
     base_url: str | None = None
+    api_key_env: str | None = None
     context_tokens: int | None = None
     yarn: bool = False
     memory_fraction: float | None = None
@@ -82,13 +83,17 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One engine x model x tensor-parallel size x GPU; with `base_url` it is measured as it runs, else it is started."""
+    """One engine x model x tensor-parallel size x GPU; with `base_url` it is measured as it runs, else it is started.
+
+    `api_key_env` names the variable that holds its key (null: LOADTEST_API_KEY, else OPENAI_API_KEY).
+    """
 
     engine: Engine
     model: str
     tp: int = 1
     gpu: str | None = None
     base_url: str | None = None
+    api_key_env: str | None = None
     context_tokens: int | None = None
     yarn: bool = False
     memory_fraction: float | None = None
@@ -113,6 +118,12 @@ class Cell:
         _require(ours is None, "args", "neither --host nor --port, as a server of ours listens on 127.0.0.1 alone", ours)
         secret = first_secret(self.args)
         _require(secret is None, "args", "no key on a command line, where it would be recorded", secret)
+        _require(
+            self.api_key_env is None or (not started and re.fullmatch("[A-Z][A-Z0-9_]*", self.api_key_env) is not None),
+            "api_key_env",
+            "the name of an environment variable, such as GROQ_API_KEY, of a cell with a base_url",
+            "something else",
+        )
         if self.base_url is not None:
             _explained("base_url", normalise_url, self.base_url)
         if self.gpu is not None:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import orchestrate, preflight, records
-from loadtest.errors import EngineError, RecordError
+from loadtest import credentials, deployment, engines, orchestrate, preflight, records
+from loadtest.contract import Contract
+from loadtest.errors import EngineError, RecordError, UsageError
 from loadtest.guard import descendants
 from loadtest.study import Cell, Study
+from tests import fake_server
 
 SIMULATED = Cell(engine="vllm-sim", model="qwq-32b-awq", gpu="l20", clock_speed=200.0, args=("--length-scale", "0.02"))
 STUDY = Study(name="small", workload="math:n=8,seed=1", cells=(SIMULATED,), levels=(1, 2), min_requests=3, seed=1)
@@ -146,6 +148,80 @@ def test_forced_it_fails_for_real_and_says_how(tmp_path):
     facts = engine_json(tmp_path / "run", big)
     assert facts["status"] == "failed"
     assert "memory" in facts["reason"]
+
+
+@pytest.fixture
+def hosted(tmp_path_factory):
+    """A server that wants a key, as hosted ones do, and serves two models; what it was told is in `asked`."""
+    models = {"data": [{"id": "llama"}, {"id": "m"}]}
+    with fake_server.serving({"/v1/models": models}) as server:
+        yield server
+
+
+KEY = "gsk-0123456789abcdef"
+
+
+def test_each_hosted_cell_has_its_own_key_and_no_file_has_any(hosted, tmp_path, monkeypatch):
+    for name in credentials.WITHHELD:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GROQ_API_KEY", KEY)
+    cell = Cell(engine="other", model="m", base_url=hosted.url, api_key_env="GROQ_API_KEY")
+    study = replace(STUDY, cells=(cell, SIMULATED), levels=(1,), min_requests=1, warmup_requests=0)
+    orchestrate.execute(study, tmp_path / "run", say=silent)
+    told = {headers.get("authorization") for path, headers in hosted.asked if path.startswith("/v1")}
+    assert told == {f"Bearer {KEY}"}
+    assert ("/v1/chat/completions", True) in {(path, KEY in headers["authorization"]) for path, headers in hosted.asked}
+    assert os.environ["GROQ_API_KEY"] == KEY
+    assert engine_json(tmp_path / "run", cell)["server_info"]["model"] == "m", "not the first one it lists"
+    assert engine_json(tmp_path / "run", SIMULATED)["status"] == "ok"
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
+
+
+def test_a_key_that_is_not_set_is_named_before_anything_starts(hosted, tmp_path, monkeypatch):
+    monkeypatch.delenv("GROQ_API_KEY", raising=False)
+    cell = Cell(engine="other", model="m", base_url=hosted.url, api_key_env="GROQ_API_KEY")
+    with pytest.raises(UsageError, match="GROQ_API_KEY: expected the key for a server in this variable, found it empty"):
+        orchestrate.execute(replace(STUDY, cells=(cell,)), tmp_path / "run", say=silent)
+    assert not (tmp_path / "run").exists()
+    assert hosted.asked == []
+
+
+def test_a_model_that_the_server_does_not_name_is_refused(hosted, tmp_path):
+    cell = Cell(engine="other", model="qwq", base_url=hosted.url)
+    [problem] = orchestrate.execute(replace(STUDY, cells=(cell,)), tmp_path / "run", say=silent)
+    assert "model: expected one of llama, m, got qwq; name it as the server does" in problem
+
+
+def test_a_server_of_another_kind_is_refused(tmp_path):
+    with fake_server.serving({"/v1/models": {"data": [{"id": "m", "owned_by": "sglang"}]}}) as server:
+        cell = Cell(engine="vllm", model="m", base_url=server.url)
+        [problem] = orchestrate.execute(replace(STUDY, cells=(cell,)), tmp_path / "run", say=silent)
+    assert "engine: expected vllm, got sglang; say --engine sglang" in problem
+
+
+def test_keys_of_other_cells_reach_no_runtime(tmp_path, monkeypatch):
+    monkeypatch.setenv("GROQ_API_KEY", KEY)
+    hidden = orchestrate._key_variables(
+        replace(
+            STUDY,
+            cells=(Cell(engine="other", model="m", base_url="http://127.0.0.1:9", api_key_env="GROQ_API_KEY"), SIMULATED),
+        )
+    )
+    assert hidden == {"GROQ_API_KEY"}
+    spec = deployment.launch_spec(SIMULATED, Contract(), port=orchestrate._free_port())
+    with engines.Server(spec, tmp_path / "log", hidden) as server:
+        server.wait_ready(60)
+        [simulator] = descendants(server.pid)
+        environment = Path(f"/proc/{simulator}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert KEY.encode() not in environment
+
+
+@pytest.mark.parametrize("name", ["sk-0123", "groq key", ""])
+def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated(name):
+    with pytest.raises(UsageError, match="api_key_env: expected the name of an environment variable") as caught:
+        Cell(engine="other", model="m", base_url="http://127.0.0.1:9", api_key_env=name)
+    assert not name or name not in str(caught.value)
 
 
 def test_a_server_that_dies_is_explained_and_the_next_cell_is_measured(tmp_path):

@@ -40,7 +40,7 @@ def attach(arguments: argparse.Namespace, say: Say) -> str:
     """A server that already runs, measured as a study of one cell; the command line is checked first."""
     study = _attached(arguments)
     deployment.asked(study)
-    info = engines.probe(arguments.base_url)
+    info = engines.probe(arguments.base_url, model=arguments.model)
     cell = replace(
         study.cells[0],
         engine=arguments.engine or cast("studies.Engine", info.engine),
