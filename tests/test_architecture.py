@@ -16,11 +16,11 @@ PARTS = {
     "foundations": "errors clock records units constants statistics credentials resources environment",
     "cards": "hardware models roofline calibration",
     "asked": "prompts notation answers problems generators formats workload contract sequence settings manifest",
-    "wire": "sse thinking reply client level telemetry",
+    "wire": "sse thinking reply http1 connection client level telemetry",
     "servers": "endpoint server_metrics gpu_metrics launch preflight deaths guard guarded engines",
-    "locust": "preparation user load_shapes",
+    "locust": "preparation user load_shapes dialogue router",
     "simulator": "simulator",
-    "numbers": "columns window energy slo distributions curves acceleration health metrics compare findings",
+    "numbers": "columns window energy slo distributions curves acceleration health metrics effects compare findings",
     "page": "view verdict canvas timeplots plots report",
     "studies": "study passes watch deployment estimate orchestrate fast_forward virtual_level",
     "commands": "commands cli __main__",
@@ -42,7 +42,7 @@ MAY_IMPORT = {
 PART_OF = {module: part for part, modules in PARTS.items() for module in modules.split()}
 
 PURE = {"statistics", "columns", "window", "energy", "slo", "distributions", "curves", "acceleration", "health", "metrics",
-        "compare", "roofline", "view", "verdict"}  # fmt: skip
+        "compare", "effects", "roofline", "view", "verdict"}  # fmt: skip
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
 WRITERS = {"records", "guarded", "report"}
 PRINTERS = {"cli", "__main__", "calibration"}  # the last is a tool for developers: `python -m loadtest.calibration`
@@ -140,7 +140,7 @@ def test_what_is_pure_reads_no_clock_and_no_disk(module):
 def test_only_the_user_imports_locust_and_only_the_wire_gevent(path):
     used = {name.split(".")[0] for name in imports(parse(path))}
     assert "locust" not in used or place(path) in LOCUST
-    assert not used & {"gevent", "pycurl"} or place(path) in GEVENT
+    assert "gevent" not in used or place(path) in GEVENT
 
 
 def calls(path: Path) -> list[ast.Call]:

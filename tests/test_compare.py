@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest import columns, compare, statistics
+from loadtest import columns, compare, effects, statistics
+from loadtest.errors import UsageError
 from tests import builders
 
 LEVELS = (1, 2, 4)
@@ -30,7 +31,7 @@ def verdicts(repeats, seed, ratio=1.0, **options):
         )
         for c in LEVELS
     ]
-    return compare.judge(pairs)
+    return compare.judge([compare.Pair({}, pairs)])
 
 
 @pytest.mark.parametrize(("repeats", "studies"), [(1, 200), (3, 100)])
@@ -44,10 +45,10 @@ def test_an_a_a_study_says_no_detectable_difference(repeats, studies):
 
 
 def simulated_study(rng, ratio, n, noise, levels=4):
-    effects = [
-        compare._paired(math.log(ratio) + rng.normal(0, noise, n) - rng.normal(0, noise, n), "paired") for _ in range(levels)
+    found = [
+        effects._paired(math.log(ratio) + rng.normal(0, noise, n) - rng.normal(0, noise, n), "paired") for _ in range(levels)
     ]
-    return effects, statistics.holm([one.p_value for one in effects])
+    return found, statistics.holm([one.p_value for one in found])
 
 
 def test_over_many_a_a_studies_the_rate_of_false_alarms_is_the_one_stated():
@@ -63,10 +64,10 @@ def test_a_true_five_percent_is_found_at_the_power_it_states():
     n, noise = 30, 0.055
     found, smallest = [], []
     for _ in range(1000):
-        effects, adjusted = simulated_study(rng, 1.05, n, noise)
-        smallest.append(effects[0].smallest_detectable_ratio(4))
-        found.append(effects[0].p_value <= 0.05 / 4)
-        assert adjusted[0] <= 4 * effects[0].p_value
+        tested, adjusted = simulated_study(rng, 1.05, n, noise)
+        smallest.append(tested[0].smallest_detectable_ratio(4))
+        found.append(tested[0].p_value <= 0.05 / 4)
+        assert adjusted[0] <= 4 * tested[0].p_value
     assert np.mean(smallest) == pytest.approx(1.05, abs=0.004)
     assert 0.75 <= np.mean(found) <= 0.87
 
@@ -75,7 +76,7 @@ def test_the_interval_of_a_ratio_covers_the_truth():
     rng = np.random.default_rng(3)
     hits = []
     for _ in range(1000):
-        effect = compare._welch(rng.normal(0.05, 0.3, 12), rng.normal(0, 0.1, 20), "requests")
+        effect = effects._welch(rng.normal(0.05, 0.3, 12), rng.normal(0, 0.1, 20), "requests")
         low, high = effect.interval()
         hits.append(low <= math.exp(0.05) <= high)
     assert 0.92 <= np.mean(hits) <= 0.98
@@ -95,9 +96,9 @@ def test_a_real_difference_is_found_and_named_right():
 
 
 def test_the_unit_is_the_pass_from_three_passes_on_else_the_prompt_else_the_request():
-    methods = [compare.effect(passes(2, n, 1), passes(2, n, 2), "ttft_s").method for n in (1, 3)]
+    methods = [effects.effect(passes(2, n, 1), passes(2, n, 2), "ttft_s").method for n in (1, 3)]
     assert methods == ["paired by prompt, equal work", "paired by pass"]
-    unequal = compare.effect(passes(2, 1, 1), passes(2, 1, 2, tokens=70), "time_to_final_answer_s")
+    unequal = effects.effect(passes(2, 1, 1), passes(2, 1, 2, tokens=70), "time_to_final_answer_s")
     assert unequal.method.startswith("requests of unequal work")
 
 
@@ -105,16 +106,16 @@ def test_a_noisy_machine_is_seen_only_between_passes():
     """Every pass has a pace of its own: prompts within one pass cannot know, passes do, and the interval widens."""
     left = [passes(1, 1, s, gap_s=0.03 * pace)[0] for s, pace in ((1, 1.0), (2, 1.2), (3, 0.85))]
     right = [passes(1, 1, s, gap_s=0.03 * pace)[0] for s, pace in ((4, 1.1), (5, 0.9), (6, 1.05))]
-    effect = compare._by_pass(left, right, "tokens_per_s_per_user")
-    alone = compare.effect(left[:1], right[:1], "tokens_per_s_per_user")
+    effect = effects._by_pass(left, right, "tokens_per_s_per_user")
+    alone = effects.effect(left[:1], right[:1], "tokens_per_s_per_user")
     assert alone.p_value < 0.01
     assert effect.p_value > 0.1
 
 
 def test_too_few_and_not_comparable_give_no_ratio():
-    few = compare.judge([(1, passes(1, 1, 1, n=3), passes(1, 1, 2, n=3))])
+    few = compare.judge([compare.Pair({}, [(1, passes(1, 1, 1, n=3), passes(1, 1, 2, n=3))])])
     assert {row["verdict"] for row in few if row["metric"] == "ttft_s"} == {"too few samples"}
-    other = compare.judge([(1, passes(1, 1, 1), passes(1, 1, 2))], "mode")
+    other = compare.judge([compare.Pair({}, [(1, passes(1, 1, 1), passes(1, 1, 2))], ("mode",))])
     assert {(row["verdict"], row["reason"]) for row in other} == {("not comparable", "different mode")}
     assert all(row["ratio"]["value"] is None for row in other)
 
@@ -133,8 +134,8 @@ def test_censored_times_use_means_up_to_a_common_time():
         ]
 
     left, right = cut(1, 0.03), cut(2, 0.03)
-    effect = compare._restricted(
-        *compare._pooled(left, "time_to_final_answer_s"), *compare._pooled(right, "time_to_final_answer_s")
+    effect = effects._restricted(
+        *effects._pooled(left, "time_to_final_answer_s"), *effects._pooled(right, "time_to_final_answer_s")
     )
     assert effect.method.startswith("some times censored")
     low, high = effect.interval()
@@ -162,13 +163,65 @@ def test_why_names_the_cause():
     assert parts["waiting_s"] == pytest.approx(0.0, abs=1e-9)
 
 
+def one_cell(engine="vllm", model="qwq-32b-awq", gap_s=0.03, seed=0, facts=None, **manifest):
+    made = builders.closed_loop(1, 10, gap_s=gap_s, seed=seed)
+    return builders.run([builders.cell([builders.level(made)], engine, model, **(facts or {}))], **manifest)
+
+
 def test_runs_are_compared_cell_by_cell_and_regressions_listed():
     old = builders.study(engines=("vllm",), levels=(1,), n=10)
-    slow = builders.closed_loop(1, 10, gap_s=0.04)
-    new = builders.run([builders.cell([builders.level(slow)], "vllm")])
-    found = compare.runs(old, new)
+    slow = one_cell(gap_s=0.04)
+    found = compare.runs(old, slow)
     assert {row["metric"] for row in found["regressions"]} >= {"time_to_final_answer_s", "tokens_per_s_per_user"}
-    assert compare.runs(old, new, tolerance=0.9)["regressions"] == []
-    natural = builders.run([builders.cell([builders.level(slow)], "vllm")], mode="equal-work")
-    assert {row["reason"] for row in compare.runs(old, natural)["comparisons"]} == {"different mode"}
+    assert compare.runs(old, slow, tolerance=0.2)["regressions"]
+    assert compare.runs(old, slow, tolerance=0.3)["regressions"] == []  # a third slower, not shown to be by more than 30 %
     assert compare.runs(old, old)["regressions"] == []
+    assert compare.runs(slow, old)["regressions"] == []  # faster is none
+    row = next(row for row in found["comparisons"] if row["metric"] == "time_to_final_answer_s")
+    assert row["why"]["seconds_per_token_s"] == pytest.approx(row["why"]["difference_s"], rel=0.2)
+
+
+def test_runs_that_were_asked_for_different_things_are_refused_by_name():
+    with pytest.raises(UsageError, match=r"top_k \(40 against 20\).* --allow top_k$"):
+        compare.runs(one_cell(), one_cell(contract={"temperature": 0.6, "top_k": 20}))
+    with pytest.raises(UsageError, match=r"--allow temperature --allow workload --allow mode"):
+        compare.runs(one_cell(), one_cell(contract={"temperature": 0.7}, mode="equal-work", workload={"identity": "cd"}))
+    allowed = compare.runs(one_cell(), one_cell(contract={"top_k": 20}), allow=["top_k"])
+    assert allowed["allowed"] == ["top_k"]
+    assert {row["verdict"] for row in allowed["comparisons"]} == {"no detectable difference"}
+    with pytest.raises(UsageError, match="--allow topk"):
+        compare.runs(one_cell(), one_cell(), allow=["topk"])
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [({"model": "qwq-32b"}, "model"), ({"facts": {"gpu": "h20"}}, "gpu"), ({"engine": "vllm-sim"}, "simulated")],
+)
+def test_cells_that_differ_in_what_was_served_are_refused_by_name(change, key):
+    with pytest.raises(UsageError, match=f"--allow {key}"):
+        compare.runs(one_cell(), one_cell(**change))
+    assert compare.runs(one_cell(), one_cell(**change), allow=[key])["comparisons"]
+
+
+def test_cells_are_matched_by_id_then_by_what_they_serve():
+    """vllm_tp1 has its like; sglang_tp2 stands against vllm_tp2, the only one left on two cards; a third has none."""
+    old = [builders.cell([], "vllm"), builders.cell([], "sglang", tp=2), builders.cell([], "sglang", "qwq-32b")]
+    new = [builders.cell([], "vllm"), builders.cell([], "vllm", tp=2)]
+    pairs = [(a.id, b.id) for a, b in compare.matched(old, new)]
+    assert pairs == [
+        ("sglang_qwq-32b-awq_tp2", "vllm_qwq-32b-awq_tp2"),
+        ("vllm_qwq-32b-awq_tp1", "vllm_qwq-32b-awq_tp1"),
+    ]
+    two = [builders.cell([], "sglang"), builders.cell([], "sglang-sim")]
+    assert compare.matched([builders.cell([], "vllm")], two) == []  # which of the two is not ours to guess
+
+
+def test_what_has_no_partner_is_said():
+    both = builders.study(levels=(1, 2), n=8)
+    less = builders.study(engines=("vllm",), levels=(1,), n=8)
+    assert compare.runs(both, less)["not_compared"] == [
+        "sglang_qwq-32b-awq_tp1: only in the baseline",
+        "vllm_qwq-32b-awq_tp1: only the baseline has 2 users",
+    ]
+    with pytest.raises(UsageError, match="no cell"):
+        compare.runs(both, builders.run([]))
