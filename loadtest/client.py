@@ -27,6 +27,7 @@ from loadtest.records import Outcome, RequestError
 
 CHECK_INTERVAL_S = 0.1  # wall: how often some of the streams are held against their limits (each time wakes the loop),
 CHECK_STREAMS = 128  # and how many at a time, so that tokens never wait for it by more than about 0.1 ms
+HELD_BYTES = 128  # for each read beside its bytes: a float, an object's head, two places in lists
 READABLE = 1  # of libev
 _TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content|text)"\s*:\s*"[^"]')
 
@@ -176,15 +177,20 @@ class SocketTransport:
     def _connect(self, exchange: Exchange) -> Connection:
         began = time.monotonic()
         try:
-            return self._server.connect(self.limits.connect_s)
+            return self._connected()
         finally:
             exchange.connect_wall_s = time.monotonic() - began
 
     def _try_to_connect(self) -> Connection | None:
         try:
-            return self._server.connect(self.limits.connect_s)
+            return self._connected()
         except ConnectError:
             return None
+
+    def _connected(self) -> Connection:
+        limit_s = self.limits.connect_s
+        with gevent.Timeout(limit_s, ConnectError("connect_timeout", f"not connected within {limit_s:g} s")):
+            return self._server.connect(limit_s)
 
     def _stream(self, exchange: Exchange, connection: Connection) -> None:
         """Write the request and sleep until its response has ended, well or badly."""
@@ -213,7 +219,7 @@ class SocketTransport:
         some, self._unchecked = self._unchecked[:CHECK_STREAMS], self._unchecked[CHECK_STREAMS:]
         now = time.monotonic()
         for exchange in some:
-            stream = self._active.get(exchange)
+            stream = None if exchange.done.is_set() else self._active.get(exchange)
             broken = stream and overdue(exchange, now, self.limits, self._speed)
             if stream and broken:
                 stream.give_up(*broken)
@@ -238,13 +244,16 @@ class _Stream:
     def write(self, request: bytes) -> None:
         """Send the request. An answer may come before all of it is sent (a refusal), and is read meanwhile."""
         exchange = self._exchange
+        self._watcher.start(self._reader())
+        left = memoryview(request)
         exchange.sent = time.monotonic()
         try:
-            left = memoryview(request)[self._connection.send(request) :]
-            self._watcher.start(self._reader())
+            left = left[self._connection.send(left) :]
             while left and not exchange.done.is_set():
                 gevent.socket.wait_write(self._connection.fd)
                 left = left[self._connection.send(left) :]
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the server reads no more: what it said before comes to the reader, and then the end
         except OSError as error:
             self._broken(error)
 
@@ -268,7 +277,7 @@ class _Stream:
                 return
             stamp(at)
             keep(body)
-            self._left_bytes -= len(body)
+            self._left_bytes -= len(body) + HELD_BYTES
             if self._left_bytes < 0:
                 self._too_large()
 
@@ -294,7 +303,7 @@ class _Stream:
         if body:
             exchange.reads.append(at)
             exchange.pieces.append(body)
-            self._left_bytes -= len(body)
+            self._left_bytes -= len(body) + HELD_BYTES
         if self._left_bytes < 0:
             self._too_large()
         elif response.done:
@@ -350,7 +359,7 @@ def _head(server: Server, api_key: str | None) -> bytes:
 def overdue(exchange: Exchange, now: float, limits: Limits, speed: float = 1.0) -> tuple[Outcome, str, str] | None:
     """Which limit a running exchange has passed at `now` (monotonic wall s): outcome, kind, message; or null."""
     if exchange.sent is None:
-        return None  # connecting: libcurl's own limit
+        return None  # connecting has a limit of its own
     elapsed_s = (now - exchange.sent) * speed
     if elapsed_s > limits.total_s:
         return "timeout", "total", f"still streaming after {limits.total_s:g} s; raise the limit on the total time"

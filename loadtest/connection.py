@@ -45,14 +45,13 @@ class Connection:
         self.receive: Callable[[], bytes] = self._decrypted if encrypted else partial(os.read, self.fd, READ_BYTES)
 
     def _decrypted(self) -> bytes:
-        pieces: list[bytes] = []
         try:
-            while piece := self.sock.recv(READ_BYTES):  # decrypted bytes that are left over make no socket readable
-                pieces.append(piece)
+            data = bytes(self.sock.recv(READ_BYTES))
         except ssl.SSLWantReadError:
-            if not pieces:
-                raise BlockingIOError from None
-        return b"".join(pieces)
+            raise BlockingIOError from None
+        while left := self.sock.pending():  # decrypted already: these bytes make no socket readable
+            data += self.sock.recv(left)
+        return data
 
     def send(self, data: bytes | memoryview) -> int:
         """Send what the system takes now; the number of bytes, 0 where it takes none."""

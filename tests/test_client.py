@@ -1,5 +1,7 @@
 """The client over real sockets, against a server that misbehaves by script."""
 
+import contextlib
+import gzip
 import shutil
 import socket
 import ssl
@@ -284,6 +286,69 @@ def test_a_server_that_never_stops(scripted, send):
     server = scripted(HEAD + chunked(EVENT * 1000), close)
     x = send(server, limits=Limits(size_bytes=10_000))
     assert (x.outcome, x.error.kind) == ("protocol_error", "too_large")
+
+
+def test_a_server_that_trickles_is_held_to_what_its_reads_take(scripted, send):
+    """One byte a read: their times and objects take a hundred times the memory of the bytes."""
+
+    def trickle(connection):
+        with contextlib.suppress(OSError):  # until the client goes
+            while True:
+                connection.sendall(b"1\r\nx\r\n")
+                time.sleep(0.0005)
+
+    server = scripted(HEAD, trickle)
+    x = send(server, limits=Limits(size_bytes=2000))
+    assert (x.outcome, x.error.kind) == ("protocol_error", "too_large")
+    assert len(x.pieces) < 20
+
+
+def test_a_bomb_is_not_unpacked(scripted, send):
+    bomb = gzip.compress(bytes(10_000_000))
+    encoded = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+    server = scripted(encoded + chunked(bomb), lambda connection: server.release.wait(10), close)
+    x = send(server)
+    assert (x.outcome, x.error.kind) == ("protocol_error", "compressed")
+    assert "gzip" in x.error.message
+    assert x.pieces == []
+
+
+def test_a_refusal_is_heard_while_the_request_is_still_being_written(scripted):
+    server = scripted(b"HTTP/1.1 413 Too large\r\nContent-Length: 2\r\n\r\n{}", close)
+    transport = SocketTransport(server.url)
+    x = Exchange(body=b"x" * 2**24)
+    transport.perform(x)
+    transport.close()
+    assert (x.status, b"".join(x.pieces), x.outcome) == (413, b"{}", None)
+
+
+def test_a_stalled_stream_holds_up_no_other(scripted):
+    stalled = scripted(HEAD + chunked(EVENT), lambda connection: stalled.release.wait(10), close)
+    healthy = scripted(HEAD + chunked(EVENT), *[chunked(EVENT)] * 50, b"0\r\n\r\n")
+    hung, well = Exchange(body=b"{}"), [Exchange(body=b"{}") for _ in range(8)]
+    waiting, going = SocketTransport(stalled.url, limits=Limits(silence_s=0.5)), SocketTransport(healthy.url)
+    job = gevent.spawn(waiting.perform, hung)
+    gevent.joinall([gevent.spawn(going.perform, x) for x in well], raise_error=True)
+    assert hung.outcome is None  # still waiting when all the others had ended
+    assert [(x.outcome, b"".join(x.pieces)) for x in well] == [(None, EVENT * 51)] * 8
+    job.join()
+    assert (hung.outcome, hung.error.kind, hung.pieces) == ("stalled", "silence", [EVENT])
+    waiting.close()
+    going.close()
+
+
+def test_a_connection_that_the_server_closed_while_idle_is_opened_anew_once(scripted, send):
+    server = scripted(HEAD + chunked(EVENT) + b"0\r\n\r\n", close)
+    first, second = send(server, n=2)
+    assert (first.outcome, second.outcome, second.pieces) == (None, None, [EVENT])
+    assert server.connections == 2
+
+
+def test_a_handshake_that_never_ends_is_given_up(scripted, send):
+    server = scripted()
+    server.url = server.url.replace("http:", "https:")  # it waits for a request that never comes
+    x = send(server, limits=Limits(connect_s=0.1), api_key="secret")
+    assert (x.outcome, x.error.kind, x.sent) == ("connection_error", "connect_timeout", None)
 
 
 def test_a_killed_wait_is_cut_off_and_keeps_what_came(scripted):
