@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from loadtest import __version__
 from loadtest.credentials import redacted
-from loadtest.errors import Interrupted, LoadtestError
+from loadtest.errors import GateError, Interrupted, LoadtestError
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -34,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(printable(_handler(arguments.handler)(arguments, Progress())))
     except KeyboardInterrupt:
         return _failed(Interrupted("interrupted"))
+    except GateError as error:
+        if error.said:
+            print(printable(error.said))
+        return _failed(error)
     except LoadtestError as error:
         return _failed(error)
     except BrokenPipeError:
@@ -212,6 +216,7 @@ def _deciding_commands(command: _Command) -> None:
     add("run", type=Path, metavar="RUN")
     add("--require", action="append", required=True, metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
     add("--concurrency", type=int, metavar="C", help="judge this level alone (default: each level)")
+    add("--allow-unhealthy", action="store_true", help="judge although the run's own health failed")
     add("--json", action="store_true")
 
     add = command("plan", "deciding.plan", "how many replicas and cards hold so many users under an SLO")

@@ -39,9 +39,13 @@ class RecordError(LoadtestError):
 
 
 class GateError(LoadtestError):
-    """A requirement of `check` or `compare` is not met."""
+    """A requirement of `check` or `compare` is not met; `said` is what the command has to say all the same."""
 
     exit_code = 3
+
+    def __init__(self, message: str, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class Interrupted(LoadtestError):  # noqa: N818 - named as what happened, like KeyboardInterrupt

@@ -23,6 +23,7 @@ from loadtest import (
     compare,
     curves,
     distributions,
+    energy,
     findings,
     hardware,
     health,
@@ -43,7 +44,10 @@ if TYPE_CHECKING:
 WAITS = ("ttft_s", "time_to_first_answer_s", "time_to_final_answer_s", "thinking_s", "reasoning_tokens", "answer_tokens")
 PLAIN = ("tpot_s", "tokens_per_s_per_user")
 DISTRIBUTIONS = (*WAITS, "itl_s", *PLAIN)
-FIGURES = ("output_tokens_per_s", "answers_per_hour", "goodput_answers_per_hour", "accuracy")
+FIGURES = ("output_tokens_per_s", "answers_per_hour", "goodput_answers_per_hour", "accuracy", "failed_share",
+           "joules_per_answer", "joules_per_output_token")  # fmt: skip
+# The server, or the way to it, failed: not the model, nor the end of the level.
+FAILED = frozenset({"http_error", "timeout", "stalled", "connection_error", "protocol_error", "server_error"})
 
 
 def analyze(run: Run, claims: Sequence[findings.Claim] = ()) -> dict[str, Any]:
@@ -63,6 +67,7 @@ def analyze(run: Run, claims: Sequence[findings.Claim] = ()) -> dict[str, Any]:
             samples[cell.id, concurrency] = list(group)
     comparisons = compare.cells(cells, samples)
     gates = health.summary(cells, run.manifest)
+    gates |= {"windows": _windows(cells)}
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run.manifest.get("run_id"),
@@ -77,6 +82,17 @@ def analyze(run: Run, claims: Sequence[findings.Claim] = ()) -> dict[str, Any]:
         "comparisons": comparisons,
         "findings": findings.judge(claims, cells, comparisons),
     }
+
+
+def _windows(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why the window of a level is too short, not steady or not warm, level by level; empty where all can be trusted."""
+    return [
+        f"{cell['id']} at {level['concurrency']}: {name.replace('_', ' ')}: {found['reason']}"
+        for cell in cells
+        for level in cell["levels"]
+        for name, found in level["checks"].items()
+        if found["status"] == "fail"
+    ]
 
 
 def _run(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,6 +201,8 @@ def _level(
         "token_counts": _token_counts(columns),
         **_distributions(columns),
         **_figures(windows, columns, objectives, simulated),
+        "failed_share": statistics.share(sum(outcomes[name] for name in FAILED), sum(outcomes.values())).to_json(),
+        **_energy(passes, spans, anchor),
         "troubles": health.troubles([r for c in columns for r in c.records if r.phase == "measure"], simulated=simulated),
         "curves": curves.of_level(columns, [level for level, _ in passes], spans, anchor),
     }
@@ -276,6 +294,27 @@ def _figures(
     }
 
 
+def _energy(
+    passes: Sequence[tuple[LevelRecords, Pass]], spans: Sequence[window.Window | None], anchor: float
+) -> dict[str, Any]:
+    """Joules of all cards inside the steady windows, per answer and per output token there; passes are the unit."""
+    found = [
+        (energy.joules(level.gpu, span, anchor), one, span)
+        for (level, one), span in zip(passes, spans, strict=True)
+        if span is not None
+    ]
+    joules = [total for total, _, _ in found if total is not None]
+    if not found or len(joules) < len(found):
+        absent = Estimate(None, reason="the power of the cards was not read throughout the steady window").to_json()
+        return {"joules_per_answer": absent, "joules_per_output_token": absent}
+    answers = [float(np.sum(one.measured & one.ok & span.holds(one.last_s))) for _, one, span in found]
+    tokens = [float(window.tokens_in(one, span)[0]) for _, one, span in found]
+    return {
+        "joules_per_answer": statistics.ratio(np.array(joules), np.array(answers)).to_json(),
+        "joules_per_output_token": statistics.ratio(np.array(joules), np.array(tokens)).to_json(),
+    }
+
+
 def _meets(columns: Pass, objectives: Iterable[slo.Slo]) -> Bools:
     """Requests that meet the limit of every objective that speaks of requests; a gap limit is held against tpot."""
     meets = np.ones(len(columns.records), bool)
@@ -329,8 +368,13 @@ def frame(run: Run) -> pd.DataFrame:
     import pandas as pd
 
     anchor = earliest_anchor([level for cell in run.cells for level in cell.levels])
-    parts = [_frame(level, read(level, anchor)) for cell in run.cells for level in cell.levels if level.requests]
-    whole: pd.DataFrame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(_FRAME))
+    parts = [
+        _frame(level, read(level, anchor), _simulated(cell.engine or run.manifest))
+        for cell in run.cells
+        for level in cell.levels
+        if level.requests
+    ]
+    whole: pd.DataFrame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*_FRAME, "simulated"])
     return whole
 
 
@@ -338,10 +382,11 @@ _FRAME = ("cell", "concurrency", "repeat", "phase", "worker", "user", "seq", "pr
           "prompt_tokens", "completion_tokens", "answer_correct")  # fmt: skip
 
 
-def _frame(level: LevelRecords, columns: Pass) -> pd.DataFrame:
+def _frame(level: LevelRecords, columns: Pass, simulated: bool) -> pd.DataFrame:
     import pandas as pd
 
     facts: dict[str, Any] = {name: [_fact(r, level, name) for r in columns.records] for name in _FRAME}
+    facts["simulated"] = simulated
     facts |= {"sent_s": columns.sent_s, "ended_s": columns.ended_s, "tokens": columns.tokens}
     for metric in (*WAITS, *PLAIN):
         facts[metric], exact = per_request(columns, metric)

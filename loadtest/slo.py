@@ -12,7 +12,8 @@ from loadtest.errors import UsageError
 
 DURATIONS = ("ttft_s", "time_to_first_answer_s", "time_to_final_answer_s", "thinking_s", "itl_s", "tpot_s")
 SPEEDS = ("tokens_per_s_per_user",)
-SINGLE = ("output_tokens_per_s", "answers_per_hour", "goodput_answers_per_hour", "accuracy")
+SINGLE = ("output_tokens_per_s", "answers_per_hour", "goodput_answers_per_hour", "accuracy", "failed_share")
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _FORM = re.compile(r"([a-z_]+)(?::(p50|p90|p95|p99|mean|min|max))?(<|>)([0-9.eE+-]+)")
 
 
@@ -53,7 +54,11 @@ def parse(text: str) -> Slo:
 
 def judge(slo: Slo, level: Mapping[str, Any]) -> dict[str, Any]:
     """Does a level of metrics.json meet it? `met` is true or false where the whole 95 % interval says so, null where the
-    interval holds the limit or cannot be had; `likely` is what the figure alone says (null without a figure)."""
+    interval holds the limit or cannot be had; `likely` is what the figure alone says (null without a figure).
+
+    A request that failed never got its answer: where the failed are more than a quantile leaves over (10 % for p90), a wait
+    below a limit is not met, whatever those that were served took.
+    """
     found = level.get(slo.metric) or {}
     value = found.get(slo.statistic)
     interval = found.get("ci95")
@@ -61,9 +66,59 @@ def judge(slo: Slo, level: Mapping[str, Any]) -> dict[str, Any]:
     likely = None if value is None else slo.holds(value)
     ends = {slo.holds(end) for end in interval} if interval else set()
     met = ends.pop() if len(ends) == 1 else None
+    if slo.below and slo.metric in DURATIONS and slo.statistic in QUANTILES:
+        likely, met = _with_failures(likely, met, level.get("failed_share") or {}, 1 - QUANTILES[slo.statistic])
     needed = found.get("n_needed")
     needed = needed.get(slo.statistic) if isinstance(needed, dict) else needed
     return {"slo": slo.text, "value": value, "ci95": interval, "met": met, "likely": likely, "n_needed": needed}
+
+
+def _with_failures(
+    likely: bool | None, met: bool | None, failed: Mapping[str, Any], left_over: float
+) -> tuple[bool | None, bool | None]:
+    if not failed.get("value"):
+        return likely, met
+    low, high = failed["ci95"]
+    if failed["value"] > left_over:
+        return False, False if low > left_over else None
+    return likely, met if met is False or high <= left_over else None
+
+
+def gate(
+    metrics: Mapping[str, Any], objectives: Sequence[Slo], concurrency: int | None = None, *, allow_unhealthy: bool = False
+) -> dict[str, Any]:
+    """`loadtest check`: every objective at every level of every cell (or at `concurrency` alone), as metrics.json has them.
+
+    `{met, rows, unhealthy, unmeasured}`. A row's `result` is "met", "not met", or "not shown": the interval holds the
+    limit or cannot be had, which does not meet it either. `unhealthy` names what makes the figures doubtful (an incomplete
+    run, a level whose load generator or reconciliation failed); it fails the gate unless allowed. `unmeasured` names cells
+    that should have had a level; one that was refused because it does not fit fails nothing.
+    """
+    rows, unhealthy, unmeasured = [], [], []
+    if not metrics["complete"]:
+        unhealthy.append("the run is incomplete")
+    for cell in metrics["cells"]:
+        levels = [level for level in cell["levels"] if concurrency in (None, level["concurrency"])]
+        if not levels and cell["status"] != "refused":
+            where = "" if concurrency is None else f" at {concurrency} users"
+            unmeasured.append(f"{cell['id']}: nothing was measured{where}")
+        for level in levels:
+            named = {"cell": cell["id"], "concurrency": level["concurrency"], "simulated": cell["simulated"]}
+            rows += [{**named, **_result(judge(one, level))} for one in objectives]
+            unhealthy += [f"{cell['id']} at {level['concurrency']} users: {reason}" for reason in _doubts(level)]
+    if not rows and not unmeasured:
+        unmeasured.append("nothing was measured")
+    met = not unmeasured and all(row["result"] == "met" for row in rows) and (allow_unhealthy or not unhealthy)
+    return {"met": met, "rows": rows, "unhealthy": unhealthy, "unmeasured": unmeasured}
+
+
+def _result(judged: Mapping[str, Any]) -> dict[str, Any]:
+    return {**judged, "result": {True: "met", False: "not met", None: "not shown"}[judged["met"]]}
+
+
+def _doubts(level: Mapping[str, Any]) -> list[str]:
+    gates = ("client_health", "reconciliation")
+    return [reason for name in gates if level[name]["status"] == "fail" for reason in level[name]["reasons"]]
 
 
 def maximum_concurrency(

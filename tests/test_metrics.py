@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,3 +284,70 @@ def test_a_torn_line_makes_a_run_incomplete():
     assert (numbers["complete"], numbers["health"]["complete"]) == (False, False)
     assert "vllm_qwq-32b-awq_tp1 at 1: 1 torn line(s) left out" in numbers["health"]["reasons"]
     assert analyzed([request()])["complete"] is True
+
+
+def with_failures(n_failed, n=40):
+    broken = RequestError(kind="http_503", message="full", http_status=503)
+    made = [request(10.0 * i, seq=i) for i in range(n)]
+    made += [
+        request(500.0 + i, outcome="http_error", thinking=0, answer=0, error=broken, seq=n + i) for i in range(n_failed)
+    ]
+    return only(analyzed(made, slo=["ttft_s:p90<2"]))
+
+
+def test_failed_requests_never_got_their_answer():
+    """40 served in 0.5 s. None failed: p90 < 2 s is met; 20 of 60 failed: it is not; 4 of 44 (2 to 21 %): not shown."""
+    assert [with_failures(n)["slo"][0]["met"] for n in (0, 20, 4)] == [True, False, None]
+    assert with_failures(20)["failed_share"]["value"] == pytest.approx(1 / 3)
+
+
+def test_joules_are_those_of_the_window_for_each_answer_and_token():
+    """Two requests of 1.4 s, back to back, at 100 W: 280 J over 2 answers and 20 tokens (the window opens at 0)."""
+    made = builders.level([request(0.0), request(1.4, seq=1)])
+    power = tuple(
+        records.GpuSample(t_s=t, clock_anchor_unix_s=builders.ANCHOR, clock_speed=1.0, gpu=0, power_w=100.0)
+        for t in (-1.0, 1.0, 3.0)
+    )
+    level = only(metrics.analyze(builders.run([builders.cell([replace(made, gpu=power)])])))
+    assert level["joules_per_answer"]["value"] == pytest.approx(140.0)
+    assert level["joules_per_output_token"]["value"] == pytest.approx(14.0)
+    absent = only(analyzed([request()]))["joules_per_answer"]
+    assert (absent["value"], "power" in absent["reason"]) == (None, True)
+
+
+def slowing(factor):
+    """Eight requests of 40 tokens one after the other, each `factor` times as slow as the one before."""
+    made, start = [], 0.0
+    for i in range(8):
+        made.append(request(start, ttft_s=0.1, gap_s=0.05 * factor**i, thinking=36, seq=i))
+        start = made[-1].ended_s
+    return only(analyzed(made))["checks"]
+
+
+def test_a_level_that_slows_down_is_not_steady_and_one_that_does_not_is():
+    assert slowing(1.0)["steady"]["status"] == "pass"
+    assert slowing(1.08)["steady"]["status"] == "fail"
+
+
+def test_a_cold_engine_is_seen_by_the_first_request_of_each_stream():
+    def level(first):
+        made = []
+        for user in range(4):
+            made += [request(0.01 * user, gap_s=first, user=user), request(30.0, gap_s=0.1, user=user, seq=1)]
+        return analyzed(made, concurrency=4)
+
+    assert only(level(0.1))["checks"]["warm"]["status"] == "pass"
+    cold = level(0.15)
+    assert only(cold)["checks"]["warm"]["status"] == "fail"
+    assert any("warm: first requests took +50.0%" in reason for reason in cold["health"]["windows"])
+
+
+def test_the_notebook_s_lines_work_as_documented(tmp_path):
+    """The lines of docs/numbers.md, run as they stand there."""
+    text = (Path(__file__).parent.parent / "docs" / "numbers.md").read_text()
+    lines = text.split("```python\n")[1].split("```")[0]
+    builders.write(builders.study(levels=(1,), n=8), tmp_path / "RUN")
+    found = {}
+    exec(lines.replace('"RUN"', repr(str(tmp_path / "RUN"))), found)
+    assert found["frame"].simulated.tolist() == [False] * 16
+    assert len(found["medians"]) == 2

@@ -3,21 +3,132 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from loadtest.commands.conclusion import Say
-from loadtest.errors import LoadtestError
+from loadtest import records
+from loadtest.commands.conclusion import Say, as_json
+from loadtest.errors import GateError, UsageError
+
+Json = Mapping[str, Any]
 
 
 def compare(arguments: argparse.Namespace, say: Say) -> str:
-    """Paired verdict for every level and metric of two runs."""
-    raise LoadtestError("not built yet")
+    """Paired verdict for every level and metric of two runs; GateError on a significant regression."""
+    from loadtest import compare, metrics
+
+    if arguments.tolerance < 0:
+        raise UsageError(f"--tolerance: expected a percentage from 0 up, got {arguments.tolerance:g}")
+    baseline, candidate = (records.read_run(path) for path in (arguments.baseline, arguments.candidate))
+    found = compare.runs(baseline, candidate, arguments.tolerance / 100, arguments.allow)
+    for side, run in (("baseline", baseline), ("candidate", candidate)):
+        gates = metrics.analyze(run)["health"]
+        found["not_compared"] += [f"{side}: DOUBTFUL: {reason}" for reason in gates["reasons"]]
+    said = as_json(found) if arguments.json else _comparison(found)
+    if found["regressions"]:
+        first = found["regressions"][0]
+        raise GateError(
+            f"{len(found['regressions'])} significant regression(s) beyond {arguments.tolerance:g} %: {first['metric']} of"
+            f" {first['a']} at {first['concurrency']} users is {_ratio(first)} of the baseline's",
+            said,
+        )
+    return said
+
+
+def _comparison(found: Json) -> str:
+    """The verdicts as a table, and why each time to final answer differs."""
+    text = [f"candidate {found['candidate']} / baseline {found['baseline']}"]
+    if found["simulated"]:
+        text.append("SIMULATED: these figures are predictions")
+    if found["allowed"]:
+        text.append(f"compared although they differ in {', '.join(found['allowed'])}")
+    body = [("cell", "users", "metric", "ratio", "95 % interval", "verdict", "detectable")]
+    for row in found["comparisons"]:
+        name = row["a"] if row["a"] == row["b"] else f"{row['a']} / {row['b']}"
+        least = row["smallest_detectable_ratio"]
+        verdict = row["verdict"] if row["p_value"] is not None else f"{row['verdict']} ({row['reason']})"
+        ends = row["ratio"]["ci95"]
+        body.append(
+            (name, str(row["concurrency"]), row["metric"], _number(row["ratio"]["value"]),
+             f"{ends[0]:.3g} to {ends[1]:.3g}" if ends else "-", verdict, "-" if least is None else f"{least - 1:+.1%}")
+        )  # fmt: skip
+    text += ["", *_aligned(body), ""]
+    text += [_why(row) for row in found["comparisons"] if (row.get("why") or {}).get("difference_s") is not None]
+    text += [f"not compared: {one}" for one in found["not_compared"]]
+    return "\n".join(text).rstrip()
+
+
+def _why(row: Json) -> str:
+    why = row["why"]
+    lost = f"; {why['reason']}" if why["reason"] else ""
+    return (
+        f"why, {row['a']} at {row['concurrency']} users: {why['difference_s']:+.3g} s to the final answer ="
+        f" {why['tokens_thought_s']:+.3g} s tokens thought {why['tokens_answered_s']:+.3g} s tokens answered"
+        f" {why['seconds_per_token_s']:+.3g} s time per token {why['waiting_s']:+.3g} s waiting for the first{lost}"
+    )
+
+
+def _ratio(row: Json) -> str:
+    low, high = row["ratio"]["ci95"]
+    return f"{row['ratio']['value']:.3g} (95 % interval {low:.3g} to {high:.3g})"
 
 
 def check(arguments: argparse.Namespace, say: Say) -> str:
-    """A gate for CI."""
-    raise LoadtestError("not built yet")
+    """A gate for CI: every requirement at every level, or GateError."""
+    from loadtest import metrics, slo
+
+    objectives = [slo.parse(text) for text in arguments.require]
+    numbers = metrics.analyze(records.read_run(arguments.run))
+    levels = sorted({level["concurrency"] for cell in numbers["cells"] for level in cell["levels"]})
+    if arguments.concurrency is not None and arguments.concurrency not in levels:
+        raise UsageError(f"--concurrency {arguments.concurrency}: expected a level of the run, one of {levels}")
+    found = slo.gate(numbers, objectives, arguments.concurrency, allow_unhealthy=arguments.allow_unhealthy)
+    found |= {"run_id": numbers["run_id"], "simulated": numbers["simulated"]}
+    said = as_json(found) if arguments.json else _gate(found)
+    if not found["met"]:
+        raise GateError(_unmet(found), said)
+    return said
+
+
+def _gate(found: Json) -> str:
+    text = ["SIMULATED: these figures are predictions", ""] if found["simulated"] else []
+    body = [("cell", "users", "required", "measured", "95 % interval", "result")]
+    for row in found["rows"]:
+        ends = row["ci95"]
+        needs = f" (needs {row['n_needed']} requests)" if row["n_needed"] else ""
+        body.append(
+            (row["cell"], str(row["concurrency"]), row["slo"], _number(row["value"]),
+             f"{ends[0]:.4g} to {ends[1]:.4g}" if ends else "-", f"{row['result']}{needs}")
+        )  # fmt: skip
+    text += _aligned(body) if len(body) > 1 else []
+    text += [f"not measured: {one}" for one in found["unmeasured"]]
+    text += [f"DOUBTFUL: {one}" for one in found["unhealthy"]]
+    return "\n".join(text)
+
+
+def _unmet(found: Json) -> str:
+    failing = [row for row in found["rows"] if row["result"] != "met"]
+    if failing:
+        first = failing[0]
+        return (
+            f"{len(failing)} requirement(s) not met: {first['slo']} of {first['cell']} at {first['concurrency']} users is"
+            f" {first['result']}, got {_number(first['value'])}"
+        )
+    if found["unmeasured"]:
+        return f"not shown: {found['unmeasured'][0]}"
+    doubt = found["unhealthy"][0]
+    return f"the run cannot be relied on: {doubt}; measure again, or judge all the same with --allow-unhealthy"
 
 
 def plan(arguments: argparse.Namespace, say: Say) -> str:
     """How many replicas and cards."""
-    raise LoadtestError("not built yet")
+    raise UsageError("not built yet")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _aligned(body: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in body) for i in range(len(body[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in body]
