@@ -1,6 +1,8 @@
 """Who answers at a URL: told from canned answers shaped as the runtimes' own."""
 
+import contextlib
 import socket
+import threading
 
 import pytest
 
@@ -22,7 +24,9 @@ def no_keys(monkeypatch):
 def test_vllm_is_known_by_its_owner_and_version():
     with serving({"/v1/models": models("vllm", max_model_len=8192), "/version": {"version": "0.32.0"}}) as server:
         info = endpoint.probe(server.url + "/v1/")
-    assert info == endpoint.ServerInfo(engine="vllm", version="0.32.0", model="qwq-32b", max_model_len=8192)
+    assert info == endpoint.ServerInfo(
+        engine="vllm", version="0.32.0", model="qwq-32b", max_model_len=8192, models=("qwq-32b",)
+    )
 
 
 @pytest.mark.parametrize("path", ["/server_info", "/get_server_info"])
@@ -47,7 +51,7 @@ def test_a_simulator_is_never_taken_for_the_real_thing(owner):
 
 def test_any_other_openai_compatible_server_is_other():
     with serving({"/v1/models": models("someone")}) as server:
-        assert endpoint.probe(server.url) == endpoint.ServerInfo(engine="other", model="qwq-32b")
+        assert endpoint.probe(server.url) == endpoint.ServerInfo(engine="other", model="qwq-32b", models=("qwq-32b",))
 
 
 def test_a_server_that_names_no_model_has_none():
@@ -129,3 +133,57 @@ def test_flushing_uses_the_engines_own_path(engine, path):
         assert endpoint.flush_cache(server.url, engine) is False
         assert endpoint.flush_cache(server.url, "other") is False
     assert [asked for asked, _ in server.asked] == [path]
+
+
+def test_of_several_models_the_one_that_was_named_is_told_of():
+    models = {"data": [{"id": "a", "max_model_len": 1}, {"id": "b", "max_model_len": 2}]}
+    with serving({"/v1/models": models}) as server:
+        first, named = endpoint.probe(server.url), endpoint.probe(server.url, model="b")
+    assert (first.model, first.max_model_len, first.models) == ("a", 1, ("a", "b"))
+    assert (named.model, named.max_model_len) == ("b", 2)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((200, "[" * 100_000, {}), "expected JSON of an OpenAI-compatible server"),
+        ((200, " " * 9_000_000, {}), "more than 8 MB"),
+        ((200, "{}", {"content-encoding": "gzip"}), "compressed"),
+        ((200, {"data": [{"id": "x" * 1_000_000}] * 5}, {}), None),
+    ],
+)
+def test_a_hostile_answer_is_one_line_and_little_memory(answer, message):
+    with serving({"/v1/models": answer}) as server:
+        if message is None:
+            assert len(endpoint.probe(server.url).model) == 256
+        else:
+            with pytest.raises(EngineError, match=message) as caught:
+                endpoint.probe(server.url)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(20)
+def test_a_trickle_is_given_up_when_the_time_is_over():
+    """One byte now and then, each well within the time that a read may take."""
+
+    def trickle():
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+            while not stop.wait(0.05):
+                connection.sendall(b" ")
+
+    stop = threading.Event()
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            with pytest.raises(EngineError, match="no answer within 0.3 s"):
+                endpoint.probe(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout_s=0.3)
+        finally:
+            stop.set()
+            thread.join()

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -156,3 +160,44 @@ def test_a_program_that_is_no_command_line_is_named(monkeypatch):
     monkeypatch.setenv("LOADTEST_VLLM", 'env A="1 vllm')
     with pytest.raises(UsageError, match="LOADTEST_VLLM: expected a command line"):
         command(LaunchSpec(engine="vllm", model="qwq-32b", port=8000))
+
+
+LAUNCHERS = Path(__file__).parent.parent / "launchers"
+IMAGES = {"vllm": "vllm/vllm-openai:v0.32.0", "sglang": "lmsysorg/sglang:v0.5.21"}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_compose_gives_the_flags_that_we_give(engine):
+    service = (LAUNCHERS / "compose.yaml").read_text().split(f"\n  {engine}:\n")[1].split("\n\n")[0]
+    assert f"image: {IMAGES[engine]}" in service
+    given = {}
+    for word in re.findall(r"^      - (--\S+)$", service, re.MULTILINE):
+        flag, _, value = word.partition("=")
+        given[flag] = re.sub(r"\$\{\w+:-(.+)\}", r"\1", value)
+    spec = LaunchSpec(engine=engine, model="Qwen/QwQ-32B-AWQ", port=8000, served_name="qwq-32b", memory_fraction=0.9)
+    argv, _ = command(spec)
+    ours = {word: "" if n + 1 == len(argv) or argv[n + 1][:2] == "--" else argv[n + 1] for n, word in enumerate(argv)}
+    assert given == {flag: value for flag, value in ours.items() if flag.startswith("--")}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_container_is_pinned_and_runs_as_its_user_with_the_arguments_it_is_given(engine, tmp_path):
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    docker.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [LAUNCHERS / f"{engine}-docker", "--port", "8000", "a b"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = done.stdout.splitlines()
+    assert words[-3:] == ["--port", "8000", "a b"]
+    assert IMAGES[engine] in words
+    assert words[words.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
+    assert words[words.index("--network") + 1] == "host"
+    assert "--privileged" not in words
+    assert not any("KEY" in word for word in words)
+    assert (tmp_path / ".cache/huggingface").is_dir(), "else Docker makes it, and root owns it"
