@@ -178,8 +178,14 @@ def _file_commands(command: _Command) -> None:
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
     add = command("report", "reading.report", "one self-contained HTML page, and each plot as PNG and SVG")
-    add("runs", type=Path, nargs="+", metavar="RUN")
-    add("-o", "--output", type=Path, metavar="FILE", help="default: RUN/report.html")
+    add("runs", type=Path, nargs="+", metavar="RUN", help="one run; several, the first as baseline; or a folder of runs")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: report.html in RUN, or comparison.html beside it, or index.html",
+    )
 
 
 def _model_commands(command: _Command) -> None:
@@ -226,7 +232,16 @@ def _deciding_commands(command: _Command) -> None:
     add(
         "--from", dest="source", type=Path, metavar="RUN", help="measurements (default: the performance model, said plainly)"
     )
-    add("--gpu-hour-price", type=float, metavar="P", help="price of one card for one hour")
+    add(
+        "--study",
+        type=Path,
+        metavar="STUDY.toml",
+        help="without --from: cells and workload to predict (default: the published)",
+    )
+    add("--gpu-hour-price", type=float, metavar="P", help="price of one card for one hour (default: the run's)")
+    add(
+        "--headroom", type=float, default=0.2, metavar="SHARE", help="share of each replica kept free (default: %(default)s)"
+    )
     add("--json", action="store_true")
 
 

@@ -203,6 +203,7 @@ def _level(
         **_figures(windows, columns, objectives, simulated),
         "failed_share": statistics.share(sum(outcomes[name] for name in FAILED), sum(outcomes.values())).to_json(),
         **_energy(passes, spans, anchor),
+        "context_tokens": _context(columns).to_json(),
         "troubles": health.troubles([r for c in columns for r in c.records if r.phase == "measure"], simulated=simulated),
         "curves": curves.of_level(columns, [level for level, _ in passes], spans, anchor),
     }
@@ -313,6 +314,17 @@ def _energy(
         "joules_per_answer": statistics.ratio(np.array(joules), np.array(answers)).to_json(),
         "joules_per_output_token": statistics.ratio(np.array(joules), np.array(tokens)).to_json(),
     }
+
+
+def _context(columns: Sequence[Pass]) -> Estimate:
+    """Mean tokens that a stream holds at its longest: prompt and output of requests that finished."""
+    found = [
+        r.prompt_tokens + r.completion_tokens
+        for one in columns
+        for r, use in zip(one.records, one.measured & one.ok, strict=True)
+        if use and r.prompt_tokens is not None and r.completion_tokens is not None
+    ]
+    return statistics.mean(np.array(found, np.float64))
 
 
 def _meets(columns: Pass, objectives: Iterable[slo.Slo]) -> Bools:

@@ -128,30 +128,48 @@ def maximum_concurrency(
 
     `by_slo` goes by the figures alone; `ci95` by the intervals: low, the highest level up to which all of them are met
     for certain (0: none); high, the highest level before one that is certainly broken (null: none was). `by_kv_cache`:
-    streams of the cell's whole context that the KV cache holds.
+    streams of the cell's whole context that the KV cache holds; `by_kv_workload`: streams of the prompts and outputs that
+    were measured, at their longest. `limit`: "slo"; "kv_cache", where the level that broke an SLO (`binds`) has more
+    streams than `by_kv_workload`; "not_reached", where none up to `tried` broke.
     """
+    kv = _by_kv(levels, fit or {})
     if not objectives or not levels:
-        return _unknown("no SLO was given" if levels else "no level was measured", fit)
+        return _unknown("no SLO was given" if levels else "no level was measured", kv)
     judged = [(level["concurrency"], [judge(one, level) for one in objectives]) for level in levels]
     judged.sort(key=lambda one: one[0])
-    found = next((one for _, row in judged for one in row if one["likely"] is not True), None)
+    broke, found = next(((c, one) for c, row in judged for one in row if one["likely"] is not True), (None, None))
     if found is not None and found["likely"] is None:
         needed = f": {found['n_needed']} requests needed" if found["n_needed"] else ""
-        return _unknown(f"{found['slo']} cannot be judged from so few requests{needed}", fit)
+        return _unknown(f"{found['slo']} cannot be judged from so few requests{needed}", kv)
     broken = any(one["met"] is False for _, row in judged for one in row)
     low = _before(judged, lambda one: one["met"] is not True)
     high = _before(judged, lambda one: one["met"] is False) if broken else None
+    room = kv["by_kv_workload"]["value"]
+    full = broke is not None and room is not None and broke > room
     return {
         "by_slo": _before(judged, lambda one: one["likely"] is not True),
         "ci95": [low, high],
-        "by_kv_cache": (fit or {}).get("max_streams"),
+        **kv,
+        "limit": "not_reached" if found is None else "kv_cache" if full else "slo",
+        "tried": judged[-1][0],
         "binds": found["slo"] if found else None,
         "reason": None,
     }
 
 
-def _unknown(reason: str, fit: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"by_slo": None, "ci95": None, "by_kv_cache": (fit or {}).get("max_streams"), "binds": None, "reason": reason}
+def _by_kv(levels: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]) -> dict[str, Any]:
+    """Streams that the KV cache holds: of full contexts, and of those of the highest level, `{value, ci95}`."""
+    tokens, highest = fit.get("kv_capacity_tokens"), max(levels, key=lambda one: one["concurrency"], default=None)
+    context = (highest or {}).get("context_tokens") or {}
+    room: dict[str, Any] = {"value": None, "ci95": None}
+    if tokens and context.get("value"):
+        ends = context["ci95"]
+        room = {"value": tokens / context["value"], "ci95": ends and [tokens / end if end else None for end in ends[::-1]]}
+    return {"by_kv_cache": fit.get("max_streams"), "by_kv_workload": room}
+
+
+def _unknown(reason: str, kv: Mapping[str, Any]) -> dict[str, Any]:
+    return {"by_slo": None, "ci95": None, **kv, "limit": None, "tried": None, "binds": None, "reason": reason}
 
 
 def _before(judged: Sequence[tuple[int, list[dict[str, Any]]]], fails: Callable[[dict[str, Any]], bool]) -> int:

@@ -20,8 +20,9 @@ PARTS = {
     "servers": "endpoint server_metrics gpu_metrics launch preflight deaths guard guarded engines",
     "locust": "preparation user load_shapes dialogue router",
     "simulator": "simulator",
-    "numbers": "columns window energy slo distributions curves acceleration health metrics effects compare findings",
-    "page": "view verdict canvas timeplots plots report",
+    "numbers": "columns window energy slo distributions curves acceleration health metrics effects compare findings "
+    "capacity",
+    "page": "view verdict canvas timeplots ratioplots plots tables terminal versus shelf report",
     "studies": "study passes watch deployment estimate orchestrate fast_forward virtual_level",
     "commands": "commands cli __main__",
 }
@@ -42,7 +43,7 @@ MAY_IMPORT = {
 PART_OF = {module: part for part, modules in PARTS.items() for module in modules.split()}
 
 PURE = {"statistics", "columns", "window", "energy", "slo", "distributions", "curves", "acceleration", "health", "metrics",
-        "compare", "effects", "roofline", "view", "verdict"}  # fmt: skip
+        "compare", "effects", "capacity", "roofline", "view", "verdict"}  # fmt: skip
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
 WRITERS = {"records", "guarded", "report"}
 PRINTERS = {"cli", "__main__", "calibration"}  # the last is a tool for developers: `python -m loadtest.calibration`

@@ -61,3 +61,29 @@ def test_check_relies_on_no_sick_run(tmp_path, capsys):
     assert "--allow-unhealthy" in err
     assert said(["check", sick, "--require", "ttft_s:p50<2", "--allow-unhealthy"], capsys)[0] == 0
     assert said(["check", sick, "--require", "ttft_s:p50<2", "--concurrency", "4"], capsys)[0] == 2
+
+
+def test_plan_says_where_each_line_comes_from(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", engine="vllm-sim", prices={"gpu_hour": 1.5, "currency": "USD"})
+    code, out, _ = said(["plan", "--users", "4", "--slo", "ttft_s:p50<2", "--from", run], capsys)
+    assert code == 0
+    assert next(line for line in out.splitlines() if "vllm-sim_" in line).startswith("SIMULATED")
+    code, out, _ = said(["plan", "--users", "4", "--slo", "ttft_s:p50<2", "--from", run, "--json"], capsys)
+    found = json.loads(out)
+    assert found["options"][0]["replicas"]["value"] == 5  # one stream each, a fifth kept free
+    assert found["gpu_hour_price"] == 1.5
+    assert said(["plan", "--users", "4", "--from", run], capsys)[0] == 2  # no SLO anywhere
+    assert said(["plan", "--slo", "ttft_s:p50<2", "--from", run], capsys)[0] == 2
+
+
+def test_plan_without_measurements_predicts_and_says_so(tmp_path, capsys):
+    study = tmp_path / "study.toml"
+    study.write_text(
+        'name = "s"\nworkload = "math:n=8,seed=1"\n[contract]\nmax_tokens = 256\n'
+        '[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\ngpu = "l20"\n'
+    )
+    code = cli.main(["plan", "--users", "40", "--slo", "ttft_s:p90<60", "--study", str(study)])
+    captured = capsys.readouterr()
+    assert code == 0
+    assert "nothing of it is measured" in captured.err
+    assert next(line for line in captured.out.splitlines() if "vllm-sim_qwq-32b-awq_tp1" in line).startswith("PREDICTED")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from loadtest import records
+from loadtest import records, resources
 from loadtest.commands.conclusion import Say, as_json
 from loadtest.errors import GateError, UsageError
 
@@ -120,9 +123,90 @@ def _unmet(found: Json) -> str:
     return f"the run cannot be relied on: {doubt}; measure again, or judge all the same with --allow-unhealthy"
 
 
+PREDICTED_LEVELS = (1, 2, 4, 8, 16, 32)
+PREDICTED_REQUESTS = 40  # a p90 needs 36
+_WORDS = {"slo": "SLO", "kv_cache": "KV cache", "not_reached": "none reached", None: "-"}
+
+
 def plan(arguments: argparse.Namespace, say: Say) -> str:
-    """How many replicas and cards."""
-    raise UsageError("not built yet")
+    """Replicas, cards and cost of every configuration, cheapest first."""
+    from loadtest import capacity, slo
+
+    objectives = [slo.parse(text) for text in arguments.slo]
+    capacity.Demand(arguments.users, arguments.answers_per_hour, arguments.headroom, arguments.gpu_hour_price)
+    if arguments.source is not None and arguments.study is not None:
+        raise UsageError("plan: expected one of --from RUN (measurements) and --study (a prediction), got both")
+    numbers, manifest = _predicted(arguments, say) if arguments.source is None else _measured(arguments.source)
+    prices = manifest.get("prices") or {}
+    price = prices.get("gpu_hour") if arguments.gpu_hour_price is None else arguments.gpu_hour_price
+    demand = capacity.Demand(arguments.users, arguments.answers_per_hour, arguments.headroom, price)
+    objectives = objectives or [slo.parse(text) for text in manifest.get("slo") or ()]
+    found = {
+        "source": "performance model" if arguments.source is None else f"run {numbers['run_id']}",
+        "simulated": numbers["simulated"],
+        "slo": [one.text for one in objectives],
+        "users": demand.users,
+        "answers_per_hour": demand.answers_per_hour,
+        "headroom": demand.headroom,
+        "gpu_hour_price": price,
+        "currency": prices.get("currency") if arguments.gpu_hour_price is None else None,
+        "options": capacity.plan(numbers["cells"], objectives, demand),
+        "doubts": numbers["health"]["reasons"],
+    }
+    return as_json(found) if arguments.json else _options(found)
+
+
+def _measured(run: Path) -> tuple[Json, Json]:
+    from loadtest import metrics
+
+    read = records.read_run(run)
+    return metrics.analyze(read), read.manifest
+
+
+def _predicted(arguments: argparse.Namespace, say: Say) -> tuple[Json, Json]:
+    """The cells of a study, fast-forwarded through the performance model into a folder that does not stay."""
+    from loadtest import fast_forward
+    from loadtest import study as studies
+
+    study = studies.load(arguments.study or resources.path("scenarios/studies/qwq-32b-ada.toml"))
+    study = replace(study, levels=PREDICTED_LEVELS, min_requests=PREDICTED_REQUESTS, duration_s=None)
+    say(f"no --from: predicting {study.name} by the performance model; nothing of it is measured")
+    with tempfile.TemporaryDirectory() as folder:
+        fast_forward.execute(study, Path(folder) / "run", say=say)
+        return _measured(Path(folder) / "run")
+
+
+def _options(found: Json) -> str:
+    asked = f"{found['users']} users" if found["users"] else f"{found['answers_per_hour']:g} answers an hour"
+    source = "PREDICTED" if found["source"] == "performance model" else "SIMULATED" if found["simulated"] else "measured"
+    slos = ", ".join(found["slo"])
+    text = [f"{asked} within {slos}, {found['headroom']:.0%} of each replica kept free; by {found['source']} ({source})"]
+    if source == "PREDICTED":
+        text.append("intervals hold the spread of the workload, not the error of the model (docs/performance-model.md)")
+    body = [("", "cell", "streams", "replicas", "cards", "1,000 answers", "1M tokens", "J/answer", "limit")]
+    for row in found["options"]:
+        costs = [_span(row[f"cost_per_{key}"]) for key in ("1000_answers", "million_output_tokens")]
+        limit = _WORDS[row["limit"]] + (f" {row['binds']}" if row["binds"] else "")
+        word = source if source == "PREDICTED" else "SIMULATED" if row["simulated"] else "measured"
+        holds = [_span(row[key]) for key in ("streams_per_replica", "replicas", "cards")]
+        body.append((word, row["cell"], *holds, *costs, _number(row["joules_per_answer"]["value"]), limit))
+    text += ["", *_aligned(body), ""]
+    text += [f"{row['cell']}: {row['reason']}" for row in found["options"] if row["reason"]]
+    text += [f"DOUBTFUL: {one}" for one in found["doubts"]]
+    return "\n".join(text).rstrip()
+
+
+def _span(figure: Json) -> str:
+    """A figure with its interval; an end that nothing bounds is a question mark."""
+    if figure["value"] is None:
+        return "-"
+    low, high = figure["ci95"] or (None, None)
+    ends = "" if low is None and high is None else f" [{_end(low)}, {_end(high)}]"
+    return f"{_number(figure['value'])}{ends}"
+
+
+def _end(value: float | None) -> str:
+    return "?" if value is None else _number(value)
 
 
 def _number(value: float | None) -> str:
