@@ -82,6 +82,12 @@ class Look:
 
 
 LOOKS = {"sglang": Look(SGLANG, "o", "-"), "vllm": Look(VLLM, "s", "--"), "other": Look(OTHER, "^", ":")}
+RUN_LOOKS = (*LOOKS.values(), Look(INK, "D", "-."), Look(BAD, "v", (0, (1, 1))), Look(MUTED, "P", (0, (6, 1, 1, 1))))
+
+
+def look_of(cell: Cell) -> Look:
+    """How a cell is drawn: by its runtime, or, on a page of several runs, by its run."""
+    return LOOKS[cell.family] if cell.run is None else RUN_LOOKS[cell.run % len(RUN_LOOKS)]
 
 
 PHASES = (("waiting for the first token", 0.0), ("thinking", 0.38), ("answering", 1.0))
@@ -126,9 +132,9 @@ class Figure:
     panels: tuple[Panel, ...]
     keys: tuple[Key, ...]
     table: Table
-    width_inches: float = 3.6
+    width_inches: float = 3.4
     height_inches: float = 2.7
-    left_inches: float = 0.56
+    left_inches: float = 0.54
     bottom_inches: float = 0.62
     columns: int = 3
 
@@ -145,8 +151,8 @@ class Drawing:
 
 
 def legend(cells: Iterable[Cell]) -> tuple[Key, ...]:
-    """One entry for each runtime; hollow markers stand for simulated ones."""
-    return tuple({cell.runtime: Key(cell.runtime, LOOKS[cell.family], hollow=cell.simulated) for cell in cells}.values())
+    """One entry for each runtime (or run); hollow markers stand for simulated ones."""
+    return tuple({cell.runtime: Key(cell.runtime, look_of(cell), hollow=cell.simulated) for cell in cells}.values())
 
 
 def nothing(axes: Any, why: str = "no data") -> None:

@@ -10,27 +10,11 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from loadtest import timeplots, view
-from loadtest.canvas import CARD, GRID, INK, LOOKS, MUTED, PHASES, Drawing, Figure, Key, Look, Panel, Table, draw, legend
+from loadtest import ratioplots, timeplots, view
+from loadtest.canvas import CARD, GRID, INK, MUTED, PHASES, Drawing, Figure, Key, Look, Panel, Table, draw, legend, look_of
 from loadtest.view import Cell, Estimate, Json
 
 Axes = Any  # matplotlib.axes.Axes, which has no types
-
-METRICS = {
-    "output_tokens_per_s": ("Output tokens/s, all users together", "tokens/s", "value"),
-    "tokens_per_s_per_user": ("Tokens/s per user", "tokens/s", "p50"),
-    "ttft_s": ("Time to first token", "seconds", "p50"),
-    "time_to_first_answer_s": ("Time to first answer text", "seconds", "p50"),
-    "time_to_final_answer_s": ("Time to final answer", "seconds", "p50"),
-    "thinking_s": ("Thinking time", "seconds", "p50"),
-    "tpot_s": ("Time per output token", "seconds", "p50"),
-    "itl_s": ("Gap between tokens", "seconds", "p50"),
-    "reasoning_tokens": ("Tokens thought", "tokens", "mean"),
-    "answer_tokens": ("Tokens answered", "tokens", "mean"),
-    "answers_per_hour": ("Answers per hour", "answers/h", "value"),
-    "goodput_answers_per_hour": ("Answers per hour within the SLOs", "answers/h", "value"),
-    "accuracy": ("Share of right answers", "", "value"),
-}
 
 
 def figures(metrics: Json) -> tuple[Figure, ...]:
@@ -47,13 +31,20 @@ def figures(metrics: Json) -> tuple[Figure, ...]:
         partial(_breakdown, groups),
         partial(timeplots.survival, groups),
         partial(_pareto, groups),
-        partial(_ratios, metrics, cells),
-        partial(_roofline, cells),
+        partial(ratioplots.of_runtimes, metrics, cells),
+        partial(ratioplots.why, metrics, cells),
+        partial(_roofline, groups),
         partial(timeplots.gaps, groups),
         partial(timeplots.server, groups),
         partial(timeplots.timeline, groups),
     )
     return tuple(figure for maker in makers if (figure := maker()) is not None)
+
+
+def of_groups(groups: dict[str, tuple[Cell, ...]]) -> tuple[Figure, ...]:
+    """The figures that put the cells of several runs on one scale."""
+    makers = (_throughput, _per_user, _ttft, _final_answer, _breakdown, timeplots.survival, _pareto)
+    return tuple(figure for maker in makers if (figure := maker(groups)) is not None)
 
 
 def draw_all(metrics: Json) -> tuple[Drawing, ...]:
@@ -95,7 +86,7 @@ def _against_concurrency(
     groups: dict[str, tuple[Cell, ...]], name: str, key: str, caption: str, *, tail: str = "", bound: bool = False
 ) -> Figure | None:
     cells = view.flat(groups)
-    title, unit, which = METRICS[key]
+    title, unit, which = view.METRICS[key]
     which = view.typical(cells, key) if which == "p50" else which
     caption = caption.replace("Median", "Mean") if which == "mean" else caption
     highest = _highest(cells, key, (which, tail) if tail else (which,))
@@ -156,13 +147,13 @@ def _concurrency_axis(axes: Axes, of: tuple[Cell, ...]) -> None:
     axes.set_xticks(levels, [str(level) for level in levels], minor=False)
     axes.minorticks_off()
     sizes = "\n".join(f"n {cell.short}: {view.sizes(cell)}" for cell in of[:2])
-    axes.set_xlabel(f"concurrent users\n{sizes}", linespacing=1.35, fontsize=7)
+    axes.set_xlabel(f"concurrent users\n{sizes}", linespacing=1.35, fontsize=7.5)
 
 
 def _line(axes: Axes, cell: Cell, key: str, which: str, shift: float, *, faint: bool = False) -> None:
     points = [(level["concurrency"] * shift, view.estimate(level, key, which)) for level in cell.levels]
     known = [(x, e) for x, e in points if e.value is not None]
-    look = LOOKS[cell.family]
+    look = look_of(cell)
     axes.plot(
         [x for x, _ in known],
         [e.value for _, e in known],
@@ -238,7 +229,7 @@ def _bars(axes: Axes, *, of: tuple[Cell, ...], top: float) -> None:
     levels = sorted({int(level["concurrency"]) for cell in of for level in cell.levels})
     width = 0.76 / len(of)
     for index, cell in enumerate(of):
-        look = LOOKS[cell.family]
+        look = look_of(cell)
         for level in cell.levels:
             phases = _phases_s(level)
             x = levels.index(int(level["concurrency"])) + (index - (len(of) - 1) / 2) * width
@@ -247,10 +238,10 @@ def _bars(axes: Axes, *, of: tuple[Cell, ...], top: float) -> None:
                 colour = look.colour if share else GRID
                 axes.bar(x, seconds, width * 0.88, bottom=bottom, color=colour, alpha=share or 1, linewidth=0)
                 bottom += seconds
-            axes.text(x, bottom, cell.short[0], ha="center", va="bottom", size=6.5, color=look.colour)
+            axes.text(x, bottom, cell.short[0], ha="center", va="bottom", size=7, color=look.colour)
     axes.set_xticks(range(len(levels)), [str(level) for level in levels])
     sizes = "\n".join(f"n {cell.short}: {view.sizes(cell)}" for cell in of[:2])
-    axes.set_xlabel(f"concurrent users\n{sizes}", linespacing=1.35, fontsize=7)
+    axes.set_xlabel(f"concurrent users\n{sizes}", linespacing=1.35, fontsize=7.5)
     axes.set_ylabel("seconds")
     axes.set_ylim(0, top)
 
@@ -267,8 +258,7 @@ def _pareto(groups: dict[str, tuple[Cell, ...]]) -> Figure | None:
     if not any(x.known and y.known for _, _, x, y in points):
         return None
     keys = tuple(
-        Key(c.runtime, Look(LOOKS[c.family].colour, "", LOOKS[c.family].dash))
-        for c in {c.runtime: c for c in cells}.values()
+        Key(c.runtime, Look(look_of(c).colour, "", look_of(c).dash)) for c in {c.runtime: c for c in cells}.values()
     )
     keys += tuple(Key(name, Look(MUTED, MARKERS[i % 8], "")) for i, name in enumerate(groups))
     lines = tuple(
@@ -294,8 +284,8 @@ def _pareto(groups: dict[str, tuple[Cell, ...]]) -> Figure | None:
         ),
         keys=keys,
         table=Table(("cell", "users", "tokens/s per user", "tokens/s in total", "tokens/s per card"), lines),
-        width_inches=4.4,
-        height_inches=3.1,
+        width_inches=3.6,
+        height_inches=2.9,
         bottom_inches=0.46,
         columns=2,
     )
@@ -307,7 +297,7 @@ def _pareto_point(level: Json, which: str) -> tuple[Estimate, Estimate]:
 
 def _trade_off(axes: Axes, *, groups: dict[str, tuple[Cell, ...]], which: str, per_card: bool) -> None:
     for index, cell in ((i, cell) for i, group in enumerate(groups.values()) for cell in group):
-        look = LOOKS[cell.family]
+        look = look_of(cell)
         points = [(*_pareto_point(level, which), level["concurrency"]) for level in cell.levels]
         known = [
             (x.value, y.value / (cell.tp if per_card else 1), c)
@@ -324,7 +314,7 @@ def _trade_off(axes: Axes, *, groups: dict[str, tuple[Cell, ...]], which: str, p
         axes.plot([p[0] for p in known], [p[1] for p in known], color=look.colour, **style)
         labelled = known if len(known) < 5 else [known[0], known[-1]]
         for x, y, concurrency in labelled if cell is groups[cell.deployment][0] else []:
-            axes.annotate(str(concurrency), (x, y), (4, 3), textcoords="offset points", size=6, color=MUTED)
+            axes.annotate(str(concurrency), (x, y), (4, 3), textcoords="offset points", size=7, color=MUTED)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.margins(0.1)
@@ -332,143 +322,33 @@ def _trade_off(axes: Axes, *, groups: dict[str, tuple[Cell, ...]], which: str, p
     axes.set_ylabel("output tokens/s" + (" per card" if per_card else ""))
 
 
-def _ratios(metrics: Json, cells: tuple[Cell, ...]) -> Figure | None:
-    by_id = {cell.id: cell for cell in cells}
-    known = [row for row in view.rows(metrics, "comparisons") if view.estimate(row, "ratio").known]
-    pairs = [(row, by_id.get(view.clean(row.get("a"))), by_id.get(view.clean(row.get("b")))) for row in known]
-    paired = [(row, a, b) for row, a, b in pairs if a is not None and b is not None]
-    if not paired:
-        return None
-    names = list(dict.fromkeys(str(row.get("metric")) for row, _, _ in paired))
-    order = [name for name in METRICS if name in names][:6]
-    depth = max(_forest_rows([p for p in paired if p[0].get("metric") == name]) for name in order)
-    _, a, b = paired[0]
-    title = view.title(f"{view.FAMILIES[a.family]} / {view.FAMILIES[b.family]}: ratio at each level", (a, b))
-    return Figure(
-        name="ratios",
-        title=title,
-        caption="Each point is a ratio with its 95 % interval. Filled: a difference, after Holm's "
-        "correction over the levels. Hollow grey: no detectable difference.",
-        says="Forest plot of the ratio between the two runtimes for each metric, deployment and number of users.",
-        panels=tuple(
-            Panel(METRICS[name][0], partial(_forest, pairs=[p for p in paired if p[0].get("metric") == name]))
-            for name in order
-        ),
-        keys=(
-            Key(f"{view.FAMILIES[a.family]} better", Look(LOOKS[a.family].colour, LOOKS[a.family].marker)),
-            Key(f"{view.FAMILIES[b.family]} better", Look(LOOKS[b.family].colour, LOOKS[b.family].marker)),
-            Key("no detectable difference", Look(MUTED, "D"), hollow=True),
-        ),
-        table=_ratio_table([p for p in paired if p[0].get("metric") in order]),
-        width_inches=4.4,
-        height_inches=0.86 + 0.155 * depth,
-        left_inches=0.72,
-        bottom_inches=0.46,
-        columns=2,
-    )
-
-
-Pairs = list[tuple[Json, Cell, Cell]]
-
-
-def _forest_rows(pairs: Pairs) -> int:
-    return len(pairs) + len({a.deployment for _, a, _ in pairs})
-
-
-def _forest(axes: Axes, *, pairs: Pairs) -> None:
-    axes.axvline(1, color=INK, linewidth=0.8)
-    axes.set_xscale("log")
-    ticks: dict[int, str] = {}
-    y, group = 0, ""
-    for row, a, b in pairs:
-        if a.deployment != group:
-            group = a.deployment
-            axes.text(0.01, y, group, transform=axes.get_yaxis_transform(), va="center", size=7, weight="bold")
-            y -= 1
-        _ratio_point(axes, row, a, b, y)
-        ticks[y] = view.users(int(row.get("concurrency") or 0))
-        y -= 1
-    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=6.5)
-    axes.set_ylim(y + 0.3, 0.8)
-    axes.grid(axis="x")
-    axes.grid(visible=False, axis="y")
-    _ratio_axis(axes, str(pairs[0][0].get("metric")), pairs[0][1], _reach([row for row, _, _ in pairs]))
-
-
-def _reach(rows: list[Json]) -> float:
-    """How far from 1 the axis reaches, the same factor to both sides."""
-    found = [view.estimate(row, "ratio") for row in rows]
-    values = [v for e in found for v in (e.value, e.low, e.high) if v is not None and v > 0]
-    return float(max([1.06, *(max(v, 1 / v) for v in values)]) ** 1.08)
-
-
-def _ratio_axis(axes: Axes, metric: str, a: Cell, reach: float) -> None:
-    axes.set_xlim(1 / reach, reach)
-    nice = [t for t in (1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 30, 100) if t <= reach**0.85][-2:]
-    marks = sorted({*(1 / t for t in nice), 1.0, *nice})
-    axes.set_xticks(marks, [f"{mark:.2f}" if reach < 2 else f"{mark:.2g}" for mark in marks])
-    axes.minorticks_off()
-    unit = METRICS[metric][1]
-    side = "" if unit in ("tokens", "") else f" ({'below' if unit == 'seconds' else 'above'} 1: {a.short} better)"
-    axes.set_xlabel(f"ratio{side}")
-
-
-def _ratio_point(axes: Axes, row: Json, a: Cell, b: Cell, y: float) -> None:
-    ratio = view.estimate(row, "ratio")
-    verdict = row.get("verdict")
-    look = LOOKS[a.family] if verdict == "faster" else LOOKS[b.family] if verdict == "slower" else Look(MUTED, "D")
-    if ratio.low is not None and ratio.high is not None:
-        axes.plot([ratio.low, ratio.high], [y, y], color=look.colour, linewidth=1.3)
-    fill = look.colour if verdict in ("faster", "slower") else CARD
-    axes.plot([ratio.value], [y], marker=look.marker, color=look.colour, markerfacecolor=fill, markersize=4)
-
-
-def _ratio_table(pairs: Pairs) -> Table:
-    head = ("metric", "deployment", "users", "ratio", "95 % interval", "verdict", "n")
-    lines = []
-    for row, a, b in pairs:
-        ratio = view.estimate(row, "ratio")
-        verdict = (
-            f"{view.FAMILIES[a.family]} {row['verdict']}"
-            if row.get("verdict") in ("faster", "slower")
-            else view.clean(row.get("verdict"))
-        )
-        sizes = f"{view.count(row.get('n_a'))} and {view.count(row.get('n_b'))}"
-        title = METRICS[str(row.get("metric"))][0]
-        lines.append((title, a.deployment, view.count(row.get("concurrency")), *view.value_and_span(ratio), verdict, sizes))
-        del b
-    return Table(head, tuple(lines))
-
-
-def _roofline(cells: tuple[Cell, ...]) -> Figure | None:
-    known = [(cell, bound, _reached_alone(cell)) for cell in cells if (bound := _bound(cell)) and cell.levels]
-    order = list(view.deployments(cells))
-    known = sorted((row for row in known if row[2].known), key=lambda row: order.index(row[0].deployment))
+def _roofline(groups: dict[str, tuple[Cell, ...]]) -> Figure | None:
+    known = {
+        text: rows
+        for text, group in groups.items()
+        if (rows := [(c, limit, alone) for c in group if (limit := _bound(c)) and (alone := _reached_alone(c)).known])
+    }
     if not known:
         return None
+    flat = [row for rows in known.values() for row in rows]
     lines = tuple(
-        (
-            cell.name,
-            view.number(bound),
-            *view.value_and_span(reached),
-            f"{(reached.value or 0) / bound:.0%}",
-        )
-        for cell, bound, reached in known
+        (cell.name, view.number(bound), *view.value_and_span(reached), f"{(reached.value or 0) / bound:.0%}")
+        for cell, bound, reached in flat
     )
+    top = max(max(bound, reached.high or reached.value or 0.0) for _, bound, reached in flat)
     return Figure(
         name="roofline",
-        title=view.title("A single stream against its memory-bandwidth bound", (cell for cell, _, _ in known)),
+        title=view.title("A single stream against its memory-bandwidth bound", (cell for cell, _, _ in flat)),
         caption="Outlined: reading every weight once per token at the cards' full bandwidth. Filled: mean tokens/s "
-        "of a single user.",
+        "of a single user, with its 95 % interval. Beside it: share of the bound.",
         says="Horizontal bars: tokens per second reached by a single stream, within the bound of memory bandwidth, for "
         "each cell.",
-        panels=(Panel("One user", partial(_bounds, known=known)),),
-        keys=legend(cell for cell, _, _ in known),
+        panels=tuple(Panel(f"{text}, 1 user", partial(_bounds, known=rows, top=top)) for text, rows in known.items()),
+        keys=legend(cell for cell, _, _ in flat),
         table=Table(("cell", "bound, tokens/s", "reached, tokens/s", "95 % interval", "share of bound"), lines),
-        width_inches=4.6,
-        height_inches=0.8 + 0.24 * len(known),
-        left_inches=1.85,
-        bottom_inches=0.42,
+        height_inches=0.86 + 0.36 * max(len(rows) for rows in known.values()),
+        left_inches=0.72,
+        bottom_inches=0.46,
     )
 
 
@@ -476,17 +356,23 @@ def _reached_alone(cell: Cell) -> Estimate:
     return view.estimate(cell.level(1), "tokens_per_s_per_user", "mean")
 
 
-def _bounds(axes: Axes, *, known: list[tuple[Cell, float, Estimate]]) -> None:
+def _bounds(axes: Axes, *, known: list[tuple[Cell, float, Estimate]], top: float) -> None:
     for index, (cell, bound, reached) in enumerate(known):
-        look = LOOKS[cell.family]
-        axes.barh(-index, bound, 0.66, facecolor="none", edgecolor=MUTED, linewidth=0.8)
-        axes.barh(-index, reached.value, 0.66, color=look.colour, alpha=0.55 if cell.simulated else 0.9)
-        share = f"{(reached.value or 0) / bound:.0%}"
-        axes.annotate(share, (bound, -index), (5, 0), textcoords="offset points", va="center", size=7.5)
+        look = look_of(cell)
+        axes.barh(-index, bound, 0.62, facecolor="none", edgecolor=MUTED, linewidth=0.8)
+        axes.barh(-index, reached.value, 0.62, color=look.colour, alpha=0.55 if cell.simulated else 0.9)
+        share = f"{(reached.value or 0) / bound:.0%}, n {view.count(reached.n)}"
+        edge = max(bound, reached.high or 0.0)
+        inside = edge > 0.7 * top
+        axes.annotate(
+            share, (bound if inside else edge, -index), (-5 if inside else 5, 0), textcoords="offset points",
+            va="center", ha="right" if inside else "left", size=7.5,
+        )  # fmt: skip
         if reached.low is not None and reached.high is not None:
             axes.plot([reached.low, reached.high], [-index, -index], color=INK, linewidth=1.2)
-    axes.set_yticks([-i for i in range(len(known))], [f"{c.deployment} · {c.short}" for c, _, _ in known], fontsize=7)
-    axes.set_xlim(0, max(bound for _, bound, _ in known) * 1.14)
+    axes.set_yticks([-i for i in range(len(known))], [c.short for c, _, _ in known], fontsize=7.5)
+    axes.set_ylim(0.5 - len(known), 0.5)
+    axes.set_xlim(0, top * 1.04)
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x")
     axes.set_xlabel("tokens/s of one stream")

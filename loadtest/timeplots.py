@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from loadtest import view
-from loadtest.canvas import GRID, INK, LOOKS, MUTED, PHASES, Figure, Key, Look, Panel, Table, legend, nothing
+from loadtest.canvas import GRID, INK, MUTED, PHASES, Figure, Key, Look, Panel, Table, legend, look_of, nothing
 from loadtest.view import Cell, Json
 
 Axes = Any  # matplotlib.axes.Axes, which has no types
@@ -56,7 +56,7 @@ def _survivors(axes: Axes, *, of: tuple[Cell, ...], concurrency: int) -> None:
         if not points:
             continue
         empty = False
-        look = LOOKS[cell.family]
+        look = look_of(cell)
         times = [0.0, *(p[0] for p in points)]
         axes.step(times, [1.0, *(p[1] for p in points)], where="post", color=look.colour, linestyle=look.dash)
         banded = [p for p in points if p[2] is not None and p[3] is not None]
@@ -68,7 +68,7 @@ def _survivors(axes: Axes, *, of: tuple[Cell, ...], concurrency: int) -> None:
     axes.set_ylim(0, 1.03)
     axes.set_xlim(left=0)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.set_xlabel(f"seconds since the request was sent\n{sizes}", linespacing=1.35, fontsize=7)
+    axes.set_xlabel(f"seconds since the request was sent\n{sizes}", linespacing=1.35, fontsize=7.5)
     axes.set_ylabel("requests")
 
 
@@ -110,7 +110,7 @@ def _histogram(cell: Cell, concurrency: int) -> tuple[list[float], list[float]] 
 def _outlines(axes: Axes, *, of: tuple[Cell, ...], top: int) -> None:
     found = [(cell, histogram) for cell in of if (histogram := _histogram(cell, top)) is not None]
     for cell, (edges, shares) in found:
-        look = LOOKS[cell.family]
+        look = look_of(cell)
         axes.stairs([share * 100 for share in shares], edges, color=look.colour, linestyle=look.dash, linewidth=1.4)
         axes.stairs([share * 100 for share in shares], edges, color=look.colour, alpha=0.12, fill=True)
     if not found:
@@ -118,7 +118,7 @@ def _outlines(axes: Axes, *, of: tuple[Cell, ...], top: int) -> None:
     elif min(histogram[0][0] for _, histogram in found) > 0:
         _log_axis(axes, min(h[0][0] for _, h in found), max(h[0][-1] for _, h in found))
     sizes = ", ".join(f"n {c.short} {view.count(view.estimate(c.level(top), 'itl_s', 'p50').n)}" for c in of)
-    axes.set_xlabel(f"gap, ms\n{sizes}", linespacing=1.35, fontsize=7)
+    axes.set_xlabel(f"gap, ms\n{sizes}", linespacing=1.35, fontsize=7.5)
     axes.set_ylabel("% of gaps")
 
 
@@ -191,7 +191,7 @@ def _series(curve: Json, key: str) -> tuple[list[float], list[float]]:
 
 
 def _server_panel(upper: Axes, lower: Axes, *, cell: Cell, top: int, end: float) -> None:
-    curve, look = _curve(cell, top, "server"), LOOKS[cell.family]
+    curve, look = _curve(cell, top, "server"), look_of(cell)
     times, usage = _series(curve, "kv_usage")
     upper.fill_between(times, [100 * u for u in usage], color=look.colour, alpha=0.2, linewidth=0)
     upper.plot(times, [100 * u for u in usage], color=look.colour, linewidth=1)
@@ -250,7 +250,7 @@ def timeline(groups: Groups) -> Figure | None:
 def _streams(axes: Axes, *, cell: Cell, top: int, end: float) -> None:
     from matplotlib.collections import PolyCollection
 
-    requests, look = _curve(cell, top, "timeline"), LOOKS[cell.family]
+    requests, look = _curve(cell, top, "timeline"), look_of(cell)
     rows = {stream: row for row, stream in enumerate(sorted({_stream(r) for r in requests}))}
     for phase, faint in (("warmup", 0.4), ("measure", 1.0)):
         chosen = [r for r in requests if r.get("phase", "measure") == phase]

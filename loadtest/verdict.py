@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from loadtest import view
@@ -88,22 +89,36 @@ def _runtime(metrics: Json, cells: tuple[Cell, ...]) -> Line | None:
 
 
 def _ahead(metrics: Json, metric: str, chosen: list[Json]) -> Line:
+    """Who was ahead in one metric, each pair of runtimes by itself."""
     by_id = {cell.id: cell for cell in view.cells(metrics)}
-    first, second = (_name(by_id, chosen[0], side) for side in ("a", "b"))
-    because = f"{NAMES[metric].capitalize()}, {first} / {second}: {_envelope(chosen)}"
+    pairs: dict[tuple[str, str], list[Json]] = {}
+    for row in chosen:
+        pairs.setdefault((_name(by_id, row, "a"), _name(by_id, row, "b")), []).append(row)
+    ratios = [f"{first} / {second}: {envelope(rows)}" for (first, second), rows in pairs.items()]
+    because = f"{NAMES[metric].capitalize()}, {'; '.join(ratios)}"
     if simulated(metrics):
         alike = "The simulator treats the runtimes alike where no difference between them is known"
         return Line("Which runtime", "Not for a simulation to say", f"{alike}. {because}")
-    verdicts = Counter(str(row.get("verdict")) for row in chosen)
-    n, wins, losses = len(chosen), verdicts["faster"], verdicts["slower"]
-    ties = verdicts["no detectable difference"]
+    answers = [ahead(first, second, rows, several=len(pairs) > 1) for (first, second), rows in pairs.items()]
+    return Line("Which runtime", ". ".join(answers), because)
+
+
+def ahead(first: str, second: str, rows: list[Json], *, several: bool = False) -> str:
+    """Who was ahead in how many of these comparisons, in words; `several`: other pairs stand beside this one."""
+    n, found = len(rows), Counter(str(row.get("verdict")) for row in rows)
+    ties = found["no detectable difference"]
     if ties == n:
-        return Line("Which runtime", f"No detectable difference in {n} of {n} comparisons", because)
-    if wins == losses:
-        answer = f"No runtime was ahead in {n} comparisons"
-    else:
-        answer = f"{first if wins > losses else second} was ahead in {max(wins, losses)} of {n} comparisons"
-    return Line("Which runtime", f"{answer}; no detectable difference in {ties}" if ties else answer, because)
+        between = f" between {first} and {second}" if several else ""
+        return f"No detectable difference{between} in {n} of {n} comparisons"
+    sides = [(first, second, found["faster"]), (second, first, found["slower"])]
+    said = [
+        f"{one} was ahead{f' of {other}' if several else ''} in {count} of {n} comparisons"
+        for one, other, count in sorted(sides, key=lambda side: -side[2])
+        if count
+    ]
+    said[1:] = [text.replace(f" of {n} comparisons", "") for text in said[1:]]
+    said += [f"no detectable difference in {ties}"] if ties else []
+    return "; ".join(said) or f"No verdict in {n} comparisons"
 
 
 def _name(by_id: dict[str, Cell], row: Json, side: str) -> str:
@@ -111,17 +126,17 @@ def _name(by_id: dict[str, Cell], row: Json, side: str) -> str:
     return view.FAMILIES[cell.family] if cell else view.clean(row.get(side))
 
 
-def _envelope(chosen: list[Json]) -> str:
+def envelope(chosen: list[Json]) -> str:
+    """The span of several ratios, and what all of their intervals lie between, in words."""
     ratios = [view.estimate(row, "ratio") for row in chosen]
     values = [e.value for e in ratios if e.value is not None]
     ends = [end for e in ratios for end in (e.low, e.high) if end is not None]
     low, high = view.number(min(values)), view.number(max(values))
     text = f"ratio {low}" if low == high else f"ratios from {low} to {high}"
-    return (
-        f"{text}; their 95 % intervals lie between {view.number(min(ends))} and {view.number(max(ends))}"
-        if ends
-        else f"{text}; no interval"
-    )
+    if not ends:
+        return f"{text}; no interval"
+    between = f"{view.number(min(ends))} and {view.number(max(ends))}"
+    return f"{text} (95 % intervals between {between})"
 
 
 # Which configuration, how many users, what it costs ------------------------------------------------------------------
@@ -280,8 +295,8 @@ def _thin(rows: list[Json]) -> list[str]:
     ]
 
 
-def checks(metrics: Json, manifest: Json) -> tuple[Check, ...]:
-    """The gates of the run: load generator, token totals, completeness; with every reason that was given."""
+def checks(metrics: Json, manifest: Json, engines: Mapping[str, Json] = MappingProxyType({})) -> tuple[Check, ...]:
+    """The gates of the run: load generator, token totals, completeness, and the contract where a runtime told its own."""
     health = view.section(metrics, "health")
     complete = metrics.get("complete", manifest.get("complete"))
     why = view.clean(manifest.get("incomplete_reason") or "the run ended early")
@@ -295,7 +310,24 @@ def checks(metrics: Json, manifest: Json) -> tuple[Check, ...]:
             "Token totals", *_state(health.get("reconciliation"), "client and server agree", "client and server disagree")
         ),
         whole,
+        *_contract_check(engines),
     )
+
+
+def _contract_check(engines: Mapping[str, Json]) -> tuple[Check, ...]:
+    """Did every runtime that tells its settings run as the contract wants it; nothing where none tells them."""
+    told = {name: view.section(engine, "contract") for name, engine in engines.items()}
+    if not any(told.values()):
+        return ()
+    wrong = {view.clean(name): violations(one) for name, one in told.items() if violations(one)}
+    words = "; ".join(f"{name} {', '.join(keys)}" for name, keys in wrong.items())
+    return (Check("Contract", *_state(not wrong, "every runtime ran as it was asked to", f"not as asked for: {words}")),)
+
+
+def violations(contract: Json) -> tuple[str, ...]:
+    """Keys of the contract that a runtime broke, by `contract.violations` of `engine.json`."""
+    found = contract.get("violations")
+    return tuple(view.clean(key) for key in found) if isinstance(found, (Mapping, list, tuple)) else ()
 
 
 def _state(value: Any, good: str, bad: str) -> tuple[str, str]:
@@ -308,5 +340,20 @@ def _state(value: Any, good: str, bad: str) -> tuple[str, str]:
 
 
 def health_reasons(metrics: Json) -> tuple[str, ...]:
+    """Every reason once, with all the places that it was given for: `CELL at 1, 2, 4: the fast clock ...`."""
     reasons = view.section(metrics, "health").get("reasons")
-    return tuple(view.clean(reason) for reason in reasons) if isinstance(reasons, (list, tuple)) else ()
+    places: dict[tuple[str, str], list[str]] = {}
+    for reason in reasons if isinstance(reasons, (list, tuple)) else ():
+        where, at, what = re.match(r"(?:(.*?) at (\d+): )?(.*)", view.clean(reason), re.S).groups()  # type: ignore[union-attr]
+        places.setdefault((where or "", what), []).append(at or "")
+    return tuple(
+        f"{where} at {', '.join(dict.fromkeys(at))}: {what}" if where else what for (where, what), at in places.items()
+    )
+
+
+def clock_error(metrics: Json) -> str:
+    """What the fast clock of a simulation cost, in words; empty where it was not measured."""
+    error = view.section(view.section(metrics, "run"), "clock_error")
+    names = {"ttft_s": "time to first token", "tpot_s": "time per token", "time_to_final_answer_s": "time to final answer"}
+    shares = [f"{name} {value:+.1%}" for key, name in names.items() if (value := view.finite(error.get(key))) is not None]
+    return f"{', '.join(shares)} (means over {view.count(error.get('n'))} requests)" if shares else ""

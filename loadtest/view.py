@@ -15,6 +15,22 @@ Json = Mapping[str, Any]
 
 DASH = "—"
 FAMILIES = {"sglang": "SGLang", "vllm": "vLLM", "other": "Other"}
+# Title, unit and the statistic that stands for a distribution, for every metric that is drawn or named.
+METRICS = {
+    "output_tokens_per_s": ("Output tokens/s, all users together", "tokens/s", "value"),
+    "tokens_per_s_per_user": ("Tokens/s per user", "tokens/s", "p50"),
+    "ttft_s": ("Time to first token", "seconds", "p50"),
+    "time_to_first_answer_s": ("Time to first answer text", "seconds", "p50"),
+    "time_to_final_answer_s": ("Time to final answer", "seconds", "p50"),
+    "thinking_s": ("Thinking time", "seconds", "p50"),
+    "tpot_s": ("Time per output token", "seconds", "p50"),
+    "itl_s": ("Gap between tokens", "seconds", "p50"),
+    "reasoning_tokens": ("Tokens thought", "tokens", "mean"),
+    "answer_tokens": ("Tokens answered", "tokens", "mean"),
+    "answers_per_hour": ("Answers per hour", "answers/h", "value"),
+    "goodput_answers_per_hour": ("Answers per hour within the SLOs", "answers/h", "value"),
+    "accuracy": ("Share of right answers", "", "value"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +53,10 @@ UNKNOWN = Estimate(None)
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell of `metrics.json`. `levels` are sorted by concurrency; texts are safe to show (`clean`)."""
+    """One cell of `metrics.json`. `levels` are sorted by concurrency; texts are safe to show (`clean`).
+
+    On a page of several runs, `run` is the run's number there, `label` its name, and `place` what is compared.
+    """
 
     id: str
     engine: str
@@ -53,17 +72,19 @@ class Cell:
     fit: Json
     maximum: Json
     levels: tuple[Json, ...]
+    run: int | None = None
+    label: str = ""
+    place: str = ""
 
     @property
     def runtime(self) -> str:
-        """Name of the runtime; a simulated one says so."""
-        name = FAMILIES.get(self.family, self.family)
-        return f"{name} (simulated)" if self.simulated else name
+        """Name of the runtime (or the run); a simulated one says so."""
+        return f"{self.short} (simulated)" if self.simulated else self.short
 
     @property
     def short(self) -> str:
         """Name of the runtime alone, for small places under a title that says what is simulated."""
-        return FAMILIES.get(self.family, self.family)
+        return self.label or FAMILIES.get(self.family, self.family)
 
     @property
     def name(self) -> str:
@@ -73,6 +94,8 @@ class Cell:
     @property
     def deployment(self) -> str:
         """Model and number of cards: what two runtimes are compared on. No card is named where none is known."""
+        if self.place:
+            return self.place
         if not self.gpu and self.tp == 1:
             return self.model
         return f"{self.model}, {self.tp} card{'' if self.tp == 1 else 's'}"

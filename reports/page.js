@@ -1,5 +1,5 @@
 "use strict";
-// Sorting a table by a column, and copying a command. The page reads without either.
+// Sorting a table by a column, showing one cell in all tables, copying a command. The page reads without any of them.
 document.querySelectorAll("table.sortable").forEach(function (table) {
   table.querySelectorAll("thead th").forEach(function (th, column) {
     var button = document.createElement("button");
@@ -42,3 +42,17 @@ document.querySelectorAll("div.command").forEach(function (block) {
   });
   block.appendChild(button);
 });
+var chooser = document.getElementById("chooser");
+if (chooser) {
+  chooser.hidden = false;
+  chooser.querySelector("select").addEventListener("change", function (event) {
+    var chosen = event.target.value;
+    document.querySelectorAll("table").forEach(function (table) {
+      var first = table.tHead && table.tHead.rows[0].cells[0];
+      if (!first || first.textContent !== "cell") { return; }
+      Array.from(table.tBodies[0].rows).forEach(function (row) {
+        row.hidden = chosen !== "" && row.cells[0].textContent !== chosen;
+      });
+    });
+  });
+}

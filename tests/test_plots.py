@@ -16,7 +16,7 @@ from loadtest import canvas, plots, view
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = [
     "tokens-per-s-total", "tokens-per-s-per-user", "ttft", "time-to-final-answer", "where-the-time-goes", "survival",
-    "pareto", "ratios", "roofline", "token-gaps", "server", "timeline",
+    "pareto", "ratios", "why", "roofline", "token-gaps", "server", "timeline",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import sample_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import plots, report, verdict, view
+from loadtest import plots, report, terminal, verdict, view
 from loadtest.errors import RecordError
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -242,7 +242,7 @@ def test_cost_is_price_times_cards_over_answers_with_the_interval_turned_round()
 
 def test_terminal_table_has_a_line_for_each_level_and_the_decision() -> None:
     sample = sample_metrics.full_matrix(levels=(1, 8))
-    text = report.terminal_table(sample.metrics, sample.manifest)
+    text = terminal.decision(sample.metrics, sample.manifest)
     lines = text.splitlines()
     assert lines[0].startswith("SIMULATED")
     assert sum(line.startswith(("sglang-sim_", "vllm-sim_")) for line in lines) == 6 * 2 + 2
@@ -251,7 +251,7 @@ def test_terminal_table_has_a_line_for_each_level_and_the_decision() -> None:
 
 
 def test_terminal_table_shows_failed_gates() -> None:
-    assert "Load generator FAIL" in report.terminal_table(sample_metrics.damaged().metrics)
+    assert "Load generator FAIL" in terminal.decision(sample_metrics.damaged().metrics, {})
 
 
 def test_unknown_hardware_is_not_called_a_card() -> None:

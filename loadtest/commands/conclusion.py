@@ -46,9 +46,9 @@ def _conclude(out: Path, say: Say, *, json: bool) -> str:
 
 def table(folder: Path, numbers: dict[str, Any]) -> str:
     """The decision, as a compact table for a terminal."""
-    from loadtest import report
+    from loadtest import terminal
 
-    return report.terminal_table(numbers, records.read_json(folder / "manifest.json"))
+    return terminal.decision(numbers, records.read_json(folder / "manifest.json"))
 
 
 def analyze_run(folder: Path) -> dict[str, Any]:

@@ -1,11 +1,20 @@
-"""`analyze` and `report`: from the records of a run to its numbers and its page."""
+"""`analyze` and `report`: from the records of runs to their numbers and their pages."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from loadtest import records
 from loadtest.commands.conclusion import Say, analyze_run, as_json, table, write_page
-from loadtest.errors import UsageError
+from loadtest.errors import RecordError, UsageError
+
+if TYPE_CHECKING:
+    from loadtest.shelf import Entry
+    from loadtest.versus import Side
+
+MOST_RUNS = 6
 
 
 def analyze(arguments: argparse.Namespace, say: Say) -> str:
@@ -15,15 +24,59 @@ def analyze(arguments: argparse.Namespace, say: Say) -> str:
 
 
 def report(arguments: argparse.Namespace, say: Say) -> str:
-    """The page of each run, from its metrics.json (made first where it is missing)."""
-    if arguments.output is not None and len(arguments.runs) > 1:
-        raise UsageError(
-            f"--output: expected one RUN for one page, got {len(arguments.runs)}; leave it out for a page in each"
-        )
-    pages = []
-    for run in arguments.runs:
-        if not (run / "metrics.json").exists():
-            analyze_run(run)
-        pages.append(arguments.output or run / "report.html")
-        write_page(run, pages[-1])
-    return "\n".join(map(str, pages))
+    """The page of a run; one comparison page of several (the first is the baseline); the index of a folder of runs."""
+    runs: list[Path] = arguments.runs
+    if len(runs) > 1:
+        return str(_compare(runs, arguments.output or runs[0].parent / "comparison.html"))
+    (run,) = runs
+    if not (run / "manifest.json").exists() and (folders := _runs_in(run)):
+        return str(_index(run, folders, arguments.output or run / "index.html"))
+    _numbers(run)
+    page = arguments.output or run / "report.html"
+    write_page(run, page)
+    return str(page)
+
+
+def _numbers(run: Path) -> dict[str, Any]:
+    """What metrics.json holds, made first where it is missing."""
+    return records.read_json(run / "metrics.json") if (run / "metrics.json").exists() else analyze_run(run)
+
+
+def _compare(runs: list[Path], page: Path) -> Path:
+    from loadtest import compare, report
+    from loadtest.versus import Side
+
+    if len(runs) > MOST_RUNS:
+        raise UsageError(f"report: expected at most {MOST_RUNS} runs on one page, got {len(runs)}; leave some out")
+    numbers = [_numbers(run) for run in runs]
+    baseline, *candidates = [records.read_run(run) for run in runs]
+    sides: list[Side] = [Side(runs[0].resolve().name, numbers[0], baseline.manifest, {}, {})]
+    for candidate, own in zip(candidates, numbers[1:], strict=True):
+        apart = compare.differences(baseline.manifest, candidate.manifest)  # shown on the page, so none forbids it
+        judged = compare.runs(baseline, candidate, allow=tuple(apart))
+        sides.append(Side(candidate.path.resolve().name, own, candidate.manifest, judged, apart))
+    report.write_comparison(tuple(sides), page, page.parent / f"{page.stem}-plots")
+    return page
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/manifest.json"))
+
+
+def _index(folder: Path, runs: list[Path], page: Path) -> Path:
+    from loadtest import report
+
+    report.write_index(folder.resolve().name, [_entry(run) for run in runs], page)
+    return page
+
+
+def _entry(run: Path) -> Entry:
+    """One run of the index; one that cannot be read is a row that says so."""
+    from loadtest.shelf import Entry
+
+    try:
+        manifest = records.read_json(run / "manifest.json")
+        metrics = records.read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
+    except RecordError as error:
+        return Entry(run.name, {}, {}, paged=False, problem=str(error))
+    return Entry(run.name, metrics, manifest, paged=(run / "report.html").exists())

@@ -1,0 +1,305 @@
+"""The tables of one run: findings, users and cost, levels, troubles, cells, contract, environment, commands, definitions."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from loadtest import verdict, view
+from loadtest.canvas import Table
+from loadtest.view import Cell, Json
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One exact command line, and what it did."""
+
+    title: str
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ContractRow:
+    """One key of the contract: what was asked for, and for each cell what it says it does and whether that breaks it."""
+
+    key: str
+    asked: str
+    told: tuple[tuple[str, bool], ...]
+    differ: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """The inference contract; `cells`: names of those whose runtime told its settings."""
+
+    cells: tuple[str, ...]
+    rows: tuple[ContractRow, ...]
+
+
+DEFINITIONS = (
+    (
+        "Time to first token (TTFT)",
+        "From sending to the first text of any kind; thinking counts, a role-only or empty chunk does not. Seconds.",
+    ),
+    ("Time to first answer text", "From sending to the first text of the answer, after the thinking. Seconds."),
+    (
+        "Time to final answer",
+        "From sending to the last chunk of an answer that ended by itself. Cut-off and truncated requests are censored "
+        "at their last chunk (Kaplan-Meier), never dropped. Seconds.",
+    ),
+    ("Thinking time", "From the first text of the reasoning to the first text of the answer. Seconds."),
+    (
+        "Gap between tokens (ITL)",
+        "Time between consecutive tokens, weighted by token where a chunk carries several. Seconds.",
+    ),
+    (
+        "Time per output token (TPOT)",
+        "(Last chunk - first chunk) / (tokens after the first chunk), one value a request. Seconds.",
+    ),
+    ("Tokens/s per user", "1 / TPOT: what one stream delivers while it decodes."),
+    (
+        "Output tokens/s",
+        "Tokens that arrived inside the steady window, in which all streams were in flight, divided by its length; "
+        "tokens of unfinished requests included.",
+    ),
+    ("Answers per hour", "Finished answers, by the same window; within the SLOs: those that met every one."),
+    (
+        "Interval",
+        "95 % confidence interval. A quantile whose interval cannot be bounded from n samples is left out (—) with the "
+        "n it needs.",
+    ),
+    (
+        "Ahead, faster, slower",
+        "Said only of a difference that holds at 5 % after Holm's correction over the levels of a metric. "
+        "Each interval is of its own ratio, uncorrected.",
+    ),
+    (
+        "Simulated",
+        "A runtime imitated by this suite from a performance model. Its figures predict; they measure no runtime and "
+        "no card.",
+    ),
+)
+
+
+def findings(metrics: Json) -> list[dict[str, str]]:
+    found = []
+    for row in view.rows(metrics, "findings"):
+        word = view.clean(row.get("verdict") or "not_measured")
+        found.append(
+            {
+                "claim": view.clean(row.get("claim") or row.get("id") or "?"),
+                "expected": view.clean(row.get("expected") or view.DASH),
+                "measured": _measured(row.get("measured")),
+                "interval": view.span(view.estimate({"it": {"value": 1, "ci95": row.get("ci95")}}, "it")) or view.DASH,
+                "verdict": word.replace("_", " "),
+                "state": {"reproduced": "good", "predicted": "good", "contradicted": "bad", "not_predicted": "bad"}.get(
+                    word, "none"
+                ),
+                "reason": view.clean(row.get("reason") or ""),
+            }
+        )
+    return found
+
+
+def _measured(value: Any) -> str:
+    found = view.finite(value)
+    return view.DASH if value is None else view.number(found) if found is not None else view.clean(value)
+
+
+def summary(cells: tuple[Cell, ...], metrics: Json, manifest: Json) -> Table | None:
+    """Each cell against the SLOs and the price: how many users, at what cost."""
+    wanted, (price, currency) = verdict.slos(metrics, manifest), verdict.price(manifest)
+    measured = [cell for cell in cells if cell.levels]
+    if not measured or (not wanted and price is None):
+        return None
+    head = ["cell"]
+    if wanted:
+        head += ["users within the SLO", "for certain", "KV cache holds", "levels tried"]
+    if price is not None:
+        head += [f"lowest cost of 1000 answers, {currency}".rstrip(", "), "95 % interval", "at"]
+    lines = []
+    for cell in measured:
+        line = [cell.name]
+        if wanted:
+            sure = verdict.sure(cell) if cell.maximum.get("ci95") else None
+            line += [view.count(n) for n in (cell.maximum.get("by_slo"), sure, cell.maximum.get("by_kv_cache"))]
+            line.append(tried(cell))
+        if price is not None:
+            line += _cheapest(cell, price)
+        lines.append(tuple(line))
+    notes = tuple(f"SLO: {one}. For certain: met with the whole 95 % interval; 0: at no level." for one in wanted)
+    return Table(tuple(head), tuple(lines), notes)
+
+
+def tried(cell: Cell) -> str:
+    return ", ".join(str(level["concurrency"]) for level in cell.levels)
+
+
+def _cheapest(cell: Cell, price: float) -> list[str]:
+    costs = [(verdict.cost_per_1000_answers(cell, level, price), level) for level in cell.levels]
+    known = [row for row in costs if row[0].known]
+    if not known:
+        return [view.DASH, view.DASH, view.DASH]
+    found, level = min(known, key=lambda row: row[0].value or 0.0)
+    return [view.number(found.value), view.span(found) or view.DASH, view.users(int(level["concurrency"]))]
+
+
+LEVEL_COLUMNS = (
+    ("output_tokens_per_s", "value", "tokens/s, all"),
+    ("tokens_per_s_per_user", "typical", "tokens/s per user"),
+    ("ttft_s", "typical", "TTFT, s"),
+    ("time_to_final_answer_s", "typical", "final answer, s"),
+    ("time_to_final_answer_s", "p90", "final answer, s, p90"),
+    ("answers_per_hour", "value", "answers/h"),
+    ("reasoning_tokens", "mean", "tokens thought, mean"),
+    ("accuracy", "value", "right answers"),
+)
+
+
+def columns(cells: tuple[Cell, ...]) -> list[tuple[str, str, str]]:
+    """The columns with their statistic: the median where every level has one, else the mean."""
+    found = []
+    for key, which, title in LEVEL_COLUMNS:
+        chosen = view.typical(cells, key) if which == "typical" else which
+        found.append((key, chosen, f"{title}, {'mean' if chosen == 'mean' else 'median'}" if which == "typical" else title))
+    return found
+
+
+def levels(cells: tuple[Cell, ...]) -> Table:
+    chosen = columns(cells)
+    head = ("cell", "users", "n", *(title for _, _, title in chosen))
+    lines = []
+    for cell in cells:
+        for level in cell.levels:
+            figures = [_figure_text(level, key, which) for key, which, _ in chosen]
+            name = cell.name
+            lines.append((name, view.count(level.get("concurrency")), view.count(level.get("n_requests")), *figures))
+    return Table(head, tuple(lines), ("— : no figure can be given from so few requests, or it does not apply.",))
+
+
+def _figure_text(level: Json, key: str, which: str) -> str:
+    """A figure, and on a second line its interval or the n that it needs."""
+    found = view.estimate(level, key, which)
+    if found.value is None:
+        return f"{view.DASH}\nneeds n ≥ {found.n_needed}" if found.n_needed else view.DASH
+    return f"{view.number(found.value)}\n{view.span(found)}".rstrip()
+
+
+def troubles(cells: tuple[Cell, ...]) -> Table:
+    """Counts of each outcome and trouble by level; kinds that never occurred are named in a note instead."""
+    levels = [(cell, level) for cell in cells for level in cell.levels]
+    counts = [{**view.section(level, "troubles"), **view.section(level, "outcomes")} for _, level in levels]
+    kinds = list(dict.fromkeys(["ok", *(name for one in counts for name in one)]))
+    seen = [name for name in kinds if name == "ok" or any(view.finite(one.get(name)) for one in counts)]
+    head = ("cell", "users", *(view.clean(name).replace("_", " ") for name in seen), "load generator", "token totals")
+    lines = []
+    for (cell, level), one in zip(levels, counts, strict=True):
+        gates = [_gate(level.get("client_health")), _gate(level.get("reconciliation"))]
+        lines.append((cell.name, view.count(level.get("concurrency")), *(view.count(one.get(k, 0)) for k in seen), *gates))
+    absent = [view.clean(name).replace("_", " ") for name in kinds if name not in seen]
+    return Table(head, tuple(lines), (f"Looked for and never seen: {', '.join(absent)}.",) if absent else ())
+
+
+def _gate(value: Any) -> str:
+    state = value.get("status", value.get("verdict")) if isinstance(value, Mapping) else value
+    return {"pass": "pass", "fail": "FAIL", "not_applicable": "none ran"}.get(str(state), "not checked")
+
+
+def cells(cells: tuple[Cell, ...], engines: Mapping[str, Json]) -> Table:
+    head = ("cell", "version", "GPU", "status", "levels", "ready after, s", "exit code")
+    lines = []
+    for cell in cells:
+        engine = engines.get(cell.id, {})
+        started, ready = view.finite(engine.get("started_unix_s")), view.finite(engine.get("ready_unix_s"))
+        waited = None if started is None or ready is None else ready - started
+        status = f"{cell.status}: {cell.reason}" if cell.reason else cell.status
+        version = cell.version or view.clean(engine.get("engine_version") or view.DASH)
+        lines.append(
+            (
+                cell.name,
+                version,
+                cell.gpu or view.DASH,
+                status,
+                tried(cell) or view.DASH,
+                view.number(waited),
+                view.count(engine.get("exit_code")),
+            )
+        )
+    return Table(head, tuple(lines))
+
+
+def fits(cells: tuple[Cell, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    """The fit arithmetic, once for all cells that share it."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for cell in cells:
+        if lines := _fit_lines(cell):
+            found.setdefault(lines, []).append(cell.name)
+    return [(", ".join(names), lines) for lines, names in found.items()]
+
+
+def _fit_lines(cell: Cell) -> tuple[str, ...]:
+    lines = cell.fit.get("lines")
+    return tuple(view.clean(line) for line in lines) if isinstance(lines, (list, tuple)) else ()
+
+
+def contract(manifest: Json, of: tuple[Cell, ...], engines: Mapping[str, Json]) -> Contract:
+    """What was asked for, and cell by cell what each runtime says it does, where it says so."""
+    asked = view.section(manifest, "contract")
+    told = {cell.name: view.section(engines.get(cell.id), "contract") for cell in of}
+    told = {name: one for name, one in told.items() if one}
+    sides = {name: view.section(one, "effective") for name, one in told.items()}
+    keys = list(dict.fromkeys([*asked, *(key for one in sides.values() for key in one)]))
+    rows = []
+    for key in keys:
+        broken = [key in verdict.violations(one) for one in told.values()]
+        values = [_value(one[key]) if key in one else "" for one in sides.values()]
+        differ = len({value for value in values if value}) > 1
+        rows.append(ContractRow(_words(key), _value(asked.get(key)), tuple(zip(values, broken, strict=True)), differ))
+    return Contract(tuple(told), tuple(rows))
+
+
+def environment(manifest: Json) -> list[tuple[str, str]]:
+    """What the load generator ran on, and what it sent."""
+    workload = manifest.get("workload")
+    asked = {"workload": workload, "scenario": manifest.get("scenario")} if workload else {}
+    return [(_words(key), _value(value)) for key, value in {**view.section(manifest, "environment"), **asked}.items()]
+
+
+def _words(key: Any) -> str:
+    return view.clean(key).replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{view.clean(k)} {_value(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_value(one) for one in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return view.DASH if value is None else view.clean(value)
+
+
+def commands(manifest: Json, engines: Mapping[str, Json]) -> list[Command]:
+    """What to type to repeat the run: its own command, then each runtime's (the program without its folder)."""
+    given = manifest.get("commands")
+    found = [Command("This run", _line(one)) for one in given] if isinstance(given, (list, tuple)) else []
+    for name, engine in engines.items():
+        command = engine.get("command")
+        if command:
+            variables = [f"{view.clean(k)}={shlex.quote(view.clean(v))}" for k, v in view.section(engine, "env").items()]
+            found.append(Command(view.clean(name), " ".join([*variables, _line(_portable(command))])))
+    return found
+
+
+def _portable(command: Any) -> Any:
+    """A command line with its program named without the folder of one machine."""
+    return [str(command[0]).rpartition("/")[2], *command[1:]] if isinstance(command, (list, tuple)) else command
+
+
+def _line(command: Any) -> str:
+    if isinstance(command, (list, tuple)):
+        return " ".join(shlex.quote(view.clean(part)) for part in command)
+    return view.clean(command)
