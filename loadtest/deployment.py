@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
-from loadtest import engines, hardware, launch, passes, preflight, roofline, thinking
+from loadtest import engines, hardware, launch, passes, preflight, roofline, settings, thinking
 from loadtest.contract import Contract, from_table, within
 from loadtest.errors import FitError
 from loadtest.prompts import Prompt
@@ -110,3 +111,43 @@ def refuse_misfit(cell: Cell, contract: Contract) -> None:
     fit = fit_of(cell, contract)
     if fit is not None and not fit.fits:
         raise FitError(f"does not fit: {fit.reason}")
+
+
+def held(cell: Cell, contract: Contract, argv: Sequence[str], info: engines.ServerInfo) -> dict[str, Any]:
+    """The launcher's half of the contract against what a runtime really runs with: `{requested, effective, violations}`.
+
+    From its command line (empty: not started by us), what SGLang tells of itself, and the context that it serves. One
+    memory share and one word for a KV type stand for both runtimes; `requested` has them in this one's sense too, where it
+    differs. What a runtime does not tell is neither effective nor a violation.
+    """
+    asked_for = _requested(cell, contract)
+    in_its_words = dict(asked_for)
+    if cell.engine == "sglang":
+        in_its_words["memory_fraction"] = launch.sglang_memory_fraction(asked_for["memory_fraction"])
+        in_its_words["kv_dtype"] = launch.sglang_kv_dtype(asked_for["kv_dtype"])
+    known = () if cell.simulated else argv
+    found = settings.effective(cell.engine, argv=known, server_info=info.settings, max_model_len=info.max_model_len)
+    if cell.base_url is not None and cell.memory_fraction is None:
+        found.pop("memory_fraction", None)  # of another's server: its own affair, unless the study says otherwise
+    wanted = replace(contract, max_tokens=1, **{key: value for key, value in in_its_words.items() if value is not None})
+    wrong = settings.violations(wanted, found)
+    differs = {key: in_its_words[key] for key in in_its_words if in_its_words[key] != asked_for[key]}
+    return {
+        "requested": {**asked_for, **({"in_its_words": differs} if differs else {})},
+        "effective": found,
+        "violations": [f"{key}: expected {expected}, got {got}" for key, (expected, got) in wrong.items()],
+    }
+
+
+def _requested(cell: Cell, contract: Contract) -> dict[str, Any]:
+    """What a cell's runtime is asked to be."""
+    stretched = _stretches(cell, contract) if cell.base_url is None else contract.yarn
+    return {
+        "context_tokens": context_tokens(cell, contract),
+        "yarn": stretched,
+        "memory_fraction": memory_fraction(cell, contract),
+        "reasoning_parser": contract.reasoning_parser if _may_think(cell.model) else None,
+        "prefix_caching": contract.prefix_caching,
+        "kv_dtype": contract.kv_dtype,
+        "quantisation_kernel": contract.quantisation_kernel,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,6 +16,16 @@ _TIMEOUT_S = 10.0
 _LIMIT_BYTES = 8_000_000  # of a reply; vLLM's /metrics takes 40 kB
 _NAME_CHARS = 256
 _MOST_MODELS = 100
+_SETTING_CHARS = 1000
+_TOLD = (
+    "context_length",
+    "mem_fraction_static",
+    "kv_cache_dtype",
+    "quantization",
+    "reasoning_parser",
+    "json_model_override_args",
+    "disable_radix_cache",
+)
 if TYPE_CHECKING:
     import httpx
 
@@ -44,6 +54,7 @@ class ServerInfo:
     tp: int | None = None
     gpu: str | None = None
     models: tuple[str, ...] = ()  # all that it serves, 100 at most
+    settings: dict[str, Any] = field(default_factory=dict)  # those of SGLang's own that a contract speaks of
 
 
 def normalise_url(base_url: str) -> str:
@@ -159,7 +170,8 @@ def _found(asking: Any, base_url: str, first: Mapping[str, Any]) -> ServerInfo:
     owner = first.get("owned_by")
     if owner == "sglang":
         details = _optional(asking, base_url, "/server_info") or _optional(asking, base_url, "/get_server_info")
-        return _info("sglang", first, details.get("version"), details.get("tp_size"))
+        info = _info("sglang", first, details.get("version"), details.get("tp_size"))
+        return replace(info, settings={key: details[key] for key in _TOLD if _is_short(details.get(key))})
     if owner == "vllm":
         return _info("vllm", first, version.get("version"), None)
     return _info("other", first, version.get("version"), None)
@@ -187,6 +199,11 @@ def _simulated(first: Mapping[str, Any], version: Mapping[str, Any]) -> ServerIn
         tp=_whole(version.get("tp")),
         gpu=_text(version.get("gpu")),
     )
+
+
+def _is_short(value: object) -> bool:
+    """Is it a setting as we expect it, and not a novel?"""
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _SETTING_CHARS)
 
 
 def _text(value: object) -> str | None:

@@ -112,7 +112,7 @@ _FLAGS: tuple[tuple[str | None, str | None, Callable[[LaunchSpec], _Value]], ...
     ("--gpu-memory-utilization", None, lambda spec: spec.memory_fraction),
     (None, "--mem-fraction-static", lambda spec: sglang_memory_fraction(spec.memory_fraction)),
     ("--kv-cache-dtype", None, lambda spec: _unless_auto(spec.kv_dtype)),
-    (None, "--kv-cache-dtype", lambda spec: _SGLANG_KV_DTYPES.get(spec.kv_dtype, _unless_auto(spec.kv_dtype))),
+    (None, "--kv-cache-dtype", lambda spec: _unless_auto(sglang_kv_dtype(spec.kv_dtype))),
     ("--quantization", "--quantization", lambda spec: _unless_auto(spec.quantisation_kernel)),
     ("--reasoning-parser", "--reasoning-parser", lambda spec: spec.reasoning_parser),
     ("--seed", "--random-seed", lambda spec: spec.seed),
@@ -165,6 +165,15 @@ def sglang_memory_fraction(memory_fraction: float | None) -> float | None:
     0.85
     """
     return None if memory_fraction is None else round(memory_fraction * SGLANG_STATIC_SHARE, 4)
+
+
+def sglang_kv_dtype(kv_dtype: str) -> str:
+    """SGLang's word for a type of KV cache.
+
+    >>> sglang_kv_dtype("fp8")
+    'fp8_e4m3'
+    """
+    return _SGLANG_KV_DTYPES.get(kv_dtype, kv_dtype)
 
 
 def _unless_auto(value: str) -> str | None:

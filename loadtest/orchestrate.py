@@ -28,7 +28,7 @@ from loadtest import (
     watch,
 )
 from loadtest.contract import Contract, differences, from_table
-from loadtest.deployment import asked, fit_of, launch_spec, refuse_misfit
+from loadtest.deployment import asked, fit_of, held, launch_spec, refuse_misfit
 from loadtest.errors import EngineError, FitError, RecordError
 from loadtest.manifest import begun, ended
 from loadtest.study import Cell, Study
@@ -241,7 +241,7 @@ def _target(
 ) -> Iterator[tuple[passes.Target, Callable[[], str | None]]]:
     """The server of a cell, running and proven to answer: attached to by its URL, or started and stopped again."""
     if cell.base_url is not None:
-        yield _attached(cell.base_url, cell, facts), lambda: None
+        yield _attached(journey, cell.base_url, cell, facts), lambda: None
         return
     _check_fit(journey, cell, facts)
     if cell.id in journey.blocked:
@@ -253,7 +253,7 @@ def _target(
     with engines.Server(spec, log, _key_variables(journey.study)) as server:
         server.wait_ready()
         facts["ready_unix_s"] = time.time()
-        target = _attached(server.base_url, cell, facts)
+        target = _attached(journey, server.base_url, cell, facts)
         facts["base_url"] = None  # the port is gone when the cell ends
         yield target, server.died
     facts["exit_code"] = server.exit_code
@@ -264,7 +264,7 @@ def _key_variables(study: Study) -> set[str]:
     return {cell.api_key_env for cell in study.cells if cell.api_key_env is not None}
 
 
-def _attached(base_url: str, cell: Cell, facts: dict[str, Any]) -> passes.Target:
+def _attached(journey: _Journey, base_url: str, cell: Cell, facts: dict[str, Any]) -> passes.Target:
     info = engines.probe(base_url, model=cell.model)
     if info.engine not in ("other", cell.engine) and (info.simulated or cell.engine != "other"):
         kind = "the simulator " if info.simulated else ""
@@ -272,6 +272,10 @@ def _attached(base_url: str, cell: Cell, facts: dict[str, Any]) -> passes.Target
     facts["engine_version"] = info.version
     facts["server_info"] = msgspec.to_builtins(info)
     facts["clock_speed"] = info.clock_speed
+    facts["contract"] = held(cell, journey.contract, facts["command"] or (), info)
+    tell = journey.note if cell.base_url is None else journey.say  # another's server is as it is
+    for violation in facts["contract"]["violations"]:
+        tell(f"{cell.id}: not as the contract has it: {violation}")
     return passes.Target(base_url=base_url, served_model=_served(base_url, cell, info), clock_speed=info.clock_speed)
 
 

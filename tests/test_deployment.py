@@ -6,7 +6,9 @@ import pytest
 
 from loadtest import deployment
 from loadtest.contract import Contract
+from loadtest.endpoint import ServerInfo
 from loadtest.errors import FitError
+from loadtest.launch import command
 from loadtest.study import Cell, Study
 
 AWQ = Cell(engine="vllm", model="qwq-32b-awq", gpu="l20")
@@ -69,3 +71,50 @@ def test_what_cannot_be_known_here_is_not_judged():
     assert deployment.fit_of(Cell(engine="vllm", model="someone/Unknown-Model", gpu="l20"), Contract()) is None
     assert deployment.fit_of(Cell(engine="vllm", model="qwq-32b"), Contract()) is None
     assert deployment.context_tokens(Cell(engine="vllm", model="someone/Unknown-Model"), Contract()) is None
+
+
+def started(engine, contract, **told):
+    """What is recorded of a runtime of ours, and what is wrong with it; `told`: what it says of itself."""
+    cell = Cell(engine=engine, model="qwq-32b-awq", gpu="l20", context_tokens=16384)
+    argv, _ = command(deployment.launch_spec(cell, contract, 8000))
+    info = ServerInfo(engine=engine, max_model_len=told.pop("max_model_len", 16384), settings=told)
+    found = deployment.held(cell, contract, argv, info)
+    return found, found["violations"]
+
+
+@pytest.mark.parametrize(
+    "contract", [Contract(), Contract(prefix_caching=False, kv_dtype="fp8", quantisation_kernel="awq_marlin")]
+)
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "vllm-sim", "sglang-sim"])
+def test_what_was_started_as_asked_breaks_nothing(engine, contract):
+    assert started(engine, contract)[1] == []
+
+
+def test_sglang_tells_its_own_memory_share_and_both_are_recorded():
+    found, wrong = started("sglang", Contract(kv_dtype="fp8"), mem_fraction_static=0.85, kv_cache_dtype="fp8_e4m3")
+    assert wrong == []
+    assert found["requested"]["memory_fraction"] == 0.9
+    assert found["requested"]["in_its_words"] == {"memory_fraction": 0.85, "kv_dtype": "fp8_e4m3"}
+    assert found["effective"]["memory_fraction"] == 0.85
+
+
+@pytest.mark.parametrize(
+    ("engine", "told", "violation"),
+    [
+        ("vllm", {"max_model_len": 8192}, "context_tokens: expected 16384, got 8192"),
+        ("sglang", {"disable_radix_cache": True}, "prefix_caching: expected True, got False"),
+        ("sglang", {"mem_fraction_static": 0.5}, "memory_fraction: expected 0.85, got 0.5"),
+        ("sglang", {"json_model_override_args": '{"rope_type": "yarn"}'}, "yarn: expected False, got True"),
+    ],
+)
+def test_what_a_runtime_made_of_it_otherwise_is_named(engine, told, violation):
+    assert started(engine, Contract(), **told)[1] == [violation]
+
+
+def test_anothers_server_is_held_to_what_it_tells():
+    cell = Cell(engine="sglang", model="m", base_url="http://127.0.0.1:9")
+    info = ServerInfo(
+        engine="sglang", max_model_len=8192, settings={"mem_fraction_static": 0.8, "disable_radix_cache": True}
+    )
+    assert deployment.held(cell, Contract(), (), info)["violations"] == ["prefix_caching: expected True, got False"]
+    assert deployment.held(cell, Contract(), (), ServerInfo(engine="other"))["effective"] == {}
