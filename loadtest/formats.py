@@ -75,6 +75,7 @@ def _from_messages(row: dict[str, Any], default_id: str) -> Prompt:
         answer_tokens=_number(row, "answer_tokens"),
         max_tokens=_number(row, "max_tokens"),
         arrival_s=_seconds(row, "arrival_s"),
+        difficulty=row.get("difficulty"),
     )
 
 

@@ -1,7 +1,8 @@
 """Built-in workloads: problems with one definite answer, made from a seed, so that nothing needs downloading.
 
-A spec is `NAME` or `NAME:key=value,...` with `n` (prompts, 64), `seed` (0), `difficulty` (1 to 5, 3) and, for `retrieval`,
-`tokens` (size of the context, about 4 characters a token, 4000). Problem i depends on the seed, the difficulty and i
+A spec is `NAME` or `NAME:key=value,...` with `n` (prompts, 64), `seed` (0), `difficulty` (1 to 5, 3); for `retrieval` and
+`shared`, `tokens` (size of the context or of the shared system prompt, about 4 characters a token, 4000); and for `mixed`,
+`easy` (the share of easy prompts in percent, 70). Problem i depends on the seed, the difficulty and i
 alone: `n=64` is the beginning of `n=128`. No two prompts of a workload are the same text.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from loadtest.errors import UsageError
@@ -21,19 +22,22 @@ _ATTEMPTS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of a spec. `tokens` counts about 4 characters each."""
+    """The options of a spec. `tokens` counts about 4 characters each, `easy` is a share in percent."""
 
     n: int = 64
     seed: int = 0
     difficulty: int = 3
     tokens: int = 4000
+    easy: int = 70
 
 
-_BOUNDS = {"n": (1, 100_000), "seed": (0, 2**63 - 1), "difficulty": (1, 5), "tokens": (200, 1_000_000)}
+_BOUNDS = {"n": (1, 100_000), "seed": (0, 2**63 - 1), "difficulty": (1, 5), "tokens": (200, 1_000_000), "easy": (0, 100)}
 
 GENERATORS: dict[str, str] = {
     "math": f"mathematics of every kind in turn: {', '.join(MATH_KINDS)}",
     **{name: kind.title for name, kind in KINDS.items()},
+    "shared": "mathematics behind one long system prompt that all prompts share",
+    "mixed": "easy arithmetic among hard mathematics, each marked for a router",
 }
 
 
@@ -41,7 +45,7 @@ def options(spec: str) -> Options:
     """The options of a spec, checked.
 
     >>> options("math:n=3,seed=7")
-    Options(n=3, seed=7, difficulty=3, tokens=4000)
+    Options(n=3, seed=7, difficulty=3, tokens=4000, easy=70)
     """
     _, _, text = spec.partition(":")
     values: dict[str, int] = {}
@@ -70,9 +74,29 @@ def prompts(spec: str) -> tuple[Prompt, ...]:
     """
     name = spec.partition(":")[0]
     chosen = options(spec)
-    names = MATH_KINDS if name == "math" else (name,)
+    names = (name,) if name in KINDS else MATH_KINDS
     seen: set[str] = set()
-    return tuple(_prompt(names[i % len(names)], i, chosen, seen, spec) for i in range(chosen.n))
+    if name == "mixed":
+        return tuple(_mixed(names[i % len(names)], i, chosen, seen, spec) for i in range(chosen.n))
+    plain = (_prompt(names[i % len(names)], i, chosen, seen, spec) for i in range(chosen.n))
+    if name == "shared":
+        system = {"role": "system", "content": _handbook(chosen)}
+        return tuple(replace(prompt, messages=(system, *prompt.messages)) for prompt in plain)
+    return tuple(plain)
+
+
+def _mixed(kind: str, index: int, chosen: Options, seen: set[str], spec: str) -> Prompt:
+    """Easy or hard by a draw of its own: arithmetic of the least difficulty, or mathematics of the chosen one."""
+    if Random(f"mixed/{chosen.seed}/{index}").random() * 100 < chosen.easy:
+        prompt = _prompt("arithmetic", index, replace(chosen, difficulty=1), seen, spec)
+        return replace(prompt, id=f"easy-{index + 1:04d}", difficulty="easy")
+    return replace(_prompt(kind, index, chosen, seen, spec), id=f"hard-{index + 1:04d}", difficulty="hard")
+
+
+def _handbook(chosen: Options) -> str:
+    """A system prompt of about `tokens` tokens: rules and a register, as a product's assistant is given."""
+    register = KINDS["retrieval"].make(Random(f"shared/{chosen.seed}"), 1, chosen.tokens).text.rpartition("\n")[0]
+    return f"You are a careful assistant. Answer the question; use the register only where it is asked about.\n{register}"
 
 
 def _prompt(kind: str, index: int, chosen: Options, seen: set[str], spec: str) -> Prompt:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gevent
 import gevent.event
 import msgspec
+from gevent.event import AsyncResult
 from gevent.queue import Queue
 from gevent.threadpool import ThreadPool
 
@@ -67,11 +69,25 @@ class Settings:
         return level_path(self.run, self.cell, self.concurrency, self.repeat)
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A second server, and what it is asked: the same sequence in bodies of its own, for its model is another one.
+
+    `opened`: its prompts end inside the thinking, as those of a reasoning model do.
+    """
+
+    name: str
+    transport: Transport
+    script: Script
+    opened: bool
+
+
 class Level:
     """Runs this process's share of a pass.
 
     `slots` are the numbers of its users. `kept` is called with every record that is on disk, `failed` once, when the
-    measurement itself cannot go on. `count_tokens` counts for servers that never tell.
+    measurement itself cannot go on. `count_tokens` counts for servers that never tell. `turns`: requests of one task, where
+    they depend on each other. `second`: another endpoint, which requests may be sent to instead.
     """
 
     def __init__(
@@ -84,20 +100,23 @@ class Level:
         kept: Callable[[RequestRecord], None],
         failed: Callable[[str], None],
         count_tokens: Callable[[str], int] | None = None,
+        turns: int = 1,
+        second: Endpoint | None = None,
     ) -> None:
         self._count_tokens = count_tokens
         self.settings = settings
         self.clock = Clock.start(settings.clock_speed)
         self.script = Script(workload, settings.contract, model=settings.model, engine=settings.engine, seed=settings.seed)
+        self.second = second
+        self.turns = turns
         self._slots = tuple(slots)
-        self._indices: Iterator[int] = indices(slots, settings.concurrency, settings.requests)
-        n = settings.requests
-        self.quota = None if n is None else sum(1 for _ in indices(slots, settings.concurrency, n))
+        n = None if settings.requests is None else math.ceil(settings.requests / turns)
+        self._indices: Iterator[int] = indices(slots, settings.concurrency, n)
+        self.quota = None if n is None else turns * sum(1 for _ in indices(slots, settings.concurrency, n))
         self._transport = transport
         self._kept = kept
         self._failed = failed
-        opened = settings.contract.thinking_prelude == "template" and thinking.opens_in_prompt(settings.model)
-        self._opened = opened
+        self._opened = opens_in_prompt(settings.contract, settings.model)
         self.worker = requests_stem().removeprefix("requests-")
         self._writer = JsonlWriter(settings.folder, requests_stem())
         self._health_writer = JsonlWriter(settings.folder, "client_health")
@@ -121,6 +140,8 @@ class Level:
         """Open the connections, then start the watch over this process. To be called before any user starts."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self.connected_wall_s = self._transport.open(len(self._slots))
+        if self.second is not None:
+            self.connected_wall_s += self.second.transport.open(len(self._slots))
         self.telemetry.start()
 
     def join(self) -> int:
@@ -149,34 +170,55 @@ class Level:
         """Whether every measured request of this process has ended."""
         return self.quota is not None and self.measured >= self.quota
 
-    def send(self, item: Item, user: int, scheduled_s: float) -> Exchange:
+    def send(self, item: Item, user: int, scheduled_s: float, endpoint: Endpoint | None = None) -> Exchange:
         """Send one request and wait for its end; also when this greenlet is killed meanwhile, what came is kept.
 
         The clerk decodes and writes it: the user's next request does not wait for that.
         """
+        return self._perform(item, user, scheduled_s, endpoint, None)
+
+    def converse(self, item: Item, user: int, scheduled_s: float) -> tuple[Exchange, reply.Reply]:
+        """The same, and wait for the clerk to decode it: for a next request that depends on the answer."""
+        told: AsyncResult[reply.Reply] = AsyncResult()
+        exchange = self._perform(item, user, scheduled_s, None, told)
+        return exchange, told.get()
+
+    def abandon(self, requests: int) -> None:
+        """Measured requests that will not be sent, for what they depend on failed."""
+        if self.quota is not None:
+            self.quota -= requests
+
+    def _perform(
+        self, item: Item, user: int, scheduled_s: float, endpoint: Endpoint | None, told: AsyncResult[reply.Reply] | None
+    ) -> Exchange:
         self._room.wait()
         exchange = Exchange(body=item.prepared.body, request_id=self._request_id(item))
         self.started += 1
         self.in_flight += 1
         try:
-            self._transport.perform(exchange)
+            (endpoint.transport if endpoint else self._transport).perform(exchange)
         finally:
             self.in_flight -= 1
-            self._queue.put((item, user, scheduled_s, exchange))
+            self._queue.put((item, user, scheduled_s, exchange, endpoint, told))
             if self._behind:
                 self._room.clear()
         return exchange
 
     def _request_id(self, item: Item) -> str:
         settings = self.settings
-        return request_id(settings.run_id, settings.cell, settings.concurrency, settings.repeat, item.phase, item.index)
+        return request_id(settings.run_id, settings.cell, settings.concurrency, settings.repeat, item.phase, item.seq)
 
     def _keep_books(self) -> None:
         """The clerk: one reply at a time, in slices, so that between two of them every socket is read."""
-        for item, user, scheduled_s, exchange in self._queue:
+        for item, user, scheduled_s, exchange, endpoint, told in self._queue:
             if not self._behind:
                 self._room.set()
-            record = self._record(item, user, scheduled_s, exchange)
+            got = self._decoded(item, exchange, opened=endpoint.opened if endpoint else self._opened)
+            if told is not None:
+                told.set(got)
+            record = self._record(item, user, scheduled_s, exchange, got)
+            if endpoint is not None:
+                record = replace(record, endpoint=endpoint.name)
             line = encoded(record, self._give_way)
             try:
                 self._pool.apply(self._writer.write, (line,))  # a disk may take tens of ms
@@ -210,6 +252,8 @@ class Level:
         self._clerk.join()
         self.telemetry.stop()
         self._transport.close()
+        if self.second is not None:
+            self.second.transport.close()
         self._pool.kill()
         self._writer.close()
         self._health_writer.close()
@@ -238,16 +282,18 @@ class Level:
             self.failure = message
             self._failed(message)
 
-    def _record(self, item: Item, user: int, scheduled_s: float, exchange: Exchange) -> RequestRecord:
-        settings, clock, prepared = self.settings, self.clock, item.prepared
-        got = reply.read(
+    def _decoded(self, item: Item, exchange: Exchange, *, opened: bool) -> reply.Reply:
+        return reply.read(
             exchange,
-            clock,
-            opened=self._opened,
-            forced_tokens=prepared.forced_tokens,
+            self.clock,
+            opened=opened,
+            forced_tokens=item.prepared.forced_tokens,
             count_tokens=self._count_tokens,
             pause=self._give_way,
         )
+
+    def _record(self, item: Item, user: int, scheduled_s: float, exchange: Exchange, got: reply.Reply) -> RequestRecord:
+        settings, clock, prepared = self.settings, self.clock, item.prepared
         return RequestRecord(
             run_id=settings.run_id,
             cell=settings.cell,
@@ -256,7 +302,7 @@ class Level:
             phase=item.phase,
             worker=self.worker,
             user=user,
-            seq=item.index,
+            seq=item.seq,
             prompt_id=prepared.prompt.id,
             scheduled_s=round(scheduled_s, 7),
             sent_s=self._offset_s(exchange.sent),
@@ -283,6 +329,9 @@ class Level:
             think_closed=got.think_closed,
             forced_tokens=prepared.forced_tokens,
             prompt_chars=prepared.prompt.chars,
+            task=None if item.turn is None else item.index,
+            turn=item.turn,
+            task_turns=None if item.turn is None else item.turns,
         )
 
     def _offset_s(self, monotonic_s: float | None) -> float | None:
@@ -308,6 +357,11 @@ class Level:
             self._pool.apply(self._health_writer.write, (sample,))
         except RecordError as error:
             self.fail(str(error))
+
+
+def opens_in_prompt(contract: Contract, model: str) -> bool:
+    """Whether the prompt ends inside the thinking, so that the output closes what it never opened."""
+    return contract.thinking_prelude == "template" and thinking.opens_in_prompt(model)
 
 
 def give_way() -> None:

@@ -18,7 +18,13 @@ from loadtest.manifest import UNFINISHED, begun, ended
 from loadtest.records import JsonlWriter
 from loadtest.workload import Workload
 
-DEFAULT_WORKLOAD = "math"
+_default_workload = "math"
+
+
+def default_workload(spec: str) -> None:
+    """What a scenario asks when `--workload` is not given; to be called as it is loaded."""
+    global _default_workload
+    _default_workload = spec
 
 
 def add_options(parser: Any) -> None:
@@ -32,7 +38,7 @@ def add_options(parser: Any) -> None:
     group.add_argument("--cell", help="name of the cell (default: ENGINE_MODEL_tpN)")
     group.add_argument("--repeat", type=int, help="which pass over this level it is (default: the next free one)")
     group.add_argument("--run-id", help="a run that somebody else opened and will close in --out")
-    group.add_argument("--workload", default=DEFAULT_WORKLOAD, help="a generator (math:n=64,seed=7) or a JSONL file")
+    group.add_argument("--workload", default=_default_workload, help="a generator (math:n=64,seed=7) or a JSONL file")
     group.add_argument(
         "--requests", type=int, help="measured requests of this level; it ends when they have (default: --run-time)"
     )

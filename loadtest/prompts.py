@@ -25,7 +25,8 @@ class Prompt:
     """One thing to ask. `answer_format` says where the answer is looked for; "none" is never checked.
 
     `thinking_tokens` and `answer_tokens` are the lengths to replay, `max_tokens` this prompt's own limit on the output,
-    `arrival_s` when it was asked, counted from the first prompt of the workload. Null: not known.
+    `arrival_s` when it was asked, counted from the first prompt of the workload; `difficulty` is for a router to go by.
+    Null: not known.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Prompt:
     answer_tokens: int | None = None
     max_tokens: int | None = None
     arrival_s: float | None = None
+    difficulty: Literal["easy", "hard"] | None = None
 
     def __post_init__(self) -> None:
         expect(bool(self.id), "id", "a text that is not empty", self.id)
@@ -45,6 +47,7 @@ class Prompt:
             expect(shape, "messages", f"role ({', '.join(ROLES)}) and content in each", dict(message))
         expect(self.messages[-1]["role"] != "assistant", "messages", "a last message of the user", "the assistant's")
         expect(self.answer_format in ANSWER_FORMATS, "answer_format", " | ".join(ANSWER_FORMATS), self.answer_format)
+        expect(self.difficulty in ("easy", "hard", None), "difficulty", "easy or hard", self.difficulty)
         for key, least in (("thinking_tokens", 0), ("answer_tokens", 0), ("max_tokens", 1), ("arrival_s", 0)):
             value = getattr(self, key)
             expect(value is None or least <= value < 1e12, key, f"a number of at least {least}", value)

@@ -117,6 +117,10 @@ class RequestRecord:
     think_closed: bool | None = None  # inline thinking: was `</think>` seen; null where the server splits
     forced_tokens: int | None = None  # equal-work: the output length that was forced
     prompt_chars: int | None = None
+    task: int | None = None  # which task of dependent requests it belongs to, counted over the level; null: on its own
+    turn: int | None = None  # its place in the task, from 0
+    task_turns: int | None = None  # requests that the task takes when all goes well
+    endpoint: str | None = None  # which endpoint was asked, where a router has a second one; null: the cell's own
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:

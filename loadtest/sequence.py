@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import msgspec
@@ -29,11 +29,25 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One place of the sequence: `index` counts the measured phase over all users and workers, or all warm-ups."""
+    """One place of the sequence: `index` counts the measured phase over all users and workers, or all warm-ups.
+
+    Of a task of dependent requests, `index` counts the tasks, and `turn` says which of its `turns` requests this is.
+    """
 
     phase: Phase
     index: int
     prepared: Prepared
+    turn: int | None = None
+    turns: int = 1
+
+    @property
+    def seq(self) -> int:
+        """Its number among all requests of the phase.
+
+        >>> Item("measure", 5, None, turn=2, turns=3).seq
+        17
+        """
+        return self.index * self.turns + (self.turn or 0)
 
 
 def prepare(prompt: Prompt, contract: Contract, model: str, engine: str) -> Prepared:
@@ -75,6 +89,7 @@ class Script:
 
     def __init__(self, workload: Workload, contract: Contract, *, model: str, engine: str, seed: int) -> None:
         self._workload = workload
+        self._contract, self._model, self._engine = contract, model, engine
         self._seed = seed
         self._prepared = {p.id: prepare(p, contract, model, engine) for p in workload.prompts}
         self._passes: dict[tuple[int, int], tuple[Prompt, ...]] = {}
@@ -84,6 +99,11 @@ class Script:
 
     def warmup(self, index: int) -> Item:
         return Item("warmup", index, self._at(self._seed + WARMUP_SEED, index))
+
+    def turn(self, task: Item, messages: Sequence[dict[str, str]], turn: int, turns: int) -> Item:
+        """Request `turn` of a task, with these messages in place of the prompt's own."""
+        prompt = replace(task.prepared.prompt, messages=tuple(messages))
+        return Item(task.phase, task.index, prepare(prompt, self._contract, self._model, self._engine), turn, turns)
 
     def _at(self, seed: int, index: int) -> Prepared:
         size = len(self._workload.prompts)

@@ -19,11 +19,12 @@ from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunne
 from locust.stats import CSV_STATS_INTERVAL_SEC
 
 from loadtest import credentials, preparation
-from loadtest.client import SocketTransport
+from loadtest.client import Exchange, SocketTransport
 from loadtest.errors import LoadtestError
-from loadtest.level import Level
+from loadtest.level import Endpoint, Level, Settings
 from loadtest.records import RequestRecord
 from loadtest.sequence import Item, slots_of
+from loadtest.workload import Workload
 
 logger = logging.getLogger("loadtest")
 _OTHER_FILES = 128  # descriptors beside those of the streams
@@ -49,6 +50,12 @@ class ReasoningUser(User):
     """
 
     abstract = True
+    turns = 1  # requests of one task, where they depend on each other
+
+    @classmethod
+    def second_endpoint(cls, options: Any, settings: Settings, workload: Workload) -> Endpoint | None:
+        """Another server that some requests go to; none unless a scenario has one."""
+        return None
 
     def on_start(self) -> None:
         self.level = current_level(self.environment)
@@ -66,15 +73,21 @@ class ReasoningUser(User):
         item = self.level.next_item() if self.level is not None else None
         if self.level is None or item is None:
             raise StopUser
-        self.request(self.level, item, self.due_s(self.level, item))
+        self.carry_out(self.level, item)
+
+    def carry_out(self, level: Level, item: Item) -> None:
+        """Do what an item of the sequence asks for: one request, unless a scenario makes more of it."""
+        self.request(level, item, self.due_s(level, item))
 
     def due_s(self, level: Level, item: Item) -> float:
         """When this request should be sent (offset, s); sleep here until then. Closed loop: now."""
         return level.clock.now_s()
 
-    def request(self, level: Level, item: Item, scheduled_s: float) -> None:
+    def request(self, level: Level, item: Item, scheduled_s: float, endpoint: Endpoint | None = None) -> None:
         """Send one item and wait for its end. After a refusal the user waits a little, each time longer."""
-        exchange = level.send(item, self.number, scheduled_s)
+        self.back_off(level.send(item, self.number, scheduled_s, endpoint))
+
+    def back_off(self, exchange: Exchange) -> None:
         self.refusals = self.refusals + 1 if exchange.refused else 0
         if self.refusals:
             gevent.sleep(min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (self.refusals - 1)))
@@ -162,11 +175,19 @@ class Session:
             kept=self._on_record,
             failed=self.fail,
             count_tokens=count_tokens,
+            turns=max((cls.turns for cls in self._user_classes), default=1),
+            second=next(
+                filter(None, (cls.second_endpoint(options, settings, workload) for cls in self._user_classes)), None
+            ),
         )
         self.level.open()
         logger.info("opened %d connections in %.3f s", len(slots), self.level.connected_wall_s)
         if self.level.finished:
             self.done()
+
+    @property
+    def _user_classes(self) -> list[type[ReasoningUser]]:
+        return [cls for cls in self.environment.user_classes if issubclass(cls, ReasoningUser)]
 
     def finish(self) -> None:
         """The users have stopped: close the level, and tell the master or the manifest."""

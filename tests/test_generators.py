@@ -196,7 +196,7 @@ def test_a_workload_is_fixed_by_its_seed(name: str) -> None:
     assert load(f"{spec},n=8").identity == short.identity
     assert load(f"{name}:tokens=300,seed=6,n=8").identity != short.identity
     assert load(f"{spec},n=8,difficulty=5").identity != short.identity
-    assert len({p.messages[0]["content"] for p in long.prompts}) == 24
+    assert len({p.messages[-1]["content"] for p in long.prompts}) == 24
 
 
 @pytest.mark.parametrize("name", sorted(set(GENERATORS) - {"code"}))
@@ -216,7 +216,7 @@ def test_the_problems_of_a_version_stay_the_same() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("math:m=5", "m: expected one of n, seed, difficulty, tokens, got 'm'"),
+        ("math:m=5", "m: expected one of n, seed, difficulty, tokens, easy, got 'm'"),
         ("math:sed=5", "did you mean 'seed'?"),
         ("math:n=0", "n: expected a whole number from 1 to 100000, got '0'"),
         ("math:n=x", "n: expected a whole number from 1 to 100000, got 'x'"),
@@ -238,3 +238,23 @@ def test_more_problems_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 def test_defaults() -> None:
     assert options("math") == options("math:n=64,seed=0,difficulty=3,tokens=4000")
+
+
+def test_all_prompts_of_a_shared_workload_begin_alike():
+    found = generators.prompts("shared:n=5,tokens=500,seed=3")
+    systems = {prompt.messages[0]["content"] for prompt in found}
+    assert len(systems) == 1
+    assert 4 * 500 <= len(systems.pop()) <= 4 * 500 + 300
+    assert [prompt.messages[1] for prompt in found] == [
+        prompt.messages[0] for prompt in generators.prompts("math:n=5,seed=3,tokens=500")
+    ]
+    assert generators.prompts("shared:n=5,tokens=500,seed=4")[0].messages[0] != found[0].messages[0]
+
+
+@pytest.mark.parametrize(("easy", "low", "high"), [(0, 0, 0), (30, 50, 70), (100, 200, 200)])
+def test_a_mixed_workload_has_the_share_of_easy_prompts_that_was_asked_for(easy, low, high):
+    found = generators.prompts(f"mixed:n=200,easy={easy}")
+    marked = [prompt for prompt in found if prompt.difficulty == "easy"]
+    assert low <= len(marked) <= high
+    assert all(prompt.id.startswith(f"{prompt.difficulty}-") for prompt in found)
+    assert {prompt.difficulty for prompt in found} <= {"easy", "hard"}

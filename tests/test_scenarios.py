@@ -13,7 +13,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.py"))
-OPTIONS = {"concurrency_ramp": ["--steps", "1,2", "--step-time", "1"], "open_loop": ["--rate", "40", "--requests", "12"]}
+OPTIONS = {
+    "concurrency_ramp": ["--steps", "1,2", "--step-time", "1"],
+    "open_loop": ["--rate", "40", "--requests", "12"],
+    "multi_turn": ["--requests", "9"],
+    "agent_loop": ["--requests", "8"],
+    "long_context": ["--requests", "5", "--workload", "retrieval:tokens=9000,n=3"],
+    "router": ["--requests", "12", "--easy-model", "known", "--easy-host", "{host}"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +46,79 @@ def port():
     process.communicate()
 
 
-def run(scenario, port, out):
+def run(scenario, port, out, *extra):
     argv = [sys.executable, "-m", "locust", "-f", str(scenario), "--headless", "-u", "2", "-r", "100", "--only-summary"]
     argv += ["--host", f"http://127.0.0.1:{port}", "--model", "known", "--out", str(out)]
-    argv += OPTIONS.get(scenario.stem, ["--requests", "5"])
+    argv += [word.format(host=f"http://127.0.0.1:{port}") for word in OPTIONS.get(scenario.stem, ["--requests", "5"])]
+    argv += extra
     return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+
+def recorded(out):
+    lines = [line for path in out.glob("cells/*/c02-r1/requests-*.jsonl") for line in path.read_bytes().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def measured(records):
+    return [r for r in records if r["phase"] == "measure"]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
 def test_scenario(scenario, port, tmp_path):
     done = run(scenario, port, tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = [line for path in tmp_path.glob("cells/*/c02-r1/requests-*.jsonl") for line in path.read_bytes().splitlines()]
-    records = [json.loads(line) for line in lines]
+    records = recorded(tmp_path)
     assert len(records) >= 5
     assert {r["outcome"] for r in records} <= {"ok", "cut_off"}
     assert all(r["scheduled_s"] <= r["sent_s"] for r in records)
     manifest = json.loads((tmp_path / "manifest.json").read_bytes())
     assert (manifest["complete"], manifest["scenario"]) == (True, scenario.stem)
+
+
+@pytest.mark.parametrize(("name", "turns"), [("multi_turn", 3), ("agent_loop", 4)])
+def test_the_requests_of_a_task_follow_each_other(name, turns, port, tmp_path):
+    """Also over two processes: every task whole, each of its requests after the answer to the one before, none twice."""
+    done = run(ROOT / f"scenarios/{name}.py", port, tmp_path, "--processes", "2")
+    assert done.returncode == 0, done.stderr
+    tasks = {}
+    for record in measured(recorded(tmp_path)):
+        tasks.setdefault(record["task"], {})[record["turn"]] = record
+    assert sorted(tasks) == list(range(-(-int(OPTIONS[name][1]) // turns)))
+    for number, task in tasks.items():
+        assert sorted(task) == list(range(turns))
+        assert [task[turn]["seq"] for turn in range(turns)] == [number * turns + turn for turn in range(turns)]
+        ends = [(task[turn]["clock_anchor_unix_s"] + task[turn]["ended_s"]) for turn in range(turns)]
+        starts = [(task[turn]["clock_anchor_unix_s"] + task[turn]["sent_s"]) for turn in range(turns)]
+        assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+        sizes = [task[turn]["prompt_chars"] for turn in range(turns)]
+        assert sizes == sorted(set(sizes)), "each request carries what was answered before"
+
+
+def test_a_router_sends_easy_prompts_elsewhere(port, tmp_path):
+    run(ROOT / "scenarios/router.py", port, tmp_path)
+    records = measured(recorded(tmp_path))
+    assert {r["endpoint"] for r in records} == {None, "easy"}
+    assert all((r["endpoint"] == "easy") == r["prompt_id"].startswith("easy-") for r in records)
+
+
+def test_a_router_without_a_second_server_says_so(port, tmp_path):
+    host = f"http://127.0.0.1:{port}"
+    argv = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(ROOT / "scenarios/router.py"),
+        "--headless",
+        "-u",
+        "1",
+        "--host",
+        host,
+    ]
+    argv += ["--engine", "other", "--model", "m", "--clock-speed", "1", "--out", str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--easy-host: expected the URL of the small model's server" in done.stderr
 
 
 def test_locust_s_web_page_shows_our_rows(port, tmp_path):
@@ -100,8 +162,8 @@ assert [Arrivals(4.0, "constant", 1).at_s(i) for i in range(3)] == [0.0, 0.25, 0
 def test_the_examples_in_what_imports_locust():
     """Importing locust patches the whole process: the doctests of these two run in one of their own."""
     code = (
-        "import doctest; from loadtest import load_shapes, user;"
-        "found = [doctest.testmod(module) for module in (load_shapes, user)];"
+        "import doctest; from loadtest import dialogue, load_shapes, router, user;"
+        "found = [doctest.testmod(module) for module in (dialogue, load_shapes, router, user)];"
         "print(sum(one.failed for one in found), sum(one.attempted for one in found))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,49 @@
+"""Tasks of several requests, each built from the answer before it: conversations and agents' loops."""
+
+from __future__ import annotations
+
+from loadtest.level import Level
+from loadtest.sequence import Item
+from loadtest.user import ReasoningUser, session_of
+
+Messages = list[dict[str, str]]
+
+
+class DialogueUser(ReasoningUser):
+    """One task at a time, of `turns` requests; the records name the task, so that the time to finish it can be told.
+
+    The first request asks the workload's prompt; `following` makes the next one. History holds answers only, never the
+    thinking. A request that fails ends its task: nothing can be asked of an answer that never came. Locust's `wait_time` is
+    think time between turns.
+    """
+
+    abstract = True
+    turns = 3
+
+    def following(self, messages: Messages, answer: str, turn: int) -> Messages:
+        """The messages of the next request, after the answer to request `turn` (from 0)."""
+        raise NotImplementedError
+
+    def carry_out(self, level: Level, item: Item) -> None:
+        messages: Messages = list(item.prepared.prompt.messages)
+        for turn in range(self.turns):
+            asked = level.script.turn(item, messages, turn, self.turns)
+            exchange, got = level.converse(asked, self.number, level.clock.now_s())
+            self.back_off(exchange)
+            if got.outcome != "ok":
+                level.abandon(self.turns - turn - 1)
+                break
+            if turn + 1 < self.turns:
+                messages = self.following(messages, got.answer or "", turn)
+                self.wait()  # type: ignore[no-untyped-call]
+        if level.finished:
+            session_of(self.environment).done()
+
+
+def answered(messages: Messages, answer: str, question: str) -> Messages:
+    """A conversation goes on: the answer without its thinking, then the next question.
+
+    >>> [m["role"] for m in answered([{"role": "user", "content": "a"}], "b", "c")]
+    ['user', 'assistant', 'user']
+    """
+    return [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": question}]
