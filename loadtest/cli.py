@@ -258,6 +258,8 @@ def _workload_commands(command: _Command) -> None:
     add = within("from-run", "workloads.from_run", "a finished run as a workload to replay")
     add("run", type=Path, metavar="RUN")
     add("-o", "--output", type=Path, required=True, metavar="FILE")
+    add("--cell", metavar="CELL", help="which cell's requests (default: the first that finished any)")
+    add("--concurrency", type=int, metavar="C", help="which level's requests (default: the lowest)")
 
 
 def _setup_commands(command: _Command) -> None:

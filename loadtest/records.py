@@ -35,7 +35,7 @@ from typing import Annotated, Any, Literal, TypedDict, get_args
 import msgspec
 
 from loadtest.credentials import redacted
-from loadtest.errors import RecordError
+from loadtest.errors import RecordError, UsageError
 
 SCHEMA_VERSION = 1
 
@@ -324,6 +324,17 @@ def write_json(path: Path, value: object) -> None:
         except BaseException:
             os.unlink(temporary)
             raise
+    except OSError as error:
+        raise RecordError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet. Raises `UsageError` where it is: nothing of the user's is ever written over."""
+    try:
+        with path.open("xb") as stream:
+            stream.write(content)
+    except FileExistsError:
+        raise UsageError(f"{path}: expected a new file, got one that exists; name another") from None
     except OSError as error:
         raise RecordError(f"{path}: cannot write: {error.strerror}") from error
 

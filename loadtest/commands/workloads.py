@@ -3,26 +3,87 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
-from loadtest.commands.conclusion import Say
-from loadtest.errors import LoadtestError
+from loadtest import generators, records, workload
+from loadtest.commands.conclusion import Say, as_json
+from loadtest.errors import UsageError
+from loadtest.prompts import Prompt
+from loadtest.workload import Workload
+
+_SHOWN = 3
 
 
 def list_all(arguments: argparse.Namespace, say: Say) -> str:
-    """The built-in workloads."""
-    raise LoadtestError("not built yet")
+    """The built-in workloads, and what a file may be."""
+    if arguments.json:
+        return as_json(generators.GENERATORS)
+    width = max(map(len, generators.GENERATORS))
+    rows = [f"  {name:{width}}  {about}" for name, about in generators.GENERATORS.items()]
+    return "\n".join(
+        [
+            "built in (NAME or NAME:n=64,seed=7,difficulty=3):",
+            *rows,
+            "files: JSON Lines with prompt and answer, problem and solution (MATH), OpenAI batch, ShareGPT, or our own form",
+        ]
+    )
 
 
 def show(arguments: argparse.Namespace, say: Say) -> str:
-    """The prompts of a workload."""
-    raise LoadtestError("not built yet")
+    """What a workload is, and its first prompts; with --json all of it, as `validate` and `run` read it."""
+    asked = workload.load(arguments.workload)
+    if arguments.json:
+        return workload.dump(asked).decode().rstrip("\n")
+    return "\n".join([*_described(asked), *(line for prompt in asked.prompts[:_SHOWN] for line in _shown(prompt))])
 
 
 def validate(arguments: argparse.Namespace, say: Say) -> str:
-    """Is a file a workload, line by line."""
-    raise LoadtestError("not built yet")
+    """Is a file a workload; the first thing that is wrong is named with its line."""
+    if not arguments.file.is_file():
+        raise UsageError(f"{arguments.file}: expected a file of prompts, found none")
+    asked = workload.load(str(arguments.file))
+    return as_json(_facts(asked)) if arguments.json else "\n".join(_described(asked))
 
 
 def from_run(arguments: argparse.Namespace, say: Say) -> str:
-    """A finished run as a workload to replay."""
-    raise LoadtestError("not built yet")
+    """A finished run as a workload to replay: prompts, arrival times, and the lengths that came out."""
+    made = workload.from_run(records.read_run(arguments.run), cell=arguments.cell, concurrency=arguments.concurrency)
+    records.write_new(arguments.output, workload.dump(made))
+    return "\n".join([*_described(made), f'written to {arguments.output}; replay it with mode = "equal-work"'])
+
+
+def _facts(asked: Workload) -> dict[str, object]:
+    lengths = [p.forced_tokens for p in asked.prompts if p.forced_tokens is not None]
+    return {
+        "name": asked.name,
+        "identity": asked.identity,
+        "n_prompts": len(asked.prompts),
+        "n_checkable": asked.checkable,
+        "n_with_lengths": len(lengths),
+        "recorded_output_tokens": sum(lengths) if lengths else None,
+        "n_with_arrivals": sum(p.arrival_s is not None for p in asked.prompts),
+        "longest_prompt_chars": max(p.chars for p in asked.prompts),
+    }
+
+
+def _described(asked: Workload) -> Sequence[str]:
+    facts = _facts(asked)
+    lines = [
+        f"{asked.name}: {facts['n_prompts']} prompts, {facts['n_checkable']} with an answer that can be checked",
+        f"  identity {asked.identity}",
+        f"  longest prompt {facts['longest_prompt_chars']:,} characters",
+    ]
+    if facts["n_with_lengths"]:
+        lines.append(f"  {facts['n_with_lengths']} with recorded lengths, {facts['recorded_output_tokens']:,} tokens in all")
+    return lines
+
+
+def _shown(prompt: Prompt) -> Sequence[str]:
+    answer = "" if prompt.answer is None else f"  (answer: {prompt.answer})"
+    texts = [f"  {m['role']}: {_first_line(m['content'])}" for m in prompt.messages]
+    return ["", f"{prompt.id}{answer}", *texts]
+
+
+def _first_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 160 else f"{line[:157]}..."
