@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from loadtest.errors import LoadtestError
+from loadtest.errors import LoadtestError, RecordError, UsageError
 
 _PACKAGE = Path(__file__).resolve().parent
 _PLACES = (_PACKAGE / "bundled", _PACKAGE.parent)
+FOLDERS = ("scenarios", "launchers", "reports")
 
 
 def path(name: str) -> Path:
@@ -22,3 +24,21 @@ def path(name: str) -> Path:
     raise LoadtestError(
         f"{name}: expected it inside the installed package or the checkout, found it in neither; reinstall loadtest"
     )
+
+
+def copy_to(directory: Path) -> tuple[Path, ...]:
+    """Copy scenarios, launchers and reports into `directory`, for editing; the folders made.
+
+    Raises `UsageError` where one of them is there already: nothing is written over. `RecordError`: the disk refuses.
+    """
+    made = tuple(directory / name for name in FOLDERS)
+    taken = next((folder for folder in made if folder.exists()), None)
+    if taken is not None:
+        raise UsageError(f"{taken}: expected no such folder, as nothing is written over, got one; name another directory")
+    leave = shutil.ignore_patterns("__pycache__", "*.pyc", "examples")
+    try:
+        for folder in made:
+            shutil.copytree(path(folder.name), folder, ignore=leave)
+    except OSError as error:
+        raise RecordError(f"{directory}: cannot copy: {error}") from error
+    return made

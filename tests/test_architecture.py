@@ -17,7 +17,7 @@ PARTS = {
     "cards": "hardware models roofline calibration",
     "asked": "prompts notation answers problems generators formats workload contract sequence settings manifest",
     "wire": "sse thinking reply http1 connection client level telemetry",
-    "servers": "endpoint server_metrics gpu_metrics launch preflight deaths guard guarded engines",
+    "servers": "endpoint server_metrics gpu_metrics launch preflight doctor deaths guard guarded engines",
     "locust": "preparation user load_shapes dialogue router",
     "simulator": "simulator",
     "numbers": "columns window energy slo distributions curves acceleration health metrics effects compare findings "
@@ -45,7 +45,7 @@ PART_OF = {module: part for part, modules in PARTS.items() for module in modules
 PURE = {"statistics", "columns", "window", "energy", "slo", "distributions", "curves", "acceleration", "health", "metrics",
         "compare", "effects", "capacity", "roofline", "view", "verdict"}  # fmt: skip
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
-WRITERS = {"records", "guarded", "report"}
+WRITERS = {"records", "guarded", "report", "resources"}
 PRINTERS = {"cli", "__main__", "calibration"}  # the last is a tool for developers: `python -m loadtest.calibration`
 GEVENT = {"client", "level", "telemetry", "user", "load_shapes"}
 LOCUST = {"user", "load_shapes"}

@@ -1,18 +1,40 @@
-"""`init` and `doctor`: a new place to work in, and what this machine lacks."""
+"""`init` and `doctor`: a place of one's own to work in, and what this machine lacks."""
 
 from __future__ import annotations
 
 import argparse
 
-from loadtest.commands.conclusion import Say
+import msgspec
+
+from loadtest import doctor as examination
+from loadtest import resources
+from loadtest.commands.conclusion import Say, as_json
 from loadtest.errors import LoadtestError
 
 
 def init(arguments: argparse.Namespace, say: Say) -> str:
     """Scenarios, studies, launchers and templates, copied for editing."""
-    raise LoadtestError("not built yet")
+    made = resources.copy_to(arguments.directory)
+    study = arguments.directory / "scenarios/studies/demo.toml"
+    return "\n".join([*(f"made {folder}" for folder in made), f"next: loadtest run {study}"])
 
 
 def doctor(arguments: argparse.Namespace, say: Say) -> str:
     """What this machine has, what is missing, and the command that cures it."""
-    raise LoadtestError("not built yet")
+    findings = examination.examine()
+    said = as_json(msgspec.to_builtins(findings)) if arguments.json else _listed(findings)
+    broken = [finding.name for finding in findings if finding.state == "broken"]
+    if broken:
+        say(said)
+        raise LoadtestError(f"{', '.join(broken)}: no load can be generated here; the cures stand above")
+    return said
+
+
+def _listed(findings: tuple[examination.Finding, ...]) -> str:
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.state:8}{finding.name:{width}}  {finding.found}")
+        if finding.cure is not None:
+            lines.append(f"{'':8}{'':{width}}  -> {finding.cure}")
+    return "\n".join(lines)
