@@ -161,7 +161,18 @@ def writes(call: ast.Call) -> bool:
     """Does this call make, change or rename a file by one of the ways that Python code usually takes?"""
     name = ast.unparse(call.func)
     method = name.rpartition(".")[2]
-    if method in ("write_text", "write_bytes", "mkdir", "makedirs", "rename", "unlink", "rmdir", "touch", "mkstemp"):
+    if method in (
+        "write_text",
+        "write_bytes",
+        "mkdir",
+        "makedirs",
+        "rename",
+        "unlink",
+        "rmdir",
+        "touch",
+        "mkstemp",
+        "copytree",
+    ):
         return True
     if name in ("os.replace", "os.remove", "shutil.move", "shutil.copy", "shutil.copytree", "shutil.rmtree"):
         return True
