@@ -220,9 +220,8 @@ class Level:
             if endpoint is not None:
                 record = replace(record, endpoint=endpoint.name)
             line = encoded(record, self._give_way)
-            try:
-                self._pool.apply(self._writer.write, (line,))  # a disk may take tens of ms
-            except RecordError as error:
+            error = self._pool.apply(attempt, (self._writer, line))  # a disk may take tens of ms
+            if error is not None:
                 self.fail(str(error))
                 continue
             self.written += 1
@@ -353,10 +352,19 @@ class Level:
             )
 
     def _keep_sample(self, sample: HealthSample) -> None:
-        try:
-            self._pool.apply(self._health_writer.write, (sample,))
-        except RecordError as error:
+        error = self._pool.apply(attempt, (self._health_writer, sample))
+        if error is not None:
             self.fail(str(error))
+
+
+def attempt(writer: JsonlWriter, value: object) -> RecordError | None:
+    """Write a value; the error where that fails, handed back and not raised: gevent prints what a thread raises before it
+    hands it on, and where standard error is on the same full disk, it never does."""
+    try:
+        writer.write(value)
+    except RecordError as error:
+        return error
+    return None
 
 
 def opens_in_prompt(contract: Contract, model: str) -> bool:
