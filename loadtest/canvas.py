@@ -133,9 +133,9 @@ class Figure:
     keys: tuple[Key, ...]
     table: Table
     width_inches: float = 3.4
-    height_inches: float = 2.7
+    height_inches: float = 2.76
     left_inches: float = 0.54
-    bottom_inches: float = 0.62
+    bottom_inches: float = 0.7
     columns: int = 3
 
 
@@ -245,13 +245,15 @@ def _to_svg(sheet: Sheet, figure: Figure) -> str:
 
 
 def _inner(svg: str, name: str) -> str:
-    """The SVG's content for the page: no prolog, no ground, no identifiers but those it refers to, colours as variables."""
+    """The SVG's content for the page: no prolog, no ground, no identifiers but those it refers to, colours as variables,
+    places to a hundredth of a point."""
     inner = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     inner = re.sub(r"<metadata>.*?</metadata>|<title>.*?</title>|<style[^>]*>.*?</style>|<!--.*?-->", "", inner, flags=re.S)
     inner = re.sub(r'<g id="patch_1">.*?</g>', "", inner, count=1, flags=re.S)
     used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", inner))
     inner = re.sub(r" id=\"([^\"]*)\"", lambda match: match[0] if match[1] in used else "", inner)
     inner = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", inner)
+    inner = re.sub(r"\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), inner)
     inner = re.sub(r"\n\s*", "\n", inner).strip()
     for colour, variable in VARIABLES.items():
         inner = inner.replace(colour, f"var({variable})")

@@ -177,18 +177,25 @@ def _comparison_page(sides: tuple[Side, ...], drawings: tuple[Drawing, ...]) -> 
     simulated = any(verdict.simulated(side.metrics) for side in sides)
     names = versus.labels(sides)
     compared = [(name, side, versus.rows(sides[0], side)) for name, side in zip(names[1:], sides[1:], strict=True)]
-    question = f"What changed from {sides[0].name} to {' and '.join(side.name for side in sides[1:])}?"
+    shown = [view.clean(side.name) for side in sides]
+    runs: list[dict[str, Any]] = [
+        {
+            "label": label,
+            "name": name,
+            "facts": _facts(side.metrics, side.manifest),
+            "health": _health(side.metrics, side.manifest, {}),
+        }
+        for label, name, side in zip(names, shown, sides, strict=True)
+    ]
+    question = f"What changed from {shown[0]} to {' and '.join(shown[1:])}?"
     return _render(
         "comparison.html.j2",
         simulated=simulated,
         title=f"{'Simulated: ' if simulated else ''}{question}",
         question=question,
-        runs=[
-            {"label": name, "name": side.name, "facts": _facts(side.metrics, side.manifest),
-             "health": _health(side.metrics, side.manifest, {})}
-            for name, side in zip(names, sides, strict=True)
-        ],
-        decisions=[(name, side.name, versus.lines(side, rows)) for name, side, rows in compared],
+        runs=runs,
+        failed=[run for run in runs if run["health"]["state"] == "failed"],
+        decisions=[(name, view.clean(side.name), versus.lines(side, rows)) for name, side, rows in compared],
         different=versus.differences(sides),
         left=[view.clean(one) for side in sides[1:] for one in side.comparison.get("not_compared") or ()],
         groups=_by_side(drawings),

@@ -51,7 +51,7 @@ def _row(entry: Entry) -> Row:
     name = view.clean(entry.manifest.get("name") or entry.folder)
     link = f"./{quote(entry.folder)}/report.html" if entry.paged else ""
     cells = view.cells(entry.metrics or entry.manifest)
-    runtimes = ", ".join(dict.fromkeys(cell.runtime for cell in cells)) or view.DASH
+    runtimes = ", ".join(dict.fromkeys(cell.short for cell in cells)) or view.DASH
     state, health = _health(entry)
     return Row(
         folder=view.clean(entry.folder), link=link, name=name, when=when(entry.manifest.get("started_unix_s")),

@@ -16,10 +16,13 @@ Groups = dict[str, tuple[Cell, ...]]
 def survival(groups: Groups) -> Figure | None:
     """Kaplan-Meier curves of time to final answer (s) at the highest shared level; None without data."""
     panels = []
+    end = max(
+        (p[0] for c in view.flat(groups) for p in _survival_points(c, view.top_level(groups[c.deployment]))), default=1.0
+    )
     lines: list[tuple[str, ...]] = []
     for text, group in groups.items():
         top = view.top_level(group)
-        panels.append(Panel(f"{text}, {view.users(top)}", partial(_survivors, of=group, concurrency=top)))
+        panels.append(Panel(f"{text}, {view.users(top)}", partial(_survivors, of=group, concurrency=top, end=end)))
         for cell in group:
             for share in (0.75, 0.5, 0.25, 0.1):
                 lines.append((cell.name, str(top), f"{share:.0%}", _reached(cell, top, share)))
@@ -49,7 +52,7 @@ def _reached(cell: Cell, concurrency: int, share: float) -> str:
     return view.number(min(times)) if times else f"{view.DASH} (not reached)"
 
 
-def _survivors(axes: Axes, *, of: tuple[Cell, ...], concurrency: int) -> None:
+def _survivors(axes: Axes, *, of: tuple[Cell, ...], concurrency: int, end: float) -> None:
     empty = True
     for cell in of:
         points = _survival_points(cell, concurrency)
@@ -66,7 +69,7 @@ def _survivors(axes: Axes, *, of: tuple[Cell, ...], concurrency: int) -> None:
         nothing(axes)
     sizes = ", ".join(f"n {cell.short} {view.count((cell.level(concurrency) or {}).get('n_requests'))}" for cell in of)
     axes.set_ylim(0, 1.03)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, end * 1.02 or 1.0)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     axes.set_xlabel(f"seconds since the request was sent\n{sizes}", linespacing=1.35, fontsize=7.5)
     axes.set_ylabel("requests")
@@ -82,6 +85,8 @@ def gaps(groups: Groups) -> Figure | None:
     cells = view.flat(groups)
     if not any(_histogram(cell, tops[cell.deployment]) for cell in cells):
         return None
+    edges = [edge for cell in cells if (h := _histogram(cell, tops[cell.deployment])) is not None for edge in h[0]]
+    span = (min(edges), max(edges))
     lines = []
     for cell in cells:
         level = cell.level(tops[cell.deployment])
@@ -95,7 +100,9 @@ def gaps(groups: Groups) -> Figure | None:
         "logarithmic axis.",
         says="Histograms of the gap between consecutive tokens, one panel for each deployment, one outline for each "
         "runtime.",
-        panels=tuple(Panel(f"{t}, {view.users(tops[t])}", partial(_outlines, of=g, top=tops[t])) for t, g in groups.items()),
+        panels=tuple(
+            Panel(f"{t}, {view.users(tops[t])}", partial(_outlines, of=g, top=tops[t], span=span)) for t, g in groups.items()
+        ),
         keys=legend(cells),
         table=Table(("cell", "users", "n gaps", "median, ms", "p95, ms", "p99, ms"), tuple(lines)),
     )
@@ -107,7 +114,7 @@ def _histogram(cell: Cell, concurrency: int) -> tuple[list[float], list[float]] 
     return ([edge * 1000 for edge in edges], list(shares)) if shares and len(edges) == len(shares) + 1 else None
 
 
-def _outlines(axes: Axes, *, of: tuple[Cell, ...], top: int) -> None:
+def _outlines(axes: Axes, *, of: tuple[Cell, ...], top: int, span: tuple[float, float]) -> None:
     found = [(cell, histogram) for cell in of if (histogram := _histogram(cell, top)) is not None]
     for cell, (edges, shares) in found:
         look = look_of(cell)
@@ -115,8 +122,8 @@ def _outlines(axes: Axes, *, of: tuple[Cell, ...], top: int) -> None:
         axes.stairs([share * 100 for share in shares], edges, color=look.colour, alpha=0.12, fill=True)
     if not found:
         nothing(axes)
-    elif min(histogram[0][0] for _, histogram in found) > 0:
-        _log_axis(axes, min(h[0][0] for _, h in found), max(h[0][-1] for _, h in found))
+    elif span[0] > 0:
+        _log_axis(axes, *span)
     sizes = ", ".join(f"n {c.short} {view.count(view.estimate(c.level(top), 'itl_s', 'p50').n)}" for c in of)
     axes.set_xlabel(f"gap, ms\n{sizes}", linespacing=1.35, fontsize=7.5)
     axes.set_ylabel("% of gaps")

@@ -136,7 +136,9 @@ def figures(sides: tuple[Side, ...]) -> tuple[Figure, ...]:
         said = " (simulated)" if _simulated(sides) else ""
         suffix = "" if len(sides) == 2 else f"-{number}"
         found.append(
-            ratioplots.forest(compared, f"ratios{suffix}", f"{names[number]} / baseline: ratio at each level{said}")
+            ratioplots.forest(
+                compared, f"ratios{suffix}", f"{names[number].capitalize()} / baseline: ratio at each level{said}"
+            )
         )
         found.append(ratioplots.reasons(compared, f"why{suffix}", lambda text, tail=said: f"{text}{tail}"))  # type: ignore[misc]
     groups = _groups(sides)

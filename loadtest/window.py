@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,15 +73,22 @@ def output_tokens_per_s(passes: Sequence[tuple[Pass, Window]]) -> Estimate:
 
 
 def per_hour(passes: Sequence[tuple[Pass, Window]], good: Sequence[Bools]) -> Estimate:
-    """Answers among `good` (one mask a pass) whose last chunk lies in the window, per hour. Interval: t over passes from
-    three on, else exact Poisson."""
+    """Answers among `good` (one mask a pass) whose last chunk lies in the window, per hour.
+
+    Interval: t over passes from three on, else exact Poisson. An answer counts when it ends, and streams begin together: of
+    each stream half an answer, on average, is under way when a window closes. The upper end allows for it.
+    """
     if not passes:
         return Estimate(None, None, 0, reason="no steady window: the streams were never all in flight together")
     counts = [int(np.sum(mask & w.holds(_done_s(c)))) for (c, w), mask in zip(passes, good, strict=True)]
     hours = [window.length_s / 3600 for _, window in passes]
     if len(passes) < MIN_PASSES:
         return statistics.poisson_rate(sum(counts), math.fsum(hours))
-    return statistics.ratio(np.array(counts, np.float64), np.array(hours, np.float64))
+    found = statistics.ratio(np.array(counts, np.float64), np.array(hours, np.float64))
+    if found.ci95 is None:
+        return found
+    under_way = sum(columns.concurrency for columns, _ in passes) / 2 / math.fsum(hours)
+    return replace(found, ci95=(found.ci95[0], found.ci95[1] + under_way))
 
 
 def _done_s(columns: Pass) -> Floats:

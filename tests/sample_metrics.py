@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest import report
+from loadtest.versus import Side
 
 Json = dict[str, Any]
 
@@ -420,11 +421,29 @@ def hostile() -> Sample:
     return sample
 
 
+def comparison(candidate: float = 0.8) -> tuple[Side, ...]:
+    """A baseline, and a candidate whose every stream is `candidate` times as fast; asked for another top_k."""
+    old, new = (full_matrix(simulated=False, levels=(1, 4), deployments=3) for _ in range(2))
+    for cell, (_, _, _, speed) in zip(new.metrics["cells"], [d for d in DEPLOYMENTS for _ in range(2)], strict=False):
+        cell["levels"] = [level(cell["engine"], c, speed * candidate) for c in (1, 4)]
+    rows = [
+        _compare(a, b, left, right, metric)
+        for a, b in zip(new.metrics["cells"], old.metrics["cells"], strict=True)
+        for left, right in zip(a["levels"], b["levels"], strict=True)
+        for metric in COMPARED
+    ]
+    judged = {"comparisons": rows, "not_compared": ["vllm_qwq-32b_tp2: only the baseline has 8 users"]}
+    apart = {"top_k": (40, 20)}
+    return (Side("old", old.metrics, old.manifest, {}, {}), Side("new", new.metrics, new.manifest, judged, apart))
+
+
 SAMPLES = {"demo": lambda: full_matrix(levels=(1, 8)), "damaged": damaged, "hostile": hostile}
 
 
 @functools.cache
 def page(name: str) -> str:
     """The page of a sample; drawing one takes seconds, and several test files look at the same."""
+    if name == "comparison":
+        return report.build_comparison(comparison())
     sample = SAMPLES[name]()
     return report.build(sample.metrics, sample.manifest, sample.engines)

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import shutil
 import socket
+import socketserver
 import ssl
 import subprocess
 import threading
@@ -266,6 +267,77 @@ def test_a_server_that_nobody_vouches_for_gets_nothing(scripted, send, tls, monk
     assert (x.outcome, x.error.kind, x.sent) == ("connection_error", "tls", None)
     assert "certificate" in x.error.message
     assert server.requests == []
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Lets through whoever asks for a way (CONNECT), or answers `refusal`; keeps what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, refusal=b""):
+        super().__init__(("127.0.0.1", 0), None)
+        self.refusal = refusal
+        self.seen = b""
+
+    def finish_request(self, request, _):
+        while b"\r\n\r\n" not in self.seen:
+            self.seen += request.recv(65536)
+        if self.refusal:
+            request.sendall(self.refusal)
+            return
+        host, port = self.seen.split()[1].decode().split(":")
+        with socket.create_connection((host, int(port))) as server:
+            request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=self.relay, args=(server, request))
+            back.start()
+            self.relay(request, server)
+            back.join()
+
+    def relay(self, source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.seen += data
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    @contextlib.contextmanager
+    def serving(refusal=b""):
+        with Proxy(refusal) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            monkeypatch.setenv("https_proxy", f"http://who:pass@127.0.0.1:{server.server_address[1]}")
+            monkeypatch.setenv("no_proxy", "")
+            yield server
+            server.shutdown()
+            thread.join()
+
+    return serving
+
+
+def test_a_proxy_sees_where_to_but_neither_key_nor_text(scripted, send, certificate, tls, proxy, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert"))
+    server = scripted(HEAD + chunked(EVENT) + b"0\r\n\r\n", close, tls=tls)
+    with proxy() as between:
+        x = send(server, api_key="secret")
+    assert (x.status, x.outcome, x.pieces) == (200, None, [EVENT])
+    where = server.url.split("/")[2].encode()
+    assert between.seen.startswith(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (where, where))
+    assert b"Proxy-Authorization: Basic d2hvOnBhc3M=" in between.seen
+    assert b"secret" not in between.seen
+    assert b"content" not in between.seen
+
+
+def test_a_proxy_that_refuses_is_named(scripted, send, tls, proxy):
+    server = scripted(HEAD, tls=tls)
+    with proxy(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"):
+        x = send(server)
+    assert (x.outcome, x.error.kind, x.sent) == ("connection_error", "proxy", None)
+    assert "407" in x.error.message
+    assert "pass" not in x.error.message
+    assert server.connections == 0
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,15 @@ DISTRIBUTIONS = [
     "answer_tokens",
 ]
 QUANTILES = ["p50", "p90", "p95", "p99"]
-FIGURES = ["output_tokens_per_s", "answers_per_hour", "goodput_answers_per_hour", "accuracy"]
+FIGURES = [
+    "output_tokens_per_s",
+    "answers_per_hour",
+    "goodput_answers_per_hour",
+    "accuracy",
+    "failed_share",
+    "joules_per_answer",
+    "joules_per_output_token",
+]
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +289,7 @@ def test_every_duration_rate_and_size_names_its_unit(numbers):
     plain = re.compile(
         r".*(_s|_bytes|_tokens|_per_s|_per_hour|_per_user|_token|_per_card|_ratio|_share|_at_once|tokens_total|_tokens_per_s)$"
         r"|^(n|n_.*|p\d\d|mean|min|max|value|ci95|limit|p_value.*|likely|met|measured|horizon_s)$"
-        r"|^(schema_version|tp|concurrency|repeat|torn_lines|clock_speed|max_streams|by_slo|by_kv_cache|user|seq|running|waiting"
+        r"|^(schema_version|tp|concurrency|repeat|torn_lines|clock_speed|max_streams|tried|by_slo|by_kv_cache|by_kv_workload|user|seq|running|waiting"
         r"|kv_usage|shares|time_to_final_answer_survival|told_by_chunk|spread_over_chunks|client_requests|server_requests)$"
     )
     wrong = {key for key, inside in keyed(numbers, "") if not plain.match(key) and inside not in ("outcomes", "troubles")}

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from typing import Any
 
 import pytest
 import sample_metrics
+
+from loadtest import report, shelf
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
@@ -35,7 +38,8 @@ for number, end in zip((3, 4), ends):
 os.execv(sys.argv[3], sys.argv[3:])
 """
 DESKTOP, PHONE = (1280, 900, False), (390, 844, True)
-SAMPLES = sample_metrics.SAMPLES
+SAMPLES = (*sample_metrics.SAMPLES, "comparison")
+EXAMPLES = sorted((Path(__file__).parent.parent / "reports" / "examples").glob("*/report.html"))
 
 
 class Browser:
@@ -184,7 +188,7 @@ def test_page_prints_on_few_sheets(browser: Browser, pages: dict[str, Path]) -> 
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["demo", "damaged"])
+@pytest.mark.parametrize("name", ["demo", "damaged", "comparison"])
 def test_page_is_accessible(browser: Browser, pages: dict[str, Path], name: str, dark: bool) -> None:
     axe = os.environ.get("AXE_CORE")
     if not axe:
@@ -193,3 +197,46 @@ def test_page_is_accessible(browser: Browser, pages: dict[str, Path], name: str,
     browser.run(Path(axe).read_text(encoding="utf-8") + "; 0")
     found = browser.run("axe.run().then(r => r.violations.map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html)))")
     assert found == []
+
+
+def test_choosing_a_cell_hides_the_rows_of_the_others(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["demo"], DESKTOP)
+    shown = "Array.from(document.querySelectorAll('#levels ~ .scroll tbody tr')).filter(r => !r.hidden).length"
+    whole = browser.run(shown)
+    browser.run(
+        "const s = document.querySelector('#chooser select'); s.selectedIndex = 1; s.dispatchEvent(new Event('change'))"
+    )
+    assert 0 < browser.run(shown) < whole
+
+
+def test_a_command_is_copied_or_at_least_selected(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["demo"], DESKTOP)
+    browser.run("document.querySelector('.command .copy').click()")
+    assert browser.run("document.querySelector('.copy').textContent") in ("Copied", "Selected")
+    assert browser.run("getSelection().toString()") == browser.run("document.querySelector('.command code').textContent")
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_index_is_silent_and_as_wide_as_the_screen(browser: Browser, tmp_path: Path, screen: tuple[int, int, bool]) -> None:
+    sample = sample_metrics.full_matrix(levels=(1,), deployments=1)
+    entry = shelf.Entry('a "run" & <more>', sample.metrics, sample.manifest, paged=True)
+    page = tmp_path / "index.html"
+    page.write_text(report.build_index("runs", [entry]), encoding="utf-8")
+    browser.open(page, screen)
+    assert browser.complaints() == []
+    assert browser.requests() == [page.as_uri()]
+    assert browser.run("document.documentElement.scrollWidth") <= screen[0]
+    assert browser.run("document.querySelector('tbody a').getAttribute('href')").endswith("/report.html")
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
+def test_finished_example_opens_and_names_no_machine(browser: Browser, page: Path) -> None:
+    browser.open(page, DESKTOP)
+    assert browser.complaints() == []
+    assert browser.requests() == [page.as_uri()]
+    assert page.stat().st_size < 700_000
+    assert not re.search(r"(?<![\w.])/(work|tmp|root|home|opt|Users)/", browser.run("document.body.textContent"))
+
+
+def test_there_is_an_example_of_a_demo_and_of_a_damaged_run() -> None:
+    assert {"demo", "damaged"} <= {page.parent.name for page in EXAMPLES}

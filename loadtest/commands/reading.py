@@ -78,5 +78,5 @@ def _entry(run: Path) -> Entry:
         manifest = records.read_json(run / "manifest.json")
         metrics = records.read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
     except RecordError as error:
-        return Entry(run.name, {}, {}, paged=False, problem=str(error))
+        return Entry(run.name, {}, {}, paged=False, problem=str(error).removeprefix(f"{run}/"))
     return Entry(run.name, metrics, manifest, paged=(run / "report.html").exists())

@@ -12,8 +12,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ALL = (
-    ("fidelity", "--all"),
-    ("fidelity", "--streams", "256,1000", "--gap", "0.05", "--tokens", "100", "--passes", "1"),
+    ("fidelity",),
+    ("fidelity", "--streams", "256,1000", "--gap", "0.05", "--tokens", "100"),
     ("cost",),
     ("cost", "--streams", "8", "--rounds", "1", "--tokens", "300"),
     ("cost", "--streams", "8", "--gap", "0", "--tokens", "2000", "--rounds", "6"),
