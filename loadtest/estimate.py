@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,15 +42,16 @@ def of_cell(study: Study, cell: Cell, workload: Workload, contract: Contract) ->
     be off several times over.
     """
     speed = cell.clock_speed or 1.0
+    beside_s = study.cooldown_s + _PASS_START_S
     if study.duration_s is not None:
-        return CellTime(_start_s(cell), dict.fromkeys(study.levels, study.duration_s / speed + _PASS_START_S))
+        return CellTime(_start_s(cell), dict.fromkeys(study.levels, study.duration_s / speed + beside_s))
     prompt_tokens, output_tokens = _mean_tokens(cell, workload.prompts, contract)
     rates = {level: _tokens_per_s(cell, contract, prompt_tokens, output_tokens, level) for level in study.levels}
     asked = {level: study.requests(level) + study.warmup_requests * level for level in study.levels}
     return CellTime(
         _start_s(cell),
         {
-            level: None if rate is None else asked[level] * output_tokens / rate / speed + _PASS_START_S
+            level: None if rate is None else asked[level] * output_tokens / rate / speed + beside_s
             for level, rate in rates.items()
         },
     )
@@ -96,6 +98,46 @@ def _tokens_per_s(cell: Cell, contract: Contract, prompt_tokens: int, output_tok
     made = roofline.Deployment(model, hardware.gpu(cell.gpu), cell.tp, cell.engine, fraction)
     predicted = roofline.predict(made, prompt_tokens=prompt_tokens, output_tokens=output_tokens, concurrency=level)
     return predicted.output_tokens_per_s.value if predicted.fits else None
+
+
+class Remaining:
+    """The time that is left: what the performance model expects of the passes to come, corrected by how those done went.
+
+    Passes of which it expects nothing (no card is named) count as the mean of the others, or all alike.
+    """
+
+    def __init__(self, study: Study, workload: Workload, contract: Contract) -> None:
+        expected = {cell.id: of_cell(study, cell, workload, contract).pass_s for cell in study.cells}
+        known = [one for passes_s in expected.values() for one in passes_s.values() if one is not None]
+        mean_s = sum(known) / len(known) if known else 1.0
+        self._expected_s = {
+            (cell, level): mean_s if one is None else one
+            for cell, passes_s in expected.items()
+            for level, one in passes_s.items()
+        }
+        self._repeats = study.repeats
+        self._passes = dict.fromkeys(self._expected_s, study.repeats)
+        self._done_s = 0.0
+        self._started_s = time.monotonic()
+
+    def never(self, cell_id: str) -> None:
+        """A cell that will not be measured at all."""
+        self._set(cell_id, 0)
+
+    def ended(self, cell: Cell, repeat: int) -> None:
+        """One pass over all levels of a cell is over, measured or not."""
+        self._set(cell.id, min(self._repeats - repeat, *(n for (one, _), n in self._passes.items() if one == cell.id)))
+
+    def _set(self, cell_id: str, passes: int) -> None:
+        self._passes |= {key: passes for key in self._passes if key[0] == cell_id}
+
+    def after(self, cell: Cell, level: int) -> str:
+        """What to say when a pass has ended: the time that the others will take; nothing after the last."""
+        self._passes[cell.id, level] -= 1
+        self._done_s += self._expected_s[cell.id, level]
+        left_s = sum(n * self._expected_s[key] for key, n in self._passes.items())
+        pace = (time.monotonic() - self._started_s) / self._done_s
+        return f", about {spoken(left_s * pace)} left" if any(self._passes.values()) else ""
 
 
 def spoken(seconds: float) -> str:

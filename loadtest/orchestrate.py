@@ -49,7 +49,7 @@ class _Journey:
     say: Say
     force: bool
     blocked: dict[str, str]
-    remaining: Remaining
+    remaining: estimate.Remaining
     problems: list[str] = field(default_factory=list)
 
     def note(self, problem: str) -> None:
@@ -77,7 +77,9 @@ def execute(study: Study, out: Path, *, resume: bool = False, force: bool = Fals
         raise EngineError(f"{first}: {why}; no cell of this study can be started here, and nothing was (--force tries it)")
     with records.claimed(out):
         manifest = _reopen(study, workload, contract, out) if resumed else open_run(study, workload, contract, out)
-        remaining = Remaining(study, workload, contract)
+        remaining = estimate.Remaining(study, workload, contract)
+        for cell_id in blocked:
+            remaining.never(cell_id)
         journey = _Journey(study, contract, out, manifest["run_id"], say, force, blocked, remaining)
         levels = ", ".join(map(str, study.levels))
         say(f"{study.name}: {len(study.cells)} cells x levels {levels} x {study.repeats} pass(es)")
@@ -169,13 +171,12 @@ def _reopen(study: Study, workload: Workload, contract: Contract, out: Path) -> 
 
 def _run_cell(journey: _Journey, cell: Cell, repeat: int) -> None:
     levels = [level for level in journey.study.levels if not _finished(journey, cell, level, repeat)]
-    for level in set(journey.study.levels) - set(levels):
-        journey.remaining.on_disk(cell, level)
     if not levels:
         journey.say(f"{cell.id}: pass {repeat} is on disk already")
-        return
-    with credentials.named(cell.api_key_env):
-        _measure(journey, cell, levels, repeat)
+    else:
+        with credentials.named(cell.api_key_env):
+            _measure(journey, cell, levels, repeat)
+    journey.remaining.ended(cell, repeat)
 
 
 def _measure(journey: _Journey, cell: Cell, levels: list[int], repeat: int) -> None:
@@ -192,6 +193,7 @@ def _measure(journey: _Journey, cell: Cell, levels: list[int], repeat: int) -> N
         facts["status"] = "ok"
     except FitError as error:  # a finding, not a failure of ours
         facts.update(status="refused", reason=str(error))
+        journey.remaining.never(cell.id)
         journey.say(f"{cell.id}: refused: {error}")
     except EngineError as error:
         ended = "skipped" if cell.id in journey.blocked else "failed"
@@ -334,6 +336,7 @@ def _run_pass(
 ) -> None:
     folder = records.level_path(journey.out, cell.id, level, repeat)
     argv = passes.command(journey.study, cell, target, level, repeat, journey.out, journey.run_id)
+    passes.cool_down(journey.study.cooldown_s, died)
     if cell.base_url is None:  # another's server may serve others too: its cache is left alone
         engines.flush_cache(target.base_url, cell.engine)
     before = watch.Moment.now()
@@ -349,7 +352,7 @@ def _run_pass(
     clocks = watch.ClockChanges.between(before, after)
     reason = end.reason or clocks.suspended
     facts = {"complete": reason is None, "command": argv, **asdict(end), "reason": reason, "clocks": asdict(clocks)}
-    records.write_json(folder / "pass.json", facts)
+    records.write_json(folder / "pass.json", facts | {"cooldown_s": journey.study.cooldown_s})
     left = journey.remaining.after(cell, level)
     took_s = after.monotonic_s - before.monotonic_s
     journey.say(f"{cell.id}  {level:>2} streams  {end.n_requests:>4} requests in {took_s:5.1f} s{left}")
@@ -382,35 +385,3 @@ def _teller(journey: _Journey, cell: Cell, level: int) -> Callable[[int], None]:
             journey.say(f"{cell.id}  {level:>2} streams  {n_requests:>4} requests so far")
 
     return tell
-
-
-class Remaining:
-    """The time that is left: what the performance model expects of the passes to come, corrected by how those done went.
-
-    Passes of which it expects nothing (no card is named) count as the mean of the others, or all alike.
-    """
-
-    def __init__(self, study: Study, workload: Workload, contract: Contract) -> None:
-        expected = {cell.id: estimate.of_cell(study, cell, workload, contract).pass_s for cell in study.cells}
-        known = [one for passes_s in expected.values() for one in passes_s.values() if one is not None]
-        mean_s = sum(known) / len(known) if known else 1.0
-        self._expected_s = {
-            (cell, level): mean_s if one is None else one
-            for cell, passes_s in expected.items()
-            for level, one in passes_s.items()
-        }
-        self._left_s = sum(self._expected_s.values()) * study.repeats
-        self._done_s = 0.0
-        self._started_s = time.monotonic()
-
-    def on_disk(self, cell: Cell, level: int) -> None:
-        """A pass that an earlier execution made: nothing is left to do of it, and it says nothing about the pace."""
-        self._left_s -= self._expected_s[cell.id, level]
-
-    def after(self, cell: Cell, level: int) -> str:
-        """What to say when a pass has ended: the time that the others will take; nothing after the last."""
-        expected_s = self._expected_s[cell.id, level]
-        self._left_s -= expected_s
-        self._done_s += expected_s
-        left_s = self._left_s * (time.monotonic() - self._started_s) / self._done_s
-        return f", about {estimate.spoken(left_s)} left" if self._left_s > 1e-6 else ""

@@ -63,6 +63,14 @@ def command(study: Study, cell: Cell, target: Target, concurrency: int, repeat: 
     return argv
 
 
+def cool_down(seconds: float, died: Callable[[], str | None]) -> None:
+    """Ask nothing for so long (wall), so that cards that have worked start the next pass as cool as the last; less where the
+    server dies meanwhile."""
+    until_s = time.monotonic() + seconds
+    while (left_s := until_s - time.monotonic()) > 0 and died() is None:
+        time.sleep(min(left_s, _POLL_S))
+
+
 def drive(
     argv: list[str],
     folder: Path,

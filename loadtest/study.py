@@ -13,12 +13,13 @@ gpu = "l20"
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -73,6 +74,7 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     min_requests: int = 8
     duration_s: float | None = None
     warmup_requests: int = 1
+    cooldown_s: float = 0.0
     workers: int = 1
     seed: int = 0
     slo: tuple[str, ...] = ()
@@ -147,8 +149,8 @@ class Study:
     """What to measure: cells x levels x repeats, one workload, one contract.
 
     A pass over a level of C streams sends `max(min_requests, requests_per_stream * C)` measured requests, or as many as
-    fit into `duration_s` where that is given; each stream sends `warmup_requests` before them. `workers` processes of Locust
-    on this machine share the streams.
+    fit into `duration_s` where that is given; each stream sends `warmup_requests` before them. Before each
+    pass nothing is asked for `cooldown_s` (wall): cards cool down. `workers` processes of Locust here share the streams.
     """
 
     name: str
@@ -163,6 +165,7 @@ class Study:
     min_requests: int = 8
     duration_s: float | None = None
     warmup_requests: int = 1
+    cooldown_s: float = 0.0
     workers: int = 1
     seed: int = 0
     slo: tuple[str, ...] = ()
@@ -179,6 +182,7 @@ class Study:
         _require(self.requests_per_stream >= 1, "requests_per_stream", "a number from 1 up", self.requests_per_stream)
         _require(self.min_requests >= 1, "min_requests", "a number from 1 up", self.min_requests)
         _require(self.warmup_requests >= 0, "warmup_requests", "a number from 0 up", self.warmup_requests)
+        _require(0 <= self.cooldown_s < math.inf, "cooldown_s", "seconds from 0 up", self.cooldown_s)
         _require(self.workers >= 1, "workers", "a number of processes from 1 up", self.workers)
         duration_s, price = self.duration_s, self.gpu_hour_price
         _require(duration_s is None or 0 < duration_s < math.inf, "duration_s", "seconds above 0", duration_s)
@@ -212,13 +216,19 @@ def _explained(key: str, check: Callable[[str], object], value: str) -> None:
         raise UsageError(f"{key}: {error}") from None
 
 
-def load(path: Path) -> Study:
-    """Read and expand a study file. Raises `UsageError` with file, line and key, and the nearest known key."""
+def load(path: Path, check: Callable[[Study], object] = lambda study: None) -> Study:
+    """Read and expand a study file. Raises `UsageError` with file, line and key, and the nearest known key.
+
+    `check` may refuse what only others know (the workload, the contract): what it says is given the line of its key.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot read this study: {error}") from error
-    return parse(text, str(path))
+    study = parse(text, str(path))
+    with _located(text, str(path)):
+        check(study)
+    return study
 
 
 def parse(text: str, where: str = "study") -> Study:
@@ -234,19 +244,19 @@ def parse(text: str, where: str = "study") -> Study:
         raise UsageError(f"{where}: expected TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise UsageError(_explain(str(error), text, where)) from error
-    try:
-        return _expand(table)
-    except UsageError as error:
-        key = str(error).split(":", 1)[0]
-        raise UsageError(f"{where}:{_line_of(key, text)}: {error}") from error
+    cells: list[Cell] = []
+    for number, cell in enumerate(table.cells):
+        with _located(text, where, number):
+            cells += _expand_cell(cell)
+    with _located(text, where):
+        return _expand(table, tuple(cells))
 
 
-def _expand(table: _StudyTable) -> Study:
+def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
     plain = {f.name: getattr(table, f.name) for f in fields(Study) if hasattr(table, f.name)}
-    plain["cells"] = tuple(itertools.chain.from_iterable(_expand_cell(cell) for cell in table.cells))
     if table.prices is not None:
         plain.update(gpu_hour_price=table.prices.gpu_hour, currency=table.prices.currency)
-    return Study(**plain)
+    return Study(**plain | {"cells": cells})
 
 
 def _expand_cell(table: _CellTable) -> list[Cell]:
@@ -259,26 +269,46 @@ def _listed(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+@contextlib.contextmanager
+def _located(text: str, where: str, cell: int | None = None) -> Iterator[None]:
+    """Give a `UsageError` raised inside the file, and the line of the key that it names, in the table of a cell if told."""
+    try:
+        yield
+    except UsageError as error:
+        key = re.match(r"(?:contract: )?(\w*)", str(error))
+        raise UsageError(f"{where}:{_line_of(key[1] if key else '', text, cell)}: {error}") from error
+
+
 def _explain(message: str, text: str, where: str) -> str:
     """Turn a validation message (`Expected int, got str - at $.cells[0].tp`) into file:line: key: expected, got."""
     said, _, place = message.partition(" - at ")
     keys = re.findall(r"[A-Za-z_]\w*", place)
+    number = re.search(r"cells\[(\d+)\]", place)
+    cell = int(number[1]) if number else None
     unknown = re.search(r"unknown field `(.+)`", said)
     if unknown is None:
         missing = re.search(r"missing required field `(.+)`", said)
         key = missing[1] if missing else (keys[-1] if keys else "")
         hint = "; add it" if missing else ""
-        return f"{where}:{_line_of(key, text)}: {key}: {said[:1].lower()}{said[1:].replace('`', '')}{hint}"
+        return f"{where}:{_line_of(key, text, cell)}: {key}: {said[:1].lower()}{said[1:].replace('`', '')}{hint}"
     known = _CellTable if "cells" in keys else _PricesTable if "prices" in keys else _StudyTable
     names = known.__struct_fields__
     near = difflib.get_close_matches(unknown[1], names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(names)}"
-    return f"{where}:{_line_of(unknown[1], text)}: {unknown[1]}: unknown key; {hint}"
+    return f"{where}:{_line_of(unknown[1], text, cell)}: {unknown[1]}: unknown key; {hint}"
 
 
-def _line_of(key: str, text: str) -> int:
+_CELLS = re.compile(r"^\s*\[\[\s*cells\s*\]\]")
+
+
+def _line_of(key: str, text: str, cell: int | None = None) -> int:
+    """The first line that sets `key`, in the table of the `cell`-th cell where one is meant; else where that begins."""
+    lines = text.splitlines()
+    tables = [number for number, line in enumerate(lines) if _CELLS.match(line)]
+    begin = tables[cell] if cell is not None and cell < len(tables) else 0
+    end = tables[cell + 1] if cell is not None and cell + 1 < len(tables) else len(lines)
     pattern = re.compile(rf"^\s*(\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[\]=.]")
-    return next((number for number, line in enumerate(text.splitlines(), start=1) if pattern.match(line)), 1)
+    return next((number for number in range(begin, end) if pattern.match(lines[number])), begin) + 1
 
 
 def select(study: Study, only: list[str]) -> Study:

@@ -49,3 +49,44 @@ def test_what_cannot_be_foreseen_is_null(cell):
     found = estimate.of_cell(STUDY, cell, WORKLOAD, Contract())
     assert found.pass_s == {1: None, 4: None}
     assert found.all_s(1) is None
+
+
+class Clock:
+    def __init__(self):
+        self.now_s = 0.0
+
+    def monotonic(self):
+        return self.now_s
+
+
+def test_what_remains_follows_the_pace_and_leaves_out_what_will_never_be(monkeypatch):
+    """Two cells, two levels, two passes, and nothing foreseen: each pass counts alike, and the first took 100 s."""
+    clock = Clock()
+    monkeypatch.setattr(estimate, "time", clock)
+    first, second = replace(CELL, gpu=None), replace(CELL, gpu=None, engine="sglang")
+    left = estimate.Remaining(replace(STUDY, cells=(first, second)), WORKLOAD, Contract())
+    clock.now_s = 100.0
+    assert left.after(first, 1) == ", about 12 min left"  # 7 passes
+    left.never(second.id)
+    clock.now_s = 200.0
+    assert left.after(first, 4) == ", about 3 min left"  # its second pass over both levels
+    left.ended(first, 1)
+    left.ended(second, 1)
+    clock.now_s = 300.0
+    assert left.after(first, 1) == ", about 2 min left"
+    assert left.after(first, 4) == ""
+
+
+def test_a_cell_that_dies_leaves_the_rest_of_its_pass_unmeasured(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(estimate, "time", clock)
+    cell = replace(CELL, gpu=None)
+    left = estimate.Remaining(replace(STUDY, cells=(cell,), repeats=2), WORKLOAD, Contract())
+    left.ended(cell, 1)
+    clock.now_s = 60.0
+    assert left.after(cell, 1) == ", about 60 s left"
+
+
+def test_a_cool_down_is_time_too():
+    rested = estimate.of_cell(replace(STUDY, cooldown_s=10.0), CELL, WORKLOAD, Contract())
+    assert rested.pass_s[1] == pytest.approx(estimate.of_cell(STUDY, CELL, WORKLOAD, Contract()).pass_s[1] + 10)

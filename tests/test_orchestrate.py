@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import credentials, deployment, engines, orchestrate, preflight, records
+from loadtest import credentials, deployment, engines, orchestrate, passes, preflight, records
 from loadtest.contract import Contract
 from loadtest.errors import EngineError, RecordError, UsageError
 from loadtest.guard import descendants
@@ -19,7 +19,9 @@ from loadtest.study import Cell, Study
 from tests import fake_server
 
 SIMULATED = Cell(engine="vllm-sim", model="qwq-32b-awq", gpu="l20", clock_speed=200.0, args=("--length-scale", "0.02"))
-STUDY = Study(name="small", workload="math:n=8,seed=1", cells=(SIMULATED,), levels=(1, 2), min_requests=3, seed=1)
+STUDY = Study(
+    name="small", workload="math:n=8,seed=1", cells=(SIMULATED,), levels=(1, 2), min_requests=3, seed=1, cooldown_s=0.05
+)
 
 
 def silent(line: str) -> None:
@@ -280,3 +282,14 @@ def test_a_killed_orchestrator_leaves_no_orphan(tmp_path):
     process.kill()
     process.wait()
     assert wait_until(lambda: not alive(started), 20)
+
+
+def test_a_cool_down_ends_when_the_server_dies():
+    deaths = iter([None, None, "exited with code 1"])
+    passes.cool_down(600.0, lambda: next(deaths))
+    assert next(deaths, "asked no more") == "asked no more"
+
+
+def test_the_cool_down_of_each_pass_is_recorded(finished):
+    markers = [records.read_json(path) for path in finished.rglob("pass.json")]
+    assert [one["cooldown_s"] for one in markers] == [0.05, 0.05]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import study
+from loadtest import deployment, study
 from loadtest.errors import UsageError
 
 GOOD = """\
@@ -45,6 +45,7 @@ def test_requests_grow_with_the_level_from_a_minimum():
         ('engine = ["sglang", "vllm"]', 'engine = "other"', "base_url: expected the URL of a cell"),
         ('name = "two runtimes"', "", "s.toml:1: name: object missing required field name; add it"),
         ('name = "two runtimes"', "name = ", "s.toml: expected TOML"),
+        ("levels = [1, 4]", "cooldown_s = -1", "s.toml:3: cooldown_s: expected seconds from 0 up, got -1"),
         ("tp = [1, 2]", "clock_speed = 5", "clock_speed: expected a number above 0, and only for a simulated engine"),
     ],
 )
@@ -53,6 +54,30 @@ def test_a_bad_study_is_one_line_with_file_line_and_key(old, new, message):
         study.parse(GOOD.replace(old, new), "s.toml")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value).split("expected TOML")[0]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("tp = 0", "s.toml:14: tp: expected a number of cards from 1 up, got 0"),
+        ('tp = "2"', "s.toml:14: tp: expected int | array, got str"),
+        ("gpus = 1", "s.toml:14: gpus: unknown key; did you mean gpu?"),
+    ],
+)
+def test_a_wrong_key_of_a_later_cell_is_found_in_its_own_table(second, message):
+    with pytest.raises(UsageError) as caught:
+        study.parse(f'{GOOD}\n[[cells]]\nengine = "vllm"\nmodel = "a/b"\n{second}\n', "s.toml")
+    assert message in str(caught.value)
+
+
+def test_what_only_others_know_is_refused_with_its_line_too(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text(GOOD + "\n[contract]\nmax_token = 5\n")
+    with pytest.raises(UsageError, match=r"s\.toml:12: contract: max_token: .* did you mean 'max_tokens'"):
+        study.load(path, deployment.asked)
+    path.write_text(GOOD.replace("math:n=8", "maths:n=8"))
+    with pytest.raises(UsageError, match=r"s\.toml:2: workload 'maths:n=8'"):
+        study.load(path, deployment.asked)
 
 
 def test_the_same_cell_twice_is_refused_by_name():

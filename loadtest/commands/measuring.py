@@ -25,7 +25,7 @@ def demo(arguments: argparse.Namespace, say: Say) -> str:
 
 def run(arguments: argparse.Namespace, say: Say) -> str:
     """A study, from its file to its page."""
-    study = studies.select(studies.load(arguments.study), arguments.only)
+    study = studies.select(studies.load(arguments.study, deployment.asked), arguments.only)
     if arguments.workers is not None:
         study = replace(study, workers=arguments.workers)
     if arguments.dry_run:
