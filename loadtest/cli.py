@@ -175,6 +175,11 @@ def _measuring_commands(command: _Command) -> None:
 def _file_commands(command: _Command) -> None:
     add = command("analyze", "reading.analyze", "records to metrics.json and metrics.csv")
     add("run", type=Path, metavar="RUN")
+    add(
+        "--run-programs",
+        action="store_true",
+        help="run the programs that the model wrote, each in a sandbox, and judge what they print",
+    )
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
     add = command("report", "reading.report", "one self-contained HTML page, and each plot as PNG and SVG")

@@ -242,7 +242,7 @@ def retrieval(random: Random, difficulty: int, context_tokens: int) -> Problem:
 
 
 def code(random: Random, difficulty: int, context_tokens: int) -> Problem:
-    """A short program to write; the answer is what it must print. It is checked only where programs may be run."""
+    """A short program to write; the answer is what it must print. It is checked by `analyze --run-programs`."""
     del context_tokens
     return random.choice((_sieve_program, _collatz_program, _digits_program))(random, difficulty)
 
@@ -281,6 +281,6 @@ KINDS: dict[str, Kind] = {
     "ledger": Kind("long word problems, 600 to 3,000 tokens, that track a stock over days", ledger),
     "choice": Kind("multiple choice, the letter in a JSON field", choice),
     "retrieval": Kind("sums of entries found in a register of tokens=N", retrieval),
-    "code": Kind("short programs to write; their output is known, but nothing runs them yet", code),
+    "code": Kind("short programs to write; `analyze --run-programs` judges what they print", code),
 }
 MATH_KINDS = ("arithmetic", "modular", "linear", "counting", "number-theory")

@@ -7,6 +7,7 @@ History of the format
 Layout (INTERFACE: "Files of a run")::
 
     RUN/manifest.json
+    RUN/programs.json                              what came of running the programs among the answers, where asked for
     RUN/cells/CELL/engine.json, engine.log
     RUN/cells/CELL/cNN-rR/requests-*.jsonl         one line per request, one file per process
     RUN/cells/CELL/cNN-rR/server_metrics.jsonl     the server's own counters, 1 Hz
@@ -22,13 +23,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import hashlib
 import itertools
 import os
 import re
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
@@ -494,13 +496,20 @@ def read_run(path: Path) -> Run:
     manifest = read_json(manifest_path, Manifest)
     cells_path = path / "cells"
     folders = sorted(p for p in cells_path.iterdir() if p.is_dir()) if cells_path.is_dir() else []
-    return Run(path=path, manifest=manifest, cells=tuple(_read_cell(folder) for folder in folders))
+    programs = path / "programs.json"
+    verdicts = read_json(programs, dict[str, bool | None]) if programs.is_file() else {}
+    return Run(path=path, manifest=manifest, cells=tuple(_read_cell(folder, verdicts) for folder in folders))
 
 
-def _read_cell(folder: Path) -> CellRecords:
+def program_key(record: RequestRecord) -> str:
+    """What the verdict on an answered program depends on, its key in `programs.json`: the prompt and the answer."""
+    return f"{record.prompt_id} {hashlib.sha256((record.answer or '').encode()).hexdigest()[:16]}"
+
+
+def _read_cell(folder: Path, verdicts: Mapping[str, bool | None]) -> CellRecords:
     engine_path = folder / "engine.json"
     engine = read_json(engine_path, EngineFacts) if engine_path.exists() else {}
-    levels = [read_level(level) for level in sorted(folder.iterdir()) if _LEVEL.fullmatch(level.name)]
+    levels = [read_level(level, verdicts) for level in sorted(folder.iterdir()) if _LEVEL.fullmatch(level.name)]
     levels.sort(key=lambda level: (level.concurrency, level.repeat))
     return CellRecords(id=folder.name, engine=engine, levels=tuple(levels))
 
@@ -508,8 +517,8 @@ def _read_cell(folder: Path) -> CellRecords:
 _LEVEL = re.compile(r"c(\d+)-r(\d+)")
 
 
-def read_level(folder: Path) -> LevelRecords:
-    """Read one pass over one level (`cNN-rR`)."""
+def read_level(folder: Path, verdicts: Mapping[str, bool | None] | None = None) -> LevelRecords:
+    """Read one pass over one level (`cNN-rR`); `verdicts`: of `programs.json`, which judge answers left unjudged."""
     match = _LEVEL.fullmatch(folder.name)
     if match is None:
         raise RecordError(f"{folder}: expected a level folder named cNN-rR, got {folder.name!r}")
@@ -519,11 +528,20 @@ def read_level(folder: Path) -> LevelRecords:
         concurrency=int(match[1]),
         repeat=int(match[2]),
         path=folder,
-        requests=tuple(_read_lines(sorted(folder.glob("requests-*.jsonl")), RequestRecord, torn)),
+        requests=tuple(_judged(_read_lines(sorted(folder.glob("requests-*.jsonl")), RequestRecord, torn), verdicts or {})),
         server=tuple(_read_lines(sorted(folder.glob("server_metrics*.jsonl")), ServerSample, torn)),
         health=tuple(_read_lines(sorted(folder.glob("client_health*.jsonl")), HealthSample, torn)),
         gpu=tuple(_read_lines(sorted(folder.glob("gpu_metrics*.jsonl")), GpuSample, torn)),
         torn=tuple(torn),
+    )
+
+
+def _judged(requests: Iterator[RequestRecord], verdicts: Mapping[str, bool | None]) -> Iterator[RequestRecord]:
+    if not verdicts:
+        return requests
+    return (
+        replace(one, answer_correct=verdicts.get(program_key(one))) if one.answer and one.answer_correct is None else one
+        for one in requests
     )
 
 

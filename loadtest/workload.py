@@ -117,13 +117,7 @@ def from_run(run: Run, *, cell: str | None = None, concurrency: int | None = Non
     `arrival_s` is the scheduled start, in seconds of the run after the first. A prompt asked again is named `ID#2`.
     Raises `UsageError` where the run's workload can no longer be read as it was, or nothing can be replayed.
     """
-    described = run.manifest.get("workload") or {}
-    original = load(str(described.get("source")))
-    if original.identity != described.get("identity"):
-        raise UsageError(
-            f"{run.path}: workload: expected {described.get('identity')}, got {original.identity}:"
-            f" {original.source} has changed; bring back the one that the run was made with"
-        )
+    original = of_run(run)
     requests = _replayable(run, cell, concurrency)
     prompts = {prompt.id: prompt for prompt in original.prompts}
     first_s = min((_started_s(request, requests[0]) for request in requests), default=0.0)
@@ -138,6 +132,18 @@ def from_run(run: Run, *, cell: str | None = None, concurrency: int | None = Non
             replace(prompts[request.prompt_id], id=name, arrival_s=arrival_s, thinking_tokens=thinking, answer_tokens=answer)
         )
     return make(f"{original.name}-replay", tuple(replayed), str(run.path))
+
+
+def of_run(run: Run) -> Workload:
+    """The workload that a run was made with. Raises `UsageError` where it can no longer be read as it was."""
+    described = run.manifest.get("workload") or {}
+    original = load(str(described.get("source")))
+    if original.identity != described.get("identity"):
+        raise UsageError(
+            f"{run.path}: workload: expected {described.get('identity')}, got {original.identity}:"
+            f" {original.source} has changed; bring back the one that the run was made with"
+        )
+    return original
 
 
 def _replayable(run: Run, cell: str | None, concurrency: int | None) -> list[RequestRecord]:

@@ -13,9 +13,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Every module has one place; a new one is given its place here.
 PARTS = {
-    "foundations": "errors clock records units constants statistics credentials resources environment",
+    "foundations": "errors clock records units constants statistics credentials resources environment sandbox",
     "cards": "hardware models roofline calibration",
-    "asked": "prompts notation answers problems generators formats workload contract sequence settings manifest",
+    "asked": "prompts notation answers problems generators formats workload programs contract sequence settings manifest",
     "wire": "sse thinking reply http1 connection client level telemetry",
     "servers": "endpoint server_metrics gpu_metrics launch preflight doctor deaths guard guarded engines",
     "locust": "preparation user load_shapes dialogue router",

@@ -18,7 +18,12 @@ MOST_RUNS = 6
 
 
 def analyze(arguments: argparse.Namespace, say: Say) -> str:
-    """Records to metrics.json and metrics.csv."""
+    """Records to metrics.json and metrics.csv; with --run-programs, what the answered programs print is judged first."""
+    if arguments.run_programs:
+        from loadtest import programs
+
+        found = programs.verdicts(records.read_run(arguments.run), say)
+        records.write_json(arguments.run / "programs.json", found)
     numbers = analyze_run(arguments.run)
     return as_json(numbers) if arguments.json else f"{table(arguments.run, numbers)}\n{arguments.run / 'metrics.json'}"
 

@@ -59,6 +59,7 @@ def _facts(asked: Workload) -> dict[str, object]:
         "identity": asked.identity,
         "n_prompts": len(asked.prompts),
         "n_checkable": asked.checkable,
+        "n_programs": sum(p.answer_format == "program" for p in asked.prompts),
         "n_with_lengths": len(lengths),
         "recorded_output_tokens": sum(lengths) if lengths else None,
         "n_with_arrivals": sum(p.arrival_s is not None for p in asked.prompts),
@@ -73,6 +74,10 @@ def _described(asked: Workload) -> Sequence[str]:
         f"  identity {asked.identity}",
         f"  longest prompt {facts['longest_prompt_chars']:,} characters",
     ]
+    if facts["n_programs"]:
+        lines.append(f"  {facts['n_programs']} ask for a program: judged afterwards, by analyze RUN --run-programs")
+    if facts["n_with_arrivals"]:
+        lines.append(f"  {facts['n_with_arrivals']} with recorded arrival times")
     if facts["n_with_lengths"]:
         lines.append(f"  {facts['n_with_lengths']} with recorded lengths, {facts['recorded_output_tokens']:,} tokens in all")
     return lines

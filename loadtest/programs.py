@@ -1,0 +1,56 @@
+"""Programs among the answers of a finished run, run in the sandbox and judged: only when asked for, after measuring."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from loadtest import answers, sandbox, workload
+from loadtest.errors import UsageError
+from loadtest.records import ANSWER_LIMIT_BYTES, Run, program_key
+
+_FENCED = re.compile(r"^```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_CUT_BYTES = ANSWER_LIMIT_BYTES - 4  # an answer this long may have lost its end
+
+
+def extract(answer: str) -> str | None:
+    """The last fenced block that is Python, or not said to be anything else; null without one.
+
+    >>> extract("Try this:\\n```python\\nprint(4)\\n```\\n")
+    'print(4)\\n'
+    """
+    blocks = _FENCED.findall(answer)
+    return blocks[-1] if blocks else None
+
+
+def judge(answer: str, expected: str, run: Callable[[str], str | None] = sandbox.run) -> bool | None:
+    """Does the program in this answer print what was expected, and only that? No program: wrong. Null: its end is lost.
+
+    >>> judge("```python\\nprint(2 + 2)\\n```", "4", lambda program: "4\\n")
+    True
+    """
+    program = extract(answer)
+    if program is None:
+        return None if len(answer.encode()) >= _CUT_BYTES else False
+    printed = run(program)
+    return printed is not None and answers.equal(expected, printed.strip())
+
+
+def verdicts(run: Run, say: Callable[[str], None]) -> dict[str, bool | None]:
+    """`programs.json` of a run: whether each program that was answered, by `program_key`, prints what it should.
+
+    Population: measured requests that ended `ok`, of prompts that ask for a program. Raises `UsageError` where the answers
+    are a simulator's, nothing asks for a program, or this machine cannot limit one.
+    """
+    if run.manifest.get("simulated"):
+        raise UsageError(f"{run.path}: --run-programs: expected answers of a model, got a simulator's; leave it out")
+    prompts = {p.id: p for p in workload.of_run(run).prompts if p.answer_format == "program" and p.answer is not None}
+    ended = (r for cell in run.cells for level in cell.levels for r in level.requests if r.outcome == "ok")
+    found = {program_key(r): r for r in ended if r.prompt_id in prompts and r.phase == "measure"}
+    if not found:
+        raise UsageError(f"{run.path}: --run-programs: expected answers to prompts that ask for a program, got none")
+    say(f"running {len(found)} programs, each within {sandbox.TIME_LIMIT_S} s, without files or network")
+    try:
+        return {name: judge(r.answer or "", prompts[r.prompt_id].answer or "") for name, r in sorted(found.items())}
+    except OSError as error:
+        raise UsageError(f"--run-programs: {error}; nothing was run") from None
