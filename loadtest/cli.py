@@ -168,7 +168,18 @@ def _measuring_commands(command: _Command) -> None:
     add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: how many cards")
     add("--gpu", metavar="G", help=f"{_GPUS}: checks the fit first")
     add("--port", type=int, default=8000, metavar="P")
-    add("--context", type=int, metavar="T", help="context length in tokens")
+    add("--context", type=int, metavar="T", help="context length in tokens (default: the model's own)")
+    add(
+        "--yarn",
+        action="store_true",
+        help="stretch the context to 131072: for prompts over 8192 tokens only, it slows others",
+    )
+    add("--memory-fraction", type=float, metavar="F", help="share of a card it may use in all, on both alike (default: 0.9)")
+    add("--reasoning-parser", metavar="R", help="on both alike (default: qwen3, or none for an instruct model)")
+    add("--no-prefix-caching", action="store_true", help="turn prefix caching off; on both it is on")
+    add("--served-name", metavar="NAME", help="what the server calls the model (default: the last part of its name)")
+    add("--seed", type=int, default=0, metavar="N")
+    add("--force", action="store_true", help="start it although it does not fit or cards are missing, to see how it fails")
     add("--print", action="store_true", help="show the exact command and start nothing")
 
 

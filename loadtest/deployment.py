@@ -92,9 +92,11 @@ def _may_think(model: str) -> bool:
     return "instruct" not in model.lower() or thinking.opens_in_prompt(model)
 
 
-def fit_of(cell: Cell, contract: Contract) -> roofline.Fit | None:
-    """Does one stream of the cell's context fit its cards? Null where cards are not ours or not named, or the model is not
-    known here."""
+def fit_of(cell: Cell, contract: Contract, concurrency: int = 1) -> roofline.Fit | None:
+    """Does one stream of the cell's context fit its cards, and do `concurrency` of them?
+
+    Null where cards are not ours or not named, or the model is not known here.
+    """
     if cell.gpu is None or cell.base_url is not None:
         return None
     model = preflight.shape(cell.model)
@@ -103,7 +105,7 @@ def fit_of(cell: Cell, contract: Contract) -> roofline.Fit | None:
     fraction = memory_fraction(cell, contract)
     deployment = roofline.Deployment(model, hardware.gpu(cell.gpu), cell.tp, memory_fraction=fraction)
     context = context_tokens(cell, contract) or model.native_context_tokens
-    return roofline.fit(deployment, context_tokens=context, concurrency=1)
+    return roofline.fit(deployment, context_tokens=context, concurrency=concurrency)
 
 
 def refuse_misfit(cell: Cell, contract: Contract) -> None:

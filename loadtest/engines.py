@@ -43,8 +43,8 @@ _POLL_S = 0.1
 _GENERATION_TIMEOUT_S = 300.0  # a cold engine may compile a kernel for its first request
 _DEATH_FOLLOWS_S = 5.0  # an engine that fails its first request often takes some seconds to die of it
 _LOG_BYTES = 400_000
+_LAST_WORDS_S = 1.0  # how long to wait for a front whose scheduler has gone to say so
 # Processes of a runtime without which it cannot go on, by the title they give themselves.
-_LAST_WORDS_S = 1.0  # a front whose scheduler has gone says so within this
 _VITAL = ("VLLM::EngineCore", "VLLM::Worker", "sglang::scheduler", "sglang::detokenizer")
 
 
@@ -141,10 +141,14 @@ class Server:
         if self.exit_code is not None:
             return deaths.explain(self._read_log(), self.exit_code)
         gone = [title for pid, title in self._vital.items() if _title(pid) != title]
-        if gone:
-            time.sleep(_LAST_WORDS_S)
-            return f"{' and '.join(gone)} {deaths.explain(self._read_log(), None)}"
-        return None
+        return f"{' and '.join(gone)} {deaths.explain(self._last_words(), None)}" if gone else None
+
+    def _last_words(self) -> str:
+        """The log once it tells a cause: a front whose scheduler has gone mostly says so within a second."""
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while deaths.find_cause(log := self._read_log()) is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return log
 
     def stop(self) -> int | None:
         """SIGTERM, up to 30 s of grace, SIGKILL to whatever is left; returns the exit code. Safe to call twice."""

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from loadtest import deployment, engines, estimate, orchestrate, passes, preflight, resources
+from loadtest import deployment, engines, estimate, orchestrate, passes, preflight, resources, roofline
 from loadtest import study as studies
 from loadtest.commands.conclusion import Say, carry_out, new_folder
 from loadtest.contract import Contract
@@ -101,14 +101,19 @@ def serve(arguments: argparse.Namespace, say: Say) -> str:
         tp=arguments.tp,
         gpu=arguments.gpu,
         context_tokens=arguments.context,
+        yarn=arguments.yarn,
+        memory_fraction=arguments.memory_fraction,
         args=tuple(arguments.engine_args),
     )
-    contract = Contract()
-    spec = deployment.launch_spec(cell, contract, arguments.port)
+    contract = Contract(seed=arguments.seed, prefix_caching=not arguments.no_prefix_caching)
+    spec = replace(deployment.launch_spec(cell, contract, arguments.port), served_name=arguments.served_name)
+    if arguments.reasoning_parser is not None:
+        spec = replace(spec, reasoning_parser=arguments.reasoning_parser)
     if arguments.print:
         return _shell(spec)
-    deployment.refuse_misfit(cell, contract)
-    preflight.check(spec)
+    if not arguments.force:
+        deployment.refuse_misfit(cell, contract)
+        preflight.check(spec)
     say(_shell(spec))
     return engines.serve(spec)
 
@@ -129,17 +134,27 @@ def _dry_run(study: studies.Study) -> str:
 
 
 def _plan_of(study: studies.Study, cell: studies.Cell, contract: Contract, time: estimate.CellTime) -> list[str]:
-    fit = deployment.fit_of(cell, contract)
+    fit = deployment.fit_of(cell, contract, max(study.levels))
     unchecked = "fit: not checked (no card is named, the model is not known here, or the server runs already)"
-    lines = ["", cell.id, *(fit.lines if fit is not None else [unchecked])]
+    lines = ["", cell.id, *(fit.lines if fit is not None else [unchecked]), *_crowding(fit)]
     if cell.base_url is None:
         spec = deployment.launch_spec(cell, contract, port=8000)
         lines += [*_refusal(spec), _shell(spec)]
     target = passes.Target(cell.base_url or "http://127.0.0.1:8000", cell.model, cell.clock_speed or 1.0)
     for level in study.levels:
         argv = passes.command(study, cell, target, level, 1, Path("RUN"), "RUN-ID")
-        lines.append(f"{level} streams, {study.requests(level)} requests{_about(time.pass_s[level])}: {shlex.join(argv)}")
+        streams = f"{level} stream{'s' if level > 1 else ''}"
+        lines += [f"{streams}, {study.requests(level)} requests{_about(time.pass_s[level])}:", f"  {shlex.join(argv)}"]
     return [*lines, f"{study.repeats} pass(es) and as many starts{_about(time.all_s(study.repeats))}"]
+
+
+def _crowding(fit: roofline.Fit | None) -> list[str]:
+    """What a reader should know of levels at which not all streams of the longest kind fit together."""
+    if fit is None or not fit.fits or fit.fits_concurrency:
+        return []
+    return [
+        f"  beyond {fit.max_streams} such streams at once it preempts; shorter ones leave room, and preemptions are counted"
+    ]
 
 
 def _refusal(spec: engines.LaunchSpec) -> list[str]:
