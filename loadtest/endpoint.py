@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 from urllib.parse import urlsplit
+
+import msgspec
 
 from loadtest import credentials
 from loadtest.errors import EngineError, UsageError
 
 _TIMEOUT_S = 10.0
 _LIMIT_BYTES = 8_000_000  # of a reply; vLLM's /metrics takes 40 kB
+_TRUTH_LIMIT_BYTES = 80_000_000  # the simulator remembers 100,000 requests, each in less than 400 bytes
+_TRUTH_TIMEOUT_S = 60.0
 _NAME_CHARS = 256
 _MOST_MODELS = 100
 _SETTING_CHARS = 1000
+_MOST_CARDS = 4096
+_CONTEXT_TOKENS = (16, 10**9)  # what a context can be
+_CLOCK_SPEEDS = (1e-3, 1e6)
+_SIMULATED = ("sglang-sim", "vllm-sim")
+_GPU_NAME = re.compile("[a-z0-9-]{1,64}")  # one of the registry, never a path of ours
 _TOLD = (
     "context_length",
     "mem_fraction_static",
@@ -55,6 +64,16 @@ class ServerInfo:
     gpu: str | None = None
     models: tuple[str, ...] = ()  # all that it serves, 100 at most
     settings: dict[str, Any] = field(default_factory=dict)  # those of SGLang's own that a contract speaks of
+
+
+class TrueTimes(TypedDict):
+    """What our simulator knows of one request: virtual seconds since it started, and tokens."""
+
+    request_id: str
+    arrival_s: float
+    first_token_s: float
+    finished_s: float
+    completion_tokens: int
 
 
 def normalise_url(base_url: str) -> str:
@@ -102,8 +121,8 @@ class Reply:
     location: str | None
 
 
-def fetch(asking: httpx.Client, url: str, method: str = "GET") -> Reply:
-    """One short reply, whatever the server sends: at most 8 MB, uncompressed, whole within the client's timeout.
+def fetch(asking: httpx.Client, url: str, method: str = "GET", *, limit_bytes: int = _LIMIT_BYTES) -> Reply:
+    """One short reply, whatever the server sends: at most `limit_bytes`, uncompressed, whole within the client's timeout.
 
     Raises `httpx.HTTPError` where it is more than that, or does not come.
     """
@@ -118,8 +137,8 @@ def fetch(asking: httpx.Client, url: str, method: str = "GET") -> Reply:
             raise httpx.DecodingError(f"compressed ({encoding[:20]}), which was not asked for")
         for part in response.iter_raw():
             content += part
-            if len(content) > _LIMIT_BYTES:
-                raise httpx.ReadError(f"more than {_LIMIT_BYTES / 1e6:g} MB")
+            if len(content) > limit_bytes:
+                raise httpx.ReadError(f"more than {limit_bytes / 1e6:g} MB")
             if time.monotonic() > deadline:
                 raise httpx.ReadTimeout(f"not whole after {timeout_s:g} s")
         said = response.headers
@@ -127,11 +146,13 @@ def fetch(asking: httpx.Client, url: str, method: str = "GET") -> Reply:
 
 
 def _decoded(content: bytes) -> object:
-    """JSON; raises `ValueError` for anything else, such as a thousand brackets."""
+    """JSON, strictly: no NaN, no half of a character. Raises `ValueError` for anything else, such as a thousand brackets."""
     try:
-        return json.loads(content)
+        return msgspec.json.decode(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from None
 
 
 def client(base_url: str, *, api_key: str | None = None, timeout_s: float = _TIMEOUT_S) -> httpx.Client:
@@ -166,7 +187,7 @@ def probe(
 def _found(asking: Any, base_url: str, first: Mapping[str, Any]) -> ServerInfo:
     version = _optional(asking, base_url, "/version")
     if version.get("simulated") is True:
-        return _simulated(first, version)
+        return _simulated(first, version, base_url)
     owner = first.get("owned_by")
     if owner == "sglang":
         details = _optional(asking, base_url, "/server_info") or _optional(asking, base_url, "/get_server_info")
@@ -182,22 +203,27 @@ def _info(engine: str, first: Mapping[str, Any], version: object, tp: object) ->
         engine=engine,
         version=_text(version),
         model=_text(first.get("id")),
-        max_model_len=_whole(first.get("max_model_len")),
-        tp=_whole(tp),
+        max_model_len=_whole(first.get("max_model_len"), *_CONTEXT_TOKENS),
+        tp=_whole(tp, 1, _MOST_CARDS),
     )
 
 
-def _simulated(first: Mapping[str, Any], version: Mapping[str, Any]) -> ServerInfo:
-    speed = version.get("clock_speed")
-    return ServerInfo(
-        engine=str(version.get("engine")),
-        version=_text(version.get("version")),
-        model=_text(first.get("id")) or _text(version.get("model")),
-        max_model_len=_whole(first.get("max_model_len")),
+def _simulated(first: Mapping[str, Any], version: Mapping[str, Any], base_url: str) -> ServerInfo:
+    """What our simulator says of itself. Raises `EngineError` for what it never says: the engine names a folder, and every
+    time is multiplied by the clock's speed."""
+    engine, speed, gpu = version.get("engine"), version.get("clock_speed", 1.0), version.get("gpu")
+    low, high = _CLOCK_SPEEDS
+    if engine not in _SIMULATED or not isinstance(speed, int | float) or not low <= speed <= high:
+        got = f"{str(engine)[:40]!r} at {str(speed)[:20]}"
+        expected = f"{' or '.join(_SIMULATED)} with a clock_speed from {low:g} to {high:g}"
+        raise EngineError(f"{base_url}/version: it says that it is a simulator: expected {expected}, got {got}")
+    info = _info(engine, first, version.get("version"), version.get("tp"))
+    return replace(
+        info,
+        model=info.model or _text(version.get("model")),
         simulated=True,
-        clock_speed=float(speed) if isinstance(speed, int | float) and speed > 0 else 1.0,
-        tp=_whole(version.get("tp")),
-        gpu=_text(version.get("gpu")),
+        clock_speed=float(speed),
+        gpu=gpu if isinstance(gpu, str) and _GPU_NAME.fullmatch(gpu) else None,
     )
 
 
@@ -207,11 +233,13 @@ def _is_short(value: object) -> bool:
 
 
 def _text(value: object) -> str | None:
-    return value[:_NAME_CHARS] if isinstance(value, str) and value else None
+    """A name, cut where it is a novel; null for what is none, such as one with control characters or invisible ones."""
+    return value[:_NAME_CHARS] if isinstance(value, str) and value and value.isprintable() else None
 
 
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _whole(value: object, low: int, high: int) -> int | None:
+    known = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    return cast("int", value) if known else None
 
 
 def _required(client: Any, base_url: str, path: str) -> object:
@@ -235,9 +263,9 @@ def _required(client: Any, base_url: str, path: str) -> object:
         raise EngineError(f"{where}: expected an OpenAI-compatible server, got HTTP {reply.status}; is the URL right?")
     try:
         return _decoded(reply.content)
-    except ValueError:
-        kind = reply.content_type
-        raise EngineError(f"{where}: expected JSON of an OpenAI-compatible server, got {kind}; is the URL right?") from None
+    except ValueError as error:
+        got = f"{reply.content_type[:80]} that is none: {error}"
+        raise EngineError(f"{where}: expected JSON of an OpenAI-compatible server, got {got}; is the URL right?") from None
 
 
 def _models(value: object, base_url: str) -> list[dict[str, Any]]:
@@ -276,3 +304,16 @@ def flush_cache(base_url: str, engine: str, timeout_s: float = _TIMEOUT_S) -> bo
     except httpx.HTTPError as error:
         raise EngineError(f"{base_url}{path}: cannot flush the prefix cache: {type(error).__name__}: {error}") from None
     return reply.status == 200
+
+
+def truth(base_url: str) -> list[TrueTimes]:
+    """When tokens really left our simulator, for its last 100,000 requests. Raises `EngineError` where it does not tell."""
+    import httpx
+
+    where = f"{base_url}/loadtest/truth"
+    try:
+        with client(base_url, timeout_s=_TRUTH_TIMEOUT_S) as asking:
+            content = fetch(asking, where, limit_bytes=_TRUTH_LIMIT_BYTES).content
+        return msgspec.json.decode(content, type=list[TrueTimes])
+    except (httpx.HTTPError, msgspec.DecodeError, ValueError) as error:
+        raise EngineError(f"{where}: {type(error).__name__}: {error}") from None

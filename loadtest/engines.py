@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from loadtest import deaths, preflight
 from loadtest.credentials import WITHHELD
-from loadtest.endpoint import ServerInfo, flush_cache, is_loopback, probe
+from loadtest.endpoint import ServerInfo, flush_cache, is_loopback, probe, truth
 from loadtest.errors import EngineError
 from loadtest.guard import descendants
 from loadtest.guarded import Guarded, open_log
@@ -35,6 +35,7 @@ __all__ = [
     "scrape",
     "scrape_forever",
     "serve",
+    "truth",
 ]
 
 READY_TIMEOUT_S = 1800.0  # 65 GB of weights from a slow disk, then compilation and graph capture

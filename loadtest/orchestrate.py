@@ -300,15 +300,9 @@ def _check_fit(journey: _Journey, cell: Cell, facts: dict[str, Any]) -> None:
 
 def _clock_error(journey: _Journey, cell: Cell, target: passes.Target) -> dict[str, Any]:
     """How far the client's times are off what the simulator knows to be true, for all passes over this cell so far."""
-    import httpx
-
-    try:
-        truth = httpx.get(f"{target.base_url}/loadtest/truth", timeout=30.0, trust_env=False).json()
-    except (httpx.HTTPError, ValueError) as error:
-        raise EngineError(f"{target.base_url}/loadtest/truth: {type(error).__name__}: {error}") from None
     folders = (journey.out / "cells" / cell.id).glob("c*-r[0-9]*")
     requests = [one for folder in folders if folder.suffix == "" for one in records.read_level(folder).requests]
-    return acceleration.clock_error(requests, truth)
+    return acceleration.clock_error(requests, engines.truth(target.base_url))
 
 
 def _free_port() -> int:

@@ -58,6 +58,7 @@ Outcome = Literal[
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 ANSWER_LIMIT_BYTES = 4096
+_MODEL_CHARS = 100  # of a cell's id, which is the name of a folder
 UNWRITABLE = re.compile("cannot write a record|cannot create a record file|the disk took")  # how JsonlWriter says it
 
 # What a clock of ours can have said; anything else in a file is damage.
@@ -199,13 +200,13 @@ class GpuSample:
 
 
 def cell_id(engine: str, model: str, tp: int) -> str:
-    """Identity of a cell, `ENGINE_MODEL_tpN`; of a path or a hub name only the last part counts.
+    """Identity of a cell, `ENGINE_MODEL_tpN`; of a path or a hub name only the last part counts, at most 100 characters.
 
     >>> cell_id("vllm", "Qwen/QwQ-32B-AWQ", 2)
     'vllm_qwq-32b-awq_tp2'
     """
     name = re.sub(r"[^a-z0-9.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-.") or "model"
-    return f"{engine}_{name}_tp{tp}"
+    return f"{engine}_{name[:_MODEL_CHARS]}_tp{tp}"
 
 
 def request_id(run_id: str, cell: str, concurrency: int, repeat: int, phase: Phase, seq: int) -> str:

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -104,7 +104,13 @@ class Cell:
 
     def __post_init__(self) -> None:
         _require(self.tp >= 1, "tp", "a number of cards from 1 up", self.tp)
-        _require(bool(self.model), "model", "a registry name, a hub name or a directory", self.model)
+        _require(self.engine in get_args(Engine), "engine", f"one of {', '.join(get_args(Engine))}", repr(self.engine))
+        _require(
+            bool(self.model) and self.model.isprintable(),
+            "model",
+            "a registry name, a hub name or a directory",
+            repr(self.model),
+        )
         started = self.base_url is None
         _require(not (started and self.engine == "other"), "base_url", "the URL of a cell whose engine is 'other'", None)
         _require(

@@ -136,11 +136,11 @@ def test_flushing_uses_the_engines_own_path(engine, path):
 
 
 def test_of_several_models_the_one_that_was_named_is_told_of():
-    models = {"data": [{"id": "a", "max_model_len": 1}, {"id": "b", "max_model_len": 2}]}
+    models = {"data": [{"id": "a", "max_model_len": 16}, {"id": "b", "max_model_len": 32}]}
     with serving({"/v1/models": models}) as server:
         first, named = endpoint.probe(server.url), endpoint.probe(server.url, model="b")
-    assert (first.model, first.max_model_len, first.models) == ("a", 1, ("a", "b"))
-    assert (named.model, named.max_model_len) == ("b", 2)
+    assert (first.model, first.max_model_len, first.models) == ("a", 16, ("a", "b"))
+    assert (named.model, named.max_model_len) == ("b", 32)
 
 
 @pytest.mark.timeout(20)
@@ -187,3 +187,59 @@ def test_a_trickle_is_given_up_when_the_time_is_over():
         finally:
             stop.set()
             thread.join()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"engine": "../../../../escape-sim"},
+        {"engine": ["vllm-sim"]},
+        {"engine": "vllm"},
+        {"engine": "vllm-sim", "clock_speed": 1e308},
+        {"engine": "vllm-sim", "clock_speed": 10**30},
+        {"engine": "vllm-sim", "clock_speed": 1e-300},
+        {"engine": "vllm-sim", "clock_speed": 0},
+        {"engine": "vllm-sim", "clock_speed": "fast"},
+    ],
+    ids=str,
+)
+def test_what_no_simulator_of_ours_says_of_itself_is_refused(lie):
+    """Its engine names a folder of the run, and its clock multiplies every time."""
+    answers = {"/v1/models": models("vllm"), "/version": {"simulated": True, **lie}}
+    with serving(answers) as server, pytest.raises(EngineError, match="/version: it says that it is a simulator") as caught:
+        endpoint.probe(server.url)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("owner", "listed", "more"),
+    [
+        ("vllm", {"id": "a\x00b\x1b[31m\x9b\u202e", "max_model_len": -7}, {}),
+        ("vllm", {"id": ["m"], "max_model_len": 10**30}, {}),
+        ("sglang", {"id": "", "max_model_len": True}, {"tp_size": 10**30, "context_length": 10**30, "version": 7}),
+        (
+            "vllm",
+            {"id": None, "max_model_len": 0},
+            {"simulated": True, "engine": "vllm-sim", "tp": -5, "gpu": "../../x.toml"},
+        ),
+    ],
+    ids=["names", "types", "sglang", "simulator"],
+)
+def test_what_no_server_can_mean_is_not_believed(owner, listed, more):
+    entry = {"data": [{"owned_by": owner, **listed}]}
+    with serving({"/v1/models": entry, "/version": more, "/server_info": more}) as server:
+        info = endpoint.probe(server.url)
+    assert (info.model, info.models, info.max_model_len, info.tp, info.gpu) == (None, (), None, None, None)
+
+
+@pytest.mark.parametrize("body", ['{"data": [{"id": "\\ud800"}]}', '{"data": [{"x": NaN}]}', '{"data": ' + "9" * 5000 + "}"])
+def test_json_is_taken_strictly(body):
+    """What Python's own parser lets through could not be written into a file afterwards."""
+    with serving({"/v1/models": (200, body, {})}) as server, pytest.raises(EngineError, match="that is none"):
+        endpoint.probe(server.url)
+
+
+@pytest.mark.parametrize("body", ["{}", '[{"request_id": 1}]', "[" * 100_000, "[NaN]"])
+def test_a_truth_that_is_none_is_an_error_of_the_engine(body):
+    with serving({"/loadtest/truth": (200, body, {})}) as server, pytest.raises(EngineError, match="/loadtest/truth: "):
+        endpoint.truth(server.url)

@@ -108,3 +108,9 @@ def test_levels_that_are_none_are_refused(text):
 def test_no_text_makes_a_traceback(text):
     with pytest.raises(UsageError, match=r"^study:"):
         study.parse(text)
+
+
+def test_a_cell_of_no_known_engine_is_refused_also_where_no_study_names_it():
+    """Its engine is part of a folder's name, and `attach` may have it from a server."""
+    with pytest.raises(UsageError, match="engine: expected one of sglang, vllm"):
+        study.Cell(engine="../../x", model="m", base_url="http://127.0.0.1:1")
