@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint requirements.lock
+# Byte code of what is installed, on all cores: without it every start of a command would compile what it imports.
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib
 
 .PHONY: demo test check engines test-engines benchmark clean
 
@@ -35,8 +37,10 @@ clean:
 
 .venv/runtime: .venv/bin/python pyproject.toml requirements.lock
 	$(PIP) --editable .
+	$(COMPILE)
 	touch $@
 
 .venv/dev: .venv/runtime
 	$(PIP) --editable '.[dev]'
+	$(COMPILE)
 	touch $@
