@@ -55,10 +55,11 @@ def extract_boxed(text: str) -> str | None:
         if content is None:
             return None
         if content:
-            return content
+            return f"-{content}" if _MINUS_BEFORE.search(text, max(0, box.start() - 3), box.start()) else content
     return None
 
 
+_MINUS_BEFORE = re.compile(r"(?:^|[\s=$({:])[-−]\Z")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BOX_START = re.compile(r"\s{0,8}(?:(\{)|([-+]?[0-9]{1,200}(?![0-9.,/])|(?=\S)|\Z))")
 
@@ -92,21 +93,50 @@ def extract_json(text: str) -> str | None:
         pass
     if last is None:
         return None
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text[last.end() : last.end() + ANSWER_LIMIT_CHARS])
-    except (ValueError, RecursionError):
-        return None
+    around = _object_around(text, last.start())
+    value = around["answer"] if around is not None else _decoded(text[last.end() : last.end() + ANSWER_LIMIT_CHARS])
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     return str(value).strip()
 
 
-_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?(?:[.:)]\s*(.{1,300}))?[.]?", re.DOTALL)
+_BRACES_BACK = 32  # so many opening braces before the last answer may be that of the object around it
+
+
+def _object_around(text: str, at: int) -> dict[str, object] | None:
+    """The outermost JSON object that holds place `at` and has an `answer` of its own; null where none can be read."""
+    found, start = None, at
+    for _ in range(_BRACES_BACK):
+        start = text.rfind("{", max(0, at - ANSWER_LIMIT_CHARS), start)
+        if start < 0:
+            break
+        value = _decoded(text[start : at + ANSWER_LIMIT_CHARS], past=at - start)
+        if isinstance(value, dict) and "answer" in value:
+            found = value
+    return found
+
+
+def _decoded(text: str, past: int = 0) -> object:
+    """The JSON value at the start of a text; null where there is none, or it ends before `past`."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if end > past else None
+
+
+_WRAPPER = re.compile(r"\*\*(.{1,400})\*\*|\$(.{1,400})\$|\\(?:text|boxed|mathrm|textbf)\{(.{1,400})\}", re.DOTALL)
+_LETTER = re.compile(
+    r"(?:(?:the )?(?:correct |right |final |best )?(?:answer|option|choice)(?: is| would be)?:? (?:option |choice )?)?"
+    r"[(\[]?([A-Za-z])[)\]]?(?:[.:)]\s*(.{1,300}))?[.]?",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 def _letter(got: str, prompt: Prompt) -> str | None:
     """The chosen letter; text after it must be that option as the prompt words it."""
-    match = _LETTER.fullmatch(got.strip())
+    wrapped = _WRAPPER.fullmatch(got.strip())
+    match = _LETTER.fullmatch((wrapped[1] or wrapped[2] or wrapped[3]).strip() if wrapped else got.strip())
     if match is None:
         return None
     letter, rest = match[1].upper(), (match[2] or "").strip()

@@ -1,8 +1,8 @@
 r"""Notations of a mathematical answer, read into values that can be compared exactly.
 
-Understood: integers (leading zeros, thousands as `1,234`, `1{,}234`, `1\,234`), decimals (repeating ones too),
-fractions, mixed numbers, powers, sums and products of numbers; percent, degrees, currency, units; tuples, intervals,
-lists, sets; `x = 5`.
+Understood: integers (leading zeros, thousands as `1,234`, `1{,}234`, `1\,234`, `1 234`), decimals (repeating ones, and
+`4.2e3`), fractions, mixed numbers, powers, sums and products of numbers; percent, degrees, currency, units; tuples,
+intervals, lists, sets; `x = 5`.
 Anything else is a text, compared after spaces and purely visual LaTeX are gone.
 """
 
@@ -54,8 +54,7 @@ _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
 _CHARACTERS = str.maketrans(
     {
-        "−": "-",
-        "–": "-",
+        **dict.fromkeys("−－﹣‐‑‒–", "-"),
         "×": r"\times ",
         "·": r"\cdot ",
         "⋅": r"\cdot ",
@@ -77,11 +76,12 @@ _CHARACTERS = str.maketrans(
     | {chr(0xFF10 + d): str(d) for d in range(10)}
     | {c: f" {n}/{d}" for c, n, d in (("½", 1, 2), ("⅓", 1, 3), ("⅔", 2, 3), ("¼", 1, 4), ("¾", 3, 4), ("⅛", 1, 8))}
 )
+_RANGE = re.compile(r"(?<=[0-9])(\s?)[–‒](?=\s?[0-9])")
 _SUPER_RUN = re.compile(f"[{_SUPERSCRIPTS}]+")
 _SUB_RUN = re.compile(f"[{_SUBSCRIPTS}]+")
 _THIN = re.compile(r"\\[,;:]|\{,\}")
 _INVISIBLE = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigl|bigr|Bigl|Bigr)(?![A-Za-z])|\\[!()\[\]]|(?<!\\)\\(?=\s|$)|~|\$(?!\s*[0-9])"
+    r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigl|bigr|Bigl|Bigr)(?![A-Za-z])|\\[!()\[\]]|(?<!\\)\\(?=\s|$)|(?<=\S)~|\$(?!\s*[0-9])"
 )
 _GROUPED = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:(?:\\,|\{,\}|\\;|\\:)[0-9]{3})+)(?![0-9])")
 _FONT = re.compile(r"\\(?:mathbf|boldsymbol|textbf|mathit|bm)\{([^{}]*)\}")
@@ -92,11 +92,13 @@ def _plain(notation: str) -> str:
     """Without `$`, `\\left`, spacing commands, and Unicode look-alikes; `\\dfrac` is `\\frac`."""
     text = _SUPER_RUN.sub(lambda m: "^{" + "".join(str(_SUPERSCRIPTS.index(c)) for c in m[0]) + "}", notation)
     text = _SUB_RUN.sub(lambda m: "_{" + "".join(str(_SUBSCRIPTS.index(c)) for c in m[0]) + "}", text)
-    text = text.translate(_CHARACTERS).replace(r"\!", "")
+    text = _RANGE.sub(r"\1 to ", text).translate(_CHARACTERS).replace(r"\!", "")
     text = _GROUPED.sub(lambda m: _THIN.sub("", m[1]), text)
     text = text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").replace(r"\cfrac", r"\frac")
     text = _INVISIBLE.sub(" ", _THIN.sub(" ", text.replace(r"\$", "USD ")))
     text = _FONT.sub(r"\1", text)
+    if text.count("$") == 1 and text.lstrip().startswith("$"):
+        text = text.replace("$", "USD ")
     text = re.sub(r"\$(?=\s*[0-9])", "", text)
     text = re.sub(r"\s+", " ", text).strip()
     return _unwrapped(text if text.endswith("..") else text.removesuffix(".").rstrip())
@@ -108,7 +110,7 @@ def _unwrapped(text: str) -> str:
         match = _WRAPPED.fullmatch(text)
         if match:
             text = match[1].strip()
-        elif text.startswith("{") and text.endswith("}") and _closes(text) == len(text) - 1:
+        elif text.startswith("{") and text.endswith("}") and _closes(text) == len(text) - 1 and "," not in text:
             text = text[1:-1].strip()
         else:
             break
@@ -126,7 +128,8 @@ def _closes(text: str) -> int:
 
 
 _NAME = re.compile(
-    r"(\\?[A-Za-z]+(?:_\{?[A-Za-z0-9]{1,20}\}?)?|[A-Za-z]\([A-Za-z]\)|\([A-Za-z](?: ?, ?[A-Za-z]){1,9}\)) ?= ?(?=[^=])"
+    r"([A-Za-z](?: ?[-+] ?[A-Za-z]){1,9}|\\?[A-Za-z]+(?:_\{?[A-Za-z0-9]{1,20}\}?)?"
+    r"|[A-Za-z]\([A-Za-z]\)|\([A-Za-z](?: ?, ?[A-Za-z]){1,9}\)) ?= ?(?=[^=])"
 )
 
 
@@ -172,10 +175,12 @@ def _split(text: str) -> list[str] | None:
 
 # --- numbers
 
-_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
-_FRACTION_SHORT = re.compile(r"\\frac ?([0-9])([0-9])")
+_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?:\.[0-9]+)?")
+_SCIENTIFIC = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]{1,3}")
+_OVER = re.compile(r"([-+]?[0-9]+) ?\\over ?([0-9]+)")
+_FRACTION_SHORT = re.compile(r"\\frac ?(?:([0-9])|\{([^{}]*)\}) ?(?:([0-9])|\{([^{}]*)\})")
 _TOKEN = re.compile(r" ?(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(\\frac|\\cdot|\\times|[-+*/^(){}]))")
-_REPEATING = re.compile(r"([-+]?)([0-9]{0,100})\.([0-9]{0,100}) ?\\overline ?\{ ?([0-9]{1,100}) ?\}")
+_REPEATING = re.compile(r"([-+]?)([0-9]{0,100})\.([0-9]{0,100}) ?\\(?:overline|bar) ?\{ ?([0-9]{1,100}) ?\}")
 _MIXED = re.compile(r"([-+]?)([0-9]+) ?(?:\\frac ?\{ ?([0-9]+) ?\} ?\{ ?([0-9]+) ?\}| ([0-9]+) ?/ ?([0-9]+))")
 
 
@@ -184,8 +189,11 @@ def _number(text: str) -> Fraction | None:
     if len(text) > 4 * _MAX_DIGITS or not re.search("[0-9]", text):
         return None
     if _THOUSANDS.fullmatch(text):
-        text = text.replace(",", "")
-    text = _FRACTION_SHORT.sub(r"\\frac{\1}{\2}", text)
+        text = text.replace(",", "").replace(" ", "")
+    if _SCIENTIFIC.fullmatch(text):
+        return Fraction(text)
+    text = _OVER.sub(r"\1/\2", text) if _OVER.fullmatch(text) else text
+    text = _FRACTION_SHORT.sub(lambda m: rf"\frac{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
     mixed = _MIXED.fullmatch(text)
     if mixed:
         return _mixed(mixed)
@@ -332,7 +340,7 @@ def _canonical(text: str) -> str:
             break
     text = re.sub(r"\\(?:cdot|times)(?![A-Za-z])", "*", text)
     text = re.sub(r"(\\[A-Za-z]+) (?=[A-Za-z])", r"\1{}", text)
-    text = re.sub(r"(?<=[A-Za-z]{2}) (?=[A-Za-z])", "_", text).replace(" ", "")
+    text = re.sub(r"(?<=[A-Za-z]{2}) (?=[A-Za-z])|(?<=[0-9]) (?=[0-9])", "_", text).replace(" ", "")
     if text.startswith("(") and text.endswith(")") and _closes(text) == len(text) - 1:
         text = text[1:-1]
     return text.casefold() if re.fullmatch("[A-Za-z_]{2,}", text) else text

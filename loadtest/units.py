@@ -38,9 +38,21 @@ _UNITS = {
         "km/h",
         "m/s",
         "crate crates",
+        "cup cups",
+        "card cards",
+        "coin coins",
+        "item items",
+        "marble marbles",
+        "piece pieces",
+        "slice slices",
         "apple apples",
         "point points",
         "people persons person",
+        "men man",
+        "women woman",
+        "child children",
+        "radian radians rad",
+        "percentage-point percentage-points",
         "student students",
         "way ways",
     )
@@ -53,8 +65,10 @@ _NOT_UNITS = re.compile(
     r"|remainder|unless|else|otherwise|than|more|less|hundreds|thousands|millions|billions|dozens|double"
     r"|triple|twice|square|root|wrong|incorrect|nope|false|gross|mil|bps|percentage|points"
     r"|(?:six|seven|eigh|nin|eleven|twelf)ths?|ish|ths|nds|rds|zeros|zeroes|repeating|recurring|bar|maybe|perhaps|roughly"
-    r"|negative|inverse|reciprocal|undefined|choose"
+    r"|negative|inverse|reciprocal|undefined|choose|[a-z]+illions|lakhs|crores|scores|grosses|tens|roots|squares|cubes|powers"
+    r"|guess|less|minus|plus|times|[a-z]+less|[a-z]*ness|yes|this|thus|is|was|has|does|cross|across|pass|loss|basis|digits|bits"
 )
+_COUNTED = re.compile(r"[a-z]{3,}s")  # an unknown word after a number is what is counted only where it is a plural
 _TAIL = re.compile(
     r"(?P<core>.*[0-9})\]!]) ?(?:"
     r"(?P<percent>\\?%|\\text\{ ?(?:\\?%|percent) ?\}|percent)"
@@ -97,6 +111,6 @@ def _unit(words: str, *, known_only: bool) -> str | None:
     if words in _UNITS and not (known_only and len(words) == 1):  # a bare letter may as well be a variable
         return _UNITS[words]
     parts = words.lower().split()
-    if known_only or len(parts) != 1 or len(parts[0]) < 3 or _NOT_UNITS.fullmatch(parts[0]):
+    if known_only or len(parts) != 1 or not _COUNTED.fullmatch(parts[0]) or _NOT_UNITS.fullmatch(parts[0]):
         return None
     return parts[0]

@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loadtest.answers import ANSWER_LIMIT_CHARS, check, equal, extract_boxed, extract_json, repeats, troubles
@@ -115,6 +115,7 @@ def test_arithmetic_reads_as_python_reads_it(text: str) -> None:
 NOTATION = st.text(alphabet=r"0123456789.,+-*/^_{}()[]\$% =xabfrctedo°½²", max_size=40)
 
 
+@settings(deadline=None)
 @given(NOTATION, NOTATION)
 @example("{" * 900 + "}" * 900, "(" * 900 + ")" * 900)
 @example("1/0", "0^{-1}")
@@ -130,6 +131,7 @@ def test_a_value_equals_itself(text: str) -> None:
         assert equal(text, text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_no_text_breaks_the_checker(text: str) -> None:
     for answer_format in ("boxed", "json"):
