@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -40,6 +42,31 @@ def _nothing_is_left(temporary: Path, request: pytest.FixtureRequest) -> Iterato
     assert left == [], f"{request.node.name} left processes"
     if "engines" not in request.path.parts:  # the real runtimes leave files of their own
         assert entries(temporary) - files == set(), f"{request.node.name} left temporary files"
+
+
+@pytest.fixture(scope="module")
+def known_time_port(_nothing_is_left: None) -> Iterator[int]:
+    """The port of a server whose replies are 8 tokens long, 4 of them thinking, 2 ms each."""
+    server = Path(__file__).parent / "benchmarks/known_time_server.py"
+    argv = [
+        sys.executable,
+        str(server),
+        "--port",
+        "0",
+        "--tokens",
+        "8",
+        "--thinking",
+        "4",
+        "--first",
+        "0.01",
+        "--gap",
+        "0.002",
+    ]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    yield int(process.stdout.readline())
+    process.kill()
+    process.communicate()
 
 
 def entries(folder: Path) -> set[str]:
