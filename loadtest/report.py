@@ -22,7 +22,11 @@ from loadtest.versus import Side
 from loadtest.view import Json
 
 GROUPS = (
-    ("speed", "How fast", ("tokens-per-s-total", "tokens-per-s-per-user", "ttft", "time-to-final-answer")),
+    (
+        "speed",
+        "How fast",
+        ("tokens-per-s-total", "tokens-per-s-per-user", "ttft", "time-to-first-answer", "time-to-final-answer"),
+    ),
     ("comparison", "One runtime against the other", ("ratios", "why", "pareto", "roofline")),
     ("time", "Where the time goes", ("where-the-time-goes", "survival", "token-gaps")),
     ("inside", "What happened inside", ("server", "timeline")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from loadtest import view
@@ -25,7 +26,7 @@ def survival(groups: Groups) -> Figure | None:
         panels.append(Panel(f"{text}, {view.users(top)}", partial(_survivors, of=group, concurrency=top, end=end)))
         for cell in group:
             for share in (0.75, 0.5, 0.25, 0.1):
-                lines.append((cell.name, str(top), f"{share:.0%}", _reached(cell, top, share)))
+                lines.append((cell.name, str(top), view.percent(share), _reached(cell, top, share)))
     if not any(_survival_points(cell, view.top_level(group)) for group in groups.values() for cell in group):
         return None
     cells = view.flat(groups)
@@ -68,11 +69,15 @@ def _survivors(axes: Axes, *, of: tuple[Cell, ...], concurrency: int, end: float
     if empty:
         nothing(axes)
     sizes = ", ".join(f"n {cell.short} {view.count((cell.level(concurrency) or {}).get('n_requests'))}" for cell in of)
-    axes.set_ylim(0, 1.03)
+    _share_axis(axes)
     axes.set_xlim(0, end * 1.02 or 1.0)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     axes.set_xlabel(f"seconds since the request was sent\n{sizes}", linespacing=1.35, fontsize=7.5)
-    axes.set_ylabel("requests")
+    axes.set_ylabel("still waiting")
+
+
+def _share_axis(axes: Axes) -> None:
+    axes.set_ylim(0, 1.03)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
 
 
 def _curve(cell: Cell, concurrency: int, name: str) -> Any:
@@ -80,7 +85,7 @@ def _curve(cell: Cell, concurrency: int, name: str) -> Any:
 
 
 def gaps(groups: Groups) -> Figure | None:
-    """Histograms of the gap between tokens (ms) at the highest shared level; None without data."""
+    """Share of the gaps between tokens up to each length (ms) at the highest shared level; None without data."""
     tops = {text: view.top_level(group) for text, group in groups.items()}
     cells = view.flat(groups)
     if not any(_histogram(cell, tops[cell.deployment]) for cell in cells):
@@ -96,12 +101,12 @@ def gaps(groups: Groups) -> Figure | None:
     return Figure(
         name="token-gaps",
         title=view.title("Gaps between tokens", cells),
-        caption="Distribution of the time from one token to the next at the highest level, weighted by token; "
-        "logarithmic axis.",
-        says="Histograms of the gap between consecutive tokens, one panel for each deployment, one outline for each "
-        "runtime.",
+        caption="Share of the times from one token to the next that were at most so long, at the highest level, weighted "
+        "by token; logarithmic axis. Steep: even; further left: faster. A long tail to the right is felt as stutter.",
+        says="Cumulative distributions of the gap between consecutive tokens, one panel for each deployment, one step line "
+        "for each runtime.",
         panels=tuple(
-            Panel(f"{t}, {view.users(tops[t])}", partial(_outlines, of=g, top=tops[t], span=span)) for t, g in groups.items()
+            Panel(f"{t}, {view.users(tops[t])}", partial(_shorter, of=g, top=tops[t], span=span)) for t, g in groups.items()
         ),
         keys=legend(cells),
         table=Table(("cell", "users", "n gaps", "median, ms", "p95, ms", "p99, ms"), tuple(lines)),
@@ -114,19 +119,19 @@ def _histogram(cell: Cell, concurrency: int) -> tuple[list[float], list[float]] 
     return ([edge * 1000 for edge in edges], list(shares)) if shares and len(edges) == len(shares) + 1 else None
 
 
-def _outlines(axes: Axes, *, of: tuple[Cell, ...], top: int, span: tuple[float, float]) -> None:
+def _shorter(axes: Axes, *, of: tuple[Cell, ...], top: int, span: tuple[float, float]) -> None:
     found = [(cell, histogram) for cell in of if (histogram := _histogram(cell, top)) is not None]
     for cell, (edges, shares) in found:
         look = look_of(cell)
-        axes.stairs([share * 100 for share in shares], edges, color=look.colour, linestyle=look.dash, linewidth=1.4)
-        axes.stairs([share * 100 for share in shares], edges, color=look.colour, alpha=0.12, fill=True)
+        axes.plot(edges, [0.0, *accumulate(shares)], color=look.colour, linestyle=look.dash)
     if not found:
         nothing(axes)
     elif span[0] > 0:
         _log_axis(axes, *span)
     sizes = ", ".join(f"n {c.short} {view.count(view.estimate(c.level(top), 'itl_s', 'p50').n)}" for c in of)
+    _share_axis(axes)
     axes.set_xlabel(f"gap, ms\n{sizes}", linespacing=1.35, fontsize=7.5)
-    axes.set_ylabel("% of gaps")
+    axes.set_ylabel("gaps up to this long")
 
 
 def _log_axis(axes: Axes, low: float, high: float) -> None:
@@ -147,9 +152,14 @@ def _by_runtime(groups: Groups, name: str) -> list[tuple[Cell, int, float]]:
     found = []
     for group in groups.values():
         top = view.top_level(group)
-        end = max((_end_s(_curve(cell, top, name)) for cell in group), default=0.0)
-        found += [(cell, top, end or 1.0) for cell in group if _curve(cell, top, name)]
+        end = max((_end_s(_curve(cell, top, name)) for cell in group if _asked(cell, top)), default=0.0)
+        found += [(cell, top, end or 1.0) for cell in group if _curve(cell, top, name) and _asked(cell, top)]
     return sorted(found, key=lambda row: row[0].family != found[0][0].family)
+
+
+def _asked(cell: Cell, concurrency: int) -> bool:
+    """Was any request sent at this level? Without one its clock has no beginning."""
+    return (cell.level(concurrency) or {}).get("n_requests") != 0
 
 
 def _end_s(curve: Any) -> float:
@@ -162,12 +172,12 @@ def server(groups: Groups) -> Figure | None:
     shown = [(cell, top, end) for cell, top, end in _by_runtime(groups, "server") if _curve(cell, top, "server").get("t_s")]
     if not shown:
         return None
-    lines = tuple((cell.name, str(top), *_server_peaks(_curve(cell, top, "server"))) for cell, top, _ in shown)
+    lines = tuple((cell.name, str(top), *_server_figures(_curve(cell, top, "server"))) for cell, top, _ in shown)
     return Figure(
         name="server",
         title=view.title("What the server said about itself", (cell for cell, _, _ in shown)),
-        caption="At the highest level, from the runtime's own /metrics: share of the KV cache in use, requests running "
-        "(solid) and waiting (dotted).",
+        caption="At the highest level, read once a second from the runtime's own /metrics: share of the KV cache in use; "
+        "requests running (solid) and waiting (dotted). The same time axis for both runtimes.",
         says="For each cell, two small charts over time: share of the KV cache in use, and requests running and waiting.",
         panels=tuple(
             Panel(
@@ -179,15 +189,16 @@ def server(groups: Groups) -> Figure | None:
         columns=len(groups) if 1 < len(groups) < 4 else 3,
         bottom_inches=0.4,
         height_inches=2.5,
-        table=Table(("cell", "users", "peak KV use", "peak running", "peak waiting"), lines),
+        table=Table(("cell", "users", "n readings", "peak KV use", "peak running", "peak waiting"), lines),
     )
 
 
-def _server_peaks(curve: Json) -> tuple[str, str, str]:
+def _server_figures(curve: Json) -> tuple[str, str, str, str]:
+    """Number of readings, and the peaks of what they told."""
     peaks = [
         max((v for v in curve.get(key) or () if v is not None), default=None) for key in ("kv_usage", "running", "waiting")
     ]
-    return view.DASH if peaks[0] is None else f"{peaks[0]:.0%}", view.count(peaks[1]), view.count(peaks[2])
+    return view.count(len(curve["t_s"])), view.percent(peaks[0]), view.count(peaks[1]), view.count(peaks[2])
 
 
 def _series(curve: Json, key: str) -> tuple[list[float], list[float]]:
@@ -212,7 +223,7 @@ def _server_panel(upper: Axes, lower: Axes, *, cell: Cell, top: int, end: float)
         lower.step(*_series(curve, key), where="post", color=look.colour, linestyle=dash, linewidth=1.2)
     lower.set_ylim(0, max(top, *_series(curve, "waiting")[1], 1) * 1.15)
     lower.set_ylabel("requests")
-    lower.set_xlabel("s since the level began")
+    lower.set_xlabel(f"seconds since the level began, n {view.count(len(times))} readings")
 
 
 def timeline(groups: Groups) -> Figure | None:
@@ -238,8 +249,8 @@ def timeline(groups: Groups) -> Figure | None:
     return Figure(
         name="timeline",
         title=view.title("What each stream was doing", (cell for cell, _, _ in shown)),
-        caption="One row for each stream at the highest level; a cross ends a request that did not end well. Faint: "
-        "warm-up.",
+        caption="One row for each stream at the highest level, the same time axis for both runtimes; a cross ends a request "
+        "that did not end well. Faint: warm-up.",
         says="Timeline of requests, one row for each concurrent stream, each bar split into waiting, thinking and "
         "answering.",
         panels=tuple(
@@ -272,7 +283,7 @@ def _streams(axes: Axes, *, cell: Cell, top: int, end: float) -> None:
     axes.set_yticks(range(0, len(rows), max(1, len(rows) // 8)))
     axes.grid(visible=False)
     axes.set_ylabel("stream")
-    axes.set_xlabel("s since the level began")
+    axes.set_xlabel(f"seconds since the level began, n {view.count(len(requests))} requests")
 
 
 SPANS = (("sent_s", "first_s"), ("first_s", "answer_s"), ("answer_s", "ended_s"))

@@ -156,9 +156,14 @@ def flat(groups: Mapping[str, tuple[Cell, ...]]) -> tuple[Cell, ...]:
 
 
 def top_level(group: Iterable[Cell]) -> int:
-    """The highest level that every cell of the group has; the highest of any where they share none."""
-    levels = [{int(level["concurrency"]) for level in cell.levels} for cell in group]
-    return max(set.intersection(*levels) or set.union(*levels))
+    """The highest level at which every cell of the group has requests; the highest of any where they share none."""
+    levels = [{int(level["concurrency"]) for level in cell.levels if level.get("n_requests") != 0} for cell in group]
+    return max(set.intersection(*levels) or set.union(*levels) or {1})
+
+
+def concurrencies(of: Iterable[Cell]) -> list[int]:
+    """Every level that any of the cells was tried at, ascending."""
+    return sorted({int(level["concurrency"]) for cell in of for level in cell.levels})
 
 
 def title(text: str, of: Iterable[Cell]) -> str:
@@ -268,6 +273,15 @@ def number(value: float | None, digits: int = 3) -> str:
     places = digits - 1 - math.floor(math.log10(abs(value)))
     rounded = round(value, places)
     return f"{rounded:,.{max(0, min(6, places))}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in whole percent.
+
+    >>> percent(0.744), percent(None)
+    ('74 %', '—')
+    """
+    return DASH if share is None else f"{share * 100:.0f} %"
 
 
 def signed(value: float | None) -> str:

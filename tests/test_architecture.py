@@ -22,7 +22,7 @@ PARTS = {
     "simulator": "simulator",
     "numbers": "columns window energy slo distributions curves acceleration health metrics effects compare findings "
     "capacity",
-    "page": "view verdict canvas timeplots ratioplots plots tables terminal versus shelf report",
+    "page": "view verdict canvas timeplots ratioplots tradeplots plots tables terminal versus shelf report",
     "studies": "study passes watch deployment estimate orchestrate fast_forward virtual_level",
     "commands": "commands cli __main__",
 }
