@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"loadtest {__version__}")
     command = _commands_of(parser)
     _measuring_commands(command)
+    _serving_command(command)
     _file_commands(command)
     _model_commands(command)
     _deciding_commands(command)
@@ -162,6 +163,8 @@ def _measuring_commands(command: _Command) -> None:
     add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
+
+def _serving_command(command: _Command) -> None:
     add = command("serve", "measuring.serve", "start one runtime in the foreground; what follows -- goes to it as it is")
     add("engine", choices=("sglang", "vllm", "sglang-sim", "vllm-sim"))
     add("--model", required=True, metavar="M", help=_MODELS)

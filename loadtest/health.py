@@ -148,8 +148,38 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return None if not known or None in known else float(sum(v for v in known if v is not None))
 
 
+def server(passes: Passes, anchor: float) -> dict[str, float | None]:
+    """What the server's own counters say of whole passes, warm-up included; null where it does not tell.
+
+    `n_preemptions` (vLLM; retractions of SGLang): requests put back for want of KV cache, their work done anew.
+    `prefix_cache_hit_share`: prompt tokens found in the prefix cache / prompt tokens. Both from the first reading of
+    `/metrics` to the last, over all passes. `peak_kv_usage_share` (of the KV cache) and `peak_waiting_at_once` (requests): in any.
+    """
+    readings = [_readings(level, anchor) for level, _ in passes]
+    ends = [(one[0], one[-1]) for one in readings if len(one) > 1]
+
+    def growth(field: str) -> float | None:
+        return _sum(_difference(first, last, field) for first, last in ends) if ends else None
+
+    def highest(field: str) -> float | None:
+        return max((v for one in readings for s in one if (v := getattr(s, field)) is not None), default=None)
+
+    hits, prompts = growth("prefix_cache_hit_tokens_total"), growth("prefix_cache_query_tokens_total")
+    return {
+        "n_preemptions": growth("preemptions_total"),
+        "prefix_cache_hit_share": hits / prompts if hits is not None and prompts else None,
+        "peak_kv_usage_share": highest("kv_usage"),
+        "peak_waiting_at_once": highest("waiting"),
+    }
+
+
+def _readings(level: LevelRecords, anchor: float) -> list[ServerSample]:
+    """Those of a pass that succeeded, ascending in time."""
+    return [s for s in sorted(level.server, key=lambda s: _time(s, anchor)) if s.error is None]
+
+
 def _reconcile(level: LevelRecords, columns: Pass, anchor: float, tpot_s: float) -> dict[str, Any]:
-    readings = [s for s in sorted(level.server, key=lambda s: _time(s, anchor)) if s.error is None]
+    readings = _readings(level, anchor)
     ranges = _client_ranges(columns, tpot_s)
     first, last = (readings[0], readings[-1]) if len(readings) > 1 else (None, None)
     server = {name: _difference(first, last, field) for name, field in _TOTALS.items()}

@@ -211,6 +211,7 @@ def _level(
     virtual = driven == health.VIRTUAL_TIME
     answer["client_health"] = health.no_client() if virtual else health.client(passes, anchor, gap_s, clock_error)
     answer["reconciliation"] = health.reconciliation(passes, anchor, answer["tpot_s"]["mean"])
+    answer["server"] = health.server(passes, anchor)
     answer["slo"] = [slo.judge(objective, answer) for objective in objectives]
     return answer
 

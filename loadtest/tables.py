@@ -191,7 +191,9 @@ def _figure_text(level: Json, key: str, which: str) -> str:
 def troubles(cells: tuple[Cell, ...]) -> Table:
     """Counts of each outcome and trouble by level; kinds that never occurred are named in a note instead."""
     levels = [(cell, level) for cell in cells for level in cell.levels]
-    counts = [{**view.section(level, "troubles"), **view.section(level, "outcomes")} for _, level in levels]
+    counts = [
+        {**view.section(level, "troubles"), **_preemptions(level), **view.section(level, "outcomes")} for _, level in levels
+    ]
     kinds = list(dict.fromkeys(["ok", *(name for one in counts for name in one)]))
     seen = [name for name in kinds if name == "ok" or any(view.finite(one.get(name)) for one in counts)]
     head = ("cell", "users", *(view.clean(name).replace("_", " ") for name in seen), "load generator", "token totals")
@@ -201,6 +203,12 @@ def troubles(cells: tuple[Cell, ...]) -> Table:
         lines.append((cell.name, view.count(level.get("concurrency")), *(view.count(one.get(k, 0)) for k in seen), *gates))
     absent = [view.clean(name).replace("_", " ") for name in kinds if name not in seen]
     return Table(head, tuple(lines), (f"Looked for and never seen: {', '.join(absent)}.",) if absent else ())
+
+
+def _preemptions(level: Json) -> Json:
+    """As one trouble more, where the server counts them."""
+    count = view.section(level, "server").get("n_preemptions")
+    return {} if count is None else {"preemptions": count}
 
 
 def _gate(value: Any) -> str:

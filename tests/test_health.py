@@ -179,3 +179,23 @@ def test_a_forced_length_owes_no_answer():
 @pytest.mark.parametrize("text", ["ab" * 2048, "a" * 4096, ("x" * 50 + "y") * 80, " \n" * 2048 + "a"])
 def test_hostile_answers_are_judged_soon(text):
     assert sum(health.troubles([replace(request(), answer=text)] * 200, simulated=False).values()) in (0, 200)
+
+
+def test_what_the_server_says_of_itself_is_summed_over_the_passes_and_null_where_untold():
+    one = passed()
+    first, last = one.server
+    first = replace(first, preemptions_total=2.0, kv_usage=0.4, waiting=0.0)
+    first = replace(first, prefix_cache_hit_tokens_total=10.0, prefix_cache_query_tokens_total=100.0)
+    last = replace(last, preemptions_total=5.0, kv_usage=0.9, waiting=3.0)
+    last = replace(last, prefix_cache_hit_tokens_total=60.0, prefix_cache_query_tokens_total=300.0)
+    told = (replace(one, server=(first, last)), columns.read(one, builders.ANCHOR))
+    found = health.server([told, told], builders.ANCHOR)
+    assert found == {
+        "n_preemptions": 6.0,
+        "prefix_cache_hit_share": 0.25,
+        "peak_kv_usage_share": 0.9,
+        "peak_waiting_at_once": 3.0,
+    }
+    silent = replace(one, server=())
+    nothing = health.server([(silent, columns.read(silent, builders.ANCHOR))], builders.ANCHOR)
+    assert set(nothing.values()) == {None}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,16 +46,62 @@ def installed():
     os.environ.update(ENVIRONMENT)
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def cpu_arguments(engine, *extra):
+    """What a runtime needs on a CPU, with more after it."""
+    return (*shlex.split(ENVIRONMENT[f"{engine.upper()}_CPU_ARGUMENTS"]), *extra)
+
+
 @pytest.fixture(scope="session")
 def spec():
     """Make the spec of a real runtime on a free port; extra arguments come after what the CPU needs."""
 
     def make(engine, *extra, **changes):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        arguments = (*shlex.split(ENVIRONMENT[f"{engine.upper()}_CPU_ARGUMENTS"]), *extra)
-        settings = {"context_tokens": 8192, "memory_fraction": 0.3, "port": port, "served_name": "tiny-qwq", **changes}
-        return engines.LaunchSpec(engine=engine, model=str(MODEL), extra_args=arguments, **settings)
+        settings = {
+            "context_tokens": 8192,
+            "memory_fraction": 0.3,
+            "port": free_port(),
+            "served_name": "tiny-qwq",
+            **changes,
+        }
+        return engines.LaunchSpec(engine=engine, model=str(MODEL), extra_args=cpu_arguments(engine, *extra), **settings)
 
     return make
+
+
+def cell(engine, *extra, model=MODEL, **keys):
+    """A cell of a study, as TOML."""
+    keys = {"engine": engine, "model": str(model), "args": list(cpu_arguments(engine, *extra)), **keys}
+    return "[[cells]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+
+
+def begin(*words):
+    """`loadtest` as a process of its own, as a user has it."""
+    words = [sys.executable, "-m", "loadtest", *map(str, words)]
+    return subprocess.Popen(words, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process, timeout_s=600):
+    """Exit code and what the user saw on standard error; all of it stands in the test's own output too."""
+    said, errors = process.communicate(timeout=timeout_s)
+    print(said, errors, sep="\n")
+    return process.returncode, errors
+
+
+def wait_until(condition, what, timeout_s=300.0):
+    """The first true value of `condition`; fails where it stays false."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+    return found
+
+
+def left_over(pids):
+    """Those of these processes that still run."""
+    return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]
