@@ -153,7 +153,7 @@ def server(passes: Passes, anchor: float) -> dict[str, float | None]:
 
     `n_preemptions` (vLLM; retractions of SGLang): requests put back for want of KV cache, their work done anew.
     `prefix_cache_hit_share`: prompt tokens found in the prefix cache / prompt tokens. Both from the first reading of
-    `/metrics` to the last, over all passes. `peak_kv_usage_share` (of the KV cache) and `peak_waiting_at_once` (requests): in any.
+    `/metrics` to the last, over all passes. `peak_kv_usage_share` (of the KV cache), `peak_waiting_at_once`: in any of them.
     """
     readings = [_readings(level, anchor) for level, _ in passes]
     ends = [(one[0], one[-1]) for one in readings if len(one) > 1]
