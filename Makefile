@@ -20,7 +20,7 @@ test: .venv/dev
 engines:
 	tests/engines/install.sh model
 	tests/engines/install.sh vllm
-	tests/engines/install.sh sglang
+	tests/engines/install.sh sglang sglang-image
 
 test-engines: .venv/dev engines
 	$(BIN)/python -m pytest --quiet tests/engines

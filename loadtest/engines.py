@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -44,6 +45,7 @@ _POLL_S = 0.1
 _GENERATION_TIMEOUT_S = 300.0  # a cold engine may compile a kernel for its first request
 _DEATH_FOLLOWS_S = 5.0  # an engine that fails its first request often takes some seconds to die of it
 _LOG_BYTES = 400_000
+_DIED_OF_IT = "was healthy, but died of its first request"
 _LAST_WORDS_S = 1.0  # how long to wait for a front whose scheduler has gone to say so
 # Processes of a runtime without which it cannot go on, by the title they give themselves.
 _VITAL = ("VLLM::EngineCore", "VLLM::Worker", "sglang::scheduler", "sglang::detokenizer")
@@ -109,14 +111,24 @@ class Server:
             if time.monotonic() > deadline:
                 raise EngineError(f"{self._name()}: not healthy after {timeout_s:g} s; see {self.log}")
             time.sleep(_POLL_S)
-        failure = _generate(self.base_url, self.spec.name)
-        if failure is not None:
-            self._await_death()
-            self._raise_if_died("was healthy, but died of its first request")
-            raise EngineError(f"{self._name()}: healthy, but cannot generate: {failure}; see {self.log}")
         if self._process is not None:
             self._vital = _vital_processes(self._process.pid)
+        failure = self._first_answer()
+        if failure is not None:
+            self._await_death()
+            self._raise_if_died(_DIED_OF_IT)
+            raise EngineError(f"{self._name()}: healthy, but cannot generate: {failure}; see {self.log}")
         self._log_start = self._log_size()  # a later death has later causes
+
+    def _first_answer(self) -> str | None:
+        """What is wrong with its first generation, or null; watched meanwhile, as a front may outlive its scheduler."""
+        failures: list[str | None] = []
+        asking = threading.Thread(target=lambda: failures.append(_generate(self.base_url, self.spec.name)), daemon=True)
+        asking.start()
+        while asking.is_alive():
+            self._raise_if_died(_DIED_OF_IT)
+            asking.join(_POLL_S)
+        return failures[0]
 
     def _await_death(self) -> None:
         deadline = time.monotonic() + _DEATH_FOLLOWS_S

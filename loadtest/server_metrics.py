@@ -187,30 +187,42 @@ def scrape(base_url: str, clock: Clock | None = None, client: Any = None) -> Ser
 
 
 def scrape_forever(
-    base_url: str, directory: Path, clock: Clock, stop: threading.Event, interval_s: float = INTERVAL_S
+    base_url: str,
+    directory: Path,
+    clock: Clock,
+    stop: threading.Event,
+    interval_s: float = INTERVAL_S,
+    begun: threading.Event | None = None,
 ) -> None:
     """Write a sample to `directory`/server_metrics.jsonl now, every `interval_s` of the run, and once more after `stop`.
+    `begun` is set once the first is written.
 
     A server without such metrics (HTTP 4xx, or series of neither runtime) is asked once and left alone. Samples are kept
     on a fixed grid: a slow answer delays one sample, not all that follow. Raises `RecordError` where the disk refuses.
     """
+    begun = begun or threading.Event()
     wall_s = min(interval_s, max(_SHORTEST_INTERVAL_S, interval_s / clock.speed))
     writer = JsonlWriter(directory, "server_metrics")
     try:
         with endpoint.client(base_url, timeout_s=_TIMEOUT_S) as client:
-            _keep_scraping(lambda: scrape(base_url, clock, client), writer, stop, wall_s)
+            _keep_scraping(lambda: scrape(base_url, clock, client), writer, stop, wall_s, begun)
     finally:
         writer.close()
 
 
 def _keep_scraping(
-    read: Callable[[], ServerSample], writer: JsonlWriter, stop: threading.Event, interval_wall_s: float
+    read: Callable[[], ServerSample],
+    writer: JsonlWriter,
+    stop: threading.Event,
+    interval_wall_s: float,
+    begun: threading.Event,
 ) -> None:
     due_s = time.monotonic()
     while True:
         stopped = stop.is_set()
         sample = read()
         writer.write(sample)
+        begun.set()
         if stopped or _will_never_answer(sample):
             return
         due_s = max(due_s + interval_wall_s, time.monotonic())

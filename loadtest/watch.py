@@ -15,6 +15,7 @@ from loadtest.errors import RecordError
 from loadtest.passes import Target
 
 _JOIN_S = 30.0
+_FIRST_READING_S = 10.0
 CLOCK_LIMIT_S = 1.0  # what a clock may be off after a pass; NTP slews by less
 
 
@@ -69,13 +70,15 @@ class ClockChanges:
 @contextlib.contextmanager
 def sampling(target: Target, folder: Path, *, cards: bool) -> Iterator[Callable[[], str | None]]:
     """Read the server's counters, and with `cards` this machine's cards too, once before, once a second during, and once
-    after what happens inside, which is handed a function that tells why one of them can no longer be written.
+    after what happens inside, which is handed a function that tells why one of them can no longer be written. The first
+    reading is waited for: no request may come before it.
 
     Raises `RecordError` at the end for that reason.
     """
     stop = threading.Event()
     clock = Clock.start(target.clock_speed)
     failures: list[RecordError] = []
+    begun = threading.Event()
 
     def keep(work: Callable[[], None]) -> None:
         try:
@@ -83,12 +86,19 @@ def sampling(target: Target, folder: Path, *, cards: bool) -> Iterator[Callable[
         except RecordError as error:
             failures.append(error)
 
-    works: list[Callable[[], None]] = [lambda: engines.scrape_forever(target.base_url, folder, clock, stop)]
+    def counters() -> None:
+        try:
+            engines.scrape_forever(target.base_url, folder, clock, stop, begun=begun)
+        finally:
+            begun.set()
+
+    works: list[Callable[[], None]] = [counters]
     if cards:
         works.append(lambda: gpu_metrics.sample_forever(folder, clock, stop))
     threads = [threading.Thread(target=keep, args=(work,), name="sampling", daemon=True) for work in works]
     for thread in threads:
         thread.start()
+    begun.wait(_FIRST_READING_S)
     try:
         yield lambda: str(failures[0]) if failures else None
     finally:

@@ -219,6 +219,20 @@ def test_a_vital_part_that_has_gone_is_noticed_while_the_front_answers(runtime, 
         assert "sleep" in server.died()
 
 
+def test_a_scheduler_that_dies_of_the_first_request_is_noticed_while_the_front_hangs(runtime, port, monkeypatch):
+    monkeypatch.setattr(engines, "_VITAL", ("sleep",))
+    monkeypatch.setattr(engines, "_LAST_WORDS_S", 0.0)
+    scheduler = "import subprocess; one = subprocess.Popen(['sleep', '600'])"
+    hanging = FAKE_RUNTIME.replace(
+        "def do_POST(self):", "def do_POST(self):\n        one.kill(); __import__('time').sleep(600)"
+    )
+    with (
+        runtime(scheduler + hanging, port, 200, GENERATION) as server,
+        pytest.raises(EngineError, match="died of its first"),
+    ):
+        server.wait_ready(30)
+
+
 def test_serving_in_the_foreground_fails_when_the_runtime_does(runtime, port):
     runtime("raise SystemExit(3)")
     with pytest.raises(EngineError, match="vllm: exited with code 3"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def installed():
         MODEL / "model.safetensors",
         CHECKOUT / ".engines/vllm/installed.txt",
         CHECKOUT / ".engines/sglang/installed.txt",
+        CHECKOUT / ".engines/sglang-image/installed.txt",
     ):
         if not path.exists():
             pytest.fail(f"{path.relative_to(CHECKOUT)}: not there; run `make engines` first")
@@ -63,13 +65,14 @@ def spec():
 
     def make(engine, *extra, **changes):
         settings = {
+            "model": str(MODEL),
             "context_tokens": 8192,
             "memory_fraction": 0.3,
             "port": free_port(),
             "served_name": "tiny-qwq",
             **changes,
         }
-        return engines.LaunchSpec(engine=engine, model=str(MODEL), extra_args=cpu_arguments(engine, *extra), **settings)
+        return engines.LaunchSpec(engine=engine, extra_args=cpu_arguments(engine, *extra), **settings)
 
     return make
 
@@ -80,20 +83,32 @@ def cell(engine, *extra, model=MODEL, **keys):
     return "[[cells]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
 
 
-def begin(*words):
-    """`loadtest` as a process of its own, as a user has it."""
-    words = [sys.executable, "-m", "loadtest", *map(str, words)]
-    return subprocess.Popen(words, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def begin():
+    """Start `loadtest` as a process of its own, as a user has it; whatever a failed test leaves is interrupted."""
+    started = []
+
+    def start(*words):
+        words = [sys.executable, "-m", "loadtest", *map(str, words)]
+        process = subprocess.Popen(words, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=120)
 
 
-def ended(process, timeout_s=600):
+def ended(process, timeout_s=1200):
     """Exit code and what the user saw on standard error; all of it stands in the test's own output too."""
     said, errors = process.communicate(timeout=timeout_s)
     print(said, errors, sep="\n")
     return process.returncode, errors
 
 
-def wait_until(condition, what, timeout_s=300.0):
+def wait_until(condition, what, timeout_s=900.0):
     """The first true value of `condition`; fails where it stays false."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Real runtimes for the CPU, for the opt-in tests: install.sh vllm|sglang|model [...]
+# Real runtimes for the CPU, for the opt-in tests: install.sh vllm|sglang|sglang-image|model [...]
 #
 # Each goes into an environment of its own, .engines/vllm and .engines/sglang in the checkout (they cannot share one),
 # the tiny model into .engines/tiny-qwq. Run again, a finished part is left alone. Where pip does not find a CPU build of
@@ -37,6 +37,20 @@ vllm_distribution() {
     printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$site/vllm-0.32.0+cpu.dist-info/METADATA"
 }
 
+# The SGLang of the pinned container image, for its argument parser: it runs beside what .engines/sglang has, but does not serve
+# on a CPU (from 0.5.16 on it imports sgl_kernel, of which there is no CPU build).
+sglang_image() {
+    local version directory="$engines/sglang-image"
+    version="$(sed -n 's/.*lmsysorg\/sglang:v\([0-9a-z.]*\)}.*/\1/p' "$here/../../launchers/sglang-docker")"
+    if [ "$(cat "$directory/installed.txt" 2>/dev/null)" = "$version" ]; then
+        echo "sglang-image: already installed in .engines/sglang-image"
+        return
+    fi
+    "$engines/sglang/bin/python" -m pip install --quiet --no-deps --upgrade --target "$directory" "sglang==$version"
+    echo "$version" > "$directory/installed.txt"
+    echo "sglang-image: $version installed in .engines/sglang-image"
+}
+
 # The tiny model is made by the standard library alone: any Python will do.
 model() {
     if [ "$engines/tiny-qwq/model.safetensors" -nt "$here/make_tiny_model.py" ]; then
@@ -47,14 +61,15 @@ model() {
 }
 
 if [ $# -eq 0 ]; then
-    echo "usage: $0 vllm|sglang|model ..." >&2
+    echo "usage: $0 vllm|sglang|sglang-image|model ..." >&2
     exit 2
 fi
 for part in "$@"; do
     case "$part" in
         vllm) environment vllm "$here/vllm-cpu-requirements.txt" ;;
         sglang) environment sglang "$here/sglang-cpu-requirements.txt" ;;
+        sglang-image) sglang_image ;;
         model) model ;;
-        *) echo "expected vllm, sglang or model, got $part" >&2; exit 2 ;;
+        *) echo "expected vllm, sglang, sglang-image or model, got $part" >&2; exit 2 ;;
     esac
 done

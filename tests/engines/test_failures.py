@@ -9,11 +9,11 @@ import pytest
 
 from loadtest import engines, guard, preflight, records
 from loadtest.errors import EngineError
-from tests.engines.conftest import MODEL, begin, cell, ended, free_port, left_over, wait_until
+from tests.engines.conftest import MODEL, cell, ended, free_port, left_over, wait_until
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)
 BOTH = pytest.mark.parametrize("engine", ["vllm", "sglang"])
-READY_S = 300.0
+READY_S = 900.0
 STUDY = """
 name = "failures"
 workload = "math:n=16,seed=7"
@@ -50,7 +50,7 @@ CRAMPED = {"vllm": (("--num-gpu-blocks-override", "10"), {}), "sglang": ((), {"m
 
 
 @BOTH
-def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, tmp_path):
+def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, begin, tmp_path):
     """One cell whose KV cache is too small, one whose scheduler is killed in mid-stream, and the other runtime."""
     for name in ("cramped", "killed"):
         (tmp_path / name).symlink_to(MODEL)
@@ -92,7 +92,7 @@ def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, tmp_pa
 
 
 @BOTH
-def test_interrupted_then_killed_then_resumed(engine, tmp_path):
+def test_interrupted_then_killed_then_resumed(engine, begin, tmp_path):
     """Ctrl-C, then SIGKILL to the orchestrator: no process of the runtime is left, and --resume completes the run."""
     path = study(tmp_path / "study.toml", "levels = [1, 2]\nmin_requests = 6\n" + CONTRACT, cell(engine))
     out = tmp_path / "run"
@@ -133,7 +133,7 @@ FULL = {
 
 
 @BOTH
-def test_a_full_queue_is_an_error_of_the_server_not_an_answer(engine, spec, tmp_path):
+def test_a_full_queue_is_an_error_of_the_server_not_an_answer(engine, spec, begin, tmp_path):
     """Eight streams to a server that takes two: it refuses with HTTP 200 and an error inside the stream, else with 503."""
     out = tmp_path / "run"
     with engines.Server(spec(engine, *FULL[engine]), tmp_path / "engine.log") as server:
@@ -161,7 +161,7 @@ CROWDED = {
 
 
 @BOTH
-def test_preemptions_are_counted_and_every_answer_is_whole(engine, tmp_path):
+def test_preemptions_are_counted_and_every_answer_is_whole(engine, begin, tmp_path):
     """Without a seed: vLLM 0.32 on a CPU dies when it preempts a seeded request ("CPU Generator does not use offset")."""
     contract = CONTRACT.replace("600", "1500").replace("8192", "4096") + 'omit = ["seed"]\n'
     out = tmp_path / "run"
@@ -174,7 +174,7 @@ def test_preemptions_are_counted_and_every_answer_is_whole(engine, tmp_path):
 
 
 @BOTH
-def test_a_taken_port_is_refused_with_who_has_it(engine):
+def test_a_taken_port_is_refused_with_who_has_it(engine, begin):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -1,4 +1,4 @@
-"""Every flag that we give, read back by the runtimes' own argument parsers."""
+"""Every flag that we give, read back by the runtimes' own argument parsers: those installed, and that of SGLang's image."""
 
 import json
 import subprocess
@@ -6,7 +6,9 @@ import subprocess
 import pytest
 
 from loadtest.launch import LaunchSpec, command, program
+from tests.engines.conftest import CHECKOUT, MODEL
 
+pytestmark = pytest.mark.timeout(1800)
 PARSERS = {
     "vllm": (
         "import json, sys\n"
@@ -31,14 +33,16 @@ OURS = {  # what we ask for, and the parsers' names for it
 }
 
 
+IMAGE = CHECKOUT / ".engines/sglang-image"  # SGLang as the pinned container has it; it only parses here
 READ = "print(json.dumps([vars(parser.parse_args(one)) for one in json.loads(sys.argv[1])], default=str))"
 
 
-def parsed(*specs):
+def parsed(parser, *specs):
     """What a runtime's parser makes of each of these commands, all in one process: an import takes it half a minute."""
     start = program(specs[0].engine)
     python = next(word for word in start if "/bin/" in word).rsplit("/", 1)[0] + "/python"
     settings = [word for word in start if "=" in word]
+    settings += [f"PYTHONPATH={IMAGE}"] if parser == "sglang-image" else []
     after = len(start) + (specs[0].engine == "vllm")  # `vllm serve` names its command first
     arguments = [command(spec)[0][after:] for spec in specs]
     words = ["env", *settings, python, "-c", PARSERS[specs[0].engine] + READ, json.dumps(arguments)]
@@ -60,11 +64,46 @@ def spec_of(engine, **changes):
     return LaunchSpec(engine=engine, **(settings | changes))
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_every_flag_means_what_we_mean(engine):
+MODELS = [
+    ("qwq-32b", "Qwen/QwQ-32B"),
+    ("qwq-32b-awq", "Qwen/QwQ-32B-AWQ"),
+    ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
+    (str(MODEL), str(MODEL)),
+]
+# Each variant of a launch, and what the two parsers must make of it.
+VARIANTS = [
+    ({"prefix_caching": False}, {"enable_prefix_caching": False}, {"disable_radix_cache": True}),
+    ({"kv_dtype": "fp8"}, {"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "fp8_e4m3"}),
+    ({"kv_dtype": "fp8_e5m2"}, {"kv_cache_dtype": "fp8_e5m2"}, {"kv_cache_dtype": "fp8_e5m2"}),
+    ({"kv_dtype": "bfloat16"}, {"kv_cache_dtype": "bfloat16"}, {"kv_cache_dtype": "bfloat16"}),
+    ({"quantisation_kernel": "awq_marlin"}, {"quantization": "awq_marlin"}, {"quantization": "awq_marlin"}),
+    ({"quantisation_kernel": "gptq_marlin"}, {"quantization": "gptq_marlin"}, {"quantization": "gptq_marlin"}),
+    ({"memory_fraction": 0.8}, {"gpu_memory_utilization": 0.8}, {"mem_fraction_static": 0.7556}),
+    ({"reasoning_parser": None}, {"reasoning_parser": ""}, {"reasoning_parser": None}),
+    *(
+        (
+            {"tp": tp, "model": model},
+            {"tensor_parallel_size": tp, "model_tag": hub},
+            {"tp_size": tp, "model_path": hub},
+        )
+        for tp in (1, 2, 4)
+        for model, hub in MODELS
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=["vllm", "sglang", "sglang-image"])
+def told(request, spec):
+    """An engine, and what a parser of it makes of a plain launch, one with YaRN, one for the CPU, and each variant."""
+    engine = request.param.partition("-")[0]
+    plain, stretched = spec_of(engine), spec_of(engine, yarn=True, context_tokens=None)
+    varied = [spec_of(engine, **change) for change, _, _ in VARIANTS]
+    return engine, parsed(request.param, plain, stretched, spec(engine), *varied)
+
+
+def test_every_flag_means_what_we_mean(told):
+    engine, (options, *_) = told
     column = 0 if engine == "vllm" else 1
-    [options] = parsed(spec_of(engine))
     for key, row in OURS.items():
         value = options[row[column]]
         assert (value[0] if isinstance(value, list) else value) == row[2], key
@@ -82,33 +121,15 @@ def test_every_flag_means_what_we_mean(engine):
     assert "yarn" not in str(options), "off unless asked for"
 
 
-# Each variant of a launch, and what the two parsers must make of it.
-VARIANTS = [
-    ({"prefix_caching": False}, {"enable_prefix_caching": False}, {"disable_radix_cache": True}),
-    ({"kv_dtype": "fp8"}, {"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "fp8_e4m3"}),
-    ({"kv_dtype": "fp8_e5m2"}, {"kv_cache_dtype": "fp8_e5m2"}, {"kv_cache_dtype": "fp8_e5m2"}),
-    ({"kv_dtype": "bfloat16"}, {"kv_cache_dtype": "bfloat16"}, {"kv_cache_dtype": "bfloat16"}),
-    ({"quantisation_kernel": "awq_marlin"}, {"quantization": "awq_marlin"}, {"quantization": "awq_marlin"}),
-    ({"quantisation_kernel": "gptq_marlin"}, {"quantization": "gptq_marlin"}, {"quantization": "gptq_marlin"}),
-    ({"memory_fraction": 0.8}, {"gpu_memory_utilization": 0.8}, {"mem_fraction_static": 0.7556}),
-    ({"reasoning_parser": None}, {"reasoning_parser": ""}, {"reasoning_parser": None}),
-    ({"tp": 4}, {"tensor_parallel_size": 4}, {"tp_size": 4}),
-]
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_every_variant_is_told_in_words_that_the_runtime_knows(engine):
-    found = parsed(*(spec_of(engine, **change) for change, _, _ in VARIANTS))
+def test_every_variant_is_told_in_words_that_the_runtime_knows(told):
+    engine, (_, _, _, *found) = told
     for options, (change, vllm, sglang) in zip(found, VARIANTS, strict=True):
         expected = vllm if engine == "vllm" else sglang
         assert {key: options[key] for key in expected} == expected, change
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_yarn_is_told_in_words_that_the_runtime_knows(engine):
-    [options] = parsed(spec_of(engine, yarn=True, context_tokens=None))
+def test_yarn_is_told_in_words_that_the_runtime_knows(told):
+    engine, (_, options, *_) = told
     said = options["hf_overrides" if engine == "vllm" else "json_model_override_args"]
     override = said if isinstance(said, dict) else json.loads(said)
     rope = override["rope_parameters" if engine == "vllm" else "rope_scaling"]
@@ -117,7 +138,6 @@ def test_yarn_is_told_in_words_that_the_runtime_knows(engine):
     assert options["max_model_len" if engine == "vllm" else "context_length"] == 131072
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_what_the_cpu_needs_exists_too(engine, spec):
-    parsed(spec(engine))
+def test_what_the_cpu_needs_exists_too(told):
+    engine, (_, _, options, *_) = told
+    assert (options["enforce_eager"] if engine == "vllm" else options["sleep_on_idle"]) is True

@@ -1,19 +1,18 @@
 """The real servers on the CPU: started, asked, read, broken on purpose, stopped."""
 
-import concurrent.futures
 import os
 import signal
 import time
-from pathlib import Path
 
 import httpx
 import pytest
 
 from loadtest import engines, guard
 from loadtest.errors import EngineError
+from tests.engines.conftest import left_over, wait_until
 
-pytestmark = pytest.mark.timeout(600)
-READY_S = 300.0
+pytestmark = pytest.mark.timeout(1800)
+READY_S = 900.0
 BOTH = pytest.mark.parametrize("engine", ["vllm", "sglang"])
 
 
@@ -28,8 +27,10 @@ def ask(server, **fields):
     return answer.json()
 
 
-def left_over(pids):
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+def counted(server, before, requests):
+    """A reading of the counters in which so many more have finished: SGLang counts one a moment after its last byte."""
+    now = engines.scrape(server.base_url)
+    return now if (now.requests_finished_total or 0) - (before.requests_finished_total or 0) == requests else None
 
 
 def noticed_s(server, limit_s=30.0):
@@ -52,8 +53,7 @@ def test_a_whole_life(engine, spec, tmp_path):
 
         before = engines.scrape(server.base_url)
         answers = [ask(server, seed=number) for number in range(3)]
-        time.sleep(1)  # SGLang counts a request a moment after its last byte
-        after = engines.scrape(server.base_url)
+        after = wait_until(lambda: counted(server, before, 3), "the server's own count of three requests", 30.0)
         for answer in answers:
             message = answer["choices"][0]["message"]
             assert answer["choices"][0]["finish_reason"] == "stop"
@@ -62,7 +62,6 @@ def test_a_whole_life(engine, spec, tmp_path):
         for ours, theirs in (("prompt_tokens", "prompt_tokens_total"), ("completion_tokens", "generation_tokens_total")):
             told = sum(answer["usage"][ours] for answer in answers)
             assert getattr(after, theirs) - getattr(before, theirs) == told
-        assert after.requests_finished_total - before.requests_finished_total == 3
         if engine == "vllm":  # SGLang's gauges keep their last value until it has something to do again
             assert after.running == 0
         assert engines.flush_cache(server.base_url, engine) is True
@@ -109,10 +108,10 @@ def test_a_killed_scheduler_is_noticed_within_two_seconds(engine, spec, tmp_path
 @pytest.mark.parametrize(
     ("engine", "extra", "changes", "expected"),
     [
-        ("vllm", ("--num-gpu-blocks-override", "10"), {}, "the KV cache is too small"),
-        ("sglang", (), {"memory_fraction": 0.0001}, "the KV cache is too small"),
         ("vllm", ("--no-such-flag",), {}, "does not know an argument"),
         ("sglang", ("--no-such-flag",), {}, "does not know an argument"),
+        ("vllm", (), {"model": "someone/never-downloaded"}, "the model is not there"),
+        ("sglang", (), {"model": "someone/never-downloaded"}, "the model is not there"),
     ],
 )
 def test_a_start_that_fails_is_explained(engine, extra, changes, expected, spec, tmp_path):
@@ -120,50 +119,3 @@ def test_a_start_that_fails_is_explained(engine, extra, changes, expected, spec,
     with server, pytest.raises(EngineError, match=expected) as caught:
         server.wait_ready(READY_S)
     assert "\n" not in str(caught.value)
-
-
-# A KV cache so small that eight long answers do not fit together, and what makes each runtime admit them all the same.
-CROWDED = {
-    "vllm": ("--num-gpu-blocks-override", "40", "--max-model-len", "4096"),
-    "sglang": ("--max-total-tokens", "4000", "--schedule-conservativeness", "0.01"),
-}
-
-
-@BOTH
-def test_preemptions_are_counted(engine, spec, tmp_path):
-    """Without a seed: vLLM 0.32 on a CPU dies when it preempts a seeded request ("CPU Generator does not use offset")."""
-    with engines.Server(spec(engine, *CROWDED[engine], context_tokens=4096), tmp_path / "engine.log") as server:
-        server.wait_ready(READY_S)
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda _: ask(server, max_tokens=1500, ignore_eos=True), range(8)))
-        time.sleep(1)
-        sample = engines.scrape(server.base_url)
-    assert [answer["usage"]["completion_tokens"] for answer in answers] == [1500] * 8
-    assert sample.preemptions_total is not None
-    assert sample.preemptions_total > 0
-
-
-FULL = {
-    "vllm": ("--max-num-seqs", "1", "--max-num-queued-reqs", "1"),
-    "sglang": ("--max-running-requests", "1", "--max-queued-requests", "1"),
-}
-
-
-@BOTH
-def test_a_full_queue_refuses_with_an_error_inside(engine, spec, tmp_path):
-    """Mostly with HTTP 200 and the error in the stream; with 503 where the queue was full before the request was read."""
-    body = {"model": "tiny-qwq", "messages": [{"role": "user", "content": "x"}], "max_tokens": 600, "ignore_eos": True}
-
-    def stream(_):
-        answer = CLIENT.post(f"{server.base_url}/v1/chat/completions", json={**body, "stream": True})
-        return answer.status_code, '"error"' in answer.text
-
-    with engines.Server(spec(engine, *FULL[engine]), tmp_path / "engine.log") as server:
-        server.wait_ready(READY_S)
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(stream, range(8)))
-        assert server.died() is None
-    refused = [status for status, has_error in answers if has_error]
-    assert refused
-    assert set(refused) <= {200, 503}
-    assert (200, False) in answers

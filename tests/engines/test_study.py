@@ -26,15 +26,17 @@ def carried_out(study, out):
     numbers = json.loads((out / "metrics.json").read_text())
     assert [cell["engine"] for cell in numbers["cells"]] == ["sglang", "vllm"]
     for cell in numbers["cells"]:
-        for level in cell["levels"]:
-            told = level["reconciliation"]
-            beside_time = [reason for reason in told["reasons"] if "mean TTFT" not in reason]
-            assert beside_time == [], "the load generator shares two cores with the runtime: times may differ, counts not"
-            assert told["client_output_tokens"] == told["server_output_tokens"]
+        for told in (one for level in cell["levels"] for one in level["reconciliation"]["passes"]):
+            for count in ("prompt_tokens", "output_tokens", "requests"):
+                assert told[f"client_{count}"] == told[f"server_{count}"]
+            ttft = told["ttft"]  # the load generator shares two cores with the runtime: times may differ here, counts not
+            assert ttft["status"] in ("pass", "fail")
+            assert ttft["n_client"] == ttft["n_server"]
+            assert ttft["client_mean_s"] > 0 < ttft["server_mean_s"]
     return numbers
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_equal_work_is_equal_to_the_token(tmp_path):
     numbers = carried_out(STUDY, tmp_path / "run")
     sglang, vllm = ({level["concurrency"]: level for level in cell["levels"]} for cell in numbers["cells"])
@@ -42,13 +44,15 @@ def test_equal_work_is_equal_to_the_token(tmp_path):
     for concurrency in LEVELS:
         for level in (sglang[concurrency], vllm[concurrency]):
             assert level["outcomes"] == {"ok": level["n_requests"]}
-            assert level["time_to_first_answer_s"]["n"] > level["n_requests"] / 2, "thinking is followed by answers"
         ours = sglang[concurrency]["reconciliation"]["client_output_tokens"]
         assert ours == vllm[concurrency]["reconciliation"]["client_output_tokens"]
         assert ours % 600 == 0
+    for levels in (sglang, vllm):
+        answered = sum(level["time_to_first_answer_s"]["n"] for level in levels.values())
+        assert answered > sum(level["n_requests"] for level in levels.values()) / 2, "thinking is followed by answers"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("name", ["aime24", "aime25"])
 def test_aime_through_both(name, tmp_path):
     """A model that speaks nonsense answers nothing rightly; what counts is that every problem is asked, ended and judged."""
