@@ -27,7 +27,7 @@ Samples = Mapping[tuple[str, int], Sequence[Pass]]
 Json = dict[str, Any]
 
 MORE_IS_FASTER = frozenset({"tokens_per_s_per_user", "output_tokens_per_s"})
-_OF_RUN = ("mode", "scenario", "clock_speed")
+_OF_RUN = ("mode", "scenario", "scenario_options", "clock_speed")
 _OF_CELL = ("model", "tp", "gpu", "simulated", "clock_speed")
 
 
@@ -51,7 +51,7 @@ def cells(described: Sequence[Mapping[str, Any]], samples: Samples) -> list[Json
     pairs = []
     ordered = sorted(described, key=lambda cell: (str(cell["engine"]), cell["id"]))
     for a, b in combinations(ordered, 2):
-        if a["engine"] != b["engine"] and all(a[key] == b[key] for key in ("model", "tp", "gpu")):
+        if a["engine"] != b["engine"] and all(a[key] == b[key] for key in ("model", "tp", "gpu", "mode")):
             named = {"model": a["model"], "tp": a["tp"], "gpu": a["gpu"], "a": a["id"], "b": b["id"],
                      "simulated": bool(a["simulated"] or b["simulated"])}  # fmt: skip
             levels = sorted({c for cell, c in samples if cell == a["id"]} & {c for cell, c in samples if cell == b["id"]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loadtest import deployment, hardware, preflight, roofline, thinking
 from loadtest.contract import Contract
@@ -45,6 +45,7 @@ def of_cell(study: Study, cell: Cell, workload: Workload, contract: Contract) ->
     beside_s = study.cooldown_s + _PASS_START_S
     if study.duration_s is not None:
         return CellTime(_start_s(cell), dict.fromkeys(study.levels, study.duration_s / speed + beside_s))
+    contract = replace(contract, mode=cell.mode or contract.mode)
     prompt_tokens, output_tokens = _mean_tokens(cell, workload.prompts, contract)
     rates = {level: _tokens_per_s(cell, contract, prompt_tokens, output_tokens, level) for level in study.levels}
     asked = {level: study.requests(level) + study.warmup_requests * level for level in study.levels}

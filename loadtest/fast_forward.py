@@ -129,9 +129,8 @@ def _run_cell(journey: _Journey, cell: Cell, made: Simulation | FitError) -> Non
     else:
         facts.update(status="ok", engine_version=made.served.runtime.version, server_info=_info(cell, made))
         server = VirtualServer(virtual.Engine(made.config, made.step_time_s), made.served)
-        script = Script(
-            journey.workload, journey.contract, model=made.served.model, engine=cell.engine, seed=journey.study.seed
-        )
+        contract = replace(journey.contract, mode=cell.mode or journey.contract.mode)
+        script = Script(journey.workload, contract, model=made.served.model, engine=cell.engine, seed=journey.study.seed)
         for level in journey.study.levels:
             _run_pass(journey, cell, server, script, level)
     facts["stopped_unix_s"] = time.time()

@@ -309,13 +309,15 @@ def _disagreement(name: str, span: tuple[float, float], server: float | None, re
 def troubles(records: Iterable[RequestRecord], *, simulated: bool) -> dict[str, int]:
     """How many measured requests show each known trouble of a reasoning model.
 
-    Those of `answers.troubles` are read from the answer's text, all of the output that is kept on disk; not in simulated
-    text, which is filler, except that an answer is missing.
+    `no_closing_think`: the output ended inside the thinking; where the server splits, only the limit shows that. Not counted
+    where a length was forced. `empty_answer`: it stopped by itself after the thinking (as far as one can tell) without an
+    answer. `repetition` and `wrong_language` are read from the answer, `repetition` also from the end of an output that has
+    none; not in simulated text, which is filler.
     """
     names = ("no_closing_think", "truncated", "no_answer", *answers.TROUBLES)
     counts = dict.fromkeys(names, 0)
     for record in records:
-        counts["no_closing_think"] += record.outcome in FINISHED and record.think_closed is False
+        counts["no_closing_think"] += _is_unclosed(record)
         counts["truncated"] += record.outcome == "truncated"
         counts["no_answer"] += record.outcome == "no_answer"
         for name in _seen(record, simulated=simulated):
@@ -323,12 +325,27 @@ def troubles(records: Iterable[RequestRecord], *, simulated: bool) -> dict[str, 
     return counts
 
 
+def _is_unclosed(record: RequestRecord) -> bool:
+    if record.outcome not in FINISHED or record.forced_tokens is not None:
+        return False
+    cut = record.outcome == "truncated" and record.thinking_field is not None and record.first_answer_chunk is None
+    return record.think_closed is False or (cut and record.think_closed is None)
+
+
 def _seen(record: RequestRecord, *, simulated: bool) -> tuple[str, ...]:
-    """Troubles in the answer's text; an empty one counts where the request ended well and no length was forced."""
+    """Troubles in the text that is kept; an empty answer counts where the model stopped and no length was forced."""
     text = (record.answer or "").strip()
-    if not text:
-        return answers.troubles(text) if record.outcome == "ok" and record.forced_tokens is None else ()
-    return () if simulated else answers.troubles(text)
+    if (
+        not text
+        and record.outcome in ("ok", "no_answer")
+        and record.forced_tokens is None
+        and record.think_closed is not False
+    ):
+        found = answers.troubles(text)
+    else:
+        found = answers.troubles(text) if text and not simulated else ()
+    looped = not simulated and "repetition" not in found and answers.repeats(record.output_end or "")
+    return (*found, "repetition") if looped else found
 
 
 def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> dict[str, Any]:

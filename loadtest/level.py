@@ -326,6 +326,7 @@ class Level:
             connect_s=round(exchange.connect_wall_s * clock.speed, 7),
             thinking_field=got.thinking_field,
             think_closed=got.think_closed,
+            output_end=None if got.outcome == "ok" and len(got.answer or "") <= ANSWER_LIMIT_BYTES else got.output_end,
             forced_tokens=prepared.forced_tokens,
             prompt_chars=prepared.prompt.chars,
             task=None if item.turn is None else item.index,

@@ -14,6 +14,7 @@ from loadtest.errors import UsageError
 from loadtest.level import Level
 from loadtest.sequence import Item
 from loadtest.user import ReasoningUser
+from loadtest.workload import Workload
 
 
 class Arrivals:
@@ -46,6 +47,29 @@ class Arrivals:
         return -math.log(share) / self._rate_per_s
 
 
+class Recorded:
+    """The arrivals of a workload made from a run, once more; from its end on again, a mean gap after the last.
+
+    >>> recorded = Recorded((0.0, 1.0, 4.0))
+    >>> [recorded.at_s(i) for i in range(5)]
+    [0.0, 1.0, 4.0, 6.0, 7.0]
+    """
+
+    def __init__(self, arrivals_s: tuple[float, ...]) -> None:
+        if not arrivals_s:
+            raise UsageError(
+                "--arrivals recorded: expected a workload whose prompts all have arrival_s, got another; make one with"
+                " loadtest workload from-run RUN -o FILE"
+            )
+        self._arrivals_s = arrivals_s
+        n = len(arrivals_s)
+        self._period_s = arrivals_s[-1] * n / (n - 1) if n > 1 else 0.0
+
+    def at_s(self, index: int) -> float:
+        number, place = divmod(index, len(self._arrivals_s))
+        return number * self._period_s + self._arrivals_s[place]
+
+
 class OpenLoopUser(ReasoningUser):
     """Requests arrive by the clock (`--rate`, `--arrivals`); `-u` bounds how many run at once.
 
@@ -54,11 +78,14 @@ class OpenLoopUser(ReasoningUser):
 
     abstract = True
 
+    @classmethod
+    def check_options(cls, options: Any, workload: Workload) -> None:
+        _arrivals(options, workload.arrivals_s, seed=0)
+
     def due_s(self, level: Level, item: Item) -> float:
-        options: Any = self.environment.parsed_options
         plan = _plans.get(id(level))
         if plan is None:
-            arrivals = Arrivals(options.rate, options.arrivals, level.settings.seed)
+            arrivals = _arrivals(self.environment.parsed_options, level.script.arrivals_s, level.settings.seed)
             plan = _plans[id(level)] = (level.clock.now_s() - arrivals.at_s(item.index), arrivals)
         due_s = plan[0] + plan[1].at_s(item.index)
         wait_s = due_s - level.clock.now_s()
@@ -67,7 +94,11 @@ class OpenLoopUser(ReasoningUser):
         return due_s
 
 
-_plans: dict[int, tuple[float, Arrivals]] = {}
+_plans: dict[int, tuple[float, Arrivals | Recorded]] = {}
+
+
+def _arrivals(options: Any, arrivals_s: tuple[float, ...], seed: int) -> Arrivals | Recorded:
+    return Recorded(arrivals_s) if options.arrivals == "recorded" else Arrivals(options.rate, options.arrivals, seed)
 
 
 class Stairs(LoadTestShape):
@@ -101,7 +132,12 @@ def parse_steps(text: str) -> tuple[int, ...]:
 def add_open_loop_options(parser: Any) -> None:
     group = parser.add_argument_group("open loop")
     group.add_argument("--rate", type=float, default=1.0, help="requests per second (of the run's clock)")
-    group.add_argument("--arrivals", choices=("poisson", "constant"), default="poisson", help="how they are spaced")
+    group.add_argument(
+        "--arrivals",
+        choices=("poisson", "constant", "recorded"),
+        default="poisson",
+        help="how they are spaced; recorded: as the workload says, whatever the rate",
+    )
 
 
 def add_stairs_options(parser: Any) -> None:

@@ -80,8 +80,16 @@ def analyze(run: Run, claims: Sequence[findings.Claim] = ()) -> dict[str, Any]:
         "health": gates,
         "cells": cells,
         "comparisons": comparisons,
-        "findings": findings.judge(claims, cells, comparisons),
+        "findings": findings.judge(claims, *_of_mode(run.manifest.get("mode"), cells, comparisons)),
     }
+
+
+def _of_mode(
+    mode: str | None, cells: list[dict[str, Any]], comparisons: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the findings are judged by where a study pairs two modes: its first, so that no claim is judged twice."""
+    ids = {cell["id"] for cell in cells if cell["mode"] == mode}
+    return [cell for cell in cells if cell["id"] in ids], [row for row in comparisons if row["a"] in ids]
 
 
 def _windows(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -134,6 +142,7 @@ def _cell(
         "model": facts.get("model"),
         "tp": facts.get("tp"),
         "gpu": facts.get("gpu"),
+        "mode": facts.get("mode") or manifest.get("mode"),
         "simulated": simulated,
         "clock_speed": facts.get("clock_speed"),
         "clock_error": facts.get("clock_error"),

@@ -51,9 +51,19 @@ def command(study: Study, cell: Cell, target: Target, concurrency: int, repeat: 
     argv += ["--users", str(concurrency), "--spawn-rate", str(max(concurrency, 100)), "--host", target.base_url]
     argv += ["--only-summary", "--skip-log-setup", "--exit-code-on-error", "0"]
     argv += ["--out", str(run), "--run-id", run_id, "--cell", cell.id, "--repeat", str(repeat), "--engine", cell.engine]
-    argv += [f"--model={target.served_model}", "--tp", str(cell.tp), f"--workload={study.workload}", "--mode", study.mode]
+    argv += [
+        f"--model={target.served_model}",
+        "--tp",
+        str(cell.tp),
+        f"--workload={study.workload}",
+        "--mode",
+        cell.mode or study.mode,
+    ]
     argv += ["--seed", str(study.seed), "--warmup-requests", str(study.warmup_requests)]
     argv += ["--clock-speed", repr(target.clock_speed)]
+    for key, value in study.scenario_options.items():
+        if value is not False:
+            argv += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
     if study.workers > 1:
         argv += ["--processes", str(study.workers)]
     if study.duration_s is None:

@@ -202,10 +202,15 @@ def _next_repeat(run: Path, cell: str, users: int) -> int:
     return max(taken, default=0) + 1
 
 
+_OF_SCENARIOS = ("rate", "arrivals", "steps", "step_time", "easy_model")
+
+
 def _new_manifest(options: Any, contract: Contract, loaded: Workload) -> dict[str, Any]:
+    own = {name: getattr(options, name) for name in _OF_SCENARIOS if hasattr(options, name)}
     return begun(
         run_id=options.run_id,
         name=options.run_id,
+        scenario_options=own or None,
         scenario=Path((options.locustfile or "locustfile").split(",")[0]).stem,
         driven="locust",
         simulated=options.engine.endswith("-sim"),

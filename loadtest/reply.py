@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SLICE_EVENTS = 32  # decoded at a time: about 0.06 ms
 EVENT_LIMIT_BYTES = 2**20  # a token's event has some hundred; one that is larger would hold up every other stream
+END_CHARS = 4000
 REFUSAL_LIMIT_BYTES = 65536  # what is looked at of a body that is no stream
 
 CountTokens = Callable[[str], int]
@@ -43,6 +44,7 @@ class Reply:
     answer: str | None = None
     thinking_field: str | None = None
     think_closed: bool | None = None
+    output_end: str | None = None  # the last characters of all text, thinking included
 
 
 class _Stream:
@@ -129,6 +131,11 @@ class _Stream:
             self.tokens[-1] += total - self.total
             self.total = total
         return tuple(self.tokens)
+
+    def end(self) -> str:
+        """The last 4,000 characters of the text: loops show there, and mostly in thinking that never ends."""
+        last = slice(-END_CHARS, None)  # a piece has at least one character
+        return "".join([*self.thoughts[last], *self.contents[last]])[last]
 
     def _fail(self, outcome: Outcome, kind: str, message: str, status: int | None = None) -> None:
         self.failure = (outcome, RequestError(kind=kind, message=message, http_status=status))
@@ -242,6 +249,7 @@ def _counted(stream: _Stream, split: thinking.Split, reply: Reply, count_tokens:
         answer=split.answer or None,
         thinking_field=split.field,
         think_closed=split.closed,
+        output_end=stream.end() or None,
     )
 
 

@@ -93,8 +93,13 @@ class Script:
         self._seed = seed
         self._prepared = {p.id: prepare(p, contract, model, engine) for p in workload.prompts}
         self._passes: dict[tuple[int, int], tuple[Prompt, ...]] = {}
+        self.arrivals_s = workload.arrivals_s
+        self._recorded = [self._prepared[p.id] for p in workload.by_arrival] if self.arrivals_s else []
 
     def measured(self, index: int) -> Item:
+        """Item `index`: as recorded where all prompts have an arrival time, else by the seed's permutation."""
+        if self._recorded:
+            return Item("measure", index, self._recorded[index % len(self._recorded)])
         return Item("measure", index, self._at(self._seed, index))
 
     def warmup(self, index: int) -> Item:

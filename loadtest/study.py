@@ -20,7 +20,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,6 +40,11 @@ else:
 Engine = Literal["sglang", "vllm", "sglang-sim", "vllm-sim", "other"]
 Mode = Literal["natural", "equal-work"]
 _OURS = ("--host", "--port")
+_OPTION = re.compile("[a-z][a-z_]{0,40}")
+_OF_A_PASS = re.compile(  # what a study says by keys of its own, or Locust is told by us
+    "cell|clock_speed|engine|exit_code_on_error|headless|host|locustfile|max_tokens|mode|model|only_summary|out|processes"
+    "|repeat|requests|run_id|run_time|seed|skip_log_setup|spawn_rate|tp|users|warmup_requests|workload"
+)
 
 
 class _CellTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -67,7 +72,8 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     cells: tuple[_CellTable, ...]
     question: str = ""
     scenario: str = "long_reasoning"
-    mode: Mode = "natural"
+    scenario_options: dict[str, str | int | float | bool] = {}
+    mode: Mode | tuple[Mode, ...] = "natural"
     levels: tuple[int, ...] = (1, 2, 4, 8)
     repeats: int = 1
     requests_per_stream: int = 2
@@ -87,7 +93,8 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class Cell:
     """One engine x model x tensor-parallel size x GPU; with `base_url` it is measured as it runs, else it is started.
 
-    `api_key_env` names the variable that holds its key (null: LOADTEST_API_KEY, else OPENAI_API_KEY).
+    `api_key_env` names the variable that holds its key (null: LOADTEST_API_KEY, else OPENAI_API_KEY). `mode` is that of a
+    study's second mode (null: the study's own).
     """
 
     engine: Engine
@@ -101,6 +108,7 @@ class Cell:
     memory_fraction: float | None = None
     clock_speed: float | None = None
     args: tuple[str, ...] = ()
+    mode: Mode | None = None
 
     def __post_init__(self) -> None:
         _require(self.tp >= 1, "tp", "a number of cards from 1 up", self.tp)
@@ -141,8 +149,8 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Identity within the run: `ENGINE_MODEL_tpN`."""
-        return cell_id(self.engine, self.model, self.tp)
+        """Identity within the run: `ENGINE_MODEL_tpN`, and its mode where that is not the study's first."""
+        return cell_id(self.engine, self.model, self.tp) + (f"_{self.mode}" if self.mode else "")
 
     @property
     def simulated(self) -> bool:
@@ -157,6 +165,7 @@ class Study:
     A pass over a level of C streams sends `max(min_requests, requests_per_stream * C)` measured requests, or as many as
     fit into `duration_s` where that is given; each stream sends `warmup_requests` before them. Before each
     pass nothing is asked for `cooldown_s` (wall): cards cool down. `workers` processes of Locust here share the streams.
+    `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`.
     """
 
     name: str
@@ -164,6 +173,7 @@ class Study:
     cells: tuple[Cell, ...]
     question: str = ""
     scenario: str = "long_reasoning"
+    scenario_options: dict[str, str | int | float | bool] = field(default_factory=dict)
     mode: Mode = "natural"
     levels: tuple[int, ...] = (1, 2, 4, 8)
     repeats: int = 1
@@ -184,6 +194,10 @@ class Study:
         _require(bool(self.cells), "cells", "at least one cell", "none")
         _require(bool(self.levels) and min(self.levels) >= 1, "levels", "numbers of streams from 1 up", self.levels)
         _require(len(set(self.levels)) == len(self.levels), "levels", "each number of streams once", self.levels)
+        ours = sorted(key for key in self.scenario_options if not _OPTION.fullmatch(key) or _OF_A_PASS.fullmatch(key))
+        _require(not ours, "scenario_options", "options of the scenario's own, as rate = 0.5", ", ".join(ours))
+        secret = first_secret(self.scenario_options)
+        _require(secret is None, "scenario_options", "no key on a command line, where it would be recorded", secret)
         _require(self.repeats >= 1, "repeats", "a number from 1 up", self.repeats)
         _require(self.requests_per_stream >= 1, "requests_per_stream", "a number from 1 up", self.requests_per_stream)
         _require(self.min_requests >= 1, "min_requests", "a number from 1 up", self.min_requests)
@@ -262,11 +276,14 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
     plain = {f.name: getattr(table, f.name) for f in fields(Study) if hasattr(table, f.name)}
     if table.prices is not None:
         plain.update(gpu_hour_price=table.prices.gpu_hour, currency=table.prices.currency)
-    return Study(**plain | {"cells": cells})
+    modes = _listed(table.mode)
+    _require(0 < len(modes) == len(set(modes)), "mode", "natural, equal-work, or a list of both", list(modes))
+    cells = tuple(replace(cell, mode=mode) for mode in (None, *modes[1:]) for cell in cells)
+    return Study(**plain | {"mode": modes[0], "cells": cells})
 
 
 def _expand_cell(table: _CellTable) -> list[Cell]:
-    plain = {f.name: getattr(table, f.name) for f in fields(Cell)}
+    plain = {f.name: getattr(table, f.name) for f in fields(Cell) if hasattr(table, f.name)}
     axes = [_listed(plain.pop(axis)) for axis in ("model", "tp", "engine")]
     return [Cell(model=model, tp=tp, engine=engine, **plain) for model, tp, engine in itertools.product(*axes)]
 

@@ -57,6 +57,10 @@ class ReasoningUser(User):
         """Another server that some requests go to; none unless a scenario has one."""
         return None
 
+    @classmethod
+    def check_options(cls, options: Any, workload: Workload) -> None:
+        """Raise `UsageError` where options of the scenario's own are wrong, before anything is sent."""
+
     def on_start(self) -> None:
         self.level = current_level(self.environment)
         if self.level is None:
@@ -163,6 +167,8 @@ class Session:
         users = options.loadtest_users
         worker, workers = (0, 1) if isinstance(runner, LocalRunner) else options.loadtest_workers[runner.client_id]
         settings, workload = preparation.settle(options, self.environment.host, users)
+        for cls in self._user_classes:
+            cls.check_options(options, workload)
         slots = slots_of(worker, workers, users)
         _allow_files(len(slots))
         transport = SocketTransport(settings.url, api_key=credentials.api_key(), speed=settings.clock_speed)

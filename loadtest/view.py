@@ -72,6 +72,7 @@ class Cell:
     fit: Json
     maximum: Json
     levels: tuple[Json, ...]
+    forced: bool = False  # the second mode of a study that pairs both
     run: int | None = None
     label: str = ""
     place: str = ""
@@ -96,9 +97,10 @@ class Cell:
         """Model and number of cards: what two runtimes are compared on. No card is named where none is known."""
         if self.place:
             return self.place
+        forced = ", equal work" if self.forced else ""
         if not self.gpu and self.tp == 1:
-            return self.model
-        return f"{self.model}, {self.tp} card{'' if self.tp == 1 else 's'}"
+            return f"{self.model}{forced}"
+        return f"{self.model}, {self.tp} card{'' if self.tp == 1 else 's'}{forced}"
 
     def level(self, concurrency: int) -> Json | None:
         return next((level for level in self.levels if level.get("concurrency") == concurrency), None)
@@ -128,6 +130,7 @@ def _cell(raw: Json) -> Cell:
         fit=section(raw, "fit"),
         maximum=section(raw, "maximum_concurrency"),
         levels=tuple(levels),
+        forced=str(raw.get("id")).endswith("_equal-work"),
     )
 
 

@@ -28,6 +28,17 @@ class Workload:
         """How many prompts have an answer that `answers.check` can judge."""
         return sum(p.answer is not None and p.answer_format in ("boxed", "json") for p in self.prompts)
 
+    @property
+    def by_arrival(self) -> tuple[Prompt, ...]:
+        """The prompts as they arrived; those without a time first, all else in file order."""
+        return tuple(sorted(self.prompts, key=lambda prompt: prompt.arrival_s or 0.0))
+
+    @property
+    def arrivals_s(self) -> tuple[float, ...]:
+        """When each prompt arrived (s after the first), in that order; empty unless all of them say so."""
+        times_s = [p.arrival_s for p in self.by_arrival if p.arrival_s is not None]
+        return tuple(one - times_s[0] for one in times_s) if len(times_s) == len(self.prompts) else ()
+
 
 def make(name: str, prompts: tuple[Prompt, ...], source: str) -> Workload:
     """A workload of these prompts, its identity computed.

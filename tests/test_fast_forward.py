@@ -426,3 +426,25 @@ def test_one_deployment_is_predicted_as_before(capsys):
     assert cli.main([*argv, "--json"]) == 0
     assert "ttft_s" in json.loads(capsys.readouterr().out)
     assert cli.main([*argv, "--out", "somewhere"]) == 2
+
+
+def test_a_study_may_pair_both_modes(tmp_path):
+    """Each runtime is judged against the other in the same mode, and the second forces the recorded lengths."""
+    rows = [
+        {"prompt": f"Question {i}", "id": f"q{i}", "thinking_tokens": 40 + i, "answer_tokens": 5, "arrival_s": i}
+        for i in range(6)
+    ]
+    path = tmp_path / "replay.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cells = (SGLANG, VLLM)
+    study = Study(name="both", workload=str(path), cells=cells + tuple(replace(c, mode="equal-work") for c in cells),
+                  levels=(2,), min_requests=6, warmup_requests=0)  # fmt: skip
+    run = carried_out(study, tmp_path / "run")
+    forced = {cell.id: {r.forced_tokens for r in measured(cell.levels[0])} for cell in run.cells}
+    assert set(forced["vllm-sim_qwq-32b-awq_tp1"]) == {None}
+    assert forced["vllm-sim_qwq-32b-awq_tp1_equal-work"] == {45 + i for i in range(6)}
+    numbers = metrics.analyze(run)
+    assert {(row["a"], row["b"]) for row in numbers["comparisons"]} == {
+        (f"sglang-sim_qwq-32b-awq_tp1{mode}", f"vllm-sim_qwq-32b-awq_tp1{mode}") for mode in ("", "_equal-work")
+    }
+    assert {cell["id"]: cell["mode"] for cell in numbers["cells"]}["sglang-sim_qwq-32b-awq_tp1_equal-work"] == "equal-work"

@@ -153,18 +153,21 @@ def test_troubles_are_counted_and_simulated_text_is_not_read():
     made = [
         request(think_closed=False),
         request(outcome="truncated"),
-        request(outcome="no_answer", answer=0),
+        replace(request(outcome="no_answer", answer=0), answer=None),
         replace(request(), answer=" "),
         replace(request(), answer="I see. " + "Wait, let me check that. " * 20),
         replace(request(), answer="The answer is 四"),
+        replace(request(outcome="truncated", think_closed=False, answer=0), output_end="Wait, let me check that. " * 20),
+        replace(request(outcome="cut_off", answer=0), output_end="Hmm, no. " * 60),
+        request(outcome="truncated", answer=0, thinking_field="reasoning"),
     ]
     found = health.troubles(made, simulated=False)
     assert found == {
-        "no_closing_think": 1,
-        "truncated": 1,
+        "no_closing_think": 3,
+        "truncated": 3,
         "no_answer": 1,
-        "empty_answer": 1,
-        "repetition": 1,
+        "empty_answer": 2,
+        "repetition": 3,
         "wrong_language": 1,
     }
     simulated = health.troubles(made, simulated=True)
@@ -172,7 +175,8 @@ def test_troubles_are_counted_and_simulated_text_is_not_read():
 
 
 def test_a_forced_length_owes_no_answer():
-    assert health.troubles([replace(request(), answer="", forced_tokens=10)], simulated=False)["empty_answer"] == 0
+    forced = replace(request(), answer="", forced_tokens=10, think_closed=False)
+    assert sum(health.troubles([forced], simulated=False).values()) == 0
 
 
 @pytest.mark.timeout(20)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.py"))
 OPTIONS = {
     "concurrency_ramp": ["--steps", "1,2", "--step-time", "1"],
-    "open_loop": ["--rate", "40", "--requests", "12"],
+    "open_loop": ["--rate", "2", "--requests", "12"],
     "multi_turn": ["--requests", "9"],
     "agent_loop": ["--requests", "8"],
     "long_context": ["--requests", "5", "--workload", "retrieval:tokens=9000,n=3"],
@@ -25,23 +26,11 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def port():
-    server = ROOT / "tests" / "benchmarks" / "known_time_server.py"
-    argv = [
-        sys.executable,
-        str(server),
-        "--port",
-        "0",
-        "--tokens",
-        "8",
-        "--thinking",
-        "4",
-        "--first",
-        "0.01",
-        "--gap",
-        "0.002",
-    ]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE)
-    yield int(process.stdout.readline())
+    """The simulator, with outputs of some twenty tokens."""
+    argv = [sys.executable, "-m", "loadtest.simulator", "--engine", "vllm-sim", "--model", "qwq-32b-awq", "--gpu", "l20"]
+    argv += ["--served-model-name", "known", "--port", "0", "--clock-speed", "20", "--length-scale", "0.01"]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    yield int(re.search(r"127\.0\.0\.1:(\d+)", process.stderr.readline())[1])
     process.kill()
     process.communicate()
 
@@ -92,6 +81,35 @@ def test_the_requests_of_a_task_follow_each_other(name, turns, port, tmp_path):
         assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
         sizes = [task[turn]["prompt_chars"] for turn in range(turns)]
         assert sizes == sorted(set(sizes)), "each request carries what was answered before"
+
+
+REPLAY = [
+    {"prompt": "Why?", "id": "a", "thinking_tokens": 11, "answer_tokens": 4, "arrival_s": 0.0},
+    {"prompt": "How?", "id": "b", "thinking_tokens": 0, "answer_tokens": 3, "arrival_s": 0.25},
+    {"prompt": "When?", "id": "c", "thinking_tokens": 6, "answer_tokens": 2, "arrival_s": 2.0},
+]
+
+
+def test_a_replay_asks_at_the_recorded_times_and_forces_the_recorded_lengths(port, tmp_path):
+    path = tmp_path / "replay.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in REPLAY))
+    extra = ["--arrivals", "recorded", "--requests", "5", "--mode", "equal-work", "--workload", str(path)]
+    done = run(ROOT / "scenarios/open_loop.py", port, tmp_path / "out", *extra)
+    assert done.returncode == 0, done.stderr
+    asked = sorted(measured(recorded(tmp_path / "out")), key=lambda r: r["seq"])
+    assert [r["prompt_id"] for r in asked] == ["a", "b", "c", "a", "b"]
+    offsets = [r["scheduled_s"] - asked[0]["scheduled_s"] for r in asked]
+    assert offsets == pytest.approx([0, 0.25, 2, 3, 3.25], abs=1e-5)
+    assert [(r["reasoning_tokens"], r["completion_tokens"]) for r in asked] == [(11, 15), (0, 3), (6, 8), (11, 15), (0, 3)]
+    options = json.loads((tmp_path / "out/manifest.json").read_bytes())["scenario_options"]
+    assert options["arrivals"] == "recorded"
+
+
+def test_a_replay_without_recorded_times_says_so_before_anything_is_sent(port, tmp_path):
+    done = run(ROOT / "scenarios/open_loop.py", port, tmp_path, "--arrivals", "recorded")
+    assert done.returncode == 2
+    assert "--arrivals recorded: expected a workload whose prompts all have arrival_s" in done.stderr
+    assert recorded(tmp_path) == []
 
 
 def test_a_router_sends_easy_prompts_elsewhere(port, tmp_path):

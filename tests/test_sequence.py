@@ -42,6 +42,16 @@ def test_warm_up_asks_in_another_order():
     assert [s.warmup(i).prepared.prompt.id for i in range(5)] != [s.measured(i).prepared.prompt.id for i in range(5)]
 
 
+def test_a_recorded_workload_keeps_its_order(tmp_path):
+    path = tmp_path / "w.jsonl"
+    path.write_text('{"prompt": "late", "arrival_s": 5}\n{"prompt": "first", "arrival_s": 1}\n')
+    s = Script(load(str(path)), Contract(), model="m", engine="other", seed=7)
+    assert [s.measured(i).prepared.prompt.id for i in range(5)] == ["p0002", "p0001"] * 2 + ["p0002"]
+    assert s.arrivals_s == (0.0, 4.0)
+    path.write_text('{"prompt": "late", "arrival_s": 5}\n{"prompt": "first"}\n')
+    assert Script(load(str(path)), Contract(), model="m", engine="other", seed=7).arrivals_s == ()
+
+
 def test_the_body_is_encoded_and_hashed():
     item = script(mode="equal-work", max_tokens=50).measured(0)
     body = msgspec.json.decode(item.prepared.body)

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import deployment, study
+from loadtest import deployment, passes, study
 from loadtest.errors import UsageError
 
 GOOD = """\
@@ -27,6 +29,28 @@ def test_lists_multiply_with_the_engines_side_by_side():
     ]
 
 
+def test_a_study_pairs_both_modes_on_every_cell():
+    one = study.parse(GOOD.replace("levels", 'mode = ["natural", "equal-work"]\nlevels'))
+    assert one.mode == "natural"
+    assert [cell.id for cell in one.cells[3:5]] == ["vllm_qwq-32b-awq_tp2", "sglang_qwq-32b-awq_tp1_equal-work"]
+    target = passes.Target("http://127.0.0.1:1", "m")
+    commands = [passes.command(one, cell, target, 1, 1, Path("RUN"), "id") for cell in (one.cells[0], one.cells[4])]
+    assert [argv[argv.index("--mode") + 1] for argv in commands] == ["natural", "equal-work"]
+    assert study.parse(GOOD.replace("levels", 'mode = "equal-work"\nlevels')).cells[0].id == "sglang_qwq-32b-awq_tp1"
+
+
+def test_options_of_a_scenario_go_to_its_command_line():
+    text = GOOD.replace(
+        "levels",
+        'scenario = "open_loop"\nscenario_options = {rate = 0.5, arrivals = "constant", x_y = true, z = false}\nlevels',
+    )
+    one = study.parse(text)
+    argv = passes.command(one, one.cells[0], passes.Target("http://127.0.0.1:1", "m"), 1, 1, Path("RUN"), "id")
+    start = argv.index("--rate")
+    assert argv[start : start + 5] == ["--rate", "0.5", "--arrivals", "constant", "--x-y"]
+    assert "--z" not in argv
+
+
 def test_requests_grow_with_the_level_from_a_minimum():
     one = study.parse(GOOD)
     assert [one.requests(c) for c in (1, 4, 8)] == [8, 8, 16]
@@ -45,6 +69,18 @@ def test_requests_grow_with_the_level_from_a_minimum():
         ('engine = ["sglang", "vllm"]', 'engine = "other"', "base_url: expected the URL of a cell"),
         ('name = "two runtimes"', "", "s.toml:1: name: object missing required field name; add it"),
         ('name = "two runtimes"', "name = ", "s.toml: expected TOML"),
+        ("levels = [1, 4]", "mode = []", "s.toml:3: mode: expected natural, equal-work, or a list of both, got []"),
+        (
+            "levels = [1, 4]",
+            'mode = ["natural", "natural"]',
+            "s.toml:3: mode: expected natural, equal-work, or a list of both",
+        ),
+        (
+            "levels = [1, 4]",
+            "scenario_options = {seed = 3}",
+            "s.toml:3: scenario_options: expected options of the scenario's own",
+        ),
+        ("levels = [1, 4]", "scenario_options = {rate = [3]}", "s.toml:3: scenario_options: expected bool | int"),
         ("levels = [1, 4]", "cooldown_s = -1", "s.toml:3: cooldown_s: expected seconds from 0 up, got -1"),
         ("tp = [1, 2]", "clock_speed = 5", "clock_speed: expected a number above 0, and only for a simulated engine"),
     ],
