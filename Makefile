@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # Byte code of what is installed, on all cores: without it every start of a command would compile what it imports.
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib
 
-.PHONY: demo test check engines test-engines benchmark clean
+.PHONY: demo test check engines test-engines benchmark fuzz clean
 
 demo: .venv/runtime
 	$(BIN)/loadtest demo
@@ -24,6 +24,12 @@ engines:
 
 test-engines: .venv/dev engines
 	$(BIN)/python -m pytest --quiet tests/engines
+
+# The parsers of what a server or a study may say, fuzzed by coverage: `make fuzz`, or `make fuzz SECONDS=600` for each.
+SECONDS ?= 60
+fuzz: .venv/dev
+	$(PIP) atheris==3.0.0
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 benchmark: .venv/dev
 	$(BIN)/python -m tests.benchmarks

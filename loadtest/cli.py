@@ -58,7 +58,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _failed(error: LoadtestError) -> int:
-    print(f"loadtest: {printable(str(error))}", file=sys.stderr)
+    line = printable(str(error)).replace("\n", "\\n")  # of a file's name, or of what a server said: still one line
+    print(f"loadtest: {line}", file=sys.stderr)
     return error.exit_code
 
 
@@ -69,6 +70,17 @@ def printable(text: str) -> str:
     'a\\\\x1b[31mb'
     """
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in redacted(text))
+
+
+def _path(text: str) -> Path:
+    """The path of a file or folder, there or not; refused where the system could have none of that name."""
+    try:
+        os.lstat(text)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"expected a path, got {text[:40]!r}: {error}"[:200]) from None
+    return Path(text)
 
 
 class Progress:
@@ -122,11 +134,11 @@ def _handler(name: str) -> Callable[[argparse.Namespace, Progress], str]:
 
 def _measuring_commands(command: _Command) -> None:
     add = command("demo", "measuring.demo", "the whole job against the embedded simulator, in about a minute")
-    add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/demo-TIME)")
+    add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/demo-TIME)")
 
     add = command("run", "measuring.run", "start each cell's runtime, drive it at every level, stop it, analyse, report")
-    add("study", type=Path, metavar="STUDY.toml")
-    add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/NAME-TIME)")
+    add("study", type=_path, metavar="STUDY.toml")
+    add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/NAME-TIME)")
     add("--resume", action="store_true", help="go on with an unfinished run in --out; finished levels are kept")
     add("--dry-run", action="store_true", help="show the plan, the fit and the exact commands; start nothing")
     add(
@@ -160,7 +172,7 @@ def _measuring_commands(command: _Command) -> None:
     add("--warmup-requests", type=int, default=1, metavar="N", help="requests of each stream before the measured ones")
     add("--workers", type=int, default=1, metavar="N", help="processes of Locust that share the streams (default: 1)")
     add("--seed", type=int, default=0)
-    add("--out", type=Path, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
+    add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
 
@@ -188,7 +200,7 @@ def _serving_command(command: _Command) -> None:
 
 def _file_commands(command: _Command) -> None:
     add = command("analyze", "reading.analyze", "records to metrics.json and metrics.csv")
-    add("run", type=Path, metavar="RUN")
+    add("run", type=_path, metavar="RUN")
     add(
         "--run-programs",
         action="store_true",
@@ -197,11 +209,11 @@ def _file_commands(command: _Command) -> None:
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
     add = command("report", "reading.report", "one self-contained HTML page, and each plot as PNG and SVG")
-    add("runs", type=Path, nargs="+", metavar="RUN", help="one run; several, the first as baseline; or a folder of runs")
+    add("runs", type=_path, nargs="+", metavar="RUN", help="one run; several, the first as baseline; or a folder of runs")
     add(
         "-o",
         "--output",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="default: report.html in RUN, or comparison.html beside it, or index.html",
     )
@@ -222,8 +234,8 @@ def _model_commands(command: _Command) -> None:
     add("--prompt-tokens", type=int, metavar="P")
     add("--output-tokens", type=int, metavar="O")
     add("--concurrency", type=int, metavar="C", help="streams (default: 1)")
-    add("--study", type=Path, metavar="STUDY.toml", help="instead: fast-forward a whole study to its records and page")
-    add("--out", type=Path, metavar="DIR", help="with --study: run folder to make (default: runs/predicted-NAME-TIME)")
+    add("--study", type=_path, metavar="STUDY.toml", help="instead: fast-forward a whole study to its records and page")
+    add("--out", type=_path, metavar="DIR", help="with --study: run folder to make (default: runs/predicted-NAME-TIME)")
     add("--json", action="store_true", help="print JSON: the prediction, or with --study metrics.json")
 
 
@@ -231,14 +243,14 @@ def _deciding_commands(command: _Command) -> None:
     add = command(
         "compare", "deciding.compare", "paired verdict for every level and metric of two runs; exit 3 on a regression"
     )
-    add("baseline", type=Path, metavar="BASELINE")
-    add("candidate", type=Path, metavar="CANDIDATE")
+    add("baseline", type=_path, metavar="BASELINE")
+    add("candidate", type=_path, metavar="CANDIDATE")
     add("--tolerance", type=float, default=0.0, metavar="PCT", help="a regression up to this many percent is let pass")
     add("--allow", action="append", default=[], metavar="KEY", help="compare although this key of the contract differs")
     add("--json", action="store_true")
 
     add = command("check", "deciding.check", "a gate for CI: exit 3 when a run does not meet what is required")
-    add("run", type=Path, metavar="RUN")
+    add("run", type=_path, metavar="RUN")
     add("--require", action="append", required=True, metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
     add("--concurrency", type=int, metavar="C", help="judge this level alone (default: each level)")
     add("--allow-unhealthy", action="store_true", help="judge although the run's own health failed")
@@ -249,11 +261,15 @@ def _deciding_commands(command: _Command) -> None:
     add("--answers-per-hour", type=float, metavar="N", help="finished answers an hour instead")
     add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
     add(
-        "--from", dest="source", type=Path, metavar="RUN", help="measurements (default: the performance model, said plainly)"
+        "--from",
+        dest="source",
+        type=_path,
+        metavar="RUN",
+        help="measurements (default: the performance model, said plainly)",
     )
     add(
         "--study",
-        type=Path,
+        type=_path,
         metavar="STUDY.toml",
         help="without --from: cells and workload to predict (default: the published)",
     )
@@ -272,18 +288,18 @@ def _workload_commands(command: _Command) -> None:
     add("workload", metavar="SPEC", help="math, ledger, choice, ..., with :n=64,seed=7; or a JSONL file")
     add("--json", action="store_true")
     add = within("validate", "workloads.validate", "is a file a workload; errors with their line")
-    add("file", type=Path, metavar="FILE")
+    add("file", type=_path, metavar="FILE")
     add("--json", action="store_true")
     add = within("from-run", "workloads.from_run", "a finished run as a workload to replay")
-    add("run", type=Path, metavar="RUN")
-    add("-o", "--output", type=Path, required=True, metavar="FILE")
+    add("run", type=_path, metavar="RUN")
+    add("-o", "--output", type=_path, required=True, metavar="FILE")
     add("--cell", metavar="CELL", help="which cell's requests (default: the first that finished any)")
     add("--concurrency", type=int, metavar="C", help="which level's requests (default: the lowest)")
 
 
 def _setup_commands(command: _Command) -> None:
     add = command("init", "setup.init", "scenarios, studies, launchers and templates, copied for editing")
-    add("directory", type=Path, metavar="DIR")
+    add("directory", type=_path, metavar="DIR")
 
     add = command("doctor", "setup.doctor", "what this machine has, what is missing, and the command that cures it")
     add("--json", action="store_true")

@@ -99,7 +99,7 @@ class Server:
         target = (proxy.hostname or "", proxy.port or 8080) if proxy else (parts.hostname, port)
         try:
             found = socket.getaddrinfo(*target, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise LoadtestError(f"{target[0]}: cannot find this host: {error}; check the URL") from error
         family, _, _, _, address = _reachable(found)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

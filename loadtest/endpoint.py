@@ -23,7 +23,7 @@ _MOST_MODELS = 100
 _SETTING_CHARS = 1000
 _MOST_CARDS = 4096
 _CONTEXT_TOKENS = (16, 10**9)  # what a context can be
-_CLOCK_SPEEDS = (1e-3, 1e6)
+_CLOCK_SPEEDS = (1e-3, 1e5)
 _SIMULATED = ("sglang-sim", "vllm-sim")
 _GPU_NAME = re.compile("[a-z0-9-]{1,64}")  # one of the registry, never a path of ours
 _TOLD = (
@@ -126,6 +126,15 @@ def fetch(asking: httpx.Client, url: str, method: str = "GET", *, limit_bytes: i
 
     Raises `httpx.HTTPError` where it is more than that, or does not come.
     """
+    import httpx
+
+    try:
+        return _fetched(asking, url, method, limit_bytes)
+    except (httpx.InvalidURL, UnicodeError) as error:  # a label of more than 63 characters, an empty one, `xn--` before none
+        raise httpx.UnsupportedProtocol(f"no name of a host: {error}") from None
+
+
+def _fetched(asking: httpx.Client, url: str, method: str, limit_bytes: int) -> Reply:
     import httpx
 
     timeout_s = asking.timeout.read or _TIMEOUT_S
@@ -251,7 +260,7 @@ def _required(client: Any, base_url: str, path: str) -> object:
         reply = fetch(client, where)
     except httpx.TimeoutException:
         raise EngineError(f"{where}: no answer within {client.timeout.read:g} s; is the server still loading?") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except httpx.HTTPError as error:
         raise EngineError(f"{where}: cannot connect ({error}); is the server started, and the URL right?") from None
     if reply.status in (401, 403):
         raise EngineError(

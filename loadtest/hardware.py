@@ -126,5 +126,5 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return cast("dict[str, Any]", tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}; expected a TOML file with a card's figures") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is not TOML: {error}") from None

@@ -8,6 +8,7 @@ Mixture-of-experts models are refused: which experts a batch touches is not mode
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -217,13 +218,13 @@ def model(name_or_hub_or_dir: str) -> Model:
     'int4-awq'
     """
     path = Path(name_or_hub_or_dir)
-    if (path / "config.json").is_file():
+    if os.path.isfile(path / "config.json"):  # no error where it could name none: too long, or with a NUL
         return from_config(path)
     name = name_or_hub_or_dir.rstrip("/").rsplit("/", 1)[-1].lower()
     base, suffix = _split(name)
     if base in MODELS:
         return _quantised(MODELS[base], _SUFFIXES[suffix])
-    if name and path.is_dir():
+    if name and os.path.isdir(path):
         return from_config(path)
     suffixes = ", ".join(suffix for suffix in _SUFFIXES if suffix)
     raise UsageError(
@@ -295,7 +296,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path}: cannot be read: {error.strerror}; expected the config.json of a Hugging Face model"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise UsageError(f"{path}: expected an object, got {type(config).__name__}")

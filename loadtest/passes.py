@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ class PassEnd:
 def scenario_path(name: str) -> Path:
     """A scenario by its name in `scenarios/`, or the path of a locustfile."""
     path = Path(name) if name.endswith(".py") else resources.path("scenarios") / f"{name}.py"
-    if not path.is_file():
+    if not os.path.isfile(path):  # no error where it could name none: too long, or with a NUL
         known = ", ".join(sorted(p.stem for p in resources.path("scenarios").glob("*.py")))
         raise UsageError(f"scenario: expected one of {known} or the path of a locustfile, got {name}")
     return path

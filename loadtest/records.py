@@ -446,7 +446,7 @@ def read_json(path: Path, kind: Any = dict[str, Any]) -> dict[str, Any]:
         raise RecordError(f"{path}: cannot read: {error.strerror}") from error
     except msgspec.ValidationError as error:
         raise RecordError(f"{path}: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"{path}: expected a JSON object, got something else: {error}") from error
     found: dict[str, Any] = value
     return found
@@ -561,7 +561,7 @@ def _read_lines(paths: Iterable[Path], kind: type[Any], torn: list[str]) -> Iter
             where = f"{path}:{number}"
             try:
                 value = decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecordError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RecordError) as error:
                 if number == len(lines):  # no newline after it: the writer was killed in mid-line
                     torn.append(f"{where}: torn line of {len(line)} bytes left out")
                     continue
@@ -575,7 +575,7 @@ def _read_lines(paths: Iterable[Path], kind: type[Any], torn: list[str]) -> Iter
 def _version_of(line: bytes) -> object:
     try:
         value = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return SCHEMA_VERSION
     return value.get("schema_version", SCHEMA_VERSION) if isinstance(value, dict) else SCHEMA_VERSION
 

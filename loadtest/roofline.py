@@ -31,6 +31,7 @@ DEFAULT_MEMORY_FRACTION = 0.9  # vLLM's gpu_memory_utilization before 0.92 becam
 ACTIVATION_TOKENS = 2048  # tokens of one prefill chunk whose activations must fit beside the weights
 RUNTIME_BYTES = 0.5e9  # graphs and workspaces a card, inside the share of memory the runtime takes
 
+_MOST = 10**9  # tokens, or streams: beyond that a float no longer tells one more
 _ENGINES = ("sglang", "vllm", "other")
 
 
@@ -363,11 +364,11 @@ def predict(deployment: Deployment, *, prompt_tokens: int, output_tokens: int, c
     With R streams running, a request's cycle is R prefills (its own, and one of each other stream, which halts its decoding)
     and its decoding steps in a batch of R; with R < `concurrency` it first waits for the others: cycle x concurrency / R.
     A deployment that does not fit is predicted all the same, one stream at a time, with `fits` false and a line about it.
-    Raises UsageError for counts below 1.
+    Raises UsageError for counts below 1 or above a billion.
     """
     for name, count in (("prompt tokens", prompt_tokens), ("output tokens", output_tokens), ("concurrency", concurrency)):
-        if count < 1:
-            raise UsageError(f"{name} {count}: expected at least 1")
+        if not 1 <= count <= _MOST:
+            raise UsageError(f"{name} {count}: expected {'at least 1' if count < 1 else f'at most {_MOST:,}'}")
     room = fit(deployment, context_tokens=prompt_tokens + output_tokens, concurrency=concurrency)
     running = _running(room)
     chunk = chunk_tokens(deployment, prompt_tokens + output_tokens)

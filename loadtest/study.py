@@ -45,6 +45,8 @@ _OF_A_PASS = re.compile(  # what a study says by keys of its own, or Locust is t
     "cell|clock_speed|engine|exit_code_on_error|headless|host|locustfile|max_tokens|mode|model|only_summary|out|processes"
     "|repeat|requests|run_id|run_time|seed|skip_log_setup|spawn_rate|tp|users|warmup_requests|workload"
 )
+_MODEL_CHARS = 1000
+_STUDY_CHARS = 2**20  # what is read of a study; `/dev/zero` has no end
 
 
 class _CellTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -114,10 +116,10 @@ class Cell:
         _require(self.tp >= 1, "tp", "a number of cards from 1 up", self.tp)
         _require(self.engine in get_args(Engine), "engine", f"one of {', '.join(get_args(Engine))}", repr(self.engine))
         _require(
-            bool(self.model) and self.model.isprintable(),
+            0 < len(self.model) <= _MODEL_CHARS and self.model.isprintable(),
             "model",
             "a registry name, a hub name or a directory",
-            repr(self.model),
+            repr(self.model[:80]),
         )
         started = self.base_url is None
         _require(not (started and self.engine == "other"), "base_url", "the URL of a cell whose engine is 'other'", None)
@@ -242,8 +244,9 @@ def load(path: Path, check: Callable[[Study], object] = lambda study: None) -> S
     `check` may refuse what only others know (the workload, the contract): what it says is given the line of its key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(_STUDY_CHARS)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot read this study: {error}") from error
     study = parse(text, str(path))
     with _located(text, str(path)):
@@ -260,8 +263,8 @@ def parse(text: str, where: str = "study") -> Study:
     """
     try:
         table = msgspec.convert(tomllib.loads(text), _StudyTable)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where}: expected TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{where}: expected TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise UsageError(_explain(str(error), text, where)) from error
     cells: list[Cell] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,12 +79,12 @@ def load(spec: str) -> Workload:
     name = spec.partition(":")[0]
     if name in generators.GENERATORS:
         return make(name, generators.prompts(spec), spec)
-    path = Path(spec)
-    if not path.is_file():
+    if not os.path.isfile(spec):  # also where it could name none: too long, or with a NUL
         known = ", ".join(generators.GENERATORS)
         raise UsageError(
             f"workload {spec!r}: expected a file or one of {known}; got neither{hint(name, generators.GENERATORS)}"
         )
+    path = Path(spec)
     return make(path.stem, tuple(formats.read(path)), spec)
 
 

@@ -39,6 +39,13 @@ AWQ = ("--model", "qwq-32b-awq", "--gpu", "l20")
         (("fit", *AWQ, "--context", "0"), "context of 0 tokens at concurrency 1: expected both at least 1"),
         (("fit", *AWQ, "--tp", "3"), "tp 3: expected a divisor of the 40 attention heads"),
         (("predict", *AWQ, "--prompt-tokens", "0", "--output-tokens", "1"), "prompt tokens 0: expected at least 1"),
+        (("predict", *AWQ, "--prompt-tokens", "9" * 20, "--output-tokens", "1"), "expected at most 1,000,000,000"),
+        ((*NOBODY, "--workload", "a" * 5000), "expected a file or one of math"),
+        ((*NOBODY, "--extra-body", '{"a":' * 5000), "--extra-body: expected a JSON object"),
+        (("fit", "--model", "a" * 5000, "--gpu", "l20", "--tp", "1"), "is not known: expected one of"),
+        (("serve", "vllm", "--print", "--model", "a" * 5000), "model: expected a registry name"),
+        (("run", "/dev/zero"), "/dev/zero: expected TOML"),
+        (("run", "no\nsuch"), "loadtest: no\\nsuch: cannot read this study"),
     ],
 )
 def test_a_wrong_value_is_one_line_and_exit_code_2(argv, message, capsys, tmp_path, monkeypatch):
@@ -82,6 +89,38 @@ def test_a_wrong_value_in_a_study_is_named_with_its_line(old, new, message):
     with pytest.raises(UsageError) as caught:
         study.parse(STUDY.replace(old, new), "s.toml")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a = " + "[" * 5000, "a = " + "{b = " * 3000, 'scenario = "\\u0000"\n' + STUDY, f'scenario = "{"a" * 5000}"\n{STUDY}',
+     STUDY.replace("qwq-32b-awq", "a\\u0000b"), STUDY.replace("qwq-32b-awq", "a" * 5000),
+     STUDY.replace('"l20"', '"\\u0000.toml"')],
+    ids=["lists", "tables", "scenario with NUL", "long scenario", "model with NUL", "long model", "card with NUL"],
+)  # fmt: skip
+def test_a_hostile_study_is_one_line(text, tmp_path, capsys):
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    assert cli.main(["run", str(path), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"loadtest: {path}:")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["xn--a", "a" * 300, "."])
+def test_a_host_that_can_have_no_such_name_is_one_line(host, capsys):
+    assert cli.main(["attach", "--base-url", f"http://{host}"]) == 1
+    error = capsys.readouterr().err
+    assert "cannot connect (no name of a host: " in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b"], ids=["long", "NUL"])
+def test_a_path_that_no_file_can_have_is_refused(path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["analyze", path])
+    assert caught.value.code == 2
+    assert "expected a path, got '" in capsys.readouterr().err
 
 
 def test_a_scenario_that_is_not_there_is_named_before_the_run_begins(capsys, tmp_path):

@@ -106,6 +106,12 @@ def test_a_file_may_be_missing_empty_cut_off_or_a_folder(name, folder, capsys):
     assert analysed(folder, capsys) == (1 if name == "manifest" else 0)
 
 
+@pytest.mark.parametrize("name", ["manifest", "engine", "requests", "server_metrics", "client_health"])
+def test_nesting_without_end_is_one_line(name, folder, capsys):
+    named(folder, name).write_text("[" * 100_000 + "\n")
+    assert analysed(folder, capsys) == 1
+
+
 def test_a_torn_last_line_is_counted_and_said(folder, capsys):
     path = named(folder, "requests")
     path.write_bytes(path.read_bytes()[:-20])

@@ -396,6 +396,15 @@ def series(page: bytes) -> dict[str, float]:
     return sums
 
 
+def test_the_truth_of_a_large_run_arrives_whole_at_a_client_that_reads_slowly() -> None:
+    async def test(simulator: server.Simulator, ask: Ask) -> None:
+        simulator.truth.extend({"request_id": "x" * 1_000_000} for _ in range(20))
+        _, _, body = await ask("/loadtest/truth")
+        assert len(json.loads(body)) == 20
+
+    simulate("vllm-sim", test)
+
+
 @pytest.mark.parametrize("kind", RUNTIMES)
 def test_metrics_recover_the_truth(kind: str) -> None:
     async def test(simulator: server.Simulator, ask: Ask) -> None:

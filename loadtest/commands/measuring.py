@@ -179,5 +179,5 @@ def _shell(spec: engines.LaunchSpec) -> str:
 def _json_object(text: str, option: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"{option}: expected a JSON object, got {text[:80]!r}: {error}") from error
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise UsageError(f"{option}: expected a JSON object, got {text[:80]!r}: {error}") from None

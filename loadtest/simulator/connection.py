@@ -49,8 +49,10 @@ class Connection(asyncio.Protocol):
             self.stream = None
 
     def pause_writing(self) -> None:
-        """The client does not read: cut it off rather than let the memory grow."""
-        self.transport.abort()
+        """The client of a stream does not read: cut it off rather than let the memory grow, as a whole answer (the truth of
+        100,000 requests) does not."""  # fmt: skip
+        if self.stream is not None:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self.read_s = self._loop.time()

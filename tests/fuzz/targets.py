@@ -1,0 +1,141 @@
+"""What may never happen, whatever bytes come: each target takes some bytes and fails on a traceback or a broken promise.
+
+`tests/fuzz/__main__.py` drives them by coverage (atheris), `tests/test_fuzz_targets.py` with a few hundred damaged seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from loadtest import http1, reply, server_metrics, sse, study
+from loadtest.client import Exchange
+from loadtest.clock import Clock
+from loadtest.errors import UsageError
+from loadtest.records import ServerSample
+
+DATA = Path(__file__).parent.parent / "data"
+_CLOCK = Clock(origin_monotonic_s=0.0, anchor_unix_s=0.0)
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+_METRICS = b"""# HELP %b:num_requests_running Now.
+%b:num_requests_running{engine="0",model_name="a \\" b"} 3.0 1700000000
+%b:time_to_first_token_seconds_bucket{le="0.5"} 7
+vllm:request_success_total{finished_reason="stop"} 5
+sglang:num_running_reqs{tp_rank="0"} 7.0
+sglang:num_aborted_requests_total 1
+vllm:kv_cache_usage_perc 1e-3
+"""
+_STUDY = b"""name = "x"
+workload = "math:n=8"
+levels = [1, 2]
+slo = ["ttft_s:p90<2"]
+[[cells]]
+engine = ["vllm"]
+model = "qwq-32b"
+tp = [1, 2]
+gpu = "l20"
+[prices]
+gpu_hour = 1.5
+[contract]
+temperature = 0.6
+"""
+
+
+def cut(data: bytes) -> tuple[bytes, list[bytes]]:
+    """Some bytes as a whole, and in reads whose lengths the first byte decides."""
+    width, whole = (data[0] % 97 + 1, data[1:]) if data else (1, b"")
+    return whole, [whole[i : i + width] for i in range(0, len(whole), width)]
+
+
+def http(data: bytes) -> None:
+    """However a response is cut into reads, it has one body and one end; what is not HTTP ends in one error."""
+    whole, reads = cut(data)
+    one, many = _response([whole]), _response(reads)
+    assert (one is None) == (many is None)
+    assert one is None or one == many
+
+
+def _response(reads: list[bytes]) -> tuple[object, ...] | None:
+    """Status, body and end of a response, fed as the client feeds it; null where it is no HTTP."""
+    response = http1.Response()
+    body = b""
+    try:
+        for read in filter(None, reads):
+            piece = response.whole_chunk(read)
+            body += response.feed(read) if piece is None else piece
+    except http1.NotHttp as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 300
+        return None
+    return response.status, body, response.done, response.content_type
+
+
+def stream(data: bytes) -> None:
+    """However a stream is cut, it means the same, and nothing that is in it raises."""
+    whole, reads = cut(data)
+    for status in (200, 500):
+        one, many = _reply([whole], status), _reply(reads, status)
+        assert replace(one, chunk_s=()) == replace(many, chunk_s=())
+        assert len(one.chunk_s) == len(many.chunk_s)
+        assert not one.chunk_tokens or sum(one.chunk_tokens) == one.completion_tokens
+        assert one.error is None or len(one.error.message) < 2000
+        msgspec.json.encode(one)  # it can be kept
+
+
+def _reply(reads: list[bytes], status: int) -> reply.Reply:
+    exchange = Exchange(body=b"", status=status, content_type="text/event-stream", sent=0.0)
+    exchange.pieces = reads
+    exchange.reads = [float(i) for i in range(len(reads))]
+    return reply.read(exchange, _CLOCK, opened=True)
+
+
+def events(data: bytes) -> None:
+    """Events are never more than came, and their times never run backwards."""
+    whole, reads = cut(data)
+    found = list(sse.events((float(i), read) for i, read in enumerate(reads)))
+    assert sum(len(payload) for _, payload in found) <= len(whole)
+    assert [at for at, _ in found] == sorted(at for at, _ in found)
+
+
+def metrics(data: bytes) -> None:
+    """A page of metrics gives fields of a sample, finite, or nothing."""
+    values = server_metrics.normalise(data.decode("utf-8", "replace"))
+    sample = ServerSample(t_s=0.0, clock_anchor_unix_s=0.0, clock_speed=1.0, **values)  # type: ignore[arg-type]
+    assert len(msgspec.json.encode(sample)) < 5000
+    assert msgspec.json.decode(msgspec.json.encode(sample), type=ServerSample) == sample
+
+
+def studies(data: bytes) -> None:
+    """A study is one, or one line says why not."""
+    try:
+        study.parse(data.decode("utf-8", "replace"), "s.toml")
+    except UsageError as error:
+        assert str(error).startswith("s.toml:")
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "http": http,
+    "stream": stream,
+    "events": events,
+    "metrics": metrics,
+    "studies": studies,
+}
+
+
+def seeds(target: str) -> list[bytes]:
+    """Whole and right inputs of a target, to be damaged."""
+    streams = [path.read_bytes() for path in sorted((DATA / "streams").glob("*"))]
+    if target == "http":
+        short = [_HEAD + b"".join(b"%x\r\n%b\r\n" % (len(s[:200]), s[:200]) for s in streams[:3]) + b"0\r\nA: b\r\n\r\n"]
+        sized = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+        return [
+            b"\x10" + data for data in (*short, sized, b"HTTP/1.0 200 OK\r\n\r\nabc", _HEAD + b"3;a=b\r\nabc\r\n0\r\n\r\n")
+        ]
+    if target in ("stream", "events"):
+        return [b"\x20" + data[-3000:] for data in streams]
+    if target == "metrics":
+        return [_METRICS % (prefix, prefix, prefix) for prefix in (b"vllm", b"sglang")]
+    return [_STUDY]
