@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _TAIL_LINES = 400
+_LEFT_NO_CAUSE = "its log tells no cause, as of a process that was killed: was it the kernel, for memory? see dmesg"
 _LINE_CHARS = 300
 
 
@@ -156,9 +157,8 @@ def explain(log: str, exit_code: int | None) -> str:
     found = find_cause(log)
     if found is not None:
         cause, line = found
-        if cause.kind == "engine-died":
-            line = _root(log) or line
-        return f"{ending}: {cause.meaning} ({line}); {cause.next_step}"
+        root = _root(log) if cause.kind == "engine-died" else line
+        return f"{ending}: {cause.meaning} ({root or line}); {cause.next_step if root else _LEFT_NO_CAUSE}"
     last = last_error(log.splitlines()[-_TAIL_LINES:])
     return f"{ending}: {shorten(last)}" if last else f"{ending}, with nothing in its log"
 

@@ -88,3 +88,12 @@ def test_colours_prefixes_and_excess_are_cut():
     line = "\x1b[0;36m(EngineCore pid=9357)\x1b[0;0m ERROR 11-22 22:21:11 [core.py:12] ValueError: " + "x" * 900
     assert deaths.shorten(line).startswith("ValueError: xxx")
     assert len(deaths.shorten(line)) == 300
+
+
+def test_a_process_that_was_killed_leaves_no_cause_and_that_is_said():
+    log = "(APIServer pid=1) vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace."
+    assert deaths.explain(log, None).endswith(
+        "its log tells no cause, as of a process that was killed: was it the kernel, for memory? see dmesg"
+    )
+    told = deaths.explain("ZeroDivisionError: division by zero\n" + log, None)
+    assert "(ZeroDivisionError: division by zero); read the log" in told
