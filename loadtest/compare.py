@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest import contract, effects, statistics
+from loadtest import agreement, contract, effects, statistics
 from loadtest.columns import Pass, earliest_anchor, read
 from loadtest.effects import ALPHA, METRICS, MIN_SAMPLES, Effect
 from loadtest.errors import UsageError
@@ -190,8 +190,8 @@ def runs(baseline: Run, candidate: Run, tolerance: float = 0.0, allow: Collectio
     found = matched(baseline.cells, candidate.cells)
     pairs = [_pair(old, new, allow) for old, new in found]
     if pairs and all(pair.different for pair in pairs):
-        old, new = found[0]
-        raise UsageError(_refusal({key: (old.engine.get(key), new.engine.get(key)) for key in pairs[0].different}))
+        values = _apart(*found[0])
+        raise UsageError(_refusal({key: values[key] for key in pairs[0].different}))
     if not any(pair.levels for pair in pairs):
         ids = [", ".join(cell.id for cell in run.cells) or "no cell" for run in (baseline, candidate)]
         raise UsageError(f"expected a cell with a level in both runs, got {ids[0]} and {ids[1]}; measure the same cells")
@@ -201,7 +201,7 @@ def runs(baseline: Run, candidate: Run, tolerance: float = 0.0, allow: Collectio
         "candidate": candidate.manifest.get("run_id"),
         "simulated": bool(baseline.manifest.get("simulated") or candidate.manifest.get("simulated")),
         "tolerance": tolerance,
-        "allowed": sorted(apart.keys() | {key for key in _OF_CELL if key in allow}),
+        "allowed": sorted(apart.keys() | {key for key in (*_OF_CELL, agreement.TEMPLATE) if key in allow}),
         "comparisons": rows,
         "regressions": [row for row in rows if row["verdict"] == "slower" and _least_loss(row) > tolerance],
         "not_compared": _left_over(baseline, candidate, found),
@@ -209,7 +209,13 @@ def runs(baseline: Run, candidate: Run, tolerance: float = 0.0, allow: Collectio
 
 
 def _check_keys(allow: Collection[str]) -> None:
-    known = ["workload", *_OF_RUN, *_OF_CELL[:-1], *(f.name for f in fields(contract.Contract) if f.name != "mode")]
+    known = [
+        "workload",
+        *_OF_RUN,
+        *_OF_CELL[:-1],
+        agreement.TEMPLATE,
+        *(f.name for f in fields(contract.Contract) if f.name != "mode"),
+    ]
     unknown = next((key for key in allow if key not in known), None)
     if unknown is not None:
         raise UsageError(f"--allow {unknown}: expected a key in which runs may differ, one of {', '.join(known)}")
@@ -276,7 +282,16 @@ def _pair(old: CellRecords, new: CellRecords, allow: Collection[str]) -> Pair:
     named = {"a": new.id, "b": old.id, "simulated": bool(old.engine.get("simulated") or new.engine.get("simulated"))}
     before, after = _passes(old), _passes(new)
     levels = [(level, after[level], before[level]) for level in sorted(before.keys() & after.keys())]
-    return Pair(named, levels, tuple(key for key in _different(old.engine, new.engine) if key not in allow))
+    return Pair(named, levels, tuple(key for key in _apart(old, new) if key not in allow))
+
+
+def _apart(old: CellRecords, new: CellRecords) -> dict[str, tuple[Any, Any]]:
+    """Every key in which two cells are not alike, with both values: what they are, and how they really ran."""
+    found = {key: (old.engine.get(key), new.engine.get(key)) for key in _different(old.engine, new.engine)}
+    ran = agreement.apart(old, new)
+    if "model" in found:
+        ran.pop(agreement.TEMPLATE, None)  # another model may have another template
+    return found | ran
 
 
 def _different(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class Contract:
 
     thinking_prelude: ThinkingPrelude = "template"  # "template": the chat template ends the prompt with `<think>\n`
     history: History = "answers-only"
-    output_format: OutputFormat = "prompt"  # "prompt": each prompt says how to give its answer (a box, JSON)
+    output_format: OutputFormat = "prompt"  # "prompt": each prompt says how to give its answer; "free": none is checked
     context_tokens: int | None = None
     yarn: bool = False
     reasoning_parser: str = "qwen3"
@@ -196,6 +196,24 @@ def from_table(table: Mapping[str, Any]) -> Contract:
             raise UsageError(f"contract: {key}: expected a key of the contract, got an unknown one; {step}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     return Contract(**values)
+
+
+def check_format(contract: Contract, prompts: Iterable[Prompt]) -> None:
+    """Raise `UsageError` where answers are to be checked for a form that their prompt does not ask for: a sound answer would
+    then count as wrong.
+
+    >>> check_format(Contract(), [Prompt(id="a", messages=({"role": "user", "content": "2+2?"},))])
+    """
+    if contract.output_format == "free":
+        return
+    for prompt in prompts:
+        asked = "".join(message["content"] for message in prompt.messages)
+        wanted = {"boxed": r"\boxed", "json": "answer"}.get(prompt.answer_format)
+        if prompt.answer is not None and wanted is not None and wanted not in asked:
+            raise UsageError(
+                f'contract: output_format: expected "free", or prompts that say how to answer, got {prompt.id!r}, which is'
+                f' checked as {prompt.answer_format} and has no "{wanted}" in it; add the instruction, or set it to "free"'
+            )
 
 
 def within(contract: Contract, prompts: Iterable[Prompt], context_tokens: int) -> Contract:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from loadtest import engines, hardware, launch, passes, preflight, roofline, settings, thinking
-from loadtest.contract import Contract, from_table, within
+from loadtest.contract import Contract, check_format, from_table, within
 from loadtest.errors import FitError
 from loadtest.prompts import Prompt
 from loadtest.study import Cell, Study
@@ -26,6 +26,7 @@ def asked(study: Study) -> tuple[Workload, Contract]:
     passes.scenario_path(study.scenario)
     workload = load_workload(study.workload)
     contract = from_table({"mode": study.mode, "seed": study.seed, **(study.contract or {})})
+    check_format(contract, workload.prompts)
     if "yarn" not in (study.contract or {}):
         contract = replace(contract, yarn=needs_yarn(workload.prompts))
     contexts = [known for cell in study.cells if (known := context_tokens(cell, contract)) is not None]
@@ -115,12 +116,15 @@ def refuse_misfit(cell: Cell, contract: Contract) -> None:
         raise FitError(f"does not fit: {fit.reason}")
 
 
-def held(cell: Cell, contract: Contract, argv: Sequence[str], info: engines.ServerInfo) -> dict[str, Any]:
+def held(
+    cell: Cell, contract: Contract, argv: Sequence[str], info: engines.ServerInfo, prelude: str | None = None
+) -> dict[str, Any]:
     """The launcher's half of the contract against what a runtime really runs with: `{requested, effective, violations}`.
 
-    From its command line (empty: not started by us), what SGLang tells of itself, and the context that it serves. One
-    memory share and one word for a KV type stand for both runtimes; `requested` has them in this one's sense too, where it
-    differs. What a runtime does not tell is neither effective nor a violation.
+    From its command line (empty: not started by us), what SGLang tells of itself, the context that it serves, and how its
+    template ends a prompt (`prelude`). One memory share and one word for a KV type stand for both runtimes, in the
+    contract's sense; `requested` has them in this one's too, where it differs. What a runtime does not tell is neither
+    effective nor a violation.
     """
     asked_for = _requested(cell, contract)
     in_its_words = dict(asked_for)
@@ -129,9 +133,13 @@ def held(cell: Cell, contract: Contract, argv: Sequence[str], info: engines.Serv
         in_its_words["kv_dtype"] = launch.sglang_kv_dtype(asked_for["kv_dtype"])
     known = () if cell.simulated else argv
     found = settings.effective(cell.engine, argv=known, server_info=info.settings, max_model_len=info.max_model_len)
+    if cell.engine == "sglang":
+        found = _in_common_words(found)
+    if prelude is not None:
+        found["thinking_prelude"] = prelude
     if cell.base_url is not None and cell.memory_fraction is None:
         found.pop("memory_fraction", None)  # of another's server: its own affair, unless the study says otherwise
-    wanted = replace(contract, max_tokens=1, **{key: value for key, value in in_its_words.items() if value is not None})
+    wanted = replace(contract, max_tokens=1, **{key: value for key, value in asked_for.items() if value is not None})
     wrong = settings.violations(wanted, found)
     differs = {key: in_its_words[key] for key in in_its_words if in_its_words[key] != asked_for[key]}
     return {
@@ -139,6 +147,16 @@ def held(cell: Cell, contract: Contract, argv: Sequence[str], info: engines.Serv
         "effective": found,
         "violations": [f"{key}: expected {expected}, got {got}" for key, (expected, got) in wrong.items()],
     }
+
+
+def _in_common_words(found: dict[str, Any]) -> dict[str, Any]:
+    """SGLang's settings as the contract has them: its memory share as one of everything, its word for a KV type."""
+    answer = dict(found)
+    if isinstance(answer.get("memory_fraction"), float):
+        answer["memory_fraction"] = round(answer["memory_fraction"] / launch.SGLANG_STATIC_SHARE, 3)
+    if answer.get("kv_dtype") == launch.sglang_kv_dtype("fp8"):
+        answer["kv_dtype"] = "fp8"
+    return answer
 
 
 def _requested(cell: Cell, contract: Contract) -> dict[str, Any]:
@@ -149,6 +167,7 @@ def _requested(cell: Cell, contract: Contract) -> dict[str, Any]:
         "yarn": stretched,
         "memory_fraction": memory_fraction(cell, contract),
         "reasoning_parser": contract.reasoning_parser if _may_think(cell.model) else None,
+        "thinking_prelude": contract.thinking_prelude if thinking.opens_in_prompt(cell.model) else "none",
         "prefix_caching": contract.prefix_caching,
         "kv_dtype": contract.kv_dtype,
         "quantisation_kernel": contract.quantisation_kernel,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from loadtest.contract import History
 from loadtest.level import Level
+from loadtest.reply import Reply
 from loadtest.sequence import Item
+from loadtest.thinking import CLOSE, OPEN
 from loadtest.user import ReasoningUser, session_of
 
 Messages = list[dict[str, str]]
@@ -13,8 +16,8 @@ class DialogueUser(ReasoningUser):
     """One task at a time, of `turns` requests; the records name the task, so that the time to finish it can be told.
 
     The first request asks the workload's prompt; `following` makes the next one. History holds answers only, never the
-    thinking. A request that fails ends its task: nothing can be asked of an answer that never came. Locust's `wait_time` is
-    think time between turns.
+    thinking, unless the contract says `history = "everything"`. A request that fails ends its task: nothing can be asked of
+    an answer that never came. Locust's `wait_time` is think time between turns.
     """
 
     abstract = True
@@ -34,10 +37,20 @@ class DialogueUser(ReasoningUser):
                 level.abandon(self.turns - turn - 1)
                 break
             if turn + 1 < self.turns:
-                messages = self.following(messages, got.answer or "", turn)
+                messages = self.following(messages, said(got, level.settings.contract.history), turn)
                 self.wait()  # type: ignore[no-untyped-call]
         if level.finished:
             session_of(self.environment).done()
+
+
+def said(got: Reply, history: History) -> str:
+    """What the history keeps of a reply: its answer; with "everything", the thinking before it as the model wrote it.
+
+    >>> said(Reply(outcome="ok", error=None, thinking="2, no: 4", answer="4"), "everything")
+    '<think>\\n2, no: 4\\n</think>\\n\\n4'
+    """
+    answer = got.answer or ""
+    return f"{OPEN}\n{got.thinking}\n{CLOSE}\n\n{answer}" if history == "everything" and got.thinking else answer
 
 
 def answered(messages: Messages, answer: str, question: str) -> Messages:

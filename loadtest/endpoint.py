@@ -121,7 +121,14 @@ class Reply:
     location: str | None
 
 
-def fetch(asking: httpx.Client, url: str, method: str = "GET", *, limit_bytes: int = _LIMIT_BYTES) -> Reply:
+def fetch(
+    asking: httpx.Client,
+    url: str,
+    method: str = "GET",
+    *,
+    body: Mapping[str, Any] | None = None,
+    limit_bytes: int = _LIMIT_BYTES,
+) -> Reply:
     """One short reply, whatever the server sends: at most `limit_bytes`, uncompressed, whole within the client's timeout.
 
     Raises `httpx.HTTPError` where it is more than that, or does not come.
@@ -140,7 +147,7 @@ def _fetched(asking: httpx.Client, url: str, method: str, limit_bytes: int) -> R
     timeout_s = asking.timeout.read or _TIMEOUT_S
     deadline = time.monotonic() + timeout_s
     content = bytearray()
-    with asking.stream(method, url) as response:
+    with asking.stream(method, url, json=body) as response:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise httpx.DecodingError(f"compressed ({encoding[:20]}), which was not asked for")

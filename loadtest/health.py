@@ -306,6 +306,25 @@ def _disagreement(name: str, span: tuple[float, float], server: float | None, re
     return f"{name.replace('_', ' ')}: client {expected}, server {server:.0f}: {cause}"
 
 
+def equal_work(records: Iterable[RequestRecord]) -> dict[str, Any]:
+    """Did every forced output come out as long as it was forced? `{status: pass|fail|not_applicable, reasons, n_forced}`.
+
+    Population: measured requests with a forced length that the server ended by itself and counted. The plan holds for one
+    that broke or was cut off too, but its length says nothing of whether the runtime keeps to it.
+    """
+    ended = [r for r in records if r.forced_tokens is not None and r.outcome in FINISHED]
+    wrong = [r for r in ended if r.token_count_source == "server" and r.completion_tokens != r.forced_tokens]
+    first = min(wrong, key=lambda r: r.seq, default=None)
+    reasons = []
+    if first is not None:
+        reasons.append(
+            f"{len(wrong)} of {len(ended)} outputs have not the length that was forced (first: {first.prompt_id},"
+            f" {first.completion_tokens} tokens in place of {first.forced_tokens}): not equal work"
+        )
+    status = "fail" if wrong else "pass" if ended else "not_applicable"
+    return {"status": status, "reasons": reasons, "n_forced": len(ended)}
+
+
 def troubles(records: Iterable[RequestRecord], *, simulated: bool) -> dict[str, int]:
     """How many measured requests show each known trouble of a reasoning model.
 
@@ -359,6 +378,8 @@ def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> 
             if level["torn_lines"]:
                 torn += level["torn_lines"]
                 reasons.append(f"{cell['id']} at {level['concurrency']}: {level['torn_lines']} torn line(s) left out")
+            if (forced := level.get("equal_work")) is not None:
+                reasons += [f"{cell['id']} at {level['concurrency']}: {reason}" for reason in forced["reasons"]]
             for gate, seen in states.items():
                 seen.add(level[gate]["status"])
                 if level[gate]["status"] in ("fail", "not_checked"):

@@ -319,7 +319,7 @@ class Level:
             outcome=got.outcome,
             error=got.error,
             answer=cut(got.answer, ANSWER_LIMIT_BYTES),
-            answer_correct=_check(got.answer, item) if got.outcome == "ok" else None,
+            answer_correct=self._check(got.answer, item) if got.outcome == "ok" else None,
             request_sha256=prepared.sha256,
             clock_anchor_unix_s=clock.anchor_unix_s,
             clock_speed=clock.speed,
@@ -333,6 +333,12 @@ class Level:
             turn=item.turn,
             task_turns=None if item.turn is None else item.turns,
         )
+
+    def _check(self, answer: str | None, item: Item) -> bool | None:
+        """Is it right? Not asked where the contract leaves the form of answers free."""
+        if not answer or self.settings.contract.output_format == "free":
+            return None
+        return answers.check(answer, item.prepared.prompt)
 
     def _offset_s(self, monotonic_s: float | None) -> float | None:
         return None if monotonic_s is None else round(self.clock.offset_s(monotonic_s), 7)
@@ -412,9 +418,3 @@ def cut(text: str | None, limit_bytes: int) -> str | None:
     if text is None or len(text) * 4 <= limit_bytes:
         return text
     return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore")
-
-
-def _check(answer: str | None, item: Item) -> bool | None:
-    if not answer:
-        return None
-    return answers.check(answer, item.prepared.prompt)

@@ -20,6 +20,7 @@ import numpy as np
 
 from loadtest import (
     acceleration,
+    agreement,
     compare,
     curves,
     distributions,
@@ -68,6 +69,7 @@ def analyze(run: Run, claims: Sequence[findings.Claim] = ()) -> dict[str, Any]:
     comparisons = compare.cells(cells, samples)
     gates = health.summary(cells, run.manifest)
     gates |= {"windows": _windows(cells)}
+    gates["reasons"] += agreement.reasons(run.cells)
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run.manifest.get("run_id"),
@@ -213,6 +215,7 @@ def _level(
         "failed_share": statistics.share(sum(outcomes[name] for name in FAILED), sum(outcomes.values())).to_json(),
         **_energy(passes, spans, anchor),
         "context_tokens": _context(columns).to_json(),
+        "equal_work": health.equal_work(r for c in columns for r in c.records if r.phase == "measure"),
         "troubles": health.troubles([r for c in columns for r in c.records if r.phase == "measure"], simulated=simulated),
         "curves": curves.of_level(columns, [level for level, _ in passes], spans, anchor),
     }

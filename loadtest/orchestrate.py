@@ -24,6 +24,7 @@ from loadtest import (
     estimate,
     passes,
     preflight,
+    prelude,
     records,
     watch,
 )
@@ -276,11 +277,13 @@ def _attached(journey: _Journey, base_url: str, cell: Cell, facts: dict[str, Any
     facts["engine_version"] = info.version
     facts["server_info"] = msgspec.to_builtins(info)
     facts["clock_speed"] = info.clock_speed
-    facts["contract"] = held(cell, journey.contract, facts["command"] or (), info)
+    served = _served(base_url, cell, info)
+    told = prelude.found(base_url, served) if info.engine in ("sglang", "vllm") else None
+    facts["contract"] = held(cell, journey.contract, facts["command"] or (), info, told)
     tell = journey.note if cell.base_url is None else journey.say  # another's server is as it is
     for violation in facts["contract"]["violations"]:
         tell(f"{cell.id}: not as the contract has it: {violation}")
-    return passes.Target(base_url=base_url, served_model=_served(base_url, cell, info), clock_speed=info.clock_speed)
+    return passes.Target(base_url=base_url, served_model=served, clock_speed=info.clock_speed)
 
 
 def _served(base_url: str, cell: Cell, info: engines.ServerInfo) -> str:

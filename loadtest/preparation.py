@@ -11,7 +11,7 @@ from typing import Any
 
 from loadtest import endpoint, records, workload
 from loadtest.clock import Clock
-from loadtest.contract import Contract, from_table
+from loadtest.contract import Contract, check_format, from_table
 from loadtest.errors import RecordError, UsageError
 from loadtest.level import Settings
 from loadtest.manifest import UNFINISHED, begun, ended
@@ -152,6 +152,7 @@ def open_run(options: Any, host: str | None, users: int) -> Opening:
     run = Path(options.out)
     manifest = _manifest_of(run)
     contract = _contract(options, manifest)
+    check_format(contract, loaded.prompts)
     options.loadtest_contract = asdict(contract)
     options.loadtest_users = users
     options.cell = options.cell or records.cell_id(options.engine, options.model, options.tp)

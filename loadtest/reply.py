@@ -44,6 +44,7 @@ class Reply:
     answer: str | None = None
     thinking_field: str | None = None
     think_closed: bool | None = None
+    thinking: str = ""  # not recorded; of use where a history keeps everything
     output_end: str | None = None  # the last characters of all text, thinking included
 
 
@@ -250,6 +251,7 @@ def _counted(stream: _Stream, split: thinking.Split, reply: Reply, count_tokens:
         thinking_field=split.field,
         think_closed=split.closed,
         output_end=stream.end() or None,
+        thinking="".join(stream.thoughts) or split.thinking,
     )
 
 

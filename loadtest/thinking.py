@@ -14,6 +14,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field as attribute
 from itertools import accumulate
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -33,6 +34,7 @@ class Split:
     answer: str
     field: str | None
     closed: bool | None
+    thinking: str = attribute(default="", repr=False, compare=False)  # inline, its tags left out
 
 
 def opens_in_prompt(model: str) -> bool:
@@ -67,10 +69,14 @@ def split_inline(contents: Sequence[str], *, opened: bool) -> Split:
     close = text.find(CLOSE)
     if close >= 0:
         start = close + len(CLOSE)
-        return Split(_chunk_of_text(contents, text, start), text[start:].strip(), "inline", True)
+        return Split(_chunk_of_text(contents, text, start), text[start:].strip(), "inline", True, _untagged(text[:close]))
     if (opened or begins) and text:
-        return Split(None, "", "inline", False)
+        return Split(None, "", "inline", False, _untagged(text))
     return Split(_chunk_of_text(contents, text, 0), text.strip(), None, None)
+
+
+def _untagged(text: str) -> str:
+    return text.lstrip().removeprefix(OPEN).strip()
 
 
 def _chunk_of_text(contents: Sequence[str], text: str, start: int) -> int | None:

@@ -327,7 +327,7 @@ def _contract_check(engines: Mapping[str, Json]) -> tuple[Check, ...]:
 def violations(contract: Json) -> tuple[str, ...]:
     """Keys of the contract that a runtime broke, by `contract.violations` of `engine.json`."""
     found = contract.get("violations")
-    return tuple(view.clean(key) for key in found) if isinstance(found, (Mapping, list, tuple)) else ()
+    return tuple(view.clean(key).partition(":")[0] for key in found) if isinstance(found, (Mapping, list, tuple)) else ()
 
 
 def _state(value: Any, good: str, bad: str) -> tuple[str, str]:

@@ -17,11 +17,11 @@ PARTS = {
     "cards": "hardware models roofline calibration",
     "asked": "prompts notation answers problems generators formats workload programs contract sequence settings manifest",
     "wire": "sse thinking reply http1 connection client level telemetry",
-    "servers": "endpoint server_metrics gpu_metrics launch preflight doctor deaths guard guarded engines",
+    "servers": "endpoint prelude server_metrics gpu_metrics launch preflight doctor deaths guard guarded engines",
     "locust": "preparation user load_shapes dialogue router",
     "simulator": "simulator",
-    "numbers": "columns window energy slo distributions curves acceleration health metrics effects compare findings "
-    "capacity",
+    "numbers": "agreement columns window energy slo distributions curves acceleration health metrics effects compare "
+    "findings capacity",
     "page": "view verdict canvas timeplots ratioplots tradeplots plots tables terminal versus shelf report",
     "studies": "study passes watch deployment estimate orchestrate fast_forward virtual_level",
     "commands": "commands cli __main__",
@@ -43,7 +43,7 @@ MAY_IMPORT = {
 PART_OF = {module: part for part, modules in PARTS.items() for module in modules.split()}
 
 PURE = {"statistics", "columns", "window", "energy", "slo", "distributions", "curves", "acceleration", "health", "metrics",
-        "compare", "effects", "capacity", "roofline", "view", "verdict"}  # fmt: skip
+        "agreement", "compare", "effects", "capacity", "roofline", "view", "verdict"}  # fmt: skip
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
 WRITERS = {"records", "guarded", "report", "resources"}
 PRINTERS = {"cli", "__main__", "calibration"}  # the last is a tool for developers: `python -m loadtest.calibration`

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.contract import Contract, differences, from_table, prompt_tokens_at_most, within
+from loadtest.contract import Contract, check_format, differences, from_table, prompt_tokens_at_most, within
 from loadtest.errors import UsageError
 from loadtest.prompts import Prompt
 
@@ -160,6 +160,25 @@ def test_output_is_lowered_to_the_room_that_is_left() -> None:
     assert within(Contract(), [prompt, longer], 1129).max_tokens == 1
     with pytest.raises(UsageError, match=r"expected more than the 1128 that prompt 'b' may take, got 1128; raise it"):
         within(Contract(), [prompt, longer], 1128)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer_format", "wanted"),
+    [
+        ("2+2?", "boxed", r"\boxed"),
+        ("Which?", "json", "answer"),
+        (r"2+2? Use \boxed{}.", "boxed", None),
+        ("2+2?", "none", None),
+    ],
+)
+def test_an_answer_is_checked_only_for_a_form_that_is_asked_for(text: str, answer_format: Any, wanted: str | None) -> None:
+    prompt = Prompt(id="q", messages=({"role": "user", "content": text},), answer="4", answer_format=answer_format)
+    check_format(Contract(output_format="free"), [prompt])
+    if wanted is None:
+        check_format(Contract(), [prompt])
+        return
+    with pytest.raises(UsageError, match="contract: output_format: expected .*, got 'q', which is checked as"):
+        check_format(Contract(), [prompt])
 
 
 def test_a_table_with_a_slip_of_the_pen() -> None:

@@ -95,7 +95,7 @@ def test_sglang_tells_its_own_memory_share_and_both_are_recorded():
     assert wrong == []
     assert found["requested"]["memory_fraction"] == 0.9
     assert found["requested"]["in_its_words"] == {"memory_fraction": 0.85, "kv_dtype": "fp8_e4m3"}
-    assert found["effective"]["memory_fraction"] == 0.85
+    assert (found["effective"]["memory_fraction"], found["effective"]["kv_dtype"]) == (0.9, "fp8"), "in the contract's sense"
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,28 @@ def test_sglang_tells_its_own_memory_share_and_both_are_recorded():
     [
         ("vllm", {"max_model_len": 8192}, "context_tokens: expected 16384, got 8192"),
         ("sglang", {"disable_radix_cache": True}, "prefix_caching: expected True, got False"),
-        ("sglang", {"mem_fraction_static": 0.5}, "memory_fraction: expected 0.85, got 0.5"),
+        ("sglang", {"mem_fraction_static": 0.5}, "memory_fraction: expected 0.9, got 0.529"),
         ("sglang", {"json_model_override_args": '{"rope_type": "yarn"}'}, "yarn: expected False, got True"),
     ],
 )
 def test_what_a_runtime_made_of_it_otherwise_is_named(engine, told, violation):
     assert started(engine, Contract(), **told)[1] == [violation]
+
+
+@pytest.mark.parametrize(
+    ("model", "contract", "told", "violation"),
+    [
+        ("qwq-32b-awq", "template", "none", ["thinking_prelude: expected template, got none"]),
+        ("qwq-32b-awq", "none", "template", ["thinking_prelude: expected none, got template"]),
+        ("qwq-32b-awq", "template", "template", []),
+        ("qwen2.5-7b-instruct", "template", "none", []),
+        ("qwq-32b-awq", "template", None, []),
+    ],
+)
+def test_the_thinking_prelude_is_held_to_the_contract(model, contract, told, violation):
+    cell = Cell(engine="vllm", model=model, base_url="http://127.0.0.1:9")
+    found = deployment.held(cell, Contract(thinking_prelude=contract), (), ServerInfo(engine="vllm"), told)
+    assert found["violations"] == violation
 
 
 def test_anothers_server_is_held_to_what_it_tells():

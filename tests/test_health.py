@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest import columns, health
+from loadtest import columns, health, metrics
 from tests import builders
 from tests.builders import request
 
@@ -147,6 +147,29 @@ def test_a_cut_off_request_makes_a_range(counted, status):
     first, last = one.server
     last = replace(last, generation_tokens_total=first.generation_tokens_total + counted)
     assert reconciled(replace(one, server=(first, last)))["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, "not_applicable"),
+        ({"forced_tokens": 10, "completion_tokens": 10}, "pass"),
+        ({"forced_tokens": 10, "completion_tokens": 9}, "fail"),
+        ({"forced_tokens": 10, "completion_tokens": 11}, "fail"),
+        ({"forced_tokens": 10, "completion_tokens": 3, "outcome": "cut_off"}, "not_applicable"),
+        ({"forced_tokens": 10, "completion_tokens": 9, "token_count_source": "chunks"}, "pass"),
+    ],
+)
+def test_forced_lengths_are_verified(changes, status):
+    found = health.equal_work([request(**changes)])
+    assert found["status"] == status
+    assert bool(found["reasons"]) == (status == "fail")
+
+
+def test_unequal_work_is_a_reason_not_to_rely_on_a_run():
+    made = builders.run([builders.cell([builders.level([request(forced_tokens=12)])])])
+    reasons = metrics.analyze(made)["health"]["reasons"]
+    assert any("1 of 1 outputs have not the length that was forced" in one for one in reasons)
 
 
 def test_troubles_are_counted_and_simulated_text_is_not_read():

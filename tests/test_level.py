@@ -98,11 +98,30 @@ def test_a_record_says_what_happened(make):
     item = level.next_item()
     record = send(level, item, 1)
     assert (record.outcome, record.answer, record.answer_correct, record.first_answer_chunk) == ("ok", "42", False, 1)
+    assert record.output_end is None, "the answer holds it all"
     assert (record.phase, record.user, record.seq, record.prompt_id) == ("measure", 1, 0, item.prepared.prompt.id)
     assert record.request_sha256 == item.prepared.sha256
     assert 0 <= record.scheduled_s <= record.sent_s <= record.chunk_s[0] <= record.chunk_s[-1] <= record.ended_s
     assert (record.thinking_field, record.think_closed, record.token_count_source) == ("inline", True, "chunks")
     assert on_disk(level) == (record,)
+
+
+def test_answers_in_a_free_form_are_not_judged(make):
+    level = make(output_format="free")
+    send(level, level.next_item())
+    level.close()
+    (record,) = on_disk(level)
+    assert (record.answer, record.answer_correct) == ("42", None)
+
+
+def test_the_end_of_an_output_without_an_answer_is_kept(make):
+    looped = b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % (b"Wait. " * 900)
+    ended = b'data: {"choices":[{"delta":{},"finish_reason":"length"}]}\n\n'
+    level = make(Canned([looped, ended, b"data: [DONE]\n\n"]))
+    send(level, level.next_item())
+    level.close()
+    (record,) = on_disk(level)
+    assert (record.outcome, record.answer, record.output_end) == ("truncated", None, ("Wait. " * 900)[-4000:])
 
 
 def test_the_level_ends_with_its_last_request(make):
