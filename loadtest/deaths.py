@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _TAIL_LINES = 400
-_LEFT_NO_CAUSE = "its log tells no cause, as of a process that was killed: was it the kernel, for memory? see dmesg"
+_BY_THE_KERNEL = "was it the kernel, for memory? see dmesg"
+_LEFT_NO_CAUSE = f"its log tells no cause, as of a process that was killed: {_BY_THE_KERNEL}"
 _LINE_CHARS = 300
 
 
@@ -109,7 +110,7 @@ CAUSES: tuple[Cause, ...] = (
         "killed",
         r"crashed with exit code -9|\bsigkill\b|exit ?code:? ?-9|out of memory: killed process",
         "a process was killed",
-        "was it the kernel, for memory? see dmesg",
+        _BY_THE_KERNEL,
     ),
     _cause(
         "engine-died",
@@ -152,6 +153,7 @@ def explain(log: str, exit_code: int | None) -> str:
     """One line: what happened, the runtime's own words, the next step.
 
     `exit_code` as Python tells it: negative for a signal, null where a part of the runtime died and the rest still runs.
+    SGLang ends itself with SIGKILL, so that the kernel is suspected only where the log tells no cause.
     """
     ending = describe_exit(exit_code)
     found = find_cause(log)
@@ -160,7 +162,8 @@ def explain(log: str, exit_code: int | None) -> str:
         root = _root(log) if cause.kind == "engine-died" else line
         return f"{ending}: {cause.meaning} ({root or line}); {cause.next_step if root else _LEFT_NO_CAUSE}"
     last = last_error(log.splitlines()[-_TAIL_LINES:])
-    return f"{ending}: {shorten(last)}" if last else f"{ending}, with nothing in its log"
+    hint = f"; {_BY_THE_KERNEL}" if exit_code == -signal.SIGKILL else ""
+    return (f"{ending}: {shorten(last)}" if last else f"{ending}, with nothing in its log") + hint
 
 
 def _root(log: str) -> str:
@@ -176,7 +179,7 @@ def describe_exit(exit_code: int | None) -> str:
     """How a process ended, in words.
 
     >>> describe_exit(-9), describe_exit(1)
-    ('killed by SIGKILL (did the kernel run out of memory? see dmesg)', 'exited with code 1')
+    ('killed by SIGKILL', 'exited with code 1')
     """
     if exit_code is None:
         return "died"
@@ -186,7 +189,7 @@ def describe_exit(exit_code: int | None) -> str:
         name = signal.Signals(-exit_code).name
     except ValueError:
         name = f"signal {-exit_code}"
-    return f"killed by {name}" + (" (did the kernel run out of memory? see dmesg)" if name == "SIGKILL" else "")
+    return f"killed by {name}"
 
 
 _ERROR_LINE = re.compile(r"\b\w*(?:Error|Exception)\b:? |\berror\b:|\bfatal\b|\bCRITICAL\b", re.IGNORECASE)

@@ -97,3 +97,8 @@ def test_a_process_that_was_killed_leaves_no_cause_and_that_is_said():
     )
     told = deaths.explain("ZeroDivisionError: division by zero\n" + log, None)
     assert "(ZeroDivisionError: division by zero); read the log" in told
+
+
+def test_the_kernel_is_suspected_only_where_the_log_tells_no_cause():
+    assert deaths.explain("loading", -9) == "killed by SIGKILL: loading; was it the kernel, for memory? see dmesg"
+    assert "dmesg" not in deaths.explain("ValueError: Loaded weights leave no GPU memory for the KV cache", -9)
