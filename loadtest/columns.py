@@ -64,6 +64,11 @@ class Pass:
         """Stopped while its user was still waiting."""
         return np.array([r.outcome in CENSORED and not _is_ok(r) for r in self.records], bool)
 
+    @cached_property
+    def cut_off(self) -> Bools:
+        """Still running when the level ended."""
+        return np.array([r.outcome == "cut_off" for r in self.records], bool)
+
     def gaps(self) -> tuple[Small, Small, Ints]:
         """Token gaps of measured requests, in their order: (gap_s, weight_tokens, start of each request's run of gaps).
 

@@ -108,6 +108,7 @@ def _verdict(pair: Pair, one: Effect | None, metric: str, adjusted: Iterator[flo
     if p_holm <= ALPHA:
         verdict = "faster" if (one.log_ratio > 0) == (metric in MORE_IS_FASTER) else "slower"
     lost = f"; {one.lost} censored left out" if one.lost else ""
+    once = "" if one.repeated else "; without three passes of both, what changes from pass to pass is not in it"
     return {
         "ratio": {"value": math.exp(one.log_ratio), "ci95": list(one.interval())},
         "verdict": verdict,
@@ -117,7 +118,7 @@ def _verdict(pair: Pair, one: Effect | None, metric: str, adjusted: Iterator[flo
         "n_a": one.n_a,
         "n_b": one.n_b,
         "method": one.method,
-        "reason": f"{one.method}{lost}",
+        "reason": f"{one.method}{lost}{once}",
     }
 
 

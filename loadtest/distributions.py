@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtest import statistics
 from loadtest.columns import Bools, Ints, Small
-from loadtest.statistics import Estimate, Floats
+from loadtest.statistics import MIN_PASSES, Estimate, Floats
 
 QUANTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-MIN_PASSES = 3  # passes that make the pass the unit of repetition
 
 
 def plain(values: Floats, groups: Ints) -> dict[str, Any]:
     """Of one value a request. `groups`: the pass of each; with three passes or more they are the unit of the mean's
-    interval, else the requests are. Quantiles: order statistics with exact binomial bounds."""
+    interval, else the requests are. Quantiles: order statistics with exact binomial bounds, widened by what passes add."""
+    parts = [np.sort(one) for one in _by_pass(values, groups)]
     ordered = np.sort(values)
-    quantiles = {name: statistics.quantile(ordered, p) for name, p in QUANTILES.items()}
+    quantiles = {
+        name: statistics.widened(statistics.quantile(ordered, p), [statistics.sample_quantile(one, p) for one in parts])
+        for name, p in QUANTILES.items()
+    }
     ends = (float(ordered[0]), float(ordered[-1])) if len(ordered) else (None, None)
     return _written(len(values), grouped_mean(values, groups), quantiles, ends)
 
@@ -33,11 +38,18 @@ def waiting(times: Floats, observed: Bools, groups: Ints) -> dict[str, Any]:
     if bool(np.all(observed)):
         return plain(times, groups) | {"n_censored": 0}
     curve = statistics.kaplan_meier(times, observed)
-    quantiles = {name: statistics.survival_quantile(curve, p) for name, p in QUANTILES.items()}
+    parts = zip(_by_pass(times, groups), _by_pass(observed, groups), strict=True)
+    passes = [statistics.kaplan_meier(*one) for one in parts]
+    quantiles = {
+        name: statistics.widened(
+            statistics.survival_quantile(curve, p), [statistics.survival_time(one, 1 - p) for one in passes]
+        )
+        for name, p in QUANTILES.items()
+    }
     horizon = float(np.max(times))
-    area, error = statistics.restricted_mean(curve, horizon)
-    ci95 = (area - statistics.Z * error, area + statistics.Z * error) if len(curve.times) > 1 else None
-    restricted = Estimate(area, ci95, len(times))
+    restricted = statistics.widened(
+        statistics.restricted(curve, horizon), [statistics.restricted_mean(one, horizon)[0] for one in passes]
+    )
     complete = len(curve.share) > 0 and curve.share[-1] == 0
     reason = "the longest time is censored: no mean, see restricted_mean"
     average = restricted if complete else Estimate(None, None, len(times), reason=reason)
@@ -53,15 +65,31 @@ def weighted(values: Small, weights: Small, starts: Ints, groups: Ints) -> dict[
     """Of token gaps, request after request: `starts` where each request's begin, `groups` the pass of each request.
     Requests (passes, where there are three or more, for the mean) are the unit of every interval; `n` counts gaps,
     `n_requests` the clusters, and `n_needed` requests."""
-    quantiles = dict(
-        zip(QUANTILES, statistics.clustered_quantiles(values, weights, starts, [*QUANTILES.values()]), strict=True)
-    )
+    found = statistics.clustered_quantiles(values, weights, starts, [*QUANTILES.values()])
+    passes = _gaps_by_pass(values, weights, starts, groups)
+    quantiles = {
+        name: statistics.widened(one, [of_pass[i] for of_pass in passes])
+        for i, (name, one) in enumerate(zip(QUANTILES, found, strict=True))
+    }
     ends = (float(np.min(values)), float(np.max(values))) if len(values) else (None, None)
     sums, sizes = (statistics.by_cluster(x, starts) for x in (values * weights, weights))
-    if len(np.unique(groups)) >= MIN_PASSES:
+    if len(passes) >= MIN_PASSES:
         sums, sizes = (np.asarray(np.bincount(groups, x), np.float64) for x in (sums, sizes))
     answer = _written(round(float(np.sum(sizes))), statistics.ratio(sums, sizes), quantiles, ends)
     return answer | {"n_requests": len(starts)}
+
+
+def _by_pass(values: NDArray[Any], groups: Ints) -> list[NDArray[Any]]:
+    return [values[groups == one] for one in np.unique(groups)]
+
+
+def _gaps_by_pass(values: Small, weights: Small, starts: Ints, groups: Ints) -> list[list[float]]:
+    """The quantiles of each pass; nothing for fewer passes than count."""
+    begins = [int(starts[np.flatnonzero(groups == one)[0]]) for one in np.unique(groups)]
+    if len(begins) < MIN_PASSES:
+        return []
+    slices = [slice(*ends) for ends in pairwise([*begins, len(values)])]
+    return [statistics.weighted_quantiles(values[one], weights[one], [*QUANTILES.values()]) for one in slices]
 
 
 def grouped_mean(values: Floats, groups: Ints) -> Estimate:

@@ -17,14 +17,14 @@ import numpy as np
 
 from loadtest import statistics, window
 from loadtest.columns import Pass, per_request, values_of
-from loadtest.distributions import MIN_PASSES
-from loadtest.statistics import Floats
+from loadtest.statistics import MIN_PASSES, Floats
 
 METRICS = ("time_to_final_answer_s", "time_to_first_answer_s", "ttft_s", "tokens_per_s_per_user", "output_tokens_per_s")
 MIN_SAMPLES = 5
 ALPHA = 0.05
 POWER = 0.8
 BY_PASS = "paired by pass"
+WHOLE_PASSES = "whole passes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class Effect:
     n_b: int
     method: str
     lost: int = 0
+
+    @property
+    def repeated(self) -> bool:
+        """Does the error know what changes from pass to pass?"""
+        return self.method in (BY_PASS, WHOLE_PASSES)
 
     @property
     def p_value(self) -> float:
@@ -92,7 +97,7 @@ def _by_pass(a: Sequence[Pass], b: Sequence[Pass], metric: str) -> Effect:
     if left.keys() == right.keys():
         return _paired(np.array([left[r] - right[r] for r in sorted(left)]), BY_PASS, least=MIN_PASSES)
     x, y = (np.array([side[r] for r in sorted(side)]) for side in (left, right))
-    return _welch(x, y, "whole passes", least=MIN_PASSES)
+    return _welch(x, y, WHOLE_PASSES, least=MIN_PASSES)
 
 
 def _figure_of_passes(passes: Sequence[Pass], metric: str) -> Callable[[Pass], float | None]:
@@ -134,8 +139,8 @@ def _by_batch(a: Sequence[Pass], b: Sequence[Pass]) -> Effect:
         half = (found.ci95[1] - found.value) / statistics.t_critical(found.n - 1)
         sides.append((math.log(found.value), half / found.value, found.n))
     (x, x_error, n_a), (y, y_error, n_b) = sides
-    error, df = _satterthwaite(x_error, n_a, y_error, n_b)
-    return Effect(x - y, error, df, n_a, n_b, "batch means of the steady window; passes were not repeated three times")
+    error, df = statistics.combined_error(x_error, n_a, y_error, n_b)
+    return Effect(x - y, error, df, n_a, n_b, "batch means of the steady window")
 
 
 def _prompt_pairs(a: Sequence[Pass], b: Sequence[Pass], metric: str) -> tuple[Floats | None, int]:
@@ -182,16 +187,8 @@ def _welch(x: Floats, y: Floats, method: str, least: int = MIN_SAMPLES) -> Effec
     if min(n_a, n_b) < least:
         return Effect(0.0, math.nan, 1, n_a, n_b, method)
     errors = [float(np.std(side, ddof=1)) / math.sqrt(len(side)) for side in (x, y)]
-    error, df = _satterthwaite(errors[0], n_a, errors[1], n_b)
+    error, df = statistics.combined_error(errors[0], n_a, errors[1], n_b)
     return Effect(float(np.mean(x) - np.mean(y)), error, df, n_a, n_b, method)
-
-
-def _satterthwaite(x_error: float, n_a: int, y_error: float, n_b: int) -> tuple[float, float]:
-    """Standard error of a difference and its degrees of freedom (Welch 1947)."""
-    total = x_error**2 + y_error**2
-    if total == 0:
-        return 0.0, float(n_a + n_b - 2)
-    return math.sqrt(total), total**2 / (x_error**4 / (n_a - 1) + y_error**4 / (n_b - 1))
 
 
 def _restricted(x: Floats, x_seen: Any, y: Floats, y_seen: Any) -> Effect:
@@ -202,7 +199,7 @@ def _restricted(x: Floats, x_seen: Any, y: Floats, y_seen: Any) -> Effect:
     horizon = min(float(np.max(x)), float(np.max(y)))
     sides = [statistics.restricted_mean(statistics.kaplan_meier(t, s), horizon) for t, s in ((x, x_seen), (y, y_seen))]
     (m_a, e_a), (m_b, e_b) = sides
-    error, df = _satterthwaite(e_a / m_a, len(x), e_b / m_b, len(y))
+    error, df = statistics.combined_error(e_a / m_a, len(x), e_b / m_b, len(y))
     return Effect(math.log(m_a / m_b), error, df, len(x), len(y), method)
 
 

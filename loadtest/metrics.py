@@ -202,6 +202,7 @@ def _level(
     answer: dict[str, Any] = {
         "concurrency": columns[0].concurrency,
         "n_requests": sum(outcomes.values()),
+        "n_prompts": len({r.prompt_id for one in columns for r in one.records if r.phase == "measure"}),
         "n_warmup": sum(int(np.sum(~one.measured)) for one in columns),
         "torn_lines": sum(len(level.torn) for level, _ in passes),
         "outcomes": dict(sorted(outcomes.items())),
@@ -321,7 +322,7 @@ def _energy(
     if not found or len(joules) < len(found):
         absent = Estimate(None, reason="the power of the cards was not read throughout the steady window").to_json()
         return {"joules_per_answer": absent, "joules_per_output_token": absent}
-    answers = [float(np.sum(one.measured & one.ok & span.holds(one.last_s))) for _, one, span in found]
+    answers = [window.answers_in(one, span, one.ok) for _, one, span in found]
     tokens = [float(window.tokens_in(one, span)[0]) for _, one, span in found]
     return {
         "joules_per_answer": statistics.ratio(np.array(joules), np.array(answers)).to_json(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 CONFIDENCE = 0.95
+MIN_PASSES = 3  # passes that make the pass the unit of repetition
 MIN_TAIL_CLUSTERS = 6
 _TAIL = (1 - CONFIDENCE) / 2
 Z = float(special.ndtri(1 - _TAIL))
@@ -78,7 +79,12 @@ def quantile(ordered: Floats, p: float) -> Estimate:
     ranks = quantile_ranks(n, p)
     if ranks is None:
         return Estimate(None, None, n, n_for_quantile(p))
-    return Estimate(float(ordered[_rank(n, p) - 1]), (float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1])), n)
+    return Estimate(sample_quantile(ordered, p), (float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1])), n)
+
+
+def sample_quantile(ordered: Floats, p: float) -> float:
+    """The least of the ascending samples with `F(x) >= p`, of however few of them."""
+    return float(ordered[_rank(len(ordered), p) - 1])
 
 
 def _rank(n: int, p: float) -> int:
@@ -125,6 +131,47 @@ def ratio(totals: Floats, sizes: Floats) -> Estimate:
     if low < 0 <= float(np.min(totals)):
         low = 0.0  # what cannot be negative has no interval below 0; the coverage only grows
     return Estimate(value, (low, value + half), n)
+
+
+def product(x: Estimate, y: Estimate, factor: float = 1.0) -> Estimate:
+    """`factor` x the product of two independent positive estimates, with the t interval of its logarithm (relative errors
+    added up, Welch's degrees of freedom); n is y's. No interval where either has none."""
+    if not x.value or not y.value:
+        return Estimate(None, None, y.n, reason=x.reason or y.reason)
+    value = factor * x.value * y.value
+    if x.ci95 is None or y.ci95 is None:
+        return Estimate(value, None, y.n, reason=x.reason or y.reason)
+    errors = [(one.ci95[1] - one.value) / t_critical(one.n - 1) / one.value for one in (x, y) if one.ci95 and one.value]
+    error, df = combined_error(errors[0], x.n, errors[1], y.n)
+    spread = math.exp(t_critical(df) * error)
+    return Estimate(value, (value / spread, value * spread), y.n)
+
+
+def combined_error(x_error: float, n_x: int, y_error: float, n_y: int) -> tuple[float, float]:
+    """Standard error of a sum or difference, and its degrees of freedom (Welch 1947)."""
+    total = x_error**2 + y_error**2
+    if total == 0:
+        return 0.0, float(n_x + n_y - 2)
+    return math.sqrt(total), total**2 / (x_error**4 / (n_x - 1) + y_error**4 / (n_y - 1))
+
+
+def widened(found: Estimate, by_pass: Sequence[float | None]) -> Estimate:
+    """An interval that takes requests for independent, widened by what passes differ beyond that; `by_pass`: the same figure
+    of each pass (None: it has none).
+
+    Each half-width h becomes `sqrt(h**2 + t**2 max(0, e**2 - e_r**2))`, with e the standard error by passes, t of their
+    degrees of freedom, e_r that of the interval: what requests explain keeps its own bounds, what passes add gets their t
+    (after Cochran and Cox, Experimental Designs, 4.14). Fewer than three passes show no difference.
+    """
+    known = [one for one in by_pass if one is not None]
+    if found.ci95 is None or found.value is None or len(known) < MIN_PASSES:
+        return found
+    (low, high), k = found.ci95, len(known)
+    added = float(np.var(known, ddof=1)) / k - ((high - low) / (2 * Z)) ** 2
+    extra = t_critical(k - 1) ** 2 * max(0.0, added)
+    below, above = (math.sqrt((end - found.value) ** 2 + extra) for end in (low, high))
+    least = 0.0 if low >= 0 else -math.inf
+    return replace(found, ci95=(max(least, found.value - below), found.value + above))
 
 
 def share(successes: int, n: int) -> Estimate:
@@ -199,16 +246,51 @@ def _log_log_band(waiting: Floats, greenwood: Floats) -> tuple[Floats, Floats]:
     return low, high
 
 
+def censoring_weights(times: Floats, observed: NDArray[np.bool_]) -> Floats:
+    """What each sample counts when the censored hand their weight on to the longer ones (Efron 1967): n x its step of the
+    Kaplan-Meier curve; 1 each where none is censored. The longest keeps its own, censored or not.
+
+    >>> censoring_weights(np.array([1.0, 2.0, 3.0]), np.array([True, False, True])).tolist()
+    [1.0, 0.0, 2.0]
+    """
+    n = len(times)
+    order = np.lexsort((~observed, times))
+    seen, at_risk = observed[order], np.arange(n, 0, -1)
+    if n:
+        seen[-1] = True
+    waiting = np.cumprod(np.where(seen, 1 - 1 / at_risk, 1.0))
+    weights = np.empty(n)
+    weights[order] = np.where(seen, n * np.concatenate(([1.0], waiting[:-1])) / at_risk, 0.0)
+    return weights
+
+
 def survival_quantile(curve: Survival, p: float) -> Estimate:
     """Time by which a share `p` has finished: the first t with `S(t) <= 1 - p`; its interval inverts the pointwise band
-    (Brookmeyer and Crowley 1982). None where the band never falls to `1 - p`; then `n_needed` assumes that the same
-    share is censored."""
-    low, value, high = (_first_at_most(curve.times, s, 1 - p) for s in (curve.low, curve.share, curve.high))
-    if low is not None and value is not None and high is not None:
+    (Brookmeyer and Crowley 1982).
+
+    None where the band never falls to `1 - p`, and where `S` is there known no better than from fewer samples than
+    `n_for_quantile(p)`, for then it is chance whether it does; `n_needed` assumes that the same share is censored.
+    """
+    low, high = (_first_at_most(curve.times, s, 1 - p) for s in (curve.low, curve.high))
+    value = survival_time(curve, 1 - p)
+    if low is not None and value is not None and high is not None and _effective_n(curve, value) >= n_for_quantile(p):
         return Estimate(value, (low, high), curve.n)
     finished = max(1, curve.n - curve.n_censored) / max(1, curve.n)
     needed = max(curve.n + 1, math.ceil(n_for_quantile(p) / finished))
     return Estimate(None, None, curve.n, needed)
+
+
+def _effective_n(curve: Survival, t: float) -> float:
+    """How many samples without censoring would know `S(t)` as well: `(1 - S) / (S G)`, G Greenwood's sum; 0 where S is."""
+    at = int(np.searchsorted(curve.times, t, side="right")) - 1
+    if at < 0 or curve.share[at] == 0:
+        return 0.0
+    return float((1 - curve.share[at]) / (curve.share[at] * curve.greenwood[at]))
+
+
+def survival_time(curve: Survival, share: float) -> float | None:
+    """The first time at which no more than a share still waits; None where the curve does not fall so far."""
+    return _first_at_most(curve.times, curve.share, share)
 
 
 def _first_at_most(times: Floats, values: Floats, limit: float) -> float | None:
@@ -218,7 +300,8 @@ def _first_at_most(times: Floats, values: Floats, limit: float) -> float | None:
 
 def restricted_mean(curve: Survival, horizon: float) -> tuple[float, float]:
     """Mean of min(T, horizon), the area under S up to `horizon`, and its standard error
-    `sqrt(sum(A_i^2 d_i / (r_i (r_i - d_i))))`, A_i the area from t_i on (Klein and Moeschberger, 4.5)."""
+    `sqrt(m / (m - 1) sum(A_i^2 d_i / (r_i (r_i - d_i))))`, A_i the area from t_i on, m the number of events (Klein and
+    Moeschberger, 4.5)."""
     inside = curve.times < horizon
     times, waiting = curve.times[inside], curve.share[inside]
     edges = np.concatenate(([0.0], times, [horizon]))
@@ -226,7 +309,18 @@ def restricted_mean(curve: Survival, horizon: float) -> tuple[float, float]:
     after = np.cumsum(areas[::-1])[::-1][1:]
     steps = np.diff(np.concatenate(([0.0], curve.greenwood[inside])))
     terms = np.where(after > 0, after**2, 0.0) * np.where(np.isfinite(steps), steps, 0.0)
-    return float(np.sum(areas)), math.sqrt(float(np.sum(terms)))
+    events = curve.n - curve.n_censored
+    return float(np.sum(areas)), math.sqrt(float(np.sum(terms)) * events / max(1, events - 1))
+
+
+def restricted(curve: Survival, horizon: float) -> Estimate:
+    """The mean up to a horizon with the t interval of its logarithm, by the number of events; none from a single one."""
+    area, error = restricted_mean(curve, horizon)
+    events = curve.n - curve.n_censored
+    if events < 2 or area == 0:
+        return Estimate(area, None, curve.n)
+    spread = math.exp(t_critical(events - 1) * error / area)
+    return Estimate(area, (area / spread, area * spread), curve.n)
 
 
 def clustered_quantiles(
@@ -261,6 +355,13 @@ def clustered_quantiles(
             ends = (_weighted(ordered, running, bounds[0] * total), _weighted(ordered, running, bounds[1] * total))
             answer.append(Estimate(point, ends, len(starts)))
     return answer
+
+
+def weighted_quantiles(values: NDArray[np.float32], weights: NDArray[np.float32], ps: Sequence[float]) -> list[float]:
+    """Weighted quantiles alone, without an interval."""
+    order = np.argsort(values)
+    running = np.cumsum(weights[order], dtype=np.float64)
+    return [_weighted(values[order], running, p * float(running[-1])) for p in ps]
 
 
 def _share_bounds(below: Floats, above: Floats, sizes: Floats, p: float) -> Interval | int:

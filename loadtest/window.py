@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from loadtest import statistics
 from loadtest.columns import Bools, Pass
-from loadtest.distributions import MIN_PASSES
-from loadtest.statistics import Estimate, Floats
+from loadtest.statistics import MIN_PASSES, Estimate, Floats
 
 BATCHES = 10  # batch means of one window (Schmeiser 1982: 10 to 30)
 
@@ -73,26 +72,40 @@ def output_tokens_per_s(passes: Sequence[tuple[Pass, Window]]) -> Estimate:
 
 
 def per_hour(passes: Sequence[tuple[Pass, Window]], good: Sequence[Bools]) -> Estimate:
-    """Answers among `good` (one mask a pass) whose last chunk lies in the window, per hour.
+    """Answers among `good` (one mask a pass) an hour: what the tokens that arrived inside the windows amount to.
 
-    Interval: t over passes from three on, else exact Poisson. An answer counts when it ends, and streams begin together: of
-    each stream half an answer, on average, is under way when a window closes. The upper end allows for it.
+    Tokens in the window x answers per token of the measured requests / its length. Counting the answers that end there
+    would miss those under way when it closes, and streams begin together: per stream and pass (1 - cv^2) / 2 answers too
+    few, cv the variation of their length (Cox, Renewal Theory, 4.2). Tokens are credited as they arrive and have no such
+    bias. Interval: t over passes from three on, else from the relative errors of both factors (batches, requests), on the
+    log scale; with no answer at all, exact Poisson.
     """
     if not passes:
         return Estimate(None, None, 0, reason="no steady window: the streams were never all in flight together")
-    counts = [int(np.sum(mask & w.holds(_done_s(c)))) for (c, w), mask in zip(passes, good, strict=True)]
-    hours = [window.length_s / 3600 for _, window in passes]
-    if len(passes) < MIN_PASSES:
-        return statistics.poisson_rate(sum(counts), math.fsum(hours))
-    found = statistics.ratio(np.array(counts, np.float64), np.array(hours, np.float64))
-    if found.ci95 is None:
-        return found
-    under_way = sum(columns.concurrency for columns, _ in passes) / 2 / math.fsum(hours)
-    return replace(found, ci95=(found.ci95[0], found.ci95[1] + under_way))
+    hours = np.array([window.length_s / 3600 for _, window in passes])
+    if not any(bool(np.any(mask)) for mask in good):
+        return statistics.poisson_rate(0, math.fsum(hours))
+    if len(passes) >= MIN_PASSES:
+        answers = [answers_in(columns, window, mask) for (columns, window), mask in zip(passes, good, strict=True)]
+        return statistics.ratio(np.array(answers), hours)
+    tokens, share = output_tokens_per_s(passes), _answers_per_token([columns for columns, _ in passes], good)
+    return statistics.product(tokens, share, 3600.0)
 
 
-def _done_s(columns: Pass) -> Floats:
-    return np.where(np.isfinite(columns.last_s), columns.last_s, columns.ended_s)
+def answers_in(columns: Pass, window: Window, good: Bools) -> float:
+    """Answers among `good` that the tokens in a window amount to, by the answers per token of its pass."""
+    per_token = _answers_per_token([columns], [good]).value
+    return float(tokens_in(columns, window)[0]) * (per_token or 0.0)
+
+
+def _answers_per_token(passes: Sequence[Pass], good: Sequence[Bools]) -> Estimate:
+    """Of measured requests, those that were cut off making up for their absence by the weight of longer ones."""
+    measured = [one.measured for one in passes]
+    tokens = np.concatenate([one.tokens[use] for one, use in zip(passes, measured, strict=True)])
+    ended = np.concatenate([~one.cut_off[use] for one, use in zip(passes, measured, strict=True)])
+    answers = np.concatenate([mask[use] for mask, use in zip(good, measured, strict=True)])
+    weights = statistics.censoring_weights(tokens, ended)
+    return statistics.ratio(weights * answers, weights * tokens)
 
 
 def checks(passes: Sequence[tuple[Pass, Window]], n_passes: int) -> dict[str, Any]:

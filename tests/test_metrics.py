@@ -64,7 +64,8 @@ def test_the_window_holds_all_streams_and_both_sides_of_the_ratio():
     assert (level["window"]["start_s"], level["window"]["end_s"]) == (1.0, 5.0)
     # a: 1.5 .. 4.0 -> 6 (1.0 itself is outside); b: all 7; c: 4.5, 5.0 -> 2
     assert level["output_tokens_per_s"]["value"] == pytest.approx(15 / 4)
-    assert level["answers_per_hour"]["value"] == pytest.approx(2 / 4 * 3600)
+    # three answers of 8 + 7 + 4 tokens: those 15 are worth 15 x 3 / 19 answers, in 4 s
+    assert level["answers_per_hour"]["value"] == pytest.approx(15 * 3 / 19 / 4 * 3600)
 
 
 def test_streams_never_all_in_flight_have_no_window():
@@ -132,6 +133,29 @@ def test_goodput_counts_requests_that_meet_every_limit():
     level = only(analyzed(made, slo=["ttft_s:p50<2", "time_to_final_answer_s:p50<60"]))
     assert level["goodput_answers_per_hour"]["value"] == pytest.approx(level["answers_per_hour"]["value"] / 2)
     assert [row["met"] for row in level["slo"]] == [None, True]
+
+
+def test_a_request_that_was_cut_off_hands_its_weight_to_longer_ones():
+    """Answers of 4 and 10 tokens, and 7 tokens of one that was cut off: by Kaplan-Meier the answer after 4 tokens has the
+    weight 1/3 and that after 10 the rest, 2/3; so an answer takes 8 tokens, and the window's 21 are worth 21/8 answers."""
+    made = [
+        request(0.0, thinking=3, answer=1),
+        request(10.0, seq=1),
+        request(20.0, thinking=7, answer=0, outcome="cut_off", seq=2),
+    ]
+    level = only(analyzed(made))
+    window = level["window"]
+    tokens = level["output_tokens_per_s"]["value"] * (window["end_s"] - window["start_s"])
+    assert tokens == pytest.approx(21)
+    assert level["answers_per_hour"]["value"] == pytest.approx(21 / 8 / (window["end_s"] - window["start_s"]) * 3600)
+
+
+def test_a_level_without_an_answer_has_none_an_hour_and_at_most_so_many():
+    """Exactly: none in the window of 10.9 s, at most 3.69 of them by Garwood."""
+    level = only(analyzed([request(5.0 * i, seq=i, outcome="no_answer", answer=0, thinking=10) for i in range(3)]))
+    hours = (level["window"]["end_s"] - level["window"]["start_s"]) / 3600
+    assert level["answers_per_hour"]["value"] == 0
+    assert level["answers_per_hour"]["ci95"] == pytest.approx([0, 3.6889 / hours], rel=1e-4)
 
 
 def test_accuracy_is_null_when_simulated_or_unchecked():

@@ -34,11 +34,12 @@ def test_kaplan_meier_by_hand():
 
 
 def test_restricted_mean_by_hand():
-    """Times 1, 2+, 3: S is 1 on [0, 1), 2/3 on [1, 3); the area up to 3 is 1 + 2 x 2/3. Variance: (4/3)^2 x 1/(3 x 2)."""
+    """Times 1, 2+, 3: S is 1 on [0, 1), 2/3 on [1, 3); the area up to 3 is 1 + 2 x 2/3. Variance: (4/3)^2 x 1/(3 x 2),
+    times 2 / (2 - 1) for two events."""
     curve = statistics.kaplan_meier(np.array([1.0, 2, 3]), np.array([True, False, True]))
     area, error = statistics.restricted_mean(curve, 3.0)
     assert area == pytest.approx(1 + 4 / 3)
-    assert error == pytest.approx(math.sqrt((4 / 3) ** 2 / 6))
+    assert error == pytest.approx(math.sqrt(2 * (4 / 3) ** 2 / 6))
 
 
 def test_without_censoring_the_survival_quantile_is_the_order_statistic():
@@ -76,6 +77,39 @@ def test_poisson_by_hand():
     """Five events in one hour: 1.62 to 11.67 (Garwood's table); none: 0 to 3.69."""
     assert statistics.poisson_rate(5, 1.0).ci95 == pytest.approx((1.6235, 11.6683), rel=1e-4)
     assert statistics.poisson_rate(0, 1.0).ci95 == pytest.approx((0.0, 3.6889), rel=1e-4)
+
+
+def test_a_product_by_hand():
+    """4 with a relative error of 0.1 times 2.5 with 0.05, 10 samples each: on the log scale sqrt(0.01 + 0.0025), with
+    0.0125^2 / (0.1^4 / 9 + 0.05^4 / 9) = 13.2 degrees of freedom."""
+    t = statistics.t_critical(9)
+    found = statistics.product(
+        statistics.Estimate(4.0, (4 - 0.4 * t, 4 + 0.4 * t), 10),
+        statistics.Estimate(2.5, (2.5 - 0.125 * t, 2.5 + 0.125 * t), 10),
+    )
+    spread = math.exp(statistics.t_critical(0.0125**2 / ((1e-4 + 6.25e-6) / 9)) * math.sqrt(0.0125))
+    assert found.value == pytest.approx(10)
+    assert found.ci95 == pytest.approx((10 / spread, 10 * spread))
+
+
+def test_what_passes_add_by_hand():
+    """10, from 8 to 12; passes at 7, 10, 13: their error is 3 / sqrt(3), the interval's 2 / 1.96; t(2) = 4.303."""
+    found = statistics.widened(statistics.Estimate(10.0, (8.0, 12.0), 30), [7.0, 10.0, 13.0])
+    half = math.sqrt(4 + 4.30265**2 * (3 - (2 / 1.959964) ** 2))
+    assert found.ci95 == pytest.approx((10 - half, 10 + half), rel=1e-5)
+    alike = statistics.Estimate(10.0, (8.0, 12.0), 30)
+    assert statistics.widened(alike, [9.9, 10.0, 10.1]) == alike
+    assert statistics.widened(alike, [7.0, 13.0, None]) == alike  # two passes show nothing
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e4), st.booleans()), min_size=1, max_size=40))
+def test_weights_of_the_censored_are_handed_on_and_none_is_lost(pairs):
+    times, observed = (np.array(x) for x in zip(*pairs, strict=True))
+    weights = statistics.censoring_weights(times, observed)
+    assert np.sum(weights) == pytest.approx(len(pairs))
+    assert np.all(weights[np.flatnonzero(~observed & (times < np.max(times)))] == 0)
+    if np.all(observed):
+        assert weights == pytest.approx(1)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
