@@ -136,12 +136,12 @@ def fetch(
     import httpx
 
     try:
-        return _fetched(asking, url, method, limit_bytes)
+        return _fetched(asking, url, method, body, limit_bytes)
     except (httpx.InvalidURL, UnicodeError) as error:  # a label of more than 63 characters, an empty one, `xn--` before none
         raise httpx.UnsupportedProtocol(f"no name of a host: {error}") from None
 
 
-def _fetched(asking: httpx.Client, url: str, method: str, limit_bytes: int) -> Reply:
+def _fetched(asking: httpx.Client, url: str, method: str, body: Mapping[str, Any] | None, limit_bytes: int) -> Reply:
     import httpx
 
     timeout_s = asking.timeout.read or _TIMEOUT_S
