@@ -38,11 +38,10 @@ def one(kind: str, port: int, streams: int, requests: int, tokens: int) -> tuple
     if kind != "loadtest":
         return alone(kind, port, streams, requests, tokens)
     run = h.scratch() / "run"
-    h.locust(port, streams, run, "--requests", str(requests), "--warmup-requests", "0")
-    samples = h.health(run)
-    ends = [0.0] + [s["t_s"] for s in samples]
-    cpu_s = sum(s["cpu_share"] * (ends[i + 1] - ends[i]) for i, s in enumerate(samples))
-    return cpu_s / sum(len(x.tokens) for x in h.measured(run)) * 1e6, None
+    drive = h.locust(port, streams, run, "--requests", str(requests), "--warmup-requests", "0")
+    read = sum(len(x.tokens) for x in h.measured(run))
+    cpu_s = sum(s["cpu_share"] * s["interval_s"] for s in h.health(run))
+    return cpu_s / read * 1e6, drive.wakes / read
 
 
 def main() -> None:
@@ -56,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     clients = args.clients.split(",")
     seen: dict[str, list[tuple[float, float | None]]] = {kind: [] for kind in clients}
-    with h.known_time_server(tokens=args.tokens, thinking=args.tokens // 4, gap=args.gap) as port:
+    with h.known_time_server(tokens=args.tokens, thinking=args.tokens // 4, gap=args.gap, out_of_step=True) as port:
         for _ in range(args.passes):
             for kind in clients:
                 seen[kind].append(one(kind, port, args.streams, args.streams * args.rounds, args.tokens))

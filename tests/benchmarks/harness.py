@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,7 @@ class Drive:
     run: Path
     wall_s: float
     cpu_s: float
+    wakes: int  # voluntary switches of context: how often its processes slept and were woken
     exit_code: int
     output: str
 
@@ -74,12 +76,12 @@ def locust(port: int, users: int, out: Path, *extra: str, pin: bool = True) -> D
     argv = [sys.executable, "-m", "locust", "-f", str(SCENARIO), "--headless", "-u", str(users), "-r", str(max(users, 100))]
     argv += ["--host", f"http://127.0.0.1:{port}", "--engine", "other", "--model", "known", "--clock-speed", "1"]
     argv += ["--only-summary", "--workload", "math:n=2000", "--out", str(out), *extra]
-    before, began = os.times(), time.monotonic()
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     core = CLIENT_CORE if pin else None
     done = subprocess.run(argv, capture_output=True, text=True, preexec_fn=lambda: favour(core))
-    after = os.times()
-    cpu_s = after.children_user - before.children_user + after.children_system - before.children_system
-    return Drive(out, time.monotonic() - began, cpu_s, done.returncode, done.stdout + done.stderr)
+    wall_s, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return Drive(out, wall_s, cpu_s, after.ru_nvcsw - before.ru_nvcsw, done.returncode, done.stdout + done.stderr)
 
 
 def measured(run: Path) -> list[Timed]:

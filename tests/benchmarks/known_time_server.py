@@ -1,7 +1,8 @@
 """A streaming chat-completions server whose every send time is planned, kept, and known to others.
 
 Each request is answered on a schedule fixed by its arrival: a role-only chunk at once, then token i at
-`arrival + first + i * gap`. One process, one loop; it sleeps with microsecond precision and spins for the last bit.
+`arrival + first + i * gap`; with `--out-of-step`, the k-th request a share of a gap later (the fractional part of k times the
+golden ratio), so that no two streams send at once whenever their clients start them. One process, one loop; it sleeps with microsecond precision and spins for the last bit.
 `GET /log` returns, for every request, the readings of CLOCK_MONOTONIC (the same clock in every process of a host)
 before and after the send of each token. `GET /reset` empties the log.
 
@@ -21,6 +22,7 @@ import socket
 import time
 
 SPIN_S = 0.0003
+GOLDEN = 0.6180339887498949
 HEAD = (
     b"HTTP/1.1 200 OK\r\nserver: known-time\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
@@ -61,8 +63,8 @@ class Plan:
 
 
 class Server:
-    def __init__(self, host: str, port: int, plan: Plan, first_s: float, gap_s: float) -> None:
-        self.plan, self.first_s, self.gap_s = plan, first_s, gap_s
+    def __init__(self, host: str, port: int, plan: Plan, first_s: float, gap_s: float, out_of_step: bool) -> None:
+        self.plan, self.first_s, self.gap_s, self.out_of_step = plan, first_s, gap_s, out_of_step
         self.listener = socket.create_server((host, port), backlog=4096)
         self.listener.setblocking(False)
         self.port = self.listener.getsockname()[1]
@@ -100,7 +102,11 @@ class Server:
         entry["before"].append(before)
         entry["after"].append(time.monotonic())
         if not last:
-            heapq.heappush(self.due, (entry["arrived"] + self.first_s + (i + 1) * self.gap_s, serial, fd, entry))
+            heapq.heappush(self.due, (self.due_s(entry, serial, i + 1), serial, fd, entry))
+
+    def due_s(self, entry: dict, serial: int, i: int) -> float:
+        late = serial * GOLDEN % 1 * self.gap_s if self.out_of_step else 0.0
+        return entry["arrived"] + self.first_s + i * self.gap_s + late
 
     def receive(self, fd: int) -> None:
         if fd == self.listener.fileno():
@@ -144,7 +150,7 @@ class Server:
         entry = {"sha256": hashlib.sha256(body).hexdigest(), "arrived": arrived, "before": [], "after": []}
         self.log.append(entry)
         self.serial += 1
-        heapq.heappush(self.due, (arrived + self.first_s, self.serial, fd, entry))
+        heapq.heappush(self.due, (self.due_s(entry, self.serial, 0), self.serial, fd, entry))
 
     def answer(self, sock: socket.socket, path: str) -> None:
         status = b"200 OK"
@@ -175,12 +181,14 @@ def main() -> None:
     parser.add_argument("--gap", type=float, default=0.02, help="seconds between two tokens; 0: as fast as it goes")
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--thinking", type=int, default=100, help="how many of the tokens are thinking")
+    parser.add_argument("--out-of-step", action="store_true", help="spread the streams' sends over a gap")
     parser.add_argument("--continuous-usage", action="store_true", help="tell usage in every chunk")
     parser.add_argument("--core", type=int, help="run on this core only")
     args = parser.parse_args()
     if args.core is not None:
         os.sched_setaffinity(0, {args.core})
-    server = Server(args.host, args.port, Plan(args.tokens, args.thinking, args.continuous_usage), args.first, args.gap)
+    plan = Plan(args.tokens, args.thinking, args.continuous_usage)
+    server = Server(args.host, args.port, plan, args.first, args.gap, args.out_of_step)
     print(server.port, flush=True)
     server.run()
 
