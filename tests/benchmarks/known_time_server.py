@@ -1,8 +1,9 @@
 """A streaming chat-completions server whose every send time is planned, kept, and known to others.
 
 Each request is answered on a schedule fixed by its arrival: a role-only chunk at once, then token i at
-`arrival + first + i * gap`; with `--out-of-step`, the k-th request a share of a gap later (the fractional part of k times the
-golden ratio), so that no two streams send at once whenever their clients start them. One process, one loop; it sleeps with microsecond precision and spins for the last bit.
+`arrival + first + i * gap`; with `--out-of-step`, the k-th request a share of a gap later (the fractional part of k times
+the golden ratio), so that no two streams send at once whenever their clients start them. One process, one loop; it
+sleeps with microsecond precision and spins for the last bit.
 `GET /log` returns, for every request, the readings of CLOCK_MONOTONIC (the same clock in every process of a host)
 before and after the send of each token. `GET /reset` empties the log.
 
