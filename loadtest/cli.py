@@ -167,6 +167,7 @@ def _measuring_commands(command: _Command) -> None:
     add("--workload", default="math", metavar="W", help="math, ledger, choice, ..., with :n=64,seed=7; or a JSONL file")
     add("--mode", choices=("natural", "equal-work"), default="natural")
     add("--max-tokens", type=int, metavar="N", help="output limit of a request (default: the contract's 32768)")
+    add("--tokenizer", metavar="PATH", help="tokenizer.json or its folder, to count tokens of a server that never tells")
     add("--extra-body", metavar="JSON", help="fields merged into each request's body, recorded with the contract")
     add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
     add("--warmup-requests", type=int, default=1, metavar="N", help="requests of each stream before the measured ones")

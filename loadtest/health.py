@@ -368,10 +368,12 @@ def _seen(record: RequestRecord, *, simulated: bool) -> tuple[str, ...]:
 
 
 def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's gates in one place: `{client, reconciliation, complete, reasons}`. A request whose record was torn, as its
-    writer was killed in mid-line, is missing: such a run is not complete."""
+    """The run's gates in one place: `{client, reconciliation, complete, counted_by, reasons}`. A request whose record was
+    torn, as its writer was killed in mid-line, is missing: such a run is not complete. `counted_by`: who counted the tokens
+    of finished requests, the least trustworthy of `server`, `tokenizer`, `chunks`; null where none finished."""  # fmt: skip
     reasons = []
     torn = 0
+    counters: set[str] = set()
     states: dict[str, set[str]] = {"client_health": set(), "reconciliation": set()}
     for cell in cells:
         for level in cell["levels"]:
@@ -380,6 +382,7 @@ def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> 
                 reasons.append(f"{cell['id']} at {level['concurrency']}: {level['torn_lines']} torn line(s) left out")
             if (forced := level.get("equal_work")) is not None:
                 reasons += [f"{cell['id']} at {level['concurrency']}: {reason}" for reason in forced["reasons"]]
+            counters.update(level["token_count_sources"])
             for gate, seen in states.items():
                 seen.add(level[gate]["status"])
                 if level[gate]["status"] in ("fail", "not_checked"):
@@ -390,6 +393,7 @@ def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> 
         "client": _worst(states["client_health"]),
         "reconciliation": _worst(states["reconciliation"]),
         "complete": bool(manifest.get("complete")) and not torn,
+        "counted_by": next((one for one in ("chunks", "tokenizer", "server") if one in counters), None),
         "reasons": reasons,
     }
 

@@ -34,7 +34,7 @@ from loadtest import (
     statistics,
     window,
 )
-from loadtest.columns import Bools, Ints, Pass, earliest_anchor, per_request, read, values_of
+from loadtest.columns import FINISHED, Bools, Ints, Pass, earliest_anchor, per_request, read, values_of
 from loadtest.errors import UsageError
 from loadtest.records import SCHEMA_VERSION, CellRecords, LevelRecords, RequestRecord, Run
 from loadtest.statistics import Estimate
@@ -211,6 +211,7 @@ def _level(
         "checks": window.checks(windows, len(columns)),
         "passes": [_pass(one, span) for one, span in zip(columns, spans, strict=True)],
         "token_counts": _token_counts(columns),
+        "token_count_sources": _token_count_sources(columns),
         **_distributions(columns),
         **_figures(windows, columns, objectives, simulated),
         "failed_share": statistics.share(sum(outcomes[name] for name in FAILED), sum(outcomes.values())).to_json(),
@@ -265,6 +266,12 @@ def _token_counts(columns: Sequence[Pass]) -> dict[str, int]:
     spread = sum(int(np.sum(one.estimated & one.measured)) for one in columns)
     told = sum(int(np.sum(~one.estimated & one.measured & (one.tokens > 0))) for one in columns)
     return {"told_by_chunk": told, "spread_over_chunks": spread}
+
+
+def _token_count_sources(columns: Sequence[Pass]) -> dict[str, int]:
+    """Who counted the tokens of how many finished requests: the server, a local tokenizer, or nobody (each chunk is one)."""
+    records = (r for one in columns for r in one.records if r.phase == "measure" and r.outcome in FINISHED)
+    return dict(sorted(Counter(r.token_count_source for r in records).items()))
 
 
 def _distributions(columns: Sequence[Pass]) -> dict[str, Any]:

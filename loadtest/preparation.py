@@ -92,7 +92,10 @@ def token_counter(path: str | None) -> Callable[[str], int] | None:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise UsageError("--tokenizer: needs the tokenizers package; install loadtest[tokenizer]") from error
-    encode = Tokenizer.from_file(str(found)).encode
+    try:
+        encode = Tokenizer.from_file(str(found)).encode
+    except Exception as error:  # the package raises nothing narrower
+        raise UsageError(f"--tokenizer: expected a tokenizer, got {found}: {error}") from error
     return lambda text: len(encode(text, add_special_tokens=False).ids)
 
 

@@ -37,11 +37,12 @@ def decision(metrics: Json, manifest: Json, columns: int | None = None) -> str:
 
 
 def _warnings(metrics: Json, manifest: Json) -> list[str]:
-    failed = [check for check in verdict.checks(metrics, manifest) if check.state == "fail"]
+    checks = verdict.checks(metrics, manifest)
     text = ["SIMULATED: these figures are predictions"] if verdict.simulated(metrics) else []
     cost = verdict.clock_error(metrics)
     text += [f"What the fast clock costs, measured: {cost}"] if cost else []
-    text += [f"DO NOT RELY ON THIS RUN. {check.name} FAIL: {check.words}" for check in failed]
+    text += [f"DO NOT RELY ON THIS RUN. {check.name} FAIL: {check.words}" for check in checks if check.state == "fail"]
+    text += [f"{check.name}: {check.words}" for check in checks if check.name == "Token counts"]
     return [*text, ""] if text else []
 
 

@@ -296,7 +296,8 @@ def _thin(rows: list[Json]) -> list[str]:
 
 
 def checks(metrics: Json, manifest: Json, engines: Mapping[str, Json] = MappingProxyType({})) -> tuple[Check, ...]:
-    """The gates of the run: load generator, token totals, completeness, and the contract where a runtime told its own."""
+    """The gates of the run: load generator, token totals, completeness, who counted the tokens where the server did not,
+    and the contract where a runtime told its own."""  # fmt: skip
     health = view.section(metrics, "health")
     complete = metrics.get("complete", manifest.get("complete"))
     why = view.clean(manifest.get("incomplete_reason") or "the run ended early")
@@ -310,8 +311,19 @@ def checks(metrics: Json, manifest: Json, engines: Mapping[str, Json] = MappingP
             "Token totals", *_state(health.get("reconciliation"), "client and server agree", "client and server disagree")
         ),
         whole,
+        *_count_check(health.get("counted_by")),
         *_contract_check(engines),
     )
+
+
+def _count_check(counted_by: Any) -> tuple[Check, ...]:
+    """Who counted the tokens, where that was not the server."""
+    if counted_by == "tokenizer":
+        return (Check("Token counts", "pass", "by a local tokenizer, for the server told none"),)
+    if counted_by == "chunks":
+        words = "the server told none, so each chunk of text counts as one token; give --tokenizer to count them"
+        return (Check("Token counts", "unknown", words),)
+    return ()
 
 
 def _contract_check(engines: Mapping[str, Json]) -> tuple[Check, ...]:

@@ -226,3 +226,17 @@ def test_what_the_server_says_of_itself_is_summed_over_the_passes_and_null_where
     silent = replace(one, server=())
     nothing = health.server([(silent, columns.read(silent, builders.ANCHOR))], builders.ANCHOR)
     assert set(nothing.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("sources", "counted_by"),
+    [((), None), (("server",), "server"), (("server", "tokenizer"), "tokenizer"), (("tokenizer", "chunks"), "chunks")],
+)
+def test_the_summary_says_who_counted_the_tokens(sources, counted_by):
+    def level(source):
+        gate = {"status": "pass", "reasons": []}
+        sources = {source: 3}
+        return {"torn_lines": 0, "client_health": gate, "reconciliation": gate, "token_count_sources": sources}
+
+    cells = [{"id": "c", "levels": [level(source) for source in sources]}]
+    assert health.summary(cells, {"complete": True})["counted_by"] == counted_by

@@ -115,6 +115,7 @@ def test_tokens_that_the_server_does_not_tell_by_chunk_are_spread():
     made = request(chunk_tokens=None, completion_tokens=30)
     level = only(analyzed([made]))
     assert level["token_counts"] == {"told_by_chunk": 0, "spread_over_chunks": 1}
+    assert level["token_count_sources"] == {"server": 1}
     assert level["output_tokens_per_s"]["value"] == pytest.approx(30 / 1.4)
     assert level["tpot_s"]["mean"] == pytest.approx(0.9 / 27)
 

@@ -254,6 +254,14 @@ def test_terminal_table_shows_failed_gates() -> None:
     assert "Load generator FAIL" in terminal.decision(sample_metrics.damaged().metrics, {})
 
 
+def test_tokens_that_only_chunks_count_are_said_to_be() -> None:
+    metrics = {"health": {"client": "pass", "reconciliation": "pass", "complete": True, "counted_by": "server"}}
+    assert "Token counts" not in terminal.decision(metrics, {})
+    metrics["health"]["counted_by"] = "chunks"
+    assert "Token counts: the server told none, so each chunk of text counts as one" in terminal.decision(metrics, {}, 120)
+    assert "each chunk of text counts as one token" in report.build(metrics, {}, {})
+
+
 def test_unknown_hardware_is_not_called_a_card() -> None:
     metrics = {"cells": [{"id": "x", "engine": "vllm", "model": "Qwen/Qwen2.5-0.5B-Instruct", "tp": 1, "gpu": None}]}
     assert view.cells(metrics)[0].deployment == "Qwen2.5-0.5B-Instruct"

@@ -80,6 +80,7 @@ def _attached(arguments: argparse.Namespace) -> studies.Study:
         seed=arguments.seed,
         slo=tuple(arguments.slo),
         contract=contract,
+        scenario_options={} if arguments.tokenizer is None else {"tokenizer": arguments.tokenizer},
     )
     if arguments.requests is not None:
         return replace(study, min_requests=arguments.requests, requests_per_stream=1)
