@@ -52,8 +52,8 @@ class _Stream:
     """What the events of one stream have said so far. Everything is summed as it comes, so that the end is short too."""
 
     __slots__ = (
-        "chunk_s", "contents", "counted", "done", "events", "failure", "field", "finish_reason", "first_content",
-        "thoughts", "tokens", "total", "usage",
+        "chunk_s", "contents", "counted", "done", "events", "failed_event", "failure", "field", "finish_reason",
+        "first_content", "thoughts", "tokens", "total", "usage",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -69,6 +69,7 @@ class _Stream:
         self.finish_reason: str | None = None
         self.done = False
         self.failure: tuple[Outcome, RequestError] | None = None
+        self.failed_event = 0
         self.events = 0
 
     def take(self, at_s: float, payload: bytes) -> None:
@@ -138,7 +139,13 @@ class _Stream:
         last = slice(-END_CHARS, None)  # a piece has at least one character
         return "".join([*self.thoughts[last], *self.contents[last]])[last]
 
+    @property
+    def is_torn(self) -> bool:
+        """Whether nothing is wrong but the last event, which may have ended with the connection, in the middle."""
+        return self.failure is not None and self.failure[1].kind == "bad_chunk" and self.failed_event == self.events
+
     def _fail(self, outcome: Outcome, kind: str, message: str, status: int | None = None) -> None:
+        self.failed_event = self.events
         self.failure = (outcome, RequestError(kind=kind, message=message, http_status=status))
 
 
@@ -200,7 +207,7 @@ def _split(stream: _Stream, *, opened: bool) -> thinking.Split:
 def _outcome(
     exchange: Exchange, stream: _Stream, split: thinking.Split, forced_tokens: int | None
 ) -> tuple[Outcome, RequestError | None]:
-    if stream.failure is not None and exchange.outcome != "cut_off":
+    if stream.failure is not None and exchange.outcome != "cut_off" and not (exchange.outcome and stream.is_torn):
         return stream.failure
     complete = stream.finish_reason is not None or stream.done
     if exchange.outcome is not None and not (complete and exchange.outcome == "connection_error"):

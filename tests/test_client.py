@@ -375,6 +375,22 @@ def test_a_server_that_trickles_is_held_to_what_its_reads_take(scripted, send):
     assert len(x.pieces) < 20
 
 
+@pytest.mark.parametrize(
+    ("head", "more"),
+    [(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"), (HEAD + b"0\r\n", b"A: b\r\n"), (HEAD, b"1;" + b"e" * 60 + b"\r\nx\r\n")],
+    ids=["interim responses", "trailers", "chunk extensions"],
+)  # fmt: skip
+def test_framing_without_end_counts_as_well(scripted, send, head, more):
+    def never_stops(connection):
+        with contextlib.suppress(OSError):  # until the client goes
+            while True:
+                connection.sendall(more * 100)
+
+    x = send(scripted(head, never_stops), limits=Limits(size_bytes=200_000))
+    assert (x.outcome, x.error.kind) == ("protocol_error", "too_large")
+    assert sum(map(len, x.pieces)) < 20_000
+
+
 def test_a_bomb_is_not_unpacked(scripted, send):
     bomb = gzip.compress(bytes(10_000_000))
     encoded = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")

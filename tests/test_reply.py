@@ -115,6 +115,18 @@ def test_what_the_transport_says_goes_before_an_unfinished_stream():
     assert (got.outcome, got.chunk_s) == ("stalled", (2.0,))
 
 
+@pytest.mark.parametrize(
+    ("outcome", "kind"), [("protocol_error", "too_large"), ("connection_error", "closed"), ("timeout", "total")]
+)
+def test_an_event_torn_by_the_end_of_the_connection_is_not_the_cause(outcome, kind):
+    x = exchange(content("42"), content("43")[:30])
+    x.fail(outcome, kind, "why")
+    assert read(x).error.kind == kind
+    x = exchange(b"data: nonsense\n\n", content("43")[:30])
+    x.fail(outcome, kind, "why")
+    assert read(x).error.kind == "bad_chunk", "it was wrong before"
+
+
 def test_a_reset_after_the_end_does_not_undo_the_answer():
     x = exchange(content("42", '"stop"'), b"data: [DONE]\n\n")
     x.fail("connection_error", "reset", "reset")
