@@ -98,3 +98,10 @@ def test_only_serve_hands_arguments_on(capsys):
         cli.main(["analyze", "somewhere", "--", "--enforce-eager"])
     assert ended.value.code == 2
     assert "after --: --enforce-eager" in capsys.readouterr().err
+
+
+def test_text_from_a_server_cannot_steer_the_terminal():
+    hostile = "a\x1b[2J\x1b]0;title\x07\r\x9b31m\u202edesrever\u2028b\x7f\x00"
+    shown = cli.printable(hostile)
+    assert shown.isprintable()
+    assert shown == r"a\x1b[2J\x1b]0;title\x07\r\x9b31m\u202edesrever\u2028b\x7f\x00"
