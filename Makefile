@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # Byte code of what is installed, on all cores: without it every start of a command would compile what it imports.
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib
 
-.PHONY: demo test test-statistics check engines test-engines benchmark fuzz clean
+.PHONY: demo test test-statistics test-newcomer engines test-engines benchmark peers benchmark-peers fuzz dist clean
 
 demo: .venv/runtime
 	$(BIN)/loadtest demo
@@ -19,6 +19,11 @@ test: .venv/dev
 # Coverage of every 95 % interval, and the rates of false and of missed verdicts, over 1,000 simulated runs each (2 minutes).
 test-statistics: .venv/dev
 	$(BIN)/python -m pytest --quiet tests/intervals
+
+# What a stranger does: the wheel outside any checkout, the demo, every command of the documents.
+test-newcomer: .venv/dev
+	tests/newcomer/try_wheel.sh $(TRY_PYTHONS)
+	$(BIN)/python -m pytest --quiet tests/newcomer
 
 # Real vLLM and real SGLang on the CPU, each in an environment of its own (about 5 GB, 10 minutes).
 engines:
@@ -37,6 +42,16 @@ fuzz: .venv/dev
 
 benchmark: .venv/dev
 	$(BIN)/python -m tests.benchmarks
+
+# Other tools, each in an environment of its own, and the same server of known times in front of all (12 GB, 30 minutes).
+peers: engines
+	tests/benchmarks/peers/install.sh
+
+benchmark-peers: .venv/dev peers
+	$(BIN)/python tests/benchmarks/peers.py
+
+dist: .venv/bin/python
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,7 +6,9 @@ import importlib.util
 import os
 import platform
 import resource
+import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,6 +19,7 @@ from loadtest import __version__, credentials, preflight
 from loadtest.errors import EngineError
 
 State = Literal["ok", "missing", "broken"]
+_PIP = f"{shlex.quote(sys.executable)} -m pip install"  # into this environment, whichever is on the path
 _STREAMS = 1000
 _FREE_BYTES = 2 * 10**9
 _CLOCK = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
@@ -44,8 +47,8 @@ def _load_generator() -> Iterator[Finding]:
         try:
             yield Finding(package, "ok", metadata.version(package))
         except metadata.PackageNotFoundError:
-            yield Finding(package, "broken", "not installed", "pip install --force-reinstall loadtest")
-    yield _extra("tokenizers", "tokenizer", "to count the tokens of a server that never tells")
+            yield Finding(package, "broken", "not installed", f"{_PIP} {package}")
+    yield _extra("tokenizers", "tokenizers", "to count the tokens of a server that never tells")
 
 
 def _machine(port: int) -> Iterator[Finding]:
@@ -76,7 +79,7 @@ def _runtimes() -> Iterator[Finding]:
     none = "QwQ-32B needs two of 48 GB, or one with AWQ; without: loadtest demo, or attach to a server elsewhere"
     yield Finding("graphics cards", "ok" if cards else "missing", str(cards), None if cards else none)
     if cards:
-        yield _extra("pynvml", "gpu", "to measure power: joules per answer")
+        yield _extra("pynvml", "nvidia-ml-py", "to measure power: joules per answer")
     for engine in ("vllm", "sglang"):
         yield _tried(engine, "installed", lambda engine=engine: preflight.check_installed(engine), None)  # type: ignore[misc]
 
@@ -89,10 +92,10 @@ def _secrets() -> Iterator[Finding]:
         )
 
 
-def _extra(module: str, extra: str, purpose: str) -> Finding:
+def _extra(module: str, package: str, purpose: str) -> Finding:
     if importlib.util.find_spec(module) is not None:
         return Finding(module, "ok", "installed")
-    return Finding(module, "missing", f"not installed ({purpose})", f"pip install 'loadtest[{extra}]'")
+    return Finding(module, "missing", f"not installed ({purpose})", f"{_PIP} {package}")
 
 
 def _tried(name: str, well: str, check: Callable[[], None], cure: str | None) -> Finding:

@@ -91,7 +91,7 @@ def token_counter(path: str | None) -> Callable[[str], int] | None:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise UsageError("--tokenizer: needs the tokenizers package; install loadtest[tokenizer]") from error
+        raise UsageError("--tokenizer: needs the tokenizers package; pip install tokenizers") from error
     try:
         encode = Tokenizer.from_file(str(found)).encode
     except Exception as error:  # the package raises nothing narrower

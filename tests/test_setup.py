@@ -2,6 +2,7 @@
 
 import json
 import resource
+import sys
 
 import pytest
 
@@ -39,6 +40,11 @@ def test_doctor_names_a_cure_for_whatever_is_missing(capsys):
     assert {one["state"] for one in found} <= {"ok", "missing"}
     assert all(one["cure"] for one in found if one["state"] == "missing")
     assert {"locust", "cores", "open files", "graphics cards", "vllm", "sglang"} <= {one["name"] for one in found}
+
+
+def test_a_cure_goes_into_the_environment_that_lacks_it(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda module: None)
+    assert by_name()["tokenizers"].cure == f"{sys.executable} -m pip install tokenizers"
 
 
 def test_doctor_shows_no_key(monkeypatch, capsys):

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # As a stranger would: the wheel into an empty environment, outside any checkout, for each Python named.
 #
-#     tests/try_wheel.sh python3.10 python3.11 python3.12 python3.13
+#     tests/newcomer/try_wheel.sh python3.10 python3.11 python3.12 python3.13
 #
 # Then with the installed commands alone: doctor, init, a copied scenario under plain Locust, its page, and the whole demo.
 # TRY_DEMO=no leaves the demo out (75 s for each Python). Ends with one line for each Python.
 set -euo pipefail
 
-top="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+top="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 place="$(mktemp -d)"
 server=""
 trap '[ -z "$server" ] || kill "$server"; rm -rf "$place"' EXIT

@@ -1,0 +1,323 @@
+"""Other load generators and ours in front of one server whose times are known: fidelity, cost, start-up, and the noise of each.
+
+    python tests/benchmarks/peers.py                                # every tool that is installed, 8 streams, 3 passes
+    python tests/benchmarks/peers.py --only evalscope,aiperf --concurrency 64 --passes 5
+
+An error is what the tool reports minus what the server did, in ms (tokens/s in per cent). The smallest run is one request:
+its wall time, and the most that its processes hold. CPU is user and system time of all processes, less that of the
+smallest run, over the tokens between the two. Each figure is the median of the passes, with their least and most in
+brackets: the noise. A request that a tool sends before its own start, as a trial, is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness as h
+from startup import held_bytes
+
+PEERS = h.ROOT / ".peers"
+ENGINES = h.ROOT / ".engines"
+TOKENIZER = ENGINES / "tiny-qwq"
+PROMPT_TOKENS = 20
+LOOK_S = 0.05
+LIMIT_S = 600
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of a tool: the server, streams at once, requests, tokens of each, a folder for what it writes."""
+
+    url: str
+    streams: int
+    requests: int
+    tokens: int
+    out: Path
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a tool reports (s, tokens/s); null where it does not."""
+
+    ttft_mean_s: float | None
+    ttft_p99_s: float | None
+    e2e_mean_s: float | None
+    tokens_per_s: float | None
+
+
+@dataclass(frozen=True)
+class Tool:
+    """How a tool is started and how its own result is read; `program` says whether it is installed."""
+
+    program: Path
+    command: Callable[[Load], Sequence[object]]
+    said: Callable[[Path], Said]
+    environment: dict[str, str]
+
+
+def only(folder: Path, pattern: str) -> Any:
+    """The one JSON file (or the first line of JSON) that a tool has written."""
+    text = next(folder.rglob(pattern)).read_text()
+    return json.loads(text.splitlines()[0] if pattern.endswith(".jsonl") else text)
+
+
+def ours(load: Load) -> Sequence[object]:
+    asked = ["--users", load.streams, "--spawn-rate", 100, "--requests", load.requests, "--warmup-requests", 0]
+    known = ["--host", load.url, "--engine", "other", "--model", "known", "--workload", "math:n=2000"]
+    return ["-m", "locust", "-f", h.SCENARIO, "--headless", "--only-summary", *asked, *known, "--out", load.out / "run"]
+
+
+def ours_said(out: Path) -> Said:
+    from loadtest import metrics, records
+
+    (level,) = metrics.analyze(records.read_run(out / "run"))["cells"][0]["levels"]
+    frame = metrics.frame(records.read_run(out / "run"))
+    rate = level["output_tokens_per_s"]
+    return Said(
+        frame.ttft_s.mean(), frame.ttft_s.quantile(0.99), frame.time_to_final_answer_s.mean(), (rate or {}).get("value")
+    )
+
+
+def vllm(load: Load) -> Sequence[object]:
+    asked = ["--num-prompts", load.requests, "--max-concurrency", load.streams, "--ignore-eos", "--disable-tqdm"]
+    data = ["--dataset-name", "random", "--random-input-len", PROMPT_TOKENS, "--random-output-len", load.tokens]
+    kept = ["--save-result", "--result-dir", load.out, "--result-filename", "vllm.json"]
+    known = ["--backend", "openai-chat", "--endpoint", "/v1/chat/completions", "--base-url", load.url, "--model", "known"]
+    wanted = ["--tokenizer", TOKENIZER, "--percentile-metrics", "ttft,e2el"]
+    return ["bench", "serve", *known, *asked, *data, *kept, *wanted]
+
+
+def vllm_said(out: Path) -> Said:
+    got = only(out, "vllm.json")
+    return Said(got["mean_ttft_ms"] / 1e3, got["p99_ttft_ms"] / 1e3, got["mean_e2el_ms"] / 1e3, got["output_throughput"])
+
+
+def sglang(load: Load) -> Sequence[object]:
+    asked = ["--num-prompts", load.requests, "--max-concurrency", load.streams, "--disable-tqdm", "--warmup-requests", 0]
+    data = ["--dataset-name", "random-ids", "--random-input-len", PROMPT_TOKENS, "--random-output-len", load.tokens]
+    known = ["--backend", "sglang-oai-chat", "--base-url", load.url, "--model", TOKENIZER, "--served-model-name", "known"]
+    wanted = ["--random-range-ratio", 1, "--output-file", load.out / "sglang.jsonl"]
+    return ["-m", "sglang.bench_serving", *known, *asked, *data, *wanted]
+
+
+def sglang_said(out: Path) -> Said:
+    got = only(out, "sglang.jsonl")
+    mean_s, p99_s = got["mean_ttft_ms"] / 1e3, got["p99_ttft_ms"] / 1e3
+    return Said(mean_s, p99_s, got["mean_e2e_latency_ms"] / 1e3, got["output_throughput"])
+
+
+def genai_bench(load: Load) -> Sequence[object]:
+    known = ["--api-backend", "openai", "--api-base", load.url, "--api-key", "none", "--api-model-name", "known"]
+    asked = ["--num-concurrency", load.streams, "--max-requests-per-run", load.requests, "--max-time-per-run", 10]
+    data = [
+        "--task",
+        "text-to-text",
+        "--traffic-scenario",
+        f"D({PROMPT_TOKENS},{load.tokens})",
+        "--model-tokenizer",
+        TOKENIZER,
+    ]
+    return ["benchmark", *known, *asked, *data, "--experiment-base-dir", load.out, "--experiment-folder-name", "genai"]
+
+
+def genai_bench_said(out: Path) -> Said:
+    got = only(out, "D*_text-to-text_*.json")["aggregated_metrics"]
+    ttft, e2e = got["stats"]["ttft"], got["stats"]["e2e_latency"]
+    return Said(ttft["mean"], ttft["p99"], e2e["mean"], got["mean_output_throughput_tokens_per_s"])
+
+
+def aiperf(load: Load) -> Sequence[object]:
+    known = ["--model", "known", "--url", load.url, "--endpoint-type", "chat", "--streaming", "--tokenizer", TOKENIZER]
+    asked = ["--concurrency", load.streams, "--request-count", load.requests, "--isl", PROMPT_TOKENS, "--osl", load.tokens]
+    return ["profile", *known, *asked, "--output-artifact-dir", load.out, "--ui-type", "none"]
+
+
+def aiperf_said(out: Path) -> Said:
+    got = only(out, "profile_export_aiperf.json")
+    ttft, e2e = got["time_to_first_token"], got["request_latency"]
+    return Said(ttft["avg"] / 1e3, ttft["p99"] / 1e3, e2e["avg"] / 1e3, got["output_token_throughput"]["avg"])
+
+
+def evalscope(load: Load) -> Sequence[object]:
+    known = ["--url", f"{load.url}/v1/chat/completions", "--api", "openai", "--model", "known", "--stream"]
+    asked = ["--parallel", load.streams, "--number", load.requests, "--min-tokens", load.tokens, "--max-tokens", load.tokens]
+    data = ["--dataset", "random", "--tokenizer-path", TOKENIZER, "--prefix-length", 0]
+    size = ["--min-prompt-length", PROMPT_TOKENS, "--max-prompt-length", PROMPT_TOKENS]
+    return ["perf", *known, *asked, *data, *size, "--outputs-dir", load.out, "--no-test-connection"]
+
+
+def evalscope_said(out: Path) -> Said:
+    got, quantiles = only(out, "benchmark_summary.json"), only(out, "benchmark_percentile.json")
+    p99 = next(row for row in quantiles if row["Percentiles"] == "99%")["TTFT (ms)"]
+    return Said(got["Avg TTFT (ms)"] / 1e3, p99 / 1e3, got["Avg Latency (s)"], got["Output Throughput (tok/s)"])
+
+
+def guidellm(load: Load) -> Sequence[object]:
+    data = f"prompt_tokens={PROMPT_TOKENS},output_tokens={load.tokens}"
+    known = ["--target", load.url, "--model", "known", "--processor", TOKENIZER, "--data", data]
+    asked = ["--profile", "concurrent", "--rate", load.streams, "--max-requests", load.requests]
+    return ["benchmark", "run", *known, *asked, "--output-dir", load.out, "--outputs", "guidellm.json"]
+
+
+def guidellm_said(out: Path) -> Said:
+    got = only(out, "guidellm.json")["benchmarks"][0]["metrics"]
+    ttft, e2e = got["time_to_first_token_ms"]["successful"], got["request_latency"]["successful"]
+    rate = got["output_tokens_per_second"]["successful"]
+    return Said(ttft["mean"] / 1e3, ttft["percentiles"]["p99"] / 1e3, e2e["mean"], rate["mean"])
+
+
+def installed(name: str) -> Path:
+    return PEERS / name / "bin" / name
+
+
+TOOLS = {
+    "loadtest": Tool(Path(sys.executable), ours, ours_said, {}),
+    "vllm": Tool(ENGINES / "vllm/bin/vllm", vllm, vllm_said, OFFLINE),
+    "sglang": Tool(ENGINES / "sglang/bin/python", sglang, sglang_said, OFFLINE | {"SGLANG_USE_CPU_ENGINE": "1"}),
+    "genai-bench": Tool(installed("genai-bench"), genai_bench, genai_bench_said, OFFLINE),
+    "aiperf": Tool(installed("aiperf"), aiperf, aiperf_said, OFFLINE),
+    "evalscope": Tool(installed("evalscope"), evalscope, evalscope_said, OFFLINE),
+    "guidellm": Tool(installed("guidellm"), guidellm, guidellm_said, OFFLINE | {"GUIDELLM__MP_CONTEXT_TYPE": "fork"}),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a tool: wall and CPU seconds, the most it held (MB), what it reported, and what the server did."""
+
+    wall_s: float
+    cpu_s: float
+    held_mb: float
+    said: Said
+    log: list[dict[str, Any]]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(entry["before"]) for entry in self.log)
+
+
+def run(tool: Tool, port: int, load: Load) -> Run:
+    """Start a tool, wait for its end, and read what it says; raises `RuntimeError` where it fails."""
+    h.get(port, "/reset")
+    shutil.rmtree(load.out, ignore_errors=True)
+    load.out.mkdir(parents=True)
+    argv = [str(tool.program), *map(str, tool.command(load))]
+    before, began, most = os.times(), time.monotonic(), 0
+    with (load.out / "output.log").open("w") as output:
+        process = subprocess.Popen(
+            argv,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=load.out,
+            env={**os.environ, **tool.environment, "HOME": str(load.out)},
+            preexec_fn=lambda: h.favour(h.CLIENT_CORE),
+            start_new_session=True,
+        )
+        while process.poll() is None and time.monotonic() < began + LIMIT_S:
+            most = max(most, held_bytes(process.pid))
+            time.sleep(LOOK_S)
+    wall_s, after = time.monotonic() - began, os.times()
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.wait() != 0:
+        raise RuntimeError(f"exit {process.returncode}: {(load.out / 'output.log').read_text()[-600:]}")
+    cpu_s = after.children_user - before.children_user + after.children_system - before.children_system
+    return Run(wall_s, cpu_s, most / 1e6, tool.said(load.out), h.get(port, "/log")["requests"])
+
+
+def errors(of: Run, requests: int, tokens: int) -> dict[str, float | None]:
+    """What the tool reports minus what the server did: ms, and per cent for tokens/s."""
+    trials = 1 if len(of.log) == requests + 1 else 0
+    whole = [entry for entry in of.log[trials:] if len(entry["before"]) == tokens]
+    first = [entry["before"][0] - entry["arrived"] for entry in whole]
+    end = [entry["before"][-1] - entry["arrived"] for entry in whole]
+    span_s = max(entry["before"][-1] for entry in whole) - min(entry["arrived"] for entry in whole)
+    rate = sum(len(entry["before"]) for entry in whole) / span_s
+
+    def ms(said: float | None, true_s: float) -> float | None:
+        return None if said is None else (said - true_s) * 1e3
+
+    said = of.said
+    return {
+        "TTFT mean ms": ms(said.ttft_mean_s, statistics.mean(first)),
+        "TTFT p99 ms": ms(said.ttft_p99_s, h.quantile(first, 0.99)),
+        "E2E mean ms": ms(said.e2e_mean_s, statistics.mean(end)),
+        "tokens/s %": None if said.tokens_per_s is None else (said.tokens_per_s / rate - 1) * 100,
+        "requests": float(len(of.log)),
+    }
+
+
+def passes(name: str, port: int, args: argparse.Namespace) -> list[dict[str, float | None]]:
+    """Every pass: one smallest run, one whole."""
+    found = []
+    url, out = f"http://127.0.0.1:{port}", h.scratch()
+    for _ in range(args.passes):
+        small = run(TOOLS[name], port, Load(url, 1, 1, args.tokens, out / "small"))
+        whole = run(TOOLS[name], port, Load(url, args.concurrency, args.requests, args.tokens, out / "whole"))
+        cpu_us = (whole.cpu_s - small.cpu_s) / (whole.tokens - small.tokens) * 1e6
+        found.append(
+            errors(whole, args.requests, args.tokens) | {"CPU us/token": cpu_us, "smallest s": small.wall_s, "smallest MB": small.held_mb}
+        )
+    shutil.rmtree(out)
+    return found
+
+
+def cell(values: Sequence[float | None]) -> str:
+    """Median, and the least and the most where there are several passes."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not told"
+    middle = f"{statistics.median(known):.4g}"
+    return middle if len(known) == 1 else f"{middle} [{min(known):.4g}, {max(known):.4g}]"
+
+
+def version(tool: Tool, name: str) -> str:
+    """As its environment lists it."""
+    package = {"vllm": r"vllm", "sglang": r"sglang[\w-]*"}.get(name, re.escape(name))
+    asked = [tool.program.parent / "python", "-m", "pip", "freeze", "--all"]
+    listed = subprocess.run(asked, capture_output=True, text=True).stdout
+    match = re.search(rf"^{package}==(\S+)$", listed, re.MULTILINE | re.IGNORECASE)
+    return match[1] if match else "of this checkout"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="names, with commas between them")
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=400)
+    parser.add_argument("--gap", type=float, default=0.02)
+    parser.add_argument("--passes", type=int, default=3)
+    args = parser.parse_args()
+    names = args.only.split(",") if args.only else list(TOOLS)
+    print(f"{args.concurrency} streams, {args.requests} requests of {args.tokens} tokens, {args.gap * 1e3:g} ms a token")
+    for name in names:
+        if not TOOLS[name].program.exists():
+            print(f"{name}: not installed: make peers")
+            continue
+        with h.known_time_server(tokens=args.tokens, thinking=args.tokens // 4, first=0.2, gap=args.gap) as port:
+            try:
+                found = passes(name, port, args)
+            except (RuntimeError, StopIteration, KeyError) as error:
+                print(f"{name}: failed: {type(error).__name__}: {error}")
+                continue
+        figures = "; ".join(f"{key} {cell([one[key] for one in found])}" for key in found[0])
+        print(f"{name} {version(TOOLS[name], name)}: {figures}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

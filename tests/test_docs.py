@@ -1,0 +1,85 @@
+"""What the documents show exists: options, targets, files, links, figures. `make test-newcomer` runs their commands."""
+
+import os
+import re
+import shlex
+
+import pytest
+
+from loadtest import __version__, cli
+from tests.documents import DOCUMENTS, ROOT, commands
+
+SHOWN = [one for document in DOCUMENTS for one in commands(document)]
+TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
+
+
+def words(text):
+    """A command without settings in front and without a prompt."""
+    found = shlex.split(os.path.expandvars(text).split("\n")[0])
+    while found and re.fullmatch(r"[A-Z_]+=.*", found[0]):
+        del found[0]
+    return found
+
+
+def of(program):
+    return [one for one in SHOWN if words(one.text)[0].rpartition("/")[2] == program]
+
+
+def where(one):
+    return one.where
+
+
+def test_commands_are_found():
+    assert len(SHOWN) > 50
+    assert {"README.md", "docs/writing.md", "launchers/README.md"} <= {one.where.partition(":")[0] for one in SHOWN}
+
+
+@pytest.mark.parametrize("one", of("loadtest"), ids=where)
+def test_the_command_line_takes_what_is_shown(one, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_ARGUMENTS", "--some arguments")
+    cli._parse(words(one.text)[1:])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_targets_of_make_exist(document):
+    text = document.read_text()
+    named = set(re.findall(r"`make ([\w-]+)", text)) | set(re.findall(r"^(?:\$ )?make ([\w-]+)", text, re.MULTILINE))
+    assert named <= TARGETS
+
+
+@pytest.mark.parametrize("one", [*of("locust"), *of("python"), *of("loadtest")], ids=where)
+def test_files_that_are_shown_exist(one):
+    ours = [word for word in words(one.text) if re.match(r"(scenarios|tests|launchers|reports)/", word)]
+    assert [word for word in ours if not (ROOT / word).exists()] == []
+
+
+def anchors(text):
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document):
+    for link in LINK.findall(document.read_text()):
+        target, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        place = document if not target else (document.parent / target)
+        assert place.exists(), link
+        assert not anchor or anchor in anchors(place.read_text()), link
+
+
+def test_every_document_is_reached_from_the_readme():
+    reached = {link.partition("#")[0] for link in LINK.findall((ROOT / "README.md").read_text())}
+    assert [path.name for path in ROOT.glob("docs/*.md") if f"docs/{path.name}" not in reached] == []
+
+
+def test_the_picture_of_the_page_is_small():
+    assert (ROOT / "docs/page.png").stat().st_size < 200_000
+
+
+def test_the_version_stands_in_one_place_and_the_files_that_repeat_it_agree():
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
+    assert re.search(rf"^## \[({re.escape(__version__)}|Unreleased)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
