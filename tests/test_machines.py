@@ -145,7 +145,11 @@ def test_the_master_and_two_workers_of_kubernetes_measure_a_server(known_time_po
         )
 
     started = [start("master"), start("worker"), start("worker")]
-    outputs = [process.communicate(timeout=60)[0].decode() for process in started]
+    try:
+        outputs = [process.communicate(timeout=110)[0].decode() for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0, 0], "\n".join(outputs)
     lines = [line for path in tmp_path.rglob("requests-*.jsonl") for line in path.read_text().splitlines()]
     assert sum(json.loads(line)["phase"] == "measure" for line in lines) == 8

@@ -68,7 +68,7 @@ def test_locust_tells_a_collector_every_row(collector, known_time_port, tmp_path
     """By the variable, as `loadtest run` and `attach` hand it on; `--otel` sets the same."""
     argv = [sys.executable, "-m", "locust", "-f", str(SCENARIO), "--headless", "-u", "2", "-r", "2", "--requests", "6"]
     argv += ["--host", f"http://127.0.0.1:{known_time_port}", "--out", str(tmp_path)]
-    done = subprocess.run(argv, env=os.environ | settings(collector), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, env=os.environ | settings(collector), capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     sent = len(next(tmp_path.glob("cells/*/*/requests-*.jsonl")).read_text().splitlines())
     assert counts(collector) == {"TTFT": sent, "first answer": sent, "final answer": sent}

@@ -1,4 +1,4 @@
-"""Other load generators and ours in front of one server whose times are known: fidelity, cost, start-up, and the noise of each.
+"""Other load generators and ours in front of one server whose times are known: fidelity, cost, start-up, and the noise.
 
     python tests/benchmarks/peers.py                                # every tool that is installed, 8 streams, 3 passes
     python tests/benchmarks/peers.py --only evalscope,aiperf --concurrency 64 --passes 5
@@ -270,7 +270,8 @@ def passes(name: str, port: int, args: argparse.Namespace) -> list[dict[str, flo
         whole = run(TOOLS[name], port, Load(url, args.concurrency, args.requests, args.tokens, out / "whole"))
         cpu_us = (whole.cpu_s - small.cpu_s) / (whole.tokens - small.tokens) * 1e6
         found.append(
-            errors(whole, args.requests, args.tokens) | {"CPU us/token": cpu_us, "smallest s": small.wall_s, "smallest MB": small.held_mb}
+            errors(whole, args.requests, args.tokens)
+            | {"CPU us/token": cpu_us, "smallest s": small.wall_s, "smallest MB": small.held_mb}
         )
     shutil.rmtree(out)
     return found
