@@ -189,7 +189,7 @@ TOOLS = {
     "vllm": Tool(ENGINES / "vllm/bin/vllm", vllm, vllm_said, OFFLINE),
     "sglang": Tool(ENGINES / "sglang/bin/python", sglang, sglang_said, OFFLINE | {"SGLANG_USE_CPU_ENGINE": "1"}),
     "genai-bench": Tool(installed("genai-bench"), genai_bench, genai_bench_said, OFFLINE),
-    "aiperf": Tool(installed("aiperf"), aiperf, aiperf_said, OFFLINE),
+    "aiperf": Tool(installed("aiperf"), aiperf, aiperf_said, {}),  # offline, it refuses a folder as tokenizer
     "evalscope": Tool(installed("evalscope"), evalscope, evalscope_said, OFFLINE),
     "guidellm": Tool(installed("guidellm"), guidellm, guidellm_said, OFFLINE | {"GUIDELLM__MP_CONTEXT_TYPE": "fork"}),
 }
