@@ -22,12 +22,13 @@ Verdict = tuple[bool | None, float | str | None, list[float] | None, str, Sequen
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One published claim; `tolerance` is relative, `because` its reason; empty `gpus`: judged on any card."""
+    """One published claim; `tolerance` is relative, `because` its reason; empty `gpus`: judged on any card. `endpoint`: only
+    of a server whose host's name ends so. `source`: who says so, where it is not the file's."""
 
     id: str
     claim: str
     expected: str
-    kind: Literal["value", "fit", "maximum_concurrency", "ahead", "gain"]
+    kind: Literal["value", "fit", "weights", "maximum_concurrency", "ahead", "gain"]
     because: str
     model: str = ""
     tp: int = 0
@@ -37,6 +38,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     value: float = 0.0
     tolerance: float = 0.0
     gpus: tuple[str, ...] = ()
+    endpoint: str = ""
+    source: str = ""
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +66,7 @@ def load(path: Path) -> tuple[Claim, ...]:
 
 def judge(claims: Sequence[Claim], cells: Sequence[Json], comparisons: Sequence[Json]) -> list[dict[str, Any]]:
     """`findings` of metrics.json: one row a claim, from the cells and comparisons of metrics.json."""
-    judges = {"value": _value, "fit": _fit, "maximum_concurrency": _maximum, "gain": _gain}
+    judges = {"value": _value, "fit": _fit, "weights": _weights, "maximum_concurrency": _maximum, "gain": _gain}
     rows = []
     for claim in claims:
         if claim.kind == "ahead":
@@ -71,7 +74,7 @@ def judge(claims: Sequence[Claim], cells: Sequence[Json], comparisons: Sequence[
         else:
             held, measured, ci95, reason, used = judges[claim.kind](claim, cells)
         simulated = any(cell["simulated"] for cell in used)
-        verdict = "not_measured" if held is None else _WORDS[simulated][held]
+        verdict = "not_measured" if held is None else _WORDS[simulated or claim.kind == "weights"][held]
         rows.append({
             "id": claim.id, "claim": claim.claim, "expected": claim.expected, "measured": measured, "ci95": ci95,
             "verdict": verdict, "simulated": simulated, "reason": reason, "cells": [cell["id"] for cell in used],
@@ -87,8 +90,22 @@ def _model(cell: Json) -> str:
 
 
 def _chosen(claim: Claim, cells: Sequence[Json]) -> list[Json]:
-    """Cells of the claim's model and number of cards (any number where it names none)."""
+    """Cells of the claim's model and number of cards (any number where it names none); where it names an endpoint, those
+    that were measured there, whose name for the model may have the vendor before it."""
+    if claim.endpoint:
+        there = [cell for cell in cells if (cell.get("endpoint") or "").endswith(claim.endpoint)]
+        return [cell for cell in there if _model(cell).endswith(claim.model)]
     return [cell for cell in cells if _model(cell) == claim.model and claim.tp in (0, cell["tp"])]
+
+
+def _where(claim: Claim) -> str:
+    cards = f" on {claim.tp} card(s)" if claim.tp else ""
+    kind = f" of {_either(claim.gpus)}" if claim.gpus else ""
+    return f"{claim.model}{cards}{kind}{f' at {claim.endpoint}' if claim.endpoint else ''}"
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(names)
 
 
 def _at(claim: Claim, cell: Json) -> tuple[float | None, list[float] | None]:
@@ -104,8 +121,8 @@ def _value(claim: Claim, cells: Sequence[Json]) -> Verdict:
     found = [(cell, *_at(claim, cell)) for cell in _chosen(claim, cells)]
     measured = [(cell, value, ends) for cell, value, ends in found if value is not None and ends is not None]
     if not measured:
-        where = f"{claim.model} on {claim.tp} card(s) at concurrency {claim.concurrency}"
-        return None, None, None, f"no figure with an interval of {where}" if found else f"no cell of {where}", []
+        missing = f"no figure with an interval at concurrency {claim.concurrency}" if found else "no cell"
+        return None, None, None, f"{missing} of {_where(claim)}; {claim.because}", []
     cell, value, ends = max(measured, key=lambda one: one[1])
     each = "; ".join(_said(*one) for one in sorted(measured, key=lambda one: str(one[0]["id"])))
     used = [one[0] for one in measured]
@@ -114,7 +131,7 @@ def _value(claim: Claim, cells: Sequence[Json]) -> Verdict:
             None,
             value,
             ends,
-            f"claimed of {' or '.join(claim.gpus)}, measured on {cell['gpu'] or 'unknown cards'}: {each}",
+            f"claimed of {_either(claim.gpus)}, measured on {cell['gpu'] or 'unknown cards'}: {each}",
             used,
         )
     low, high = claim.value * (1 - claim.tolerance), claim.value * (1 + claim.tolerance)
@@ -134,7 +151,7 @@ def _fit(claim: Claim, cells: Sequence[Json]) -> Verdict:
     """`value` 0: does not fit. By what the cell did: refused by the arithmetic, ended out of memory, or served."""
     found = [cell for cell in _chosen(claim, cells) if not claim.gpus or cell["gpu"] in claim.gpus]
     if not found:
-        return None, None, None, f"no cell of {claim.model} on {claim.tp} card(s) of {' or '.join(claim.gpus)}", []
+        return None, None, None, f"no cell of {_where(claim)}; {claim.because}", []
     cell = next((one for one in found if one["levels"]), found[0])
     fit = cell.get("fit") or {}
     reason = str(cell.get("reason") or fit.get("reason") or "")
@@ -145,6 +162,17 @@ def _fit(claim: Claim, cells: Sequence[Json]) -> Verdict:
     if "memory" in reason.lower():
         return claim.value == 0, "out of memory", None, reason, found
     return None, None, None, reason or "the cell was neither refused nor measured", found
+
+
+def _weights(claim: Claim, cells: Sequence[Json]) -> Verdict:
+    """Bytes of the weights over all cards against the claim's band: by the arithmetic of the fit, so a prediction."""
+    found = [cell for cell in _chosen(claim, cells) if (cell.get("fit") or {}).get("weight_bytes_per_card")]
+    if not found:
+        return None, None, None, f"no cell of {_where(claim)} whose fit was counted; {claim.because}", []
+    cell = found[0]
+    weights = float(cell["fit"]["weight_bytes_per_card"]) * int(cell["tp"] or 1)
+    reason = f"{weights / 1e9:.3g} GB of weights by arithmetic; what the runtime took was not read; {claim.because}"
+    return abs(weights / claim.value - 1) <= claim.tolerance, weights, None, reason, [cell]
 
 
 def _maximum(claim: Claim, cells: Sequence[Json]) -> Verdict:
@@ -160,7 +188,9 @@ def _maximum(claim: Claim, cells: Sequence[Json]) -> Verdict:
     best, top = int(found["by_slo"]), max(level["concurrency"] for level in cell["levels"])
     said = f"{cell['id']}: {best} within the SLOs, tried up to {top}, KV cache holds {found['by_kv_cache']} full contexts"
     if claim.gpus and cell["gpu"] not in claim.gpus:
-        return None, best, found["ci95"], f"claimed of {' or '.join(claim.gpus)}, measured on {cell['gpu']}; {said}", known
+        return None, best, found["ci95"], f"claimed of {_either(claim.gpus)}, measured on {cell['gpu']}; {said}", known
+    if best == 0:
+        return None, best, found["ci95"], f"not even the lowest level is within the SLOs ({found['binds']}); {said}", known
     if best <= claim.value and best == top:
         return None, best, None, f"no level broke an SLO, and none above {top} was tried; {said}", known
     return best <= claim.value, best, found["ci95"], f"{said}; binds: {found['binds']}; {claim.because}", known

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -144,6 +145,7 @@ def _cell(
         "model": facts.get("model"),
         "tp": facts.get("tp"),
         "gpu": facts.get("gpu"),
+        "endpoint": urlsplit(facts.get("base_url") or "").hostname,
         "mode": facts.get("mode") or manifest.get("mode"),
         "simulated": simulated,
         "clock_speed": facts.get("clock_speed"),
@@ -299,6 +301,7 @@ def _gaps(columns: Sequence[Pass]) -> dict[str, Any]:
         return distributions.weighted(*parts[0], groups)
     gaps = np.concatenate([part[0] for part in parts])
     weights = np.concatenate([part[1] for part in parts])
+    del parts  # as large as what was made of them
     return distributions.weighted(gaps, weights, starts, groups)
 
 

@@ -102,6 +102,13 @@ def test_the_unit_is_the_pass_from_three_passes_on_else_the_prompt_else_the_requ
     assert unequal.method.startswith("requests of unequal work")
 
 
+def test_a_pass_without_a_request_is_no_pass():
+    """Two of three passes have requests: their prompts are compared, not three passes that are not there."""
+    sides = [passes(1, 3, seed) for seed in (1, 2)]
+    empty = columns.read(builders.level([], repeat=2), builders.ANCHOR)
+    assert effects.effect(*([side[0], empty, side[2]] for side in sides), "ttft_s").method == "paired by prompt, equal work"
+
+
 def test_a_noisy_machine_is_seen_only_between_passes():
     """Every pass has a pace of its own: prompts within one pass cannot know, passes do, and the interval widens."""
     left = [passes(1, 1, s, gap_s=0.03 * pace)[0] for s, pace in ((1, 1.0), (2, 1.2), (3, 0.85))]

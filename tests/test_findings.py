@@ -24,7 +24,8 @@ def measured(tokens_per_s, engine="vllm", model="qwq-32b-awq", tp=1, concurrency
 def test_the_file_holds_every_published_row():
     ids = [claim.id for claim in findings.load(ADA)]
     assert ids == ["awq-tp1-speed", "awq-tp2-speed", "full-tp2-speed", "full-tp1-fit", "awq-max-concurrency",
-                   "full-max-concurrency", "sglang-ahead", "tp2-helps-more"]  # fmt: skip
+                   "full-max-concurrency", "sglang-ahead", "tp2-helps-more", "full-4x24gb-fit", "full-24gb-fit",
+                   "awq-24gb-fit", "awq-memory", "groq-speed"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,33 @@ def test_two_cards_help_the_more_demanding_model_more():
     row = judged([*small, *large])["tp2-helps-more"]
     assert row["verdict"] == "reproduced"
     assert row["measured"] == pytest.approx((60 / 35) / (90 / 80), rel=0.02)
+
+
+def test_where_nothing_is_within_the_slos_nothing_is_said_of_the_maximum():
+    row = judged([levels(1)], slo=["ttft_s:p50<2"])["awq-max-concurrency"]
+    assert (row["verdict"], row["measured"]) == ("not_measured", 0)
+    assert "not even the lowest level" in row["reason"]
+
+
+def test_what_others_say_of_memory():
+    """Four cards of 24 GB serve it, one refuses the full model; the arithmetic of 4 bits only predicts; all others say what
+    arithmetic knows."""
+    served = measured(15, model="qwq-32b", tp=4, gpu="a10")
+    refused = builders.cell([], "vllm", "qwq-32b", status="refused", reason="does not fit", fit={"fits": False}, gpu="a10")
+    counted = measured(35, fit={"weight_bytes_per_card": 19.3e9, "fits": True})
+    rows = judged([served, refused, counted])
+    verdicts = {name: rows[name]["verdict"] for name in ("full-4x24gb-fit", "full-24gb-fit", "awq-memory", "awq-24gb-fit")}
+    assert list(verdicts.values()) == ["reproduced", "contradicted", "predicted", "not_measured"]
+    assert "19.3 GB of weights" in rows["awq-24gb-fit"]["reason"]
+
+
+def test_a_hosted_claim_is_judged_only_where_it_is_hosted():
+    here = measured(450, model="qwq-32b", tp=1, gpu=None)
+    there = measured(450, "other", "qwen-qwq-32b", gpu=None, base_url="https://api.groq.com/openai")
+    assert judged([here])["groq-speed"]["verdict"] == "not_measured"
+    assert judged([there])["groq-speed"]["verdict"] == "reproduced"
+    slow = measured(200, "other", "qwen-qwq-32b", gpu=None, base_url="https://api.groq.com/openai")
+    assert judged([here, slow])["groq-speed"]["verdict"] == "contradicted"
 
 
 @pytest.mark.parametrize("text", ["title = 1", 'title="t"\nsource="s"\n[[claims]]\nid="a"\nkind="guess"', "claims = ["])

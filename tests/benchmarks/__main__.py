@@ -22,6 +22,7 @@ ALL = (
     ("startup",),
     ("distributed",),
     ("simulator_speed",),
+    ("analysis",),
 )
 
 
