@@ -27,7 +27,8 @@ read = time.process_time()
 level = metrics.analyze(run)["cells"][0]["levels"][0]
 done = time.process_time()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(f"{level['itl_s']['n']} gaps: {read - start:.1f} s of CPU to read, {done - read:.1f} s to analyse, peak {peak / 1e6:.0f} MB")
+used = f"{read - start:.1f} s of CPU to read, {done - read:.1f} s to analyse, peak {peak / 1e6:.0f} MB"
+print(f"{level['itl_s']['n']} gaps: {used}")
 """
 
 
