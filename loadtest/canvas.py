@@ -1,4 +1,4 @@
-"""How a figure gets onto paper: panels of one size, drawn once to SVG and once to PNG, and the SVG made fit for a page.
+"""How a figure gets onto paper: panels of one size, drawn to SVG and to PNG, and the SVG made fit for a page.
 
 Colours are semantic: in the page each becomes a CSS variable, so that one drawing reads on a light and on a dark
 ground. Runtimes differ by colour, marker and dash (Okabe-Ito colours, told apart in grey too).
@@ -6,11 +6,12 @@ ground. Runtimes differ by colour, marker and dash (Okabe-Ito colours, told apar
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,6 +104,10 @@ class Key:
     hollow: bool = False
 
 
+_NUMBER = r"[+−]?\d[\d,]*(\.\d+)?( %)?"
+_NUMERIC = re.compile(rf"(—|{_NUMBER})( to {_NUMBER})?(\n.*)?$|needs n ≥ \d+$|no data$|— \(not reached\)$")
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """The numbers of a figure or a section; the first column of each row is its header."""
@@ -110,6 +115,12 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns hold nothing but numbers, and so stand flush right."""
+        columns = zip(*self.rows, strict=True) if self.rows else ((title,) for title in self.head)
+        return tuple(all(_NUMERIC.match(text) for text in column) for column in columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +156,18 @@ class Drawing:
 
     figure: Figure
     svg: bytes
-    png: bytes
     inner: str
-    boxes: tuple[str, ...] = field(default=())
+    boxes: tuple[str, ...]
+    sheet: Sheet = field(repr=False, compare=False)
+
+    def png(self) -> bytes:
+        """The same as a picture; made only when asked for, as a page needs none."""
+        stream = io.BytesIO()
+        about = {"Software": None, "Title": self.figure.title}
+        with _settings(self.figure):
+            self.sheet.set_dpi(PNG_DPI)
+            FigureCanvasAgg(self.sheet).print_png(stream, metadata=about)  # type: ignore[no-untyped-call]
+        return stream.getvalue()
 
 
 def legend(cells: Iterable[Cell]) -> tuple[Key, ...]:
@@ -160,24 +180,26 @@ def nothing(axes: Any, why: str = "no data") -> None:
     axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=MUTED)
 
 
-def draw(figure: Figure) -> Drawing:
-    """Draw `figure` to SVG and PNG. Same figure, same bytes."""
-    columns = min(figure.columns, len(figure.panels))
-    lines = math.ceil(len(figure.panels) / columns)
+@contextlib.contextmanager
+def _settings(figure: Figure) -> Iterator[None]:
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": figure.name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a character the font lacks is drawn as a box
+        yield
+
+
+def draw(figure: Figure) -> Drawing:
+    """Draw `figure`. Same figure, same bytes."""
+    columns = min(figure.columns, len(figure.panels))
+    lines = math.ceil(len(figure.panels) / columns)
+    with _settings(figure):
         sheet = Sheet(figsize=(columns * figure.width_inches, lines * figure.height_inches + HEADER_INCHES))
         sheet.patch.set_facecolor(CARD)
         _head(sheet, figure)
         for index, panel in enumerate(figure.panels):
             _panel(sheet, figure, panel, index % columns, index // columns)
         svg = _to_svg(sheet, figure)
-        png = io.BytesIO()
-        sheet.set_dpi(PNG_DPI)
-        about = {"Software": None, "Title": figure.title}
-        FigureCanvasAgg(sheet).print_png(png, metadata=about)  # type: ignore[no-untyped-call]
     boxes = tuple(_box(figure, i % columns, i // columns) for i in range(len(figure.panels)))
-    return Drawing(figure, svg.encode(), png.getvalue(), _inner(svg, figure.name), boxes)
+    return Drawing(figure, svg.encode(), _inner(svg, figure.name), boxes, sheet)
 
 
 def _head(sheet: Sheet, figure: Figure) -> None:

@@ -77,7 +77,8 @@ def judge(claims: Sequence[Claim], cells: Sequence[Json], comparisons: Sequence[
         verdict = "not_measured" if held is None else _WORDS[simulated or claim.kind == "weights"][held]
         rows.append({
             "id": claim.id, "claim": claim.claim, "expected": claim.expected, "measured": measured, "ci95": ci95,
-            "verdict": verdict, "simulated": simulated, "reason": reason, "cells": [cell["id"] for cell in used],
+            "kind": claim.kind, "metric": claim.metric, "verdict": verdict, "simulated": simulated, "reason": reason,
+            "cells": [cell["id"] for cell in used],
         })  # fmt: skip
     return rows
 

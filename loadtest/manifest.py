@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from loadtest import environment
+from loadtest import credentials, environment
 from loadtest.contract import Contract
 from loadtest.records import SCHEMA_VERSION
 from loadtest.workload import Workload
@@ -53,6 +56,7 @@ def begun(
         "slo": [],
         "prices": {},
         "findings": None,
+        "commands": [_typed()],
         "seed": seed,
         "levels": [],
         "repeats": 0,
@@ -60,6 +64,13 @@ def begun(
         "cells": [],
         **study,
     }
+
+
+def _typed() -> str:
+    """The command line that began the run, its program without the folder, no key in it."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return credentials.redacted(shlex.join((name, *sys.argv[1:])))
 
 
 def ended(problems: list[str], *, interrupted: bool) -> dict[str, Any]:

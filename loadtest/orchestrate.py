@@ -202,6 +202,9 @@ def _measure(journey: _Journey, cell: Cell, levels: list[int], repeat: int) -> N
         reason = credentials.redacted(str(error))
         facts.update(status="died" if facts["status"] == "died" else ended, reason=reason)
         journey.note(f"{cell.id}: {reason}")
+    except KeyboardInterrupt:
+        facts.update(status="interrupted", reason="interrupted before its last level ended")
+        raise
     finally:
         facts["stopped_unix_s"] = time.time()
         records.write_json(path, facts)

@@ -73,7 +73,7 @@ def _save(page: str, drawings: Iterable[Drawing], out_html: Path, plots_dir: Pat
             plots_dir.mkdir(parents=True, exist_ok=True)
             for drawing in drawings:
                 (plots_dir / f"{drawing.figure.name}.svg").write_bytes(drawing.svg)
-                (plots_dir / f"{drawing.figure.name}.png").write_bytes(drawing.png)
+                (plots_dir / f"{drawing.figure.name}.png").write_bytes(drawing.png())
         out_html.write_text(page, encoding="utf-8")
     except OSError as error:
         raise RecordError(f"{error.filename or out_html}: cannot write the report: {error.strerror}") from error
@@ -112,6 +112,7 @@ def _run_page(metrics: Json, manifest: Json, engines: Mapping[str, Json], drawin
         summary=tables.summary(cells, metrics, manifest),
         levels=tables.levels(cells),
         troubles=tables.troubles(cells),
+        doubts=verdict.health_reasons(metrics, "windows"),
         cells=tables.cells(cells, engines),
         chosen=[cell.name for cell in cells] if len(cells) > 1 else [],
         fits=tables.fits(cells),

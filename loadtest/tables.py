@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def findings(metrics: Json) -> list[dict[str, str]]:
             {
                 "claim": view.clean(row.get("claim") or row.get("id") or "?"),
                 "expected": view.clean(row.get("expected") or view.DASH),
-                "measured": _measured(row.get("measured")),
+                "measured": _measured(row),
                 "interval": view.span(view.estimate({"it": {"value": 1, "ci95": row.get("ci95")}}, "it")) or view.DASH,
                 "verdict": word.replace("_", " "),
                 "state": {"reproduced": "good", "predicted": "good", "contradicted": "bad", "not_predicted": "bad"}.get(
@@ -104,9 +105,18 @@ def findings(metrics: Json) -> list[dict[str, str]]:
     return found
 
 
-def _measured(value: Any) -> str:
+_CLAIMED = {"ahead": "of the scenarios", "maximum_concurrency": "users", "gain": "times"}
+
+
+def _measured(row: Json) -> str:
+    """The figure that answers a claim, with its unit; a word (`refused`) is left as it is."""
+    value, kind = row.get("measured"), view.clean(row.get("kind"))
     found = view.finite(value)
-    return view.DASH if value is None else view.number(found) if found is not None else view.clean(value)
+    if found is None:
+        return view.DASH if value is None else view.clean(value)
+    unit = _CLAIMED.get(kind) or view.METRICS.get(str(row.get("metric")), ("", ""))[1]
+    text = view.count(found) if kind == "maximum_concurrency" else view.number(found)
+    return f"{view.percent(found) if kind == 'ahead' else text} {unit}".rstrip()
 
 
 def summary(cells: tuple[Cell, ...], metrics: Json, manifest: Json) -> Table | None:
@@ -117,7 +127,7 @@ def summary(cells: tuple[Cell, ...], metrics: Json, manifest: Json) -> Table | N
         return None
     head = ["cell"]
     if wanted:
-        head += ["users within the SLO", "for certain", "KV cache holds", "levels tried"]
+        head += ["users within the SLO", "for certain", "full contexts in the KV cache", "levels tried"]
     if price is not None:
         head += [f"lowest cost of 1000 answers, {currency}".rstrip(", "), "95 % interval", "at"]
     lines = []
@@ -130,8 +140,8 @@ def summary(cells: tuple[Cell, ...], metrics: Json, manifest: Json) -> Table | N
         if price is not None:
             line += _cheapest(cell, price)
         lines.append(tuple(line))
-    notes = tuple(f"SLO: {one}. For certain: met with the whole 95 % interval; 0: at no level." for one in wanted)
-    return Table(tuple(head), tuple(lines), notes)
+    note = f"SLO: {'; '.join(wanted)}. For certain: met with the whole 95 % interval; 0: at no level."
+    return Table(tuple(head), tuple(lines), (note,) if wanted else ())
 
 
 def tried(cell: Cell) -> str:
@@ -170,21 +180,29 @@ def columns(cells: tuple[Cell, ...]) -> list[tuple[str, str, str]]:
 
 def levels(cells: tuple[Cell, ...]) -> Table:
     chosen = columns(cells)
-    head = ("cell", "users", "n", *(title for _, _, title in chosen))
-    lines = []
-    for cell in cells:
-        for level in cell.levels:
-            figures = [_figure_text(level, key, which) for key, which, _ in chosen]
-            name = cell.name
-            lines.append((name, view.count(level.get("concurrency")), view.count(level.get("n_requests")), *figures))
-    return Table(head, tuple(lines), ("— : no figure can be given from so few requests, or it does not apply.",))
+    levels = [(cell, level) for cell in cells for level in cell.levels]
+    kept = [one for one in chosen if any(view.estimate(level, one[0], one[1]).known for _, level in levels)]
+    head = ("cell", "users", "n", *(title for _, _, title in kept))
+    lines = [
+        (
+            cell.name,
+            view.count(level.get("concurrency")),
+            view.count(level.get("n_requests")),
+            *(_figure_text(level, key, which) for key, which, _ in kept),
+        )
+        for cell, level in levels
+    ]
+    absent = [title for key, which, title in chosen if (key, which, title) not in kept]
+    notes = ["—: no figure can be given from so few requests, or it does not apply."]
+    notes += [f"At no level known: {'; '.join(absent)}."] if absent and levels else []
+    return Table(head, tuple(lines), tuple(notes))
 
 
 def _figure_text(level: Json, key: str, which: str) -> str:
     """A figure, and on a second line its interval or the n that it needs."""
     found = view.estimate(level, key, which)
     if found.value is None:
-        return f"{view.DASH}\nneeds n ≥ {found.n_needed}" if found.n_needed else view.DASH
+        return f"{view.DASH}\nneeds n ≥ {found.n_needed}" if found.n and found.n_needed else view.DASH
     return f"{view.number(found.value)}\n{view.span(found)}".rstrip()
 
 
@@ -273,7 +291,14 @@ def environment(manifest: Json) -> list[tuple[str, str]]:
     """What the load generator ran on, and what it sent."""
     workload = manifest.get("workload")
     asked = {"workload": workload, "scenario": manifest.get("scenario")} if workload else {}
-    return [(_words(key), _value(value)) for key, value in {**view.section(manifest, "environment"), **asked}.items()]
+    return [_pair(key, value) for key, value in {**view.section(manifest, "environment"), **asked}.items()]
+
+
+def _pair(key: Any, value: Any) -> tuple[str, str]:
+    bytes_of = view.finite(value) if str(key).endswith("_bytes") else None
+    if bytes_of is None:
+        return _words(key), _value(value)
+    return _words(key).removesuffix(" bytes"), f"{view.number(bytes_of / 1e9)} GB"
 
 
 def _words(key: Any) -> str:
@@ -291,20 +316,30 @@ def _value(value: Any) -> str:
 
 
 def commands(manifest: Json, engines: Mapping[str, Json]) -> list[Command]:
-    """What to type to repeat the run: its own command, then each runtime's (the program without its folder)."""
+    """What to type to repeat the run: its own command, then each runtime's and that of the load on it."""
     given = manifest.get("commands")
     found = [Command("This run", _line(one)) for one in given] if isinstance(given, (list, tuple)) else []
     for name, engine in engines.items():
         command = engine.get("command")
         if command:
             variables = [f"{view.clean(k)}={shlex.quote(view.clean(v))}" for k, v in view.section(engine, "env").items()]
-            found.append(Command(view.clean(name), " ".join([*variables, _line(_portable(command))])))
+            found.append(Command(f"{view.clean(name)}, the server", " ".join([*variables, _line(_portable(command))])))
+        if engine.get("load"):
+            title = f"{view.clean(name)}, the load of its last pass (others differ in users, requests and repeat)"
+            found.append(Command(title, _line(_portable(engine["load"]))))
     return found
 
 
 def _portable(command: Any) -> Any:
-    """A command line with its program named without the folder of one machine."""
-    return [str(command[0]).rpartition("/")[2], *command[1:]] if isinstance(command, (list, tuple)) else command
+    """A command line without the folders of one machine: its program, and the scenarios that loadtest brings along.
+
+    >>> _portable(["/usr/bin/python", "--locustfile", "/opt/lib/scenarios/chat.py", "/data/x"])
+    ['python', '--locustfile', 'scenarios/chat.py', '/data/x']
+    """
+    if not isinstance(command, (list, tuple)) or not command:
+        return command
+    program, *words = map(str, command)
+    return [program.rpartition("/")[2], *(re.sub(r"^/.*/(scenarios/\w+\.py)$", r"\1", word) for word in words)]
 
 
 def _line(command: Any) -> str:

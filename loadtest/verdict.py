@@ -82,8 +82,8 @@ def _runtime(metrics: Json, cells: tuple[Cell, ...]) -> Line | None:
     if len({cell.family for cell in cells}) < 2 and not rows:
         return None
     for metric in DECIDING:
-        chosen = [row for row in rows if row.get("metric") == metric and view.estimate(row, "ratio").known]
-        if chosen:
+        chosen = [row for row in rows if row.get("metric") == metric]
+        if any(view.estimate(row, "ratio").known for row in chosen):
             return _ahead(metrics, metric, chosen)
     return Line("Which runtime", "No verdict", "No pair of cells could be compared with an interval.")
 
@@ -107,9 +107,11 @@ def ahead(first: str, second: str, rows: list[Json], *, several: bool = False) -
     """Who was ahead in how many of these comparisons, in words; `several`: other pairs stand beside this one."""
     n, found = len(rows), Counter(str(row.get("verdict")) for row in rows)
     ties = found["no detectable difference"]
-    if ties == n:
+    unjudged = n - ties - found["faster"] - found["slower"]
+    rest = [f"{unjudged} could not be judged"] if 0 < unjudged < n else []
+    if ties and ties + unjudged == n:
         between = f" between {first} and {second}" if several else ""
-        return f"No detectable difference{between} in {n} of {n} comparisons"
+        return "; ".join([f"No detectable difference{between} in {ties} of {n} comparisons", *rest])
     sides = [(first, second, found["faster"]), (second, first, found["slower"])]
     said = [
         f"{one} was ahead{f' of {other}' if several else ''} in {count} of {n} comparisons"
@@ -118,7 +120,7 @@ def ahead(first: str, second: str, rows: list[Json], *, several: bool = False) -
     ]
     said[1:] = [text.replace(f" of {n} comparisons", "") for text in said[1:]]
     said += [f"no detectable difference in {ties}"] if ties else []
-    return "; ".join(said) or f"No verdict in {n} comparisons"
+    return "; ".join([*said, *rest]) or f"No verdict in {n} comparisons"
 
 
 def _name(by_id: dict[str, Cell], row: Json, side: str) -> str:
@@ -130,13 +132,15 @@ def envelope(chosen: list[Json]) -> str:
     """The span of several ratios, and what all of their intervals lie between, in words."""
     ratios = [view.estimate(row, "ratio") for row in chosen]
     values = [e.value for e in ratios if e.value is not None]
+    if not values:
+        return "no ratio"
     ends = [end for e in ratios for end in (e.low, e.high) if end is not None]
     low, high = view.number(min(values)), view.number(max(values))
     text = f"ratio {low}" if low == high else f"ratios from {low} to {high}"
     if not ends:
         return f"{text}; no interval"
-    between = f"{view.number(min(ends))} and {view.number(max(ends))}"
-    return f"{text} (95 % intervals between {between})"
+    outer = f"{view.number(min(ends))} to {view.number(max(ends))}"
+    return f"{text} (95 % interval {outer})" if len(values) == 1 else f"{text} (95 % intervals within {outer})"
 
 
 # Which configuration, how many users, what it costs ------------------------------------------------------------------
@@ -155,7 +159,9 @@ def _configuration(cells: tuple[Cell, ...]) -> Line | None:
             parts.append(f"{which}: {view.with_interval(found, 'tokens/s')} on {where}")
     best = alone or total
     assert best is not None
-    return Line("Which configuration", f"{best[0].deployment}", f"Fastest {'; '.join(parts)}")
+    only = len({cell.deployment for cell in cells}) == 1
+    answer = f"Only {best[0].deployment} was measured" if only else best[0].deployment
+    return Line("Which configuration", answer, f"Fastest {'; '.join(parts)}")
 
 
 def _best(cells: Iterable[Cell], key: str, which: str) -> tuple[Cell, Json, Estimate] | None:
@@ -267,7 +273,7 @@ def not_measured(metrics: Json, manifest: Json) -> tuple[str, ...]:
     for cell in view.cells(metrics):
         if not cell.levels:
             absent.setdefault(f"{cell.status}{': ' + cell.reason if cell.reason else ''}", []).append(cell.name)
-        elif missing := sorted(asked - {int(level["concurrency"]) for level in cell.levels}):
+        elif missing := sorted(asked - {int(one["concurrency"]) for one in cell.levels if one.get("n_requests") != 0}):
             found.append(f"{cell.name}: no data for {', '.join(map(str, missing))} concurrent users")
     found += [f"{_listed(names)}: {why}" for why, names in absent.items()]
     found += _unjudged(view.rows(metrics, "findings"))
@@ -351,9 +357,10 @@ def _state(value: Any, good: str, bad: str) -> tuple[str, str]:
     return ("fail", bad) if value in (False, "fail") else ("unknown", "not checked")
 
 
-def health_reasons(metrics: Json) -> tuple[str, ...]:
-    """Every reason once, with all the places that it was given for: `CELL at 1, 2, 4: the fast clock ...`."""
-    reasons = view.section(metrics, "health").get("reasons")
+def health_reasons(metrics: Json, key: str = "reasons") -> tuple[str, ...]:
+    """Every reason once, with all the places that it was given for: `CELL at 1, 2, 4: the fast clock ...`. `key`:
+    `reasons` for what failed a gate, `windows` for doubts about the steady windows, which fail none."""
+    reasons = view.section(metrics, "health").get(key)
     places: dict[tuple[str, str], list[str]] = {}
     for reason in reasons if isinstance(reasons, (list, tuple)) else ():
         where, at, what = re.match(r"(?:(.*?) at (\d+): )?(.*)", view.clean(reason), re.S).groups()  # type: ignore[union-attr]
@@ -367,5 +374,6 @@ def clock_error(metrics: Json) -> str:
     """What the fast clock of a simulation cost, in words; empty where it was not measured."""
     error = view.section(view.section(metrics, "run"), "clock_error")
     names = {"ttft_s": "time to first token", "tpot_s": "time per token", "time_to_final_answer_s": "time to final answer"}
-    shares = [f"{name} {value:+.1%}" for key, name in names.items() if (value := view.finite(error.get(key))) is not None]
+    known = [(name, value) for key, name in names.items() if (value := view.finite(error.get(key))) is not None]
+    shares = [f"{name} {value * 100:+.1f} %" for name, value in known]
     return f"{', '.join(shares)} (means over {view.count(error.get('n'))} requests)" if shares else ""

@@ -62,7 +62,7 @@ def lines(candidate: Side, compared: list[Compared]) -> tuple[Line, ...]:
     metric = next((m for m in DECIDING if any(one.metric == m and _ratio(one).known for one in compared)), None)
     if metric is None:
         return (Line("What changed", "No verdict", "No level could be compared with an interval."), _asked(candidate))
-    chosen = [one.row for one in compared if one.metric == metric and _ratio(one).known]
+    chosen = [one.row for one in compared if one.metric == metric]
     said = verdict.ahead("the candidate", "the baseline", chosen)
     because = f"{NAMES[metric].capitalize()}, candidate / baseline: {verdict.envelope(chosen)}"
     changed = Line("What changed", f"{said[:1].upper()}{said[1:]}", because)

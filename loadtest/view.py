@@ -191,7 +191,7 @@ def sizes(cell: Cell) -> str:
 def value_and_span(of: Estimate) -> list[str]:
     """Two cells of a table: the figure and its interval, or a dash and the n it needs."""
     if of.value is None:
-        return [DASH, f"needs n ≥ {of.n_needed}" if of.n_needed else "no data"]
+        return [DASH, f"needs n ≥ {of.n_needed}" if of.n and of.n_needed else "no data"]
     return [number(of.value), span(of) or DASH]
 
 
@@ -266,15 +266,15 @@ def _visible(character: str) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A number with `digits` significant digits and thousands separated; null is a dash.
 
-    >>> number(0.01234), number(1234567.0), number(34.96), number(None), number(0)
-    ('0.0123', '1,230,000', '35.0', '—', '0')
+    >>> number(0.01234), number(1234567.0), number(34.96), number(0.9999), number(None), number(0)
+    ('0.0123', '1,230,000', '35.0', '1.00', '—', '0')
     """
     if value is None:
         return DASH
     if abs(value) < 5e-7:
         return "0"
-    places = digits - 1 - math.floor(math.log10(abs(value)))
-    rounded = round(value, places)
+    rounded = float(f"{value:.{digits - 1}e}")
+    places = digits - 1 - math.floor(math.log10(abs(rounded)))
     return f"{rounded:,.{max(0, min(6, places))}f}"
 
 

@@ -182,21 +182,45 @@ def test_a_click_on_a_header_sorts_its_table(browser: Browser, pages: dict[str, 
 
 def test_page_prints_on_few_sheets(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["demo"], DESKTOP)
+    assert 5 <= sheets(browser) <= 20
+
+
+def sheets(browser: Browser) -> int:
+    """How many sheets of paper the page that is open takes."""
     pdf = base64.b64decode(browser.call("Page.printToPDF", printBackground=True)["data"])
     assert pdf.startswith(b"%PDF")
-    assert 5 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 20
+    return pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ")
+
+
+def test_page_reads_without_javascript(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(pages["demo"], DESKTOP)
+        tree = browser.call("DOM.getDocument", depth=-1)
+        text = json.dumps(tree)
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert '"nodeName": "BUTTON"' not in text, "what needs a script is made by it"
+    assert "Which runtime" in text
+    assert '"hidden"' in text, "the choice of a cell stays hidden"
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", ["demo", "damaged", "comparison"])
 def test_page_is_accessible(browser: Browser, pages: dict[str, Path], name: str, dark: bool) -> None:
+    browser.open(pages[name], DESKTOP, dark=dark)
+    assert violations(browser) == []
+
+
+def violations(browser: Browser) -> list[str]:
+    """What axe-core finds on the page that is open."""
     axe = os.environ.get("AXE_CORE")
     if not axe:
         pytest.skip("AXE_CORE does not name an axe.min.js (npm package axe-core)")
-    browser.open(pages[name], DESKTOP, dark=dark)
     browser.run(Path(axe).read_text(encoding="utf-8") + "; 0")
-    found = browser.run("axe.run().then(r => r.violations.map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html)))")
-    assert found == []
+    script = "axe.run().then(r => r.violations.map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html)))"
+    found: list[str] = browser.run(script)
+    return found
 
 
 def test_choosing_a_cell_hides_the_rows_of_the_others(browser: Browser, pages: dict[str, Path]) -> None:
@@ -229,14 +253,30 @@ def test_index_is_silent_and_as_wide_as_the_screen(browser: Browser, tmp_path: P
     assert browser.run("document.querySelector('tbody a').getAttribute('href')").endswith("/report.html")
 
 
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
-def test_finished_example_opens_and_names_no_machine(browser: Browser, page: Path) -> None:
-    browser.open(page, DESKTOP)
+def test_finished_example_is_silent_and_as_wide_as_the_screen(
+    browser: Browser, page: Path, screen: tuple[int, int, bool]
+) -> None:
+    browser.open(page, screen)
     assert browser.complaints() == []
     assert browser.requests() == [page.as_uri()]
+    assert browser.run("document.documentElement.scrollWidth") <= screen[0]
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
+def test_finished_example_prints_and_names_no_machine(browser: Browser, page: Path) -> None:
+    browser.open(page, DESKTOP)
+    assert 5 <= sheets(browser) <= 24
     assert page.stat().st_size < 700_000
     assert not re.search(r"(?<![\w.])/(work|tmp|root|home|opt|Users)/", browser.run("document.body.textContent"))
 
 
-def test_there_is_an_example_of_a_demo_and_of_a_damaged_run() -> None:
-    assert {"demo", "damaged"} <= {page.parent.name for page in EXAMPLES}
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
+def test_finished_example_is_accessible(browser: Browser, page: Path) -> None:
+    browser.open(page, DESKTOP)
+    assert violations(browser) == []
+
+
+def test_there_is_an_example_of_a_demo_of_real_runtimes_and_of_a_damaged_run() -> None:
+    assert {"demo", "cpu", "damaged"} <= {page.parent.name for page in EXAMPLES}

@@ -16,7 +16,7 @@ import sample_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import plots, report, terminal, verdict, view
+from loadtest import canvas, plots, report, tables, terminal, verdict, view
 from loadtest.errors import RecordError
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -138,6 +138,78 @@ def test_failed_health_stands_before_the_verdict_it_spoils(damaged: Page, full: 
     assert Page(full).text.index("The run is sound") > Page(full).text.index("Which runtime")
 
 
+def test_figures_of_a_failed_run_are_said_to_be_conditional(damaged: Page, full: str) -> None:
+    words = "What the figures would say if they could be relied on"
+    assert damaged.text.index(words) < damaged.text.index("Which runtime")
+    assert words not in Page(full).text
+
+
+def test_long_list_of_what_is_missing_is_folded_and_lost_nowhere() -> None:
+    sample = sample_metrics.full_matrix(levels=(1,), deployments=1)
+    sample.manifest["levels"] = [1, 2]
+    for row in sample.metrics["findings"]:
+        row.update(verdict="not_measured", reason=f"reason {row['id']}")
+    sample.metrics["findings"][0]["verdict"] = "predicted"
+    page = Page(build(sample))
+    assert "3 more" in page.text
+    assert all(f"reason {row['id']}" in page.text for row in sample.metrics["findings"])
+
+
+def test_claims_that_no_cell_speaks_of_are_one_line_to_open() -> None:
+    sample = sample_metrics.full_matrix(levels=(1,), deployments=1)
+    for row in sample.metrics["findings"]:
+        row["verdict"] = "not_measured"
+    assert "None of the 5 claims can be judged by this run" in Page(build(sample)).text
+
+
+def test_doubts_about_windows_are_told_apart_from_failures() -> None:
+    sample = sample_metrics.full_matrix(levels=(1,), deployments=1)
+    sample.metrics["health"]["windows"] = ["a at 4: warm: slow at first", "a at 8: warm: slow at first"]
+    page = Page(build(sample))
+    assert "1 doubt about the windows" in page.text
+    assert "a at 4, 8: warm: slow at first" in page.text
+    assert "The run is sound" in page.text
+
+
+def test_commands_are_those_of_the_run_the_servers_and_the_load_without_folders() -> None:
+    load = [
+        "/usr/bin/python",
+        "-m",
+        "locust",
+        "--locustfile",
+        "/opt/site-packages/scenarios/long_reasoning.py",
+        "--users",
+        "8",
+    ]
+    engines = {"vllm_m_tp1": {"command": ["/opt/vllm/bin/vllm", "serve", "m"], "env": {"A": "b c"}, "load": load}}
+    found = tables.commands({"commands": ["loadtest run study.toml"]}, engines)
+    assert [one.text for one in found] == [
+        "loadtest run study.toml",
+        "A='b c' vllm serve m",
+        "python -m locust --locustfile scenarios/long_reasoning.py --users 8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"measured": 34.96, "kind": "value", "metric": "tokens_per_s_per_user"}, "35.0 tokens/s"),
+        ({"measured": 8.0, "kind": "maximum_concurrency", "metric": ""}, "8 users"),
+        ({"measured": 0.75, "kind": "ahead", "metric": "output_tokens_per_s"}, "75 % of the scenarios"),
+        ({"measured": "refused", "kind": "fit"}, "refused"),
+        ({"measured": None, "kind": "value"}, "—"),
+    ],
+)
+def test_figure_of_a_finding_carries_its_unit(row: dict[str, object], text: str) -> None:
+    known = {"claim": "c", "expected": "e", "verdict": "reproduced", **row}
+    assert tables.findings({"findings": [known]})[0]["measured"] == text
+
+
+def test_columns_of_numbers_stand_flush_right() -> None:
+    rows = (("vLLM", "1,234", "34.1 to 35.7", "—\nneeds n ≥ 6", "0.32.0"), ("SGLang", "−0.5", "—", "7\n6 to 8", "0.5.15"))
+    assert canvas.Table(("cell", "a", "b", "c", "version"), rows).numeric == (False, True, True, True, False)
+
+
 def test_hostile_text_stays_text(hostile: str) -> None:
     page = Page(hostile)
     assert [tag for tag, _ in page.tags].count("script") == 1
@@ -206,6 +278,14 @@ def test_runtime_is_ahead_only_where_most_comparisons_say_so() -> None:
     for row in sample.metrics["comparisons"]:
         row["verdict"] = "no detectable difference"
     assert answers(sample)["Which runtime"].answer == "No detectable difference in 12 of 12 comparisons"
+
+
+def test_what_could_not_be_judged_is_counted_beside_what_could() -> None:
+    rows = [{"verdict": "faster"}, {"verdict": "too few samples"}, {"verdict": "not comparable"}]
+    assert verdict.ahead("SGLang", "vLLM", rows) == "SGLang was ahead in 1 of 3 comparisons; 2 could not be judged"
+    tied = [{"verdict": "no detectable difference"}, {"verdict": "too few samples"}]
+    assert verdict.ahead("a", "b", tied) == "No detectable difference in 1 of 2 comparisons; 1 could not be judged"
+    assert verdict.ahead("a", "b", rows[1:]) == "No verdict in 2 comparisons"
 
 
 def test_lost_comparisons_count_for_the_other_runtime() -> None:

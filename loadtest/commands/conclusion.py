@@ -74,8 +74,15 @@ def write_page(folder: Path, page: Path) -> None:
 
     numbers = records.read_json(folder / "metrics.json")
     manifest = records.read_json(folder / "manifest.json")
-    described = {p.parent.name: records.read_json(p) for p in sorted(folder.glob("cells/*/engine.json"))}
+    described = {path.parent.name: _described(path) for path in sorted(folder.glob("cells/*/engine.json"))}
     report.write(numbers, manifest, described, page, page.parent / "plots")
+
+
+def _described(engine: Path) -> dict[str, Any]:
+    """What engine.json says of a cell, and as `load` the command that drove its last pass."""
+    passes = sorted(engine.parent.glob("c*-r[0-9]*/pass.json"))
+    load = records.read_json(passes[-1]).get("command") if passes else None
+    return {**records.read_json(engine), "load": load}
 
 
 def as_json(value: Any) -> str:

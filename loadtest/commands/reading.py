@@ -43,8 +43,10 @@ def report(arguments: argparse.Namespace, say: Say) -> str:
 
 
 def _numbers(run: Path) -> dict[str, Any]:
-    """What metrics.json holds, made first where it is missing."""
-    return records.read_json(run / "metrics.json") if (run / "metrics.json").exists() else analyze_run(run)
+    """What metrics.json holds, made first where it is missing or older than any record."""
+    made = run / "metrics.json"
+    newest_s = max((path.stat().st_mtime for path in run.glob("cells/*/*/*.jsonl")), default=0.0)
+    return records.read_json(made) if made.exists() and made.stat().st_mtime >= newest_s else analyze_run(run)
 
 
 def _compare(runs: list[Path], page: Path) -> Path:

@@ -1,7 +1,7 @@
 """Make the finished examples beside this file anew: `python reports/examples/make.py [demo] [cpu] [damaged]`.
 
 Run it from the top of the checkout, with the Python that loadtest is installed for. Each run is kept in `runs/example-NAME`:
-while it is there, only its page is drawn again; remove it to measure anew. `cpu` needs `make engines` first.
+while it is there, only its page is made again; remove it to measure anew. `cpu` needs `make engines` first.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def make(name: str) -> Path:
     run = Path("runs") / f"example-{name}"
     if not (run / "manifest.json").exists():
         {"demo": demo, "cpu": cpu, "damaged": damaged}[name](run)
-    subprocess.run([*LOADTEST, "report", str(run)], check=True)
+    for step in ("analyze", "report"):
+        subprocess.run([*LOADTEST, step, str(run)], check=True, stdout=subprocess.DEVNULL)
     page = EXAMPLES / name / "report.html"
     page.parent.mkdir(exist_ok=True)
     shutil.copyfile(run / "report.html", page)
