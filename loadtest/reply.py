@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SLICE_EVENTS = 32  # decoded at a time: about 0.06 ms
 EVENT_LIMIT_BYTES = 2**20  # a token's event has some hundred; one that is larger would hold up every other stream
 END_CHARS = 4000
+SLACK_TOKENS = 16  # by which a server may pass the limit of a request (an end mark, a speculated batch)
 REFUSAL_LIMIT_BYTES = 65536  # what is looked at of a body that is no stream
 
 CountTokens = Callable[[str], int]
@@ -144,6 +145,16 @@ class _Stream:
         """Whether nothing is wrong but the last event, which may have ended with the connection, in the middle."""
         return self.failure is not None and self.failure[1].kind == "bad_chunk" and self.failed_event == self.events
 
+    def hold_to(self, limit_tokens: int | None) -> None:
+        """Believe no count of the server's where it passed the limit of the request: that many it was not allowed."""
+        told = self.usage.completion_tokens if self.usage is not None else None
+        if told is None or limit_tokens is None or told <= limit_tokens + SLACK_TOKENS:
+            return
+        self.usage, self.counted = None, False
+        if self.failure is None:
+            message = f"the server tells of {told} completion tokens where at most {limit_tokens} were asked for"
+            self._fail("protocol_error", "impossible_usage", message)
+
     def _fail(self, outcome: Outcome, kind: str, message: str, status: int | None = None) -> None:
         self.failed_event = self.events
         self.failure = (outcome, RequestError(kind=kind, message=message, http_status=status))
@@ -174,10 +185,21 @@ def read(
         if number % SLICE_EVENTS == 0:
             pause()
     pause()
+    stream.hold_to(_limit_tokens(exchange.body))
     split = _split(stream, opened=opened)
     pause()
     outcome, error = _outcome(exchange, stream, split, forced_tokens)
     return _counted(stream, split, Reply(outcome=outcome, error=error), count_tokens)
+
+
+class _Asked(msgspec.Struct):
+    max_tokens: Any = None  # what an extra body says, too
+
+
+def _limit_tokens(body: bytes) -> int | None:
+    """The output limit that a request asked for; null where it asked for none."""
+    limit = msgspec.json.decode(body, type=_Asked).max_tokens if body else None
+    return limit if isinstance(limit, int) else None
 
 
 def _refused(exchange: Exchange) -> Reply:

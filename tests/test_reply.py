@@ -175,6 +175,17 @@ def test_a_server_that_tells_an_impossible_number_of_tokens_is_named(told):
     assert (found.outcome, found.error.kind) == ("protocol_error", "bad_chunk")
 
 
+@pytest.mark.parametrize(("told", "believed"), [(40, True), (56, True), (57, False), (10**9, False)])
+def test_a_server_that_tells_of_more_tokens_than_were_asked_for_is_not_believed(told, believed):
+    x = exchange(content("4"), counted(told), content("</think>2", '"stop"'))
+    x.body = b'{"model": "m", "max_tokens": 40}'
+    got = read(x)
+    assert (got.outcome, got.completion_tokens, got.token_count_source) == (
+        ("ok", told, "server") if believed else ("protocol_error", 3, "chunks")
+    )
+    assert believed or (got.error.kind, got.chunk_tokens) == ("impossible_usage", None)
+
+
 def test_an_event_too_large_for_a_token_is_not_decoded():
     got = read(exchange(content("4"), content("x" * reply.EVENT_LIMIT_BYTES)))
     assert (got.outcome, got.error.kind, got.chunk_s) == ("protocol_error", "too_large", (2.0,))
