@@ -83,3 +83,10 @@ def test_the_version_stands_in_one_place_and_the_files_that_repeat_it_agree():
     assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
     assert re.search(rf"^## \[({re.escape(__version__)}|Unreleased)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_the_hours_of_the_published_study_are_those_of_the_dry_run(capsys):
+    assert cli.main(["run", str(ROOT / "scenarios/studies/qwq-32b-ada.toml"), "--dry-run"]) == 0
+    (told,) = re.findall(r"^in all: about ([\d.]+) h", capsys.readouterr().out, re.MULTILINE)
+    (shown,) = re.findall(r"all, three passes \| \| \*\*([\d.]+)\*\*", (ROOT / "docs/published-findings.md").read_text())
+    assert float(shown) == pytest.approx(float(told), rel=0.05)

@@ -32,12 +32,14 @@ STANDS_FOR = (
     (r"^(\S+=\S+ )*launchers/(vllm|sglang) (\S+) (\S+).*", r"launchers/\2 \3 \4 --print"),
     (r"^launchers/simulator (\S+) (\S+) (\S+).*", r"launchers/simulator \1 \2 \3 --print"),
     (r"^launchers/\w+-docker .*", r"true"),  # tests/test_launch.py runs them with a docker of its own
+    (r"^loadtest run tests/engines/study\.toml .*", r"true"),  # tests/engines runs it
+    (r" --run-programs$", r""),  # refused where the answers are a simulator's
     # Two cards, or a network: the plan instead of the run.
     (r"^(.*loadtest run \S*qwq-32b-ada\.toml(?!.*--dry-run).*)$", r"\1 --dry-run"),
     (r"^(.*loadtest run STUDY\.toml.*)$", r"loadtest run scenarios/studies/demo.toml --dry-run"),
     (r"^(.*) --resume( --dry-run)?$", r"\1 --dry-run"),
     (r"^(\.venv/bin/python -m pip|python3 -m venv|vllm-env/|git clone|export LOADTEST_VLLM|curl|nvidia-smi).*", r"true"),
-    (r"^docker .*", r"true"),  # no daemon here; tests/test_machines.py reads what it would be given
+    (r"^(\S+=(\"[^\"]*\"|\S+) )*docker .*", r"true"),  # no daemon here; tests/test_machines.py reads what it would be given
     (r"^kubectl apply --kustomize (\S+)$", r"! command -v kubectl > kubectl.txt || kubectl kustomize \1 > kubectl.txt"),
     (r"^kubectl .*", r"true"),
     (r"^locust .*--(master|worker).*", r"true"),  # tests/test_machines.py starts a master and two workers
