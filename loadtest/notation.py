@@ -329,6 +329,9 @@ _ATOM = re.compile(r"-?(?:[A-Za-z0-9.]+|[0-9]*\\(?:sqrt\{[^{}]*\}|[A-Za-z]+))")
 _BELOW = re.compile(r"[0-9.]+|[A-Za-z]|\\sqrt\{[^{}]*\}|\\[A-Za-z]+")  # what needs no brackets after a slash
 
 
+_WORD = re.compile("[A-Za-z]?[a-z_]{2,}|[A-Z_]{5,}|[Nn]o|NO|YES|TRUE|NONE")  # no name in letters, such as AB for ab
+
+
 def _canonical(text: str) -> str:
     """One spelling of what is no number: no spaces, `\\sqrt 3` in braces, fractions with a slash, words in lower case."""
     text = re.sub(r"\\sqrt ?([0-9A-Za-z])", r"\\sqrt{\1}", text)
@@ -343,7 +346,7 @@ def _canonical(text: str) -> str:
     text = re.sub(r"(?<=[A-Za-z]{2}) (?=[A-Za-z])|(?<=[0-9]) (?=[0-9])", "_", text).replace(" ", "")
     if text.startswith("(") and text.endswith(")") and _closes(text) == len(text) - 1:
         text = text[1:-1]
-    return text.casefold() if re.fullmatch("[A-Za-z_]{2,}", text) else text
+    return text.casefold() if _WORD.fullmatch(text) else text
 
 
 def _slash(match: re.Match[str]) -> str:

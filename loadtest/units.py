@@ -66,7 +66,7 @@ _NOT_UNITS = re.compile(
     r"|triple|twice|square|root|wrong|incorrect|nope|false|gross|mil|bps|percentage|points"
     r"|(?:six|seven|eigh|nin|eleven|twelf)ths?|ish|ths|nds|rds|zeros|zeroes|repeating|recurring|bar|maybe|perhaps|roughly"
     r"|negative|inverse|reciprocal|undefined|choose|[a-z]+illions|lakhs|crores|scores|grosses|tens|roots|squares|cubes|powers"
-    r"|guess|less|minus|plus|times|[a-z]+less|[a-z]*ness|yes|this|thus|is|was|has|does|cross|across|pass|loss|basis|digits|bits"
+    r"|[a-z]+ths|always|versus|sometimes|besides|towards|afterwards|guess|less|minus|plus|times|[a-z]+less|[a-z]*ness|yes|this|thus|is|was|has|does|cross|across|pass|loss|basis|digits|bits"
 )
 _COUNTED = re.compile(r"[a-z]{3,}s")  # an unknown word after a number is what is counted only where it is a plural
 _TAIL = re.compile(
