@@ -1,5 +1,7 @@
 """Files of prompts, told apart by the keys of each row (JSON Lines; ShareGPT may also be one JSON array).
 
+In a file named `*.txt` each line that is not blank is a prompt.
+
 =============  =============================================================================================
 AIME, plain    `prompt`, sent as it stands; `answer` optional (string or number)
 MATH           `problem` and `answer`, or `solution` whose last box is the answer; the boxed instruction is added
@@ -40,12 +42,20 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise UsageError(f"{path}: cannot read: {error.strerror}") from error
     content = content.removeprefix(b"\xef\xbb\xbf")
-    if content.lstrip()[:1] == b"[":
+    if content.lstrip()[:1] == b"[" and path.suffix != ".txt":
         yield from ((f"{path}: item {n}", row) for n, row in enumerate(_decode(content, f"{path}"), start=1))
         return
+    read = _plain if path.suffix == ".txt" else _decode
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
-            yield f"{path}:{number}", _decode(line, f"{path}:{number}")
+            yield f"{path}:{number}", read(line, f"{path}:{number}")
+
+
+def _plain(text: bytes, where: str) -> dict[str, str]:
+    try:
+        return {"prompt": text.decode("utf-8").strip()}
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: expected text in UTF-8, got something else: {error}") from None
 
 
 def _decode(text: bytes, where: str) -> Any:

@@ -56,6 +56,17 @@ def test_plain_prompts_have_nothing_to_check(tmp_path: Path) -> None:
     assert workload.checkable == 0
 
 
+def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "plain.txt"
+    path.write_text('[1] Why?\n\n  How? Put it in \\boxed{}.\r\n{"prompt": 5}\n')
+    prompts = load(str(path)).prompts
+    assert [p.messages[0]["content"] for p in prompts] == ["[1] Why?", r"How? Put it in \boxed{}.", '{"prompt": 5}']
+    assert {p.answer for p in prompts} == {None}
+    path.write_bytes(b"fine\n\xff\xfe\n")
+    with pytest.raises(UsageError, match=r"plain.txt:2: expected text in UTF-8"):
+        load(str(path))
+
+
 def test_json_prompts_are_recognised(tmp_path: Path) -> None:
     rows = {"prompt": 'Choose. Use the `answer` field, e.g., {"answer": "C"}.', "answer": "B"}
     assert load(write(tmp_path / "choice.jsonl", rows)).prompts[0].answer_format == "json"

@@ -24,7 +24,8 @@ def list_all(arguments: argparse.Namespace, say: Say) -> str:
         [
             "built in (NAME or NAME:n=64,seed=7,difficulty=3):",
             *rows,
-            "files: JSON Lines with prompt and answer, problem and solution (MATH), OpenAI batch, ShareGPT, or our own form",
+            "files: JSON Lines with prompt and answer, problem and solution (MATH), OpenAI batch, ShareGPT, or our own form;"
+            " text: a prompt a line",
         ]
     )
 
