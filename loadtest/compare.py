@@ -94,8 +94,20 @@ def _row(
     concurrency, a, b = level
     row = {**pair.named, "concurrency": concurrency, "metric": metric, **_verdict(pair, one, metric, adjusted, tests)}
     if metric == "time_to_final_answer_s" and not pair.different:
-        row["why"] = why(a, b)
+        row |= {"why": why(a, b), "output_tokens": _lengths(effects.output_tokens(a, b))}
     return row
+
+
+def _lengths(one: Effect) -> Json:
+    """How long a's outputs are against b's: `{ratio, verdict (fewer | more | no detectable difference), n, reason}`. Its
+    interval is its own, not corrected with the others: it explains a verdict, and is none about speed."""
+    if math.isnan(one.error):
+        reason = f"at least {MIN_SAMPLES} prompts needed that both finished"
+        return {"ratio": {"value": None, "ci95": None}, "verdict": "too few samples", "n": one.n_a, "reason": reason}
+    held = one.p_value <= ALPHA
+    verdict = ("fewer" if one.log_ratio < 0 else "more") if held else "no detectable difference"
+    ratio = {"value": math.exp(one.log_ratio), "ci95": list(one.interval())}
+    return {"ratio": ratio, "verdict": verdict, "n": one.n_a, "reason": one.method}
 
 
 def _verdict(pair: Pair, one: Effect | None, metric: str, adjusted: Iterator[float], tests: int) -> Json:

@@ -144,6 +144,26 @@ def _by_batch(a: Sequence[Pass], b: Sequence[Pass]) -> Effect:
     return Effect(x - y, error, df, n_a, n_b, "batch means of the steady window")
 
 
+def output_tokens(a: Sequence[Pass], b: Sequence[Pass]) -> Effect:
+    """log(a / b) of the tokens of one output, thinking and answer: does one side finish sooner because it thinks less?
+
+    Prompts that both sides finished are the units, each with its geometric mean; prompts that only one side finished are
+    `lost`. `error` is 0 where every pair is equal, as in equal work.
+    """
+    left, right = _lengths_by_prompt(a), _lengths_by_prompt(b)
+    shared = sorted(left.keys() & right.keys())
+    differences = np.array([float(np.mean(np.log(left[p])) - np.mean(np.log(right[p]))) for p in shared])
+    return _paired(differences, "paired by prompt", len(left.keys() ^ right.keys()))
+
+
+def _lengths_by_prompt(passes: Sequence[Pass]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for one in passes:
+        for i in np.flatnonzero(one.measured & one.ok & (one.completion_tokens > 0)):
+            found[one.records[i].prompt_id].append(float(one.completion_tokens[i]))
+    return found
+
+
 def _prompt_pairs(a: Sequence[Pass], b: Sequence[Pass], metric: str) -> tuple[Floats | None, int]:
     """Differences of mean logs by prompt, and the prompts lost to censoring; None where the work was not equal."""
     left, right = _by_prompt(a, metric), _by_prompt(b, metric)

@@ -1,6 +1,7 @@
 """Verdicts on studies whose truth is known: equal runtimes, a known difference, unequal work, censoring."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -232,3 +233,23 @@ def test_what_has_no_partner_is_said():
     ]
     with pytest.raises(UsageError, match="no cell"):
         compare.runs(both, builders.run([]))
+
+
+@pytest.mark.parametrize(("longer", "verdict"), [(1, "no detectable difference"), (2, "more"), (0.5, "fewer")])
+def test_a_side_that_thinks_less_is_caught(longer, verdict):
+    """Each output of a is as long as b's, twice, or half: the ratio is exact, and so is its interval."""
+    base = [replace(one, completion_tokens=40) for one in builders.closed_loop(1, 8)]
+    other = [replace(one, completion_tokens=int(40 * longer)) for one in base]
+    old, new = (builders.run([builders.cell([builders.level(rows)])]) for rows in (base, other))
+    rows = compare.runs(old, new)["comparisons"]
+    (found,) = [row["output_tokens"] for row in rows if row["metric"] == "time_to_final_answer_s"]
+    assert found["ratio"]["value"] == pytest.approx(longer)
+    assert found["ratio"]["ci95"] == pytest.approx([longer, longer])
+    assert (found["verdict"], found["n"]) == (verdict, 8)
+
+
+def test_lengths_of_too_few_prompts_are_no_verdict():
+    run = builders.run([builders.cell([builders.level(builders.closed_loop(1, 3))])])
+    rows = compare.runs(run, run)["comparisons"]
+    (found,) = [row["output_tokens"] for row in rows if row["metric"] == "time_to_final_answer_s"]
+    assert (found["verdict"], found["ratio"]["ci95"]) == ("too few samples", None)

@@ -68,7 +68,17 @@ def _why(row: Json) -> str:
         f"why, {row['a']} at {row['concurrency']} users: {why['difference_s']:+.3g} s to the final answer ="
         f" {why['tokens_thought_s']:+.3g} s tokens thought {why['tokens_answered_s']:+.3g} s tokens answered"
         f" {why['seconds_per_token_s']:+.3g} s time per token {why['waiting_s']:+.3g} s waiting for the first{lost}"
+        f"{_thinks_less(row)}"
     )
+
+
+def _thinks_less(row: Json) -> str:
+    """Said where one side's outputs are longer: then it is not the runtime alone that is slower or faster."""
+    tokens = row.get("output_tokens") or {}
+    if tokens.get("verdict") not in ("fewer", "more"):
+        return ""
+    (low, high), value = tokens["ratio"]["ci95"], tokens["ratio"]["value"]
+    return f"; outputs of {tokens['verdict']} tokens: {value:.3g} of the baseline's ({low:.3g} to {high:.3g})"
 
 
 def _ratio(row: Json) -> str:
