@@ -5,10 +5,12 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # Byte code of what is installed, on all cores: without it every start of a command would compile what it imports.
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib
 
-.PHONY: demo test test-statistics test-newcomer engines test-engines benchmark peers benchmark-peers fuzz dist clean
+.PHONY: demo install test test-statistics test-newcomer engines test-engines benchmark peers benchmark-peers fuzz dist clean
 
 demo: .venv/runtime
 	$(BIN)/loadtest demo
+
+install: .venv/runtime
 
 test: .venv/dev
 	$(BIN)/ruff check .
