@@ -16,7 +16,7 @@ PROGRAM = re.compile(
     r"(?:[A-Z_]+=(?:\"[^\"]*\"|\$\(\S+\)|\S+) )*(?:\.venv/bin/)?"
     r"(?:cat >|cd|docker|export|git|kubectl|launchers/|loadtest|locust|make|\. |python|sudo|tests/|\.engines/)"
 )
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```|((?:^(?: {4}|\t)[^\n]+\n)+)", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```|((?:^(?: {4}|\t)[^\n]+\n)+)", re.MULTILINE | re.DOTALL)
 HERE_DOCUMENT = re.compile(r"<<'(\w+)'$")
 
 
