@@ -2,7 +2,8 @@
 
 `python -m loadtest.guard GRACE_S COMMAND...` starts the command in a session of its own and waits. When the command
 ends, or standard input closes (we asked to stop, or died, be it by SIGKILL), it ends whatever is left: SIGTERM to the
-command, `GRACE_S` to go, then SIGKILL to every descendant. Being a subreaper, it is handed every descendant whose own
+command, `GRACE_S` to go, then SIGKILL to every descendant; Python's resource tracker is given time to unlink the shared
+memory that they leave. Being a subreaper, it is handed every descendant whose own
 parent has gone, those that left the session included. At last it writes `exit CODE` (negative: a signal) and ends.
 """
 
@@ -21,6 +22,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.05
 _KILL_S = 10.0
+_CLEANING_S = 3.0
 
 
 def children(pid: int) -> list[int]:
@@ -71,6 +73,14 @@ def _reap() -> None:
             os.waitpid(pid, os.WNOHANG)
 
 
+def _cleans_up(pid: int) -> bool:
+    """Is it Python's resource tracker? It unlinks the shared memory of processes that were killed, and then ends."""
+    try:
+        return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def _wait(server: subprocess.Popen[bytes]) -> None:
     """Until the command ends or standard input closes."""
     while server.poll() is None:
@@ -86,13 +96,14 @@ def _stop(server: subprocess.Popen[bytes], grace_s: float) -> int:
         deadline = time.monotonic() + grace_s
         while server.poll() is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-    deadline = time.monotonic() + _KILL_S
-    while time.monotonic() < deadline:
+    began = time.monotonic()
+    while time.monotonic() < began + _KILL_S:
         left = descendants(os.getpid())
         if not left:
             break
         for pid in left:
-            _signal(pid, signal.SIGKILL)
+            if time.monotonic() > began + _CLEANING_S or not _cleans_up(pid):
+                _signal(pid, signal.SIGKILL)
         server.poll()
         time.sleep(_POLL_S / 5)
         if server.returncode is not None:

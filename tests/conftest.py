@@ -1,4 +1,4 @@
-"""After every module of tests: no process and no temporary file of its own is left."""
+"""After every module of tests: no process, listening socket, shared memory or temporary file of its own is left."""
 
 import contextlib
 import os
@@ -34,14 +34,34 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_is_left(temporary: Path, request: pytest.FixtureRequest) -> Iterator[None]:
-    files = entries(temporary)
+    files, ports, memory = entries(temporary), listening(), shared_memory()
     yield
     end_s = time.monotonic() + PATIENCE_S
     while (left := marked()) and time.monotonic() < end_s:
         time.sleep(0.1)
     assert left == [], f"{request.node.name} left processes"
+    assert listening() - ports == set(), f"{request.node.name} left listening sockets"
+    if "engines" in request.path.parts:  # nothing else of ours makes any
+        assert shared_memory() - memory == set(), f"{request.node.name} left shared memory"
     if "engines" not in request.path.parts:  # the real runtimes leave files of their own
         assert entries(temporary) - files == set(), f"{request.node.name} left temporary files"
+
+
+def listening() -> set[str]:
+    """Inodes of the TCP sockets on which this process listens."""
+    ours = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            ours.add(os.readlink(path))
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]
+    ]
+    return {fields[9] for fields in lines if fields[3] == "0A" and f"socket:[{fields[9]}]" in ours}
+
+
+def shared_memory() -> set[str]:
+    """What is in shared memory now, of all users of this machine: looked at only where real runtimes run, alone."""
+    return entries(Path("/dev/shm"))
 
 
 @pytest.fixture(scope="module")

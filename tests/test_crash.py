@@ -195,6 +195,28 @@ def test_two_runs_into_one_folder_are_refused(study):
         pass  # the system let go of it with the process
 
 
+HOLDS_MEMORY = """
+import os, signal, sys, time
+from multiprocessing.shared_memory import SharedMemory
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+held = SharedMemory(create=True, size=4096)
+sys.stderr.write(held.name + "\\n")
+sys.stderr.flush()
+{then}
+"""
+
+
+@pytest.mark.parametrize("then", ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGKILL)"], ids=["ignores", "is killed"])
+def test_shared_memory_of_a_killed_runtime_is_unlinked(then):
+    command = [sys.executable, "-m", "loadtest.guard", "0.2", sys.executable, "-c", HOLDS_MEMORY.format(then=then)]
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    name = guard.stderr.readline().strip()
+    assert name
+    said, _ = guard.communicate(timeout=30)
+    assert said == "exit -9\n"
+    assert not (Path("/dev/shm") / name).exists()
+
+
 def moments(monkeypatch, *readings):
     told = iter(readings)
     monkeypatch.setattr(watch.Moment, "now", lambda: watch.Moment(*next(told)))
