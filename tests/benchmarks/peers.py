@@ -166,20 +166,6 @@ def evalscope_said(out: Path) -> Said:
     return Said(got["Avg TTFT (ms)"] / 1e3, p99 / 1e3, got["Avg Latency (s)"], got["Output Throughput (tok/s)"])
 
 
-def guidellm(load: Load) -> Sequence[object]:
-    data = f"prompt_tokens={PROMPT_TOKENS},output_tokens={load.tokens}"
-    known = ["--target", load.url, "--model", "known", "--processor", TOKENIZER, "--data", data]
-    asked = ["--profile", "concurrent", "--rate", load.streams, "--max-requests", load.requests]
-    return ["benchmark", "run", *known, *asked, "--output-dir", load.out, "--outputs", "guidellm.json"]
-
-
-def guidellm_said(out: Path) -> Said:
-    got = only(out, "guidellm.json")["benchmarks"][0]["metrics"]
-    ttft, e2e = got["time_to_first_token_ms"]["successful"], got["request_latency"]["successful"]
-    rate = got["output_tokens_per_second"]["successful"]
-    return Said(ttft["mean"] / 1e3, ttft["percentiles"]["p99"] / 1e3, e2e["mean"], rate["mean"])
-
-
 def installed(name: str) -> Path:
     return PEERS / name / "bin" / name
 
@@ -191,7 +177,6 @@ TOOLS = {
     "genai-bench": Tool(installed("genai-bench"), genai_bench, genai_bench_said, OFFLINE),
     "aiperf": Tool(installed("aiperf"), aiperf, aiperf_said, {}),  # offline, it refuses a folder as tokenizer
     "evalscope": Tool(installed("evalscope"), evalscope, evalscope_said, OFFLINE),
-    "guidellm": Tool(installed("guidellm"), guidellm, guidellm_said, OFFLINE | {"GUIDELLM__MP_CONTEXT_TYPE": "fork"}),
 }
 
 
