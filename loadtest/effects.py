@@ -72,6 +72,8 @@ def _exp(x: float) -> float:
 def effect(a: Sequence[Pass], b: Sequence[Pass], metric: str) -> Effect:
     """log(a / b) of one metric at one level, by the finest design that the passes allow (see the module's head)."""
     a, b = ([one for one in side if bool(np.any(one.measured))] for side in (a, b))
+    if not (a and b):
+        return Effect(0.0, math.nan, 1, 0, 0, "no request was measured")
     if len(a) >= MIN_PASSES and len(b) >= MIN_PASSES:
         return _by_pass(a, b, metric)
     if metric == "output_tokens_per_s":

@@ -186,24 +186,31 @@ def test_the_roofline_share_is_of_the_bound_of_one_stream():
     assert "GPU is not known" in unknown["reason"]
 
 
-def test_shuffled_and_split_records_change_nothing(tmp_path):
-    run = builders.study(levels=(2,), n=14, slo=["ttft_s:p50<2"])
+@pytest.mark.parametrize(("seed", "files"), [(1, 1), (2, 3), (3, 5)])
+def test_shuffled_and_split_records_change_nothing(tmp_path, seed, files):
+    """Two passes, some requests cut off or failed: in any order, from so many files, and read from disk."""
+    run = builders.study(levels=(2,), repeats=2, n=14, slo=["ttft_s:p50<2"])
+    run = replace(run, cells=tuple(replace(c, levels=tuple(map(_troubled, c.levels))) for c in run.cells))
     expected = json.dumps(metrics.analyze(run), sort_keys=True)
+    mixed = random.Random(seed)
     shuffled = []
     for cell in run.cells:
         passes = [
-            replace(p, **{k: tuple(_mixed(getattr(p, k))) for k in ("requests", "server", "health")}) for p in cell.levels
+            replace(
+                p, **{k: tuple(mixed.sample(getattr(p, k), len(getattr(p, k)))) for k in ("requests", "server", "health")}
+            )
+            for p in cell.levels
         ]
         shuffled.append(replace(cell, levels=tuple(passes)))
     assert json.dumps(metrics.analyze(replace(run, cells=tuple(shuffled))), sort_keys=True) == expected
-    on_disk = records.read_run(builders.write(replace(run, cells=tuple(shuffled)), tmp_path, files=3))
+    on_disk = records.read_run(builders.write(replace(run, cells=tuple(shuffled)), tmp_path, files=files))
     assert json.dumps(metrics.analyze(on_disk), sort_keys=True) == expected
 
 
-def _mixed(values):
-    values = list(values)
-    random.Random(3).shuffle(values)
-    return values
+def _troubled(passed):
+    changes = {3: "cut_off", 5: "http_error", 8: "truncated"}
+    requests = tuple(replace(r, outcome=changes.get(r.seq, r.outcome)) for r in passed.requests)
+    return replace(passed, requests=requests)
 
 
 OUTCOMES = (

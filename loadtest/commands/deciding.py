@@ -62,7 +62,10 @@ def _comparison(found: Json) -> str:
 
 
 def _why(row: Json) -> str:
-    why = row["why"]
+    why = {
+        key: value if isinstance(value, (str, int, type(None))) else round(value, 9) + 0.0
+        for key, value in row["why"].items()
+    }
     lost = f"; {why['reason']}" if why["reason"] else ""
     return (
         f"why, {row['a']} at {row['concurrency']} users: {why['difference_s']:+.3g} s to the final answer ="
