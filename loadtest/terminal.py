@@ -43,7 +43,23 @@ def _warnings(metrics: Json, manifest: Json) -> list[str]:
     text += [f"What the fast clock costs, measured: {cost}"] if cost else []
     text += [f"DO NOT RELY ON THIS RUN. {check.name} FAIL: {check.words}" for check in checks if check.state == "fail"]
     text += [f"{check.name}: {check.words}" for check in checks if check.name == "Token counts"]
+    text += _failures(metrics)
     return [*text, ""] if text else []
+
+
+def _failures(metrics: Json) -> list[str]:
+    """Each level of which requests failed: how many, of how many, and how; no time of theirs is in the figures."""
+    return [line for cell in view.cells(metrics) for level in cell.levels if (line := _failure(cell.id, level))]
+
+
+def _failure(cell: str, level: Json) -> str | None:
+    share, n = view.finite(view.section(level, "failed_share").get("value")), view.finite(level.get("n_requests"))
+    if not share or not n:
+        return None
+    kinds = ", ".join(
+        f"{view.clean(kind)} {view.count(count)}" for kind, count in view.section(level, "error_kinds").items()
+    )
+    return f"FAILED: {share * n:.0f} of {n:.0f} requests, {cell} at {view.count(level.get('concurrency'))} users ({kinds})"
 
 
 def _wrapped(line: str, columns: int) -> str:

@@ -373,3 +373,13 @@ def test_estimate_takes_any_json_and_never_gives_nan(value: object) -> None:
     found = view.estimate({"it": value}, "it", "p50")
     assert all(one is None or math.isfinite(one) for one in (found.value, found.low, found.high))
     json.dumps([found.value, found.low, found.high], allow_nan=False)
+
+
+def test_the_terminal_says_which_requests_failed_and_nothing_where_none_did() -> None:
+    level = {"concurrency": 8, "n_requests": 24, "failed_share": {"value": 0.625}}
+    level["error_kinds"] = {"error_in_stream": 14, "http_503": 1}
+    metrics = {"cells": [{"id": "vllm_m_tp1", "engine": "vllm", "model": "m", "tp": 1, "levels": [level]}]}
+    told = "FAILED: 15 of 24 requests, vllm_m_tp1 at 8 users (error_in_stream 14, http_503 1)"
+    assert told in terminal.decision(metrics, {}, 120)
+    level["failed_share"] = {"value": 0.0}
+    assert "FAILED" not in terminal.decision(metrics, {}, 120)

@@ -102,10 +102,10 @@ def begin():
 
 
 def ended(process, timeout_s=1200):
-    """Exit code and what the user saw on standard error; all of it stands in the test's own output too."""
+    """Exit code and what the user saw, standard error last; it stands in the test's own output too."""
     said, errors = process.communicate(timeout=timeout_s)
     print(said, errors, sep="\n")
-    return process.returncode, errors
+    return process.returncode, said + errors
 
 
 def wait_until(condition, what, timeout_s=900.0):

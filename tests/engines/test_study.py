@@ -36,7 +36,7 @@ def carried_out(study, out):
     return numbers
 
 
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(1800)
 def test_equal_work_is_equal_to_the_token(tmp_path):
     numbers = carried_out(STUDY, tmp_path / "run")
     sglang, vllm = ({level["concurrency"]: level for level in cell["levels"]} for cell in numbers["cells"])
@@ -52,7 +52,7 @@ def test_equal_work_is_equal_to_the_token(tmp_path):
         assert answered > sum(level["n_requests"] for level in levels.values()) / 2, "thinking is followed by answers"
 
 
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["aime24", "aime25"])
 def test_aime_through_both(name, tmp_path):
     """A model that speaks nonsense answers nothing rightly; what counts is that every problem is asked, ended and judged."""
