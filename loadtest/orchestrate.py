@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -254,7 +253,7 @@ def _target(
     _check_fit(journey, cell, facts)
     if cell.id in journey.blocked:
         raise EngineError(journey.blocked[cell.id])
-    spec = launch_spec(cell, journey.contract, port=_free_port())
+    spec = launch_spec(cell, journey.contract, port=preflight.free_port())
     facts["command"], facts["env"] = engines.command(spec)
     journey.say(f"{cell.id}: starting")
     log = journey.out / "cells" / cell.id / "engine.log"
@@ -311,13 +310,6 @@ def _clock_error(journey: _Journey, cell: Cell, target: passes.Target) -> dict[s
     folders = (journey.out / "cells" / cell.id).glob("c*-r[0-9]*")
     requests = [one for folder in folders if folder.suffix == "" for one in records.read_level(folder).requests]
     return acceleration.clock_error(requests, engines.truth(target.base_url))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _finished(journey: _Journey, cell: Cell, level: int, repeat: int) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest import resources
+from loadtest import preflight, resources
 from loadtest.errors import RecordError, UsageError
 from loadtest.guarded import Guarded, open_log
 from loadtest.records import UNWRITABLE
@@ -66,12 +66,20 @@ def command(study: Study, cell: Cell, target: Target, concurrency: int, repeat: 
         if value is not False:
             argv += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
     if study.workers > 1:
-        argv += ["--processes", str(study.workers)]
+        argv += shared(study.workers)
     if study.duration_s is None:
         argv += ["--requests", str(study.requests(concurrency))]
     else:
         argv += ["--run-time", f"{study.duration_s / target.clock_speed:g}s"]
     return argv
+
+
+def shared(processes: int) -> list[str]:
+    """Locust's options to share the streams among processes of this host, on a port that only they know: on Locust's own
+    the workers of two runs would join each other's masters."""  # fmt: skip
+    port = str(preflight.free_port())
+    argv = ["--processes", str(processes), "--master-bind-host", "127.0.0.1"]
+    return [*argv, "--master-bind-port", port, "--master-port", port]
 
 
 def cool_down(seconds: float, died: Callable[[], str | None]) -> None:

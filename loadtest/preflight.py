@@ -160,6 +160,14 @@ def check_cards(tp: int, found: int) -> None:
         raise EngineError(f"needs {tp} card{'s' if tp > 1 else ''}, this machine has {found}; {step}")
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody holds now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def check_port_free(port: int) -> None:
     """Raise `EngineError` where something listens on, or holds, this port of 127.0.0.1; says who, where /proc tells."""
     with socket.socket() as trial:

@@ -210,7 +210,7 @@ def test_keys_of_other_cells_reach_no_runtime(tmp_path, monkeypatch):
         )
     )
     assert hidden == {"GROQ_API_KEY"}
-    spec = deployment.launch_spec(SIMULATED, Contract(), port=orchestrate._free_port())
+    spec = deployment.launch_spec(SIMULATED, Contract(), port=preflight.free_port())
     with engines.Server(spec, tmp_path / "log", hidden) as server:
         server.wait_ready(60)
         [simulator] = descendants(server.pid)

@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from loadtest import passes
+
 ROOT = Path(__file__).parent.parent
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.py"))
 OPTIONS = {
@@ -67,7 +69,7 @@ def test_scenario(scenario, port, tmp_path):
 @pytest.mark.parametrize(("name", "turns"), [("multi_turn", 3), ("agent_loop", 4)])
 def test_the_requests_of_a_task_follow_each_other(name, turns, port, tmp_path):
     """Also over two processes: every task whole, each of its requests after the answer to the one before, none twice."""
-    done = run(ROOT / f"scenarios/{name}.py", port, tmp_path, "--processes", "2")
+    done = run(ROOT / f"scenarios/{name}.py", port, tmp_path, *passes.shared(2))
     assert done.returncode == 0, done.stderr
     tasks = {}
     for record in measured(recorded(tmp_path)):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_options_of_a_scenario_go_to_its_command_line():
     start = argv.index("--rate")
     assert argv[start : start + 5] == ["--rate", "0.5", "--arrivals", "constant", "--x-y"]
     assert "--z" not in argv
+
+
+def test_processes_of_one_run_meet_on_a_port_of_their_own():
+    one = replace(study.parse(GOOD), workers=2)
+    argv = passes.command(one, one.cells[0], passes.Target("http://127.0.0.1:1", "m"), 1, 1, Path("RUN"), "id")
+    assert argv[argv.index("--master-bind-port") + 1] == argv[argv.index("--master-port") + 1] != "5557"
+    assert argv[argv.index("--master-bind-host") + 1] == "127.0.0.1"
 
 
 def test_requests_grow_with_the_level_from_a_minimum():

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from loadtest import passes
+
 ROOT = Path(__file__).parent.parent
 SERVER = ROOT / "tests" / "benchmarks" / "known_time_server.py"
 SCENARIO = ROOT / "scenarios" / "long_reasoning.py"
@@ -125,7 +127,7 @@ def test_rows_of_locusts_own_files_lose_nothing(port, tmp_path):
 def test_two_processes_send_the_same_requests_and_lose_no_record(port, tmp_path):
     one, two = (
         run(locust(port, tmp_path / "one", "--requests", "9")),
-        run(locust(port, tmp_path / "two", "--requests", "9", "--processes", "2")),
+        run(locust(port, tmp_path / "two", "--requests", "9", *passes.shared(2))),
     )
     assert (one.returncode, two.returncode) == (0, 0), two.stderr
     assert asked(tmp_path / "one") == asked(tmp_path / "two")
@@ -136,7 +138,7 @@ def test_two_processes_send_the_same_requests_and_lose_no_record(port, tmp_path)
 
 
 def test_a_lost_worker_makes_the_run_incomplete(port, tmp_path):
-    argv = locust(port, tmp_path, "--processes", "2", "--run-time", "60s")
+    argv = locust(port, tmp_path, *passes.shared(2), "--run-time", "60s")
     master = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 30
     while len({r["worker"] for r in records(tmp_path)}) < 2:

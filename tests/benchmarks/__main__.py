@@ -1,35 +1,40 @@
 """All benchmarks of the instrument, or one of them with its own arguments. Half an hour on a quiet machine with two cores.
 
 python -m tests.benchmarks
+python -m tests.benchmarks required      # only what the requirements name: fidelity, cost, hosts, start-up; 12 minutes
 python -m tests.benchmarks cost --streams 8 --rounds 1 --tokens 300
+
+Each is headed by its command, and by how busy the machine was then (load averages of 1 and 5 minutes).
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ALL = (
-    ("fidelity",),
-    ("fidelity", "--streams", "256,1000", "--gap", "0.05", "--tokens", "100"),
-    ("cost",),
-    ("cost", "--streams", "8", "--rounds", "1", "--tokens", "300"),
-    ("cost", "--streams", "8", "--gap", "0", "--tokens", "2000", "--rounds", "6"),
-    ("end_of_reply",),
-    ("soak",),
-    ("startup",),
+MANY = ("--gap", "0.05", "--tokens", "100")
+REQUIRED = (
+    ("fidelity", "--passes", "3", "--all"),
+    ("fidelity", "--streams", "256,1000", *MANY),
+    ("fidelity", "--streams", "1000", "--processes", "2", *MANY),
+    ("cost", "--passes", "5"),
+    ("cost", "--streams", "8", "--rounds", "1", "--tokens", "300", "--passes", "5"),
+    ("cost", "--streams", "8", "--gap", "0", "--tokens", "2000", "--rounds", "6", "--passes", "5"),
     ("distributed",),
-    ("simulator_speed",),
-    ("analysis",),
+    ("startup",),
 )
+OTHERS = (("end_of_reply",), ("soak",), ("simulator_speed",), ("analysis",))
+SETS = {"required": REQUIRED, "all": (*REQUIRED, *OTHERS)}
 
 
 def main() -> int:
-    wanted = (tuple(sys.argv[1:]),) if len(sys.argv) > 1 else ALL
-    for name, *arguments in wanted:
-        print(f"\n{name} {' '.join(arguments)}", flush=True)
+    asked = tuple(sys.argv[1:]) or ("all",)
+    for name, *arguments in SETS.get(asked[0], (asked,)):
+        one, five, _ = os.getloadavg()
+        print(f"\n{' '.join((name, *arguments))} [load {one:.1f}, {five:.1f}]", flush=True)
         code = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *arguments]).returncode
         if code:
             return code

@@ -16,6 +16,8 @@ from math import ceil
 
 import harness as h
 
+from loadtest import passes
+
 HEADINGS = (
     "streams client  requests lost |  TTFT mean    p50    p99 | gap p50    p99 |  E2E mean    p50    p99 | rate % |"
     " CPU us/token | lag max ms"
@@ -80,7 +82,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="show every pass")
     parser.add_argument("--processes", type=int, help="run Locust with --processes N, on all cores")
     args = parser.parse_args()
-    extra = ["--processes", str(args.processes)] if args.processes else []
+    extra = passes.shared(args.processes) if args.processes else []
     print(f"TTFT {args.first * 1e3:g} ms, {args.gap * 1e3:g} ms a token, {args.tokens} tokens, errors in ms\n{HEADINGS}")
     for streams in map(int, args.streams.split(",")):
         requests = streams * max(2, ceil(args.requests / streams))
