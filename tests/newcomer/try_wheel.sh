@@ -12,7 +12,8 @@ place="$(mktemp -d)"
 server=""
 trap '[ -z "$server" ] || kill "$server"; rm -rf "$place"' EXIT
 
-python3 -m pip wheel --quiet --no-deps --wheel-dir "$place/dist" "$top"
+python3 -m venv "$place/builder"
+"$place/builder/bin/python" -m pip wheel --quiet --no-deps --wheel-dir "$place/dist" "$top"
 
 for python in "${@:-python3}"; do
     began=$SECONDS
@@ -29,6 +30,7 @@ for python in "${@:-python3}"; do
     for file in scenarios/long_reasoning.py scenarios/studies/demo.toml launchers/vllm reports/page.html.j2; do
         [ -e "mine/$file" ] || { echo "$python: init did not copy $file" >&2; exit 1; }
     done
+    [ -x mine/launchers/vllm ] || { echo "$python: a launcher that cannot be run" >&2; exit 1; }
     loadtest run mine/scenarios/studies/qwq-32b-ada.toml --dry-run > plan.txt
 
     port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
