@@ -17,7 +17,7 @@ from loadtest import passes
 ROOT = Path(__file__).parent.parent
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.py"))
 OPTIONS = {
-    "concurrency_ramp": ["--steps", "1,2", "--step-time", "1"],
+    "concurrency_ramp": ["--steps", "1,2", "--step-time", "3"],
     "open_loop": ["--rate", "2", "--requests", "12"],
     "multi_turn": ["--requests", "9"],
     "agent_loop": ["--requests", "8"],
