@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 could not measure, 2 usage, 3 gate not met, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")  # for a terminal without UTF-8
+    os.environ.pop("MPLBACKEND", None)  # nothing of ours is drawn on a screen, and a notebook's may be none here
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill keeps what was measured, as Ctrl-C does
     try:
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))

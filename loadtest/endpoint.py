@@ -24,6 +24,7 @@ _SETTING_CHARS = 1000
 _MOST_CARDS = 4096
 _CONTEXT_TOKENS = (16, 10**9)  # what a context can be
 _CLOCK_SPEEDS = (1e-3, 1e5)
+_NO_URL = re.compile(r"[^\x21-\x7e]|\\")  # must be written with % or as xn--, and RFC 3986 has no backslash
 _SIMULATED = ("sglang-sim", "vllm-sim")
 _GPU_NAME = re.compile("[a-z0-9-]{1,64}")  # one of the registry, never a path of ours
 _TOLD = (
@@ -88,6 +89,7 @@ def normalise_url(base_url: str) -> str:
     try:
         parts = urlsplit(url)
         wrong = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+        wrong = wrong or _NO_URL.search(url) is not None
     except ValueError as error:
         raise UsageError(f"{shown}: expected a URL such as http://127.0.0.1:8000: {error}") from None
     if wrong:
@@ -179,6 +181,8 @@ def client(base_url: str, *, api_key: str | None = None, timeout_s: float = _TIM
     try:
         sent = {"accept-encoding": "identity", **headers(api_key)}
         return httpx.Client(timeout=timeout_s, headers=sent, trust_env=not is_loopback(base_url))
+    except OSError as error:
+        raise UsageError(f"SSL_CERT_FILE, SSL_CERT_DIR, SSLKEYLOGFILE: expected files of this machine: {error}") from None
     except (ValueError, ImportError, httpx.InvalidURL) as error:
         raise UsageError(f"HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// addresses: {error}") from None
 

@@ -437,10 +437,17 @@ class EngineFacts(TypedDict, total=False):
     server_info: dict[str, Any] | None
 
 
+def _regular(path: Path) -> Path:
+    """The path of a file, which has an end: a device or a pipe in a folder that somebody sent may have none."""
+    if path.exists() and not path.is_file():
+        raise RecordError(f"{path}: expected a file, got a folder or a device")
+    return path
+
+
 def read_json(path: Path, kind: Any = dict[str, Any]) -> dict[str, Any]:
     """Read one JSON object, or say what is wrong with it and where; `kind`: what it must hold (keys beyond are kept)."""
     try:
-        value = msgspec.json.decode(path.read_bytes())
+        value = msgspec.json.decode(_regular(path).read_bytes())
         msgspec.convert(value, kind)
     except OSError as error:
         raise RecordError(f"{path}: cannot read: {error.strerror}") from error
@@ -551,7 +558,7 @@ def _read_lines(paths: Iterable[Path], kind: type[Any], torn: list[str]) -> Iter
     decoder = msgspec.json.Decoder(kind)
     for path in paths:
         try:
-            content = path.read_bytes()
+            content = _regular(path).read_bytes()
         except OSError as error:
             raise RecordError(f"{path}: cannot read: {error.strerror}") from error
         lines = content.split(b"\n")

@@ -30,6 +30,9 @@ AWQ = ("--model", "qwq-32b-awq", "--gpu", "l20")
         (("attach", "--base-url", "127.0.0.1:8000"), "base_url: 127.0.0.1:8000: expected a URL such as http://127.0.0.1"),
         (("attach", "--base-url", "http://127.0.0.1:99999"), "Port out of range 0-65535"),
         (("attach", "--base-url", "http://[::1"), "Invalid IPv6 URL"),
+        (("attach", "--base-url", "http://127.0.0.1:9/a b"), "base_url: http://127.0.0.1:9/a b: expected a URL"),
+        (("attach", "--base-url", "http://b\u00fccher.example"), "expected a URL such as http://127.0.0.1:8000"),
+        (("attach", "--base-url", "http://good\\@evil"), "expected a URL such as http://127.0.0.1:8000"),
         (("serve", "vllm", "--model", "qwq-32b", "--port", "0", "--print"), "port: expected 1 to 65535, got 0"),
         (
             ("serve", "vllm", "--model", "qwq-32b", "--context", "-1", "--print"),
@@ -129,6 +132,12 @@ def test_a_scenario_that_is_not_there_is_named_before_the_run_begins(capsys, tmp
     assert cli.main(["run", str(path), "--out", str(tmp_path / "run")]) == 2
     assert "scenario: expected one of" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_log_of_keys_that_cannot_be_written_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("SSLKEYLOGFILE", "/nonexistent/keys")
+    assert cli.main(["attach", "--base-url", "https://127.0.0.1:9"]) == 2
+    assert capsys.readouterr().err.startswith("loadtest: SSL_CERT_FILE, SSL_CERT_DIR, SSLKEYLOGFILE: expected files")
 
 
 @pytest.mark.parametrize("proxy", ["foo://proxy", "socks5://proxy"])

@@ -100,6 +100,9 @@ def test_a_file_may_be_missing_empty_cut_off_or_a_folder(name, folder, capsys):
     code = analysed(folder, capsys)
     assert code == (1 if name in ("manifest", "engine") else 0)  # a torn last line of records is reported, never fatal
     path.unlink()
+    path.symlink_to("/dev/zero")
+    assert analysed(folder, capsys) == 1
+    path.unlink()
     path.mkdir()
     assert analysed(folder, capsys) == 1
     shutil.rmtree(path)
