@@ -15,6 +15,7 @@ import json
 import shutil
 import threading
 from bisect import bisect_right
+from itertools import pairwise
 
 import harness as h
 
@@ -41,6 +42,12 @@ def ended(run: h.Path) -> tuple[list[float], list[int], int]:
 def slope(xs: list[float], ys: list[float]) -> float:
     x, y = h.mean(xs), h.mean(ys)
     return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
+
+
+def thirds(xs: list[float], ys: list[float]) -> list[tuple[list[float], list[float]]]:
+    """The run in three parts: a heap that fills up to its size grows in the first, a leak in each."""
+    cuts = [len(xs) * i // 3 for i in range(4)]
+    return [(xs[a:b], ys[a:b]) for a, b in pairwise(cuts)]
 
 
 @contextlib.contextmanager
@@ -85,7 +92,8 @@ def main() -> None:
         f" {tokens[-1] / args.streams / 50 / 3600:.2f} hours' worth at 50 tokens/s each\n"
         f"memory (MB): {rss_mb[0]:.1f} after {samples[0]['t_s']:.0f} s, {rss_mb[-1]:.1f} at the end,"
         f" {min(rss_mb):.1f} to {max(rss_mb):.1f} between\n"
-        f"growth: {slope(read, rss_mb) * 1e5:.3f} MB per 100,000 tokens (aim: below 1)\n"
+        f"growth (MB per 100,000 tokens, aim: below 1): {slope(read, rss_mb) * 1e5:.3f} over all of it;"
+        f" by thirds {', '.join(f'{slope(*third) * 1e5:.3f}' for third in thirds(read, rss_mb))}\n"
         f"loop lag (ms): {max(s['loop_lag_max_s'] for s in samples) * 1e3:.1f} at worst;"
         f" collections: {sum(s['gc_collections'] for s in samples)}, the longest second of them"
         f" {max(s['gc_pause_s'] for s in samples) * 1e3:.1f} ms"
