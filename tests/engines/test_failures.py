@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import time
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, begin,
     other = "sglang" if engine == "vllm" else "vllm"
     path = study(
         tmp_path / "study.toml",
-        "levels = [2]\nmin_requests = 8\n" + CONTRACT,
+        "levels = [2]\nmin_requests = 4\n" + CONTRACT.replace("600", "1500"),
         cell(engine, *extra, model=tmp_path / "cramped", **keys),
         cell(engine, model=tmp_path / "killed"),
         cell(other),
@@ -68,6 +69,7 @@ def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, begin,
     cramped, killed, healthy = f"{engine}_cramped_tp1", f"{engine}_killed_tp1", f"{other}_tiny-qwq_tp1"
     wait_until(lambda: first_record(out / "cells" / killed), "a first record")
     family = guard.descendants(process.pid)
+    time.sleep(0.5)  # both streams end together: now their second requests are under way, 1,500 tokens each
     os.kill(vital(process.pid), signal.SIGKILL)
     code, errors = ended(process)
     manifest, facts, page = run_of(out)
@@ -90,7 +92,7 @@ def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, begin,
     broken = [request for request in levels[killed][0].requests if request.outcome != "ok"]
     assert broken, "what was running when it was killed is a record too"
     assert any(request.chunk_s for request in broken), "with the tokens that had come"
-    assert [request.outcome for request in levels[healthy][0].requests] == ["ok"] * 8
+    assert [request.outcome for request in levels[healthy][0].requests] == ["ok"] * 4
 
 
 @BOTH
@@ -147,13 +149,12 @@ def test_a_full_queue_is_an_error_of_the_server_not_an_answer(engine, spec, begi
     (level,) = json.loads((out / "metrics.json").read_text())["cells"][0]["levels"]
     outcomes = level["outcomes"]
     assert set(outcomes) <= {"ok", "server_error", "http_error"}
-    assert outcomes["ok"] > 0
-    assert outcomes["server_error"] > 0, "those with HTTP 200"
+    assert 0 < outcomes["ok"] < 24
     assert sum(outcomes.values()) == level["n_requests"] == 24
     assert level["failed_share"]["value"] == pytest.approx(1 - outcomes["ok"] / 24)
-    refused = [one for one in records.read_run(out).cells[0].levels[0].requests if one.outcome == "server_error"]
-    assert {(one.error.kind, one.completion_tokens or 0) for one in refused} == {("error_in_stream", 0)}
-    assert level["error_kinds"]["error_in_stream"] == len(refused)
+    assert set(level["error_kinds"]) <= {"error_in_stream", "http_503"}, "the first with HTTP 200, and almost always it"
+    refused = [one for one in records.read_run(out).cells[0].levels[0].requests if one.outcome != "ok"]
+    assert {one.completion_tokens or 0 for one in refused} == {0}
     assert f"FAILED: {24 - outcomes['ok']} of 24 requests" in seen
 
 
