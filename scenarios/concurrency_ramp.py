@@ -1,4 +1,4 @@
-"""Stairs of concurrency in one run, to see where a server bends: `--steps 1,2,4,8`, each for `--step-time` seconds.
+"""Where does a server bend? Stairs of concurrency in one run: `--steps 1,2,4,8`, each for `--step-time` seconds.
 
     locust -f scenarios/concurrency_ramp.py --headless --steps 1,2,4,8,16 --step-time 120 --host URL
 

@@ -1,8 +1,10 @@
-"""Open loop: requests arrive at `--rate` per second, constant or Poisson, however slow the answers are.
+"""What do users wait for when requests come by the clock, however slow the answers are?
 
     locust -f scenarios/open_loop.py --headless -u 64 -r 64 --rate 0.5 --arrivals poisson --run-time 10m --host URL
 
-`-u` is the most that may run at once. What waits for a free user is late: `sent_s` minus `scheduled_s` in its record.
+Arrivals are Poisson, constant, or (`--arrivals recorded`) those of a run that `loadtest workload from-run` has turned into
+a workload. `-u` is the most that may run at once. What waits for a free user is late: `sent_s` minus `scheduled_s` in its
+record.
 """
 
 from loadtest.load_shapes import OpenLoopUser, add_open_loop_options, with_options
