@@ -122,7 +122,7 @@ def test_a_run_against_a_server_that_repeats_the_key(telltale, place, outcome, t
 
 def test_a_scenario_under_plain_locust(telltale, tmp_path):
     scenario = str(ROOT / "scenarios/long_reasoning.py")
-    argv = ["locust", "-f", scenario, "--headless", "-u", "2", "-r", "2", "--run-time", "3s", "--host", f"{telltale}/refuse"]
+    argv = ["locust", "-f", scenario, "--headless", "-u", "2", "-r", "2", "--requests", "4", "--host", f"{telltale}/refuse"]
     said = finished(started([*argv, "--workload", "math:n=4", "--csv", "stats", "--out", "run"], tmp_path))
     assert list((tmp_path / "run").rglob("requests-*.jsonl"))
     assert KEY not in said
