@@ -45,7 +45,7 @@ fuzz: .venv/dev
 benchmark: .venv/dev
 	$(BIN)/python -m tests.benchmarks
 
-# Other tools, each in an environment of its own, and the same server of known times in front of all (3 GB beside the runtimes, 30 minutes).
+# Other tools, each in an environment of its own, and the same server of known times in front of all (4 GB beside the runtimes, 30 minutes).
 peers: engines
 	tests/benchmarks/peers/install.sh
 

@@ -166,6 +166,35 @@ def evalscope_said(out: Path) -> Said:
     return Said(got["Avg TTFT (ms)"] / 1e3, p99 / 1e3, got["Avg Latency (s)"], got["Output Throughput (tok/s)"])
 
 
+def inference_perf(load: Load) -> Sequence[object]:
+    """Its prompts for a chat come from a shared prefix; the options are a file."""
+    sizes = {"system_prompt_len": 1, "question_len": PROMPT_TOKENS, "output_len": load.tokens}
+    asked = {
+        "api": {"type": "chat", "streaming": True},
+        "data": {
+            "type": "shared_prefix",
+            "shared_prefix": {"num_groups": 1, "num_prompts_per_group": load.requests, **sizes},
+        },
+        "load": {
+            "type": "concurrent",
+            "num_workers": 1,
+            "stages": [{"num_requests": load.requests, "concurrency_level": load.streams}],
+        },
+        "server": {"type": "vllm", "model_name": "known", "base_url": load.url, "ignore_eos": True},
+        "tokenizer": {"pretrained_model_name_or_path": str(TOKENIZER)},
+        "report": {"request_lifecycle": {"summary": True}},
+        "storage": {"local_storage": {"path": str(load.out / "reports")}},
+    }
+    (load.out / "asked.json").write_text(json.dumps(asked))
+    return ["--config_file", load.out / "asked.json"]
+
+
+def inference_perf_said(out: Path) -> Said:
+    got = only(out, "summary_lifecycle_metrics.json")["successes"]
+    ttft, rate = got["latency"]["time_to_first_token"] or {}, got["throughput"]["output_tokens_per_sec"]
+    return Said(ttft.get("mean"), ttft.get("p99"), got["latency"]["request_latency"]["mean"], rate or None)
+
+
 def installed(name: str) -> Path:
     return PEERS / name / "bin" / name
 
@@ -176,6 +205,7 @@ TOOLS = {
     "sglang": Tool(ENGINES / "sglang/bin/python", sglang, sglang_said, OFFLINE | {"SGLANG_USE_CPU_ENGINE": "1"}),
     "genai-bench": Tool(installed("genai-bench"), genai_bench, genai_bench_said, OFFLINE),
     "aiperf": Tool(installed("aiperf"), aiperf, aiperf_said, {}),  # offline, it refuses a folder as tokenizer
+    "inference-perf": Tool(installed("inference-perf"), inference_perf, inference_perf_said, OFFLINE),
     "evalscope": Tool(installed("evalscope"), evalscope, evalscope_said, OFFLINE),
 }
 

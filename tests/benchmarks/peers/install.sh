@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Other load generators, each in an environment of its own in .peers/, at exactly the versions listed beside this script:
 # install.sh [NAME ...], all of them where none is named. Run again, a finished one is left alone.
-# PEERS_PYTHON names the Python (3.11).
+# PEERS_PYTHON names the Python (3.11; inference-perf needs 3.12, PEERS_PYTHON_312).
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 place="$(cd "$here/../../.." && pwd)/.peers"
 python="${PEERS_PYTHON:-$(command -v python3.11 || command -v python3)}"
+newer="${PEERS_PYTHON_312:-$(command -v python3.12 || echo "$python")}"
 
 names=("$@")
 if [ $# -eq 0 ]; then
@@ -21,7 +22,9 @@ for name in "${names[@]}"; do
         echo "$name: already installed in .peers/$name"
         continue
     fi
-    "$python" -m venv --clear "$place/$name"
+    chosen="$python"
+    if [ "$name" = inference-perf ]; then chosen="$newer"; fi
+    "$chosen" -m venv --clear "$place/$name"
     "$place/$name/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --requirement "$list"
     cp "$list" "$place/$name/installed.txt"
     echo "$name: installed in .peers/$name, $(du -sh "$place/$name" | cut -f1)"
