@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+UNBOUND = "error while attempting to bind on address"  # of asyncio, of which not every runtime dies
 _TAIL_LINES = 400
 _BY_THE_KERNEL = "was it the kernel, for memory? see dmesg"
 _LEFT_NO_CAUSE = f"its log tells no cause, as of a process that was killed: {_BY_THE_KERNEL}"
@@ -34,7 +35,7 @@ def _cause(kind: str, pattern: str, meaning: str, next_step: str) -> Cause:
 CAUSES: tuple[Cause, ...] = (
     _cause(
         "port",
-        r"address already in use|error while attempting to bind on address|"
+        rf"address already in use|{UNBOUND}|"
         r"port \d+ is (?:already )?(?:in use|not available|unavailable)",
         "the port is taken",
         "choose another --port, or stop what listens there",

@@ -108,6 +108,7 @@ class Server:
         deadline = time.monotonic() + timeout_s
         while not _is_healthy(self.base_url):
             self._raise_if_died("did not start")
+            self._raise_if_unbound()
             if time.monotonic() > deadline:
                 raise EngineError(f"{self._name()}: not healthy after {timeout_s:g} s; see {self.log}")
             time.sleep(_POLL_S)
@@ -139,6 +140,14 @@ class Server:
         reason = self.died()
         if reason is not None:
             raise EngineError(f"{self._name()}: {what}: {reason}")
+
+    def _raise_if_unbound(self) -> None:
+        """SGLang does not end when its port was taken after all: it waits for its own shutdown, for ever."""
+        log = self._read_log()
+        found = deaths.find_cause(log) if deaths.UNBOUND in log else None
+        if found is not None:
+            cause, line = found
+            raise EngineError(f"{self._name()}: did not start: {cause.meaning} ({line}); {cause.next_step}")
 
     def _name(self) -> str:
         return f"{self.spec.engine} {self.spec.name}"

@@ -129,6 +129,14 @@ def test_an_answer_without_a_token_is_no_generation(runtime, port, monkeypatch, 
         server.wait_ready(30)
 
 
+def test_a_runtime_that_hangs_without_its_port_is_not_waited_for(runtime):
+    """As SGLang 0.5.15 does, with its own words."""
+    said = "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 1): address already in use"
+    server = runtime(f"import time; print({said!r}, flush=True); time.sleep(600)")
+    with server, pytest.raises(EngineError, match="did not start: the port is taken .*choose another --port"):
+        server.wait_ready(60)
+
+
 def test_never_healthy_is_told_after_the_timeout(runtime):
     server = runtime("import time; time.sleep(600)")
     with server, pytest.raises(EngineError, match=r"not healthy after 0\.2 s"):
