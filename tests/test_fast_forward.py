@@ -85,6 +85,7 @@ def test_the_order_is_the_script_s_for_every_cell_level_and_pass(run):
 def test_all_gates_pass_and_there_was_no_load_generator(run):
     numbers = metrics.analyze(run)
     windows = numbers["health"].pop("windows")
+    assert numbers["health"].pop("counted_by") == "server"
     assert numbers["health"] == {"client": "not_applicable", "reconciliation": "pass", "complete": True, "reasons": []}
     assert [said.split(" holds")[0] for said in windows] == [
         f"{cell.id} at 3: long enough: the shortest window" for cell in run.cells
