@@ -114,6 +114,8 @@ def _measured(row: Json) -> str:
     found = view.finite(value)
     if found is None:
         return view.DASH if value is None else view.clean(value)
+    if kind == "weights":
+        return f"{view.number(found / 1e9)} GB"
     unit = _CLAIMED.get(kind) or view.METRICS.get(str(row.get("metric")), ("", ""))[1]
     text = view.count(found) if kind == "maximum_concurrency" else view.number(found)
     return f"{view.percent(found) if kind == 'ahead' else text} {unit}".rstrip()

@@ -196,6 +196,7 @@ def test_commands_are_those_of_the_run_the_servers_and_the_load_without_folders(
         ({"measured": 34.96, "kind": "value", "metric": "tokens_per_s_per_user"}, "35.0 tokens/s"),
         ({"measured": 8.0, "kind": "maximum_concurrency", "metric": ""}, "8 users"),
         ({"measured": 0.75, "kind": "ahead", "metric": "output_tokens_per_s"}, "75 % of the scenarios"),
+        ({"measured": 19.33e9, "kind": "weights", "metric": ""}, "19.3 GB"),
         ({"measured": "refused", "kind": "fit"}, "refused"),
         ({"measured": None, "kind": "value"}, "—"),
     ],
