@@ -33,6 +33,20 @@ def test_kaplan_meier_by_hand():
     assert (curve.n, curve.n_censored) == (10, 4)
 
 
+def test_kaplan_meier_as_lifelines_has_it():
+    """All 21 patients of Freireich's 6-MP arm: survival and log-log band by lifelines 0.30.3, whose median is 23 weeks with
+    an interval that has no upper end, so that ours is null."""
+    times = np.array([6.0, 6, 6, 6, 7, 9, 10, 10, 11, 13, 16, 17, 19, 20, 22, 23, 25, 32, 32, 34, 35])
+    observed = np.isin(np.arange(21), (0, 1, 2, 4, 6, 9, 10, 14, 15))
+    curve = statistics.kaplan_meier(times, observed)
+    assert curve.times.tolist() == [6, 7, 10, 13, 16, 22, 23]
+    assert curve.share == pytest.approx([0.857143, 0.806723, 0.752941, 0.690196, 0.627451, 0.537815, 0.448179], abs=1e-6)
+    assert curve.low == pytest.approx([0.619718, 0.563147, 0.5032, 0.43161, 0.367511, 0.267779, 0.188052], abs=1e-6)
+    assert curve.high == pytest.approx([0.951552, 0.922809, 0.889362, 0.849066, 0.804912, 0.746791, 0.680143], abs=1e-6)
+    assert statistics.survival_time(curve, 0.5) == 23
+    assert statistics.survival_quantile(curve, 0.5).value is None
+
+
 def test_restricted_mean_by_hand():
     """Times 1, 2+, 3: S is 1 on [0, 1), 2/3 on [1, 3); the area up to 3 is 1 + 2 x 2/3. Variance: (4/3)^2 x 1/(3 x 2),
     times 2 / (2 - 1) for two events."""
