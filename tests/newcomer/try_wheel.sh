@@ -37,7 +37,7 @@ for python in "${@:-python3}"; do
     python -m loadtest.simulator --engine vllm-sim --model qwq-32b-awq --tp 1 --gpu l20 --port "$port" --clock-speed 50 > simulator.log 2>&1 &
     server=$!
     for _ in $(seq 100); do grep -q . simulator.log && break; sleep 0.1; done
-    locust -f mine/scenarios/long_reasoning.py --headless -u 2 -r 2 --requests 4 --host "http://127.0.0.1:$port" --out runs/mine > locust.log 2>&1
+    timeout 120 locust -f mine/scenarios/long_reasoning.py --headless -u 2 -r 2 --requests 4 --host "http://127.0.0.1:$port" --out runs/mine > locust.log 2>&1
     kill "$server"; wait "$server" || true; server=""
     loadtest report runs/mine > report.txt
     [ -s runs/mine/report.html ] || { echo "$python: no page" >&2; exit 1; }
