@@ -213,6 +213,9 @@ def per_request(columns: Pass, metric: str) -> tuple[Floats, Bools]:
     """
     c = columns
     reached = np.where(np.isfinite(c.last_s), c.last_s, c.ended_s)
+    if metric == "queued_s":
+        queued = [_number(r.sent_s) - r.scheduled_s - (r.connect_s or 0.0) for r in c.records]
+        return np.array(queued, np.float64), np.ones(len(queued), bool)
     if metric == "ttft_s":
         return _either(c.first_s - c.sent_s, c.ended_s - c.sent_s, c.censored)
     if metric == "time_to_first_answer_s":

@@ -38,13 +38,13 @@ from loadtest import (
 from loadtest.columns import FINISHED, Bools, Ints, Pass, earliest_anchor, per_request, read, values_of
 from loadtest.errors import UsageError
 from loadtest.records import SCHEMA_VERSION, CellRecords, LevelRecords, RequestRecord, Run
-from loadtest.statistics import Estimate
+from loadtest.statistics import Estimate, Floats
 
 if TYPE_CHECKING:
     import pandas as pd
 
 WAITS = ("ttft_s", "time_to_first_answer_s", "time_to_final_answer_s", "thinking_s", "reasoning_tokens", "answer_tokens")
-PLAIN = ("tpot_s", "tokens_per_s_per_user")
+PLAIN = ("queued_s", "tpot_s", "tokens_per_s_per_user")
 DISTRIBUTIONS = (*WAITS, "itl_s", *PLAIN)
 FIGURES = ("output_tokens_per_s", "answers_per_hour", "goodput_answers_per_hour", "accuracy", "failed_share",
            "joules_per_answer", "joules_per_output_token")  # fmt: skip
@@ -283,13 +283,18 @@ def _distributions(columns: Sequence[Pass]) -> dict[str, Any]:
         groups = np.repeat(np.arange(len(parts)), [len(times) for times, _ in parts])
         times, observed = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         answer[name] = distributions.waiting(times, observed, groups)
-    speeds = [values_of(one, "tpot_s")[0] for one in columns]
-    groups = np.repeat(np.arange(len(speeds)), [len(one) for one in speeds])
-    tpot = np.concatenate(speeds)
+    answer["queued_s"] = distributions.plain(*_exact(columns, "queued_s"))
+    tpot, groups = _exact(columns, "tpot_s")
     answer["itl_s"] = _gaps(columns)
     answer["tpot_s"] = distributions.plain(tpot, groups)
     answer["tokens_per_s_per_user"] = distributions.plain(1 / tpot[tpot > 0], groups[tpot > 0])
     return answer
+
+
+def _exact(columns: Sequence[Pass], metric: str) -> tuple[Floats, Ints]:
+    """One metric that is never censored, of the measured requests that have it, and the pass of each."""
+    parts = [values_of(one, metric)[0] for one in columns]
+    return np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(one) for one in parts])
 
 
 def _gaps(columns: Sequence[Pass]) -> dict[str, Any]:

@@ -197,7 +197,22 @@ def levels(cells: tuple[Cell, ...]) -> Table:
     absent = [title for key, which, title in chosen if (key, which, title) not in kept]
     notes = ["—: no figure can be given from so few requests, or it does not apply."]
     notes += [f"At no level known: {'; '.join(absent)}."] if absent and levels else []
-    return Table(head, tuple(lines), tuple(notes))
+    return Table(head, tuple(lines), (*notes, *_queued(levels)))
+
+
+def _queued(levels: list[tuple[Cell, Json]]) -> list[str]:
+    """Where requests waited in the load generator for more than 10 ms in the mean: an open loop with too few users."""
+    found = [(cell, level, view.estimate(level, "queued_s", "mean")) for cell, level in levels]
+    waits = [
+        f"{cell.name}, {view.count(level.get('concurrency'))} at once: {view.number(one.value)} s {view.span(one)}".rstrip()
+        for cell, level, one in found
+        if (one.value or 0.0) > 0.01
+    ]
+    return (
+        [f"Waited in the load generator before being sent, in the mean (in no latency above): {'; '.join(waits)}."]
+        if waits
+        else []
+    )
 
 
 def _figure_text(level: Json, key: str, which: str) -> str:

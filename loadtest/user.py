@@ -161,6 +161,9 @@ class Session:
                 self._open_level(runner)
         except LoadtestError as error:
             self.fail(str(error), error.exit_code)
+        except Exception as error:
+            self.fail(f"a bug: the start of the test ended with {error!r}")
+            raise  # Locust logs it with its traceback; by itself it would go on for ever without a request
 
     def _open_level(self, runner: LocalRunner | WorkerRunner) -> None:
         options = self.options

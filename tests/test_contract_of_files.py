@@ -108,6 +108,7 @@ DISTRIBUTIONS = [
     "time_to_final_answer_s",
     "thinking_s",
     "itl_s",
+    "queued_s",
     "tpot_s",
     "tokens_per_s_per_user",
     "reasoning_tokens",

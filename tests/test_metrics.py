@@ -129,6 +129,13 @@ def test_workers_are_aligned_by_their_anchors_and_clock_speed():
     assert (span.start_s, span.end_s) == pytest.approx((10.2, 11.4))
 
 
+def test_queueing_in_the_client_is_apart_from_every_latency():
+    late = [replace(request(sent_s=2.0 * i), scheduled_s=2.0 * i - 0.3, connect_s=0.1) for i in range(3)]
+    level = only(analyzed(late))
+    assert level["queued_s"]["mean"] == pytest.approx(0.2)
+    assert level["ttft_s"] == only(analyzed([request(sent_s=2.0 * i) for i in range(3)]))["ttft_s"]
+
+
 def test_goodput_counts_requests_that_meet_every_limit():
     made = [request(10.0 * i, seq=i, ttft_s=0.5 if i % 2 else 3.0) for i in range(10)]
     level = only(analyzed(made, slo=["ttft_s:p50<2", "time_to_final_answer_s:p50<60"]))

@@ -343,6 +343,15 @@ def test_tokens_that_only_chunks_count_are_said_to_be() -> None:
     assert "each chunk of text counts as one token" in report.build(metrics, {}, {})
 
 
+def test_waits_in_the_load_generator_are_a_note_where_there_are_any() -> None:
+    sample = sample_metrics.full_matrix(levels=(1,), deployments=1)
+    first = sample.metrics["cells"][0]
+    assert "load generator" not in " ".join(tables.levels(view.cells(sample.metrics)).notes)
+    first["levels"][0]["queued_s"] = {"n": 9, "mean": 0.4, "ci95": {"mean": [0.3, 0.5]}}
+    [note] = [one for one in tables.levels(view.cells(sample.metrics)).notes if "load generator" in one]
+    assert "1 at once: 0.400 s" in note
+
+
 def test_unknown_hardware_is_not_called_a_card() -> None:
     metrics = {"cells": [{"id": "x", "engine": "vllm", "model": "Qwen/Qwen2.5-0.5B-Instruct", "tp": 1, "gpu": None}]}
     assert view.cells(metrics)[0].deployment == "Qwen2.5-0.5B-Instruct"

@@ -199,3 +199,17 @@ def test_too_few_descriptors_for_the_streams_end_the_run_before_it_starts(tmp_pa
     done = subprocess.run([*argv, "--run-time", "5s"], capture_output=True, text=True, timeout=60, preexec_fn=few)
     assert done.returncode == 1
     assert "open files: expected room for 428 (300 streams and what Locust needs), got a limit of 256" in done.stderr
+
+
+def test_a_bug_at_the_start_ends_the_run(port, tmp_path):
+    """Locust only logs what a listener raises: it would go on for ever, without a request."""
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        f"from loadtest import preparation, user\nexec(open({str(SCENARIO)!r}).read())\n"
+        "preparation.open_run = lambda *_: 1 / 0\n"
+    )
+    argv = [str(broken) if part == str(SCENARIO) else part for part in locust(port, tmp_path / "run")]
+    done = run(argv)
+    assert done.returncode == 1
+    assert "a bug: the start of the test ended with ZeroDivisionError" in done.stderr
+    assert "Traceback" in done.stderr
