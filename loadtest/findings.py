@@ -194,7 +194,8 @@ def _maximum(claim: Claim, cells: Sequence[Json]) -> Verdict:
         return None, best, found["ci95"], f"not even the lowest level is within the SLOs ({found['binds']}); {said}", known
     if best <= claim.value and best == top:
         return None, best, None, f"no level broke an SLO, and none above {top} was tried; {said}", known
-    return best <= claim.value, best, found["ci95"], f"{said}; binds: {found['binds']}; {claim.because}", known
+    limit = f"{found['binds']} breaks above" if found["binds"] else "no level broke an SLO"
+    return best <= claim.value, best, found["ci95"], f"{said}; {limit}; {claim.because}", known
 
 
 def _ahead(claim: Claim, cells: Sequence[Json], comparisons: Sequence[Json]) -> Verdict:
