@@ -1,12 +1,15 @@
 """What the documents show exists: options, targets, files, links, figures. `make test-newcomer` runs their commands."""
 
+import argparse
+import dataclasses
 import os
 import re
 import shlex
 
 import pytest
 
-from loadtest import __version__, cli
+from loadtest import __version__, cli, findings, metrics, preparation, records
+from tests import builders
 from tests.documents import DOCUMENTS, ROOT, commands
 
 SHOWN = [one for document in DOCUMENTS for one in commands(document)]
@@ -90,3 +93,32 @@ def test_the_hours_of_the_published_study_are_those_of_the_dry_run(capsys):
     (told,) = re.findall(r"^in all: about ([\d.]+) h", capsys.readouterr().out, re.MULTILINE)
     (shown,) = re.findall(r"all, three passes \| \| \*\*([\d.]+)\*\*", (ROOT / "docs/published-findings.md").read_text())
     assert float(shown) == pytest.approx(float(told), rel=0.05)
+
+
+def options(parser):
+    """Every option of a command line and of its commands, by its longest name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for one in action.choices.values():
+                yield from options(one)
+        elif action.option_strings:
+            yield max(action.option_strings, key=len)
+
+
+def keys_of(made):
+    """The keys of metrics.json down to those of a level, a comparison and a finding."""
+    cell = made["cells"][0]
+    nested = (made, cell, cell["levels"][0], *made["comparisons"][:1], *made["findings"][:1])
+    return {key for one in nested for key in one} | set(made["health"])
+
+
+def test_the_reference_names_every_option_every_field_and_every_key():
+    claims = findings.load(ROOT / "reports/findings/qwq-32b-ada.toml")
+    level = builders.level(builders.closed_loop(2, 8), concurrency=2)
+    cells = [builders.cell([level], engine) for engine in ("vllm", "sglang")]
+    made = metrics.analyze(builders.run(cells), claims)
+    preparation.add_options(scenario := argparse.ArgumentParser())
+    shown = {*options(cli._parser()), *options(scenario)} - {"--help", "--version"}
+    expected = shown | {one.name for one in dataclasses.fields(records.RequestRecord)} | keys_of(made)
+    named = set(re.findall(r"[\w-]+", (ROOT / "docs/reference.md").read_text()))
+    assert sorted(expected - named) == []
