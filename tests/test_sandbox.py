@@ -45,7 +45,7 @@ def test_what_computes_is_run(program, printed):
         "import threading; threading.Thread(target=print).start()",
         "bytearray(2**31)",
         "print('x' * 2**20)",
-        "raise SystemExit(3)",
+        *(f"raise SystemExit({code})" for code in (1, 3, 77)),
         "print(",
         "\0",
     ],
@@ -66,6 +66,12 @@ def test_the_system_calls_themselves_are_refused_whatever_python_thinks_of_it():
     for name, arguments in calls.items():
         printed = sandbox.run(text + f"print(libc.syscall({arguments}), ctypes.get_errno())")
         assert printed == "-1 1\n", f"{name}: expected EPERM"
+
+
+def test_what_prints_the_most_is_whole_and_a_byte_more_is_stopped():
+    most = sandbox.OUTPUT_LIMIT_BYTES
+    assert sandbox.run(f"print('x' * {most - 1})") == "x" * (most - 1) + "\n"
+    assert sandbox.run(f"print('x' * {most})") is None
 
 
 def test_time_runs_out():
@@ -97,6 +103,5 @@ def test_other_architectures_are_killed_and_unknown_calls_refused():
 
 def test_where_nothing_can_be_limited_nothing_is_run(monkeypatch):
     monkeypatch.setattr(sandbox.sys, "executable", "/bin/false")
-    monkeypatch.setattr(sandbox, "UNAVAILABLE", 1)
     with pytest.raises(OSError, match="cannot limit a program"):
         sandbox.run("print(1)")
