@@ -293,6 +293,7 @@ class Level:
 
     def _record(self, item: Item, user: int, scheduled_s: float, exchange: Exchange, got: reply.Reply) -> RequestRecord:
         settings, clock, prepared = self.settings, self.clock, item.prepared
+        answer = cut(got.answer, ANSWER_LIMIT_BYTES)
         return RequestRecord(
             run_id=settings.run_id,
             cell=settings.cell,
@@ -318,7 +319,7 @@ class Level:
             finish_reason=got.finish_reason,
             outcome=got.outcome,
             error=got.error,
-            answer=cut(got.answer, ANSWER_LIMIT_BYTES),
+            answer=answer,
             answer_correct=self._check(got.answer, item) if got.outcome == "ok" else None,
             request_sha256=prepared.sha256,
             clock_anchor_unix_s=clock.anchor_unix_s,
@@ -326,7 +327,7 @@ class Level:
             connect_s=round(exchange.connect_wall_s * clock.speed, 7),
             thinking_field=got.thinking_field,
             think_closed=got.think_closed,
-            output_end=None if got.outcome == "ok" and len(got.answer or "") <= ANSWER_LIMIT_BYTES else got.output_end,
+            output_end=None if got.outcome == "ok" and answer == got.answer else got.output_end,
             forced_tokens=prepared.forced_tokens,
             prompt_chars=prepared.prompt.chars,
             task=None if item.turn is None else item.index,

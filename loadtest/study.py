@@ -46,7 +46,7 @@ _OF_A_PASS = re.compile(  # what a study says by keys of its own, or Locust is t
     "|repeat|requests|run_id|run_time|seed|skip_log_setup|spawn_rate|tp|users|warmup_requests|workload"
 )
 _MODEL_CHARS = 1000
-_STUDY_CHARS = 2**20  # what is read of a study; `/dev/zero` has no end
+_STUDY_CHARS = 2**20  # the longest study; `/dev/zero` has no end
 
 
 class _CellTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -245,9 +245,11 @@ def load(path: Path, check: Callable[[Study], object] = lambda study: None) -> S
     """
     try:
         with path.open(encoding="utf-8") as stream:
-            text = stream.read(_STUDY_CHARS)
+            text = stream.read(_STUDY_CHARS + 1)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot read this study: {error}") from error
+    if len(text) > _STUDY_CHARS:
+        raise UsageError(f"{path}: expected a study of at most {_STUDY_CHARS:,} characters, got more")
     study = parse(text, str(path))
     with _located(text, str(path)):
         check(study)

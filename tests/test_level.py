@@ -124,6 +124,18 @@ def test_the_end_of_an_output_without_an_answer_is_kept(make):
     assert (record.outcome, record.answer, record.output_end) == ("truncated", None, ("Wait. " * 900)[-4000:])
 
 
+def test_the_end_of_an_answer_that_was_cut_is_kept(make):
+    """3 bytes a character: fewer characters than the limit has bytes, and yet too long for it."""
+    words = '"</think>' + "答" * 1500 + '"'
+    told = b'data: {"choices":[{"delta":{"content":%s},"finish_reason":"stop"}]}\n\n' % words.encode()
+    level = make(Canned([told, b"data: [DONE]\n\n"]))
+    send(level, level.next_item())
+    level.close()
+    (record,) = on_disk(level)
+    assert (record.outcome, record.answer) == ("ok", "答" * 1365)
+    assert record.output_end.endswith("答" * 1500)
+
+
 def test_the_level_ends_with_its_last_request(make):
     level = make(requests=3)
     assert level.quota == 3

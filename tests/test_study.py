@@ -124,6 +124,13 @@ def test_what_only_others_know_is_refused_with_its_line_too(tmp_path):
         study.load(path, deployment.asked)
 
 
+def test_a_study_is_never_read_in_part(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text(GOOD + "#" * 2**20 + '\n[[cells]]\nengine = "vllm"\nmodel = "a/b"\n')
+    with pytest.raises(UsageError, match="expected a study of at most 1,048,576 characters, got more"):
+        study.load(path)
+
+
 def test_the_same_cell_twice_is_refused_by_name():
     twice = GOOD + '\n[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\n'
     with pytest.raises(UsageError, match="each engine x model x tp once, got vllm_qwq-32b-awq_tp1"):
