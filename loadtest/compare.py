@@ -266,8 +266,8 @@ def _refusal(different: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def matched(old: Sequence[CellRecords], new: Sequence[CellRecords]) -> list[tuple[CellRecords, CellRecords]]:
-    """Which cell is held against which: those of one id; of the others, those that alone on each side have a model, tp
-    and GPU (so that runtimes may differ); and, where that pairs none, the only cell of each run."""
+    """Which cell is held against which: those of one id; of the others, those that alone on each side have a model, tp,
+    GPU and mode (so that runtimes may differ); and, where that pairs none, the only cell of each run."""
     by_id = {cell.id: cell for cell in new}
     pairs = [(cell, by_id[cell.id]) for cell in old if cell.id in by_id]
     taken = {cell.id for cell, _ in pairs}
@@ -283,7 +283,8 @@ def matched(old: Sequence[CellRecords], new: Sequence[CellRecords]) -> list[tupl
 def _by_place(side: Iterator[CellRecords]) -> dict[tuple[str, ...], list[CellRecords]]:
     found: dict[tuple[str, ...], list[CellRecords]] = defaultdict(list)
     for cell in side:
-        found[_model(cell.engine), str(cell.engine.get("tp")), str(cell.engine.get("gpu"))].append(cell)
+        place = (_model(cell.engine), *(str(cell.engine.get(key)) for key in ("tp", "gpu", "mode")))
+        found[place].append(cell)
     return found
 
 

@@ -312,17 +312,18 @@ def equal_work(records: Iterable[RequestRecord]) -> dict[str, Any]:
     Population: measured requests with a forced length that the server ended by itself and counted. The plan holds for one
     that broke or was cut off too, but its length says nothing of whether the runtime keeps to it.
     """
-    ended = [r for r in records if r.forced_tokens is not None and r.outcome in FINISHED]
-    wrong = [r for r in ended if r.token_count_source == "server" and r.completion_tokens != r.forced_tokens]
+    forced = [r for r in records if r.forced_tokens is not None and r.outcome in FINISHED]
+    counted = [r for r in forced if r.token_count_source == "server"]
+    wrong = [r for r in counted if r.completion_tokens != r.forced_tokens]
     first = min(wrong, key=lambda r: r.seq, default=None)
     reasons = []
     if first is not None:
         reasons.append(
-            f"{len(wrong)} of {len(ended)} outputs have not the length that was forced (first: {first.prompt_id},"
+            f"{len(wrong)} of {len(counted)} outputs have not the length that was forced (first: {first.prompt_id},"
             f" {first.completion_tokens} tokens in place of {first.forced_tokens}): not equal work"
         )
-    status = "fail" if wrong else "pass" if ended else "not_applicable"
-    return {"status": status, "reasons": reasons, "n_forced": len(ended)}
+    status = "fail" if wrong else "pass" if counted else "not_applicable"
+    return {"status": status, "reasons": reasons, "n_forced": len(counted)}
 
 
 def troubles(records: Iterable[RequestRecord], *, simulated: bool) -> dict[str, int]:

@@ -90,8 +90,9 @@ def analyze(run: Run, claims: Sequence[findings.Claim] = ()) -> dict[str, Any]:
 def _of_mode(
     mode: str | None, cells: list[dict[str, Any]], comparisons: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What the findings are judged by where a study pairs two modes: its first, so that no claim is judged twice."""
-    ids = {cell["id"] for cell in cells if cell["mode"] == mode}
+    """What the findings are judged by where a study pairs two modes: its first, so that no claim is judged twice; where only
+    cells of the second were asked for, those."""
+    ids = {cell["id"] for cell in cells if cell["mode"] == mode} or {cell["id"] for cell in cells}
     return [cell for cell in cells if cell["id"] in ids], [row for row in comparisons if row["a"] in ids]
 
 

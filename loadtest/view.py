@@ -72,7 +72,7 @@ class Cell:
     fit: Json
     maximum: Json
     levels: tuple[Json, ...]
-    forced: bool = False  # the second mode of a study that pairs both
+    second_mode: str = ""  # where a study pairs both, of the cells that its second mode adds
     run: int | None = None
     label: str = ""
     place: str = ""
@@ -97,10 +97,10 @@ class Cell:
         """Model and number of cards: what two runtimes are compared on. No card is named where none is known."""
         if self.place:
             return self.place
-        forced = ", equal work" if self.forced else ""
+        mode = f", {self.second_mode}" if self.second_mode else ""
         if not self.gpu and self.tp == 1:
-            return f"{self.model}{forced}"
-        return f"{self.model}, {self.tp} card{'' if self.tp == 1 else 's'}{forced}"
+            return f"{self.model}{mode}"
+        return f"{self.model}, {self.tp} card{'' if self.tp == 1 else 's'}{mode}"
 
     def level(self, concurrency: int) -> Json | None:
         return next((level for level in self.levels if level.get("concurrency") == concurrency), None)
@@ -109,6 +109,9 @@ class Cell:
 def cells(metrics: Json) -> tuple[Cell, ...]:
     """Every cell, in the order of `metrics.json`."""
     return tuple(_cell(raw) for raw in rows(metrics, "cells"))
+
+
+_MODES = {"_equal-work": "equal work", "_natural": "natural stopping"}  # by the end of a cell's id
 
 
 def _cell(raw: Json) -> Cell:
@@ -130,7 +133,7 @@ def _cell(raw: Json) -> Cell:
         fit=section(raw, "fit"),
         maximum=section(raw, "maximum_concurrency"),
         levels=tuple(levels),
-        forced=str(raw.get("id")).endswith("_equal-work"),
+        second_mode=next((words for end, words in _MODES.items() if str(raw.get("id")).endswith(end)), ""),
     )
 
 

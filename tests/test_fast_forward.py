@@ -449,3 +449,10 @@ def test_a_study_may_pair_both_modes(tmp_path):
         (f"sglang-sim_qwq-32b-awq_tp1{mode}", f"vllm-sim_qwq-32b-awq_tp1{mode}") for mode in ("", "_equal-work")
     }
     assert {cell["id"]: cell["mode"] for cell in numbers["cells"]}["sglang-sim_qwq-32b-awq_tp1_equal-work"] == "equal-work"
+
+
+def test_findings_are_judged_by_the_first_mode_and_by_the_second_where_it_is_alone():
+    cells = [{"id": mode, "mode": mode} for mode in ("natural", "equal-work")]
+    rows = [{"a": cell["id"]} for cell in cells]
+    assert metrics._of_mode("natural", cells, rows) == (cells[:1], rows[:1])
+    assert metrics._of_mode("natural", cells[1:], rows[1:]) == (cells[1:], rows[1:])

@@ -358,6 +358,18 @@ def test_unknown_hardware_is_not_called_a_card() -> None:
     assert verdict.question(metrics, {}) == "How fast does vLLM serve Qwen2.5-0.5B-Instruct, and for how many users?"
 
 
+def test_the_cells_of_a_second_mode_stand_apart_whichever_it_is() -> None:
+    rows = [
+        {"id": f"vllm_qwq-32b_tp2{mode}", "engine": "vllm", "model": "qwq-32b", "tp": 2, "gpu": "l20"}
+        for mode in ("", "_equal-work", "_natural")
+    ]
+    assert [cell.deployment for cell in view.cells({"cells": rows})] == [
+        "QwQ-32B, 2 cards",
+        "QwQ-32B, 2 cards, equal work",
+        "QwQ-32B, 2 cards, natural stopping",
+    ]
+
+
 # How values are written ----------------------------------------------------------------------------------------------
 
 
