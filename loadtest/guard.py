@@ -3,8 +3,8 @@
 `python -m loadtest.guard GRACE_S COMMAND...` starts the command in a session of its own and waits. When the command
 ends, or standard input closes (we asked to stop, or died, be it by SIGKILL), it ends whatever is left: SIGTERM to the
 command, `GRACE_S` to go, then SIGKILL to every descendant; Python's resource tracker is given time to unlink the shared
-memory that they leave. Being a subreaper, it is handed every descendant whose own
-parent has gone, those that left the session included. At last it writes `exit CODE` (negative: a signal) and ends.
+memory that they leave. Being a subreaper, it is handed every descendant whose own parent has gone, those that left the
+session included. At last it writes `exit CODE` (negative: a signal; 127: no such program) and ends.
 """
 
 from __future__ import annotations
@@ -116,13 +116,18 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # only the end of standard input, or of the command, ends us
     _set(_PR_SET_CHILD_SUBREAPER, 1)
-    server = subprocess.Popen(
-        arguments[1:],
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
-        start_new_session=True,
-        preexec_fn=lambda: _set(_PR_SET_PDEATHSIG, signal.SIGKILL),
-    )
+    try:
+        server = subprocess.Popen(
+            arguments[1:],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            start_new_session=True,
+            preexec_fn=lambda: _set(_PR_SET_PDEATHSIG, signal.SIGKILL),
+        )
+    except OSError as error:
+        os.write(2, f"error: {arguments[1]}: cannot be run: {error.strerror}\n".encode())
+        os.write(1, b"exit 127\n")
+        return 0
     _wait(server)
     code = _stop(server, float(arguments[0]))
     os.write(1, f"exit {code}\n".encode())

@@ -135,6 +135,7 @@ _SIMULATOR_FLAGS: tuple[tuple[str, Callable[[LaunchSpec], _Value]], ...] = (
     ("--max-model-len", lambda spec: spec.served_context_tokens),
     ("--memory-fraction", lambda spec: spec.memory_fraction),
     ("--reasoning-parser", lambda spec: spec.reasoning_parser),
+    ("--no-prefix-cache", lambda spec: not spec.prefix_caching),
 )
 
 

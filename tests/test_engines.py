@@ -13,6 +13,7 @@ import pytest
 
 from loadtest import engines, guard, preflight
 from loadtest.errors import EngineError
+from loadtest.guarded import Guarded
 
 GENERATION = '{"choices": [], "usage": {"completion_tokens": 4}}'
 # A runtime in a few lines: healthy, answering as told; argv: port, HTTP status of a generation, its body.
@@ -35,6 +36,14 @@ def port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def test_a_program_that_is_not_there_is_named_without_a_traceback(tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        started = Guarded([str(tmp_path / "vllm"), "serve"], log, grace_s=1, environment=os.environ)
+    wait_until(lambda: started.poll() is not None)
+    assert started.exit_code == 127
+    assert (tmp_path / "log").read_text() == f"error: {tmp_path / 'vllm'}: cannot be run: No such file or directory\n"
 
 
 def simulator(port):

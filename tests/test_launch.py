@@ -82,6 +82,7 @@ def test_a_simulator_by_hand():
         "--served-model-name qwq-32b --reasoning-parser qwen3"
     )
     assert settings == {}
+    assert command(dataclasses.replace(spec, prefix_caching=False))[0] == [*argv, "--no-prefix-cache"]
 
 
 @pytest.mark.parametrize(

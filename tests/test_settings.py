@@ -95,6 +95,11 @@ def test_each_violation_is_caught_by_name(key: str, asked: Any, found: Any) -> N
     assert violations(contract, {key: asked}) == {}
 
 
+def test_a_memory_share_may_be_off_by_what_reading_it_back_rounds() -> None:
+    assert violations(Contract(memory_fraction=0.9125), {"memory_fraction": 0.912}) == {}
+    assert violations(Contract(memory_fraction=0.9125), {"memory_fraction": 0.91}) != {}
+
+
 def test_what_is_left_open_is_no_violation() -> None:
     assert violations(Contract(), {"context_tokens": 999, "kv_dtype": "fp8", "quantisation_kernel": "awq"}) == {}
     assert violations(Contract(context_tokens=4096, max_tokens=64), {"context_tokens": 8192}) == {}
