@@ -62,21 +62,23 @@ def _comparison(found: Json) -> str:
 
 
 def _why(row: Json) -> str:
-    why = {
-        key: value if isinstance(value, (str, int, type(None))) else round(value, 9) + 0.0
-        for key, value in row["why"].items()
-    }
+    why = row["why"]
     lost = f"; {why['reason']}" if why["reason"] else ""
     return (
-        f"why, {row['a']} at {row['concurrency']} users: {why['difference_s']:+.3g} s to the final answer ="
-        f" {why['tokens_thought_s']:+.3g} s tokens thought {why['tokens_answered_s']:+.3g} s tokens answered"
-        f" {why['seconds_per_token_s']:+.3g} s time per token {why['waiting_s']:+.3g} s waiting for the first{lost}"
+        f"why, {row['a']} at {row['concurrency']} users: {_signed_s(why['difference_s'])} to the final answer ="
+        f" {_signed_s(why['tokens_thought_s'])} tokens thought {_signed_s(why['tokens_answered_s'])} tokens answered"
+        f" {_signed_s(why['seconds_per_token_s'])} time per token {_signed_s(why['waiting_s'])} waiting for the first{lost}"
         f"{_thinks_less(row)}"
     )
 
 
+def _signed_s(seconds: float) -> str:
+    """With its sign; what only rounding left of nothing is +0."""
+    return f"{round(seconds, 9) + 0.0:+.3g} s"
+
+
 def _thinks_less(row: Json) -> str:
-    """Said where one side's outputs are longer: then it is not the runtime alone that is slower or faster."""
+    """Said where one side's outputs are shorter: then it is not the runtime alone that is slower or faster."""
     tokens = row.get("output_tokens") or {}
     if tokens.get("verdict") not in ("fewer", "more"):
         return ""
