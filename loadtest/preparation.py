@@ -11,7 +11,7 @@ from typing import Any
 
 from loadtest import endpoint, records, workload
 from loadtest.clock import Clock
-from loadtest.contract import Contract, check_format, from_table
+from loadtest.contract import Contract, check_format, differences, from_table
 from loadtest.errors import RecordError, UsageError
 from loadtest.level import Settings
 from loadtest.manifest import UNFINISHED, begun, ended
@@ -163,7 +163,9 @@ def open_run(options: Any, host: str | None, users: int) -> Opening:
     folder = records.level_path(run, options.cell, users, options.repeat)
     if not driven:
         options.run_id = manifest["run_id"] if manifest else run.name
-        _join_manifest(manifest or _new_manifest(options, contract, loaded), options, users, loaded, run)
+        new = _new_manifest(options, contract, loaded)
+        _refuse_other(run, manifest or new, new)
+        _join_manifest(manifest or new, options, users, run)
         _write_engine(run, options, url, info)
     return Opening(run, folder, owned=not driven, url=url, clock_speed=options.clock_speed)
 
@@ -225,13 +227,21 @@ def _new_manifest(options: Any, contract: Contract, loaded: Workload) -> dict[st
     )
 
 
-def _join_manifest(manifest: dict[str, Any], options: Any, users: int, loaded: Workload, run: Path) -> None:
+def _refuse_other(run: Path, manifest: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where a pass asks for something else than the run that it joins: their figures are pooled."""
+    ours, theirs = manifest["workload"], new["workload"]
+    other = {} if ours["identity"] == theirs["identity"] else {"workload": (ours["source"], theirs["source"])}
+    if Path(manifest["scenario"]).stem != new["scenario"]:  # a study's may be a path
+        other["scenario"] = (manifest["scenario"], new["scenario"])
+    known, given = manifest.get("scenario_options") or {}, new["scenario_options"] or {}
+    other |= {f"--{key}": (known[key], given[key]) for key in known.keys() & given.keys() if known[key] != given[key]}
+    other |= differences(from_table(manifest.get("contract") or {}), from_table(new["contract"]))
+    for key, (expected, got) in other.items():
+        raise UsageError(f"{run}: {key}: expected the run's own ({expected}), got {got}; name another --out")
+
+
+def _join_manifest(manifest: dict[str, Any], options: Any, users: int, run: Path) -> None:
     """Add this pass to the manifest and mark the run incomplete until the pass has ended."""
-    if manifest["workload"]["identity"] != loaded.identity:
-        raise UsageError(
-            f"{run}: workload: expected the run's own ({manifest['workload']['source']}), got {loaded.source};"
-            " name another --out"
-        )
     if manifest["levels"] and manifest.get("complete") is False and manifest.get("incomplete_reason"):
         manifest["pending_reason"] = manifest["incomplete_reason"]
     manifest["levels"] = sorted({*manifest["levels"], users})

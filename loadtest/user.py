@@ -250,7 +250,7 @@ class Session:
         self.environment.process_exit_code = exit_code
         runner = self.runner
         if isinstance(runner, WorkerRunner):
-            runner.send_message(FAILED, {"worker": runner.client_id, "message": message})
+            runner.send_message(FAILED, {"worker": runner.client_id, "message": message, "exit_code": exit_code})
         elif not self.ended:
             self.quit()
 
@@ -316,7 +316,7 @@ class Session:
             if self._done >= set(self._shares):
                 self.quit()
         elif kind == FAILED:
-            self.fail(f"worker {sender}: {data['message']}")
+            self.fail(f"worker {sender}: {data['message']}", data["exit_code"])
 
     # --- exit code
 

@@ -71,6 +71,23 @@ def test_a_run_that_somebody_else_keeps_is_left_alone(tmp_path):
     assert settings.folder == tmp_path / "cells" / "vllm_x_tp2" / "c04-r3"
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_tokens": 500}, r"max_tokens: expected the run's own \(32768\), got 500; name another --out"),
+        ({"mode": "equal-work"}, r"mode: expected the run's own \(natural\), got equal-work"),
+        ({"rate": 2.0}, r"--rate: expected the run's own \(1\.0\), got 2\.0"),
+        ({"locustfile": "scenarios/chat.py"}, r"scenario: expected the run's own \(long_reasoning\), got chat"),
+    ],
+)
+def test_a_pass_that_asks_for_something_else_does_not_join(given, message, tmp_path):
+    preparation.open_run(options(tmp_path, rate=1.0), HOST, 1).close(None, interrupted=False)
+    before = read_json(tmp_path / "manifest.json")
+    with pytest.raises(UsageError, match=message):
+        preparation.open_run(options(tmp_path, **({"rate": 1.0} | given)), HOST, 1)
+    assert read_json(tmp_path / "manifest.json") == before
+
+
 def test_another_workload_does_not_join(tmp_path):
     preparation.open_run(options(tmp_path), HOST, 1)
     with pytest.raises(UsageError, match="workload"):

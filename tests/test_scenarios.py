@@ -108,8 +108,8 @@ def test_a_replay_asks_at_the_recorded_times_and_forces_the_recorded_lengths(por
 
 
 def test_a_replay_without_recorded_times_says_so_before_anything_is_sent(port, tmp_path):
-    done = run(ROOT / "scenarios/open_loop.py", port, tmp_path, "--arrivals", "recorded")
-    assert done.returncode == 2
+    done = run(ROOT / "scenarios/open_loop.py", port, tmp_path, "--arrivals", "recorded", *passes.shared(2))
+    assert done.returncode == 2, "also where a worker finds it"
     assert "--arrivals recorded: expected a workload whose prompts all have arrival_s" in done.stderr
     assert recorded(tmp_path) == []
 
