@@ -201,6 +201,9 @@ def _measure(journey: _Journey, cell: Cell, levels: list[int], repeat: int) -> N
         reason = credentials.redacted(str(error))
         facts.update(status="died" if facts["status"] == "died" else ended, reason=reason)
         journey.note(f"{cell.id}: {reason}")
+    except RecordError as error:
+        facts.update(status="failed", reason=str(error))
+        raise
     except KeyboardInterrupt:
         facts.update(status="interrupted", reason="interrupted before its last level ended")
         raise

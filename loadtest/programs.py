@@ -10,6 +10,7 @@ from loadtest.errors import UsageError
 from loadtest.records import ANSWER_LIMIT_BYTES, Run, program_key
 
 _FENCED = re.compile(r"^```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_TELL_EVERY = 20  # programs
 _CUT_BYTES = ANSWER_LIMIT_BYTES - 4  # an answer this long may have lost its end
 
 
@@ -50,7 +51,12 @@ def verdicts(run: Run, say: Callable[[str], None]) -> dict[str, bool | None]:
     if not found:
         raise UsageError(f"{run.path}: --run-programs: expected answers to prompts that ask for a program, got none")
     say(f"running {len(found)} programs, each within {sandbox.TIME_LIMIT_S} s, without files or network")
-    try:
-        return {name: judge(r.answer or "", prompts[r.prompt_id].answer or "") for name, r in sorted(found.items())}
-    except OSError as error:
-        raise UsageError(f"--run-programs: {error}; nothing was run") from None
+    judged: dict[str, bool | None] = {}
+    for name, record in sorted(found.items()):
+        try:
+            judged[name] = judge(record.answer or "", prompts[record.prompt_id].answer or "")
+        except OSError as error:
+            raise UsageError(f"--run-programs: {error}; nothing is judged") from None
+        if len(judged) % _TELL_EVERY == 0:
+            say(f"{len(judged)} of {len(found)} programs")
+    return judged

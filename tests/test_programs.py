@@ -74,6 +74,14 @@ def test_programs_are_judged_when_asked_for_and_only_then(tmp_path, capsys):
     assert again["value"] == 0.25, "the verdicts stay with the run"
 
 
+def test_a_long_judging_tells_how_far_it_is(tmp_path, monkeypatch):
+    run = made(tmp_path, lambda p: "no program")
+    monkeypatch.setattr(programs, "_TELL_EVERY", 2)
+    said = []
+    programs.verdicts(records.read_run(run), said.append)
+    assert said[1:] == ["2 of 4 programs", "4 of 4 programs"]
+
+
 def test_a_simulators_answers_are_no_programs(tmp_path):
     run = made(tmp_path, lambda p: "filler", simulated=True)
     with pytest.raises(UsageError, match="expected answers of a model, got a simulator's"):
@@ -95,5 +103,5 @@ def test_a_machine_that_cannot_limit_runs_nothing(tmp_path, monkeypatch):
     run = made(tmp_path, lambda p: "```python\nprint(1)\n```")
     monkeypatch.setattr(programs.sandbox, "run", refuse)
     monkeypatch.setattr(programs.judge, "__defaults__", (refuse,))
-    with pytest.raises(UsageError, match="--run-programs: this machine cannot limit a program; nothing was run"):
+    with pytest.raises(UsageError, match="--run-programs: this machine cannot limit a program; nothing is judged"):
         programs.verdicts(records.read_run(run), print)
