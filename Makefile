@@ -16,7 +16,7 @@ test: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --quiet
+	$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile
 
 # Coverage of every 95 % interval, and the rates of false and of missed verdicts, over 1,000 simulated runs each (2 minutes).
 test-statistics: .venv/dev

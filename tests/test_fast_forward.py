@@ -392,7 +392,8 @@ def study_file(tmp_path) -> Path:
     return path
 
 
-def test_a_study_is_predicted_to_its_page(study_file, tmp_path, capsys):
+def test_a_study_is_predicted_to_its_page(study_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # a narrow terminal shortens the names of cells
     assert cli.main(["predict", "--study", str(study_file), "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert said.startswith("SIMULATED")
