@@ -8,7 +8,10 @@ import shlex
 
 import pytest
 
-from loadtest import __version__, cli, findings, metrics, preparation, records
+from loadtest import __version__, cli, findings, generators, metrics, preparation, records, study
+from loadtest.contract import Contract
+from loadtest.simulator import __main__ as simulator
+from loadtest.simulator import faults
 from tests import builders
 from tests.documents import DOCUMENTS, ROOT, commands
 
@@ -122,3 +125,19 @@ def test_the_reference_names_every_option_every_field_and_every_key():
     expected = shown | {one.name for one in dataclasses.fields(records.RequestRecord)} | keys_of(made)
     named = set(re.findall(r"[\w-]+", (ROOT / "docs/reference.md").read_text()))
     assert sorted(expected - named) == []
+
+
+@pytest.mark.parametrize(
+    ("document", "keys"),
+    [
+        ("docs/studies.md", {*study._StudyTable.__struct_fields__, *study._CellTable.__struct_fields__}),
+        ("docs/workloads.md", {one.name for one in dataclasses.fields(Contract)}),
+        ("docs/workloads.md", set(generators.GENERATORS)),
+        ("docs/simulator.md", set(options(simulator._parser())) - {"--help"}),
+        ("docs/simulator.md", set(faults.KINDS)),
+        ("docs/instrument.md", set(records.OUTCOMES)),
+    ],
+    ids=["study", "contract", "workloads", "simulator", "faults", "outcomes"],
+)
+def test_tables_of_keys_are_whole(document, keys):
+    assert sorted(keys - set(re.findall(r"[\w-]+", (ROOT / document).read_text()))) == []
