@@ -53,7 +53,7 @@ FAILED = frozenset({"http_error", "timeout", "stalled", "connection_error", "pro
 
 
 def analyze(run: Run, claims: Sequence[findings.Claim] = ()) -> dict[str, Any]:
-    """The whole of metrics.json for a run read by `records.read_run` (INTERFACE: "Numbers").
+    """The whole of metrics.json for a run read by `records.read_run` (keys: docs/reference.md).
 
     Population: the measured phase of every pass; the warm-up counts only in totals that are held against the server's.
     `claims`: published findings to judge (`findings.load`). Raises UsageError for an SLO it cannot read.

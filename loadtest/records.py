@@ -4,7 +4,7 @@ History of the format
 ---------------------
 1   first version.
 
-Layout (INTERFACE: "Files of a run")::
+Layout (every field: docs/reference.md)::
 
     RUN/manifest.json
     RUN/programs.json                              what came of running the programs among the answers, where asked for

@@ -1,3 +1,5 @@
+"""The command line as a person meets it: help, errors in one line, exit codes, and what a terminal is shown."""
+
 import subprocess
 import sys
 

@@ -1,3 +1,5 @@
+"""Records on disk: written, read back, torn, and refused where they cannot be true."""
+
 import os
 from dataclasses import replace
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Studies: what a TOML file may say, each error with its line and key, and the cells it stands for."""
+
 from dataclasses import replace
 from pathlib import Path
 
