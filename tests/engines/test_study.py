@@ -59,7 +59,7 @@ def test_aime_through_both(name, tmp_path):
     if not AIME.is_dir():
         pytest.skip("the AIME files are not beside this checkout (../shared/data)")
     study = STUDY.replace('"math:n=16,seed=7"', f'"{AIME / name}.jsonl"').replace("levels = [1, 2, 4, 8]", "levels = [8]")
-    study = study.replace("min_requests = 4", "min_requests = 30").replace('mode = "equal-work"', 'mode = "natural"')
+    study = study.replace("min_requests = 8", "min_requests = 30").replace('mode = "equal-work"', 'mode = "natural"')
     numbers = carried_out(study.replace("max_tokens = 600", "max_tokens = 2048"), tmp_path / "run")
     for cell in numbers["cells"]:
         (level,) = cell["levels"]
