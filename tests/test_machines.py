@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from loadtest import __version__, deployment, engines, study
+from loadtest import __version__, deployment, engines, preflight, study
 from loadtest.contract import Contract
 
 LAUNCHERS = Path(__file__).parent.parent / "launchers"
@@ -116,15 +115,9 @@ def test_both_ask_for_the_same_master_and_workers():
     assert differ == {"--host=http://127.0.0.1:8000", "--host=http://runtime:8000"}
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def test_the_master_and_two_workers_of_kubernetes_measure_a_server(known_time_port, tmp_path):
     """The commands of the manifests, with fewer users; one shared folder stands for the shared volume."""
-    port = free_port()
+    port = preflight.free_port()
     here = {
         "--host=http://runtime:8000": f"--host=http://127.0.0.1:{known_time_port}",
         "--out=/runs/wide": f"--out={tmp_path / 'wide'}",

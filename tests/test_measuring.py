@@ -1,11 +1,10 @@
 """`run --dry-run` and `serve --print`: the exact commands, and nothing started."""
 
 import shlex
-import socket
 
 import pytest
 
-from loadtest import cli, resources
+from loadtest import cli, preflight, resources
 
 GPU_STUDY = str(resources.path("scenarios/studies/qwq-32b-ada.toml"))
 
@@ -65,10 +64,7 @@ def test_what_serve_is_told_reaches_either_runtime_in_its_own_words(engine, expe
 
 def test_what_does_not_fit_is_refused_unless_forced(monkeypatch, capfd):
     monkeypatch.setenv("LOADTEST_VLLM", "false")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = ["serve", "vllm", "--model", "qwq-32b", "--gpu", "l20", "--port", port]
+    command = ["serve", "vllm", "--model", "qwq-32b", "--gpu", "l20", "--port", str(preflight.free_port())]
     assert cli.main(command) == 1
     assert "does not fit: QwQ-32B on 1 x NVIDIA L20 needs 66.3 GB" in capfd.readouterr().err
     assert cli.main([*command, "--force"]) == 1

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest import passes
+from loadtest import passes, preflight
 
 ROOT = Path(__file__).parent.parent
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.py"))
@@ -142,8 +141,7 @@ def test_a_router_without_a_second_server_says_so(port, tmp_path):
 
 
 def test_locust_s_web_page_shows_our_rows(port, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        web = free.getsockname()[1]
+    web = preflight.free_port()
     argv = [sys.executable, "-m", "locust", "-f", str(ROOT / "scenarios/long_reasoning.py"), "-u", "2", "-r", "100"]
     argv += ["--autostart", "--autoquit", "0", "--run-time", "20s", "--web-host", "127.0.0.1", "--web-port", str(web)]
     argv += ["--host", f"http://127.0.0.1:{port}", "--model", "known", "--out", str(tmp_path)]

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from loadtest import preflight
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-hunter2-0123456789"
@@ -158,8 +159,7 @@ def test_a_traceback_of_a_bug_shows_no_key(telltale, tmp_path):
 
 def test_a_runtime_that_needs_no_key_is_not_given_one(tmp_path):
     """The simulator, started by a run, finds no key in its environment."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(preflight.free_port())
     argv = ["loadtest", "serve", "vllm-sim", "--model", "qwq-32b-awq", "--gpu", "l20", "--port", port]
     process = started(argv, tmp_path)
     try:

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import engines
+from loadtest import engines, preflight
 
 CHECKOUT = Path(__file__).parents[2]
 MODEL = CHECKOUT / ".engines" / "tiny-qwq"
@@ -48,12 +47,6 @@ def installed():
     os.environ.update(ENVIRONMENT)
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def cpu_arguments(engine, *extra):
     """What a runtime needs on a CPU, with more after it."""
     return (*shlex.split(ENVIRONMENT[f"{engine.upper()}_CPU_ARGUMENTS"]), *extra)
@@ -68,7 +61,7 @@ def spec():
             "model": str(MODEL),
             "context_tokens": 8192,
             "memory_fraction": 0.3,
-            "port": free_port(),
+            "port": preflight.free_port(),
             "served_name": "tiny-qwq",
             **changes,
         }

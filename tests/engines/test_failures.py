@@ -10,7 +10,7 @@ import pytest
 
 from loadtest import engines, guard, preflight, records
 from loadtest.errors import EngineError
-from tests.engines.conftest import MODEL, cell, ended, free_port, left_over, wait_until
+from tests.engines.conftest import MODEL, cell, ended, left_over, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
 BOTH = pytest.mark.parametrize("engine", ["vllm", "sglang"])
@@ -199,7 +199,7 @@ def test_a_taken_port_is_refused_with_who_has_it(engine, begin):
 def test_a_port_that_is_taken_after_the_check_is_explained_from_the_log(engine, spec, tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "check_port_free", lambda port: None)
     with socket.socket() as taken:
-        port = free_port()
+        port = preflight.free_port()
         taken.bind(("127.0.0.1", port))
         taken.listen()
         server = engines.Server(spec(engine, port=port), tmp_path / "engine.log")
