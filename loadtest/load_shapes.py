@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import gevent
 import locust
@@ -83,10 +85,10 @@ class OpenLoopUser(ReasoningUser):
         _arrivals(options, workload.arrivals_s, seed=0)
 
     def due_s(self, level: Level, item: Item) -> float:
-        plan = _plans.get(id(level))
+        plan = _plans.get(level)
         if plan is None:
             arrivals = _arrivals(self.environment.parsed_options, level.script.arrivals_s, level.settings.seed)
-            plan = _plans[id(level)] = (level.clock.now_s() - arrivals.at_s(item.index), arrivals)
+            plan = _plans[level] = (level.clock.now_s() - arrivals.at_s(item.index), arrivals)
         due_s = plan[0] + plan[1].at_s(item.index)
         wait_s = due_s - level.clock.now_s()
         if wait_s > 0:
@@ -94,7 +96,7 @@ class OpenLoopUser(ReasoningUser):
         return due_s
 
 
-_plans: dict[int, tuple[float, Arrivals | Recorded]] = {}
+_plans: WeakKeyDictionary[Level, tuple[float, Arrivals | Recorded]] = WeakKeyDictionary()
 
 
 def _arrivals(options: Any, arrivals_s: tuple[float, ...], seed: int) -> Arrivals | Recorded:
@@ -142,8 +144,24 @@ def add_open_loop_options(parser: Any) -> None:
 
 def add_stairs_options(parser: Any) -> None:
     group = parser.add_argument_group("stairs of concurrency")
-    group.add_argument("--steps", default="1,2,4,8", help="users at each step")
-    group.add_argument("--step-time", type=float, default=60.0, help="wall seconds of each step")
+    group.add_argument("--steps", type=_steps_text, default="1,2,4,8", help="users at each step")
+    group.add_argument("--step-time", type=_seconds, default=60.0, help="wall seconds of each step")
+
+
+def _steps_text(text: str) -> str:
+    """Refuse wrong steps with the command line: of a shape that fails, Locust makes a test that went well."""
+    try:
+        parse_steps(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
+    return seconds
 
 
 def with_options(add: Any) -> None:

@@ -113,6 +113,34 @@ def test_a_replay_without_recorded_times_says_so_before_anything_is_sent(port, t
     assert recorded(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--steps", "1,x"], "--steps: expected numbers of users such as 1,2,4,8, got '1,x'"),
+        (["--step-time", "0"], "--step-time: expected seconds above 0, got 0"),
+    ],
+)
+def test_wrong_stairs_are_refused_before_anything_is_sent(extra, message, port, tmp_path):
+    done = run(ROOT / "scenarios/concurrency_ramp.py", port, tmp_path, *extra)
+    assert (done.returncode, message in done.stderr, recorded(tmp_path)) == (2, True, [])
+
+
+def test_a_level_has_arrivals_of_its_own():
+    """Also where it takes the place in memory of one that has gone, as the second test of Locust's page may."""
+    code = """
+from types import SimpleNamespace as Some
+from loadtest.load_shapes import OpenLoopUser
+class Level:
+    def __init__(self, start_s):
+        self.clock, self.script, self.settings = Some(now_s=lambda: start_s, speed=1e9), Some(arrivals_s=()), Some(seed=1)
+user = Some(environment=Some(parsed_options=Some(rate=1.0, arrivals="constant")))
+for start_s in (0.0, 50.0, 100.0):
+    assert OpenLoopUser.due_s(user, Level(start_s), Some(index=0)) == start_s
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_router_sends_easy_prompts_elsewhere(port, tmp_path):
     run(ROOT / "scenarios/router.py", port, tmp_path)
     records = measured(recorded(tmp_path))
