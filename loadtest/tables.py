@@ -350,7 +350,7 @@ def commands(manifest: Json, engines: Mapping[str, Json]) -> list[Command]:
 def _portable(command: Any) -> Any:
     """A command line without the folders of one machine: its program, and the scenarios that loadtest brings along.
 
-    >>> _portable(["/usr/bin/python", "--locustfile", "/opt/lib/scenarios/chat.py", "/data/x"])
+    >>> _portable(["/usr/bin/python", "--locustfile", "/srv/lib/scenarios/chat.py", "/data/x"])
     ['python', '--locustfile', 'scenarios/chat.py', '/data/x']
     """
     if not isinstance(command, (list, tuple)) or not command:

@@ -177,11 +177,11 @@ def test_commands_are_those_of_the_run_the_servers_and_the_load_without_folders(
         "-m",
         "locust",
         "--locustfile",
-        "/opt/site-packages/scenarios/long_reasoning.py",
+        "/srv/site-packages/scenarios/long_reasoning.py",
         "--users",
         "8",
     ]
-    engines = {"vllm_m_tp1": {"command": ["/opt/vllm/bin/vllm", "serve", "m"], "env": {"A": "b c"}, "load": load}}
+    engines = {"vllm_m_tp1": {"command": ["/srv/vllm/bin/vllm", "serve", "m"], "env": {"A": "b c"}, "load": load}}
     found = tables.commands({"commands": ["loadtest run study.toml"]}, engines)
     assert [one.text for one in found] == [
         "loadtest run study.toml",
