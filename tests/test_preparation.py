@@ -1,5 +1,6 @@
 """From options to a settled pass, and the manifest under plain Locust."""
 
+import argparse
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,28 @@ def options(out, **given):
         "clock_speed": 1.0, "out": str(out), "locustfile": "scenarios/long_reasoning.py",
     }  # fmt: skip
     return SimpleNamespace(**(values | given))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        *(
+            (f"--{name}=0", "expected a whole number from 1 up, got '0'")
+            for name in ("tp", "repeat", "requests", "max-tokens")
+        ),
+        ("--warmup-requests=-1", "expected a whole number from 0 up, got '-1'"),
+        ("--requests=many", "expected a whole number from 1 up, got 'many'"),
+        ("--cell=../elsewhere", "expected letters, digits, dots and hyphens, got '../elsewhere'"),
+        ("--engine=../elsewhere", "invalid choice"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_the_command_line(given, message, capsys):
+    parser = argparse.ArgumentParser()
+    preparation.add_options(parser)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args([given])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_pass_under_plain_locust(tmp_path):
