@@ -192,7 +192,7 @@ def _serving_command(command: _Command) -> None:
         help="stretch the context to 131072: for prompts over 8192 tokens only, it slows others",
     )
     add("--memory-fraction", type=float, metavar="F", help="share of a card it may use in all, on both alike (default: 0.9)")
-    add("--reasoning-parser", metavar="R", help="on both alike (default: qwen3, or none for an instruct model)")
+    add("--reasoning-parser", metavar="R", help="on both alike, or none (default: qwen3, or none for an instruct model)")
     add("--no-prefix-caching", action="store_true", help="turn prefix caching off; on both it is on")
     add("--served-name", metavar="NAME", help="what the server calls the model (default: the last part of its name)")
     add("--seed", type=int, default=0, metavar="N")

@@ -111,10 +111,10 @@ _FLAGS: tuple[tuple[str | None, str | None, Callable[[LaunchSpec], _Value]], ...
     ("--max-model-len", "--context-length", lambda spec: spec.served_context_tokens),
     ("--gpu-memory-utilization", None, lambda spec: spec.memory_fraction),
     (None, "--mem-fraction-static", lambda spec: sglang_memory_fraction(spec.memory_fraction)),
-    ("--kv-cache-dtype", None, lambda spec: _unless_auto(spec.kv_dtype)),
-    (None, "--kv-cache-dtype", lambda spec: _unless_auto(sglang_kv_dtype(spec.kv_dtype))),
-    ("--quantization", "--quantization", lambda spec: _unless_auto(spec.quantisation_kernel)),
-    ("--reasoning-parser", "--reasoning-parser", lambda spec: spec.reasoning_parser),
+    ("--kv-cache-dtype", None, lambda spec: _unless("auto", spec.kv_dtype)),
+    (None, "--kv-cache-dtype", lambda spec: _unless("auto", sglang_kv_dtype(spec.kv_dtype))),
+    ("--quantization", "--quantization", lambda spec: _unless("auto", spec.quantisation_kernel)),
+    ("--reasoning-parser", "--reasoning-parser", lambda spec: _unless("none", spec.reasoning_parser)),
     ("--seed", "--random-seed", lambda spec: spec.seed),
     ("--enable-prefix-caching", None, lambda spec: spec.prefix_caching),
     ("--no-enable-prefix-caching", "--disable-radix-cache", lambda spec: not spec.prefix_caching),
@@ -177,8 +177,8 @@ def sglang_kv_dtype(kv_dtype: str) -> str:
     return _SGLANG_KV_DTYPES.get(kv_dtype, kv_dtype)
 
 
-def _unless_auto(value: str) -> str | None:
-    return None if value == "auto" else value
+def _unless(word: str, value: str | None) -> str | None:
+    return None if value == word else value
 
 
 def program(engine: str) -> list[str]:

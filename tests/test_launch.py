@@ -68,6 +68,13 @@ def test_one_setting_is_told_to_both_in_their_own_words(change, vllm, sglang):
         assert expected is None or f" {expected} " in f"{' '.join(argv)} "
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_no_parser_is_no_flag(engine):
+    plain = LaunchSpec(engine=engine, model="qwq-32b-awq", port=8000)
+    assert "--reasoning-parser" in command(plain)[0]
+    assert "--reasoning-parser" not in command(dataclasses.replace(plain, reasoning_parser="none"))[0]
+
+
 @pytest.mark.parametrize(("port", "settings"), [(55535, {}), (55536, {"SGLANG_GRPC_PORT": "45536"})])
 def test_sglang_wants_a_second_port_that_exists(port, settings):
     assert command(LaunchSpec(engine="sglang", model="qwq-32b", port=port))[1] == settings
