@@ -9,19 +9,21 @@ from loadtest import answers, sandbox, workload
 from loadtest.errors import UsageError
 from loadtest.records import ANSWER_LIMIT_BYTES, Run, program_key
 
-_FENCED = re.compile(r"^```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_FENCED = re.compile(r"^```[ \t]*([^`\s]*)[^`\n]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)  # its language, its text
+_PYTHON = ("python", "python3", "py")
 _TELL_EVERY = 20  # programs
 _CUT_BYTES = ANSWER_LIMIT_BYTES - 4  # an answer this long may have lost its end
 
 
 def extract(answer: str) -> str | None:
-    """The last fenced block that is Python, or not said to be anything else; null without one.
+    """The last fenced block that is said to be Python, else the last that is not said to be anything; null without one.
 
     >>> extract("Try this:\\n```python\\nprint(4)\\n```\\n")
     'print(4)\\n'
     """
     blocks = _FENCED.findall(answer)
-    return blocks[-1] if blocks else None
+    called = [text for language, text in blocks if language.lower() in _PYTHON]
+    return next(reversed(called or [text for language, text in blocks if not language]), None)
 
 
 def judge(answer: str, expected: str, run: Callable[[str], str | None] = sandbox.run) -> bool | None:

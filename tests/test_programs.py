@@ -17,6 +17,8 @@ from loadtest.errors import UsageError
         ("First:\n```python\nprint(1)\n```\nBetter:\n```py\nprint(2)\n```\nDone.", "print(2)\n"),
         ("```\nprint(3)\n```", "print(3)\n"),
         ("```python\nprint(4)\n```\nIt prints:\n```text\n4\n```", "print(4)\n"),
+        ("```python\nprint(4)\n```\nIt prints:\n```\n4\n```", "print(4)\n"),
+        ("```json\n{}\n```\nSo:\n```python title=a.py\nprint(4)\n```", "print(4)\n"),
         ("print(5)", None),
         ("```python\nprint(6)", None),
         ("```c\nint main() {}\n```", None),
