@@ -47,7 +47,7 @@ AWQ = ("--model", "qwq-32b-awq", "--gpu", "l20")
         ((*NOBODY, "--extra-body", '{"a":' * 5000), "--extra-body: expected a JSON object"),
         (("fit", "--model", "a" * 5000, "--gpu", "l20", "--tp", "1"), "is not known: expected one of"),
         (("serve", "vllm", "--print", "--model", "a" * 5000), "model: expected a registry name"),
-        (("run", "/dev/zero"), "/dev/zero: expected TOML"),
+        (("run", "/dev/zero"), "/dev/zero: expected a study of at most 1,048,576 characters"),
         (("run", "no\nsuch"), "loadtest: no\\nsuch: cannot read this study"),
     ],
 )

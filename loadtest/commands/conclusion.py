@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,23 +26,36 @@ def carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, json:
     except KeyboardInterrupt:
         interrupted = True
         say("interrupted: analysing what was measured so far")
-    said = _conclude(out, say, json=json)
+    numbers = _conclude(out, say)
     if interrupted:
         raise Interrupted(f"interrupted; what was measured is in {out} and reported as incomplete in {out / 'report.html'}")
     if problems:
         raise LoadtestError(
             f"{len(problems)} cell(s) not measured whole ({problems[0]}); the rest is in {out / 'report.html'}"
         )
-    return said
+    if kinds := _only_failures(numbers):
+        raise LoadtestError(
+            f"nothing could be measured: every request failed ({kinds}); read the server's log, and {out / 'report.html'}"
+        )
+    return as_json(numbers) if json else f"{table(out, numbers)}\n{out / 'report.html'}"
 
 
-def _conclude(out: Path, say: Say, *, json: bool) -> str:
+def _conclude(out: Path, say: Say) -> dict[str, Any]:
+    """Analyse, and write the page; what metrics.json holds."""
     say("analysing")
     numbers = analyze_run(out)
     say("drawing the page")
-    page = out / "report.html"
-    write_page(out, page)
-    return as_json(numbers) if json else f"{table(out, numbers)}\n{page}"
+    write_page(out, out / "report.html")
+    return numbers
+
+
+def _only_failures(numbers: dict[str, Any]) -> str:
+    """The kinds of failure, with their counts, of a run in which the server, or the way to it, failed every request."""
+    levels = [level for cell in numbers["cells"] for level in cell["levels"]]
+    if not levels or any(level["failed_share"]["value"] != 1 for level in levels):
+        return ""
+    kinds = sum((Counter(level["error_kinds"]) for level in levels), Counter[str]())
+    return ", ".join(f"{kind} {n}" for kind, n in kinds.most_common())
 
 
 def table(folder: Path, numbers: dict[str, Any]) -> str:
