@@ -28,6 +28,9 @@ Json = dict[str, Any]
 
 MORE_IS_FASTER = frozenset({"tokens_per_s_per_user", "output_tokens_per_s"})
 _OF_RUN = ("mode", "scenario", "scenario_options", "clock_speed")
+_OF_PROMPTS = frozenset(
+    {"workload", "scenario", "scenario_options", "thinking_prelude"}
+)  # what the server is given to count
 _OF_CELL = ("model", "tp", "gpu", "simulated", "clock_speed")
 
 
@@ -201,7 +204,8 @@ def runs(baseline: Run, candidate: Run, tolerance: float = 0.0, allow: Collectio
     if refused := {key: values for key, values in apart.items() if key not in allow}:
         raise UsageError(_refusal(refused))
     found = matched(baseline.cells, candidate.cells)
-    pairs = [_pair(old, new, allow) for old, new in found]
+    other_prompts = (agreement.TEMPLATE,) if apart.keys() & _OF_PROMPTS else ()  # allowed, and so no sign of the template
+    pairs = [_pair(old, new, (*allow, *other_prompts)) for old, new in found]
     if pairs and all(pair.different for pair in pairs):
         values = _apart(*found[0])
         raise UsageError(_refusal({key: values[key] for key in pairs[0].different}))

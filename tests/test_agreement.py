@@ -61,6 +61,13 @@ def test_a_template_that_adds_something_shows_in_the_tokens_of_the_same_prompt()
     assert compare.runs(old, new, allow=["template"])["allowed"] == ["template"]
 
 
+@pytest.mark.parametrize("key", ["workload", "scenario"])
+def test_tokens_of_other_prompts_say_nothing_of_the_template(key):
+    """Prompts of one name in another workload are other prompts."""
+    old, new = made(), made(prompt_tokens=52, **{key: {"identity": "cd" * 32} if key == "workload" else "chat"})
+    assert compare.runs(old, new, allow=[key])["allowed"] == [key]
+
+
 def test_cells_of_one_run_whose_templates_differ_are_flagged():
     a, b = made().cells[0], made(prompt_tokens=52, engine="sglang").cells[0]
     reasons = metrics.analyze(builders.run([a, b]))["health"]["reasons"]
