@@ -47,8 +47,8 @@ class Effect:
 
     @property
     def p_value(self) -> float:
-        """Two-sided p-value of "no difference"."""
-        if not self.error > 0:
+        """Two-sided p-value of "no difference"; an error of no more than rounding is none."""
+        if not self.error > 1e-12:
             return 1.0 if abs(self.log_ratio) < 1e-9 else 0.0
         return statistics.two_sided_p(self.log_ratio / self.error, self.df)
 

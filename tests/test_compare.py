@@ -227,6 +227,11 @@ def test_cells_are_matched_by_id_then_by_what_they_serve():
     assert compare.matched([builders.cell([], "vllm")], two) == []  # which of the two is not ours to guess
 
 
+def test_what_only_rounding_tells_apart_is_no_difference():
+    assert effects.Effect(3e-16, 1e-17, 9, 10, 10, "paired by prompt").p_value == 1
+    assert effects.Effect(0.3, 1e-17, 9, 10, 10, "paired by prompt").p_value == 0
+
+
 def test_what_has_no_partner_is_said():
     both = builders.study(levels=(1, 2), n=8)
     less = builders.study(engines=("vllm",), levels=(1,), n=8)
