@@ -114,11 +114,13 @@ def drive(
             time.sleep(_POLL_S)
     finally:
         code = locust.stop()
-    if reason is None and code != 0:
-        reason = f"Locust ended with exit code {code}: {_last_line(folder / 'locust.log')}"
+    n_requests = records.count()
+    if reason is None and (code != 0 or n_requests == 0):
+        how = f"with exit code {code}" if code != 0 else "without a single request"
+        reason = f"Locust ended {how}: {_last_line(folder / 'locust.log')}"
     if code != 0:
         _refuse_unwritable(folder / "locust.log")
-    return PassEnd(exit_code=code, reason=reason, n_requests=records.count())
+    return PassEnd(exit_code=code, reason=reason, n_requests=n_requests)
 
 
 def _refuse_unwritable(log: Path) -> None:

@@ -293,3 +293,10 @@ def test_a_cool_down_ends_when_the_server_dies():
 def test_the_cool_down_of_each_pass_is_recorded(finished):
     markers = [records.read_json(path) for path in finished.rglob("pass.json")]
     assert [one["cooldown_s"] for one in markers] == [0.05, 0.05]
+
+
+def test_a_pass_without_a_single_request_is_none(tmp_path):
+    """As of a locustfile with users of its own only, of which no record is kept."""
+    argv = [sys.executable, "-c", "print('done')"]
+    end = passes.drive(argv, tmp_path, os.environ, died=lambda: None, tell=lambda n_requests: None)
+    assert end == passes.PassEnd(0, "Locust ended without a single request: done", 0)
