@@ -140,7 +140,8 @@ def held(
     if cell.base_url is not None and cell.memory_fraction is None:
         found.pop("memory_fraction", None)  # of another's server: its own affair, unless the study says otherwise
     wanted = replace(contract, max_tokens=1, **{key: value for key, value in asked_for.items() if value is not None})
-    wrong = settings.violations(wanted, found)
+    open_keys = {"thinking_prelude"} if asked_for["thinking_prelude"] is None else set()
+    wrong = settings.violations(wanted, {key: value for key, value in found.items() if key not in open_keys})
     differs = {key: in_its_words[key] for key in in_its_words if in_its_words[key] != asked_for[key]}
     return {
         "requested": {**asked_for, **({"in_its_words": differs} if differs else {})},
@@ -159,6 +160,15 @@ def _in_common_words(found: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def _prelude(cell: Cell, contract: Contract) -> str | None:
+    """How the prompt should end; null where the template decides and the model's name does not tell how it does."""
+    return (
+        None
+        if contract.thinking_prelude == "template" and not thinking.opens_in_prompt(cell.model)
+        else contract.thinking_prelude
+    )
+
+
 def _requested(cell: Cell, contract: Contract) -> dict[str, Any]:
     """What a cell's runtime is asked to be."""
     stretched = _stretches(cell, contract) if cell.base_url is None else contract.yarn
@@ -167,7 +177,7 @@ def _requested(cell: Cell, contract: Contract) -> dict[str, Any]:
         "yarn": stretched,
         "memory_fraction": memory_fraction(cell, contract),
         "reasoning_parser": contract.reasoning_parser if _may_think(cell.model) else None,
-        "thinking_prelude": contract.thinking_prelude if thinking.opens_in_prompt(cell.model) else "none",
+        "thinking_prelude": _prelude(cell, contract),
         "prefix_caching": contract.prefix_caching,
         "kv_dtype": contract.kv_dtype,
         "quantisation_kernel": contract.quantisation_kernel,

@@ -118,6 +118,8 @@ def test_what_a_runtime_made_of_it_otherwise_is_named(engine, told, violation):
         ("qwq-32b-awq", "none", "template", ["thinking_prelude: expected none, got template"]),
         ("qwq-32b-awq", "template", "template", []),
         ("qwen2.5-7b-instruct", "template", "none", []),
+        ("a-tuned-model", "template", "template", []),
+        ("a-tuned-model", "none", "template", ["thinking_prelude: expected none, got template"]),
         ("qwq-32b-awq", "template", None, []),
     ],
 )

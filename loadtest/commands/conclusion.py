@@ -31,7 +31,7 @@ def carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, json:
         raise Interrupted(f"interrupted; what was measured is in {out} and reported as incomplete in {out / 'report.html'}")
     if problems:
         raise LoadtestError(
-            f"{len(problems)} cell(s) not measured whole ({problems[0]}); the rest is in {out / 'report.html'}"
+            f"{len(problems)} problem(s) left the run incomplete ({problems[0]}); the rest is in {out / 'report.html'}"
         )
     if kinds := _only_failures(numbers):
         raise LoadtestError(

@@ -84,7 +84,7 @@ def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, begin,
         assert facts[one]["reason"] in manifest["incomplete_reason"]
     assert "the KV cache is too small" in page
     assert code == 1
-    assert errors.splitlines()[-1].startswith(f"loadtest: 2 cell(s) not measured whole ({cramped}: ")
+    assert errors.splitlines()[-1].startswith(f"loadtest: 2 problem(s) left the run incomplete ({cramped}: ")
     assert "Traceback" not in errors
     assert left_over(family) == []
 
