@@ -231,7 +231,13 @@ def troubles(cells: tuple[Cell, ...]) -> Table:
     ]
     kinds = list(dict.fromkeys(["ok", *(name for one in counts for name in one)]))
     seen = [name for name in kinds if name == "ok" or any(view.finite(one.get(name)) for one in counts)]
-    head = ("cell", "users", *(view.clean(name).replace("_", " ") for name in seen), "load generator", "token totals")
+    head = (
+        "cell",
+        "users",
+        *(view.clean(name).replace("_", " ") for name in seen),
+        "load generator",
+        "client against server",
+    )
     lines = []
     for (cell, level), one in zip(levels, counts, strict=True):
         gates = [_gate(level.get("client_health")), _gate(level.get("reconciliation"))]

@@ -302,8 +302,8 @@ def _thin(rows: list[Json]) -> list[str]:
 
 
 def checks(metrics: Json, manifest: Json, engines: Mapping[str, Json] = MappingProxyType({})) -> tuple[Check, ...]:
-    """The gates of the run: load generator, token totals, completeness, who counted the tokens where the server did not,
-    and the contract where a runtime told its own."""  # fmt: skip
+    """The gates of the run: load generator, client against server, completeness, who counted the tokens where the server
+    did not, and the contract where a runtime told its own."""
     health = view.section(metrics, "health")
     complete = metrics.get("complete", manifest.get("complete"))
     why = view.clean(manifest.get("incomplete_reason") or "the run ended early")
@@ -314,7 +314,12 @@ def checks(metrics: Json, manifest: Json, engines: Mapping[str, Json] = MappingP
             *_state(health.get("client"), "it did not distort the figures", "it may have distorted the figures"),
         ),
         Check(
-            "Token totals", *_state(health.get("reconciliation"), "client and server agree", "client and server disagree")
+            "Client against server",
+            *_state(
+                health.get("reconciliation"),
+                "tokens, requests and times to first token agree",
+                "tokens, requests or times to first token disagree",
+            ),
         ),
         whole,
         *_count_check(health.get("counted_by")),
