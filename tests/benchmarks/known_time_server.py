@@ -1,9 +1,9 @@
 """A streaming chat-completions server whose every send time is planned, kept, and known to others.
 
-Each request is answered on a schedule fixed by its arrival: a role-only chunk at once, then token i at
-`arrival + first + i * gap`; with `--out-of-step`, the k-th request a share of a gap later (the fractional part of k times
-the golden ratio), so that no two streams send at once whenever their clients start them. One process, one loop; it
-sleeps with microsecond precision and spins for the last bit.
+Each request is answered on a schedule fixed by its arrival: a role-only chunk at once (with `--role-late` in the write of
+the first token, as vLLM and SGLang send it), then token i at `arrival + first + i * gap`; with `--out-of-step`, the k-th
+request a share of a gap later (the fractional part of k times the golden ratio), so that no two streams send at once
+whenever their clients start them. One process, one loop; it sleeps with microsecond precision and spins for the last bit.
 `GET /log` returns, for every request, the readings of CLOCK_MONOTONIC (the same clock in every process of a host)
 before and after the send of each token. `GET /reset` empties the log.
 
@@ -23,6 +23,7 @@ import socket
 import time
 
 SPIN_S = 0.0003
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 GOLDEN = 0.6180339887498949
 HEAD = (
     b"HTTP/1.1 200 OK\r\nserver: known-time\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
@@ -47,17 +48,23 @@ def event(delta: dict[str, str], usage: dict[str, int] | None = None, finish: st
     return chunked(b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n")
 
 
+def word(i: int) -> str:
+    """Text of the i-th token: a space and two letters, one token of the tiny model's tokenizer too."""
+    return f" {LETTERS[i // 26 % 26]}{LETTERS[i % 26]}"
+
+
 class Plan:
     """The bytes of one response, the same for every request: one piece of text a token, each a write of its own."""
 
-    def __init__(self, tokens: int, thinking: int, continuous_usage: bool) -> None:
+    def __init__(self, tokens: int, thinking: int, field: str, role_late: bool, continuous_usage: bool) -> None:
         def usage(n: int) -> dict[str, int] | None:
             return {"prompt_tokens": 20, "completion_tokens": n, "total_tokens": 20 + n} if continuous_usage else None
 
-        self.head = HEAD + event({"role": "assistant", "content": ""})
-        self.tokens = [
-            event({"reasoning" if i < thinking else "content": f" t{i:03d}"}, usage(i + 1)) for i in range(tokens)
-        ]
+        role = event({"role": "assistant", "content": ""})
+        self.head = HEAD if role_late else HEAD + role
+        self.tokens = [event({field if i < thinking else "content": word(i)}, usage(i + 1)) for i in range(tokens)]
+        if role_late:
+            self.tokens[0] = role + self.tokens[0]
         final = {"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": tokens, "total_tokens": 20 + tokens}}
         self.tail = event({}, None, "stop") + chunked(b"data: " + json.dumps(final).encode() + b"\n\n")
         self.tail += chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"
@@ -182,13 +189,15 @@ def main() -> None:
     parser.add_argument("--gap", type=float, default=0.02, help="seconds between two tokens; 0: as fast as it goes")
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--thinking", type=int, default=100, help="how many of the tokens are thinking")
+    parser.add_argument("--thinking-field", default="reasoning", help="vLLM's; SGLang's is reasoning_content")
+    parser.add_argument("--role-late", action="store_true", help="send the role-only chunk with the first token")
     parser.add_argument("--out-of-step", action="store_true", help="spread the streams' sends over a gap")
     parser.add_argument("--continuous-usage", action="store_true", help="tell usage in every chunk")
     parser.add_argument("--core", type=int, help="run on this core only")
     args = parser.parse_args()
     if args.core is not None:
         os.sched_setaffinity(0, {args.core})
-    plan = Plan(args.tokens, args.thinking, args.continuous_usage)
+    plan = Plan(args.tokens, args.thinking, args.thinking_field, args.role_late, args.continuous_usage)
     server = Server(args.host, args.port, plan, args.first, args.gap, args.out_of_step)
     print(server.port, flush=True)
     server.run()

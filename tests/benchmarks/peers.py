@@ -3,25 +3,31 @@
     python tests/benchmarks/peers.py                                # every tool that is installed, 8 streams, 3 passes
     python tests/benchmarks/peers.py --only evalscope,aiperf --concurrency 64 --passes 5
 
-An error is what the tool reports minus what the server did, in ms (tokens/s in per cent). The smallest run is one request:
-its wall time, and the most that its processes hold. CPU is user and system time of all processes, less that of the
-smallest run, over the tokens between the two. Each figure is the median of the passes, with their least and most in
-brackets: the noise. A request that a tool sends before its own start, as a trial, is not counted.
+The server names the field of thinking as the tool knows it (vLLM's `reasoning`, or SGLang's `reasoning_content`) and
+sends its role-only chunk with the first token, as both runtimes do. An error is what the tool reports minus what the
+server did, in ms (tokens/s in per cent). The smallest run is one request: its wall time, less what the server took for the
+answer, and the most that its processes hold. CPU is user and system time of all processes, less that of the smallest run,
+over the tokens between the two; what a tool computes before and after its load counts too. Each figure is the median of
+the passes, with their least and most in brackets: the noise. A request that a tool sends before its own start, as a
+trial, is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +41,7 @@ TOKENIZER = ENGINES / "tiny-qwq"
 PROMPT_TOKENS = 20
 LOOK_S = 0.05
 LIMIT_S = 600
+PR_SET_CHILD_SUBREAPER = 36
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -54,6 +61,7 @@ class Said:
     """What a tool reports (s, tokens/s); null where it does not."""
 
     ttft_mean_s: float | None
+    ttft_p50_s: float | None
     ttft_p99_s: float | None
     e2e_mean_s: float | None
     tokens_per_s: float | None
@@ -61,12 +69,16 @@ class Said:
 
 @dataclass(frozen=True)
 class Tool:
-    """How a tool is started and how its own result is read; `program` says whether it is installed."""
+    """How a tool is started and how its own result is read.
+
+    `program` says whether it is installed, `thinking_field` in which field of a delta it looks for thinking.
+    """
 
     program: Path
     command: Callable[[Load], Sequence[object]]
     said: Callable[[Path], Said]
     environment: dict[str, str]
+    thinking_field: str = "reasoning"
 
 
 def only(folder: Path, pattern: str) -> Any:
@@ -86,10 +98,9 @@ def ours_said(out: Path) -> Said:
 
     (level,) = metrics.analyze(records.read_run(out / "run"))["cells"][0]["levels"]
     frame = metrics.frame(records.read_run(out / "run"))
-    rate = level["output_tokens_per_s"]
-    return Said(
-        frame.ttft_s.mean(), frame.ttft_s.quantile(0.99), frame.time_to_final_answer_s.mean(), (rate or {}).get("value")
-    )
+    ttft, rate = frame.ttft_s, level["output_tokens_per_s"]
+    e2e_mean_s = frame.time_to_final_answer_s.mean()
+    return Said(ttft.mean(), ttft.median(), ttft.quantile(0.99), e2e_mean_s, (rate or {}).get("value"))
 
 
 def vllm(load: Load) -> Sequence[object]:
@@ -103,7 +114,8 @@ def vllm(load: Load) -> Sequence[object]:
 
 def vllm_said(out: Path) -> Said:
     got = only(out, "vllm.json")
-    return Said(got["mean_ttft_ms"] / 1e3, got["p99_ttft_ms"] / 1e3, got["mean_e2el_ms"] / 1e3, got["output_throughput"])
+    ttft_s = [got[f"{name}_ttft_ms"] / 1e3 for name in ("mean", "median", "p99")]
+    return Said(*ttft_s, got["mean_e2el_ms"] / 1e3, got["output_throughput"])
 
 
 def sglang(load: Load) -> Sequence[object]:
@@ -116,8 +128,8 @@ def sglang(load: Load) -> Sequence[object]:
 
 def sglang_said(out: Path) -> Said:
     got = only(out, "sglang.jsonl")
-    mean_s, p99_s = got["mean_ttft_ms"] / 1e3, got["p99_ttft_ms"] / 1e3
-    return Said(mean_s, p99_s, got["mean_e2e_latency_ms"] / 1e3, got["output_throughput"])
+    ttft_s = [got[f"{name}_ttft_ms"] / 1e3 for name in ("mean", "median", "p99")]
+    return Said(*ttft_s, got["mean_e2e_latency_ms"] / 1e3, got["output_throughput"])
 
 
 def genai_bench(load: Load) -> Sequence[object]:
@@ -137,7 +149,7 @@ def genai_bench(load: Load) -> Sequence[object]:
 def genai_bench_said(out: Path) -> Said:
     got = only(out, "D*_text-to-text_*.json")["aggregated_metrics"]
     ttft, e2e = got["stats"]["ttft"], got["stats"]["e2e_latency"]
-    return Said(ttft["mean"], ttft["p99"], e2e["mean"], got["mean_output_throughput_tokens_per_s"])
+    return Said(ttft["mean"], ttft["p50"], ttft["p99"], e2e["mean"], got["mean_output_throughput_tokens_per_s"])
 
 
 def aiperf(load: Load) -> Sequence[object]:
@@ -148,8 +160,24 @@ def aiperf(load: Load) -> Sequence[object]:
 
 def aiperf_said(out: Path) -> Said:
     got = only(out, "profile_export_aiperf.json")
-    ttft, e2e = got["time_to_first_token"], got["request_latency"]
-    return Said(ttft["avg"] / 1e3, ttft["p99"] / 1e3, e2e["avg"] / 1e3, got["output_token_throughput"]["avg"])
+    ttft_s = [got["time_to_first_token"][name] / 1e3 for name in ("avg", "p50", "p99")]
+    return Said(*ttft_s, got["request_latency"]["avg"] / 1e3, got["output_token_throughput"]["avg"])
+
+
+def guidellm(load: Load) -> Sequence[object]:
+    known = ["--backend", f"kind=openai_http,target={load.url},model=known"]
+    asked = ["--profile", f"kind=concurrent,streams={load.streams}"]
+    ends = ["--constraint", f"kind=max_requests,count={load.requests}", "--disable-console"]
+    data = ["--data", f"kind=synthetic_text,prompt_tokens={PROMPT_TOKENS},output_tokens={load.tokens}"]
+    wanted = ["--tokenizer", f"kind=huggingface_auto,model={TOKENIZER}", "--output", f"kind=json,path={load.out}/said.json"]
+    return ["run", *known, *asked, *ends, *data, *wanted]
+
+
+def guidellm_said(out: Path) -> Said:
+    got = only(out, "said.json")["benchmarks"][0]["metrics"]
+    ttft = got["time_to_first_token_ms"]["successful"]
+    ttft_s = [value / 1e3 for value in (ttft["mean"], ttft["median"], ttft["percentiles"]["p99"])]
+    return Said(*ttft_s, got["request_latency"]["successful"]["mean"], got["output_tokens_per_second"]["successful"]["mean"])
 
 
 def evalscope(load: Load) -> Sequence[object]:
@@ -162,19 +190,16 @@ def evalscope(load: Load) -> Sequence[object]:
 
 def evalscope_said(out: Path) -> Said:
     got, quantiles = only(out, "benchmark_summary.json"), only(out, "benchmark_percentile.json")
-    p99 = next(row for row in quantiles if row["Percentiles"] == "99%")["TTFT (ms)"]
-    return Said(got["Avg TTFT (ms)"] / 1e3, p99 / 1e3, got["Avg Latency (s)"], got["Output Throughput (tok/s)"])
+    ttft_s = {row["Percentiles"]: row["TTFT (ms)"] / 1e3 for row in quantiles}
+    mean_s, rate = got["Avg TTFT (ms)"] / 1e3, got["Output Throughput (tok/s)"]
+    return Said(mean_s, ttft_s["50%"], ttft_s["99%"], got["Avg Latency (s)"], rate)
 
 
 def inference_perf(load: Load) -> Sequence[object]:
-    """Its prompts for a chat come from a shared prefix; the options are a file."""
-    sizes = {"system_prompt_len": 1, "question_len": PROMPT_TOKENS, "output_len": load.tokens}
+    """Its options are a file; of its synthetic data only `mock` asks for a chat, the others for completions."""
     asked = {
         "api": {"type": "chat", "streaming": True},
-        "data": {
-            "type": "shared_prefix",
-            "shared_prefix": {"num_groups": 1, "num_prompts_per_group": load.requests, **sizes},
-        },
+        "data": {"type": "mock"},
         "load": {
             "type": "concurrent",
             "num_workers": 1,
@@ -192,7 +217,8 @@ def inference_perf(load: Load) -> Sequence[object]:
 def inference_perf_said(out: Path) -> Said:
     got = only(out, "summary_lifecycle_metrics.json")["successes"]
     ttft, rate = got["latency"]["time_to_first_token"] or {}, got["throughput"]["output_tokens_per_sec"]
-    return Said(ttft.get("mean"), ttft.get("p99"), got["latency"]["request_latency"]["mean"], rate or None)
+    ttft_s = [ttft.get(name) for name in ("mean", "median", "p99")]
+    return Said(*ttft_s, got["latency"]["request_latency"]["mean"], rate or None)
 
 
 def installed(name: str) -> Path:
@@ -202,11 +228,14 @@ def installed(name: str) -> Path:
 TOOLS = {
     "loadtest": Tool(Path(sys.executable), ours, ours_said, {}),
     "vllm": Tool(ENGINES / "vllm/bin/vllm", vllm, vllm_said, OFFLINE),
-    "sglang": Tool(ENGINES / "sglang/bin/python", sglang, sglang_said, OFFLINE | {"SGLANG_USE_CPU_ENGINE": "1"}),
+    "sglang": Tool(
+        ENGINES / "sglang/bin/python", sglang, sglang_said, OFFLINE | {"SGLANG_USE_CPU_ENGINE": "1"}, "reasoning_content"
+    ),
     "genai-bench": Tool(installed("genai-bench"), genai_bench, genai_bench_said, OFFLINE),
     "aiperf": Tool(installed("aiperf"), aiperf, aiperf_said, {}),  # offline, it refuses a folder as tokenizer
+    "guidellm": Tool(installed("guidellm"), guidellm, guidellm_said, OFFLINE),
     "inference-perf": Tool(installed("inference-perf"), inference_perf, inference_perf_said, OFFLINE),
-    "evalscope": Tool(installed("evalscope"), evalscope, evalscope_said, OFFLINE),
+    "evalscope": Tool(installed("evalscope"), evalscope, evalscope_said, OFFLINE, "reasoning_content"),
 }
 
 
@@ -224,6 +253,11 @@ class Run:
     def tokens(self) -> int:
         return sum(len(entry["before"]) for entry in self.log)
 
+    @property
+    def own_s(self) -> float:
+        """Wall seconds that a run of one request takes beyond its answers (a trial before it is one too)."""
+        return self.wall_s - sum(entry["before"][-1] - entry["arrived"] for entry in self.log)
+
 
 def run(tool: Tool, port: int, load: Load) -> Run:
     """Start a tool, wait for its end, and read what it says; raises `RuntimeError` where it fails."""
@@ -231,7 +265,7 @@ def run(tool: Tool, port: int, load: Load) -> Run:
     shutil.rmtree(load.out, ignore_errors=True)
     load.out.mkdir(parents=True)
     argv = [str(tool.program), *map(str, tool.command(load))]
-    before, began, most = os.times(), time.monotonic(), 0
+    before, began, most = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
     with (load.out / "output.log").open("w") as output:
         process = subprocess.Popen(
             argv,
@@ -239,19 +273,33 @@ def run(tool: Tool, port: int, load: Load) -> Run:
             stderr=subprocess.STDOUT,
             cwd=load.out,
             env={**os.environ, **tool.environment, "HOME": str(load.out)},
-            preexec_fn=lambda: h.favour(h.CLIENT_CORE),
+            preexec_fn=lambda: os.sched_setaffinity(0, {h.CLIENT_CORE}),
             start_new_session=True,
         )
         while process.poll() is None and time.monotonic() < began + LIMIT_S:
             most = max(most, held_bytes(process.pid))
             time.sleep(LOOK_S)
-    wall_s, after = time.monotonic() - began, os.times()
-    if process.poll() is None:
+    wall_s = time.monotonic() - began
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     if process.wait() != 0:
         raise RuntimeError(f"exit {process.returncode}: {(load.out / 'output.log').read_text()[-600:]}")
-    cpu_s = after.children_user - before.children_user + after.children_system - before.children_system
+    reap_children()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return Run(wall_s, cpu_s, most / 1e6, tool.said(load.out), h.get(port, "/log")["requests"])
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process whose own parent ends, so that its CPU seconds are counted here."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_children() -> None:
+    """Wait for what a tool left behind, killed just now; the server is a child too, and goes on."""
+    time.sleep(LOOK_S)
+    while os.waitpid(-1, os.WNOHANG)[0]:
+        pass
 
 
 def errors(of: Run, requests: int, tokens: int) -> dict[str, float | None]:
@@ -269,6 +317,7 @@ def errors(of: Run, requests: int, tokens: int) -> dict[str, float | None]:
     said = of.said
     return {
         "TTFT mean ms": ms(said.ttft_mean_s, statistics.mean(first)),
+        "TTFT p50 ms": ms(said.ttft_p50_s, statistics.median(first)),
         "TTFT p99 ms": ms(said.ttft_p99_s, h.quantile(first, 0.99)),
         "E2E mean ms": ms(said.e2e_mean_s, statistics.mean(end)),
         "tokens/s %": None if said.tokens_per_s is None else (said.tokens_per_s / rate - 1) * 100,
@@ -286,7 +335,7 @@ def passes(name: str, port: int, args: argparse.Namespace) -> list[dict[str, flo
         cpu_us = (whole.cpu_s - small.cpu_s) / (whole.tokens - small.tokens) * 1e6
         found.append(
             errors(whole, args.requests, args.tokens)
-            | {"CPU us/token": cpu_us, "smallest s": small.wall_s, "smallest MB": small.held_mb}
+            | {"CPU us/token": cpu_us, "smallest s": small.own_s, "smallest MB": small.held_mb}
         )
     shutil.rmtree(out)
     return found
@@ -310,6 +359,15 @@ def version(tool: Tool, name: str) -> str:
     return match[1] if match else "of this checkout"
 
 
+def row(name: str, cells: Iterable[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def server(tool: Tool, args: argparse.Namespace) -> contextlib.AbstractContextManager[int]:
+    asked = {"tokens": args.tokens, "thinking": args.tokens // 4, "first": 0.2, "gap": args.gap}
+    return h.known_time_server(**asked, thinking_field=tool.thinking_field, role_late=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names, with commas between them")
@@ -319,20 +377,24 @@ def main() -> None:
     parser.add_argument("--gap", type=float, default=0.02)
     parser.add_argument("--passes", type=int, default=3)
     args = parser.parse_args()
+    adopt_orphans()
     names = args.only.split(",") if args.only else list(TOOLS)
     print(f"{args.concurrency} streams, {args.requests} requests of {args.tokens} tokens, {args.gap * 1e3:g} ms a token")
     for name in names:
         if not TOOLS[name].program.exists():
             print(f"{name}: not installed: make peers")
             continue
-        with h.known_time_server(tokens=args.tokens, thinking=args.tokens // 4, first=0.2, gap=args.gap) as port:
+        with server(TOOLS[name], args) as port:
             try:
                 found = passes(name, port, args)
             except (RuntimeError, StopIteration, KeyError) as error:
                 print(f"{name}: failed: {type(error).__name__}: {error}")
                 continue
-        figures = "; ".join(f"{key} {cell([one[key] for one in found])}" for key in found[0])
-        print(f"{name} {version(TOOLS[name], name)}: {figures}", flush=True)
+        if name == names[0]:
+            print(row("tool", found[0]), row("---", ["---"] * len(found[0])), sep="\n")
+        print(
+            row(f"{name} {version(TOOLS[name], name)}", [cell([one[key] for one in found]) for key in found[0]]), flush=True
+        )
 
 
 if __name__ == "__main__":

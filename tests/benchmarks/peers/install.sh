@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Other load generators, each in an environment of its own in .peers/, at exactly the versions listed beside this script:
 # install.sh [NAME ...], all of them where none is named. Run again, a finished one is left alone.
-# PEERS_PYTHON names the Python (3.11; inference-perf needs 3.12, PEERS_PYTHON_312).
+# PEERS_PYTHON names the Python (3.11; inference-perf needs 3.12, PEERS_PYTHON_312). guidellm imports torch, a CPU build of which is
+# enough; where pip finds none by itself, tell it where one is (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL).
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -25,7 +26,9 @@ for name in "${names[@]}"; do
     chosen="$python"
     if [ "$name" = inference-perf ]; then chosen="$newer"; fi
     "$chosen" -m venv --clear "$place/$name"
-    "$place/$name/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --requirement "$list"
+    pip=("$place/$name/bin/python" -m pip --quiet --disable-pip-version-check)
+    if [ "$name" = guidellm ]; then "${pip[@]}" install torch==2.13.0; fi
+    "${pip[@]}" install --no-deps --requirement "$list"
     cp "$list" "$place/$name/installed.txt"
     echo "$name: installed in .peers/$name, $(du -sh "$place/$name" | cut -f1)"
 done
