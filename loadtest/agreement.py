@@ -53,11 +53,13 @@ def _prompt_tokens(cell: CellRecords) -> dict[str, int]:
     }
 
 
-def reasons(cells: Sequence[CellRecords]) -> list[str]:
-    """What keeps cells of one run from being compared, in words: one model, served through templates that differ."""
+def templates(cells: Sequence[CellRecords]) -> dict[frozenset[str], str]:
+    """Every two cells of one run and one model, by their ids, that were served through templates that differ: what keeps
+    them from being compared, in words."""
     pairs = ((a, b) for a, b in combinations(cells, 2) if a.engine.get("model") == b.engine.get("model"))
-    return [
-        f"{a.id} and {b.id}: template: {x} against {y}: not the same prompts, so not a comparison of runtimes"
+    return {
+        frozenset((a.id, b.id)): f"{a.id} and {b.id}: template: {x} against {y}: not the same prompts, so not a comparison"
+        " of runtimes"
         for a, b in pairs
         for x, y in template(a, b).values()
-    ]
+    }

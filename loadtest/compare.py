@@ -46,10 +46,13 @@ class Pair:
     different: tuple[str, ...] = ()
 
 
-def cells(described: Sequence[Mapping[str, Any]], samples: Samples) -> list[Json]:
+def cells(
+    described: Sequence[Mapping[str, Any]], samples: Samples, templates: Collection[frozenset[str]] = frozenset()
+) -> list[Json]:
     """`comparisons` of metrics.json: every two runtimes of one run with the same model, tp and GPU, a before b by name.
 
-    `described`: the cells as metrics.json has them; `samples`: their passes by (cell id, concurrency).
+    `described`: the cells as metrics.json has them; `samples`: their passes by (cell id, concurrency); `templates`: the ids
+    of every two cells that were given different prompts (`agreement.templates`), which are not comparable.
     """
     pairs = []
     ordered = sorted(described, key=lambda cell: (str(cell["engine"]), cell["id"]))
@@ -59,7 +62,8 @@ def cells(described: Sequence[Mapping[str, Any]], samples: Samples) -> list[Json
                      "simulated": bool(a["simulated"] or b["simulated"])}  # fmt: skip
             levels = sorted({c for cell, c in samples if cell == a["id"]} & {c for cell, c in samples if cell == b["id"]})
             both = [(level, samples[a["id"], level], samples[b["id"], level]) for level in levels]
-            pairs.append(Pair(named, both, _different(a, b)))
+            apart = [agreement.TEMPLATE] if frozenset((a["id"], b["id"])) in templates else []
+            pairs.append(Pair(named, both, (*_different(a, b), *apart)))
     return judge(pairs)
 
 
@@ -266,7 +270,10 @@ def _workload(manifest: Mapping[str, Any]) -> str:
 def _refusal(different: Mapping[str, tuple[Any, Any]]) -> str:
     said = ", ".join(f"{key} ({old} against {new})" for key, (old, new) in different.items())
     allow = " ".join(f"--allow {key}" for key in different)
-    return f"not comparable: the runs differ in {said}; measure both alike, or compare all the same with {allow}"
+    return (
+        f"not comparable: the runs differ in {said}; measure both alike, or compare all the same with "
+        f"loadtest compare BASELINE CANDIDATE {allow}"
+    )
 
 
 def matched(old: Sequence[CellRecords], new: Sequence[CellRecords]) -> list[tuple[CellRecords, CellRecords]]:

@@ -10,6 +10,7 @@ from loadtest import engines, hardware, launch, passes, preflight, roofline, set
 from loadtest.contract import Contract, check_format, from_table, within
 from loadtest.errors import FitError
 from loadtest.prompts import Prompt
+from loadtest.reply import token_counter
 from loadtest.study import Cell, Study
 from loadtest.workload import Workload
 from loadtest.workload import load as load_workload
@@ -24,6 +25,8 @@ def asked(study: Study) -> tuple[Workload, Contract]:
     with room for the longest prompt in the smallest context of the cells. Raises `UsageError` where either is wrong.
     """
     passes.scenario_path(study.scenario)
+    if (tokenizer := study.scenario_options.get("tokenizer")) is not None:
+        token_counter(str(tokenizer))
     workload = load_workload(study.workload)
     contract = from_table({"mode": study.mode, "seed": study.seed, **(study.contract or {})})
     check_format(contract, workload.prompts)

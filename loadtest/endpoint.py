@@ -175,12 +175,14 @@ def _decoded(content: bytes) -> object:
 
 def client(base_url: str, *, api_key: str | None = None, timeout_s: float = _TIMEOUT_S) -> httpx.Client:
     """A client for what is no measurement: with the key, verified TLS, no redirects (so that the key goes to no other
-    host), and the environment's proxy unless the server is on this machine. Raises `UsageError` where that is none."""
+    host), by the way that measured requests take: the environment's proxy for `https://` to another machine, for nothing
+    else. Raises `UsageError` where that is none."""
     import httpx
 
+    by_environment = urlsplit(base_url).scheme == "https" and not is_loopback(base_url)
     try:
         sent = {"accept-encoding": "identity", **headers(api_key)}
-        return httpx.Client(timeout=timeout_s, headers=sent, trust_env=not is_loopback(base_url))
+        return httpx.Client(timeout=timeout_s, headers=sent, trust_env=by_environment)
     except OSError as error:
         raise UsageError(f"SSL_CERT_FILE, SSL_CERT_DIR, SSLKEYLOGFILE: expected files of this machine: {error}") from None
     except (ValueError, ImportError, httpx.InvalidURL) as error:

@@ -67,10 +67,11 @@ def analyze(run: Run, claims: Sequence[findings.Claim] = ()) -> dict[str, Any]:
         cells.append(_cell(cell, run.manifest, passes, objectives, anchor))
         for concurrency, group in groupby((columns for _, columns in passes), key=lambda columns: columns.concurrency):
             samples[cell.id, concurrency] = list(group)
-    comparisons = compare.cells(cells, samples)
+    templates = agreement.templates(run.cells)
+    comparisons = compare.cells(cells, samples, templates.keys())
     gates = health.summary(cells, run.manifest)
     gates |= {"windows": _windows(cells)}
-    gates["reasons"] += agreement.reasons(run.cells)
+    gates["reasons"] += templates.values()
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run.manifest.get("run_id"),

@@ -98,24 +98,6 @@ def settle(options: Any, host: str | None, users: int) -> tuple[Settings, Worklo
     return settings, workload.load(options.workload)
 
 
-def token_counter(path: str | None) -> Callable[[str], int] | None:
-    """Counts the tokens of a text by a local tokenizer; null without one. Needs the `tokenizer` extra."""
-    if path is None:
-        return None
-    found = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-    if not found.is_file():
-        raise UsageError(f"--tokenizer: expected a tokenizer.json or a folder with one, found none at {path}")
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise UsageError("--tokenizer: needs the tokenizers package; pip install tokenizers") from error
-    try:
-        encode = Tokenizer.from_file(str(found)).encode
-    except Exception as error:  # the package raises nothing narrower
-        raise UsageError(f"--tokenizer: expected a tokenizer, got {found}: {error}") from error
-    return lambda text: len(encode(text, add_special_tokens=False).ids)
-
-
 class Opening:
     """A run folder, opened for one pass. `owned`: nobody else keeps its manifest, so we do."""
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from loadtest import sse, thinking
 from loadtest.clock import Clock
+from loadtest.errors import UsageError
 from loadtest.records import Outcome, RequestError, TokenCountSource
 
 if TYPE_CHECKING:
@@ -25,6 +27,24 @@ SLACK_TOKENS = 16  # by which a server may pass the limit of a request (an end m
 REFUSAL_LIMIT_BYTES = 65536  # what is looked at of a body that is no stream
 
 CountTokens = Callable[[str], int]
+
+
+def token_counter(path: str | None) -> CountTokens | None:
+    """Counts the tokens of a text by a local tokenizer; null without one. Needs the `tokenizer` extra."""
+    if path is None:
+        return None
+    found = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not found.is_file():
+        raise UsageError(f"tokenizer: expected a tokenizer.json or a folder with one, found none at {path}")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise UsageError("tokenizer: needs the tokenizers package; pip install tokenizers") from error
+    try:
+        encode = Tokenizer.from_file(str(found)).encode
+    except Exception as error:  # the package raises nothing narrower
+        raise UsageError(f"tokenizer: expected a tokenizer, got {found}: {error}") from error
+    return lambda text: len(encode(text, add_special_tokens=False).ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

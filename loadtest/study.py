@@ -45,6 +45,7 @@ _OF_A_PASS = re.compile(  # what a study says by keys of its own, or Locust is t
     "cell|clock_speed|engine|exit_code_on_error|headless|host|locustfile|max_tokens|mode|model|only_summary|out|processes"
     "|repeat|requests|run_id|run_time|seed|skip_log_setup|spawn_rate|tp|users|warmup_requests|workload"
 )
+_ONLY = ("engine", "model", "tp", "gpu", "mode", "cell", "concurrency")
 _MODEL_CHARS = 1000
 _STUDY_CHARS = 2**20  # the longest study; `/dev/zero` has no end
 
@@ -340,18 +341,20 @@ def _line_of(key: str, text: str, cell: int | None = None) -> int:
 
 
 def select(study: Study, only: list[str]) -> Study:
-    """Keep the cells and levels that match every `KEY=VALUE`; keys are engine, model, tp, gpu, cell and concurrency."""
+    """Keep the cells and levels that match every `KEY=VALUE`, the keys of `_ONLY`."""
+
+    def told(cell: Cell) -> str:
+        return str({"cell": cell.id, "mode": cell.mode or study.mode}.get(key) or getattr(cell, key))
+
     cells, levels = study.cells, study.levels
     for condition in only:
         key, equals, value = condition.partition("=")
-        if not equals or key not in ("engine", "model", "tp", "gpu", "cell", "concurrency"):
-            raise UsageError(
-                f"--only {condition}: expected KEY=VALUE with a key of engine, model, tp, gpu, cell, concurrency"
-            )
+        if not equals or key not in _ONLY:
+            raise UsageError(f"--only {condition}: expected KEY=VALUE with a key of {', '.join(_ONLY)}")
         if key == "concurrency":
             levels = tuple(level for level in levels if str(level) == value)
         else:
-            cells = tuple(c for c in cells if str(c.id if key == "cell" else getattr(c, key)) == value)
+            cells = tuple(cell for cell in cells if told(cell) == value)
     if not cells or not levels:
         raise UsageError(f"--only {' '.join(only)}: expected at least one cell and level of the study, none is left")
     return replace(study, cells=cells, levels=levels)

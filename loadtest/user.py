@@ -23,6 +23,7 @@ from loadtest.client import Exchange, SocketTransport
 from loadtest.errors import LoadtestError
 from loadtest.level import Endpoint, Level, Settings
 from loadtest.records import RequestRecord
+from loadtest.reply import token_counter
 from loadtest.sequence import Item, slots_of
 from loadtest.workload import Workload
 
@@ -175,7 +176,7 @@ class Session:
         slots = slots_of(worker, workers, users)
         _allow_files(len(slots))
         transport = SocketTransport(settings.url, api_key=credentials.api_key(), speed=settings.clock_speed)
-        count_tokens = preparation.token_counter(options.tokenizer)
+        count_tokens = token_counter(options.tokenizer)
         self.level = Level(
             settings,
             workload,

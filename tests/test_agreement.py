@@ -68,14 +68,17 @@ def test_tokens_of_other_prompts_say_nothing_of_the_template(key):
     assert compare.runs(old, new, allow=[key])["allowed"] == [key]
 
 
-def test_cells_of_one_run_whose_templates_differ_are_flagged():
+def test_cells_of_one_run_whose_templates_differ_are_no_comparison():
     a, b = made().cells[0], made(prompt_tokens=52, engine="sglang").cells[0]
-    reasons = metrics.analyze(builders.run([a, b]))["health"]["reasons"]
-    assert [one for one in reasons if "template" in one] == [
+    found = metrics.analyze(builders.run([a, b]))
+    assert [one for one in found["health"]["reasons"] if "template" in one] == [
         "vllm_qwq-32b-awq_tp1 and sglang_qwq-32b-awq_tp1: template: 50 tokens of p0 against 52: not the same prompts, so not"
         " a comparison of runtimes"
     ]
-    assert agreement.reasons([a, replace(b, engine={**b.engine, "model": "another"})]) == []
+    rows = found["comparisons"]
+    assert {(row["verdict"], row["reason"]) for row in rows} == {("not comparable", "different template")}
+    assert not any("why" in row for row in rows)
+    assert agreement.templates([a, replace(b, engine={**b.engine, "model": "another"})]) == {}
 
 
 def test_later_turns_and_second_endpoints_are_not_compared():

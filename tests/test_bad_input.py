@@ -142,7 +142,7 @@ def test_a_log_of_keys_that_cannot_be_written_is_named(capsys, monkeypatch):
 
 @pytest.mark.parametrize("proxy", ["foo://proxy", "socks5://proxy"])
 def test_a_proxy_that_is_none_is_named(proxy, capsys, monkeypatch):
-    monkeypatch.setenv("HTTP_PROXY", proxy)
-    monkeypatch.setenv("http_proxy", proxy)
-    assert cli.main(["attach", "--base-url", "http://server.invalid"]) == 2
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    monkeypatch.setenv("https_proxy", proxy)
+    assert cli.main(["attach", "--base-url", "https://server.invalid"]) == 2
     assert capsys.readouterr().err.startswith("loadtest: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// addresses: ")

@@ -131,15 +131,6 @@ def test_no_host():
         preparation.base_url(None)
 
 
-def test_a_tokenizer_that_is_not_there(tmp_path):
-    assert preparation.token_counter(None) is None
-    with pytest.raises(UsageError, match="tokenizer.json"):
-        preparation.token_counter(str(tmp_path))
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UsageError, match="expected a tokenizer|needs the tokenizers package"):
-        preparation.token_counter(str(tmp_path))
-
-
 def test_both_who_open_a_run_say_the_same_of_it(tmp_path):
     study = Study(name="x", workload="math:n=3", cells=(Cell(engine="vllm", model="qwq-32b", gpu="l20"),))
     orchestrate.open_run(study, *orchestrate.asked(study), tmp_path / "a")

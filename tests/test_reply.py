@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from loadtest import reply
 from loadtest.client import Exchange
 from loadtest.clock import Clock
+from loadtest.errors import UsageError
 
 STREAMS = Path(__file__).parent / "data" / "streams"
 CLOCK = Clock(origin_monotonic_s=100.0, anchor_unix_s=0.0, speed=2.0)
@@ -209,3 +210,12 @@ def test_any_bytes_mean_the_same_however_they_are_cut_and_never_raise(whole, dat
     one, cut = read(exchange(whole, status=status)), read(exchange(*(whole[a:b] for a, b in pairwise(edges)), status=status))
     assert replace(cut, chunk_s=()) == replace(one, chunk_s=())
     assert len(cut.chunk_s) == len(one.chunk_s)
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path):
+    assert reply.token_counter(None) is None
+    with pytest.raises(UsageError, match="tokenizer.json"):
+        reply.token_counter(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UsageError, match="expected a tokenizer|needs the tokenizers package"):
+        reply.token_counter(str(tmp_path))

@@ -145,6 +145,14 @@ def test_only_selects_cells_and_levels():
     assert one.levels == (4,)
 
 
+def test_only_selects_a_mode():
+    both = study.parse(GOOD.replace("levels", 'mode = ["natural", "equal-work"]\nlevels'))
+    natural, equal = (study.select(both, [f"mode={mode}"]).cells for mode in ("natural", "equal-work"))
+    assert (*natural, *equal) == both.cells
+    assert {cell.mode for cell in natural} == {None}
+    assert {cell.mode for cell in equal} == {"equal-work"}
+
+
 @pytest.mark.parametrize("only", ["vllm", "colour=red", "engine=tgi", "concurrency=3"])
 def test_only_that_selects_nothing_or_is_no_condition_is_refused(only):
     with pytest.raises(UsageError, match="--only"):
