@@ -45,12 +45,16 @@ fuzz: .venv/dev
 benchmark: .venv/dev
 	$(BIN)/python -m tests.benchmarks
 
-# Other tools, each in an environment of its own, and the same server of known times in front of all (4 GB beside the runtimes, 30 minutes).
+# Other tools, each in an environment of its own, and the same server of known times in front of all (6 GB beside the runtimes, 90 minutes).
 peers: engines
 	tests/benchmarks/peers/install.sh
 
 benchmark-peers: .venv/dev peers
 	$(BIN)/python tests/benchmarks/peers.py
+	$(BIN)/python tests/benchmarks/peers.py --requests 96 --tokens 2000 --gap 0
+	$(BIN)/python tests/benchmarks/peers.py --concurrency 256 --requests 512 --tokens 100 --gap 0.05
+	$(BIN)/python tests/benchmarks/peers.py --concurrency 1000 --requests 2000 --tokens 100 --gap 0.05
+	$(BIN)/python tests/benchmarks/killed.py
 
 dist: .venv/bin/python
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

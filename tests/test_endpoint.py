@@ -21,6 +21,15 @@ def no_keys(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.parametrize(
+    ("url", "asked"), [("http://server.invalid", False), ("https://127.0.0.1:9", False), ("https://server.invalid", True)]
+)
+def test_questions_take_the_way_of_the_requests(url, asked):
+    """Those go through a proxy for https:// alone."""
+    with endpoint.client(url) as client:
+        assert client.trust_env is asked
+
+
 def test_vllm_is_known_by_its_owner_and_version():
     with serving({"/v1/models": models("vllm", max_model_len=8192), "/version": {"version": "0.32.0"}}) as server:
         info = endpoint.probe(server.url + "/v1/")

@@ -5,7 +5,7 @@ the first token, as vLLM and SGLang send it), then token i at `arrival + first +
 request a share of a gap later (the fractional part of k times the golden ratio), so that no two streams send at once
 whenever their clients start them. One process, one loop; it sleeps with microsecond precision and spins for the last bit.
 `GET /log` returns, for every request, the readings of CLOCK_MONOTONIC (the same clock in every process of a host)
-before and after the send of each token. `GET /reset` empties the log.
+before and after the send of each token. `GET /reset` empties the log, `GET /die` ends the server as a crash would.
 
     python tests/benchmarks/known_time_server.py --port 9000 --first 0.2 --gap 0.02 --tokens 400 --thinking 100
 """
@@ -171,6 +171,8 @@ class Server:
             self.log, content = [], {}
         elif path == "/health":
             content = {}
+        elif path == "/die":
+            os._exit(1)
         else:
             status, content = b"404 Not Found", {"error": "no such path"}
         data = json.dumps(content).encode()

@@ -88,7 +88,7 @@ def only(folder: Path, pattern: str) -> Any:
 
 
 def ours(load: Load) -> Sequence[object]:
-    asked = ["--users", load.streams, "--spawn-rate", 100, "--requests", load.requests, "--warmup-requests", 0]
+    asked = ["--users", load.streams, "--spawn-rate", load.streams, "--requests", load.requests, "--warmup-requests", 0]
     known = ["--host", load.url, "--engine", "other", "--model", "known", "--workload", "math:n=2000"]
     return ["-m", "locust", "-f", h.SCENARIO, "--headless", "--only-summary", *asked, *known, "--out", load.out / "run"]
 
@@ -259,15 +259,13 @@ class Run:
         return self.wall_s - sum(entry["before"][-1] - entry["arrived"] for entry in self.log)
 
 
-def run(tool: Tool, port: int, load: Load) -> Run:
-    """Start a tool, wait for its end, and read what it says; raises `RuntimeError` where it fails."""
-    h.get(port, "/reset")
+def start(tool: Tool, load: Load) -> subprocess.Popen[bytes]:
+    """A tool on the client's core, in a session of its own; what it prints goes to `output.log`."""
     shutil.rmtree(load.out, ignore_errors=True)
     load.out.mkdir(parents=True)
     argv = [str(tool.program), *map(str, tool.command(load))]
-    before, began, most = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
     with (load.out / "output.log").open("w") as output:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             argv,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -276,13 +274,25 @@ def run(tool: Tool, port: int, load: Load) -> Run:
             preexec_fn=lambda: os.sched_setaffinity(0, {h.CLIENT_CORE}),
             start_new_session=True,
         )
-        while process.poll() is None and time.monotonic() < began + LIMIT_S:
-            most = max(most, held_bytes(process.pid))
-            time.sleep(LOOK_S)
-    wall_s = time.monotonic() - began
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    """End what still runs of a tool, and say how it ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    if process.wait() != 0:
+    return process.wait()
+
+
+def run(tool: Tool, port: int, load: Load) -> Run:
+    """Start a tool, wait for its end, and read what it says; raises `RuntimeError` where it fails."""
+    h.get(port, "/reset")
+    before, began, most = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
+    process = start(tool, load)
+    while process.poll() is None and time.monotonic() < began + LIMIT_S:
+        most = max(most, held_bytes(process.pid))
+        time.sleep(LOOK_S)
+    wall_s = time.monotonic() - began
+    if end(process) != 0:
         raise RuntimeError(f"exit {process.returncode}: {(load.out / 'output.log').read_text()[-600:]}")
     reap_children()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -326,11 +336,13 @@ def errors(of: Run, requests: int, tokens: int) -> dict[str, float | None]:
 
 
 def passes(name: str, port: int, args: argparse.Namespace) -> list[dict[str, float | None]]:
-    """Every pass: one smallest run, one whole."""
+    """Every pass: one smallest run, one whole; before them a smallest that does not count, to warm the disk's cache."""
     found = []
     url, out = f"http://127.0.0.1:{port}", h.scratch()
+    smallest = Load(url, 1, 1, args.tokens, out / "small")
+    run(TOOLS[name], port, smallest)
     for _ in range(args.passes):
-        small = run(TOOLS[name], port, Load(url, 1, 1, args.tokens, out / "small"))
+        small = run(TOOLS[name], port, smallest)
         whole = run(TOOLS[name], port, Load(url, args.concurrency, args.requests, args.tokens, out / "whole"))
         cpu_us = (whole.cpu_s - small.cpu_s) / (whole.tokens - small.tokens) * 1e6
         found.append(
@@ -363,8 +375,8 @@ def row(name: str, cells: Iterable[str]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def server(tool: Tool, args: argparse.Namespace) -> contextlib.AbstractContextManager[int]:
-    asked = {"tokens": args.tokens, "thinking": args.tokens // 4, "first": 0.2, "gap": args.gap}
+def server(tool: Tool, tokens: int, gap_s: float) -> contextlib.AbstractContextManager[int]:
+    asked = {"tokens": tokens, "thinking": tokens // 4, "first": 0.2, "gap": gap_s}
     return h.known_time_server(**asked, thinking_field=tool.thinking_field, role_late=True)
 
 
@@ -384,7 +396,7 @@ def main() -> None:
         if not TOOLS[name].program.exists():
             print(f"{name}: not installed: make peers")
             continue
-        with server(TOOLS[name], args) as port:
+        with server(TOOLS[name], args.tokens, args.gap) as port:
             try:
                 found = passes(name, port, args)
             except (RuntimeError, StopIteration, KeyError) as error:
