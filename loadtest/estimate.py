@@ -141,6 +141,22 @@ class Remaining:
         return f", about {spoken(left_s * pace)} left" if any(self._passes.values()) else ""
 
 
+def how_far(study: Study, level: int, n_requests: int, elapsed_s: float) -> str:
+    """What to say in the middle of a pass: the requests that have ended, of how many, and the time that the others will
+    take if each under way is half done. A pass of a given duration, or one that sends more than was asked, says no more
+    than the first.
+
+    >>> how_far(Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b"),)), 4, 4, 60.0)
+    '   4 of 12 requests, about 60 s left at this level'
+    """
+    asked = study.requests(level) + study.warmup_requests * level
+    if study.duration_s is not None or n_requests > asked:
+        return f"{n_requests:>4} requests so far"
+    done = n_requests + min(level, asked - n_requests) / 2
+    left = f", about {spoken(elapsed_s * (asked - done) / done)} left at this level" if n_requests else ""
+    return f"{n_requests:>4} of {asked} requests{left}"
+
+
 def spoken(seconds: float) -> str:
     """A time for a reader.
 

@@ -373,12 +373,13 @@ def _environment(study: Study, cell: Cell) -> dict[str, str]:
 
 
 def _teller(journey: _Journey, cell: Cell, level: int) -> Callable[[int], None]:
-    told_s = time.monotonic()
+    began_s = told_s = time.monotonic()
 
     def tell(n_requests: int) -> None:
         nonlocal told_s
         if time.monotonic() - told_s >= _TELL_EVERY_S:
             told_s = time.monotonic()
-            journey.say(f"{cell.id}  {level:>2} streams  {n_requests:>4} requests so far")
+            how_far = estimate.how_far(journey.study, level, n_requests, told_s - began_s)
+            journey.say(f"{cell.id}  {level:>2} streams  {how_far}")
 
     return tell

@@ -90,3 +90,18 @@ def test_a_cell_that_dies_leaves_the_rest_of_its_pass_unmeasured(monkeypatch):
 def test_a_cool_down_is_time_too():
     rested = estimate.of_cell(replace(STUDY, cooldown_s=10.0), CELL, WORKLOAD, Contract())
     assert rested.pass_s[1] == pytest.approx(estimate.of_cell(STUDY, CELL, WORKLOAD, Contract()).pass_s[1] + 10)
+
+
+@pytest.mark.parametrize(
+    ("of", "n_requests", "said"),
+    [
+        ({}, 0, "   0 of 12 requests"),
+        ({}, 10, "  10 of 12 requests, about 5 s left at this level"),  # 11 of 12 done in 60 s
+        ({}, 12, "  12 of 12 requests, about 0 s left at this level"),
+        ({}, 13, "  13 requests so far"),  # a task of several turns
+        ({"duration_s": 90.0}, 4, "   4 requests so far"),
+    ],
+)
+def test_how_far_a_pass_is(of, n_requests, said):
+    study = Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b"),), **of)
+    assert estimate.how_far(study, 4, n_requests, 60.0) == said
