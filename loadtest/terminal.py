@@ -39,8 +39,10 @@ def decision(metrics: Json, manifest: Json, columns: int | None = None) -> str:
 def _warnings(metrics: Json, manifest: Json) -> list[str]:
     checks = verdict.checks(metrics, manifest)
     text = ["SIMULATED: these figures are predictions"] if verdict.simulated(metrics) else []
+    fast = view.section(metrics, "run").get("clock_speed") != 1
+    of = "What the fast clock costs" if fast else "How far off the simulator's own times"
     cost = verdict.clock_error(metrics)
-    text += [f"What the fast clock costs, measured: {cost}"] if cost else []
+    text += [f"{of}, measured: {cost}"] if cost else []
     text += [f"DO NOT RELY ON THIS RUN. {check.name} FAIL: {check.words}" for check in checks if check.state == "fail"]
     text += [f"{check.name}: {check.words}" for check in checks if check.name == "Token counts"]
     text += _failures(metrics)

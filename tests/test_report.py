@@ -397,6 +397,15 @@ def test_estimate_takes_any_json_and_never_gives_nan(value: object) -> None:
     json.dumps([found.value, found.low, found.high], allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("speed", "said"), [(10.0, "What the fast clock costs"), (1.0, "How far off the simulator's own times")]
+)
+def test_the_terminal_says_what_a_simulated_clock_is_off(speed: float, said: str) -> None:
+    metrics = sample_metrics.damaged().metrics
+    metrics["run"] |= {"clock_speed": speed, "clock_error": {"n": 12, "ttft_s": 0.01}}
+    assert f"{said}, measured: time to first token +1.0 % (means over 12 requests)" in terminal.decision(metrics, {}, 200)
+
+
 def test_the_terminal_says_which_requests_failed_and_nothing_where_none_did() -> None:
     level = {"concurrency": 8, "n_requests": 24, "failed_share": {"value": 0.625}}
     level["error_kinds"] = {"error_in_stream": 14, "http_503": 1}
