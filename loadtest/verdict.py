@@ -197,7 +197,8 @@ def slos(metrics: Json, manifest: Json) -> tuple[str, ...]:
 def _users(cells: tuple[Cell, ...], wanted: tuple[str, ...]) -> Line:
     asks, slo = "How many users", "; ".join(wanted)
     if not wanted:
-        return Line(asks, "No limit was set", "The study names no SLO, so no number of users can be called too many.")
+        because = "Without an SLO (slo in a study, --slo of attach) no number of users can be called too many."
+        return Line(asks, "No limit was set", because)
     met = [(n, sure(cell), cell) for cell in cells if (n := view.finite(cell.maximum.get("by_slo")))]
     if not met:
         return Line(asks, "No level is shown to be within the SLO", f"SLO: {slo}. {_binding(cells)}.")
@@ -241,7 +242,9 @@ def _cost(cells: tuple[Cell, ...], manifest: Json) -> Line:
     value, currency = price(manifest)
     if value is None:
         return Line(
-            "What it costs", "No price was given", "Name the price of a card-hour in the study to see the cost of an answer."
+            "What it costs",
+            "No price was given",
+            "Name that of a card-hour: gpu_hour in a study's prices, or plan --from RUN.",
         )
     costs = [(cost_per_1000_answers(cell, level, value), cell, level) for cell in cells for level in cell.levels]
     known = [row for row in costs if row[0].known]
