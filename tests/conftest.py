@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,9 @@ import pytest
 MARK = "LOADTEST_TESTS"
 PATIENCE_S = 5.0  # for what was told to end and is ending
 THEIRS = ("org.chromium", ".org.chromium")  # what the browser leaves of its own
+
+# A shell ignores Ctrl-C for what it puts into the background, and whatever that starts inherits it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,10 +18,11 @@ import psutil
 
 EXAMPLES = Path("reports/examples")
 LOADTEST = (sys.executable, "-m", "loadtest")
-# By their paths in the checkout: a page that is passed on names no folder of the machine it was made on.
+# By their paths in the checkout: a page that is passed on names no folder of the machine it was made on. On one core: the
+# processes of a runtime that compute would keep the load generator off the other.
 RUNTIMES = {
-    "LOADTEST_VLLM": "env VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 .engines/vllm/bin/vllm",
-    "LOADTEST_SGLANG": "env SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "
+    "LOADTEST_VLLM": "taskset --cpu-list 0 env VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 .engines/vllm/bin/vllm",
+    "LOADTEST_SGLANG": "taskset --cpu-list 0 env SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "
     ".engines/sglang/bin/python -m sglang.launch_server",
 }
 STARTS_S, FROZEN_S = 1.5, 2.0
