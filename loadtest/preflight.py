@@ -40,12 +40,13 @@ def check(spec: LaunchSpec) -> None:
 
 
 def check_installed(engine: str) -> None:
-    """Raise `EngineError`, with the commands that cure it, unless the program that starts this engine is there."""
+    """Raise `EngineError`, with the commands that cure it, unless the program that starts this engine is there; another may
+    start it, such as `numactl -m 0` or `taskset -c 0`."""
     words = _without_settings(program(engine))
     missing = None
     if not words or shutil.which(words[0]) is None:
         missing = words[0] if words else "the command"
-    elif "-m" in words and not _has_module(words[0], words[words.index("-m") + 1].partition(".")[0]):
+    elif not all(_has_module(python, module) for python, module in _modules(words)):
         missing = " ".join(words)
     if missing is not None:
         raise EngineError(f"{engine}: {missing}: not found; {_CURES[engine]}, or LOADTEST_{engine.upper()} for where it is")
@@ -60,6 +61,16 @@ def _without_settings(words: list[str]) -> list[str]:
     if not words or Path(words[0]).name != "env":
         return words
     return words[next((n for n, word in enumerate(words) if n and "=" not in word), len(words)) :]
+
+
+def _modules(words: list[str]) -> list[tuple[str, str]]:
+    """What a command asks of a Python by `-m`: that Python, and the package.
+
+    >>> _modules(["numactl", "-m", "0", "python3", "-m", "sglang.launch_server"])
+    [('python3', 'sglang')]
+    """
+    found = zip(words, words[1:], words[2:], strict=False)
+    return [(who, name.partition(".")[0]) for who, m, name in found if m == "-m" and "python" in Path(who).name]
 
 
 def _has_module(python: str, module: str) -> bool:

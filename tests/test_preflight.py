@@ -1,6 +1,7 @@
 """What a machine lacks is told before anything starts: each lack made for real, or by a stand-in of the vendor's tool."""
 
 import os
+import shutil
 import socket
 import sys
 import types
@@ -10,6 +11,8 @@ import pytest
 from loadtest import preflight
 from loadtest.errors import EngineError, UsageError
 from loadtest.launch import LaunchSpec
+
+NICE = shutil.which("nice")
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +94,7 @@ def test_a_named_card_that_is_not_there_is_refused_and_none_named_is_not(tmp_pat
         ("sglang", None, "sglang: python3: not found; python3 -m venv sglang-env"),
         ("vllm", "env A=1 /no/such/vllm", "vllm: /no/such/vllm: not found"),
         ("sglang", f"env A=1 {sys.executable} -m no_such_runtime.server", "-m no_such_runtime.server: not found"),
+        ("sglang", f"{NICE} -n 5 {sys.executable} -m no_such_runtime.server", "-m no_such_runtime.server: not found"),
         ("vllm", "env A=1", "vllm: the command: not found"),
     ],
 )
@@ -102,8 +106,9 @@ def test_what_is_not_installed_is_named_with_its_cure(engine, command, said, mon
     assert f"LOADTEST_{engine.upper()}" in str(caught.value)
 
 
-def test_a_module_that_is_there_is_found(monkeypatch):
-    monkeypatch.setenv("LOADTEST_SGLANG", f"env A=1 {sys.executable} -m json.tool")
+@pytest.mark.parametrize("before", ["env A=1", NICE, f"env A=1 {NICE} -n 5", f"{NICE} env A=1"])
+def test_a_module_that_is_there_is_found(before, monkeypatch):
+    monkeypatch.setenv("LOADTEST_SGLANG", f"{before} {sys.executable} -m json.tool")
     preflight.check_installed("sglang")
 
 
