@@ -199,12 +199,16 @@ def _maximum(claim: Claim, cells: Sequence[Json]) -> Verdict:
 
 
 def _ahead(claim: Claim, cells: Sequence[Json], comparisons: Sequence[Json]) -> Verdict:
-    """Share of scenarios in which SGLang's verdict is "faster"; not held where "slower" has at least half of them."""
+    """Share of scenarios in which SGLang's verdict is "faster"; not held where "slower" has at least half of them. Where the
+    claim names cards, what others did is told and not judged."""
     engines = {cell["id"]: str(cell["engine"]).removesuffix("-sim") for cell in cells}
     rows = [row for row in comparisons if row["metric"] == claim.metric and row["p_value"] is not None]
     rows = [row for row in rows if (engines[row["a"]], engines[row["b"]]) == ("sglang", "vllm")]
     if not rows:
         return None, None, None, "no scenario with a verdict between SGLang and vLLM", []
+    claimed = [row for row in rows if not claim.gpus or row["gpu"] in claim.gpus]
+    elsewhere = "" if claimed else _either(sorted({row["gpu"] or "unknown cards" for row in rows}))
+    rows = claimed or rows
     used = [cell for cell in cells if any(cell["id"] in (row["a"], row["b"]) for row in rows)]
     faster, slower = (sum(row["verdict"] == word for row in rows) for word in ("faster", "slower"))
     found = statistics.share(faster, len(rows))
@@ -213,6 +217,9 @@ def _ahead(claim: Claim, cells: Sequence[Json], comparisons: Sequence[Json]) -> 
     )
     if any(cell["simulated"] for cell in used):
         reason = f"the simulator treats the runtimes alike where no difference between them is known; {reason}"
+    if elsewhere:
+        reason = f"claimed of {_either(claim.gpus)}, measured on {elsewhere}: {reason}"
+        return None, found.value, list(found.ci95 or ()) or None, f"{reason} scenarios by {claim.metric}", used
     held = True if faster > claim.value * len(rows) else False if slower >= claim.value * len(rows) else None
     return held, found.value, list(found.ci95 or ()) or None, f"{reason} scenarios by {claim.metric}", used
 

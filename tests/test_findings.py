@@ -93,6 +93,17 @@ def test_ahead_counts_verdicts_not_figures():
     assert equal["verdict"] == "not_measured"
 
 
+def test_ahead_is_not_judged_by_a_cpu():
+    cpu = [measured(speed, engine, seed=seed, gpu=None) for speed, engine, seed in ((30, "sglang", 1), (40, "vllm", 2))]
+    alone = judged(cpu)["sglang-ahead"]
+    assert (alone["verdict"], alone["measured"]) == ("not_measured", 0.0)
+    assert alone["reason"].startswith(
+        "claimed of l20 or l40s or rtx-6000-ada, measured on unknown cards: faster in 0, slower in 1"
+    )
+    both = judged([*cpu, measured(45, "sglang", tp=2, seed=3), measured(35, "vllm", tp=2, seed=4)])["sglang-ahead"]
+    assert (both["verdict"], both["measured"]) == ("reproduced", 1.0)
+
+
 def test_two_cards_help_the_more_demanding_model_more():
     small = [measured(80, model="qwen2.5-7b-instruct", tp=1), measured(90, model="qwen2.5-7b-instruct", tp=2)]
     large = [measured(35, tp=1), measured(60, tp=2)]
