@@ -304,13 +304,27 @@ def _thin(rows: list[Json]) -> list[str]:
     ]
 
 
+def _failed(metrics: Json) -> str:
+    """How many of all requests failed, in words; empty where none did."""
+    counted = [
+        (share * n, n)
+        for cell in view.cells(metrics)
+        for level in cell.levels
+        if (share := view.finite(view.section(level, "failed_share").get("value"))) is not None
+        and (n := view.finite(level.get("n_requests"))) is not None
+    ]
+    failed, asked = (sum(column) for column in zip(*counted, strict=True)) if counted else (0, 0)
+    return f", but {failed:.0f} of {asked:.0f} requests failed" if failed else ""
+
+
 def checks(metrics: Json, manifest: Json, engines: Mapping[str, Json] = MappingProxyType({})) -> tuple[Check, ...]:
     """The gates of the run: load generator, client against server, completeness, who counted the tokens where the server
     did not, and the contract where a runtime told its own."""
     health = view.section(metrics, "health")
     complete = metrics.get("complete", manifest.get("complete"))
     why = view.clean(manifest.get("incomplete_reason") or "the run ended early")
-    whole = Check("Completeness", *_state(complete, "every cell and level has ended", f"incomplete: {why}"))
+    ended = f"every cell and level has ended{_failed(metrics)}"
+    whole = Check("Completeness", *_state(complete, ended, f"incomplete: {why}"))
     return (
         Check(
             "Load generator",

@@ -406,6 +406,16 @@ def test_the_terminal_says_what_a_simulated_clock_is_off(speed: float, said: str
     assert f"{said}, measured: time to first token +1.0 % (means over 12 requests)" in terminal.decision(metrics, {}, 200)
 
 
+def test_a_run_that_ended_says_how_many_of_its_requests_failed() -> None:
+    level = {"concurrency": 8, "n_requests": 64, "failed_share": {"value": 0.75}}
+    metrics = {"complete": True, "health": {}, "cells": [{"id": "a", "levels": [level, {**level, "n_requests": 16}]}]}
+    said = [check.words for check in verdict.checks(metrics, {}) if check.name == "Completeness"]
+    assert said == ["every cell and level has ended, but 60 of 80 requests failed"]
+    level["failed_share"] = {"value": 0.0}
+    metrics["cells"] = [{"id": "a", "levels": [level]}]
+    assert [check.words for check in verdict.checks(metrics, {})][2:3] == ["every cell and level has ended"]
+
+
 def test_the_terminal_says_which_requests_failed_and_nothing_where_none_did() -> None:
     level = {"concurrency": 8, "n_requests": 24, "failed_share": {"value": 0.625}}
     level["error_kinds"] = {"error_in_stream": 14, "http_503": 1}
