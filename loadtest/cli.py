@@ -52,7 +52,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     ours, theirs = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = _parser()
     arguments = parser.parse_args(ours)
-    if theirs and arguments.handler != "measuring.serve":
+    if theirs and arguments.handler != "measure.serve":
         parser.error(f"unrecognized arguments after --: {' '.join(theirs)}; only `serve` hands arguments on")
     arguments.engine_args = theirs
     return arguments
@@ -134,10 +134,10 @@ def _handler(name: str) -> Callable[[argparse.Namespace, Progress], str]:
 
 
 def _measuring_commands(command: _Command) -> None:
-    add = command("demo", "measuring.demo", "the whole job against the embedded simulator, in about a minute")
+    add = command("demo", "measure.demo", "the whole job against the embedded simulator, in about a minute")
     add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/demo-TIME)")
 
-    add = command("run", "measuring.run", "start each cell's runtime, drive it at every level, stop it, analyse, report")
+    add = command("run", "measure.run", "start each cell's runtime, drive it at every level, stop it, analyse, report")
     add("study", type=_path, metavar="STUDY.toml")
     add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/NAME-TIME)")
     add("--resume", action="store_true", help="go on with an unfinished run in --out; finished levels are kept")
@@ -151,7 +151,7 @@ def _measuring_commands(command: _Command) -> None:
     add("--workers", type=int, metavar="N", help="processes of Locust that share the streams (default: the study's, else 1)")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
-    add = command("attach", "measuring.attach", "the same measurement of a server that already runs, local or hosted")
+    add = command("attach", "measure.attach", "the same measurement of a server that already runs, local or hosted")
     add(
         "--base-url",
         required=True,
@@ -179,7 +179,7 @@ def _measuring_commands(command: _Command) -> None:
 
 
 def _serving_command(command: _Command) -> None:
-    add = command("serve", "measuring.serve", "start one runtime in the foreground; what follows -- goes to it as it is")
+    add = command("serve", "measure.serve", "start one runtime in the foreground; what follows -- goes to it as it is")
     add("engine", choices=("sglang", "vllm", "sglang-sim", "vllm-sim"))
     add("--model", required=True, metavar="M", help=_MODELS)
     add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: how many cards")
@@ -201,7 +201,7 @@ def _serving_command(command: _Command) -> None:
 
 
 def _file_commands(command: _Command) -> None:
-    add = command("analyze", "reading.analyze", "records to metrics.json and metrics.csv")
+    add = command("analyze", "analyze.analyze", "records to metrics.json and metrics.csv")
     add("run", type=_path, metavar="RUN")
     add(
         "--run-programs",
@@ -210,7 +210,7 @@ def _file_commands(command: _Command) -> None:
     )
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
-    add = command("report", "reading.report", "one self-contained HTML page, and each plot as PNG and SVG")
+    add = command("report", "analyze.report", "one self-contained HTML page, and each plot as PNG and SVG")
     add("runs", type=_path, nargs="+", metavar="RUN", help="one run; several, the first as baseline; or a folder of runs")
     add(
         "-o",
@@ -222,13 +222,15 @@ def _file_commands(command: _Command) -> None:
 
 
 def _model_commands(command: _Command) -> None:
-    add = command("fit", "model.fit", "does a model fit the cards, what is left for KV cache, how fast could one stream be")
+    add = command(
+        "fit", "predict.fit", "does a model fit the cards, what is left for KV cache, how fast could one stream be"
+    )
     _add_deployment(add)
     add("--context", type=int, default=16384, metavar="T", help="tokens of context a stream (default: %(default)s)")
     add("--concurrency", type=int, default=1, metavar="C", help="streams that must fit (default: %(default)s)")
     add("--json", action="store_true")
 
-    add = command("predict", "model.predict", "what the performance model expects (a prediction, not a measurement)")
+    add = command("predict", "predict.predict", "what the performance model expects (a prediction, not a measurement)")
     add("--model", metavar="M", help=_MODELS)
     add("--gpu", metavar="G", help=_GPUS)
     add("--tp", type=int, metavar="N", help="tensor-parallel size: how many cards (default: 1)")
@@ -243,7 +245,7 @@ def _model_commands(command: _Command) -> None:
 
 def _deciding_commands(command: _Command) -> None:
     add = command(
-        "compare", "deciding.compare", "paired verdict for every level and metric of two runs; exit 3 on a regression"
+        "compare", "decide.compare", "paired verdict for every level and metric of two runs; exit 3 on a regression"
     )
     add("baseline", type=_path, metavar="BASELINE")
     add("candidate", type=_path, metavar="CANDIDATE")
@@ -251,14 +253,14 @@ def _deciding_commands(command: _Command) -> None:
     add("--allow", action="append", default=[], metavar="KEY", help="compare although this key of the contract differs")
     add("--json", action="store_true")
 
-    add = command("check", "deciding.check", "a gate for CI: exit 3 when a run does not meet what is required")
+    add = command("check", "decide.check", "a gate for CI: exit 3 when a run does not meet what is required")
     add("run", type=_path, metavar="RUN")
     add("--require", action="append", required=True, metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
     add("--concurrency", type=int, metavar="C", help="judge this level alone (default: each level)")
     add("--allow-unhealthy", action="store_true", help="judge although the run's own health failed")
     add("--json", action="store_true")
 
-    add = command("plan", "deciding.plan", "how many replicas and cards hold so many users under an SLO")
+    add = command("plan", "decide.plan", "how many replicas and cards hold so many users under an SLO")
     add("--users", type=int, metavar="U", help="concurrent users to hold")
     add("--answers-per-hour", type=float, metavar="N", help="finished answers an hour instead")
     add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")

@@ -13,7 +13,7 @@ FOLDERS = ("scenarios", "launchers", "reports")
 
 
 def path(name: str) -> Path:
-    """Path of a file or folder of `scenarios/`, `launchers/` or `reports/`, such as `reports/style.css`.
+    """Path of a file or folder of `scenarios/`, `launchers/` or `reports/`, such as `reports/templates/style.css`.
 
     >>> path("scenarios").name
     'scenarios'

@@ -6,7 +6,7 @@ Each task is four calls: plan, two steps, the result. A call is given the task a
 the time to the last answer is the sum of four reasonings: tokens cost time once for each call.
 """
 
-from loadtest.dialogue import DialogueUser, Messages
+from loadtest.scenario import DialogueUser, Messages
 
 HEADING = "\n\nNotes so far:"
 

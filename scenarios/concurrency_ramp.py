@@ -5,8 +5,7 @@
 The records lie under the highest step. For figures to compare, run levels one by one with `long_reasoning` instead.
 """
 
-from loadtest.load_shapes import Stairs, add_stairs_options, with_options
-from loadtest.user import ReasoningUser
+from loadtest.scenario import ReasoningUser, Stairs, add_stairs_options, with_options
 
 with_options(add_stairs_options)
 

@@ -6,8 +6,7 @@ Start the server with YaRN for it (`yarn = true` in a study's contract, for both
 which a static YaRN can slow or degrade. The answer is a sum of entries found in a long register: wrong reading shows.
 """
 
-from loadtest.preparation import default_workload
-from loadtest.user import ReasoningUser
+from loadtest.scenario import ReasoningUser, default_workload
 
 default_workload("retrieval:tokens=10000,n=16")
 

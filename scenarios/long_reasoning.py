@@ -7,7 +7,7 @@ A closed loop of exactly `-u` streams: each user asks its next problem as soon a
 `--workload choice` ask for short programs and for a letter in JSON instead of mathematics.
 """
 
-from loadtest.user import ReasoningUser
+from loadtest.scenario import ReasoningUser
 
 
 class LongReasoning(ReasoningUser):

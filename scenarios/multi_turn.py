@@ -6,7 +6,7 @@ Each task is three requests: the prompt, then two questions about the answer. Th
 what is new is read. `--requests` counts all of them. Add think time with Locust's `wait_time = between(5, 20)`.
 """
 
-from loadtest.dialogue import DialogueUser, Messages, answered
+from loadtest.scenario import DialogueUser, Messages, answered
 
 
 class MultiTurn(DialogueUser):

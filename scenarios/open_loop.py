@@ -7,7 +7,7 @@ a workload. `-u` is the most that may run at once. What waits for a free user is
 record.
 """
 
-from loadtest.load_shapes import OpenLoopUser, add_open_loop_options, with_options
+from loadtest.scenario import OpenLoopUser, add_open_loop_options, with_options
 
 with_options(add_open_loop_options)
 

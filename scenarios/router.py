@@ -6,9 +6,7 @@ Compare with the same workload on the reasoner alone (`long_reasoning.py --workl
 prompts is the workload's: `--workload mixed:easy=50`. Records name the endpoint that was asked.
 """
 
-from loadtest.load_shapes import with_options
-from loadtest.preparation import default_workload
-from loadtest.router import RouterUser, add_router_options
+from loadtest.scenario import RouterUser, add_router_options, default_workload, with_options
 
 with_options(add_router_options)
 default_workload("mixed:easy=70")

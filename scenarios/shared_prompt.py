@@ -7,8 +7,7 @@ Compare time to first token with `prefix_caching` on and off in the study's cont
 much of its prompt came from the cache.
 """
 
-from loadtest.preparation import default_workload
-from loadtest.user import ReasoningUser
+from loadtest.scenario import ReasoningUser, default_workload
 
 default_workload("shared:tokens=4000")
 

@@ -11,44 +11,18 @@ from loadtest import errors
 PACKAGE = Path(__file__).parent.parent / "loadtest"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Every module has one place; a new one is given its place here.
-PARTS = {
-    "foundations": "errors clock records units constants statistics credentials resources environment sandbox",
-    "cards": "hardware models roofline calibration",
-    "asked": "prompts notation answers problems generators formats workload programs contract sequence settings manifest",
-    "wire": "sse thinking reply http1 connection client level telemetry",
-    "servers": "endpoint prelude server_metrics gpu_metrics launch preflight doctor deaths guard guarded engines",
-    "locust": "preparation user load_shapes dialogue router",
-    "simulator": "simulator",
-    "numbers": "agreement columns window energy slo distributions curves acceleration health metrics effects compare "
-    "findings capacity",
-    "page": "view verdict canvas timeplots ratioplots tradeplots plots tables terminal versus shelf report",
-    "studies": "study passes watch deployment estimate orchestrate fast_forward virtual_level",
-    "commands": "commands cli __main__",
-}
-# What each part may import beside itself and the foundations: the pipeline has one direction.
-MAY_IMPORT = {
-    "foundations": "",
-    "cards": "",
-    "asked": "",
-    "wire": "asked",
-    "servers": "cards",
-    "locust": "asked wire servers",
-    "simulator": "cards",
-    "numbers": "cards asked",
-    "page": "",
-    "studies": "cards asked wire servers simulator numbers",
-    "commands": "cards asked servers numbers page studies",
-}
-PART_OF = {module: part for part, modules in PARTS.items() for module in modules.split()}
+# The folders of the package, from the top of the house down: imports run down this list, never up.
+FOLDERS = ("commands", "study", "scenario", "report", "analysis", "metrics", "simulator", "client", "servers", "grading",
+           "workload", "perfmodel", "records")  # fmt: skip
+DOORS = {"cli", "__main__"}  # above all folders
+GROUND = {"errors", "clock", "credentials", "resources"}  # below all folders
 
-PURE = {"statistics", "columns", "window", "energy", "slo", "distributions", "curves", "acceleration", "health", "metrics",
-        "agreement", "compare", "effects", "capacity", "roofline", "view", "verdict"}  # fmt: skip
+PURE = {"metrics", "analysis", "perfmodel.memory", "perfmodel.step_time", "simulator.core"}
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
-WRITERS = {"records", "guarded", "report", "resources"}
-PRINTERS = {"cli", "__main__", "calibration"}  # the last is a tool for developers: `python -m loadtest.calibration`
-GEVENT = {"client", "level", "telemetry", "user", "load_shapes"}
-LOCUST = {"user", "load_shapes"}
+WRITERS = {"records.folder", "records.write", "servers.process", "report.page", "resources"}
+PRINTERS = {"cli", "__main__", "perfmodel.calibration"}  # the last is a tool for developers
+GEVENT = {"client", "scenario"}
+LOCUST = {"scenario"}
 
 FUNCTION_LINES = 60
 FILE_LINES = 600
@@ -93,27 +67,43 @@ def own(path: Path) -> set[str]:
     return found
 
 
-def top(name: str) -> str:
+def folder(name: str) -> str:
+    """The folder of a module by its dotted name; the name itself for a module at the top."""
     return name.split(".")[1]
 
 
-def place(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def inside(path: Path) -> str:
+    """The dotted name of a module inside the package."""
+    return dotted(path).removeprefix("loadtest.")
 
 
-EACH = pytest.mark.parametrize("path", [p for p in MODULES if place(p) != "__init__"], ids=lambda p: dotted(p)[9:])
+def is_among(path: Path, places: set[str]) -> bool:
+    """Is the module one of these, or in one of these folders?"""
+    return any(f"{inside(path)}.".startswith(f"{place}.") for place in places)
 
 
-def test_every_module_has_its_place():
-    assert sorted({place(path) for path in MODULES} - {"__init__"}) == sorted(PART_OF)
-    assert set(MAY_IMPORT) == set(PARTS)
+EACH = pytest.mark.parametrize("path", [p for p in MODULES if inside(p) != "loadtest"], ids=inside)
+
+
+def test_the_folders_are_those_of_the_house():
+    assert {path.name for path in PACKAGE.iterdir() if any(path.glob("*.py"))} == set(FOLDERS)
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == DOORS | GROUND
+
+
+def floor(name: str) -> int:
+    """How far down the house a module is."""
+    place = folder(name)
+    return -1 if place in DOORS else len(FOLDERS) if place in GROUND else FOLDERS.index(place)
 
 
 @EACH
-def test_nothing_imports_backwards(path):
-    part = PART_OF[place(path)]
-    allowed = {"foundations", part, *MAY_IMPORT[part].split()}
-    assert {name for name in own(path) if PART_OF[top(name)] not in allowed} == set()
+def test_imports_run_down(path):
+    assert {name for name in own(path) if floor(name) < floor(dotted(path))} == set()
+
+
+def test_a_folder_has_at_most_fourteen_modules():
+    crowded = {path: len(list(path.glob("*.py"))) for path in PACKAGE.rglob("*") if path.is_dir()}
+    assert {path.name: n for path, n in crowded.items() if n > 14} == {}
 
 
 def test_no_import_goes_in_a_circle():
@@ -131,17 +121,16 @@ def test_no_import_goes_in_a_circle():
         walk(name, ())
 
 
-@pytest.mark.parametrize("module", sorted(PURE))
-def test_what_is_pure_reads_no_clock_and_no_disk(module):
-    used = {name.split(".")[0] for name in imports(parse(PACKAGE / f"{module}.py"))}
-    assert used & IMPURE == set()
+@pytest.mark.parametrize("path", [p for p in MODULES if is_among(p, PURE)], ids=inside)
+def test_what_is_pure_reads_no_clock_and_no_disk(path):
+    assert {name.split(".")[0] for name in imports(parse(path))} & IMPURE == set()
 
 
 @EACH
-def test_only_the_user_imports_locust_and_only_the_wire_gevent(path):
+def test_only_scenarios_import_locust_and_only_the_client_gevent(path):
     used = {name.split(".")[0] for name in imports(parse(path))}
-    assert "locust" not in used or place(path) in LOCUST
-    assert "gevent" not in used or place(path) in GEVENT
+    assert "locust" not in used or is_among(path, LOCUST)
+    assert "gevent" not in used or is_among(path, GEVENT)
 
 
 def calls(path: Path) -> list[ast.Call]:
@@ -154,7 +143,7 @@ def says(call: ast.Call) -> bool:
 
 @EACH
 def test_only_the_command_lines_print(path):
-    assert not any(map(says, calls(path))) or path.stem in PRINTERS
+    assert not any(map(says, calls(path))) or is_among(path, PRINTERS) or path.stem == "__main__"
 
 
 def writes(call: ast.Call) -> bool:
@@ -178,13 +167,13 @@ def writes(call: ast.Call) -> bool:
 @EACH
 def test_only_records_the_report_and_logs_are_written(path):
     lines = [f"{call.lineno}: {ast.unparse(call)}" for call in calls(path) if writes(call)]
-    if place(path) == "engines":  # our own standard output, handed to a runtime in the foreground
+    if inside(path) == "servers.server":  # our own standard output, handed to a runtime in the foreground
         lines = [line for line in lines if "os.dup" not in line]
-    assert lines == [] or place(path) in WRITERS
+    assert lines == [] or is_among(path, WRITERS)
 
 
 def test_the_check_for_writes_can_fail():
-    seen = {name for name in WRITERS if any(map(writes, calls(PACKAGE / f"{name}.py")))}
+    seen = {name for name in WRITERS if any(map(writes, calls(KNOWN[f"loadtest.{name}"])))}
     assert seen == WRITERS
 
 

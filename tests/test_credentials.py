@@ -2,9 +2,10 @@
 
 import pytest
 
-from loadtest import credentials, study
-from loadtest.contract import Contract
+from loadtest import credentials
 from loadtest.errors import UsageError
+from loadtest.study import parse
+from loadtest.workload.contract import Contract
 
 CELL = """name = "x"
 workload = "math"
@@ -42,7 +43,7 @@ def test_other_names(name):
 )
 def test_a_study_with_a_secret_is_refused_before_anything_is_written(line):
     with pytest.raises(UsageError) as caught:
-        study.parse(CELL + line)
+        parse.parse(CELL + line)
     assert "hunter2" not in str(caught.value)
     assert str(caught.value).startswith("study:6: ")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import preflight
+from loadtest.servers import preflight
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-hunter2-0123456789"
@@ -146,9 +146,9 @@ def test_an_interrupted_run(telltale, tmp_path):
 def test_a_traceback_of_a_bug_shows_no_key(telltale, tmp_path):
     """The key is in no local variable that Python or Locust prints: a bug is provoked where the key is at hand."""
     code = (
-        "from loadtest import cli, engines\n"
+        "from loadtest import cli\nfrom loadtest.servers import probe\n"
         "def bug(*_, **__): raise ZeroDivisionError\n"
-        "engines.probe = bug\n"
+        "probe.probe = bug\n"
         f"cli.main(['attach', '--base-url', '{telltale}'])\n"
     )
     process = started(["timeit", "-n", "1", "-r", "1", code], tmp_path)

@@ -6,9 +6,9 @@ import argparse
 
 import msgspec
 
-from loadtest import doctor as examination
 from loadtest import resources
-from loadtest.commands.conclusion import Say, as_json
+from loadtest.commands import doctor as examination
+from loadtest.commands.finish import Say, as_json
 from loadtest.errors import LoadtestError
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from loadtest import generators, records, workload
-from loadtest.commands.conclusion import Say, as_json
+from loadtest.commands.finish import Say, as_json
 from loadtest.errors import UsageError
-from loadtest.prompts import Prompt
-from loadtest.workload import Workload
+from loadtest.records import read, write
+from loadtest.workload import generators, replay, workload
+from loadtest.workload.prompts import Prompt
+from loadtest.workload.workload import Workload
 
 _SHOWN = 3
 
@@ -48,8 +49,8 @@ def validate(arguments: argparse.Namespace, say: Say) -> str:
 
 def from_run(arguments: argparse.Namespace, say: Say) -> str:
     """A finished run as a workload to replay: prompts, arrival times, and the lengths that came out."""
-    made = workload.from_run(records.read_run(arguments.run), cell=arguments.cell, concurrency=arguments.concurrency)
-    records.write_new(arguments.output, workload.dump(made))
+    made = replay.from_run(read.read_run(arguments.run), cell=arguments.cell, concurrency=arguments.concurrency)
+    write.write_new(arguments.output, workload.dump(made))
     return "\n".join([*_described(made), f'written to {arguments.output}; replay it with mode = "equal-work"'])
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests import builders
+from tests.support import builders
 
 ANALYSE = """
 import resource, sys, time

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import harness as h
 
-from loadtest import passes
+from loadtest.study import locust_pass
 
 USERS, REQUESTS, SUBNET, BRIDGE = 8, 48, "10.77.0", "ltbench0"
 
@@ -119,7 +119,7 @@ def main() -> None:
     )
     with h.known_time_server(pin=False, host="0.0.0.0", tokens=100, thinking=25) as port, hosts(3) as places:
         reference = None
-        for name, extra in (("1 process", []), ("--processes 2", passes.shared(2))):
+        for name, extra in (("1 process", []), ("--processes 2", locust_pass.shared(2))):
             out = root / name.replace(" ", "")
             done = subprocess.run(locust(*load(port, "127.0.0.1", out), *extra), capture_output=True, text=True)
             asked = summary(name, done.returncode, done.stdout + done.stderr, out, reference)

@@ -17,11 +17,11 @@ from collections.abc import Callable
 import gevent
 import harness as h
 
-from loadtest.client import Exchange
-from loadtest.contract import Contract
-from loadtest.level import Level, Settings
-from loadtest.telemetry import LoopLag
-from loadtest.workload import load
+from loadtest.client.exchange import Exchange
+from loadtest.client.level import Level, Settings
+from loadtest.client.self_health import LoopLag
+from loadtest.workload.contract import Contract
+from loadtest.workload.workload import load
 
 
 class Canned:

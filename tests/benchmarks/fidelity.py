@@ -16,7 +16,7 @@ from math import ceil
 
 import harness as h
 
-from loadtest import passes
+from loadtest.study import locust_pass
 
 HEADINGS = (
     "streams client  requests lost |  TTFT mean    p50    p99 | gap p50    p99 |  E2E mean    p50    p99 | rate % |"
@@ -39,9 +39,10 @@ def line(streams: int, client: str, n: int, e: h.Errors, cpu_us: float, lag_ms: 
 
 def health(run: h.Path) -> str:
     """What the report would say of the load generator, where it says anything."""
-    from loadtest import metrics, records
+    from loadtest.analysis.run import analyze
+    from loadtest.records import read
 
-    judged = [level["client_health"] for cell in metrics.analyze(records.read_run(run))["cells"] for level in cell["levels"]]
+    judged = [level["client_health"] for cell in analyze(read.read_run(run))["cells"] for level in cell["levels"]]
     return "".join(
         f"\n        client health {j['status']}: {'; '.join(j['reasons'])}" for j in judged if j["status"] != "pass"
     )
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="show every pass")
     parser.add_argument("--processes", type=int, help="run Locust with --processes N, on all cores")
     args = parser.parse_args()
-    extra = passes.shared(args.processes) if args.processes else []
+    extra = locust_pass.shared(args.processes) if args.processes else []
     print(f"TTFT {args.first * 1e3:g} ms, {args.gap * 1e3:g} ms a token, {args.tokens} tokens, errors in ms\n{HEADINGS}")
     for streams in map(int, args.streams.split(",")):
         requests = streams * max(2, ceil(args.requests / streams))

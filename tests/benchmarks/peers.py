@@ -94,10 +94,12 @@ def ours(load: Load) -> Sequence[object]:
 
 
 def ours_said(out: Path) -> Said:
-    from loadtest import metrics, records
+    from loadtest.analysis import export
+    from loadtest.analysis.run import analyze
+    from loadtest.records import read
 
-    (level,) = metrics.analyze(records.read_run(out / "run"))["cells"][0]["levels"]
-    frame = metrics.frame(records.read_run(out / "run"))
+    (level,) = analyze(read.read_run(out / "run"))["cells"][0]["levels"]
+    frame = export.to_frame(read.read_run(out / "run"))
     ttft, rate = frame.ttft_s, level["output_tokens_per_s"]
     e2e_mean_s = frame.time_to_final_answer_s.mean()
     return Said(ttft.mean(), ttft.median(), ttft.quantile(0.99), e2e_mean_s, (rate or {}).get("value"))

@@ -23,10 +23,11 @@ BODY = json.dumps({"model": "known", "stream": True, "messages": [{"role": "user
 
 def transport(port: int, streams: int) -> Callable[[], int]:
     """Our client and its decoding, without Locust, records and telemetry."""
-    from loadtest import reply
-    from loadtest.client import Exchange, SocketTransport
+    from loadtest.client import reply
+    from loadtest.client.exchange import Exchange
+    from loadtest.client.level import give_way
+    from loadtest.client.transport import SocketTransport
     from loadtest.clock import Clock
-    from loadtest.level import give_way
 
     client = SocketTransport(f"http://127.0.0.1:{port}/v1/chat/completions")
     client.open(streams)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import engines, preflight
+from loadtest.servers import flags, preflight
 
 CHECKOUT = Path(__file__).parents[2]
 MODEL = CHECKOUT / ".engines" / "tiny-qwq"
@@ -65,7 +65,7 @@ def spec():
             "served_name": "tiny-qwq",
             **changes,
         }
-        return engines.LaunchSpec(engine=engine, extra_args=cpu_arguments(engine, *extra), **settings)
+        return flags.LaunchSpec(engine=engine, extra_args=cpu_arguments(engine, *extra), **settings)
 
     return make
 

@@ -8,8 +8,10 @@ import time
 
 import pytest
 
-from loadtest import engines, guard, preflight, records
 from loadtest.errors import EngineError
+from loadtest.records import read
+from loadtest.servers import preflight, supervisor
+from loadtest.servers import server as servers
 from tests.engines.conftest import MODEL, cell, ended, left_over, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
@@ -44,7 +46,9 @@ def first_record(out, pattern="requests-*.jsonl"):
 
 def vital(pid):
     """The scheduler of the runtime that this process has started."""
-    return next(p for p in guard.descendants(pid) if engines._title(p).startswith(("VLLM::EngineCore", "sglang::scheduler")))
+    return next(
+        p for p in supervisor.descendants(pid) if servers._title(p).startswith(("VLLM::EngineCore", "sglang::scheduler"))
+    )
 
 
 CRAMPED = {"vllm": (("--num-gpu-blocks-override", "10"), {}), "sglang": ((), {"memory_fraction": 0.0001})}
@@ -68,7 +72,7 @@ def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, begin,
     process = begin("run", path, "--out", out)
     cramped, killed, healthy = f"{engine}_cramped_tp1", f"{engine}_killed_tp1", f"{other}_tiny-qwq_tp1"
     wait_until(lambda: first_record(out / "cells" / killed), "a first record")
-    family = guard.descendants(process.pid)
+    family = supervisor.descendants(process.pid)
     time.sleep(0.5)  # both streams end together: now others are under way
     os.kill(vital(process.pid), signal.SIGKILL)
     code, errors = ended(process)
@@ -88,7 +92,7 @@ def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, begin,
     assert "Traceback" not in errors
     assert left_over(family) == []
 
-    levels = {one.id: one.levels for one in records.read_run(out).cells}
+    levels = {one.id: one.levels for one in read.read_run(out).cells}
     broken = [request for request in levels[killed][0].requests if request.outcome != "ok"]
     assert broken, "what was running when it was killed is a record too"
     assert any(request.chunk_s for request in broken), "with the tokens that had come"
@@ -102,7 +106,7 @@ def test_interrupted_then_killed_then_resumed(engine, begin, tmp_path):
     out = tmp_path / "run"
     process = begin("run", path, "--out", out)
     wait_until(lambda: first_record(out), "a first record")
-    family = guard.descendants(process.pid)
+    family = supervisor.descendants(process.pid)
     process.send_signal(signal.SIGINT)
     code, errors = ended(process)
     assert (code, left_over(family)) == (130, [])
@@ -113,7 +117,7 @@ def test_interrupted_then_killed_then_resumed(engine, begin, tmp_path):
 
     process = begin("run", path, "--out", out, "--resume")
     wait_until(lambda: first_record(out, "c02-r1/requests-*.jsonl"), "a record of the second level")
-    family = guard.descendants(process.pid)
+    family = supervisor.descendants(process.pid)
     assert len(family) > 4, "guards, runtime, its scheduler, Locust"
     process.kill()
     process.communicate()
@@ -125,7 +129,7 @@ def test_interrupted_then_killed_then_resumed(engine, begin, tmp_path):
     manifest, facts, _ = run_of(out)
     assert (manifest["complete"], manifest["interrupted"]) == (True, False)
     assert [one["status"] for one in facts.values()] == ["ok"]
-    (measured,) = records.read_run(out).cells
+    (measured,) = read.read_run(out).cells
     assert [len(level.requests) for level in measured.levels] == [6, 6]
     assert all(request.outcome == "ok" for level in measured.levels for request in level.requests)
 
@@ -140,7 +144,7 @@ FULL = {
 def test_a_full_queue_is_an_error_of_the_server_not_an_answer(engine, spec, begin, tmp_path):
     """Eight streams to a server that takes two: it refuses with HTTP 200 and an error inside the stream, else with 503."""
     out = tmp_path / "run"
-    with engines.Server(spec(engine, *FULL[engine]), tmp_path / "engine.log") as server:
+    with servers.Server(spec(engine, *FULL[engine]), tmp_path / "engine.log") as server:
         server.wait_ready(READY_S)
         options = ("--concurrency", 8, "--requests", 24, "--mode", "equal-work", "--max-tokens", 300, "--warmup-requests", 0)
         code, seen = ended(begin("attach", "--base-url", server.base_url, *options, "--out", out))
@@ -153,7 +157,7 @@ def test_a_full_queue_is_an_error_of_the_server_not_an_answer(engine, spec, begi
     assert sum(outcomes.values()) == level["n_requests"] == 24
     assert level["failed_share"]["value"] == pytest.approx(1 - outcomes["ok"] / 24)
     assert set(level["error_kinds"]) <= {"error_in_stream", "http_503"}, "full after the request was taken, or before"
-    refused = [one for one in records.read_run(out).cells[0].levels[0].requests if one.outcome != "ok"]
+    refused = [one for one in read.read_run(out).cells[0].levels[0].requests if one.outcome != "ok"]
     assert {one.completion_tokens or 0 for one in refused} == {0}
     assert f"FAILED: {24 - outcomes['ok']} of 24 requests" in seen
 
@@ -173,7 +177,7 @@ def test_preemptions_are_counted_and_every_answer_is_whole(engine, begin, tmp_pa
     path = study(tmp_path / "study.toml", "levels = [8]\nmin_requests = 8\n" + contract, cell(engine, *CROWDED[engine]))
     code, errors = ended(begin("run", path, "--out", out))
     assert code == 0, errors
-    (level,) = records.read_run(out).cells[0].levels
+    (level,) = read.read_run(out).cells[0].levels
     assert [request.completion_tokens for request in level.requests] == [1500] * 8
     (told,) = json.loads((out / "metrics.json").read_text())["cells"][0]["levels"]
     assert told["server"]["n_preemptions"] > 0
@@ -202,7 +206,7 @@ def test_a_port_that_is_taken_after_the_check_is_explained_from_the_log(engine, 
         port = preflight.free_port()
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        server = engines.Server(spec(engine, port=port), tmp_path / "engine.log")
+        server = servers.Server(spec(engine, port=port), tmp_path / "engine.log")
         with server, pytest.raises(EngineError, match="the port is taken") as caught:
             server.wait_ready(READY_S)
     print(caught.value)

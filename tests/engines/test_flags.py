@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from loadtest.launch import LaunchSpec, command, program
+from loadtest.servers.flags import LaunchSpec, command, program
 from tests.engines.conftest import CHECKOUT, MODEL
 
 pytestmark = pytest.mark.timeout(1800)

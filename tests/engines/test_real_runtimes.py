@@ -9,8 +9,9 @@ import time
 import httpx
 import pytest
 
-from loadtest import engines, guard
 from loadtest.errors import EngineError
+from loadtest.servers import probe, prometheus, supervisor
+from loadtest.servers.server import Server
 from tests.engines.conftest import left_over, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
@@ -31,7 +32,7 @@ def ask(server, **fields):
 
 def counted(server, before, requests):
     """A reading of the counters in which so many more have finished: SGLang counts one a moment after its last byte."""
-    now = engines.scrape(server.base_url)
+    now = prometheus.scrape(server.base_url)
     return now if (now.requests_finished_total or 0) - (before.requests_finished_total or 0) == requests else None
 
 
@@ -61,14 +62,14 @@ def noticed_s(server):
 
 @BOTH
 def test_a_whole_life(engine, spec, tmp_path):
-    with engines.Server(spec(engine), tmp_path / "engine.log") as server:
+    with Server(spec(engine), tmp_path / "engine.log") as server:
         server.wait_ready(READY_S)
-        family = guard.descendants(server.pid)
-        info = engines.probe(server.base_url)
+        family = supervisor.descendants(server.pid)
+        info = probe.probe(server.base_url)
         assert (info.engine, info.model, info.max_model_len, info.simulated) == (engine, "tiny-qwq", 8192, False)
         assert info.version
 
-        before = engines.scrape(server.base_url)
+        before = prometheus.scrape(server.base_url)
         answers = [ask(server, seed=number) for number in range(3)]
         after = wait_until(lambda: counted(server, before, 3), "the server's own count of three requests", 30.0)
         for answer in answers:
@@ -81,7 +82,7 @@ def test_a_whole_life(engine, spec, tmp_path):
             assert getattr(after, theirs) - getattr(before, theirs) == told
         if engine == "vllm":  # SGLang's gauges keep their last value until it has something to do again
             assert after.running == 0
-        assert engines.flush_cache(server.base_url, engine) is True
+        assert probe.flush_cache(server.base_url, engine) is True
         assert server.died() is None
     assert left_over(family) == []
     if engine == "vllm":
@@ -92,21 +93,21 @@ def test_a_whole_life(engine, spec, tmp_path):
 
 @BOTH
 def test_yarn_stretches_the_context(engine, spec, tmp_path):
-    with engines.Server(spec(engine, yarn=True, context_tokens=None), tmp_path / "engine.log") as server:
+    with Server(spec(engine, yarn=True, context_tokens=None), tmp_path / "engine.log") as server:
         server.wait_ready(READY_S)
-        assert engines.probe(server.base_url).max_model_len == 131072
+        assert probe.probe(server.base_url).max_model_len == 131072
 
 
 def test_sglang_starts_on_a_high_port(spec, tmp_path):
-    with engines.Server(spec("sglang", port=60123), tmp_path / "engine.log") as server:
+    with Server(spec("sglang", port=60123), tmp_path / "engine.log") as server:
         server.wait_ready(READY_S)
 
 
 @BOTH
 def test_a_killed_scheduler_is_noticed_within_two_seconds(engine, spec, tmp_path):
-    with engines.Server(spec(engine), tmp_path / "engine.log") as server:
+    with Server(spec(engine), tmp_path / "engine.log") as server:
         server.wait_ready(READY_S)
-        family = guard.descendants(server.pid)
+        family = supervisor.descendants(server.pid)
         pid = next(pid for pid, title in server._vital.items() if "scheduler" in title or "EngineCore" in title)
         with httpx.stream(
             "POST",
@@ -133,7 +134,7 @@ def test_a_killed_scheduler_is_noticed_within_two_seconds(engine, spec, tmp_path
     ],
 )
 def test_a_start_that_fails_is_explained(engine, extra, changes, expected, spec, tmp_path):
-    server = engines.Server(spec(engine, *extra, **changes), tmp_path / "engine.log")
+    server = Server(spec(engine, *extra, **changes), tmp_path / "engine.log")
     with server, pytest.raises(EngineError, match=expected) as caught:
         server.wait_ready(READY_S)
     assert "\n" not in str(caught.value)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from loadtest import http1, reply, server_metrics, sse, study
-from loadtest.client import Exchange
+from loadtest.client import http1, reply, sse
+from loadtest.client.exchange import Exchange
 from loadtest.clock import Clock
 from loadtest.errors import UsageError
-from loadtest.records import ServerSample
+from loadtest.records.schema import ServerSample
+from loadtest.servers import prometheus
+from loadtest.study import parse
 
 DATA = Path(__file__).parent.parent / "data"
 _CLOCK = Clock(origin_monotonic_s=0.0, anchor_unix_s=0.0)
@@ -102,7 +104,7 @@ def events(data: bytes) -> None:
 
 def metrics(data: bytes) -> None:
     """A page of metrics gives fields of a sample, finite, or nothing."""
-    values = server_metrics.normalise(data.decode("utf-8", "replace"))
+    values = prometheus.normalise(data.decode("utf-8", "replace"))
     sample = ServerSample(t_s=0.0, clock_anchor_unix_s=0.0, clock_speed=1.0, **values)  # type: ignore[arg-type]
     assert len(msgspec.json.encode(sample)) < 5000
     assert msgspec.json.decode(msgspec.json.encode(sample), type=ServerSample) == sample
@@ -111,7 +113,7 @@ def metrics(data: bytes) -> None:
 def studies(data: bytes) -> None:
     """A study is one, or one line says why not."""
     try:
-        study.parse(data.decode("utf-8", "replace"), "s.toml")
+        parse.parse(data.decode("utf-8", "replace"), "s.toml")
     except UsageError as error:
         assert str(error).startswith("s.toml:")
 

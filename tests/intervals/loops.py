@@ -9,9 +9,9 @@ from functools import cache
 
 import numpy as np
 
-from loadtest.columns import Pass
-from loadtest.records import RequestRecord
-from tests import builders
+from loadtest.metrics.request_arrays import Pass
+from loadtest.records.schema import RequestRecord
+from tests.support import builders
 
 CHUNKS = 48  # of each answer; a chunk carries its share of the tokens
 THOUGHT = 36

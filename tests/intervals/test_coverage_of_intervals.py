@@ -11,8 +11,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from loadtest import distributions, effects, metrics, statistics, window
-from loadtest.columns import values_of
+from loadtest.analysis import effects, level
+from loadtest.metrics import distributions, steady_window, survival
+from loadtest.metrics.intervals import special, weighted_quantiles
+from loadtest.metrics.request_arrays import values_of
 from tests.intervals.loops import TOKENS, Loop
 
 RUNS = 1000
@@ -33,12 +35,12 @@ def rates(loop, passes):
     rng, found = np.random.default_rng(1), []
     for _ in range(RUNS):
         made = [loop.one(rng, repeat) for repeat in range(passes)]
-        spans = [(one, window.steady(one)) for one in made]
+        spans = [(one, steady_window.steady(one)) for one in made]
         good = [one.ok & (one.last_s - one.sent_s < SLO_S) for one in made]
         found.append({
-            "output_tokens_per_s": window.output_tokens_per_s(spans),
-            "answers_per_hour": window.per_hour(spans, [one.ok for one in made]),
-            "goodput_answers_per_hour": window.per_hour(spans, good),
+            "output_tokens_per_s": steady_window.output_tokens_per_s(spans),
+            "answers_per_hour": steady_window.per_hour(spans, [one.ok for one in made]),
+            "goodput_answers_per_hour": steady_window.per_hour(spans, good),
         })  # fmt: skip
     return found
 
@@ -47,7 +49,7 @@ def rates(loop, passes):
 def described(loop, passes):
     """The distributions of every run."""
     rng = np.random.default_rng(1)
-    return [metrics._distributions([loop.one(rng, repeat) for repeat in range(passes)]) for _ in range(RUNS)]
+    return [level._distributions([loop.one(rng, repeat) for repeat in range(passes)]) for _ in range(RUNS)]
 
 
 @cache
@@ -62,7 +64,7 @@ def truth(loop, name, statistic):
         gaps, weights, _ = population(loop).gaps()
         if statistic == "mean":
             return float(np.average(gaps, weights=weights))
-        return statistics.weighted_quantiles(gaps, weights, [distributions.QUANTILES[statistic]])[0]
+        return weighted_quantiles(gaps, weights, [distributions.QUANTILES[statistic]])[0]
     values = values_of(population(loop), name)[0]
     if statistic == "mean":
         return float(np.mean(values))
@@ -134,11 +136,11 @@ def test_the_99th_percentile_is_covered():
 def test_kaplan_meier_is_covered(p, horizon_s):
     """Log-normal times, about a quarter of 120 cut off at random."""
     rng, spread, found = np.random.default_rng(4), 0.5, []
-    true = 50 * math.exp(spread * float(statistics.special.ndtri(p))) if p else None
+    true = 50 * math.exp(spread * float(special.ndtri(p))) if p else None
     for _ in range(RUNS):
         times, cut = 50 * rng.lognormal(0, spread, 120), rng.uniform(20, 250, 120)
-        curve = statistics.kaplan_meier(np.minimum(times, cut), times <= cut)
-        estimate = statistics.survival_quantile(curve, p) if p else statistics.restricted(curve, horizon_s)
+        curve = survival.kaplan_meier(np.minimum(times, cut), times <= cut)
+        estimate = survival.survival_quantile(curve, p) if p else survival.restricted(curve, horizon_s)
         found.append(estimate.ci95)
     if true is None:
         true = float(np.mean(np.minimum(50 * rng.lognormal(0, spread, 10**6), horizon_s)))

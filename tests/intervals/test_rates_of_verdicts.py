@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loadtest import compare
+from loadtest.analysis import compare
 from tests.intervals.loops import Loop
 
 LEVELS = (1, 2, 4)

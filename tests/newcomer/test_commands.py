@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import DOCUMENTS, ROOT, commands, python
+from tests.support.documents import DOCUMENTS, ROOT, commands, python
 
 ADDRESS = "http://127.0.0.1:8000"
 STANDS_FOR = (
@@ -24,7 +24,10 @@ STANDS_FOR = (
     (r"^(\./)?(tests/engines/\w+\.sh|tests/newcomer/\S+\.sh).*", r"bash -n \2"),
     (r"^(sudo )?(\.venv/bin/)?python (tests/benchmarks/\w+\.py)( .*)?$", r"python \3 --help > help.txt"),
     (r"^(\.venv/bin/)?python -m tests\.benchmarks.*", r"ls tests/benchmarks/__main__.py"),
-    (r"^python -m loadtest\.calibration qwen.*", r"python -m loadtest.calibration --check tests/data/published_speeds.csv"),
+    (
+        r"^python -m loadtest\.perfmodel\.calibration qwen.*",
+        r"python -m loadtest.perfmodel.calibration --check tests/data/published_speeds.csv",
+    ),
     # A server in the foreground, for as long as its reader wants.
     (r"^python -m loadtest\.simulator .*", r"python -m loadtest.simulator --help > help.txt"),
     (r"^(.*\.engines/.*|VLLM_CPU.*|SGLANG_USE.*)$", r"true"),  # tests/engines starts them with these very words

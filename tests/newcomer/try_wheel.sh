@@ -27,7 +27,7 @@ for python in "${@:-python3}"; do
 
     loadtest doctor > doctor.txt
     loadtest init mine > init.txt
-    for file in scenarios/long_reasoning.py scenarios/studies/demo.toml launchers/vllm reports/page.html.j2; do
+    for file in scenarios/long_reasoning.py scenarios/studies/demo.toml launchers/vllm reports/templates/page.html.j2; do
         [ -e "mine/$file" ] || { echo "$python: init did not copy $file" >&2; exit 1; }
     done
     [ -x mine/launchers/vllm ] || { echo "$python: a launcher that cannot be run" >&2; exit 1; }

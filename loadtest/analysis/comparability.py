@@ -1,0 +1,135 @@
+"""Did two cells really run alike: what their runtimes said of themselves, and what they counted of the same prompts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from loadtest.records.read import CellRecords
+from loadtest.workload import contract
+
+TEMPLATE = "template"  # a key beside those of the contract
+
+
+def apart(a: CellRecords, b: CellRecords) -> dict[str, tuple[Any, Any]]:
+    """Every key in which two cells ran differently, with both values; what either does not tell is no difference.
+
+    Keys of the contract by `contract.effective` of engine.json, both runtimes in the contract's words ("auto": the runtime's
+    own choice, which is no difference). `template`: see `template`.
+    """
+    ours, theirs = _effective(a), _effective(b)
+    found = {
+        key: (ours[key], theirs[key])
+        for key in ours
+        if key in theirs and ours[key] != theirs[key] and "auto" not in (ours[key], theirs[key])
+    }
+    return found | template(a, b)
+
+
+def _effective(cell: CellRecords) -> Mapping[str, Any]:
+    said = (cell.engine.get("contract") or {}).get("effective")
+    return said if isinstance(said, Mapping) else {}
+
+
+def template(a: CellRecords, b: CellRecords) -> dict[str, tuple[Any, Any]]:
+    """Under `template`, the first prompt of which the two servers counted different numbers of tokens: their chat templates,
+    or tokenizers, put something else before the model. Empty where all prompts that both counted agree."""
+    ours, theirs = _prompt_tokens(a), _prompt_tokens(b)
+    for prompt_id in sorted(ours.keys() & theirs.keys()):
+        counts = (ours[prompt_id], theirs[prompt_id])
+        if counts[0] != counts[1]:
+            return {TEMPLATE: (f"{counts[0]} tokens of {prompt_id}", f"{counts[1]}")}
+    return {}
+
+
+def _prompt_tokens(cell: CellRecords) -> dict[str, int]:
+    """Tokens of each prompt as the server counted them, of requests that are the workload's own: no later turn of a task, no
+    second endpoint."""
+    return {
+        request.prompt_id: request.prompt_tokens
+        for level in cell.levels
+        for request in level.requests
+        if request.prompt_tokens is not None and not request.turn and request.endpoint is None
+    }
+
+
+def templates(cells: Sequence[CellRecords]) -> dict[frozenset[str], str]:
+    """Every two cells of one run and one model, by their ids, that were served through templates that differ: what keeps
+    them from being compared, in words."""
+    pairs = ((a, b) for a, b in combinations(cells, 2) if a.engine.get("model") == b.engine.get("model"))
+    return {
+        frozenset((a.id, b.id)): f"{a.id} and {b.id}: template: {x} against {y}: not the same prompts, so not a comparison"
+        " of runtimes"
+        for a, b in pairs
+        for x, y in template(a, b).values()
+    }
+
+
+OF_RUN = ("mode", "scenario", "scenario_options", "clock_speed")
+
+OF_PROMPTS = frozenset({"workload", "scenario", "scenario_options", "thinking_prelude"})  # what the server is given to count
+
+OF_CELL = ("model", "tp", "gpu", "simulated", "clock_speed")
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys of two manifests in which the runs were not asked for the same, with both values: the workload, the mode, the
+    scenario, the clock, and every key of the inference contract.
+
+    >>> differences({"mode": "natural"}, {"mode": "equal-work"})
+    {'mode': ('natural', 'equal-work')}
+    """
+    identities = [(one.get("workload") or {}).get("identity") for one in (a, b)]
+    found: dict[str, tuple[Any, Any]] = {} if identities[0] == identities[1] else {"workload": (_workload(a), _workload(b))}
+    found |= {key: (a.get(key), b.get(key)) for key in OF_RUN if a.get(key) != b.get(key)}
+    contracts = [contract.from_table(one.get("contract") or {}) for one in (a, b)]
+    return contract.differences(*contracts) | found
+
+
+def _workload(manifest: Mapping[str, Any]) -> str:
+    workload = manifest.get("workload") or {}
+    return f"{workload.get('source')} ({str(workload.get('identity'))[:8]})"
+
+
+def matched(old: Sequence[CellRecords], new: Sequence[CellRecords]) -> list[tuple[CellRecords, CellRecords]]:
+    """Which cell is held against which: those of one id; of the others, those that alone on each side have a model, tp,
+    GPU and mode (so that runtimes may differ); and, where that pairs none, the only cell of each run."""
+    by_id = {cell.id: cell for cell in new}
+    pairs = [(cell, by_id[cell.id]) for cell in old if cell.id in by_id]
+    taken = {cell.id for cell, _ in pairs}
+    sides = [_by_place(cell for cell in side if cell.id not in taken) for side in (old, new)]
+    for place in sides[0].keys() & sides[1].keys():
+        if len(sides[0][place]) == len(sides[1][place]) == 1:
+            pairs.append((sides[0][place][0], sides[1][place][0]))
+    if not pairs and len(old) == len(new) == 1:
+        pairs = [(old[0], new[0])]
+    return sorted(pairs, key=lambda pair: (pair[0].id, pair[1].id))
+
+
+def _by_place(side: Iterator[CellRecords]) -> dict[tuple[str, ...], list[CellRecords]]:
+    found: dict[tuple[str, ...], list[CellRecords]] = defaultdict(list)
+    for cell in side:
+        place = (_model(cell.engine), *(str(cell.engine.get(key)) for key in ("tp", "gpu", "mode")))
+        found[place].append(cell)
+    return found
+
+
+def _model(facts: Mapping[str, Any]) -> str:
+    return str(facts.get("model")).rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+def all_differences(old: CellRecords, new: CellRecords) -> dict[str, tuple[Any, Any]]:
+    """Every key in which two cells are not alike, with both values: what they are, and how they really ran."""
+    found = {key: (old.engine.get(key), new.engine.get(key)) for key in different(old.engine, new.engine)}
+    ran = apart(old, new)
+    if "model" in found:
+        ran.pop(TEMPLATE, None)  # another model may have another template
+    return found | ran
+
+
+def different(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys in which two cells differ, the runtime and its version apart; the same model under two names is the same."""
+    apart = [key for key in OF_CELL if key != "model" and a.get(key) != b.get(key)]
+    return (*(["model"] if _model(a) != _model(b) else []), *apart)

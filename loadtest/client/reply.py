@@ -1,0 +1,315 @@
+"""What a finished exchange means: chunks with their times, token counts, thinking and answer, and the outcome.
+
+Runs after the stream has ended, in slices between which other streams are served (`pause`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from loadtest.client import sse
+from loadtest.client.thinking import Split, split_fields, split_inline
+from loadtest.clock import Clock
+from loadtest.errors import UsageError
+from loadtest.records.schema import Outcome, RequestError, TokenCountSource
+
+if TYPE_CHECKING:
+    from loadtest.client.exchange import Exchange
+
+SLICE_EVENTS = 32  # decoded at a time: about 0.06 ms
+EVENT_LIMIT_BYTES = 2**20  # a token's event has some hundred; one that is larger would hold up every other stream
+END_CHARS = 4000
+SLACK_TOKENS = 16  # by which a server may pass the limit of a request (an end mark, a speculated batch)
+REFUSAL_LIMIT_BYTES = 65536  # what is looked at of a body that is no stream
+
+CountTokens = Callable[[str], int]
+
+
+def token_counter(path: str | None) -> CountTokens | None:
+    """Counts the tokens of a text by a local tokenizer; null without one. Needs the `tokenizer` extra."""
+    if path is None:
+        return None
+    found = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not found.is_file():
+        raise UsageError(f"tokenizer: expected a tokenizer.json or a folder with one, found none at {path}")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise UsageError("tokenizer: needs the tokenizers package; pip install tokenizers") from error
+    try:
+        encode = Tokenizer.from_file(str(found)).encode
+    except Exception as error:  # the package raises nothing narrower
+        raise UsageError(f"tokenizer: expected a tokenizer, got {found}: {error}") from error
+    return lambda text: len(encode(text, add_special_tokens=False).ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One response, decoded: the fields of `records.RequestRecord` that come off the wire, times in seconds of the run."""
+
+    outcome: Outcome
+    error: RequestError | None
+    chunk_s: tuple[float, ...] = ()
+    chunk_tokens: tuple[int, ...] | None = None
+    first_answer_chunk: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cached_tokens: int | None = None
+    token_count_source: TokenCountSource = "chunks"
+    finish_reason: str | None = None
+    answer: str | None = None
+    thinking_field: str | None = None
+    think_closed: bool | None = None
+    thinking: str = ""  # not recorded; of use where a history keeps everything
+    output_end: str | None = None  # the last characters of all text, thinking included
+
+
+class _Stream:
+    """What the events of one stream have said so far. Everything is summed as it comes, so that the end is short too."""
+
+    __slots__ = (
+        "chunk_s", "contents", "counted", "done", "events", "failed_event", "failure", "field", "finish_reason",
+        "first_content", "thoughts", "tokens", "total", "usage",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.chunk_s: list[float] = []
+        self.contents: list[str] = []
+        self.thoughts: list[str] = []
+        self.first_content: int | None = None  # index of the first chunk whose content is not blank
+        self.field: str | None = None
+        self.tokens: list[int] = []  # of each text chunk, from the running totals told with them
+        self.total = 0
+        self.counted = True  # false: a text chunk came without a running total
+        self.usage: sse.Usage | None = None
+        self.finish_reason: str | None = None
+        self.done = False
+        self.failure: tuple[Outcome, RequestError] | None = None
+        self.failed_event = 0
+        self.events = 0
+
+    def take(self, at_s: float, payload: bytes) -> None:
+        self.events += 1
+        if self.done or self.failure:
+            return
+        if payload.startswith(b"[DONE]"):
+            self.done = True
+            return
+        if len(payload) > EVENT_LIMIT_BYTES:
+            size = f"{len(payload)} bytes, expected at most {EVENT_LIMIT_BYTES}"
+            self._fail("protocol_error", "too_large", f"one event of {size}: {sse.excerpt(payload)}")
+            return
+        try:
+            chunk = sse.decode_chunk(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            self._fail("protocol_error", "bad_chunk", f"not a chunk of a chat completion: {error}: {sse.excerpt(payload)}")
+            return
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        if chunk.choices:
+            self._choice(at_s, chunk.choices[0], chunk.usage)
+        elif chunk.is_error:
+            message, code = sse.error_text(chunk)
+            self._fail("server_error", "error_in_stream", message, code)
+
+    def _choice(self, at_s: float, choice: sse.Choice, usage: sse.Usage | None) -> None:
+        if choice.finish_reason:
+            self.finish_reason = choice.finish_reason
+        delta = choice.delta
+        if delta is None:
+            return
+        thought = delta.reasoning or delta.reasoning_content or ""
+        content = delta.content or ""
+        if thought:
+            if self.field is None:
+                self.field = "reasoning" if delta.reasoning else "reasoning_content"
+            self.thoughts.append(thought)
+        elif not content:
+            return
+        if self.first_content is None and content and not content.isspace():
+            self.first_content = len(self.contents)
+        self.chunk_s.append(at_s)
+        self.contents.append(content)
+        total = usage.completion_tokens if usage is not None else None
+        if total is None or total < self.total:
+            self.counted = False
+        else:
+            self.tokens.append(total - self.total)
+            self.total = total
+
+    def tokens_by_chunk(self, total: int) -> tuple[int, ...] | None:
+        """Tokens of each text chunk, adding up to `total`; null where a chunk came without a running total.
+
+        Tokens that came with no text (the closing tag, half a character, the end mark) go to the next chunk with text,
+        or to the last one.
+        """
+        if not self.counted or total < self.total:
+            return None
+        if self.tokens:
+            self.tokens[-1] += total - self.total
+            self.total = total
+        return tuple(self.tokens)
+
+    def end(self) -> str:
+        """The last 4,000 characters of the text: loops show there, and mostly in thinking that never ends."""
+        last = slice(-END_CHARS, None)  # a piece has at least one character
+        return "".join([*self.thoughts[last], *self.contents[last]])[last]
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether nothing is wrong but the last event, which may have ended with the connection, in the middle."""
+        return self.failure is not None and self.failure[1].kind == "bad_chunk" and self.failed_event == self.events
+
+    def hold_to(self, limit_tokens: int | None) -> None:
+        """Believe no count of the server's where it passed the limit of the request: that many it was not allowed."""
+        told = self.usage.completion_tokens if self.usage is not None else None
+        if told is None or limit_tokens is None or told <= limit_tokens + SLACK_TOKENS:
+            return
+        self.usage, self.counted = None, False
+        if self.failure is None:
+            message = f"the server tells of {told} completion tokens where at most {limit_tokens} were asked for"
+            self._fail("protocol_error", "impossible_usage", message)
+
+    def _fail(self, outcome: Outcome, kind: str, message: str, status: int | None = None) -> None:
+        self.failed_event = self.events
+        self.failure = (outcome, RequestError(kind=kind, message=message, http_status=status))
+
+
+def read(
+    exchange: Exchange,
+    clock: Clock,
+    *,
+    opened: bool,
+    forced_tokens: int | None = None,
+    count_tokens: CountTokens | None = None,
+    pause: Callable[[], None] = lambda: None,
+) -> Reply:
+    """Decode a finished exchange.
+
+    `opened`: the prompt ended in `<think>`; `forced_tokens`: equal-work, where ending by length is the plan;
+    `count_tokens`: a local tokenizer, for servers that never tell. `pause` is called between slices.
+    """
+    if exchange.status is not None and exchange.status != 200:
+        return _refused(exchange)
+    stream = _Stream()
+    origin, speed = clock.origin_monotonic_s, clock.speed
+    take = stream.take
+    reads = zip(exchange.reads, exchange.pieces, strict=True)
+    for number, (at, payload) in enumerate(sse.events(reads), start=1):
+        take(round((at - origin) * speed, 7), payload)
+        if number % SLICE_EVENTS == 0:
+            pause()
+    pause()
+    stream.hold_to(_limit_tokens(exchange.body))
+    split = _split(stream, opened=opened)
+    pause()
+    outcome, error = _outcome(exchange, stream, split, forced_tokens)
+    return _counted(stream, split, Reply(outcome=outcome, error=error), count_tokens)
+
+
+class _Asked(msgspec.Struct):
+    max_tokens: Any = None  # what an extra body says, too
+
+
+def _limit_tokens(body: bytes) -> int | None:
+    """The output limit that a request asked for; null where it asked for none."""
+    limit = msgspec.json.decode(body, type=_Asked).max_tokens if body else None
+    return limit if isinstance(limit, int) else None
+
+
+def _refused(exchange: Exchange) -> Reply:
+    message, _ = sse.error_text(_start(exchange.pieces))
+    text = f"HTTP {exchange.status}: {message}"
+    return Reply(
+        outcome="http_error", error=RequestError(kind=f"http_{exchange.status}", message=text, http_status=exchange.status)
+    )
+
+
+def _start(pieces: Sequence[bytes]) -> bytes:
+    body = b""
+    for piece in pieces:
+        if len(body) >= REFUSAL_LIMIT_BYTES:
+            break
+        body += piece[: REFUSAL_LIMIT_BYTES - len(body)]
+    return body
+
+
+def _split(stream: _Stream, *, opened: bool) -> Split:
+    if stream.field is not None:
+        blank = len(stream.contents) if stream.first_content is None else stream.first_content
+        return split_fields(stream.contents, stream.field, blank)
+    return split_inline(stream.contents, opened=opened)
+
+
+def _outcome(
+    exchange: Exchange, stream: _Stream, split: Split, forced_tokens: int | None
+) -> tuple[Outcome, RequestError | None]:
+    if stream.failure is not None and exchange.outcome != "cut_off" and not (exchange.outcome and stream.is_torn):
+        return stream.failure
+    complete = stream.finish_reason is not None or stream.done
+    if exchange.outcome is not None and not (complete and exchange.outcome == "connection_error"):
+        return exchange.outcome, exchange.error
+    if not stream.events:
+        body = sse.excerpt(_start(exchange.pieces))
+        message = f"expected an event stream, got {exchange.content_type or 'no content type'}: {body}"
+        return "protocol_error", RequestError(kind="not_a_stream", message=message, http_status=exchange.status)
+    if not complete:
+        message = f"the stream ended after {len(stream.chunk_s)} chunks of text without finish_reason or [DONE]"
+        return "protocol_error", RequestError(kind="unfinished", message=message, http_status=exchange.status)
+    return _finished(stream, split, forced_tokens)
+
+
+def _finished(stream: _Stream, split: Split, forced_tokens: int | None) -> tuple[Outcome, RequestError | None]:
+    reason = stream.finish_reason
+    if reason in ("error", "abort", "abort_error"):
+        return "server_error", RequestError(kind="finish_reason", message=f"the server gave up: finish_reason {reason}")
+    if reason == "length" and forced_tokens is None:
+        return "truncated", None
+    if reason == "length" or split.answer:
+        return "ok", None
+    return "no_answer", None
+
+
+def _counted(stream: _Stream, split: Split, reply: Reply, count_tokens: CountTokens | None) -> Reply:
+    """Add what was counted: by the server where it tells, else by a tokenizer, else by chunks."""
+    usage = stream.usage
+    total = usage.completion_tokens if usage is not None else None
+    source: TokenCountSource = "server"
+    if total is None:
+        source = "tokenizer" if count_tokens else "chunks"
+        text = "".join(stream.thoughts) + "".join(stream.contents)
+        total = count_tokens(text) if count_tokens else len(stream.chunk_s)
+    tokens = stream.tokens_by_chunk(total) if source == "server" else None
+    return replace(
+        reply,
+        chunk_s=tuple(stream.chunk_s),
+        chunk_tokens=tokens,
+        first_answer_chunk=split.first_answer_chunk,
+        prompt_tokens=usage.prompt_tokens if usage is not None else None,
+        completion_tokens=total,
+        reasoning_tokens=_thinking_tokens(usage, split, tokens),
+        cached_tokens=usage.cached_tokens if usage is not None else None,
+        token_count_source=source,
+        finish_reason=stream.finish_reason,
+        answer=split.answer or None,
+        thinking_field=split.field,
+        think_closed=split.closed,
+        output_end=stream.end() or None,
+        thinking="".join(stream.thoughts) or split.thinking,
+    )
+
+
+def _thinking_tokens(usage: sse.Usage | None, split: Split, tokens: tuple[int, ...] | None) -> int | None:
+    """The server's count, unless it says 0 or nothing though thinking came (some parsers do): then by chunks."""
+    told = usage.thinking_tokens if usage is not None else None
+    if told or split.field is None:
+        return told
+    if tokens is None:
+        return None
+    return sum(tokens if split.first_answer_chunk is None else tokens[: split.first_answer_chunk])

@@ -1,0 +1,90 @@
+"""`analyze` and `report`: from the records of runs to their numbers and their pages."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadtest.commands.finish import Say, analyze_run, as_json, table, write_page
+from loadtest.errors import RecordError, UsageError
+from loadtest.records import read, write
+
+if TYPE_CHECKING:
+    from loadtest.report.comparison import Side
+    from loadtest.report.index import Entry
+
+MOST_RUNS = 6
+
+
+def analyze(arguments: argparse.Namespace, say: Say) -> str:
+    """Records to metrics.json and metrics.csv; with --run-programs, what the answered programs print is judged first."""
+    if arguments.run_programs:
+        from loadtest.grading import programs
+
+        found = programs.verdicts(read.read_run(arguments.run), say)
+        write.write_json(arguments.run / "programs.json", found)
+    numbers = analyze_run(arguments.run)
+    return as_json(numbers) if arguments.json else f"{table(arguments.run, numbers)}\n{arguments.run / 'metrics.json'}"
+
+
+def report(arguments: argparse.Namespace, say: Say) -> str:
+    """The page of a run; one comparison page of several (the first is the baseline); the index of a folder of runs."""
+    runs: list[Path] = arguments.runs
+    if len(runs) > 1:
+        return str(_compare(runs, arguments.output or runs[0].parent / "comparison.html"))
+    (run,) = runs
+    if not (run / "manifest.json").exists() and (folders := _runs_in(run)):
+        return str(_index(run, folders, arguments.output or run / "index.html"))
+    _numbers(run)
+    page = arguments.output or run / "report.html"
+    write_page(run, page)
+    return str(page)
+
+
+def _numbers(run: Path) -> dict[str, Any]:
+    """What metrics.json holds, made first where it is missing or older than any record."""
+    made = run / "metrics.json"
+    newest_s = max((path.stat().st_mtime for path in run.glob("cells/*/*/*.jsonl")), default=0.0)
+    return read.read_json(made) if made.exists() and made.stat().st_mtime >= newest_s else analyze_run(run)
+
+
+def _compare(runs: list[Path], page: Path) -> Path:
+    from loadtest.analysis import comparability, compare
+    from loadtest.report import page as pages
+    from loadtest.report.comparison import Side
+
+    if len(runs) > MOST_RUNS:
+        raise UsageError(f"report: expected at most {MOST_RUNS} runs on one page, got {len(runs)}; leave some out")
+    numbers = [_numbers(run) for run in runs]
+    baseline, *candidates = [read.read_run(run) for run in runs]
+    sides: list[Side] = [Side(runs[0].resolve().name, numbers[0], baseline.manifest, {}, {})]
+    for candidate, own in zip(candidates, numbers[1:], strict=True):
+        apart = comparability.differences(baseline.manifest, candidate.manifest)  # shown on the page, so none forbids it
+        judged = compare.runs(baseline, candidate, allow=tuple(apart))
+        sides.append(Side(candidate.path.resolve().name, own, candidate.manifest, judged, apart))
+    pages.write_comparison(tuple(sides), page, page.parent / f"{page.stem}-plots")
+    return page
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/manifest.json"))
+
+
+def _index(folder: Path, runs: list[Path], page: Path) -> Path:
+    from loadtest.report import page as pages
+
+    pages.write_index(folder.resolve().name, [_entry(run) for run in runs], page)
+    return page
+
+
+def _entry(run: Path) -> Entry:
+    """One run of the index; one that cannot be read is a row that says so."""
+    from loadtest.report.index import Entry
+
+    try:
+        manifest = read.read_json(run / "manifest.json")
+        metrics = read.read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
+    except RecordError as error:
+        return Entry(run.name, {}, {}, paged=False, problem=str(error).removeprefix(f"{run}/"))
+    return Entry(run.name, metrics, manifest, paged=(run / "report.html").exists())

@@ -1,0 +1,121 @@
+"""How every command that measures or predicts ends: the records analysed, the page written, the decision as text."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from loadtest import resources
+from loadtest.errors import Interrupted, LoadtestError, UsageError
+from loadtest.records import read, write
+
+if TYPE_CHECKING:
+    from loadtest.analysis.claims import Claim
+
+Say = Callable[[str], None]
+
+
+def carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, json: bool) -> str:
+    """Carry a study out, analyse it, write its page; the same for an interrupted one, which then exits 130."""
+    interrupted = False
+    problems: tuple[str, ...] = ()
+    try:
+        problems = execute()
+    except KeyboardInterrupt:
+        interrupted = True
+        say("interrupted: analysing what was measured so far")
+    numbers = _conclude(out, say)
+    if interrupted:
+        raise Interrupted(f"interrupted; what was measured is in {out} and reported as incomplete in {out / 'report.html'}")
+    if problems:
+        raise LoadtestError(
+            f"{len(problems)} problem(s) left the run incomplete ({problems[0]}); the rest is in {out / 'report.html'}"
+        )
+    if kinds := _only_failures(numbers):
+        raise LoadtestError(
+            f"nothing could be measured: every request failed ({kinds}); read the server's log, and {out / 'report.html'}"
+        )
+    return as_json(numbers) if json else f"{table(out, numbers)}\n{out / 'report.html'}"
+
+
+def _conclude(out: Path, say: Say) -> dict[str, Any]:
+    """Analyse, and write the page; what metrics.json holds."""
+    say("analysing")
+    numbers = analyze_run(out)
+    say("drawing the page")
+    write_page(out, out / "report.html")
+    return numbers
+
+
+def _only_failures(numbers: dict[str, Any]) -> str:
+    """The kinds of failure, with their counts, of a run in which the server, or the way to it, failed every request."""
+    levels = [level for cell in numbers["cells"] for level in cell["levels"]]
+    if not levels or any(level["failed_share"]["value"] != 1 for level in levels):
+        return ""
+    kinds = sum((Counter(level["error_kinds"]) for level in levels), Counter[str]())
+    return ", ".join(f"{kind} {n}" for kind, n in kinds.most_common())
+
+
+def table(folder: Path, numbers: dict[str, Any]) -> str:
+    """The decision, as a compact table for a terminal."""
+    from loadtest.report import terminal
+
+    return terminal.decision(numbers, read.read_json(folder / "manifest.json"))
+
+
+def analyze_run(folder: Path) -> dict[str, Any]:
+    """Records to metrics.json and metrics.csv, in the folder of the run; returns what metrics.json holds."""
+    from loadtest.analysis import export
+    from loadtest.analysis.run import analyze
+
+    run = read.read_run(folder)
+    numbers = analyze(run, claims=_claims(run.manifest.get("findings")))
+    write.write_json(folder / "metrics.json", numbers)
+    write.write_csv(folder / "metrics.csv", export.to_rows(numbers))
+    return numbers
+
+
+def _claims(name: str | None) -> tuple[Claim, ...]:
+    """The claims that a study names: a file, or one of `reports/findings/`; without a name, the published ones."""
+    from loadtest.analysis import claims
+
+    own = Path(name or "qwq-32b-ada")
+    path = own if own.suffix == ".toml" else resources.path(f"reports/findings/{own}.toml")
+    try:
+        return claims.parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the findings: {error.strerror}") from error
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """The page of one run from its metrics.json, with each plot beside it in `plots/`."""
+    from loadtest.report import page as pages
+
+    numbers = read.read_json(folder / "metrics.json")
+    manifest = read.read_json(folder / "manifest.json")
+    described = {path.parent.name: _described(path) for path in sorted(folder.glob("cells/*/engine.json"))}
+    pages.write(numbers, manifest, described, page, page.parent / "plots")
+
+
+def _described(engine: Path) -> dict[str, Any]:
+    """What engine.json says of a cell, and as `load` the command that drove its last pass."""
+    passes = sorted(engine.parent.glob("c*-r[0-9]*/pass.json"))
+    load = read.read_json(passes[-1]).get("command") if passes else None
+    return {**read.read_json(engine), "load": load}
+
+
+def as_json(value: Any) -> str:
+    """For `--json`: indented by two."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def new_folder(name: str) -> Path:
+    """Where a run goes that was given no `--out`: `runs/NAME-TIME`."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
+    return Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -1,0 +1,187 @@
+"""`demo`, `run`, `attach`, `serve`: what starts or asks a server."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from loadtest import resources
+from loadtest.commands.finish import Say, carry_out, new_folder
+from loadtest.errors import EngineError, UsageError
+from loadtest.perfmodel import memory
+from loadtest.servers import flags, preflight, probe, server
+from loadtest.study import estimate, locust_pass, parse, plan, schema
+from loadtest.study.run import execute
+from loadtest.workload.contract import Contract
+
+
+def demo(arguments: argparse.Namespace, say: Say) -> str:
+    """The whole matrix against the embedded simulator."""
+    study = parse.load(resources.path("scenarios/studies/demo.toml"))
+    return _measure(study, arguments.out or new_folder("demo"), say)
+
+
+def run(arguments: argparse.Namespace, say: Say) -> str:
+    """A study, from its file to its page."""
+    study = schema.select(parse.load(arguments.study, plan.asked), arguments.only)
+    if arguments.workers is not None:
+        study = replace(study, workers=arguments.workers)
+    if arguments.dry_run:
+        return _dry_run(study)
+    if arguments.resume and arguments.out is None:
+        raise UsageError("--resume: expected --out with the folder of the unfinished run, got none")
+    out = arguments.out or new_folder(study.name)
+    return _measure(study, out, say, resume=arguments.resume, force=arguments.force, as_json=arguments.json)
+
+
+def attach(arguments: argparse.Namespace, say: Say) -> str:
+    """A server that already runs, measured as a study of one cell; the command line is checked first."""
+    study = _attached(arguments)
+    plan.asked(study)
+    info = probe.probe(arguments.base_url, model=arguments.model)
+    cell = replace(
+        study.cells[0],
+        engine=arguments.engine or cast("schema.Engine", info.engine),
+        model=arguments.model or info.model or "model",
+        tp=info.tp or 1 if arguments.tp is None else arguments.tp,
+        gpu=arguments.gpu or info.gpu,
+        context_tokens=info.max_model_len,
+        clock_speed=info.clock_speed if info.simulated else None,
+    )
+    study = replace(study, name=f"{cell.engine} at {arguments.base_url}", cells=(cell,))
+    return _measure(study, arguments.out or new_folder("attach"), say, as_json=arguments.json)
+
+
+def _attached(arguments: argparse.Namespace) -> schema.Study:
+    """The study of one cell that `attach` asks for, before the server is asked what it is."""
+    cell = schema.Cell(
+        engine=arguments.engine or "other",
+        model=arguments.model or "model",
+        tp=1 if arguments.tp is None else arguments.tp,
+        gpu=arguments.gpu,
+        base_url=arguments.base_url,
+    )
+    contract: dict[str, Any] = {}
+    if arguments.max_tokens is not None:
+        contract["max_tokens"] = arguments.max_tokens
+    if arguments.extra_body is not None:
+        contract["extra_body"] = _json_object(arguments.extra_body, "--extra-body")
+    study = schema.Study(
+        name="attached",
+        workload=arguments.workload,
+        cells=(cell,),
+        mode=arguments.mode,
+        levels=schema.parse_levels(arguments.concurrency),
+        duration_s=arguments.duration,
+        warmup_requests=arguments.warmup_requests,
+        workers=arguments.workers,
+        seed=arguments.seed,
+        slo=tuple(arguments.slo),
+        contract=contract,
+        scenario_options={} if arguments.tokenizer is None else {"tokenizer": arguments.tokenizer},
+    )
+    if arguments.requests is not None:
+        return replace(study, min_requests=arguments.requests, requests_per_stream=1)
+    return study
+
+
+def _measure(
+    study: schema.Study, out: Path, say: Say, *, resume: bool = False, force: bool = False, as_json: bool = False
+) -> str:
+    """Measure a study for real, and conclude."""
+    return carry_out(lambda: execute(study, out, resume=resume, force=force, say=say), out, say, as_json)
+
+
+def serve(arguments: argparse.Namespace, say: Say) -> str:
+    """Start one runtime in the foreground, or show how."""
+    cell = schema.Cell(
+        engine=arguments.engine,
+        model=arguments.model,
+        tp=arguments.tp,
+        gpu=arguments.gpu,
+        context_tokens=arguments.context,
+        yarn=arguments.yarn,
+        memory_fraction=arguments.memory_fraction,
+        args=tuple(arguments.engine_args),
+    )
+    contract = Contract(seed=arguments.seed, prefix_caching=not arguments.no_prefix_caching)
+    spec = replace(plan.launch_spec(cell, contract, arguments.port), served_name=arguments.served_name)
+    if arguments.reasoning_parser is not None:
+        spec = replace(spec, reasoning_parser=arguments.reasoning_parser)
+    if arguments.print:
+        return _shell(spec)
+    if not arguments.force:
+        plan.refuse_misfit(cell, contract)
+        preflight.check(spec)
+    say(_shell(spec))
+    return server.serve(spec)
+
+
+def _dry_run(study: schema.Study) -> str:
+    """The plan of a study: each cell with its fit and its command, the Locust command of each level, and estimated times."""
+    workload, contract = plan.asked(study)
+    times = {cell.id: estimate.of_cell(study, cell, workload, contract) for cell in study.cells}
+    known = [one for time in times.values() if (one := time.all_s(study.repeats)) is not None]
+    head = (
+        f"{study.name}: {len(study.cells)} cells, levels {list(study.levels)}, {study.repeats} pass(es); nothing is started"
+    )
+    lines = [line for cell in study.cells for line in _plan_of(study, cell, contract, times[cell.id])]
+    missing = len(times) - len(known)
+    unknown = f"; {missing} cell(s) are not in it: refused, or no card is named" if missing else ""
+    total = f"in all: about {estimate.spoken(sum(known))} (an estimate of the performance model{unknown})"
+    return "\n".join([head, *lines, "", total])
+
+
+def _plan_of(study: schema.Study, cell: schema.Cell, contract: Contract, time: estimate.CellTime) -> list[str]:
+    fit = plan.fit_of(cell, contract, max(study.levels))
+    unchecked = "fit: not checked (no card is named, the model is not known here, or the server runs already)"
+    lines = ["", cell.id, *(fit.lines if fit is not None else [unchecked]), *_crowding(fit)]
+    if cell.base_url is None:
+        spec = plan.launch_spec(cell, contract, port=8000)
+        lines += [*_refusal(spec), _shell(spec)]
+    target = locust_pass.Target(cell.base_url or "http://127.0.0.1:8000", cell.model, cell.clock_speed or 1.0)
+    for level in study.levels:
+        argv = locust_pass.command(study, cell, target, level, 1, Path("RUN"), "RUN-ID")
+        streams = f"{level} stream{'s' if level > 1 else ''}"
+        lines += [f"{streams}, {study.requests(level)} requests{_about(time.pass_s[level])}:", f"  {shlex.join(argv)}"]
+    return [*lines, f"{study.repeats} pass(es) and as many starts{_about(time.all_s(study.repeats))}"]
+
+
+def _crowding(fit: memory.Fit | None) -> list[str]:
+    """What a reader should know of levels at which not all streams of the longest kind fit together."""
+    if fit is None or not fit.fits or fit.fits_concurrency:
+        return []
+    return [
+        f"  beyond {fit.max_streams} such streams at once it preempts; shorter ones leave room, and preemptions are counted"
+    ]
+
+
+def _refusal(spec: flags.LaunchSpec) -> list[str]:
+    """What keeps this machine from starting it; empty where nothing does."""
+    try:
+        preflight.check(spec)
+    except EngineError as error:
+        return [f"not on this machine: {error}"]
+    return []
+
+
+def _about(seconds: float | None) -> str:
+    return "" if seconds is None else f", about {estimate.spoken(seconds)}"
+
+
+def _shell(spec: flags.LaunchSpec) -> str:
+    """A launch as a line for a shell: its settings, then its command."""
+    argv, settings = flags.command(spec)
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in sorted(settings.items())), shlex.join(argv)])
+
+
+def _json_object(text: str, option: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise UsageError(f"{option}: expected a JSON object, got {text[:80]!r}: {error}") from None

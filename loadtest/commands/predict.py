@@ -1,0 +1,62 @@
+"""`fit` and `predict`: what the performance model says, with nothing started."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from loadtest.commands.finish import Say, as_json, carry_out, new_folder
+from loadtest.errors import UsageError
+from loadtest.study import parse as studies
+
+
+def fit(arguments: argparse.Namespace, say: Say) -> str:
+    """Does it fit, and what is left."""
+    from loadtest.perfmodel import gpus, memory, models
+
+    deployment = memory.Deployment(models.model(arguments.model), gpus.gpu(arguments.gpu), arguments.tp)
+    answer = memory.fit(deployment, context_tokens=arguments.context, concurrency=arguments.concurrency)
+    return as_json(msgspec.to_builtins(answer)) if arguments.json else "\n".join(answer.lines)
+
+
+_DEPLOYMENT = ("model", "gpu", "prompt_tokens", "output_tokens", "tp", "engine", "concurrency")
+
+
+def predict(arguments: argparse.Namespace, say: Say) -> str:
+    """What the performance model expects: of one deployment, or of a whole study."""
+    given = [f"--{name.replace('_', '-')}" for name in _DEPLOYMENT if getattr(arguments, name) is not None]
+    if arguments.study is not None:
+        if given:
+            raise UsageError(
+                f"{given[0]}: expected --study alone, as the study names its cells; leave {' '.join(given)} out"
+            )
+        return _fast_forward(arguments, say)
+    missing = [f"--{name.replace('_', '-')}" for name in _DEPLOYMENT[:4] if getattr(arguments, name) is None]
+    if missing:
+        raise UsageError(f"{missing[0]}: expected {' '.join(missing)} for one deployment, or --study FILE; got neither")
+    if arguments.out is not None:
+        raise UsageError("--out: expected --study with it, got none; one deployment is printed, not written")
+    return _predict_one(arguments)
+
+
+def _fast_forward(arguments: argparse.Namespace, say: Say) -> str:
+    from loadtest.study import fast_forward
+
+    study = studies.load(arguments.study)
+    out = arguments.out or new_folder(f"predicted-{study.name}")
+    return carry_out(lambda: fast_forward.execute(study, out, say=say), out, say, arguments.json)
+
+
+def _predict_one(arguments: argparse.Namespace) -> str:
+    from loadtest.perfmodel import gpus, memory, models, step_time
+
+    tp = 1 if arguments.tp is None else arguments.tp
+    deployment = memory.Deployment(models.model(arguments.model), gpus.gpu(arguments.gpu), tp, arguments.engine or "other")
+    answer = step_time.predict(
+        deployment,
+        prompt_tokens=arguments.prompt_tokens,
+        output_tokens=arguments.output_tokens,
+        concurrency=1 if arguments.concurrency is None else arguments.concurrency,
+    )
+    return as_json(msgspec.to_builtins(answer)) if arguments.json else "\n".join(answer.lines)

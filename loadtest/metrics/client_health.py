@@ -1,0 +1,129 @@
+"""Did the load generator itself distort the figures: the checks on its lag, CPU and clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from loadtest.metrics import clock_error as clock_errors
+from loadtest.metrics.request_arrays import Pass, offset
+from loadtest.records.read import LevelRecords
+from loadtest.records.schema import HealthSample, ServerSample
+
+CPU_LIMIT = 0.9  # of one core, by one process
+
+CPU_AIM = 0.6  # of one core, by one process: leaves room for bursts
+
+OF_LOAD = ("loop_lag_mean", "loop_lag_worst", "cpu", "late_starts")  # checks that more processes may pass
+
+BAD_SECONDS_LIMIT = 0.05  # share of seconds that may be bad
+
+MEAN_LAG_LIMIT = 0.1  # of the median token gap
+
+CLOCK_ERROR_LIMIT = 0.02  # of each mean time, against what the simulator knows to be true
+
+GC_LIMIT = 0.01  # share of the time
+
+LATE_LIMIT = 0.01  # share of the requests
+
+Passes = Sequence[tuple[LevelRecords, Pass]]
+
+
+def client(
+    passes: Passes, anchor: float, gap_s: float | None, clock_error: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Did the load generator distort the figures? `{status: pass|fail, reasons, checks, n_samples}`.
+
+    Population: the seconds sampled while measured requests ran, over all passes and workers. Lags are wall seconds times
+    the clock's speed, so that they compare with `gap_s`, the median token gap of the level. Fails without samples.
+    `clock_error` (`acceleration.clock_error`) is what a fast simulated clock was measured to cost; it is then judged
+    itself, in place of the lags that cause it.
+    """
+    samples = [sample for level, columns in passes for sample in _during(level.health, columns, anchor)]
+    if not samples:
+        reason = "no sample of the load generator's own health: nothing shows that it kept up"
+        return {"status": "fail", "reasons": [reason], "checks": [], "n_samples": 0}
+    requests = sum(int(np.sum(columns.measured)) for _, columns in passes)
+    timing = _lag_checks(samples, gap_s) if clock_error is None else _clock_checks(clock_error)
+    checks = [_check(*one) for one in (*timing, *_other_checks(samples, requests))]
+    remedy = _remedy(samples)
+    reasons = [
+        str(check["reason"]) + (remedy if check["name"] in OF_LOAD else "") for check in checks if check["status"] == "fail"
+    ]
+    return {"status": "fail" if reasons else "pass", "reasons": reasons, "checks": checks, "n_samples": len(samples)}
+
+
+def no_client() -> dict[str, Any]:
+    """`client_health` of a fast-forwarded study (`VIRTUAL_TIME`): there was no load generator, so none could fail."""
+    reason = "fast-forwarded in virtual time: no load generator ran, so none could distort the figures"
+    return {"status": "not_applicable", "reasons": [reason], "checks": [], "n_samples": 0}
+
+
+def _remedy(samples: Sequence[HealthSample]) -> str:
+    """How many processes this load needs, where those that there were had little of their cores left; else nothing."""
+    workers = len({sample.worker for sample in samples})
+    share = float(np.quantile([sample.cpu_share for sample in samples], 0.9))
+    if share <= CPU_AIM:
+        return ""
+    needed = max(workers + 1, ceil(workers * share / CPU_AIM))
+    return f"; {workers} process{'es were' if workers > 1 else ' was'} not enough: use --processes {needed}"
+
+
+def _lag_checks(samples: Sequence[HealthSample], gap_s: float | None) -> list[tuple[str, float, float, str]]:
+    mean_s = float(np.average([s.loop_lag_mean_s * s.clock_speed for s in samples], weights=_intervals_s(samples)))
+    worst = np.array([s.loop_lag_max_s * s.clock_speed for s in samples])
+    if gap_s is None or gap_s <= 0:
+        return []
+    late = float(np.average(worst > gap_s, weights=_intervals_s(samples)))
+    return [
+        ("loop_lag_mean", mean_s / gap_s, MEAN_LAG_LIMIT,
+         f"the event loop wakes {mean_s * 1e3:.2g} ms late on average, {mean_s / gap_s:.1%} of the median token gap"),
+        ("loop_lag_worst", late, BAD_SECONDS_LIMIT,
+         f"in {late:.1%} of the seconds the loop woke later than one median token gap (worst {np.max(worst) * 1e3:.3g} ms)"),
+    ]  # fmt: skip
+
+
+def _intervals_s(samples: Sequence[HealthSample]) -> list[float]:
+    """Wall seconds that each sample speaks for: the last one of a level covers less than the others."""
+    return [s.interval_s for s in samples]
+
+
+def _clock_checks(clock_error: Mapping[str, Any]) -> list[tuple[str, float, float, str]]:
+    worst = clock_errors.worst([clock_error])
+    if worst is None:
+        return []
+    return [("simulated_clock", worst, CLOCK_ERROR_LIMIT, f"the fast clock put the times off by up to {worst:.1%}")]
+
+
+def _other_checks(samples: Sequence[HealthSample], requests: int) -> list[tuple[str, float, float, str]]:
+    busy = float(np.average([s.cpu_share > CPU_LIMIT for s in samples], weights=_intervals_s(samples)))
+    top = max(s.cpu_share for s in samples)
+    pause = float(np.sum([s.gc_pause_s for s in samples]) / np.sum(_intervals_s(samples)))
+    late = sum(s.late_starts for s in samples) / max(requests, 1)
+    return [
+        ("cpu", busy, BAD_SECONDS_LIMIT, f"in {busy:.1%} of the seconds above {CPU_LIMIT:.0%} of a core (most {top:.0%})"),
+        ("gc", pause, GC_LIMIT, f"{pause:.2%} of the time went to garbage collection"),
+        ("late_starts", late, LATE_LIMIT, f"{late:.1%} of the requests were sent more than 10 ms after their schedule"),
+    ]
+
+
+def _check(name: str, value: float, limit: float, said: str) -> dict[str, Any]:
+    good = value <= limit
+    reason = f"{said}; at most {limit:.0%}"
+    return {"name": name, "status": "pass" if good else "fail", "value": value, "limit": limit, "reason": reason}
+
+
+def _during(samples: Sequence[HealthSample], columns: Pass, anchor: float) -> list[HealthSample]:
+    use = columns.measured & np.isfinite(columns.sent_s)
+    if not np.any(use):
+        return []
+    start, end = float(np.min(columns.sent_s[use])), float(np.max(columns.ended_s[use]))
+    kept = [s for s in samples if start <= sample_time(s, anchor) <= end + s.clock_speed]
+    return sorted(kept, key=lambda s: (sample_time(s, anchor), s.worker))
+
+
+def sample_time(sample: HealthSample | ServerSample, anchor: float) -> float:
+    return sample.t_s + offset(sample.clock_anchor_unix_s, sample.clock_speed, anchor)

@@ -1,0 +1,160 @@
+"""The steady window of a pass, and what arrived inside it: the same instants bound tokens and time.
+
+Window: from the first instant at which C measured requests are in flight until the last instant at which they are, C the
+level's concurrency; a request is in flight from `sent_s` to `ended_s`. Gaps between a stream's requests lie inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loadtest.metrics import intervals, survival
+from loadtest.metrics.intervals import MIN_PASSES, Estimate, Floats
+from loadtest.metrics.request_arrays import Bools, Pass
+
+BATCHES = 10  # batch means of one window (Schmeiser 1982: 10 to 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Start and end (s, run time); what happens in (start, end] counts."""
+
+    start_s: float
+    end_s: float
+
+    @property
+    def length_s(self) -> float:
+        return self.end_s - self.start_s
+
+    def holds(self, times: Floats) -> Bools:
+        return (times > self.start_s) & (times <= self.end_s)
+
+
+def steady(columns: Pass) -> Window | None:
+    """The steady window of a pass; None where C requests were never in flight together."""
+    use = columns.measured & np.isfinite(columns.sent_s) & (columns.ended_s > columns.sent_s)
+    starts, ends = columns.sent_s[use], columns.ended_s[use]
+    times = np.concatenate((ends, starts))
+    steps = np.concatenate((-np.ones(len(ends)), np.ones(len(starts))))
+    order = np.lexsort((steps, times))  # at ties an end comes first: a successor does not overlap what it follows
+    flying = np.cumsum(steps[order])
+    full = np.flatnonzero(flying >= columns.concurrency)
+    if not len(full):
+        return None
+    window = Window(float(times[order][full[0]]), float(times[order][full[-1] + 1]))
+    return window if window.length_s > 0 else None
+
+
+def tokens_in(columns: Pass, window: Window, edges: int = 1) -> Floats:
+    """Tokens that arrived in each of `edges` equal parts of the window, whoever produced them, finished or not."""
+    inside = window.holds(columns.token_s)
+    parts = np.ceil((columns.token_s[inside] - window.start_s) / window.length_s * edges).astype(np.int64) - 1
+    return np.asarray(np.bincount(np.clip(parts, 0, edges - 1), columns.token_weight[inside], edges), np.float64)
+
+
+def output_tokens_per_s(passes: Sequence[tuple[Pass, Window]]) -> Estimate:
+    """Tokens in the windows / their length, passes summed. Interval: t over passes from three on, else over batch means
+    (each window in 10 equal parts)."""
+    if not passes:
+        return Estimate(None, None, 0, reason="no steady window: the streams were never all in flight together")
+    edges = 1 if len(passes) >= MIN_PASSES else BATCHES
+    totals = np.concatenate([tokens_in(columns, window, edges) for columns, window in passes])
+    sizes = np.repeat([window.length_s / edges for _, window in passes], edges)
+    estimate = intervals.ratio(totals, np.asarray(sizes, np.float64))
+    if float(np.sum(totals)) == 0:
+        return Estimate(None, None, 0, reason="no token arrived inside the window")
+    return estimate
+
+
+def per_hour(passes: Sequence[tuple[Pass, Window]], good: Sequence[Bools]) -> Estimate:
+    """Answers among `good` (one mask a pass) an hour: what the tokens that arrived inside the windows amount to.
+
+    Tokens in the window x answers per token of the measured requests / its length. Counting the answers that end there
+    would miss those under way when it closes, and streams begin together: per stream and pass (1 - cv^2) / 2 answers too
+    few, cv the variation of their length (Cox, Renewal Theory, 4.2). Tokens are credited as they arrive and have no such
+    bias. Interval: t over passes from three on, else from the relative errors of both factors (batches, requests), on the
+    log scale; with no answer at all, exact Poisson.
+    """
+    if not passes:
+        return Estimate(None, None, 0, reason="no steady window: the streams were never all in flight together")
+    hours = np.array([window.length_s / 3600 for _, window in passes])
+    if not any(bool(np.any(mask)) for mask in good):
+        return intervals.poisson_rate(0, math.fsum(hours))
+    if len(passes) >= MIN_PASSES:
+        answers = [answers_in(columns, window, mask) for (columns, window), mask in zip(passes, good, strict=True)]
+        return intervals.ratio(np.array(answers), hours)
+    tokens, share = output_tokens_per_s(passes), _answers_per_token([columns for columns, _ in passes], good)
+    return intervals.product(tokens, share, 3600.0)
+
+
+def answers_in(columns: Pass, window: Window, good: Bools) -> float:
+    """Answers among `good` that the tokens in a window amount to, by the answers per token of its pass."""
+    per_token = _answers_per_token([columns], [good]).value
+    return float(tokens_in(columns, window)[0]) * (per_token or 0.0)
+
+
+def _answers_per_token(passes: Sequence[Pass], good: Sequence[Bools]) -> Estimate:
+    """Of measured requests, those that were cut off making up for their absence by the weight of longer ones."""
+    measured = [one.measured for one in passes]
+    tokens = np.concatenate([one.tokens[use] for one, use in zip(passes, measured, strict=True)])
+    ended = np.concatenate([~one.cut_off[use] for one, use in zip(passes, measured, strict=True)])
+    answers = np.concatenate([mask[use] for mask, use in zip(good, measured, strict=True)])
+    weights = survival.censoring_weights(tokens, ended)
+    return intervals.ratio(weights * answers, weights * tokens)
+
+
+def checks(passes: Sequence[tuple[Pass, Window]], n_passes: int) -> dict[str, Any]:
+    """Can the window be trusted: long enough, without a trend, warm from its start. Each `{status, value, reason}`."""
+    if len(passes) < n_passes or not passes:
+        missing = _check(False, None, f"{n_passes - len(passes)} of {n_passes} passes have no steady window")
+        return {"long_enough": missing, "steady": _unchecked("no window"), "warm": _unchecked("no window")}
+    return {"long_enough": _long_enough(passes), "steady": _steady(passes), "warm": _warm(passes)}
+
+
+def _long_enough(passes: Sequence[tuple[Pass, Window]]) -> dict[str, Any]:
+    """Each stream's requests end at other times only after a few of them: at least two median requests long."""
+    lengths = np.concatenate([(c.ended_s - c.sent_s)[c.measured & c.ok & np.isfinite(c.sent_s)] for c, _ in passes])
+    if not len(lengths):
+        return _unchecked("no finished request")
+    shortest = min(window.length_s for _, window in passes)
+    times = shortest / max(float(np.median(lengths)), 1e-9)
+    return _check(times >= 2, times, f"the shortest window holds {times:.1f} median requests (at least 2)")
+
+
+def _steady(passes: Sequence[tuple[Pass, Window]]) -> dict[str, Any]:
+    found = [intervals.trend(tokens_in(columns, window, BATCHES)) for columns, window in passes]
+    change, p = max(found, key=lambda one: (one[1] < 0.01, abs(one[0])))
+    said = f"tokens/s change by {change:+.1%} over the window (p = {p:.2g}; a fault above 10 % at p < 0.01)"
+    return _check(not (p < 0.01 and abs(change) > 0.1), change, said)
+
+
+def _warm(passes: Sequence[tuple[Pass, Window]]) -> dict[str, Any]:
+    """First measured request of each stream against its later ones, by median seconds per token."""
+    first: list[float] = []
+    later: list[float] = []
+    for columns, _ in passes:
+        seen: set[tuple[str, int]] = set()
+        for i in np.flatnonzero(columns.measured & (columns.tokens_after_first > 0)):
+            r = columns.records[i]
+            tpot = (columns.last_s[i] - columns.first_s[i]) / columns.tokens_after_first[i]
+            (later if (r.worker, r.user) in seen else first).append(tpot)
+            seen.add((r.worker, r.user))
+    if len(first) < 3 or len(later) < 3:
+        return _unchecked(f"{len(first)} first and {len(later)} later requests: 3 of each needed")
+    change = float(np.median(first) / np.median(later) - 1) if np.median(later) > 0 else 0.0
+    return _check(
+        change < 0.1, change, f"first requests took {change:+.1%} more per token than later ones (a fault from +10 %)"
+    )
+
+
+def _check(good: bool, value: float | None, reason: str) -> dict[str, Any]:
+    return {"status": "pass" if good else "fail", "value": value, "reason": reason}
+
+
+def _unchecked(reason: str) -> dict[str, Any]:
+    return {"status": "not_checked", "value": None, "reason": reason}

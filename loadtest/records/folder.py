@@ -1,0 +1,96 @@
+"""Names and places of the files in a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from loadtest.errors import RecordError
+from loadtest.records.schema import Phase
+
+_MODEL_CHARS = 100  # of a cell's id, which is the name of a folder
+
+
+def cell_id(engine: str, model: str, tp: int) -> str:
+    """Identity of a cell, `ENGINE_MODEL_tpN`; of a path or a hub name only the last part counts, at most 100 characters.
+
+    >>> cell_id("vllm", "Qwen/QwQ-32B-AWQ", 2)
+    'vllm_qwq-32b-awq_tp2'
+    """
+    name = re.sub(r"[^a-z0-9.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-.") or "model"
+    return f"{engine}_{name[:_MODEL_CHARS]}_tp{tp}"
+
+
+def request_id(run_id: str, cell: str, concurrency: int, repeat: int, phase: Phase, seq: int) -> str:
+    """What a request is called on the wire (`x-request-id`) and so in a server's log: unique within a run.
+
+    >>> request_id("r", "vllm_m_tp1", 8, 1, "measure", 3)
+    'r.vllm_m_tp1.c08-r1.measure-3'
+    """
+    return f"{run_id}.{cell}.{level_name(concurrency, repeat)}.{phase}-{seq}"
+
+
+def level_name(concurrency: int, repeat: int) -> str:
+    """Folder of one pass over one level, `cNN-rR`.
+
+    >>> level_name(8, 1)
+    'c08-r1'
+    """
+    return f"c{concurrency:02d}-r{repeat}"
+
+
+def level_path(run: Path, cell: str, concurrency: int, repeat: int) -> Path:
+    """Where the records of one pass over one level of one cell are."""
+    return run / "cells" / cell / level_name(concurrency, repeat)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename what a broken pass left to `cNN-rR.broken-N`, which no reader counts; where it is now."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.broken-{number}")).exists():
+        number += 1
+    try:
+        return folder.rename(aside)
+    except OSError as error:
+        raise RecordError(f"{folder}: cannot set aside what a broken pass left: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a run folder, so that no other run writes into it; the system lets go of it however this process ends.
+
+    Raises `RecordError`: another process holds it, or the disk refuses.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise RecordError(f"{folder}: cannot write here: {error.strerror}; name another --out") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
+            raise RecordError(
+                f"{folder}: expected a folder that no other run writes to, found process {holder}; name another --out"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def requests_stem() -> str:
+    """File stem for the requests of this process: unique over hosts and processes."""
+    host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:32] or "host"
+    return f"requests-{host}-{os.getpid()}"
+
+
+LEVEL_NAME = re.compile(r"c(\d+)-r(\d+)")

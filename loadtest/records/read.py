@@ -1,0 +1,177 @@
+"""Reads the files of a run back, with one clear error for a damaged one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadtest.errors import RecordError
+from loadtest.records.folder import LEVEL_NAME
+from loadtest.records.schema import (
+    SCHEMA_VERSION,
+    EngineFacts,
+    GpuSample,
+    HealthSample,
+    Manifest,
+    RequestRecord,
+    ServerSample,
+)
+
+
+def _regular(path: Path) -> Path:
+    """The path of a file, which has an end: a device or a pipe in a folder that somebody sent may have none."""
+    if path.exists() and not path.is_file():
+        raise RecordError(f"{path}: expected a file, got a folder or a device")
+    return path
+
+
+def read_json(path: Path, kind: Any = dict[str, Any]) -> dict[str, Any]:
+    """Read one JSON object, or say what is wrong with it and where; `kind`: what it must hold (keys beyond are kept)."""
+    try:
+        value = msgspec.json.decode(_regular(path).read_bytes())
+        msgspec.convert(value, kind)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read: {error.strerror}") from error
+    except msgspec.ValidationError as error:
+        raise RecordError(f"{path}: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordError(f"{path}: expected a JSON object, got something else: {error}") from error
+    found: dict[str, Any] = value
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class LevelRecords:
+    """Everything on disk about one pass over one level, in file order; `torn` names each line that could not be read."""
+
+    cell: str
+    concurrency: int
+    repeat: int
+    path: Path
+    requests: tuple[RequestRecord, ...]
+    server: tuple[ServerSample, ...]
+    health: tuple[HealthSample, ...]
+    torn: tuple[str, ...] = ()
+    gpu: tuple[GpuSample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CellRecords:
+    """One cell: what `engine.json` says (see `launch` in `engines`), and its passes, sorted by level and repeat."""
+
+    id: str
+    engine: dict[str, Any]
+    levels: tuple[LevelRecords, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder in memory: the manifest and the cells, sorted by id."""
+
+    path: Path
+    manifest: dict[str, Any]
+    cells: tuple[CellRecords, ...] = field(default=())
+
+
+def read_run(path: Path) -> Run:
+    """Read a whole run folder.
+
+    Raises `RecordError` where the folder is not a run, is from a newer schema, or a file in it is foreign. A torn last
+    line (a process was killed while it wrote) is reported in `LevelRecords.torn`, never fatal.
+    """
+    manifest_path = path / "manifest.json"
+    if not manifest_path.is_file():
+        raise RecordError(f"{path}: expected a run folder with manifest.json, found none; name the folder that --out made")
+    _check_version(read_json(manifest_path).get("schema_version"), str(manifest_path))
+    manifest = read_json(manifest_path, Manifest)
+    cells_path = path / "cells"
+    folders = sorted(p for p in cells_path.iterdir() if p.is_dir()) if cells_path.is_dir() else []
+    programs = path / "programs.json"
+    verdicts = read_json(programs, dict[str, bool | None]) if programs.is_file() else {}
+    return Run(path=path, manifest=manifest, cells=tuple(_read_cell(folder, verdicts) for folder in folders))
+
+
+def program_key(record: RequestRecord) -> str:
+    """What the verdict on an answered program depends on, its key in `programs.json`: the prompt and the answer."""
+    return f"{record.prompt_id} {hashlib.sha256((record.answer or '').encode()).hexdigest()[:16]}"
+
+
+def _read_cell(folder: Path, verdicts: Mapping[str, bool | None]) -> CellRecords:
+    engine_path = folder / "engine.json"
+    engine = read_json(engine_path, EngineFacts) if engine_path.exists() else {}
+    levels = [read_level(level, verdicts) for level in sorted(folder.iterdir()) if LEVEL_NAME.fullmatch(level.name)]
+    levels.sort(key=lambda level: (level.concurrency, level.repeat))
+    return CellRecords(id=folder.name, engine=engine, levels=tuple(levels))
+
+
+def read_level(folder: Path, verdicts: Mapping[str, bool | None] | None = None) -> LevelRecords:
+    """Read one pass over one level (`cNN-rR`); `verdicts`: of `programs.json`, which judge answers left unjudged."""
+    match = LEVEL_NAME.fullmatch(folder.name)
+    if match is None:
+        raise RecordError(f"{folder}: expected a level folder named cNN-rR, got {folder.name!r}")
+    torn: list[str] = []
+    return LevelRecords(
+        cell=folder.parent.name,
+        concurrency=int(match[1]),
+        repeat=int(match[2]),
+        path=folder,
+        requests=tuple(_judged(_read_lines(sorted(folder.glob("requests-*.jsonl")), RequestRecord, torn), verdicts or {})),
+        server=tuple(_read_lines(sorted(folder.glob("server_metrics*.jsonl")), ServerSample, torn)),
+        health=tuple(_read_lines(sorted(folder.glob("client_health*.jsonl")), HealthSample, torn)),
+        gpu=tuple(_read_lines(sorted(folder.glob("gpu_metrics*.jsonl")), GpuSample, torn)),
+        torn=tuple(torn),
+    )
+
+
+def _judged(requests: Iterator[RequestRecord], verdicts: Mapping[str, bool | None]) -> Iterator[RequestRecord]:
+    if not verdicts:
+        return requests
+    return (
+        replace(one, answer_correct=verdicts.get(program_key(one))) if one.answer and one.answer_correct is None else one
+        for one in requests
+    )
+
+
+def _read_lines(paths: Iterable[Path], kind: type[Any], torn: list[str]) -> Iterator[Any]:
+    decoder = msgspec.json.Decoder(kind)
+    for path in paths:
+        try:
+            content = _regular(path).read_bytes()
+        except OSError as error:
+            raise RecordError(f"{path}: cannot read: {error.strerror}") from error
+        lines = content.split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                value = decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RecordError) as error:
+                if number == len(lines):  # no newline after it: the writer was killed in mid-line
+                    torn.append(f"{where}: torn line of {len(line)} bytes left out")
+                    continue
+                _check_version(_version_of(line), where)
+                raise RecordError(f"{where}: expected a {kind.__name__}: {error}") from error
+            if isinstance(value, RequestRecord):
+                _check_version(value.schema_version, where)
+            yield value
+
+
+def _version_of(line: bytes) -> object:
+    try:
+        value = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return SCHEMA_VERSION
+    return value.get("schema_version", SCHEMA_VERSION) if isinstance(value, dict) else SCHEMA_VERSION
+
+
+def _check_version(version: object, where: str) -> None:
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"{where}: schema_version: expected {SCHEMA_VERSION}, got {version!r}; read it with the loadtest that wrote it"
+        )

@@ -1,0 +1,278 @@
+"""Raw facts on disk: the schema of a run folder, its writer and its reader. Nothing here is derived.
+
+History of the format
+---------------------
+1   first version.
+
+Layout (every field: docs/reference.md)::
+
+    RUN/manifest.json
+    RUN/programs.json                              what came of running the programs among the answers, where asked for
+    RUN/cells/CELL/engine.json, engine.log
+    RUN/cells/CELL/cNN-rR/requests-*.jsonl         one line per request, one file per process
+    RUN/cells/CELL/cNN-rR/server_metrics.jsonl     the server's own counters, 1 Hz
+    RUN/cells/CELL/cNN-rR/gpu_metrics.jsonl        power, memory and utilisation of each card, 1 Hz, where NVML tells
+    RUN/cells/CELL/cNN-rR/client_health.jsonl      the load generator's own state, 1 Hz
+
+All times are offsets in seconds on the clock of the process that wrote them (`loadtest.clock`); every line carries
+that clock's anchor and speed, so that a line means the same wherever it is moved to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypedDict, get_args
+
+import msgspec
+
+from loadtest.errors import RecordError
+
+# Still waited for when it stopped: its times are known to be longer. Other failures have no time to wait for.
+CENSORED = frozenset({"cut_off", "truncated", "timeout", "stalled"})
+
+FINISHED = frozenset({"ok", "no_answer", "truncated"})  # the server ended it by itself
+
+# The server, or the way to it, failed: not the model, nor the end of the level.
+FAILED = frozenset({"http_error", "timeout", "stalled", "connection_error", "protocol_error", "server_error"})
+
+SCHEMA_VERSION = 1
+
+Phase = Literal["warmup", "measure"]
+
+TokenCountSource = Literal["server", "tokenizer", "chunks"]
+
+Outcome = Literal[
+    "ok",
+    "no_answer",
+    "truncated",
+    "http_error",
+    "timeout",
+    "stalled",
+    "connection_error",
+    "protocol_error",
+    "server_error",
+    "cut_off",
+]
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+ANSWER_LIMIT_BYTES = 4096
+
+# What a clock of ours can have said; anything else in a file is damage.
+Seconds = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]  # an offset: within 30 years
+
+UnixSeconds = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+
+ClockSpeed = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestError:
+    """Why a request failed: a stable `kind`, a sentence that names the cause, and the HTTP status if there was one."""
+
+    kind: str
+    message: str
+    http_status: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request as it happened. Times are offsets (s); counts are tokens; null means "not known", never 0.
+
+    `chunk_s` holds the arrival of each chunk that carried text, thinking or answer; `chunk_tokens` the tokens that the
+    server says each of them carried (same length) or null; `first_answer_chunk` the index of the first with answer text.
+    """
+
+    run_id: str
+    cell: str
+    concurrency: int
+    repeat: int
+    phase: Phase
+    worker: str
+    user: int
+    seq: int
+    prompt_id: str
+    scheduled_s: Seconds
+    sent_s: Seconds | None
+    headers_s: Seconds | None
+    chunk_s: tuple[Seconds, ...]
+    chunk_tokens: tuple[int, ...] | None
+    first_answer_chunk: int | None
+    ended_s: Seconds
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    reasoning_tokens: int | None
+    cached_tokens: int | None
+    token_count_source: TokenCountSource
+    finish_reason: str | None
+    outcome: Outcome
+    error: RequestError | None
+    answer: str | None
+    answer_correct: bool | None
+    request_sha256: str
+    schema_version: int = SCHEMA_VERSION
+    # Added to the contract's fields:
+    clock_anchor_unix_s: UnixSeconds = 0.0  # wall clock (Unix s) at offset 0 of this process
+    clock_speed: ClockSpeed = 1.0  # seconds of the run per wall second; not 1 only against a simulator
+    connect_s: Seconds | None = None  # time spent connecting inside this request; 0 where a connection was open already
+    thinking_field: str | None = None  # where thinking arrived: reasoning, reasoning_content, inline; null if nowhere
+    think_closed: bool | None = None  # inline thinking: was `</think>` seen; null where the server splits
+    forced_tokens: int | None = None  # equal-work: the output length that was forced
+    prompt_chars: int | None = None
+    task: int | None = None  # which task of dependent requests it belongs to, counted over the level; null: on its own
+    turn: int | None = None  # its place in the task, from 0
+    task_turns: int | None = None  # requests that the task takes when all goes well
+    output_end: str | None = None  # last 4,000 characters of all text, thinking too, where `answer` does not hold them
+    endpoint: str | None = None  # which endpoint was asked, where a router has a second one; null: the cell's own
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES:
+            raise RecordError(f"outcome: expected one of {', '.join(OUTCOMES)}, got {self.outcome!r}")
+        if self.chunk_tokens is not None and len(self.chunk_tokens) != len(self.chunk_s):
+            raise RecordError(
+                f"chunk_tokens: expected {len(self.chunk_s)} entries, one for each of chunk_s, got {len(self.chunk_tokens)}"
+            )
+        if self.first_answer_chunk is not None and not 0 <= self.first_answer_chunk < len(self.chunk_s):
+            raise RecordError(
+                f"first_answer_chunk: expected an index into {len(self.chunk_s)} chunks, got {self.first_answer_chunk}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSample:
+    """One reading of a server's `/metrics`, under one set of names for every runtime. Null: the server does not tell.
+
+    Names ending in `_total` count since the server started; tokens unless the name says otherwise.
+    """
+
+    t_s: Seconds
+    clock_anchor_unix_s: UnixSeconds
+    clock_speed: ClockSpeed
+    running: float | None = None
+    waiting: float | None = None
+    kv_usage: float | None = None  # share of the KV cache in use, 0 to 1
+    prompt_tokens_total: float | None = None
+    generation_tokens_total: float | None = None
+    prefix_cache_hit_tokens_total: float | None = None
+    prefix_cache_query_tokens_total: float | None = None
+    preemptions_total: float | None = None  # vLLM: preemptions; SGLang: retractions
+    requests_finished_total: float | None = None
+    requests_aborted_total: float | None = None
+    ttft_sum_s: float | None = None
+    ttft_count: float | None = None
+    ttft_buckets: tuple[tuple[float, float], ...] | None = None  # (upper bound in s, requests up to it), ascending
+    e2e_sum_s: float | None = None
+    e2e_count: float | None = None
+    error: str | None = None  # why this reading failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSample:
+    """One second of the load generator's own life: did it have the time to stamp what arrived?"""
+
+    t_s: Seconds
+    clock_anchor_unix_s: UnixSeconds
+    clock_speed: ClockSpeed
+    worker: str
+    loop_lag_mean_s: Seconds  # wall seconds by which the event loop woke late, mean and worst of this second
+    loop_lag_max_s: Seconds
+    cpu_share: float  # CPU seconds of this process per wall second, 1.0 = one core
+    rss_bytes: int
+    gc_collections: int  # collections in this second
+    gc_pause_s: Seconds  # wall seconds spent in them
+    interval_s: Seconds = 1.0  # wall seconds that this sample covers; the last one of a level is shorter
+    late_starts: int = 0  # requests sent more than 10 ms (wall) after their schedule, in this second
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSample:
+    """One reading of one graphics card of this machine by NVML. Null: the card does not tell."""
+
+    t_s: Seconds
+    clock_anchor_unix_s: UnixSeconds
+    clock_speed: ClockSpeed
+    gpu: int  # NVML's index
+    power_w: float | None = None
+    memory_used_bytes: int | None = None
+    utilisation: float | None = None  # share of the last moments in which a kernel ran, 0 to 1
+    error: str | None = None  # why this reading failed
+
+
+class _Named(TypedDict):
+    id: str
+
+
+class ManifestCell(_Named, total=False):
+    """What the reader of a run relies on in a cell of `manifest.json`."""
+
+    engine: str | None
+    model: str | None
+    tp: int | None
+    gpu: str | None
+
+
+class Manifest(TypedDict, total=False):
+    """What the reader of a run relies on in `manifest.json`: these keys have these types; others are kept as they are."""
+
+    schema_version: int
+    run_id: str | None
+    name: str | None
+    question: str | None
+    started_unix_s: UnixSeconds | None
+    complete: bool
+    incomplete_reason: str | None
+    interrupted: bool
+    driven: str | None
+    simulated: bool
+    clock_speed: ClockSpeed
+    mode: str | None
+    scenario: str | None
+    workload: dict[str, Any] | None
+    contract: dict[str, Any] | None
+    slo: list[str] | None
+    prices: dict[str, Any] | None
+    findings: str | None
+    seed: int | None
+    levels: list[int]
+    repeats: int
+    environment: dict[str, Any] | None
+    cells: list[ManifestCell]
+    commands: list[str]
+
+
+class FitFacts(TypedDict, total=False):
+    """What the reader of a run relies on in the fit check of a cell (`roofline.Fit`)."""
+
+    fits: bool
+    reason: str | None
+    context_tokens: int
+    max_streams: int
+    kv_capacity_tokens: int
+    bound_tokens_per_s: float
+    lines: list[str]
+
+
+class EngineFacts(TypedDict, total=False):
+    """What the reader of a run relies on in `engine.json`, likewise."""
+
+    id: str
+    engine: str | None
+    engine_version: str | None
+    model: str | None
+    tp: int | None
+    gpu: str | None
+    simulated: bool
+    clock_speed: ClockSpeed | None
+    base_url: str | None
+    command: list[str] | None
+    env: dict[str, str] | None
+    status: str | None
+    reason: str | None
+    started_unix_s: UnixSeconds | None
+    ready_unix_s: UnixSeconds | None
+    stopped_unix_s: UnixSeconds | None
+    exit_code: int | None
+    fit: FitFacts | None
+    clock_error: dict[str, Any] | None
+    server_info: dict[str, Any] | None

@@ -1,0 +1,100 @@
+"""Writes the files of a run: appended lines, whole JSON documents, CSV."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import itertools
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from loadtest.credentials import redacted
+from loadtest.errors import RecordError, UsageError
+
+UNWRITABLE = re.compile("cannot write a record|cannot create a record file|the disk took")  # how JsonlWriter says it
+
+
+class JsonlWriter:
+    """Appends one JSON line at a time, each handed to the system before the call returns.
+
+    The file is created exclusively: two processes never share one. A write that fails raises `RecordError`, and so ends
+    the run: a measurement that cannot be kept is not a measurement.
+    """
+
+    def __init__(self, directory: Path, stem: str) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self.path, self._fd = _create(directory, stem)
+        except OSError as error:
+            raise RecordError(f"{directory}: cannot create a record file: {error.strerror}") from error
+
+    def write(self, value: object) -> None:
+        line = redacted(msgspec.json.encode(value).decode()).encode() + b"\n"
+        try:
+            written = os.write(self._fd, line)
+        except OSError as error:
+            raise RecordError(f"{self.path}: cannot write a record: {error.strerror}") from error
+        if written != len(line):
+            raise RecordError(f"{self.path}: the disk took {written} of {len(line)} bytes of a record; is it full?")
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _create(directory: Path, stem: str) -> tuple[Path, int]:
+    """A new file that nobody else has, `STEM.jsonl` or with the next free number, also where two processes try at once."""
+    for number in itertools.count(1):
+        path = directory / (f"{stem}.jsonl" if number == 1 else f"{stem}-{number}.jsonl")
+        with contextlib.suppress(FileExistsError):
+            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+    raise AssertionError("numbers do not end")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(redacted(msgspec.json.format(msgspec.json.encode(value).decode(), indent=1)).encode() + b"\n")
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise RecordError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet. Raises `UsageError` where it is: nothing of the user's is ever written over."""
+    try:
+        with path.open("xb") as stream:
+            stream.write(content)
+    except FileExistsError:
+        raise UsageError(f"{path}: expected a new file, got one that exists; name another") from None
+    except OSError as error:
+        raise RecordError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows of equal keys as CSV; text that a spreadsheet would take for a formula is preceded by an apostrophe."""
+    try:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def _harmless(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

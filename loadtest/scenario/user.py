@@ -1,0 +1,78 @@
+"""The user that scenarios are made of: it asks for one stream at a time.
+
+A concrete user imported into a scenario would run as well, so the bases here are abstract. What is measured goes to
+record files (`loadtest.client.level`); Locust's own statistics get a few rows per request, after it has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import gevent
+from locust import User, task
+from locust.exception import StopUser
+
+from loadtest.client.exchange import Exchange
+from loadtest.client.level import Endpoint, Level, Settings
+from loadtest.scenario.session import current_level
+from loadtest.workload.script import Item
+from loadtest.workload.workload import Workload
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each reading of /metrics, in the server's words
+
+BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.1, 5.0
+
+
+class ReasoningUser(User):
+    """One stream at a time, the next as soon as the last has ended: a closed loop of exactly `-u` streams.
+
+    Override `due_s` for another rhythm; Locust's `wait_time` is think time between two requests.
+    """
+
+    abstract = True
+    turns = 1  # requests of one task, where they depend on each other
+
+    @classmethod
+    def second_endpoint(cls, options: Any, settings: Settings, workload: Workload) -> Endpoint | None:
+        """Another server that some requests go to; none unless a scenario has one."""
+        return None
+
+    @classmethod
+    def check_options(cls, options: Any, workload: Workload) -> None:
+        """Raise `UsageError` where options of the scenario's own are wrong, before anything is sent."""
+
+    def on_start(self) -> None:
+        self.level = current_level(self.environment)
+        if self.level is None:
+            return
+        self.number = self.level.join()
+        self.refusals = 0
+        self.level.stagger()
+        warmup = self.level.settings.warmup_requests
+        for k in range(warmup):
+            self.request(self.level, self.level.script.warmup(self.number * warmup + k), self.level.clock.now_s())
+
+    @task
+    def ask(self) -> None:
+        item = self.level.next_item() if self.level is not None else None
+        if self.level is None or item is None:
+            raise StopUser
+        self.carry_out(self.level, item)
+
+    def carry_out(self, level: Level, item: Item) -> None:
+        """Do what an item of the sequence asks for: one request, unless a scenario makes more of it."""
+        self.request(level, item, self.due_s(level, item))
+
+    def due_s(self, level: Level, item: Item) -> float:
+        """When this request should be sent (offset, s); sleep here until then. Closed loop: now."""
+        return level.clock.now_s()
+
+    def request(self, level: Level, item: Item, scheduled_s: float, endpoint: Endpoint | None = None) -> None:
+        """Send one item and wait for its end. After a refusal the user waits a little, each time longer."""
+        self.back_off(level.send(item, self.number, scheduled_s, endpoint))
+
+    def back_off(self, exchange: Exchange) -> None:
+        self.refusals = self.refusals + 1 if exchange.refused else 0
+        if self.refusals:
+            gevent.sleep(min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (self.refusals - 1)))

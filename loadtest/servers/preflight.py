@@ -1,0 +1,213 @@
+"""What can be known before a runtime is started: is it installed, is the model there, are there cards, is the port free.
+
+Each refusal is one line with its next step. The cards are counted by NVML (the `[gpu]` extra), else by `nvidia-smi`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+from loadtest.errors import EngineError, UsageError
+from loadtest.perfmodel import models
+from loadtest.servers.flags import HOST, LaunchSpec, hub_name, program
+
+_CURES = {
+    "vllm": "python3 -m venv vllm-env && vllm-env/bin/pip install vllm, then LOADTEST_VLLM=$PWD/vllm-env/bin/vllm",
+    "sglang": "python3 -m venv sglang-env && sglang-env/bin/pip install sglang, then "
+    'LOADTEST_SGLANG="$PWD/sglang-env/bin/python -m sglang.launch_server"',
+}
+_TIMEOUT_S = 20.0
+_LISTENING = "0A"  # state of a socket in /proc/net/tcp
+
+
+def check(spec: LaunchSpec) -> None:
+    """Raise `EngineError` or `UsageError` where this machine cannot start `spec`; the port is not looked at.
+
+    Cards are wanted where the spec names a GPU, or where there are some at all: without either it may be meant for a CPU.
+    """
+    if spec.simulated:
+        return
+    found = cards()
+    if spec.gpu is not None or found:
+        check_cards(spec.tp, found)
+    check_installed(spec.engine)
+    check_model(spec.model, offline=_is_offline(spec.engine))
+
+
+def check_installed(engine: str) -> None:
+    """Raise `EngineError`, with the commands that cure it, unless the program that starts this engine is there; another may
+    start it, such as `numactl -m 0` or `taskset -c 0`."""
+    words = _without_settings(program(engine))
+    missing = None
+    if not words or shutil.which(words[0]) is None:
+        missing = words[0] if words else "the command"
+    elif not all(_has_module(python, module) for python, module in _modules(words)):
+        missing = " ".join(words)
+    if missing is not None:
+        raise EngineError(f"{engine}: {missing}: not found; {_CURES[engine]}, or LOADTEST_{engine.upper()} for where it is")
+
+
+def _without_settings(words: list[str]) -> list[str]:
+    """A command without `env A=1 B=2` before it.
+
+    >>> _without_settings(["env", "A=1", "vllm"])
+    ['vllm']
+    """
+    if not words or Path(words[0]).name != "env":
+        return words
+    return words[next((n for n, word in enumerate(words) if n and "=" not in word), len(words)) :]
+
+
+def _modules(words: list[str]) -> list[tuple[str, str]]:
+    """What a command asks of a Python by `-m`: that Python, and the package.
+
+    >>> _modules(["numactl", "-m", "0", "python3", "-m", "sglang.launch_server"])
+    [('python3', 'sglang')]
+    """
+    found = zip(words, words[1:], words[2:], strict=False)
+    return [(who, name.partition(".")[0]) for who, m, name in found if m == "-m" and "python" in Path(who).name]
+
+
+def _has_module(python: str, module: str) -> bool:
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    try:
+        return subprocess.run([python, "-c", code], capture_output=True, timeout=_TIMEOUT_S, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _is_offline(engine: str) -> bool:
+    """Will this runtime refuse to download? By our environment, or by the one that its command sets."""
+    settings = dict(word.partition("=")[::2] for word in program(engine) if "=" in word)
+    said = settings.get("HF_HUB_OFFLINE") or os.environ.get("HF_HUB_OFFLINE", "")
+    return said.lower() in ("1", "on", "yes", "true")
+
+
+def check_model(model: str, *, offline: bool) -> None:
+    """Raise `EngineError` where a directory holds no model, or a hub name is not in the cache and may not be fetched."""
+    name = hub_name(model)
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise EngineError(f"{name}: expected a model's directory with config.json, found none; name the right one")
+    elif offline and cached_snapshot(name) is None:
+        raise EngineError(
+            f"{name}: HF_HUB_OFFLINE is set, and the model is not in {_hub_cache()}; unset it, or `hf download {name}` first"
+        )
+
+
+def _hub_cache() -> Path:
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+
+
+def cached_snapshot(hub: str) -> Path | None:
+    """The directory of a hub model in the local cache, the newest where there are several; null where it is not there."""
+    folder = _hub_cache() / f"models--{hub.replace('/', '--')}" / "snapshots"
+    found = [path.parent for path in folder.glob("*/config.json")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def shape(model: str) -> models.Model | None:
+    """The shape of any model: of the registry, of a directory, or of a hub model that is in the cache; else null.
+
+    Raises `UsageError` where there is a config.json, but of a model that is not modelled.
+
+    >>> shape("qwq-32b").layers, shape("someone/never-downloaded")
+    (64, None)
+    """
+    try:
+        return models.model(model)
+    except UsageError:
+        if (Path(model) / "config.json").is_file():
+            raise
+    snapshot = cached_snapshot(model)
+    return models.from_config(snapshot) if snapshot is not None else None
+
+
+def cards() -> int:
+    """Graphics cards that a runtime may use here: by NVML, else `nvidia-smi`, narrowed by CUDA_VISIBLE_DEVICES."""
+    found = _cards_by_nvml()
+    found = _cards_by_smi() if found is None else found
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    return min(found, len([one for one in visible.split(",") if one.strip() not in ("", "-1")]))
+
+
+def _cards_by_nvml() -> int | None:
+    """Null without the bindings; 0 without a driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _cards_by_smi() -> int:
+    """Lines `GPU 0: NVIDIA L20 (UUID: …)` of `nvidia-smi -L`; 0 where it is missing or fails."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
+def check_cards(tp: int, found: int) -> None:
+    """Raise `EngineError` where there are fewer cards than `tp`."""
+    if found < tp:
+        step = "see nvidia-smi" if not found else "lower tp"
+        raise EngineError(f"needs {tp} card{'s' if tp > 1 else ''}, this machine has {found}; {step}")
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody holds now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def check_port_free(port: int) -> None:
+    """Raise `EngineError` where something listens on, or holds, this port of 127.0.0.1; says who, where /proc tells."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((HOST, port))
+        except OSError as error:
+            holder = _holder(port)
+            by = f" by process {holder}" if holder else ""
+            step = f"choose another --port{' or stop it' if holder else ''}"
+            raise EngineError(f"{HOST}:{port}: expected a free port: {error.strerror}{by}; {step}") from None
+
+
+def _holder(port: int) -> str | None:
+    """`PID (command)` of who listens on a port; null where /proc does not tell, as for another user's process."""
+    sockets = _listening(port)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(handle) in sockets for handle in (process / "fd").iterdir()):
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                return f"{process.name} ({b' '.join(words).decode('utf-8', 'replace').strip()[:80]})"
+    return None
+
+
+def _listening(port: int) -> set[str]:
+    """Sockets that listen on a port, as /proc/PID/fd shows them."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+            found |= {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == _LISTENING}
+    return found

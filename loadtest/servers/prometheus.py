@@ -1,0 +1,234 @@
+"""A server's own counters: `/metrics` of either runtime read once a second, under one set of names.
+
+The names are data, one table for each runtime; whichever prefix the text carries decides. Series that differ only in
+labels (engines, ranks) are added up, shares of the KV cache are averaged. SGLang renews its gauges while it works only: an
+idle server goes on telling the last of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loadtest.clock import Clock
+from loadtest.records.schema import ServerSample
+from loadtest.records.write import JsonlWriter
+from loadtest.servers import probe
+
+INTERVAL_S = 1.0
+_SHORTEST_INTERVAL_S = 0.2  # wall; a simulated clock that runs fast is read more often, but not faster than this
+_TIMEOUT_S = 5.0
+
+Series = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]
+
+# Our name: their series, and where a series counts several things, the values of one label that are ours.
+_Row = tuple[str, str, tuple[str, ...]]
+_GAUGES: dict[str, dict[str, str]] = {
+    "vllm:": {
+        "running": "num_requests_running",
+        "waiting": "num_requests_waiting",
+        "kv_usage": "kv_cache_usage_perc",
+    },
+    "sglang:": {
+        "running": "num_running_reqs",
+        "waiting": "num_queue_reqs",
+        "kv_usage": "token_usage",
+    },
+}
+_COUNTERS: dict[str, dict[str, _Row]] = {
+    "vllm:": {
+        "prompt_tokens_total": ("prompt_tokens_total", "", ()),
+        "generation_tokens_total": ("generation_tokens_total", "", ()),
+        "prefix_cache_hit_tokens_total": ("prefix_cache_hits_total", "", ()),
+        "prefix_cache_query_tokens_total": ("prefix_cache_queries_total", "", ()),
+        "preemptions_total": ("num_preemptions_total", "", ()),
+        "requests_finished_total": ("request_success_total", "finished_reason", ("stop", "length", "repetition")),
+        "requests_aborted_total": ("request_success_total", "finished_reason", ("abort", "error")),
+        "ttft_sum_s": ("time_to_first_token_seconds_sum", "", ()),
+        "ttft_count": ("time_to_first_token_seconds_count", "", ()),
+        "e2e_sum_s": ("e2e_request_latency_seconds_sum", "", ()),
+        "e2e_count": ("e2e_request_latency_seconds_count", "", ()),
+    },
+    "sglang:": {
+        "prompt_tokens_total": ("prompt_tokens_total", "", ()),
+        "generation_tokens_total": ("generation_tokens_total", "", ()),
+        "prefix_cache_hit_tokens_total": ("cached_tokens_total", "", ()),
+        "prefix_cache_query_tokens_total": ("prompt_tokens_total", "", ()),  # every prompt token is looked up
+        "preemptions_total": ("num_retracted_requests_total", "", ()),
+        "requests_finished_total": ("num_requests_total", "", ()),
+        "requests_aborted_total": ("num_aborted_requests_total", "", ()),
+        "ttft_sum_s": ("time_to_first_token_seconds_sum", "", ()),
+        "ttft_count": ("time_to_first_token_seconds_count", "", ()),
+        "e2e_sum_s": ("e2e_request_latency_seconds_sum", "", ()),
+        "e2e_count": ("e2e_request_latency_seconds_count", "", ()),
+    },
+}
+
+_TTFT_BUCKET = "time_to_first_token_seconds_bucket"  # the same on both
+_MOST_BUCKETS = 64
+_LONGEST_LINE = 4096  # characters; a label may hold anything
+_LINE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t]*")
+_LABEL = re.compile(r'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
+_OURS = {
+    prefix: {prefix + name for name in (*_GAUGES[prefix].values(), *(row[0] for row in _COUNTERS[prefix].values()))}
+    | {prefix + _TTFT_BUCKET}
+    for prefix in _GAUGES
+}
+
+
+def parse(text: str, names: Container[str]) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Those series of the Prometheus text format that have one of `names`: name to (labels, value) pairs. Lines of more
+    than 4096 characters, and what is not a finite number, are left out.
+
+    >>> parse('vllm:num_requests_running{engine="0"} 3.0', {"vllm:num_requests_running"})
+    {'vllm:num_requests_running': [({'engine': '0'}, 3.0)]}
+    """
+    series: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for line in text.splitlines():
+        name = re.split(r"[{ \t]", line[:_LONGEST_LINE], maxsplit=1)[0]
+        match = _LINE.fullmatch(line) if name in names and len(line) <= _LONGEST_LINE else None
+        if match is None:
+            continue
+        try:
+            value = float(match[3])
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            series.setdefault(match[1], []).append((dict(_LABEL.findall(match[2] or "")), value))
+    return series
+
+
+def normalise(text: str) -> dict[str, Any]:
+    """The fields of `ServerSample` that this text tells; empty where it is of neither runtime.
+
+    SGLang leaves out a counter until its first event, so that a missing counter of it is 0; a missing gauge is unknown.
+
+    >>> normalise("vllm:num_requests_running 3")
+    {'running': 3.0}
+    >>> normalise("sglang:token_usage 0.5")["preemptions_total"]
+    0.0
+    """
+    for prefix, names in _OURS.items():
+        series = parse(text, names)
+        if series:
+            values = _settle(_gauges(series, prefix) | _counters(series, prefix), prefix)
+            return values | {"ttft_buckets": buckets} if (buckets := _ttft_buckets(series, prefix)) else values
+    return {}
+
+
+def _ttft_buckets(series: Series, prefix: str) -> tuple[tuple[float, float], ...]:
+    """(upper bound in s, requests up to it), ascending, without the last, infinite one; empty where it is not told."""
+    counts: dict[float, float] = {}
+    for labels, value in series.get(prefix + _TTFT_BUCKET, ()):
+        try:
+            bound_s = float(labels.get("le", "inf"))
+        except ValueError:
+            continue
+        if math.isfinite(bound_s):
+            counts[bound_s] = counts.get(bound_s, 0.0) + value
+    return tuple(sorted(counts.items())[:_MOST_BUCKETS])
+
+
+def _settle(values: dict[str, float], prefix: str) -> dict[str, float]:
+    """SGLang counts an aborted request as finished too; finished means by itself, on both."""
+    if prefix == "sglang:":
+        values["requests_finished_total"] -= values["requests_aborted_total"]
+    return values
+
+
+def _gauges(series: Series, prefix: str) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for ours, theirs in _GAUGES[prefix].items():
+        found = [value for _, value in series.get(prefix + theirs, ())]
+        if found:
+            values[ours] = sum(found) / len(found) if ours == "kv_usage" else sum(found)
+    return values
+
+
+def _counters(series: Series, prefix: str) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for ours, (theirs, label, wanted) in _COUNTERS[prefix].items():
+        rows = series.get(prefix + theirs)
+        if rows is not None:
+            values[ours] = sum(value for labels, value in rows if not label or labels.get(label) in wanted)
+        elif prefix == "sglang:":
+            values[ours] = 0.0
+    return values
+
+
+def scrape(base_url: str, clock: Clock | None = None, client: Any = None) -> ServerSample:
+    """Read `/metrics` once. Never raises: a reading that failed says so in `error`, and nothing else in it is known.
+
+    `clock` stamps the sample (default: offset 0 is now); `client` is an `httpx.Client` to reuse.
+    """
+    clock = clock or Clock.start()
+    if client is None:
+        with probe.client(base_url, timeout_s=_TIMEOUT_S) as own:
+            return scrape(base_url, clock, own)
+    import httpx
+
+    empty = ServerSample(t_s=round(clock.now_s(), 6), clock_anchor_unix_s=clock.anchor_unix_s, clock_speed=clock.speed)
+    try:
+        reply = probe.fetch(client, f"{base_url}/metrics")
+    except httpx.HTTPError as error:
+        return replace(empty, error=f"/metrics: {type(error).__name__}: {error}")
+    if reply.status != 200:
+        return replace(empty, error=f"/metrics: HTTP {reply.status}")
+    values = normalise(reply.content.decode("utf-8", "replace"))
+    if not values:
+        return replace(empty, error="/metrics: no series of vLLM or SGLang")
+    fields: dict[str, Any] = {"t_s": round(clock.now_s(), 6), **values}
+    return replace(empty, **fields)
+
+
+def scrape_forever(
+    base_url: str,
+    directory: Path,
+    clock: Clock,
+    stop: threading.Event,
+    interval_s: float = INTERVAL_S,
+    begun: threading.Event | None = None,
+) -> None:
+    """Write a sample to `directory`/server_metrics.jsonl now, every `interval_s` of the run, and once more after `stop`.
+    `begun` is set once the first is written.
+
+    A server without such metrics (HTTP 4xx, or series of neither runtime) is asked once and left alone. Samples are kept
+    on a fixed grid: a slow answer delays one sample, not all that follow. Raises `RecordError` where the disk refuses.
+    """
+    begun = begun or threading.Event()
+    wall_s = min(interval_s, max(_SHORTEST_INTERVAL_S, interval_s / clock.speed))
+    writer = JsonlWriter(directory, "server_metrics")
+    try:
+        with probe.client(base_url, timeout_s=_TIMEOUT_S) as client:
+            _keep_scraping(lambda: scrape(base_url, clock, client), writer, stop, wall_s, begun)
+    finally:
+        writer.close()
+
+
+def _keep_scraping(
+    read: Callable[[], ServerSample],
+    writer: JsonlWriter,
+    stop: threading.Event,
+    interval_wall_s: float,
+    begun: threading.Event,
+) -> None:
+    due_s = time.monotonic()
+    while True:
+        stopped = stop.is_set()
+        sample = read()
+        writer.write(sample)
+        begun.set()
+        if stopped or _will_never_answer(sample):
+            return
+        due_s = max(due_s + interval_wall_s, time.monotonic())
+        stop.wait(due_s - time.monotonic())
+
+
+def _will_never_answer(sample: ServerSample) -> bool:
+    return sample.error is not None and (sample.error.startswith("/metrics: HTTP 4") or "no series" in sample.error)

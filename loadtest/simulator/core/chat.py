@@ -1,0 +1,215 @@
+"""A chat-completion request as the simulated runtimes read it: what they accept, what they refuse, and in which words."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from loadtest.errors import UsageError
+from loadtest.simulator.core import faults, lengths
+from loadtest.simulator.core.cache import TOKEN_CHARS
+from loadtest.simulator.core.faults import Fault
+from loadtest.simulator.core.runtimes import Runtime
+
+
+class Refusal(Exception):  # noqa: N818 - an answer to one request, not an error of ours
+    """The request is answered with an HTTP error; `param` is named by the vLLM-like only."""
+
+    def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind, self.param = status, message, kind, param
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What is served: names and limits that requests are checked against."""
+
+    runtime: Runtime
+    model: str  # the served name
+    context_tokens: int
+    kv_tokens: int
+    seed: int = 0
+    thinks: bool = True  # a reasoning model
+    separates: bool = True  # a reasoning parser is set
+    counts_thinking: bool = True  # usage tells the tokens of thinking
+    length_scale: float = 1.0  # natural lengths are multiplied by this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """One accepted request."""
+
+    model: str
+    prompt: str
+    output: lengths.Output
+    max_tokens: int
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    separates: bool  # thinking goes into its own field
+    counts_thinking: bool
+    stream_thinking: bool  # false: the thinking comes as one chunk
+    fault: Fault | None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt) // TOKEN_CHARS
+
+
+def parse(body: bytes, served: Served) -> Chat:
+    """Read a request body, or raise the `Refusal` that the runtime would answer with."""
+    data = _object(body)
+    messages = _messages(data)
+    model = data.get("model", served.model)
+    if served.runtime.knows_its_models and model != served.model:
+        message = f"The model `{model}` does not exist. Valid aliases: {served.model}."
+        raise Refusal(404, message, "NotFoundError", "model")
+    _check_sampling(data, served.runtime)
+    prompt = lengths.prompt_key(messages)
+    max_tokens = _max_tokens(data, served, len(prompt) // TOKEN_CHARS)
+    extra, options = _nested(data, "loadtest_sim"), _nested(data, "stream_options")
+    stream = data.get("stream") is True
+    return Chat(
+        model=str(model),
+        prompt=prompt,
+        output=_plan(data, extra, served, messages, max_tokens),
+        max_tokens=max_tokens,
+        stream=stream,
+        include_usage=stream and options.get("include_usage") is True,
+        continuous_usage=stream and options.get("continuous_usage_stats") is True and options.get("include_usage") is True,
+        separates=served.separates and data.get("separate_reasoning") is not False,
+        counts_thinking=served.counts_thinking,
+        stream_thinking=data.get("stream_reasoning") is not False,
+        fault=_fault(extra),
+    )
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        message = "1 validation error:\n  {'type': 'json_invalid', 'loc': ('body', 0), 'msg': 'JSON decode error'}"
+        raise Refusal(400, message, "Bad Request", "body.0") from None
+    if not isinstance(data, dict):
+        raise Refusal(
+            400, "1 validation error:\n  {'type': 'model_attributes_type', 'loc': ('body',)}", "Bad Request", "body"
+        )
+    return data
+
+
+def _nested(data: dict[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _fault(extra: dict[str, Any]) -> Fault | None:
+    try:
+        return faults.parse(str(extra["fault"])) if "fault" in extra else None
+    except UsageError as error:
+        raise Refusal(400, str(error), param="loadtest_sim") from None
+
+
+def _messages(data: dict[str, Any]) -> list[tuple[str, str]]:
+    messages = data.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        message = "1 validation error:\n  {'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required'}"
+        raise Refusal(400, message, "Bad Request", "body.messages")
+    return [(str(message.get("role", "user")), _text(message.get("content"))) for message in messages]
+
+
+def _text(content: object) -> str:
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return "" if content is None else str(content)
+
+
+def _check_sampling(data: dict[str, Any], runtime: Runtime) -> None:
+    temperature = _number(data, "temperature")
+    if temperature is not None and not (temperature >= 0 and math.isfinite(temperature)):
+        if runtime.clamps_max_tokens:
+            message = f"temperature must be non-negative, got {temperature}. (parameter=temperature, value={temperature})"
+        else:
+            message = f"temperature must be a non-negative finite number, got {temperature}."
+        raise Refusal(400, message, param="temperature")
+
+
+def _number(data: dict[str, Any], key: str) -> float | None:
+    value = data.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refusal(400, f"1 validation error:\n  {{'type': 'float_type', 'loc': ('body', '{key}')}}", "Bad Request", key)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _count(data: dict[str, Any], key: str) -> int | None:
+    value = data.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise Refusal(400, f"1 validation error:\n  {{'type': 'int_type', 'loc': ('body', '{key}')}}", "Bad Request", key)
+    return value
+
+
+def _max_tokens(data: dict[str, Any], served: Served, prompt_tokens: int) -> int:
+    """Output that this request may have, by its own limit, the context and the cache, as its runtime works it out."""
+    asked = _count(data, "max_completion_tokens")
+    if asked is None:
+        asked = _count(data, "max_tokens")
+    if served.runtime.clamps_max_tokens:
+        return _max_tokens_clamped(asked, served.context_tokens, prompt_tokens)
+    return _max_tokens_refused(asked, served, prompt_tokens)
+
+
+def _max_tokens_clamped(asked: int | None, context: int, prompt_tokens: int) -> int:
+    if asked is not None and asked < 1:
+        raise Refusal(400, f"max_tokens must be at least 1, got {asked}.", param="max_tokens")
+    if asked is not None and asked > context:
+        message = (
+            f"max_tokens={asked} cannot be greater than max_model_len={context}. Please request fewer output tokens. "
+            f"(parameter=max_tokens, value={asked})"
+        )
+        raise Refusal(400, message, param="max_tokens")
+    if prompt_tokens >= context:
+        message = (
+            f"This model's maximum context length is {context} tokens. However, your prompt contains at least {context + 1} "
+            "input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input "
+            f"prompt. (parameter=input_tokens, value={context + 1})"
+        )
+        raise Refusal(400, message, param="input_tokens")
+    return min(asked or context, context - prompt_tokens)
+
+
+def _max_tokens_refused(asked: int | None, served: Served, prompt_tokens: int) -> int:
+    context = served.context_tokens
+    if asked is not None and asked < 1:
+        raise Refusal(400, f"max_new_tokens must be at least 0, got {asked}.")
+    if prompt_tokens >= context or prompt_tokens >= served.kv_tokens - 1:
+        message = f"The input ({prompt_tokens} tokens) is longer than the model's context length ({context} tokens)."
+        raise Refusal(400, message)
+    if asked is not None and prompt_tokens + asked > context:
+        message = (
+            f"Requested token count exceeds the model's maximum context length of {context} tokens. You requested a total "
+            f"of {prompt_tokens + asked} tokens: {prompt_tokens} tokens from the input messages and {asked} tokens for the "
+            "completion. Please reduce the number of tokens in the input messages or the completion to fit within the limit."
+        )
+        raise Refusal(400, message)
+    room = min(context, served.kv_tokens) - prompt_tokens - 1
+    return max(1, min(asked or room, room))
+
+
+def _plan(
+    data: dict[str, Any], extra: dict[str, Any], served: Served, messages: list[tuple[str, str]], max_tokens: int
+) -> lengths.Output:
+    text = "\0".join(part for message in messages for part in message)
+    drawn = lengths.draw(text, served.seed, scale=served.length_scale)
+    thinking = _count(extra, "thinking_tokens")
+    answer = _count(extra, "answer_tokens")
+    if thinking is None:
+        thinking = drawn.thinking_tokens if served.thinks else 0
+    chosen = lengths.Lengths(max(0, thinking), max(0 if thinking else 1, drawn.answer_tokens if answer is None else answer))
+    ignore_eos = data.get("ignore_eos") is True
+    return lengths.plan(chosen, max_tokens=max_tokens, min_tokens=_count(data, "min_tokens") or 0, ignore_eos=ignore_eos)

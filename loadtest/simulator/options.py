@@ -1,0 +1,79 @@
+"""The command line of the simulator, and the simulation that it describes."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from loadtest.errors import UsageError
+from loadtest.perfmodel import gpus, memory, models
+from loadtest.simulator.core import faults
+from loadtest.simulator.core.runtimes import RUNTIMES
+from loadtest.simulator.setup import Simulation, simulate
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.simulator", description=__doc__)
+    add = parser.add_argument
+    add("--engine", required=True, choices=sorted(RUNTIMES), help="which runtime to behave like")
+    add("--model", required=True, help="registry name, hub name or directory with config.json")
+    add("--gpu", default="l20", help="registry name or TOML file")
+    add("--tp", type=int, default=1, help="cards in tensor parallel")
+    add("--port", type=int, default=8000, help="on 127.0.0.1; 0 asks for a free one")
+    add("--clock-speed", type=float, default=1.0, help="simulated seconds in one second")
+    add("--seed", type=int, default=0, help="lengths are drawn by a hash of prompt and seed")
+    add("--served-model-name", help="name in requests (default: as --model)")
+    add(
+        "--context-length",
+        "--max-model-len",
+        type=int,
+        help="tokens (default: the native context, 8192 more if it reasons)",
+    )
+    add("--memory-fraction", type=float, default=memory.DEFAULT_MEMORY_FRACTION, help="share of each card's memory")
+    add("--kv-tokens", type=int, help="KV cache in tokens (default: what the cards leave)")
+    add("--max-running", type=int, help="requests in a batch (default: the runtime's)")
+    add("--max-queued", type=int, help="requests that may wait (default: no limit)")
+    add("--prefill-budget", type=int, help="tokens of prefill in a step (default: the runtime's)")
+    add("--no-prefix-cache", action="store_true", help="compute every prompt anew")
+    add("--reasoning-parser", default="qwen3", help="none leaves the thinking inline")
+    add("--stream-interval", type=int, default=1, help="tokens in a chunk")
+    add("--length-scale", type=float, default=1.0, help="factor on the drawn thinking and answer lengths")
+    add("--step-time", type=float, help="a fixed time for every step (s) instead of the performance model")
+    add("--fault", action="append", default=[], help=f"{', '.join(faults.KINDS)}; KIND:N; repeatable")
+    add("--fault-every", type=int, default=1, help="only every Kth request meets the fault")
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    for name in ("clock_speed", "length_scale", "step_time"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < 1e6:
+            raise UsageError(f"--{name.replace('_', '-')}: expected a number above 0 and below 1e6, got {value}")
+    for name in ("kv_tokens", "max_running", "prefill_budget", "context_length", "stream_interval", "fault_every"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')}: expected 1 or more, got {value}")
+
+
+def build_simulation(options: argparse.Namespace) -> Simulation:
+    deployment = memory.Deployment(
+        model=models.model(options.model),
+        gpu=gpus.gpu(options.gpu),
+        tp=options.tp,
+        engine=options.engine,
+        memory_fraction=options.memory_fraction,
+    )
+    made = simulate(
+        deployment,
+        served_name=options.served_model_name or options.model,
+        context_tokens=options.context_length,
+        kv_tokens=options.kv_tokens,
+        max_running=options.max_running,
+        max_queued=options.max_queued,
+        prefill_budget_tokens=options.prefill_budget,
+        prefix_cache=not options.no_prefix_cache,
+        reasoning_parser=options.reasoning_parser,
+        seed=options.seed,
+        length_scale=options.length_scale,
+    )
+    return made if options.step_time is None else replace(made, step_time_s=lambda work: float(options.step_time))

@@ -1,0 +1,171 @@
+"""How long a study will take, by the performance model: an estimate, for the plan and for the time remaining."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from loadtest.client import thinking
+from loadtest.perfmodel import gpus, memory, step_time
+from loadtest.servers import preflight
+from loadtest.simulator.core import lengths
+from loadtest.study import plan
+from loadtest.study.schema import Cell, Study
+from loadtest.workload.contract import Contract
+from loadtest.workload.prompts import Prompt
+from loadtest.workload.workload import Workload
+
+TEMPLATE_TOKENS = 12
+_CHARS_PER_TOKEN = 4
+_PASS_START_S = 3.0  # wall: Locust starts, connects, and ends
+_SIMULATOR_START_S = 2.0
+_RUNTIME_START_S = 60.0  # a runtime's imports, compilation and captured graphs
+_LOADING_BYTES_PER_S = 1e9  # weights, from a disk of its own
+_LENGTH_SCALE = "--length-scale"
+
+
+@dataclass(frozen=True, slots=True)
+class CellTime:
+    """Wall seconds that a cell will take: one start, and one pass over each level; null where it cannot be foreseen."""
+
+    start_s: float
+    pass_s: dict[int, float | None]
+
+    def all_s(self, repeats: int) -> float | None:
+        """All passes, with a start for each repeat."""
+        known = [one for one in self.pass_s.values() if one is not None]
+        return (self.start_s + sum(known)) * repeats if len(known) == len(self.pass_s) else None
+
+
+def of_cell(study: Study, cell: Cell, workload: Workload, contract: Contract) -> CellTime:
+    """What the performance model expects of a cell: requests x tokens of output / tokens a second, over the clock's speed.
+
+    Lengths are the workload's recorded ones, else those that the simulator draws, so that for an unknown model the time may
+    be off several times over.
+    """
+    speed = cell.clock_speed or 1.0
+    beside_s = study.cooldown_s + _PASS_START_S
+    if study.duration_s is not None:
+        return CellTime(_start_s(cell), dict.fromkeys(study.levels, study.duration_s / speed + beside_s))
+    contract = replace(contract, mode=cell.mode or contract.mode)
+    prompt_tokens, output_tokens = _mean_tokens(cell, workload.prompts, contract)
+    rates = {level: _tokens_per_s(cell, contract, prompt_tokens, output_tokens, level) for level in study.levels}
+    asked = {level: study.requests(level) + study.warmup_requests * level for level in study.levels}
+    return CellTime(
+        _start_s(cell),
+        {
+            level: None if rate is None else asked[level] * output_tokens / rate / speed + beside_s
+            for level, rate in rates.items()
+        },
+    )
+
+
+def _start_s(cell: Cell) -> float:
+    if cell.base_url is not None:
+        return 0.0
+    if cell.simulated:
+        return _SIMULATOR_START_S
+    model = preflight.shape(cell.model)
+    return _RUNTIME_START_S + (model.weight_bytes / _LOADING_BYTES_PER_S if model is not None else 0.0)
+
+
+def _mean_tokens(cell: Cell, prompts: Sequence[Prompt], contract: Contract) -> tuple[int, int]:
+    """Mean prompt and output of the workload (tokens)."""
+    chars = sum(len(message["content"]) for prompt in prompts for message in prompt.messages)
+    output = sum(_output_tokens(cell, prompt, contract) for prompt in prompts)
+    return round(chars / _CHARS_PER_TOKEN / len(prompts)) + TEMPLATE_TOKENS, max(1, round(output / len(prompts)))
+
+
+def _output_tokens(cell: Cell, prompt: Prompt, contract: Contract) -> int:
+    forced = contract.forced_tokens(prompt)
+    if forced is not None:
+        return forced
+    drawn = lengths.draw(prompt.id, contract.seed, scale=_length_scale(cell.args))
+    thought = drawn.thinking_tokens if thinking.opens_in_prompt(cell.model) else 0
+    return min(prompt.forced_tokens or thought + drawn.answer_tokens, contract.limit_tokens(prompt))
+
+
+def _length_scale(args: Sequence[str]) -> float:
+    """Of a simulator's arguments; 1 where they do not say, or wrongly."""
+    try:
+        return float(args[args.index(_LENGTH_SCALE) + 1]) if _LENGTH_SCALE in args else 1.0
+    except (ValueError, IndexError):
+        return 1.0
+
+
+def _tokens_per_s(cell: Cell, contract: Contract, prompt_tokens: int, output_tokens: int, level: int) -> float | None:
+    model = preflight.shape(cell.model) if cell.gpu is not None else None
+    if cell.gpu is None or model is None:
+        return None
+    fraction = plan.memory_fraction(cell, contract)
+    made = memory.Deployment(model, gpus.gpu(cell.gpu), cell.tp, cell.engine, fraction)
+    predicted = step_time.predict(made, prompt_tokens=prompt_tokens, output_tokens=output_tokens, concurrency=level)
+    return predicted.output_tokens_per_s.value if predicted.fits else None
+
+
+class Remaining:
+    """The time that is left: what the performance model expects of the passes to come, corrected by how those done went.
+
+    Passes of which it expects nothing (no card is named) count as the mean of the others, or all alike.
+    """
+
+    def __init__(self, study: Study, workload: Workload, contract: Contract) -> None:
+        expected = {cell.id: of_cell(study, cell, workload, contract).pass_s for cell in study.cells}
+        known = [one for passes_s in expected.values() for one in passes_s.values() if one is not None]
+        mean_s = sum(known) / len(known) if known else 1.0
+        self._expected_s = {
+            (cell, level): mean_s if one is None else one
+            for cell, passes_s in expected.items()
+            for level, one in passes_s.items()
+        }
+        self._repeats = study.repeats
+        self._passes = dict.fromkeys(self._expected_s, study.repeats)
+        self._done_s = 0.0
+        self._started_s = time.monotonic()
+
+    def never(self, cell_id: str) -> None:
+        """A cell that will not be measured at all."""
+        self._set(cell_id, 0)
+
+    def ended(self, cell: Cell, repeat: int) -> None:
+        """One pass over all levels of a cell is over, measured or not."""
+        self._set(cell.id, min(self._repeats - repeat, *(n for (one, _), n in self._passes.items() if one == cell.id)))
+
+    def _set(self, cell_id: str, passes: int) -> None:
+        self._passes |= {key: passes for key in self._passes if key[0] == cell_id}
+
+    def after(self, cell: Cell, level: int) -> str:
+        """What to say when a pass has ended: the time that the others will take; nothing after the last."""
+        self._passes[cell.id, level] -= 1
+        self._done_s += self._expected_s[cell.id, level]
+        left_s = sum(n * self._expected_s[key] for key, n in self._passes.items())
+        pace = (time.monotonic() - self._started_s) / self._done_s
+        return f", about {spoken(left_s * pace)} left" if any(self._passes.values()) else ""
+
+
+def how_far(study: Study, level: int, n_requests: int, elapsed_s: float) -> str:
+    """What to say in the middle of a pass: the requests that have ended, of how many, and the time that the others will
+    take if each under way is half done. A pass of a given duration, or one that sends more than was asked, says no more
+    than the first.
+
+    >>> how_far(Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b"),)), 4, 4, 60.0)
+    '   4 of 12 requests, about 60 s left at this level'
+    """
+    asked = study.requests(level) + study.warmup_requests * level
+    if study.duration_s is not None or n_requests > asked:
+        return f"{n_requests:>4} requests so far"
+    done = n_requests + min(level, asked - n_requests) / 2
+    left = f", about {spoken(elapsed_s * (asked - done) / done)} left at this level" if n_requests else ""
+    return f"{n_requests:>4} of {asked} requests{left}"
+
+
+def spoken(seconds: float) -> str:
+    """A time for a reader.
+
+    >>> spoken(50), spoken(600), spoken(3 * 3600)
+    ('50 s', '10 min', '3.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

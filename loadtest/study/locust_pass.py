@@ -1,0 +1,155 @@
+"""One pass over one level: a headless Locust run in a process of its own, watched until it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest import resources
+from loadtest.errors import RecordError, UsageError
+from loadtest.records.write import UNWRITABLE
+from loadtest.servers import preflight
+from loadtest.servers.process import Guarded, open_log
+from loadtest.study.schema import Cell, Study
+
+_POLL_S = 0.1
+_STOP_GRACE_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server that a pass drives: where it is, what it calls the model, and how fast its clock runs (1: real)."""
+
+    base_url: str
+    served_model: str
+    clock_speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PassEnd:
+    """How one pass ended: `exit_code` of Locust; `reason` is null for a pass that ran to its end."""
+
+    exit_code: int
+    reason: str | None
+    n_requests: int
+
+
+def scenario_path(name: str) -> Path:
+    """A scenario by its name in `scenarios/`, or the path of a locustfile."""
+    path = Path(name) if name.endswith(".py") else resources.path("scenarios") / f"{name}.py"
+    if not os.path.isfile(path):  # no error where it could name none: too long, or with a NUL
+        known = ", ".join(sorted(p.stem for p in resources.path("scenarios").glob("*.py")))
+        raise UsageError(f"scenario: expected one of {known} or the path of a locustfile, got {name}")
+    return path
+
+
+def command(study: Study, cell: Cell, target: Target, concurrency: int, repeat: int, run: Path, run_id: str) -> list[str]:
+    """The exact Locust command of one pass. The contract and SLOs are read from the manifest in `run`."""
+    argv = [sys.executable, "-m", "locust", "--locustfile", str(scenario_path(study.scenario)), "--headless"]
+    argv += ["--users", str(concurrency), "--spawn-rate", str(max(concurrency, 100)), "--host", target.base_url]
+    argv += ["--only-summary", "--skip-log-setup", "--exit-code-on-error", "0"]
+    argv += ["--out", str(run), "--run-id", run_id, "--cell", cell.id, "--repeat", str(repeat), "--engine", cell.engine]
+    argv += [
+        f"--model={target.served_model}",
+        "--tp",
+        str(cell.tp),
+        f"--workload={study.workload}",
+        "--mode",
+        cell.mode or study.mode,
+    ]
+    argv += ["--seed", str(study.seed), "--warmup-requests", str(study.warmup_requests)]
+    argv += ["--clock-speed", repr(target.clock_speed)]
+    for key, value in study.scenario_options.items():
+        if value is not False:
+            argv += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
+    if study.workers > 1:
+        argv += shared(study.workers)
+    if study.duration_s is None:
+        argv += ["--requests", str(study.requests(concurrency))]
+    else:
+        argv += ["--run-time", f"{study.duration_s / target.clock_speed:g}s"]
+    return argv
+
+
+def shared(processes: int) -> list[str]:
+    """Locust's options to share the streams among processes of this host, on a port that only they know: on Locust's own
+    the workers of two runs would join each other's masters."""  # fmt: skip
+    port = str(preflight.free_port())
+    argv = ["--processes", str(processes), "--master-bind-host", "127.0.0.1"]
+    return [*argv, "--master-bind-port", port, "--master-port", port]
+
+
+def cool_down(seconds: float, died: Callable[[], str | None]) -> None:
+    """Ask nothing for so long (wall), so that cards that have worked start the next pass as cool as the last; less where the
+    server dies meanwhile."""
+    until_s = time.monotonic() + seconds
+    while (left_s := until_s - time.monotonic()) > 0 and died() is None:
+        time.sleep(min(left_s, _POLL_S))
+
+
+def drive(
+    argv: list[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    died: Callable[[], str | None],
+    tell: Callable[[int], None],
+) -> PassEnd:
+    """Run Locust to its end, or stop it when the server dies or the user interrupts.
+
+    `died` is asked all the time whether the server has gone, and why; `tell` is told the number of records so far.
+    What Locust prints goes to `locust.log` in `folder`. Raises `RecordError` where Locust could not write its records.
+    """
+    with open_log(folder / "locust.log") as log:
+        locust = Guarded(argv, log, grace_s=_STOP_GRACE_S, environment=environment)
+    reason = None
+    records = RecordCounter(folder)
+    try:
+        while locust.poll() is None and reason is None:
+            reason = died()
+            tell(records.count())
+            time.sleep(_POLL_S)
+    finally:
+        code = locust.stop()
+    n_requests = records.count()
+    if reason is None and (code != 0 or n_requests == 0):
+        how = f"with exit code {code}" if code != 0 else "without a single request"
+        reason = f"Locust ended {how}: {_last_line(folder / 'locust.log')}"
+    if code != 0:
+        _refuse_unwritable(folder / "locust.log")
+    return PassEnd(exit_code=code, reason=reason, n_requests=n_requests)
+
+
+def _refuse_unwritable(log: Path) -> None:
+    """Raise `RecordError` where Locust ended because a record could not be written: no other pass could be, either."""
+    for line in log.read_text(errors="replace").splitlines():
+        if UNWRITABLE.search(line):
+            raise RecordError(line.strip()[:500])
+
+
+class RecordCounter:
+    """Counts the requests recorded in a level folder, reading only what was appended since it last looked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read_bytes: dict[Path, int] = {}
+        self._count = 0
+
+    def count(self) -> int:
+        """Complete lines in all `requests-*.jsonl` so far."""
+        for path in self._folder.glob("requests-*.jsonl"):
+            with path.open("rb") as stream:
+                stream.seek(self._read_bytes.get(path, 0))
+                appended = stream.read()
+            self._read_bytes[path] = self._read_bytes.get(path, 0) + len(appended)
+            self._count += appended.count(b"\n")
+        return self._count
+
+
+def _last_line(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it printed nothing"

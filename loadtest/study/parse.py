@@ -1,0 +1,163 @@
+"""A study from TOML: tables checked, cells expanded, errors with their line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import itertools
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadtest.errors import UsageError
+from loadtest.study.schema import Cell, Engine, Mode, Study, require
+
+_STUDY_CHARS = 2**20  # the longest study; `/dev/zero` has no end
+
+
+class _CellTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    engine: Engine | tuple[Engine, ...]
+    model: str | tuple[str, ...]
+    tp: int | tuple[int, ...] = 1
+    gpu: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    context_tokens: int | None = None
+    yarn: bool = False
+    memory_fraction: float | None = None
+    clock_speed: float | None = None
+    args: tuple[str, ...] = ()
+
+
+class _PricesTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    gpu_hour: float
+    currency: str = "USD"
+
+
+class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    workload: str
+    cells: tuple[_CellTable, ...]
+    question: str = ""
+    scenario: str = "long_reasoning"
+    scenario_options: dict[str, str | int | float | bool] = {}
+    mode: Mode | tuple[Mode, ...] = "natural"
+    levels: tuple[int, ...] = (1, 2, 4, 8)
+    repeats: int = 1
+    requests_per_stream: int = 2
+    min_requests: int = 8
+    duration_s: float | None = None
+    warmup_requests: int = 1
+    cooldown_s: float = 0.0
+    workers: int = 1
+    seed: int = 0
+    slo: tuple[str, ...] = ()
+    findings: str | None = None
+    contract: dict[str, Any] = {}
+    prices: _PricesTable | None = None
+
+
+def load(path: Path, check: Callable[[Study], object] = lambda study: None) -> Study:
+    """Read and expand a study file. Raises `UsageError` with file, line and key, and the nearest known key.
+
+    `check` may refuse what only others know (the workload, the contract): what it says is given the line of its key.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(_STUDY_CHARS + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot read this study: {error}") from error
+    if len(text) > _STUDY_CHARS:
+        raise UsageError(f"{path}: expected a study of at most {_STUDY_CHARS:,} characters, got more")
+    study = parse(text, str(path))
+    with _located(text, str(path)):
+        check(study)
+    return study
+
+
+def parse(text: str, where: str = "study") -> Study:
+    """Parse the text of a study; `where` names it in messages.
+
+    >>> study = parse('name="x"\\nworkload="math"\\n[[cells]]\\nengine=["vllm","sglang"]\\nmodel="qwq-32b"\\ntp=2')
+    >>> [cell.id for cell in study.cells]
+    ['vllm_qwq-32b_tp2', 'sglang_qwq-32b_tp2']
+    """
+    try:
+        table = msgspec.convert(tomllib.loads(text), _StudyTable)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{where}: expected TOML: {error}") from None
+    except msgspec.ValidationError as error:
+        raise UsageError(_explain(str(error), text, where)) from error
+    cells: list[Cell] = []
+    for number, cell in enumerate(table.cells):
+        with _located(text, where, number):
+            cells += _expand_cell(cell)
+    with _located(text, where):
+        return _expand(table, tuple(cells))
+
+
+def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
+    plain = {f.name: getattr(table, f.name) for f in fields(Study) if hasattr(table, f.name)}
+    if table.prices is not None:
+        plain.update(gpu_hour_price=table.prices.gpu_hour, currency=table.prices.currency)
+    modes = _listed(table.mode)
+    require(0 < len(modes) == len(set(modes)), "mode", "natural, equal-work, or a list of both", list(modes))
+    cells = tuple(replace(cell, mode=mode) for mode in (None, *modes[1:]) for cell in cells)
+    return Study(**plain | {"mode": modes[0], "cells": cells})
+
+
+def _expand_cell(table: _CellTable) -> list[Cell]:
+    plain = {f.name: getattr(table, f.name) for f in fields(Cell) if hasattr(table, f.name)}
+    axes = [_listed(plain.pop(axis)) for axis in ("model", "tp", "engine")]
+    return [Cell(model=model, tp=tp, engine=engine, **plain) for model, tp, engine in itertools.product(*axes)]
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+@contextlib.contextmanager
+def _located(text: str, where: str, cell: int | None = None) -> Iterator[None]:
+    """Give a `UsageError` raised inside the file, and the line of the key that it names, in the table of a cell if told."""
+    try:
+        yield
+    except UsageError as error:
+        key = re.match(r"(?:contract: )?(\w*)", str(error))
+        raise UsageError(f"{where}:{_line_of(key[1] if key else '', text, cell)}: {error}") from error
+
+
+def _explain(message: str, text: str, where: str) -> str:
+    """Turn a validation message (`Expected int, got str - at $.cells[0].tp`) into file:line: key: expected, got."""
+    said, _, place = message.partition(" - at ")
+    keys = re.findall(r"[A-Za-z_]\w*", place)
+    number = re.search(r"cells\[(\d+)\]", place)
+    cell = int(number[1]) if number else None
+    unknown = re.search(r"unknown field `(.+)`", said)
+    if unknown is None:
+        missing = re.search(r"missing required field `(.+)`", said)
+        key = missing[1] if missing else (keys[-1] if keys else "")
+        hint = "; add it" if missing else ""
+        return f"{where}:{_line_of(key, text, cell)}: {key}: {said[:1].lower()}{said[1:].replace('`', '')}{hint}"
+    known = _CellTable if "cells" in keys else _PricesTable if "prices" in keys else _StudyTable
+    names = known.__struct_fields__
+    near = difflib.get_close_matches(unknown[1], names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(names)}"
+    return f"{where}:{_line_of(unknown[1], text, cell)}: {unknown[1]}: unknown key; {hint}"
+
+
+_CELLS = re.compile(r"^\s*\[\[\s*cells\s*\]\]")
+
+
+def _line_of(key: str, text: str, cell: int | None = None) -> int:
+    """The first line that sets `key`, in the table of the `cell`-th cell where one is meant; else where that begins."""
+    lines = text.splitlines()
+    tables = [number for number, line in enumerate(lines) if _CELLS.match(line)]
+    begin = tables[cell] if cell is not None and cell < len(tables) else 0
+    end = tables[cell + 1] if cell is not None and cell + 1 < len(tables) else len(lines)
+    pattern = re.compile(rf"^\s*(\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[\]=.]")
+    return next((number for number in range(begin, end) if pattern.match(lines[number])), begin) + 1

@@ -1,0 +1,123 @@
+"""What a study asks of its cells: the contract that holds for all, and how each runtime is started under it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from loadtest.client import thinking
+from loadtest.client.reply import token_counter
+from loadtest.errors import FitError
+from loadtest.perfmodel import gpus, memory
+from loadtest.servers import flags, preflight
+from loadtest.study import locust_pass
+from loadtest.study.schema import Cell, Study
+from loadtest.workload.contract import Contract, check_format, from_table, within
+from loadtest.workload.prompts import Prompt
+from loadtest.workload.workload import Workload
+from loadtest.workload.workload import load as load_workload
+
+YARN_PROMPT_TOKENS = 8192  # QwQ's model card: prompts above this need YaRN
+
+_YARN_CONTEXT_TOKENS = int(flags.YARN_FACTOR * flags.YARN_ORIGINAL_TOKENS)
+
+_CHARS_PER_TOKEN = 4  # English text
+
+
+def asked(study: Study) -> tuple[Workload, Contract]:
+    """What a study asks and how: the contract with YaRN where the prompts need it and the study does not say otherwise, and
+    with room for the longest prompt in the smallest context of the cells. Raises `UsageError` where either is wrong.
+    """
+    locust_pass.scenario_path(study.scenario)
+    if (tokenizer := study.scenario_options.get("tokenizer")) is not None:
+        token_counter(str(tokenizer))
+    workload = load_workload(study.workload)
+    contract = from_table({"mode": study.mode, "seed": study.seed, **(study.contract or {})})
+    check_format(contract, workload.prompts)
+    if "yarn" not in (study.contract or {}):
+        contract = replace(contract, yarn=needs_yarn(workload.prompts))
+    contexts = [known for cell in study.cells if (known := context_tokens(cell, contract)) is not None]
+    return workload, within(contract, workload.prompts, min(contexts)) if contexts else contract
+
+
+def needs_yarn(prompts: Iterable[Prompt]) -> bool:
+    """Is any prompt longer than 8,192 tokens, at four characters a token?
+
+    >>> needs_yarn([Prompt(id="a", messages=({"role": "user", "content": "word " * 10_000},))])
+    True
+    """
+    longest = max(sum(len(message["content"]) for message in prompt.messages) for prompt in prompts)
+    return longest / _CHARS_PER_TOKEN > YARN_PROMPT_TOKENS
+
+
+def context_tokens(cell: Cell, contract: Contract) -> int | None:
+    """Prompt and output together that a cell serves; null where nobody says: a server that runs, a model not known here."""
+    stated = cell.context_tokens or contract.context_tokens
+    if stated is not None or cell.base_url is not None:
+        return stated
+    if stretches(cell, contract):
+        return _YARN_CONTEXT_TOKENS
+    model = preflight.shape(cell.model)
+    return None if model is None else model.native_context_tokens
+
+
+def stretches(cell: Cell, contract: Contract) -> bool:
+    """Is YaRN on? Told of the cell, or of the contract for a model that has the window of Qwen2.5 and needs it."""
+    if cell.yarn or not contract.yarn:
+        return cell.yarn
+    model = preflight.shape(cell.model)
+    return model is None or model.native_context_tokens <= flags.YARN_ORIGINAL_TOKENS
+
+
+def launch_spec(cell: Cell, contract: Contract, port: int) -> flags.LaunchSpec:
+    """How a cell's runtime is to be started under a contract."""
+    return flags.LaunchSpec(
+        engine=cell.engine,
+        model=cell.model,
+        tp=cell.tp,
+        gpu=cell.gpu,
+        port=port,
+        context_tokens=cell.context_tokens or contract.context_tokens,
+        yarn=stretches(cell, contract),
+        memory_fraction=memory_fraction(cell, contract),
+        reasoning_parser=contract.reasoning_parser if may_think(cell.model) else None,
+        prefix_caching=contract.prefix_caching,
+        kv_dtype=contract.kv_dtype,
+        quantisation_kernel=contract.quantisation_kernel,
+        seed=contract.seed,
+        clock_speed=cell.clock_speed,
+        extra_args=cell.args,
+    )
+
+
+def memory_fraction(cell: Cell, contract: Contract) -> float:
+    """Share of a card that the runtime of a cell may use in all: its own setting, else the contract's."""
+    return contract.memory_fraction if cell.memory_fraction is None else cell.memory_fraction
+
+
+def may_think(model: str) -> bool:
+    """Is it other than an instruct model, which never thinks? vLLM's parsers would take all that one says for thinking."""
+    return "instruct" not in model.lower() or thinking.opens_in_prompt(model)
+
+
+def fit_of(cell: Cell, contract: Contract, concurrency: int = 1) -> memory.Fit | None:
+    """Does one stream of the cell's context fit its cards, and do `concurrency` of them?
+
+    Null where cards are not ours or not named, or the model is not known here.
+    """
+    if cell.gpu is None or cell.base_url is not None:
+        return None
+    model = preflight.shape(cell.model)
+    if model is None:
+        return None
+    fraction = memory_fraction(cell, contract)
+    deployment = memory.Deployment(model, gpus.gpu(cell.gpu), cell.tp, memory_fraction=fraction)
+    context = context_tokens(cell, contract) or model.native_context_tokens
+    return memory.fit(deployment, context_tokens=context, concurrency=concurrency)
+
+
+def refuse_misfit(cell: Cell, contract: Contract) -> None:
+    """Raise `FitError` with the arithmetic where the cell cannot fit its cards."""
+    fit = fit_of(cell, contract)
+    if fit is not None and not fit.fits:
+        raise FitError(f"does not fit: {fit.reason}")

@@ -1,0 +1,227 @@
+"""A study: what a TOML file asks for, validated with line and key, expanded into cells.
+
+name = "qwq-32b on two cards"
+levels = [1, 2, 4, 8]
+workload = "math:n=64,seed=7"
+
+[[cells]]
+engine = ["sglang", "vllm"]     # lists multiply: this table stands for 4 cells
+model = "qwq-32b-awq"
+tp = [1, 2]
+gpu = "l20"
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from loadtest.credentials import first_secret
+from loadtest.errors import UsageError
+from loadtest.metrics import slo as slos
+from loadtest.perfmodel import gpus
+from loadtest.records.folder import cell_id
+from loadtest.servers.probe import normalise_url
+
+Engine = Literal["sglang", "vllm", "sglang-sim", "vllm-sim", "other"]
+
+Mode = Literal["natural", "equal-work"]
+
+_OURS = ("--host", "--port")
+
+_OPTION = re.compile("[a-z][a-z_]{0,40}")
+
+_OF_A_PASS = re.compile(  # what a study says by keys of its own, or Locust is told by us
+    "cell|clock_speed|engine|exit_code_on_error|headless|host|locustfile|max_tokens|mode|model|only_summary|out|processes"
+    "|repeat|requests|run_id|run_time|seed|skip_log_setup|spawn_rate|tp|users|warmup_requests|workload"
+)
+
+_ONLY = ("engine", "model", "tp", "gpu", "mode", "cell", "concurrency")
+
+_MODEL_CHARS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One engine x model x tensor-parallel size x GPU; with `base_url` it is measured as it runs, else it is started.
+
+    `api_key_env` names the variable that holds its key (null: LOADTEST_API_KEY, else OPENAI_API_KEY). `mode` is that of a
+    study's second mode (null: the study's own).
+    """
+
+    engine: Engine
+    model: str
+    tp: int = 1
+    gpu: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    context_tokens: int | None = None
+    yarn: bool = False
+    memory_fraction: float | None = None
+    clock_speed: float | None = None
+    args: tuple[str, ...] = ()
+    mode: Mode | None = None
+
+    def __post_init__(self) -> None:
+        require(self.tp >= 1, "tp", "a number of cards from 1 up", self.tp)
+        require(self.engine in get_args(Engine), "engine", f"one of {', '.join(get_args(Engine))}", repr(self.engine))
+        require(
+            0 < len(self.model) <= _MODEL_CHARS and self.model.isprintable(),
+            "model",
+            "a registry name, a hub name or a directory",
+            repr(self.model[:80]),
+        )
+        started = self.base_url is None
+        require(not (started and self.engine == "other"), "base_url", "the URL of a cell whose engine is 'other'", None)
+        require(
+            self.clock_speed is None or (self.simulated and self.clock_speed > 0),
+            "clock_speed",
+            "a number above 0, and only for a simulated engine",
+            self.clock_speed,
+        )
+        require(self.context_tokens is None or self.context_tokens >= 1, "context_tokens", "at least 1", self.context_tokens)
+        ours = next((arg for arg in self.args if arg.partition("=")[0] in _OURS), None)
+        require(ours is None, "args", "neither --host nor --port, as a server of ours listens on 127.0.0.1 alone", ours)
+        secret = first_secret(self.args)
+        require(secret is None, "args", "no key on a command line, where it would be recorded", secret)
+        require(
+            self.api_key_env is None or (not started and re.fullmatch("[A-Z][A-Z0-9_]*", self.api_key_env) is not None),
+            "api_key_env",
+            "the name of an environment variable, such as GROQ_API_KEY, of a cell with a base_url",
+            "something else",
+        )
+        if self.base_url is not None:
+            _explained("base_url", normalise_url, self.base_url)
+        if self.gpu is not None:
+            _explained("gpu", gpus.gpu, self.gpu)
+        fraction = self.memory_fraction
+        require(fraction is None or 0 < fraction < 1, "memory_fraction", "a share between 0 and 1", fraction)
+
+    @property
+    def id(self) -> str:
+        """Identity within the run: `ENGINE_MODEL_tpN`, and its mode where that is not the study's first."""
+        return cell_id(self.engine, self.model, self.tp) + (f"_{self.mode}" if self.mode else "")
+
+    @property
+    def simulated(self) -> bool:
+        """Is the runtime our simulator? Its figures predict; they never measure a runtime."""
+        return self.engine.endswith("-sim")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What to measure: cells x levels x repeats, one workload, one contract.
+
+    A pass over a level of C streams sends `max(min_requests, requests_per_stream * C)` measured requests, or as many as
+    fit into `duration_s` where that is given; each stream sends `warmup_requests` before them. Before each
+    pass nothing is asked for `cooldown_s` (wall): cards cool down. `workers` processes of Locust here share the streams.
+    `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`.
+    """
+
+    name: str
+    workload: str
+    cells: tuple[Cell, ...]
+    question: str = ""
+    scenario: str = "long_reasoning"
+    scenario_options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    mode: Mode = "natural"
+    levels: tuple[int, ...] = (1, 2, 4, 8)
+    repeats: int = 1
+    requests_per_stream: int = 2
+    min_requests: int = 8
+    duration_s: float | None = None
+    warmup_requests: int = 1
+    cooldown_s: float = 0.0
+    workers: int = 1
+    seed: int = 0
+    slo: tuple[str, ...] = ()
+    findings: str | None = None
+    contract: dict[str, Any] | None = None
+    gpu_hour_price: float | None = None
+    currency: str = "USD"
+
+    def __post_init__(self) -> None:
+        require(bool(self.cells), "cells", "at least one cell", "none")
+        require(bool(self.levels) and min(self.levels) >= 1, "levels", "numbers of streams from 1 up", self.levels)
+        require(len(set(self.levels)) == len(self.levels), "levels", "each number of streams once", self.levels)
+        ours = sorted(key for key in self.scenario_options if not _OPTION.fullmatch(key) or _OF_A_PASS.fullmatch(key))
+        require(not ours, "scenario_options", "options of the scenario's own, as rate = 0.5", ", ".join(ours))
+        secret = first_secret(self.scenario_options)
+        require(secret is None, "scenario_options", "no key on a command line, where it would be recorded", secret)
+        require(self.repeats >= 1, "repeats", "a number from 1 up", self.repeats)
+        require(self.requests_per_stream >= 1, "requests_per_stream", "a number from 1 up", self.requests_per_stream)
+        require(self.min_requests >= 1, "min_requests", "a number from 1 up", self.min_requests)
+        require(self.warmup_requests >= 0, "warmup_requests", "a number from 0 up", self.warmup_requests)
+        require(0 <= self.cooldown_s < math.inf, "cooldown_s", "seconds from 0 up", self.cooldown_s)
+        require(self.workers >= 1, "workers", "a number of processes from 1 up", self.workers)
+        duration_s, price = self.duration_s, self.gpu_hour_price
+        require(duration_s is None or 0 < duration_s < math.inf, "duration_s", "seconds above 0", duration_s)
+        require(price is None or 0 <= price < math.inf, "gpu_hour", "a price from 0 up", price)
+        for objective in self.slo:
+            _explained("slo", slos.parse, objective)
+        ids = [cell.id for cell in self.cells]
+        twice = sorted({one for one in ids if ids.count(one) > 1})
+        require(not twice, "cells", "each engine x model x tp once", ", ".join(twice))
+
+    def requests(self, concurrency: int) -> int:
+        """Measured requests in one pass over a level of `concurrency` streams."""
+        return max(self.min_requests, self.requests_per_stream * concurrency)
+
+    @property
+    def simulated(self) -> bool:
+        """Does any figure of this study come from a simulated runtime?"""
+        return any(cell.simulated for cell in self.cells)
+
+
+def require(holds: bool, key: str, expected: str, got: object) -> None:
+    if not holds:
+        raise UsageError(f"{key}: expected {expected}, got {got}")
+
+
+def _explained(key: str, check: Callable[[str], object], value: str) -> None:
+    """Have another module check a value, and name our key in its message."""
+    try:
+        check(value)
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from None
+
+
+def select(study: Study, only: list[str]) -> Study:
+    """Keep the cells and levels that match every `KEY=VALUE`, the keys of `_ONLY`."""
+
+    def told(cell: Cell) -> str:
+        return str({"cell": cell.id, "mode": cell.mode or study.mode}.get(key) or getattr(cell, key))
+
+    cells, levels = study.cells, study.levels
+    for condition in only:
+        key, equals, value = condition.partition("=")
+        if not equals or key not in _ONLY:
+            raise UsageError(f"--only {condition}: expected KEY=VALUE with a key of {', '.join(_ONLY)}")
+        if key == "concurrency":
+            levels = tuple(level for level in levels if str(level) == value)
+        else:
+            cells = tuple(cell for cell in cells if told(cell) == value)
+    if not cells or not levels:
+        raise UsageError(f"--only {' '.join(only)}: expected at least one cell and level of the study, none is left")
+    return replace(study, cells=cells, levels=levels)
+
+
+def parse_levels(text: str) -> tuple[int, ...]:
+    """Levels from a command line: `4`, `1,2,4,8`, or `1-8` for each number from 1 to 8.
+
+    >>> parse_levels("1-3,8")
+    (1, 2, 3, 8)
+    """
+    levels: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+        if match is None:
+            raise UsageError(f"--concurrency {text}: expected numbers and ranges such as 1,2,4,8 or 1-8")
+        low, high = int(match[1]), int(match[2] or match[1])
+        if not 1 <= low <= high:
+            raise UsageError(f"--concurrency {text}: expected a range from 1 up, got {part}")
+        levels.extend(range(low, high + 1))
+    return tuple(dict.fromkeys(levels))

@@ -1,0 +1,386 @@
+"""One pass over one level in virtual time: `loadtest.client.level` without Locust, sockets or a clock.
+
+The same script of requests, the same reading of them, the same engine as behind the simulator's HTTP face; records and
+samples come out as a client and a scraper would have written them, less the cost of transport.
+"""
+
+from __future__ import annotations
+
+import heapq
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loadtest.client import thinking
+from loadtest.client.reply import Reply
+from loadtest.errors import UsageError
+from loadtest.grading import answers
+from loadtest.records.schema import ANSWER_LIMIT_BYTES, Outcome, RequestError, RequestRecord, ServerSample
+from loadtest.simulator.core import chat as chats
+from loadtest.simulator.core import lengths
+from loadtest.simulator.core.chat import Chat, Refusal, Served
+from loadtest.simulator.core.counters import Observations
+from loadtest.simulator.core.engine import Engine
+from loadtest.simulator.core.sequence import Event, QueueFull, Request, Sequence
+from loadtest.workload.script import Item, Script
+
+WORKER = "virtual-time"  # stands where a load generator's host and process would
+SAMPLE_EVERY_S = 1.0
+# As in `client.level` and `scenario.user`: users start over about a token's time, and wait after a refusal.
+START_SPREAD_S, START_GAP_S = 0.02, 0.00025
+BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.1, 5.0
+
+
+class VirtualServer:
+    """One simulated runtime from its start to its stop; passes follow one another on its virtual time."""
+
+    def __init__(self, engine: Engine, served: Served) -> None:
+        self.engine, self.served = engine, served
+        self.seen = Observations(served.runtime.knows_its_models)
+
+    def settle(self) -> float:
+        """End the step that still runs and empty the prefix cache, as between two passes; the time then (s)."""
+        if self.engine.step_end_s is not None:
+            self.engine.step()
+        self.engine.cache.flush()
+        return self.engine.now_s
+
+    def sample(self, t_s: float, anchor_unix_s: float) -> ServerSample:
+        """What a scrape of `/metrics` would have told: the vLLM-like counts tokens as they come, the SGLang-like at the
+        end of each request."""
+        engine, seen, totals = self.engine, self.seen, self.engine.totals
+        prompt, generated = (
+            (totals.prompt_tokens, totals.generation_tokens)
+            if seen.vllm
+            else (seen.finished_prompt_tokens, seen.finished_tokens)
+        )
+        return ServerSample(
+            t_s=round(t_s, 7),  # as precise as the records: the last one ends at the same instant
+            clock_anchor_unix_s=anchor_unix_s,
+            clock_speed=1.0,
+            running=len(engine.running),
+            waiting=len(engine.waiting),
+            kv_usage=engine.cache.used_tokens() / engine.cache.capacity_tokens,
+            prompt_tokens_total=prompt,
+            generation_tokens_total=generated,
+            prefix_cache_hit_tokens_total=totals.prefix_hit_tokens,
+            prefix_cache_query_tokens_total=totals.prefix_query_tokens if seen.vllm else prompt,
+            preemptions_total=totals.preemptions,
+            requests_finished_total=seen.finished["stop"] + seen.finished["length"],
+            requests_aborted_total=seen.finished["abort"],
+            ttft_sum_s=seen.ttft.sum,
+            ttft_count=seen.ttft.count,
+            ttft_buckets=seen.ttft.cumulative() if seen.vllm or seen.ttft.count else None,
+            e2e_sum_s=seen.e2e.sum,
+            e2e_count=seen.e2e.count,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What one pass is. It ends when `requests` measured requests have ended, or after `duration_s`.
+
+    `opened`: the chat template ends the prompt in `<think>`. Offsets count from the start of the pass, which is
+    `anchor_unix_s`: the wall clock at which the run began, and the virtual seconds since.
+    """
+
+    run_id: str
+    cell: str
+    concurrency: int
+    repeat: int
+    requests: int | None
+    duration_s: float | None
+    warmup_requests: int
+    opened: bool
+    anchor_unix_s: float
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request in flight, with the virtual time of each token so far."""
+
+    item: Item
+    user: int
+    chat: Chat
+    sequence: Sequence
+    token_s: list[float]
+
+
+class VirtualLevel:
+    """Keeps exactly C requests in flight, each user's next one sent in the instant its last one ends.
+
+    The engine does not wait for it: with others running, the next step begins at that instant and the newcomer joins the
+    one after, as behind any transport.
+    """
+
+    def __init__(self, plan: Plan, script: Script, server: VirtualServer) -> None:
+        self.plan, self.script, self.server = plan, script, server
+        self.engine = server.engine
+        self.start_s = server.settle()
+        self.now_s = self.start_s  # how far the pass has come; its end, when `run` is over
+        self._until_s = float("inf") if plan.duration_s is None else self.start_s + plan.duration_s
+        self._live: dict[str, _Live] = {}
+        self._asked = [0] * plan.concurrency  # warm-ups of each user so far
+        self._refusals = [0] * plan.concurrency
+        self._sent = self._ended = 0  # measured requests
+        gap_s = max(START_GAP_S, START_SPREAD_S / plan.concurrency)
+        self._pauses = [(self.start_s + gap_s * user, user) for user in range(plan.concurrency)]  # a heap
+
+    def run(self) -> Iterator[RequestRecord | ServerSample]:
+        """Records in order of their end, samples of the server once a second, at the start and at the end."""
+        yield self._sample()
+        sample_s = self.start_s + SAMPLE_EVERY_S
+        while (self._live or self._pauses) and self.now_s < self._until_s:
+            until_s = min([sample_s, self._until_s, *(when_s for when_s, _ in self._pauses[:1])])
+            yield from self._advance(until_s)
+            if self._finished:
+                break
+            self.now_s = until_s
+            while self._pauses and self._pauses[0][0] <= until_s:
+                yield from self._ask(heapq.heappop(self._pauses)[1])
+            if sample_s <= until_s:
+                yield self._sample()
+                sample_s += SAMPLE_EVERY_S
+        yield from self._cut()
+        yield self._sample()
+
+    @property
+    def _finished(self) -> bool:
+        return self.plan.requests is not None and self._ended >= self.plan.requests
+
+    def _sample(self) -> ServerSample:
+        return self.server.sample(self.now_s - self.start_s, self.plan.anchor_unix_s)
+
+    # -- the engine ----------------------------------------------------------------------------------------------------
+
+    def _advance(self, until_s: float) -> Iterator[RequestRecord]:
+        """Run the engine up to this time, or to the end of the last measured request."""
+        engine, live = self.engine, self._live
+        while not self._finished and (next_s := engine.next_time_s()) is not None and next_s <= until_s:
+            if engine.step_end_s is not None:
+                yield from self._take(engine.step())
+            elif (leap := engine.leap(until_s)) is not None:
+                for request_id in leap.request_ids:
+                    live[request_id].token_s.extend(leap.times_s)
+            else:
+                engine.advance(next_s)  # begins the step, which is not over yet
+
+    def _take(self, events: list[Event]) -> Iterator[RequestRecord]:
+        """Tokens to their requests; whoever got the last one asks again, when the engine has begun its next step."""
+        free = []
+        for time_s, request_id, n_tokens, kind in events:
+            self.now_s = time_s
+            if n_tokens:
+                one = self._live[request_id]
+                one.token_s.append(time_s)
+                if len(one.token_s) == 1:
+                    self.server.seen.first_token(one.sequence)
+                if kind == "finished":
+                    yield self._end(request_id)
+                    free.append(one.user)
+        if free and not self._finished:
+            self.engine.advance(self.now_s)
+            for user in free:
+                yield from self._ask(user)
+
+    def _end(self, request_id: str) -> RequestRecord:
+        one = self._live.pop(request_id)
+        self._ended += one.item.phase == "measure"
+        self._refusals[one.user] = 0
+        self.server.seen.end(one.sequence, one.chat.output.finish_reason)
+        return self._heard(one, finished=True)
+
+    def _cut(self) -> Iterator[RequestRecord]:
+        """Whatever still runs when the pass is over."""
+        for request_id, one in self._live.items():
+            self.engine.abort(request_id)
+            self.server.seen.end(one.sequence, "abort")
+            yield self._heard(one, finished=False)
+        self._live.clear()
+
+    # -- the users -----------------------------------------------------------------------------------------------------
+
+    def _ask(self, user: int) -> Iterator[RequestRecord]:
+        """A user sends its next request, if there is one left. After a refusal it waits a little, each time longer."""
+        item = self._next(user)
+        if item is None:
+            return
+        try:
+            self._submit(item, user)
+        except (Refusal, QueueFull) as refusal:
+            self._ended += item.phase == "measure"
+            self._refusals[user] += 1
+            wait_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (self._refusals[user] - 1))
+            heapq.heappush(self._pauses, (self.now_s + wait_s, user))
+            yield self._record(item, user, self.now_s, _refused(refusal))
+
+    def _next(self, user: int) -> Item | None:
+        plan = self.plan
+        if self._asked[user] < plan.warmup_requests:
+            self._asked[user] += 1
+            return self.script.warmup(user * plan.warmup_requests + self._asked[user] - 1)
+        if plan.requests is not None and self._sent >= plan.requests:
+            return None
+        self._sent += 1
+        return self.script.measured(self._sent - 1)
+
+    def _submit(self, item: Item, user: int) -> None:
+        asked = chats.parse(item.prepared.body, self.server.served)
+        if asked.fault is not None:
+            raise UsageError("contract: extra_body: loadtest_sim.fault needs a server; remove it, or use `loadtest run`")
+        request_id = f"{item.phase}-{item.index}"
+        request = Request(
+            id=request_id, prompt=asked.prompt, output_tokens=asked.output.output_tokens, max_tokens=asked.max_tokens
+        )
+        self.engine.submit(request, self.now_s)
+        self._live[request_id] = _Live(item, user, asked, self.engine.sequences[request_id], [])
+
+    # -- the records ---------------------------------------------------------------------------------------------------
+
+    def _heard(self, one: _Live, *, finished: bool) -> RequestRecord:
+        reply = read(
+            one.chat,
+            [t - self.start_s for t in one.token_s],
+            finished=finished,
+            served=self.server.served,
+            cached_tokens=one.sequence.cached_tokens,
+            opened=self.plan.opened,
+            forced_tokens=one.item.prepared.forced_tokens,
+        )
+        return self._record(one.item, one.user, one.sequence.arrival_s, reply)
+
+    def _record(self, item: Item, user: int, sent_s: float, reply: Reply) -> RequestRecord:
+        plan, prepared = self.plan, item.prepared
+        offset_s = round(sent_s - self.start_s, 7)
+        right = answers.check(reply.answer, prepared.prompt) if reply.outcome == "ok" and reply.answer else None
+        return RequestRecord(
+            run_id=plan.run_id,
+            cell=plan.cell,
+            concurrency=plan.concurrency,
+            repeat=plan.repeat,
+            phase=item.phase,
+            worker=WORKER,
+            user=user,
+            seq=item.index,
+            prompt_id=prepared.prompt.id,
+            scheduled_s=offset_s,
+            sent_s=offset_s,
+            headers_s=offset_s,
+            chunk_s=reply.chunk_s,
+            chunk_tokens=reply.chunk_tokens,
+            first_answer_chunk=reply.first_answer_chunk,
+            ended_s=round(self.now_s - self.start_s, 7),
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            reasoning_tokens=reply.reasoning_tokens,
+            cached_tokens=reply.cached_tokens,
+            token_count_source=reply.token_count_source,
+            finish_reason=reply.finish_reason,
+            outcome=reply.outcome,
+            error=reply.error,
+            answer=reply.answer and reply.answer[:ANSWER_LIMIT_BYTES],
+            answer_correct=right,
+            request_sha256=prepared.sha256,
+            clock_anchor_unix_s=plan.anchor_unix_s,
+            connect_s=0.0,
+            thinking_field=reply.thinking_field,
+            think_closed=reply.think_closed,
+            forced_tokens=prepared.forced_tokens,
+            prompt_chars=prepared.prompt.chars,
+        )
+
+
+def _refused(refusal: Refusal | QueueFull) -> Reply:
+    """A refused body is an HTTP error; a full queue answers a stream with HTTP 200 and an error event."""
+    if isinstance(refusal, QueueFull):
+        message = f"The request queue is full: {refusal}."
+        return Reply(outcome="server_error", error=RequestError(kind="error_in_stream", message=message, http_status=503))
+    kind, message = f"http_{refusal.status}", f"HTTP {refusal.status}: {refusal.message}"
+    return Reply(outcome="http_error", error=RequestError(kind=kind, message=message, http_status=refusal.status))
+
+
+def read(
+    asked: Chat,
+    token_s: list[float],
+    *,
+    finished: bool,
+    served: Served,
+    cached_tokens: int,
+    opened: bool,
+    forced_tokens: int | None,
+) -> Reply:
+    """What `reply.read` makes of the stream that carries these tokens (s each, since the start of the pass).
+
+    The closing `</think>`, where the server splits, and the end of text have no text: no chunk tells of them, and they
+    count with the next chunk of text, or the last.
+    """
+    silent = _silent(asked)
+    counts = [k for k in range(1, len(token_s) + 1) if k not in silent]
+    told = finished or (bool(counts) and asked.continuous_usage)
+    total = len(token_s) if finished else counts[-1] if counts else 0
+    tokens = _tokens_by_chunk(counts, total) if told and asked.continuous_usage else None
+    split = _split(asked, served.runtime.thinking_field, len(counts), opened=opened)
+    return Reply(
+        outcome=_outcome(asked, split, forced_tokens) if finished else "cut_off",
+        error=None,
+        chunk_s=tuple([round(token_s[k - 1], 7) for k in counts]),
+        chunk_tokens=tokens,
+        first_answer_chunk=split.first_answer_chunk,
+        prompt_tokens=asked.prompt_tokens if told else None,
+        completion_tokens=total if told else len(counts),
+        reasoning_tokens=_thinking_tokens(asked, split, tokens, total) if told else None,
+        cached_tokens=None if served.runtime.knows_its_models or not told else cached_tokens,
+        token_count_source="server" if told else "chunks",
+        finish_reason=asked.output.finish_reason if finished else None,
+        answer=split.answer or None,
+        thinking_field=split.field,
+        think_closed=split.closed,
+    )
+
+
+def _silent(asked: Chat) -> set[int]:
+    """Which tokens (1 is the first) carry no text."""
+    output = asked.output
+    closing = {output.thinking_tokens} if asked.separates and output.closes_thinking else set()
+    return closing | ({output.output_tokens} if output.finish_reason == "stop" else set())
+
+
+def _tokens_by_chunk(counts: list[int], total: int) -> tuple[int, ...]:
+    """Tokens of each chunk of text from the running totals that came with them, adding up to `total`.
+
+    >>> _tokens_by_chunk([1, 2, 4], 5)
+    (1, 1, 3)
+    """
+    tokens = list(map(operator.sub, counts, [0, *counts]))
+    if tokens:
+        tokens[-1] += total - counts[-1]
+    return tuple(tokens)
+
+
+def _split(asked: Chat, field: str, chunks: int, *, opened: bool) -> thinking.Split:
+    """Thinking and answer told apart in the first `chunks` chunks, by the same rules as on a stream."""
+    output = asked.output
+    thoughts = output.thinking_tokens - output.closes_thinking
+    if asked.separates and min(thoughts, chunks):
+        answer = [lengths.answer_word(k) for k in range(chunks - thoughts)]
+        return thinking.split_fields([""] * min(thoughts, chunks) + answer, field)
+    words = [lengths.thinking_word(k) for k in range(1, thoughts + 1)]
+    words += [thinking.CLOSE] * (output.closes_thinking and not asked.separates)
+    words += [lengths.answer_word(k) for k in range(chunks - len(words))]
+    return thinking.split_inline(words[:chunks], opened=opened)
+
+
+def _outcome(asked: Chat, split: thinking.Split, forced_tokens: int | None) -> Outcome:
+    if asked.output.finish_reason == "length":
+        return "truncated" if forced_tokens is None else "ok"
+    return "ok" if split.answer else "no_answer"
+
+
+def _thinking_tokens(asked: Chat, split: thinking.Split, tokens: tuple[int, ...] | None, total: int) -> int | None:
+    """The server's count, unless it counts none though thinking came: then by chunks."""
+    told = min(total, asked.output.thinking_tokens) if asked.counts_thinking else 0
+    if told or split.field is None:
+        return told
+    if tokens is None:
+        return None
+    return sum(tokens if split.first_answer_chunk is None else tokens[: split.first_answer_chunk])

@@ -1,0 +1,260 @@
+"""The inference contract: everything that must be equal before two speeds may be compared, as one object.
+
+Defaults are the model makers' recommendations for QwQ-32B (temperature 0.6, top_p 0.95, top_k 40 of 20 to 40, min_p 0,
+no repetition penalty, 32,768 tokens of output; never greedy). Runtimes apply a model's own generation_config where a
+request is silent, and not the same parts of it: so `body` sends every parameter.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from loadtest.credentials import first_secret
+from loadtest.errors import UsageError
+from loadtest.workload.prompts import Prompt
+
+Mode = Literal["natural", "equal-work"]
+ThinkingPrelude = Literal["template", "none"]
+History = Literal["answers-only", "everything"]
+OutputFormat = Literal["prompt", "free"]
+
+_OWN_KEYS = ("messages", "model", "stream", "stream_options")
+_OMITTABLE = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "seed", "continuous_usage_stats")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """One contract, checked at construction. The first block goes into each request, the second to the launcher.
+
+    `mode` "equal-work" forces the recorded length of each prompt (else `max_tokens`); "natural" lets the model stop.
+    `context_tokens` is prompt and output together, null: the model's native window. `yarn` stretches it (factor 4.0 over
+    32,768), which prompts over 8,192 tokens need. `omit` names parameters that an endpoint refuses (a hosted one may).
+    """
+
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 32768
+    seed: int = 0
+    mode: Mode = "natural"
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    omit: tuple[str, ...] = ()
+
+    thinking_prelude: ThinkingPrelude = "template"  # "template": the chat template ends the prompt with `<think>\n`
+    history: History = "answers-only"
+    output_format: OutputFormat = "prompt"  # "prompt": each prompt says how to give its answer; "free": none is checked
+    context_tokens: int | None = None
+    yarn: bool = False
+    reasoning_parser: str = "qwen3"
+    prefix_caching: bool = True
+    quantisation_kernel: str = "auto"
+    kv_dtype: str = "auto"
+    memory_fraction: float = 0.9
+
+    def __post_init__(self) -> None:
+        for key, (expected, holds) in _RULES.items():
+            value = getattr(self, key)
+            if not holds(value):
+                raise UsageError(f"contract: {key}: expected {expected}, got {value!r}; change it in [contract]")
+        secret = first_secret(_names(self.extra_body))
+        if secret is not None:
+            raise UsageError(
+                f"contract: extra_body: expected no key, as it would be recorded, got {secret}; put it into LOADTEST_API_KEY"
+            )
+        if self.context_tokens is not None and self.context_tokens <= self.max_tokens and self.mode == "natural":
+            raise UsageError(
+                f"contract: max_tokens: expected less than context_tokens ({self.context_tokens}), as the prompt needs room,"
+                f" got {self.max_tokens}; lower it or raise context_tokens"
+            )
+
+    def limit_tokens(self, prompt: Prompt) -> int:
+        """The most output (tokens) that this prompt may have: the smaller of the contract's limit and its own."""
+        return self.max_tokens if prompt.max_tokens is None else min(self.max_tokens, prompt.max_tokens)
+
+    def forced_tokens(self, prompt: Prompt) -> int | None:
+        """The output length (tokens) forced on this prompt: null in natural mode, else its recorded length or its limit."""
+        if self.mode == "natural":
+            return None
+        recorded = prompt.forced_tokens
+        limit = self.limit_tokens(prompt)
+        return limit if recorded is None else max(1, min(recorded, limit))
+
+    def body(self, prompt: Prompt, model: str, *, engine: str = "other") -> dict[str, Any]:
+        """The whole body of a streamed chat completion: every sampling parameter, usage asked for, lengths forced.
+
+        `extra_body` is merged last. To a simulator (`engine` ends in "-sim") the prompt's recorded lengths go along.
+
+        >>> from loadtest.workload.prompts import Prompt
+        >>> prompt = Prompt(id="a", messages=({"role": "user", "content": "Why?"},), thinking_tokens=90, answer_tokens=10)
+        >>> body = Contract(mode="equal-work").body(prompt, "qwq-32b")
+        >>> body["max_tokens"], body["min_tokens"], body["ignore_eos"], body["top_k"]
+        (100, 100, True, 40)
+        """
+        forced = self.forced_tokens(prompt)
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [dict(message) for message in prompt.messages],
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+        body |= {key: getattr(self, key) for key in _SAMPLING}
+        body["max_tokens"] = self.limit_tokens(prompt) if forced is None else forced
+        if forced is not None:
+            body |= {"min_tokens": forced, "ignore_eos": True}
+        for key in self.omit:
+            body.pop(key, None)
+        if "continuous_usage_stats" in self.omit:
+            del body["stream_options"]["continuous_usage_stats"]
+        if engine.endswith("-sim") and prompt.forced_tokens is not None:
+            body["loadtest_sim"] = _lengths(prompt, body["max_tokens"])
+        return body | self.extra_body
+
+
+def _names(value: object) -> Iterator[str]:
+    """Every field name in a JSON value, at any depth."""
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from _names(one)
+
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "seed")
+
+
+def _lengths(prompt: Prompt, limit_tokens: int) -> dict[str, int]:
+    """Thinking and answer (tokens) as recorded, the thinking first, together at most the limit."""
+    thinking = min(prompt.thinking_tokens or 0, limit_tokens)
+    return {"thinking_tokens": thinking, "answer_tokens": min(prompt.answer_tokens or 0, limit_tokens - thinking)}
+
+
+def _number_in(low: float, high: float, *, open_low: bool = False) -> Callable[[object], bool]:
+    def holds(value: object) -> bool:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return number and (low < value if open_low else low <= value) and value <= high  # type: ignore[operator]
+
+    return holds
+
+
+def _whole_in(low: int, high: int) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[object], bool]:
+    return lambda value: value in choices
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "temperature": ("above 0 (greedy repeats endlessly) and at most 2", _number_in(0, 2, open_low=True)),
+    "top_p": ("above 0 and at most 1", _number_in(0, 1, open_low=True)),
+    "top_k": ("a whole number from 20 to 40", _whole_in(20, 40)),
+    "min_p": ("from 0 to 1", _number_in(0, 1)),
+    "presence_penalty": ("from 0 to 2", _number_in(0, 2)),
+    "repetition_penalty": ("above 0 and at most 2 (1 is none)", _number_in(0, 2, open_low=True)),
+    "max_tokens": ("a whole number from 1 to 131072", _whole_in(1, 131072)),
+    "seed": ("a whole number from 0", _whole_in(0, 2**63 - 1)),
+    "mode": ("natural or equal-work", _one_of(get_args(Mode))),
+    "extra_body": (
+        f"a table that leaves {', '.join(_OWN_KEYS)} alone",
+        lambda value: isinstance(value, dict) and not set(value) & set(_OWN_KEYS),
+    ),
+    "omit": (f"some of {', '.join(_OMITTABLE)}", lambda value: isinstance(value, tuple) and set(value) <= set(_OMITTABLE)),
+    "thinking_prelude": ("template or none", _one_of(get_args(ThinkingPrelude))),
+    "history": ("answers-only or everything", _one_of(get_args(History))),
+    "output_format": ("prompt or free", _one_of(get_args(OutputFormat))),
+    "context_tokens": ("a whole number from 16, or nothing", lambda value: value is None or _whole_in(16, 2**24)(value)),
+    "yarn": ("true or false", lambda value: isinstance(value, bool)),
+    "reasoning_parser": ("a parser's name", _is_name),
+    "prefix_caching": ("true or false", lambda value: isinstance(value, bool)),
+    "quantisation_kernel": ("a kernel's name, or auto", _is_name),
+    "kv_dtype": ("a type's name, or auto", _is_name),
+    "memory_fraction": ("above 0 and below 1", lambda value: _number_in(0, 1, open_low=True)(value) and value < 1),
+}
+
+
+def from_table(table: Mapping[str, Any]) -> Contract:
+    """The contract of a study's `[contract]` table; keys left out keep their defaults.
+
+    >>> from_table({"temperature": 0.7}).temperature
+    0.7
+    """
+    known = [f.name for f in fields(Contract)]
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            step = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise UsageError(f"contract: {key}: expected a key of the contract, got an unknown one; {step}")
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    return Contract(**values)
+
+
+def check_format(contract: Contract, prompts: Iterable[Prompt]) -> None:
+    """Raise `UsageError` where answers are to be checked for a form that their prompt does not ask for: a sound answer would
+    then count as wrong.
+
+    >>> check_format(Contract(), [Prompt(id="a", messages=({"role": "user", "content": "2+2?"},))])
+    """
+    if contract.output_format == "free":
+        return
+    for prompt in prompts:
+        asked = "".join(message["content"] for message in prompt.messages)
+        wanted = {"boxed": r"\boxed", "json": "answer"}.get(prompt.answer_format)
+        if prompt.answer is not None and wanted is not None and wanted not in asked:
+            raise UsageError(
+                f'contract: output_format: expected "free", or prompts that say how to answer, got {prompt.id!r}, which is'
+                f' checked as {prompt.answer_format} and has no "{wanted}" in it; add the instruction, or set it to "free"'
+            )
+
+
+def within(contract: Contract, prompts: Iterable[Prompt], context_tokens: int) -> Contract:
+    """The contract with `max_tokens` lowered, if it must be, so that the longest prompt and its output fit the context.
+
+    Without it the runtimes part ways: vLLM silently clamps an output that would not fit, SGLang refuses the request.
+    Raises `UsageError` where a prompt leaves no room at all.
+
+    >>> from loadtest.workload.workload import load
+    >>> within(Contract(), load("math:n=4").prompts, 32768).max_tokens < 32768
+    True
+    >>> within(Contract(max_tokens=500), load("math:n=4").prompts, 32768).max_tokens
+    500
+    """
+    longest_tokens, prompt_id = max((prompt_tokens_at_most(prompt), prompt.id) for prompt in prompts)
+    room_tokens = context_tokens - longest_tokens
+    if room_tokens < 1:
+        raise UsageError(
+            f"contract: context_tokens: expected more than the {longest_tokens} that prompt {prompt_id!r} may take, got"
+            f" {context_tokens}; raise it (over 32768 with yarn = true) or take shorter prompts"
+        )
+    return replace(contract, max_tokens=min(contract.max_tokens, room_tokens))
+
+
+_TEMPLATE_TOKENS = 128
+
+
+def prompt_tokens_at_most(prompt: Prompt) -> int:
+    """A careful estimate from above of a prompt's tokens, without a tokenizer: each digit one (as Qwen's tokenizer has it),
+    two bytes of all else one, and 128 for the chat template. English takes about four bytes a token.
+    """
+    text = "".join(message["content"] for message in prompt.messages)
+    digits = sum(map(str.isdigit, text))
+    return _TEMPLATE_TOKENS + digits + (len(text.encode("utf-8", "surrogatepass")) - digits + 1) // 2
+
+
+def differences(a: Contract, b: Contract) -> dict[str, tuple[Any, Any]]:
+    """Every key in which two contracts differ, with both values; empty where cells may be compared.
+
+    >>> differences(Contract(), Contract(top_k=20))
+    {'top_k': (40, 20)}
+    """
+    pairs = ((f.name, getattr(a, f.name), getattr(b, f.name)) for f in fields(Contract))
+    return {key: (one, other) for key, one, other in pairs if one != other}

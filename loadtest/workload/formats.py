@@ -1,0 +1,213 @@
+"""Files of prompts, told apart by the keys of each row (JSON Lines; ShareGPT may also be one JSON array).
+
+In a file named `*.txt` each line that is not blank is a prompt.
+
+=============  =============================================================================================
+AIME, plain    `prompt`, sent as it stands; `answer` optional (string or number)
+MATH           `problem` and `answer`, or `solution` whose last box is the answer; the boxed instruction is added
+OpenAI batch   `custom_id`, `body.messages`, `body.max_tokens`; the contract decides everything else of the body
+ShareGPT       `conversations` (`from`, `value`): the system turn, if any, and the first human turn
+ours           `messages` and the other fields of `Prompt`, as `dump` writes them
+=============  =============================================================================================
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadtest.errors import UsageError
+from loadtest.workload.answer_format import extract_boxed
+from loadtest.workload.prompts import BOXED_INSTRUCTION, Prompt, expect, hint, show
+
+
+def read(path: Path) -> Iterator[Prompt]:
+    """The prompts of a file, in its order. Raises `UsageError` that names file, line and key."""
+    for number, (where, row) in enumerate(_rows(path), start=1):
+        if not isinstance(row, dict):
+            raise UsageError(f"{where}: expected a JSON object, got {type(row).__name__}; write one object per line")
+        try:
+            yield _prompt(row, f"p{number:04d}")
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read: {error.strerror}") from error
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if content.lstrip()[:1] == b"[" and path.suffix != ".txt":
+        yield from ((f"{path}: item {n}", row) for n, row in enumerate(_decode(content, f"{path}"), start=1))
+        return
+    read = _plain if path.suffix == ".txt" else _decode
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", read(line, f"{path}:{number}")
+
+
+def _plain(text: bytes, where: str) -> dict[str, str]:
+    try:
+        return {"prompt": text.decode("utf-8").strip()}
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: expected text in UTF-8, got something else: {error}") from None
+
+
+def _decode(text: bytes, where: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{where}: expected JSON, got something else: {error}; write one object per line") from None
+
+
+def _prompt(row: dict[str, Any], default_id: str) -> Prompt:
+    for key, reader in _READERS.items():
+        if key in row:
+            return reader(row, default_id)
+    keys = ", ".join(map(repr, row)) or "no key"
+    raise UsageError(f"expected one of the keys {', '.join(_READERS)}, got {keys}{_hint_any(row, _READERS)}")
+
+
+def _from_messages(row: dict[str, Any], default_id: str) -> Prompt:
+    _typos(row, tuple(Prompt.__dataclass_fields__))
+    answer = _answer(row)
+    return Prompt(
+        id=_text(row, "id", default_id),
+        messages=_messages(row["messages"], "messages"),
+        answer=answer,
+        answer_format=row.get("answer_format", "none" if answer is None else "boxed"),
+        thinking_tokens=_number(row, "thinking_tokens"),
+        answer_tokens=_number(row, "answer_tokens"),
+        max_tokens=_number(row, "max_tokens"),
+        arrival_s=_seconds(row, "arrival_s"),
+        difficulty=row.get("difficulty"),
+    )
+
+
+def _from_prompt(row: dict[str, Any], default_id: str) -> Prompt:
+    """AIME and plain prompts: the text is sent as it stands, and checked where it asks for a box or for JSON."""
+    text = _text(row, "prompt")
+    asked = "boxed" if r"\boxed" in text else "json" if '"answer"' in text or "`answer`" in text else "none"
+    return _from_messages({"answer_format": asked} | row | {"messages": [_user(text)]}, default_id)
+
+
+def _from_problem(row: dict[str, Any], default_id: str) -> Prompt:
+    """MATH: the problem with the boxed instruction; the answer as given, else the last box of the solution."""
+    answer = _answer(row)
+    if answer is None and "solution" in row:
+        answer = extract_boxed(_text(row, "solution"))
+        expect(answer is not None, "solution", r"a \boxed{} answer in it", row["solution"])
+    message = _user(f"{_text(row, 'problem')}\n{BOXED_INSTRUCTION}")
+    return _from_messages({**row, "messages": [message], "answer": answer, "answer_format": "boxed"}, default_id)
+
+
+def _from_batch(row: dict[str, Any], default_id: str) -> Prompt:
+    body = row["body"]
+    expect(isinstance(body, dict), "body", "an object", body)
+    expect("messages" in body, "body", "the key messages", list(body))
+    limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+    return Prompt(
+        id=_text(row, "custom_id", default_id),
+        messages=_messages(body["messages"], "body.messages"),
+        max_tokens=_number(body, limit),
+    )
+
+
+_SHAREGPT_ROLES = {"human": "user", "user": "user", "system": "system"}
+
+
+def _from_sharegpt(row: dict[str, Any], default_id: str) -> Prompt:
+    turns = row["conversations"]
+    expect(isinstance(turns, list) and bool(turns), "conversations", "a list of turns", turns)
+    messages: list[dict[str, str]] = []
+    for turn in turns:
+        shape = isinstance(turn, dict) and isinstance(turn.get("value"), str) and isinstance(turn.get("from"), str)
+        expect(shape, "conversations", "from and value, both text, in each turn", turn)
+        role = _SHAREGPT_ROLES.get(turn["from"])
+        if role is not None:
+            messages.append({"role": role, "content": turn["value"]})
+        if role == "user":
+            return Prompt(id=_text(row, "id", default_id), messages=tuple(messages))
+    raise UsageError("conversations: expected a human turn, got none; remove the row")
+
+
+_READERS: dict[str, Callable[[dict[str, Any], str], Prompt]] = {
+    "messages": _from_messages,
+    "prompt": _from_prompt,
+    "problem": _from_problem,
+    "body": _from_batch,
+    "conversations": _from_sharegpt,
+}
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _messages(value: object, key: str) -> tuple[dict[str, str], ...]:
+    """Chat messages; content in parts (`type`, `text`) is joined, for it must be text to be counted and hashed."""
+    if not isinstance(value, list):
+        raise UsageError(f"{key}: expected a list of messages, got {show(value)}")
+    return tuple(_message(message, key) for message in value)
+
+
+def _message(message: object, key: str) -> dict[str, str]:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise UsageError(f"{key}: expected role and content in each message, got {show(message)}")
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise UsageError(f"{key}: expected content as text, got {show(content)}")
+    return {"role": message["role"], "content": content}
+
+
+def _answer(row: dict[str, Any]) -> str | None:
+    value = row.get("answer")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+        raise UsageError(f"answer: expected a text or a number, got {show(value)}")
+    return str(value)
+
+
+def _text(row: dict[str, Any], key: str, default: str | None = None) -> str:
+    value = row.get(key, default)
+    if key in ("id", "custom_id") and isinstance(value, int):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"{key}: expected a text that is not empty, got {show(value)}")
+    return value
+
+
+def _number(row: dict[str, Any], key: str) -> int | None:
+    value = row.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise UsageError(f"{key}: expected a whole number, got {show(value)}")
+    return value
+
+
+def _seconds(row: dict[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{key}: expected seconds, got {show(value)}")
+    return float(value)
+
+
+def _typos(row: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Foreign keys are ignored, but not a slip of the pen: `anwser` would silently leave a prompt unchecked."""
+    for key in row:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        if key not in known and key not in _READERS and near and near[0] not in row:
+            raise UsageError(f"{key}: expected a known key, got one like {near[0]!r}; rename or remove it")
+
+
+def _hint_any(row: Mapping[str, Any], known: Mapping[str, object]) -> str:
+    return next((hint for hint in (hint(key, known) for key in row) if hint), "")

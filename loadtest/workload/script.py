@@ -1,0 +1,119 @@
+"""Which request comes next: prepared bodies, and the share of the sequence that falls to this process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+import msgspec
+
+from loadtest.records.schema import Phase
+from loadtest.workload.contract import Contract
+from loadtest.workload.prompts import Prompt
+from loadtest.workload.workload import Workload, schedule
+
+WARMUP_SEED = 0x5EED  # added to the seed: warm-up asks in another order than the measured phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A prompt with the body that asks it, encoded and hashed before any clock runs."""
+
+    prompt: Prompt
+    body: bytes
+    sha256: str
+    forced_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One place of the sequence: `index` counts the measured phase over all users and workers, or all warm-ups.
+
+    Of a task of dependent requests, `index` counts the tasks, and `turn` says which of its `turns` requests this is.
+    """
+
+    phase: Phase
+    index: int
+    prepared: Prepared
+    turn: int | None = None
+    turns: int = 1
+
+    @property
+    def seq(self) -> int:
+        """Its number among all requests of the phase.
+
+        >>> Item("measure", 5, None, turn=2, turns=3).seq
+        17
+        """
+        return self.index * self.turns + (self.turn or 0)
+
+
+def prepare(prompt: Prompt, contract: Contract, model: str, engine: str) -> Prepared:
+    """Encode the request for one prompt."""
+    body = msgspec.json.encode(contract.body(prompt, model, engine=engine))
+    digest = hashlib.sha256(body).hexdigest()
+    return Prepared(prompt=prompt, body=body, sha256=digest, forced_tokens=contract.forced_tokens(prompt))
+
+
+def slots_of(worker: int, workers: int, users: int) -> tuple[int, ...]:
+    """The users (numbers 0 to `users` - 1) that worker number `worker` runs: dealt out in turn, as Locust does.
+
+    >>> slots_of(0, 2, 5), slots_of(1, 2, 5)
+    ((0, 2, 4), (1, 3))
+    """
+    return tuple(range(worker, users, workers))
+
+
+def indices(slots: Sequence[int], users: int, n: int | None) -> Iterator[int]:
+    """The measured items of the process that runs these users: all i below `n` (null: endless) with i mod users among them.
+
+    The shares of all processes are disjoint and make up the whole.
+
+    >>> list(indices((0, 2), 3, 8))
+    [0, 2, 3, 5, 6]
+    """
+    if slots:
+        ordered = sorted(slots)
+        for row in count():
+            for slot in ordered:
+                index = row * users + slot
+                if n is not None and index >= n:
+                    return
+                yield index
+
+
+class Script:
+    """Item i of the measured sequence, or of the warm-up: fixed by the seed and i alone."""
+
+    def __init__(self, workload: Workload, contract: Contract, *, model: str, engine: str, seed: int) -> None:
+        self._workload = workload
+        self._contract, self._model, self._engine = contract, model, engine
+        self._seed = seed
+        self._prepared = {p.id: prepare(p, contract, model, engine) for p in workload.prompts}
+        self._passes: dict[tuple[int, int], tuple[Prompt, ...]] = {}
+        self.arrivals_s = workload.arrivals_s
+        self._recorded = [self._prepared[p.id] for p in workload.by_arrival] if self.arrivals_s else []
+
+    def measured(self, index: int) -> Item:
+        """Item `index`: as recorded where all prompts have an arrival time, else by the seed's permutation."""
+        if self._recorded:
+            return Item("measure", index, self._recorded[index % len(self._recorded)])
+        return Item("measure", index, self._at(self._seed, index))
+
+    def warmup(self, index: int) -> Item:
+        return Item("warmup", index, self._at(self._seed + WARMUP_SEED, index))
+
+    def turn(self, task: Item, messages: Sequence[dict[str, str]], turn: int, turns: int) -> Item:
+        """Request `turn` of a task, with these messages in place of the prompt's own."""
+        prompt = replace(task.prepared.prompt, messages=tuple(messages))
+        return Item(task.phase, task.index, prepare(prompt, self._contract, self._model, self._engine), turn, turns)
+
+    def _at(self, seed: int, index: int) -> Prepared:
+        size = len(self._workload.prompts)
+        number, place = divmod(index, size)
+        key = (seed, number)
+        if key not in self._passes:
+            self._passes[key] = schedule(self._workload, seed=seed, n=size, start=number * size)
+        return self._prepared[self._passes[key][place].id]

@@ -1,0 +1,129 @@
+"""Replicas, cards and cost by hand; properties of every plan; which limit binds."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.analysis import capacity, objectives, run
+from loadtest.errors import UsageError
+from loadtest.metrics import slo
+from tests.support import builders
+
+SLO = [slo.parse("ttft_s:p50<2")]
+
+
+def figure(value, low, high):
+    return {"value": value, "ci95": [low, high]}
+
+
+def level(concurrency, ttft, answers, tokens, context=4000.0):
+    """A level as metrics.json has it: (p50, low, high) of the wait, answers an hour and tokens/s with their ends."""
+    return {
+        "concurrency": concurrency,
+        "ttft_s": {"p50": ttft[0], "ci95": {"p50": list(ttft[1:])}},
+        "failed_share": figure(0.0, 0.0, 0.01),
+        "answers_per_hour": figure(*answers),
+        "output_tokens_per_s": figure(*tokens),
+        "joules_per_answer": figure(5000.0, 4900.0, 5100.0),
+        "context_tokens": figure(context, context * 0.9, context * 1.1),
+    }
+
+
+def cell(levels, name="a", tp=2, **changes):
+    facts = {"id": name, "engine": "vllm", "model": "m", "tp": tp, "gpu": "l20", "simulated": False, "reason": None}
+    return facts | {"levels": levels, "fit": {"kv_capacity_tokens": 60_000, "max_streams": 2}} | changes
+
+
+FOUR = level(4, (1.0, 0.8, 1.2), (100.0, 80.0, 125.0), (50.0, 40.0, 60.0))
+EIGHT = level(8, (1.8, 1.5, 2.2), (160.0, 128.0, 200.0), (80.0, 70.0, 90.0))
+SIXTEEN = level(16, (5.0, 4.0, 6.0), (170.0, 150.0, 190.0), (85.0, 80.0, 90.0))
+
+
+def test_users_by_hand():
+    """8 streams by the figures, 4 for certain, 16 certainly broken. 40 users, a fifth kept free: 40 / 6.4 = 7 replicas; for
+    certain 40 / 3.2 = 13. Delivered: 40/8 x 160 = 800 answers an hour; 14 cards at 2 each: 35 a thousand. At the careful
+    end 10 x 80 = 800 answers by 26 cards, 65; at the hopeful end 5 x 200 by 14 cards, 28. Tokens: 5 x 80 x 3600."""
+    option = capacity.plan([cell([FOUR, EIGHT, SIXTEEN])], SLO, capacity.Demand(users=40, gpu_hour_price=2.0))[0]
+    assert option["streams_per_replica"] == {"value": 8, "ci95": [4, 8]}
+    assert option["replicas"] == {"value": 7, "ci95": [7, 13]}
+    assert option["cards"] == {"value": 14, "ci95": [14, 26]}
+    assert option["cost_per_hour"] == {"value": 28.0, "ci95": [28.0, 52.0]}
+    assert option["cost_per_1000_answers"]["value"] == pytest.approx(35.0)
+    assert option["cost_per_1000_answers"]["ci95"] == pytest.approx([28.0, 65.0])
+    assert option["cost_per_million_output_tokens"]["value"] == pytest.approx(28e6 / (5 * 80 * 3600))
+    assert option["joules_per_answer"]["value"] == 5000.0
+    assert option["binds"] == "ttft_s:p50<2"
+
+
+def test_answers_an_hour_by_hand():
+    """1,000 an hour at 160 each, a fifth kept free: 1000 / 128 = 8 replicas; careful 1000 / (80 x 0.8) = 16; hopeful
+    1000 / 160 = 7. What is delivered is what was asked for: 16 cards x 2 / 1,000 answers."""
+    option = capacity.plan([cell([FOUR, EIGHT, SIXTEEN])], SLO, capacity.Demand(answers_per_hour=1000, gpu_hour_price=2.0))[
+        0
+    ]
+    assert option["replicas"] == {"value": 8, "ci95": [7, 16]}
+    assert option["cost_per_1000_answers"]["value"] == pytest.approx(32.0)
+
+
+@pytest.mark.parametrize(
+    ("levels", "kv_capacity_tokens", "limit"),
+    [
+        ([FOUR, EIGHT], 60_000, "not_reached"),
+        ([FOUR, EIGHT, SIXTEEN], 60_000, "kv_cache"),  # 60,000 / 4,000 = 15 streams, and 16 broke it
+        ([FOUR, EIGHT, SIXTEEN], 80_000, "slo"),
+        ([FOUR, EIGHT, SIXTEEN], None, "slo"),
+    ],
+)
+def test_which_limit_binds(levels, kv_capacity_tokens, limit):
+    found = objectives.maximum_concurrency(levels, SLO, {"kv_capacity_tokens": kv_capacity_tokens})
+    assert found["limit"] == limit
+    assert found["tried"] == levels[-1]["concurrency"]
+
+
+def test_streams_of_the_workload_in_the_kv_cache():
+    found = objectives.maximum_concurrency([FOUR], SLO, {"kv_capacity_tokens": 60_000, "max_streams": 2})
+    assert found["by_kv_workload"]["value"] == 15.0
+    assert found["by_kv_workload"]["ci95"] == pytest.approx([60_000 / 4400, 60_000 / 3600])
+    assert found["by_kv_cache"] == 2
+
+
+def test_the_cheapest_is_first_and_what_holds_nothing_last():
+    cells = [
+        cell([], "refused", reason="does not fit"),
+        cell([level(4, (5.0, 4.0, 6.0), (9.0, 8.0, 10.0), (5.0, 4.0, 6.0))], "slow"),
+        cell([FOUR, EIGHT], "two", tp=2),
+        cell([FOUR, EIGHT], "one", tp=1),
+    ]
+    found = capacity.plan(cells, SLO, capacity.Demand(users=40))
+    assert [one["cell"] for one in found] == ["one", "two", "refused", "slow"]
+    assert [one["reason"] for one in found[2:]] == ["does not fit", "not even the lowest level meets ttft_s:p50<2"]
+    assert found[0]["replicas"] == {"value": 7, "ci95": [None, 13]}  # nothing broke: fewer might do
+    assert found[0]["cost_per_hour"]["value"] is None
+
+
+@given(st.integers(1, 10_000), st.integers(1, 64), st.floats(0, 0.9))
+def test_a_fleet_holds_what_was_asked_and_keeps_its_headroom(users, streams, headroom):
+    found = capacity.fleet(capacity.Demand(users=users, headroom=headroom), capacity.Replica(streams, 100.0, 1e5))
+    assert found.replicas * streams * (1 - headroom) >= users * (1 - 1e-6)
+    assert (found.replicas - 1) * streams * (1 - headroom) < users
+    assert found.answers == pytest.approx(users / streams * 100.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"users": 4, "answers_per_hour": 4.0}, {"users": 0}, {"users": 4, "headroom": 1.0},
+              {"users": 4, "gpu_hour_price": math.nan}]
+)  # fmt: skip
+def test_a_demand_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(UsageError):
+        capacity.Demand(**wrong)
+
+
+def test_a_plan_from_records():
+    cells = run.analyze(builders.study(engines=("vllm", "sglang-sim"), levels=(1, 2), n=12))["cells"]
+    found = capacity.plan(cells, SLO, capacity.Demand(users=3, gpu_hour_price=1.0))
+    assert {one["streams_per_replica"]["value"] for one in found} == {2}
+    assert {one["simulated"] for one in found} == {True, False}
+    with pytest.raises(UsageError, match="--slo"):
+        capacity.plan(cells, [], capacity.Demand(users=3))

@@ -1,0 +1,397 @@
+"""Hand-computed numbers of small runs; properties: order and files do not matter, tokens are conserved, no NaN."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadtest.analysis import export
+from loadtest.analysis.level import DISTRIBUTIONS
+from loadtest.analysis.run import analyze
+from loadtest.errors import UsageError
+from loadtest.metrics import request_arrays, slo, steady_window
+from loadtest.records import read, schema
+from loadtest.records.read import LevelRecords
+from loadtest.records.schema import RequestError
+from tests.support import builders
+from tests.support.builders import request
+
+
+def analyzed(requests, concurrency=1, **manifest):
+    return analyze(builders.run([builders.cell([builders.level(requests, concurrency=concurrency)])], **manifest))
+
+
+def only(numbers):
+    return numbers["cells"][0]["levels"][0]
+
+
+def as_pass(requests, concurrency=1):
+    return request_arrays.read(builders.level(requests, concurrency=concurrency), builders.ANCHOR)
+
+
+def test_one_request_by_hand():
+    """First token at 0.5 s, then one every 0.1 s: 6 thought, 4 answered. Window 0 to 1.4 s: 10 / 1.4 tokens/s."""
+    level = only(analyzed([request()]))
+    expected = {"ttft_s": 0.5, "time_to_first_answer_s": 1.1, "time_to_final_answer_s": 1.4, "thinking_s": 0.6, "itl_s": 0.1,
+                "tpot_s": 0.1, "tokens_per_s_per_user": 10.0, "reasoning_tokens": 6, "answer_tokens": 4}  # fmt: skip
+    assert {name: level[name]["mean"] for name in expected} == pytest.approx(expected)
+    assert level["output_tokens_per_s"]["value"] == pytest.approx(10 / 1.4)
+    assert level["answers_per_hour"]["value"] == pytest.approx(3600 / 1.4)
+    assert (level["ttft_s"]["p50"], level["ttft_s"]["n_needed"]["p50"]) == (None, 6)
+    assert level["outcomes"] == {"ok": 1}
+
+
+def test_a_chunk_of_k_tokens_counts_k_gaps_and_an_empty_one_passes_its_gap_on():
+    """Chunks at 1.0 (2 tokens), 1.3 (3), 1.4 (0), 1.6 (2): gaps 0.1 x 3 and 0.15 x 2; tpot 0.6 / 5."""
+    made = request(chunk_s=(1.0, 1.3, 1.4, 1.6), chunk_tokens=(2, 3, 0, 2), first_answer_chunk=3, completion_tokens=7,
+                   reasoning_tokens=5, ended_s=1.6)  # fmt: skip
+    gaps, weights, _ = as_pass([made]).gaps()
+    assert gaps == pytest.approx([0.1, 0.15])
+    assert weights.tolist() == [3, 2]
+    level = only(analyzed([made]))
+    assert level["itl_s"]["n"] == 5
+    assert level["itl_s"]["mean"] == pytest.approx(0.6 / 5)
+    assert level["tpot_s"]["mean"] == pytest.approx(0.6 / 5)
+
+
+def test_the_window_holds_all_streams_and_both_sides_of_the_ratio():
+    """Two streams: 0-4 then 4.1-6 s; 1-5 s. Both in flight from 1 s until 5 s, the gap at 4 s inside. Tokens credited by
+    arrival in (1, 5]."""
+    a = request(0.0, ttft_s=0.5, gap_s=0.5, thinking=4, answer=4, user=0, ended_s=4.0)
+    b = request(1.0, ttft_s=1.0, gap_s=0.5, thinking=4, answer=3, user=1, ended_s=5.0)
+    c = request(4.1, ttft_s=0.4, gap_s=0.5, thinking=2, answer=2, user=0, seq=1, ended_s=6.0)
+    level = only(analyzed([a, b, c], concurrency=2))
+    assert (level["window"]["start_s"], level["window"]["end_s"]) == (1.0, 5.0)
+    # a: 1.5 .. 4.0 -> 6 (1.0 itself is outside); b: all 7; c: 4.5, 5.0 -> 2
+    assert level["output_tokens_per_s"]["value"] == pytest.approx(15 / 4)
+    # three answers of 8 + 7 + 4 tokens: those 15 are worth 15 x 3 / 19 answers, in 4 s
+    assert level["answers_per_hour"]["value"] == pytest.approx(15 * 3 / 19 / 4 * 3600)
+
+
+def test_streams_never_all_in_flight_have_no_window():
+    level = only(analyzed([request(0.0), request(5.0, user=1)], concurrency=2))
+    assert level["window"]["start_s"] is None
+    assert level["output_tokens_per_s"]["value"] is None
+    assert "never all in flight" in level["output_tokens_per_s"]["reason"]
+    assert level["checks"]["long_enough"]["status"] == "fail"
+
+
+def test_warm_up_is_in_no_distribution_but_its_tokens_in_the_window_count():
+    warm = request(0.0, ttft_s=0.2, gap_s=0.25, phase="warmup", user=1)
+    numbers = only(analyzed([warm, request(0.0, user=0)]))
+    assert (numbers["n_requests"], numbers["n_warmup"], numbers["ttft_s"]["n"]) == (1, 1, 1)
+    assert numbers["output_tokens_per_s"]["value"] == pytest.approx((10 + 5) / 1.4)  # the warm one's of 0.2 .. 1.2 s
+
+
+def test_cut_off_and_truncated_are_censored_and_failures_stand_beside():
+    made = [request(10.0 * i, seq=i) for i in range(8)]
+    made += [request(100.0, outcome="cut_off", answer=0, thinking=30), request(110.0, outcome="truncated", answer=0, seq=9)]
+    broken = RequestError(kind="http_503", message="full", http_status=503)
+    made.append(request(120.0, outcome="http_error", thinking=0, answer=0, error=broken, seq=10))
+    level = only(analyzed(made))
+    final = level["time_to_final_answer_s"]
+    assert (final["n"], final["n_censored"]) == (10, 2)
+    assert final["mean"] is None
+    assert final["restricted_mean"]["horizon_s"] == pytest.approx(0.5 + 29 * 0.1)
+    # the one truncated at 1.0 s leaves first: S falls from 1 to 1/9 at 1.4 s
+    assert final["restricted_mean"]["value"] == pytest.approx(1.4 + (3.4 - 1.4) / 9)
+    assert level["outcomes"] == {"cut_off": 1, "http_error": 1, "ok": 8, "truncated": 1}
+    assert level["error_kinds"] == {"http_503": 1}
+    assert level["ttft_s"]["n"] == 10
+
+
+def test_a_forced_length_that_was_reached_counts_as_finished():
+    made = [
+        request(10.0 * i, seq=i, answer=0, thinking=10, outcome="ok", finish_reason="length", forced_tokens=10)
+        for i in range(6)
+    ]
+    level = only(analyzed(made))
+    assert level["time_to_final_answer_s"]["n_censored"] == 0
+    assert level["time_to_final_answer_s"]["p50"] == pytest.approx(1.4)
+    assert level["time_to_first_answer_s"]["n"] == 0
+
+
+def test_tokens_that_the_server_does_not_tell_by_chunk_are_spread():
+    made = request(chunk_tokens=None, completion_tokens=30)
+    level = only(analyzed([made]))
+    assert level["token_counts"] == {"told_by_chunk": 0, "spread_over_chunks": 1}
+    assert level["token_count_sources"] == {"server": 1}
+    assert level["output_tokens_per_s"]["value"] == pytest.approx(30 / 1.4)
+    assert level["tpot_s"]["mean"] == pytest.approx(0.9 / 27)
+
+
+def test_workers_are_aligned_by_their_anchors_and_clock_speed():
+    """A second worker's clock began 2 wall seconds later at speed 5: its 0 is 10 s of the run."""
+    a = request(10.0, user=0, clock_speed=5.0)
+    b = request(0.2, user=1, worker="v", clock_anchor_unix_s=builders.ANCHOR + 2, clock_speed=5.0)
+    level = LevelRecords("c", 2, 1, None, (a, b), (), ())
+    span = steady_window.steady(request_arrays.read(level, request_arrays.earliest_anchor([level])))
+    assert (span.start_s, span.end_s) == pytest.approx((10.2, 11.4))
+
+
+def test_queueing_in_the_client_is_apart_from_every_latency():
+    late = [replace(request(sent_s=2.0 * i), scheduled_s=2.0 * i - 0.3, connect_s=0.1) for i in range(3)]
+    level = only(analyzed(late))
+    assert level["queued_s"]["mean"] == pytest.approx(0.2)
+    assert level["ttft_s"] == only(analyzed([request(sent_s=2.0 * i) for i in range(3)]))["ttft_s"]
+
+
+def test_goodput_counts_requests_that_meet_every_limit():
+    made = [request(10.0 * i, seq=i, ttft_s=0.5 if i % 2 else 3.0) for i in range(10)]
+    level = only(analyzed(made, slo=["ttft_s:p50<2", "time_to_final_answer_s:p50<60"]))
+    assert level["goodput_answers_per_hour"]["value"] == pytest.approx(level["answers_per_hour"]["value"] / 2)
+    assert [row["met"] for row in level["slo"]] == [None, True]
+
+
+def test_a_request_that_was_cut_off_hands_its_weight_to_longer_ones():
+    """Answers of 4 and 10 tokens, and 7 tokens of one that was cut off: by Kaplan-Meier the answer after 4 tokens has the
+    weight 1/3 and that after 10 the rest, 2/3; so an answer takes 8 tokens, and the window's 21 are worth 21/8 answers."""
+    made = [
+        request(0.0, thinking=3, answer=1),
+        request(10.0, seq=1),
+        request(20.0, thinking=7, answer=0, outcome="cut_off", seq=2),
+    ]
+    level = only(analyzed(made))
+    window = level["window"]
+    tokens = level["output_tokens_per_s"]["value"] * (window["end_s"] - window["start_s"])
+    assert tokens == pytest.approx(21)
+    assert level["answers_per_hour"]["value"] == pytest.approx(21 / 8 / (window["end_s"] - window["start_s"]) * 3600)
+
+
+def test_a_level_without_an_answer_has_none_an_hour_and_at_most_so_many():
+    """Exactly: none in the window of 10.9 s, at most 3.69 of them by Garwood."""
+    level = only(analyzed([request(5.0 * i, seq=i, outcome="no_answer", answer=0, thinking=10) for i in range(3)]))
+    hours = (level["window"]["end_s"] - level["window"]["start_s"]) / 3600
+    assert level["answers_per_hour"]["value"] == 0
+    assert level["answers_per_hour"]["ci95"] == pytest.approx([0, 3.6889 / hours], rel=1e-4)
+
+
+def test_accuracy_is_null_when_simulated_or_unchecked():
+    made = [request(10.0 * i, seq=i, answer_correct=i < 8) for i in range(10)]
+    assert only(analyzed(made))["accuracy"]["value"] == 0.8
+    assert only(analyzed([replace(r, answer_correct=None) for r in made]))["accuracy"]["value"] is None
+    simulated = analyze(builders.run([builders.cell([builders.level(made)], "vllm-sim")]))
+    assert simulated["simulated"] is True
+    assert only(simulated)["accuracy"]["value"] is None
+
+
+@pytest.mark.parametrize(
+    "text", ["ttft_s<2", "ttft_s:p42<2", "guess:p50<2", "ttft_s:p50<1e", "ttft_s:p50<1e999", "accuracy:p50>1"]
+)
+def test_an_slo_that_cannot_be_read_names_the_form(text):
+    with pytest.raises(UsageError, match="^SLO .* expected"):
+        slo.parse(text)
+
+
+def test_the_roofline_share_is_of_the_bound_of_one_stream():
+    numbers = analyze(builders.run([builders.cell([builders.level(builders.closed_loop(1, 20))])]))
+    found = numbers["cells"][0]["roofline"]
+    assert 44 < found["bound_tokens_per_s"] < 45.5  # 864 GB/s / 19.3 GB: about 44 on one L20
+    assert found["reached_share"]["value"] == pytest.approx(found["reached_tokens_per_s"] / found["bound_tokens_per_s"])
+    unknown = analyze(builders.run([builders.cell([builders.level([request()])], gpu=None)]))["cells"][0]["roofline"]
+    assert unknown["bound_tokens_per_s"] is None
+    assert "GPU is not known" in unknown["reason"]
+
+
+@pytest.mark.parametrize(("seed", "files"), [(1, 1), (2, 3), (3, 5)])
+def test_shuffled_and_split_records_change_nothing(tmp_path, seed, files):
+    """Two passes, some requests cut off or failed: in any order, from so many files, and read from disk."""
+    run = builders.study(levels=(2,), repeats=2, n=14, slo=["ttft_s:p50<2"])
+    run = replace(run, cells=tuple(replace(c, levels=tuple(map(_troubled, c.levels))) for c in run.cells))
+    expected = json.dumps(analyze(run), sort_keys=True)
+    mixed = random.Random(seed)
+    shuffled = []
+    for cell in run.cells:
+        passes = [
+            replace(
+                p, **{k: tuple(mixed.sample(getattr(p, k), len(getattr(p, k)))) for k in ("requests", "server", "health")}
+            )
+            for p in cell.levels
+        ]
+        shuffled.append(replace(cell, levels=tuple(passes)))
+    assert json.dumps(analyze(replace(run, cells=tuple(shuffled))), sort_keys=True) == expected
+    on_disk = read.read_run(builders.write(replace(run, cells=tuple(shuffled)), tmp_path, files=files))
+    assert json.dumps(analyze(on_disk), sort_keys=True) == expected
+
+
+def _troubled(passed):
+    changes = {3: "cut_off", 5: "http_error", 8: "truncated"}
+    requests = tuple(replace(r, outcome=changes.get(r.seq, r.outcome)) for r in passed.requests)
+    return replace(passed, requests=requests)
+
+
+OUTCOMES = (
+    "ok",
+    "ok",
+    "no_answer",
+    "truncated",
+    "cut_off",
+    "timeout",
+    "http_error",
+    "connection_error",
+    "server_error",
+    "stalled",
+)
+
+
+@st.composite
+def any_request(draw):
+    sent = draw(st.none() | st.floats(0, 100))
+    made = request(
+        sent or 0.0, ttft_s=draw(st.floats(0, 5)), gap_s=draw(st.sampled_from([0.0, 1e-6, 0.02, 3.0])),
+        thinking=draw(st.integers(0, 5)), answer=draw(st.integers(0, 3)), outcome=draw(st.sampled_from(OUTCOMES)),
+        user=draw(st.integers(0, 3)), seq=draw(st.integers(0, 9)), phase=draw(st.sampled_from(["warmup", "measure"])),
+    )  # fmt: skip
+    changes = draw(st.sampled_from([{}, {"chunk_tokens": None}, {"completion_tokens": None, "reasoning_tokens": None,
+        "chunk_tokens": None, "prompt_tokens": None, "token_count_source": "chunks"}]))  # fmt: skip
+    if sent is None:
+        changes = changes | {"sent_s": None, "chunk_s": (), "chunk_tokens": (), "first_answer_chunk": None}
+    return replace(made, **changes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(any_request(), max_size=12), st.integers(1, 3))
+def test_whatever_happened_there_is_an_answer_without_nan(made, concurrency):
+    passed = builders.level(made, concurrency=concurrency)
+    numbers = analyze(builders.run([builders.cell([passed], e) for e in ("vllm", "sglang")], slo=["ttft_s:p90<2"]))
+    json.dumps(numbers, allow_nan=False)
+    json.dumps(export.to_rows(numbers), allow_nan=False)
+    level = only(numbers)
+    assert sum(level["outcomes"].values()) == level["n_requests"] == sum(r.phase == "measure" for r in made)
+    for name in DISTRIBUTIONS:
+        known = [level[name][q] for q in ("min", "p50", "p90", "p95", "p99", "max") if level[name][q] is not None]
+        if level[name].get("n_censored", 0) == 0:
+            assert known == sorted(known)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(4, 20), st.integers(1, 12))
+def test_tokens_are_conserved_over_the_parts_of_a_window(concurrency, n, parts):
+    made = as_pass(builders.closed_loop(concurrency, n, tokens=10), concurrency)
+    span = steady_window.steady(made)
+    if span is not None:
+        whole = steady_window.tokens_in(made, span)[0]
+        assert np.sum(steady_window.tokens_in(made, span, parts)) == pytest.approx(whole)
+        assert whole <= np.sum(made.tokens)
+
+
+def test_rows_and_frame_hold_the_same_numbers():
+    run = builders.study(engines=("vllm",), levels=(1,), n=10)
+    numbers = analyze(run)
+    rows = {(r["metric"], r["statistic"]): r for r in export.to_rows(numbers)}
+    frame = export.to_frame(run)
+    assert list(rows["ttft_s", "mean"]) == ["cell", "engine", "model", "tp", "gpu", "simulated", "concurrency", "metric",
+                                            "statistic", "value", "ci95_low", "ci95_high", "n"]  # fmt: skip
+    assert len(frame) == 10
+    assert rows["ttft_s", "mean"]["value"] == pytest.approx(frame.ttft_s.mean())
+    assert rows["time_to_final_answer_s", "p50"]["value"] == pytest.approx(
+        frame.time_to_final_answer_s.sort_values().iloc[4]
+    )
+
+
+def test_the_throughput_of_a_closed_loop_is_covered_by_its_interval():
+    """Twenty streams' worth of runs at 1 / 0.03 tokens/s a stream: the interval of one window covers the long-run rate."""
+    long_run = only(analyzed(builders.closed_loop(2, 1500, seed=1, tokens=20), concurrency=2))["output_tokens_per_s"][
+        "value"
+    ]
+    hits = []
+    for seed in range(60):
+        lengths = np.random.default_rng(seed).permutation(1500)[:60]
+        pool = builders.closed_loop(2, 1500, seed=1, tokens=20) if seed == 0 else pool  # noqa: F821
+        made, free = [], [0.0, 0.0]
+        for i, pick in enumerate(lengths):
+            user = int(np.argmin(free))
+            moved = free[user] - pool[pick].sent_s
+            source = pool[pick]
+            chunks = tuple(t + moved for t in source.chunk_s)
+            made.append(
+                replace(
+                    source, sent_s=free[user], scheduled_s=free[user], chunk_s=chunks, ended_s=chunks[-1], user=user, seq=i
+                )
+            )
+            free[user] = chunks[-1] + 0.01
+        low, high = only(analyzed(made, concurrency=2))["output_tokens_per_s"]["ci95"]
+        hits.append(low <= long_run <= high)
+    assert np.mean(hits) >= 0.85
+
+
+def test_a_torn_line_makes_a_run_incomplete():
+    whole = builders.level([request()])
+    torn = replace(whole, torn=("requests-a.jsonl:2: torn line of 9 bytes left out",))
+    numbers = analyze(builders.run([builders.cell([torn])]))
+    assert only(numbers)["torn_lines"] == 1
+    assert (numbers["complete"], numbers["health"]["complete"]) == (False, False)
+    assert "vllm_qwq-32b-awq_tp1 at 1: 1 torn line(s) left out" in numbers["health"]["reasons"]
+    assert analyzed([request()])["complete"] is True
+
+
+def with_failures(n_failed, n=40):
+    broken = RequestError(kind="http_503", message="full", http_status=503)
+    made = [request(10.0 * i, seq=i) for i in range(n)]
+    made += [
+        request(500.0 + i, outcome="http_error", thinking=0, answer=0, error=broken, seq=n + i) for i in range(n_failed)
+    ]
+    return only(analyzed(made, slo=["ttft_s:p90<2"]))
+
+
+def test_failed_requests_never_got_their_answer():
+    """40 served in 0.5 s. None failed: p90 < 2 s is met; 20 of 60 failed: it is not; 4 of 44 (2 to 21 %): not shown."""
+    assert [with_failures(n)["slo"][0]["met"] for n in (0, 20, 4)] == [True, False, None]
+    assert with_failures(20)["failed_share"]["value"] == pytest.approx(1 / 3)
+
+
+def test_joules_are_those_of_the_window_for_each_answer_and_token():
+    """Two requests of 1.4 s, back to back, at 100 W: 280 J over 2 answers and 20 tokens (the window opens at 0)."""
+    made = builders.level([request(0.0), request(1.4, seq=1)])
+    power = tuple(
+        schema.GpuSample(t_s=t, clock_anchor_unix_s=builders.ANCHOR, clock_speed=1.0, gpu=0, power_w=100.0)
+        for t in (-1.0, 1.0, 3.0)
+    )
+    level = only(analyze(builders.run([builders.cell([replace(made, gpu=power)])])))
+    assert level["joules_per_answer"]["value"] == pytest.approx(140.0)
+    assert level["joules_per_output_token"]["value"] == pytest.approx(14.0)
+    absent = only(analyzed([request()]))["joules_per_answer"]
+    assert (absent["value"], "power" in absent["reason"]) == (None, True)
+
+
+def slowing(factor):
+    """Eight requests of 40 tokens one after the other, each `factor` times as slow as the one before."""
+    made, start = [], 0.0
+    for i in range(8):
+        made.append(request(start, ttft_s=0.1, gap_s=0.05 * factor**i, thinking=36, seq=i))
+        start = made[-1].ended_s
+    return only(analyzed(made))["checks"]
+
+
+def test_a_level_that_slows_down_is_not_steady_and_one_that_does_not_is():
+    assert slowing(1.0)["steady"]["status"] == "pass"
+    assert slowing(1.08)["steady"]["status"] == "fail"
+
+
+def test_a_cold_engine_is_seen_by_the_first_request_of_each_stream():
+    def level(first):
+        made = []
+        for user in range(4):
+            made += [request(0.01 * user, gap_s=first, user=user), request(30.0, gap_s=0.1, user=user, seq=1)]
+        return analyzed(made, concurrency=4)
+
+    assert only(level(0.1))["checks"]["warm"]["status"] == "pass"
+    cold = level(0.15)
+    assert only(cold)["checks"]["warm"]["status"] == "fail"
+    assert any("warm: first requests took +50.0%" in reason for reason in cold["health"]["windows"])
+
+
+def test_the_notebook_s_lines_work_as_documented(tmp_path):
+    """The lines of docs/numbers.md, run as they stand there."""
+    text = (Path(__file__).parents[2] / "docs" / "numbers.md").read_text()
+    lines = text.split("```python\n")[1].split("```")[0]
+    builders.write(builders.study(levels=(1,), n=8), tmp_path / "RUN")
+    found = {}
+    exec(lines.replace('"RUN"', repr(str(tmp_path / "RUN"))), found)
+    assert found["frame"].simulated.tolist() == [False] * 16
+    assert len(found["medians"]) == 2

@@ -1,0 +1,97 @@
+"""Events out of reads, however the bytes were cut; golden cases by hand, the rest by property."""
+
+from itertools import pairwise
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.client import sse
+
+
+def payloads(*reads: bytes) -> list[tuple[float, bytes]]:
+    return [(at, data.rstrip(b"\n")) for at, data in sse.events([(float(i), piece) for i, piece in enumerate(reads)])]
+
+
+@pytest.mark.parametrize(
+    ("reads", "expected"),
+    [
+        ([b"data: a\n\n"], [(0, b"a")]),
+        ([b"data:a\n\n"], [(0, b"a")]),
+        ([b"data: a\r\n\r\n"], [(0, b"a")]),
+        ([b"data: a\r\r"], [(0, b"a")]),
+        ([b"data: a\r", b"\n\r", b"\ndata: b\r\n\r\n"], [(0, b"a"), (2, b"b")]),
+        ([b"data: a\n\ndata: b\n\n"], [(0, b"a"), (0, b"b")]),
+        ([b"da", b"ta: a", b"\n", b"\n"], [(2, b"a")]),
+        ([b"data: a\n", b"data: b\n\n"], [(1, b"a\nb")]),
+        ([b": keep-alive\n\n", b"data: a\n\n"], [(1, b"a")]),
+        ([b"event: message\nid: 7\nretry: 9\ndata: a\n\n"], [(0, b"a")]),
+        ([b"data: a\n\n", b"data: [DONE]"], [(0, b"a"), (1, b"[DONE]")]),
+        ([b"\xef\xbb\xbfdata: a\n\n"], [(0, b"a")]),
+        ([b"data: \xc3", b"\xa9\n\n"], [(1, "é".encode())]),
+        ([b"data:  two spaces\n\n"], [(0, b" two spaces")]),
+        ([b"data\n\n", b"\n\n"], []),
+        ([], []),
+    ],
+)
+def test_events(reads, expected):
+    assert payloads(*reads) == expected
+
+
+texts = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), min_size=1), min_size=1, max_size=6)
+
+
+@given(texts, st.sampled_from(["\n", "\r\n", "\r"]), st.data())
+def test_however_the_bytes_are_cut_the_events_are_the_same(messages, end, data):
+    whole = "".join(f": ping{end}{end}data: {message}{end}{end}" for message in messages).encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    edges = [0, *cuts, len(whole)]
+    reads = [whole[a:b] for a, b in pairwise(edges)]
+    found = payloads(*reads)
+    assert [payload.decode() for _, payload in found] == messages
+    assert [time for time, _ in found] == sorted(time for time, _ in found)
+
+
+pieces_of_sse = st.sampled_from([b"data: ", b"data:", b"data: a", b"\n", b"\r", b"\r\n", b"\n\n", b": c", b"\xef\xbb\xbf"])
+
+
+@given(st.lists(pieces_of_sse | st.binary(max_size=4), max_size=20).map(b"".join), st.data())
+def test_any_bytes_give_the_same_events_however_they_are_cut(whole, data):
+    edges = [0, *sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8))), len(whole)]
+    cut = payloads(*(whole[a:b] for a, b in pairwise(edges)))
+    assert [payload for _, payload in cut] == [payload for _, payload in payloads(whole)]
+    assert sum(len(payload) for _, payload in cut) <= len(whole)
+
+
+def test_a_line_without_end_is_joined_once():
+    """Joined at every read, these 16 MB would take minutes."""
+    whole = b"data: " + b"x" * 2**24 + b"\n\n"
+    reads = [whole[i : i + 4096] for i in range(0, len(whole), 4096)]
+    assert [len(payload) for _, payload in payloads(*reads)] == [2**24]
+
+
+def test_an_event_has_the_time_of_the_read_that_completed_its_data():
+    reads = [(1.0, b"data: x\n\n"), (2.0, b"data: ab"), (5.0, b"c\n"), (9.0, b"\ndata: d\n\n")]
+    assert list(sse.events(reads)) == [(1.0, b"x"), (5.0, b"abc"), (9.0, b"d")]
+
+
+def test_usage_at_top_level_and_in_details():
+    vllm = msgspec.json.decode(b'{"completion_tokens":9,"completion_tokens_details":{"reasoning_tokens":4}}', type=sse.Usage)
+    sglang = msgspec.json.decode(b'{"reasoning_tokens":5,"prompt_tokens_details":null}', type=sse.Usage)
+    assert (vllm.thinking_tokens, sglang.thinking_tokens, sglang.cached_tokens) == (4, 5, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"<html>502 Bad\n Gateway</html>", ("<html>502 Bad Gateway</html>", None)),
+        (b"", ("nothing", None)),
+        (b'{"detail": "Not Found"}', ('{"detail": "Not Found"}', None)),
+        (b'{"error": {"message": "out\\nof memory", "code": 500}}', ("out of memory", 500)),
+        (b'{"object":"error","message":"too long","code":"400"}', ("too long", 400)),
+        (b"\xff\xfe\x00", ("��", None)),
+    ],
+)
+def test_error_text(body, expected):
+    assert sse.error_text(body) == expected

@@ -1,0 +1,89 @@
+"""`compare` and `check` as a script meets them: exit code, standard output, one line of error."""
+
+import json
+
+import pytest
+
+from loadtest import cli
+from tests.support import builders
+
+
+def run_folder(path, gap_s=0.03, engine="vllm", **manifest):
+    made = builders.closed_loop(1, 12, gap_s=gap_s)
+    return str(builders.write(builders.run([builders.cell([builders.level(made)], engine)], **manifest), path))
+
+
+def said(argv, capsys):
+    code = cli.main(argv)
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") <= 1
+    return code, captured.out, captured.err
+
+
+def test_compare_ends_in_3_on_a_regression_and_says_why(tmp_path, capsys):
+    old, slow = run_folder(tmp_path / "old"), run_folder(tmp_path / "slow", gap_s=0.04)
+    code, out, err = said(["compare", old, slow], capsys)
+    assert code == 3
+    assert "slower" in out
+    assert "time per token" in out
+    assert "significant regression" in err
+    assert said(["compare", old, slow, "--tolerance", "50"], capsys)[0] == 0
+    assert said(["compare", slow, old], capsys)[0] == 0
+    code, out, _ = said(["compare", old, slow, "--json"], capsys)
+    assert (code, len(json.loads(out)["regressions"]) > 0) == (3, True)
+
+
+def test_compare_names_the_key_and_the_way_around_it(tmp_path, capsys):
+    old, other = run_folder(tmp_path / "old"), run_folder(tmp_path / "other", contract={"top_k": 20})
+    code, out, err = said(["compare", old, other], capsys)
+    assert (code, out) == (2, "")
+    assert "--allow top_k" in err
+    code, out, _ = said(["compare", old, other, "--allow", "top_k"], capsys)
+    assert code == 0
+    assert "although they differ in top_k" in out
+
+
+@pytest.mark.parametrize(
+    ("require", "code", "word"),
+    [("ttft_s:p50<2", 0, "met"), ("ttft_s:p50<0.1", 3, "not met"), ("ttft_s:p99<2", 3, "not shown (needs 368 requests)")],
+)
+def test_check_passes_only_what_is_shown(require, code, word, tmp_path, capsys):
+    found, out, err = said(["check", run_folder(tmp_path), "--require", require], capsys)
+    assert found == code
+    assert word in out
+    assert (require in err) == (code == 3)
+
+
+def test_check_relies_on_no_sick_run(tmp_path, capsys):
+    sick = run_folder(tmp_path, complete=False, incomplete_reason="interrupted")
+    code, out, err = said(["check", sick, "--require", "ttft_s:p50<2"], capsys)
+    assert (code, "DOUBTFUL: the run is incomplete" in out) == (3, True)
+    assert "--allow-unhealthy" in err
+    assert said(["check", sick, "--require", "ttft_s:p50<2", "--allow-unhealthy"], capsys)[0] == 0
+    assert said(["check", sick, "--require", "ttft_s:p50<2", "--concurrency", "4"], capsys)[0] == 2
+
+
+def test_plan_says_where_each_line_comes_from(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", engine="vllm-sim", prices={"gpu_hour": 1.5, "currency": "USD"})
+    code, out, _ = said(["plan", "--users", "4", "--slo", "ttft_s:p50<2", "--from", run], capsys)
+    assert code == 0
+    assert next(line for line in out.splitlines() if "vllm-sim_" in line).startswith("SIMULATED")
+    code, out, _ = said(["plan", "--users", "4", "--slo", "ttft_s:p50<2", "--from", run, "--json"], capsys)
+    found = json.loads(out)
+    assert found["options"][0]["replicas"]["value"] == 5  # one stream each, a fifth kept free
+    assert found["gpu_hour_price"] == 1.5
+    assert said(["plan", "--users", "4", "--from", run], capsys)[0] == 2  # no SLO anywhere
+    assert said(["plan", "--slo", "ttft_s:p50<2", "--from", run], capsys)[0] == 2
+
+
+def test_plan_without_measurements_predicts_and_says_so(tmp_path, capsys):
+    study = tmp_path / "study.toml"
+    study.write_text(
+        'name = "s"\nworkload = "math:n=8,seed=1"\n[contract]\nmax_tokens = 256\n'
+        '[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\ngpu = "l20"\n'
+    )
+    code = cli.main(["plan", "--users", "40", "--slo", "ttft_s:p90<60", "--study", str(study)])
+    captured = capsys.readouterr()
+    assert code == 0
+    assert "nothing of it is measured" in captured.err
+    assert next(line for line in captured.out.splitlines() if "vllm-sim_qwq-32b-awq_tp1" in line).startswith("PREDICTED")

@@ -1,0 +1,244 @@
+"""The load generator's own health, client against server, and the troubles of a model: each made to fail."""
+
+from dataclasses import replace
+
+import pytest
+
+from loadtest.analysis import run, validity
+from loadtest.grading.troubles import count_troubles
+from loadtest.metrics import client_health, reconciliation, request_arrays
+from tests.support import builders
+from tests.support.builders import request
+
+
+def judged(passed, gap_s=0.1):
+    return client_health.client([(passed, request_arrays.read(passed, builders.ANCHOR))], builders.ANCHOR, gap_s)
+
+
+def reconciled(passed):
+    return reconciliation.reconciliation([(passed, request_arrays.read(passed, builders.ANCHOR))], builders.ANCHOR, 0.1)
+
+
+def passed(requests=None):
+    return builders.level(requests or [request(10.0 * i, seq=i) for i in range(5)])
+
+
+def test_a_healthy_client_passes_and_one_without_samples_fails():
+    assert judged(passed())["status"] == "pass"
+    assert "no sample" in judged(replace(passed(), health=()))["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"loop_lag_mean_s": 0.02}, "late on average"),
+        ({"loop_lag_max_s": 0.2}, "later than one median token gap"),
+        ({"cpu_share": 0.95}, "of a core"),
+        ({"gc_pause_s": 0.02}, "garbage collection"),
+        ({"late_starts": 1}, "after their schedule"),
+    ],
+)
+def test_each_fault_fails_with_its_reason(change, said):
+    one = passed()
+    found = judged(replace(one, health=tuple(replace(s, **change) for s in one.health)))
+    assert found["status"] == "fail"
+    assert [said in reason for reason in found["reasons"]] == [True]
+
+
+@pytest.mark.parametrize(("workers", "share", "needed"), [(1, 0.98, 2), (2, 0.95, 4), (4, 0.65, 5)])
+def test_a_full_core_says_how_many_processes_are_needed(workers, share, needed):
+    one = passed()
+    health = tuple(
+        replace(s, cpu_share=share, loop_lag_mean_s=0.02, worker=f"w{i}") for s in one.health for i in range(workers)
+    )
+    found = judged(replace(one, health=health))
+    assert all(reason.endswith(f"not enough: use --processes {needed}") for reason in found["reasons"])
+    idle = tuple(replace(s, cpu_share=0.2) for s in health)
+    assert "--processes" not in judged(replace(one, health=idle))["reasons"][0]
+
+
+def test_a_lag_counts_in_seconds_of_the_run():
+    one = passed()
+    slow = tuple(replace(s, loop_lag_max_s=0.02, clock_speed=10.0) for s in one.health)
+    assert judged(replace(one, health=slow))["status"] == "fail"
+    assert judged(replace(one, health=tuple(replace(s, clock_speed=1.0) for s in slow)))["status"] == "pass"
+
+
+def test_equal_totals_pass_and_both_numbers_are_given():
+    found = reconciled(passed())
+    assert found["status"] == "pass"
+    assert (found["client_output_tokens"], found["server_output_tokens"]) == (50, 50)
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "said"),
+    [("generation_tokens_total", 40, "others used the server"), ("generation_tokens_total", -40, "counted less"),
+     ("requests_finished_total", 1, "requests: client 5, server 6"), ("prompt_tokens_total", 90, "prompt tokens")],
+)  # fmt: skip
+def test_other_totals_fail(field, change, said):
+    one = passed()
+    last = replace(one.server[-1], **{field: getattr(one.server[-1], field) + change})
+    found = reconciled(replace(one, server=(one.server[0], last)))
+    assert found["status"] == "fail"
+    assert said in found["reasons"][0]
+
+
+def told_ttft(mean_s, n=5, buckets=None):
+    """Five requests of TTFT 0.5 s and 0.1 s a token, and what the server's own histogram says of them."""
+    one = passed()
+    first, last = one.server
+    first = replace(first, ttft_sum_s=3.0, ttft_count=2.0, ttft_buckets=((0.25, 1.0), (1.0, 2.0)))
+    ends = buckets or ((0.25, 1.0), (1.0, 2.0 + n))
+    last = replace(last, ttft_sum_s=3.0 + n * mean_s, ttft_count=2.0 + n, ttft_buckets=ends)
+    return reconciled(replace(one, server=(first, last)))
+
+
+@pytest.mark.parametrize(
+    ("mean_s", "said"),
+    [
+        (0.5, None),
+        (0.25, None),  # 0.5 - 0.25 = 0.25; tolerance 0.1 + 2 x 0.1 + 0.0125
+        (0.52, None),
+        (0.15, "mean TTFT: client 0.5 s, server 0.15 s, beyond the tolerance of 0.307 s: the network"),
+        (0.6, "mean TTFT: client 0.5 s, server 0.6 s, beyond the tolerance of 0.03 s: the server measures something else"),
+    ],
+)
+def test_the_mean_ttft_of_both_sides_must_agree(mean_s, said):
+    found = told_ttft(mean_s)
+    told = found["passes"][0]["ttft"]
+    assert (told["client_mean_s"], told["server_mean_s"]) == (pytest.approx(0.5), pytest.approx(mean_s))
+    assert told["difference_s"] == pytest.approx(0.5 - mean_s)
+    assert told["server_p50_s"] == (0.25, 1.0)
+    assert found["status"] == ("pass" if said is None else "fail")
+    assert said is None or said in found["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("buckets", "said"),
+    [
+        (((0.1, 1.0), (0.15, 6.0)), "median TTFT: client 0.5 s, server 0.1 to 0.15 s"),
+        (((1.0, 2.0), (2.0, 7.0)), "median TTFT: client 0.5 s, server 1 to 2 s"),
+        (((0.25, 1.0), (1.0, 2.0)), "median TTFT: client 0.5 s, server 1 to more s"),
+    ],
+)
+def test_the_median_must_lie_in_the_servers_bucket(buckets, said):
+    assert said in told_ttft(0.5, buckets=buckets)["reasons"][0]
+
+
+def test_first_tokens_of_others_make_ttft_incomparable_and_nothing_else():
+    found = told_ttft(9.0, n=6)
+    assert found["status"] == "pass"
+    assert found["passes"][0]["ttft"]["status"] == "not_checked"
+    assert found["passes"][0]["ttft"]["reason"] == "first tokens: client 5, server 6: not the same requests"
+
+
+def test_readings_that_do_not_bracket_the_requests_check_nothing():
+    one = passed()
+    late = replace(one.server[0], t_s=1.0)
+    found = reconciled(replace(one, server=(late, one.server[1])))
+    assert found["status"] == "not_checked"
+    assert "after the first request" in found["reasons"][0]
+    assert reconciled(replace(one, server=()))["status"] == "not_checked"
+
+
+@pytest.mark.parametrize(("counted", "status"), [(50, "pass"), (65, "pass"), (40, "fail"), (200, "fail")])
+def test_a_cut_off_request_makes_a_range(counted, status):
+    """Five finished with 50 tokens; a sixth was cut off after 10: the server may have counted 50, 60, or, decoding on for
+    2 s at 10 tokens/s, 80 tokens, give or take one a request."""
+    one = passed([request(10.0 * i, seq=i) for i in range(5)] + [request(60.0, seq=5, outcome="cut_off")])
+    first, last = one.server
+    last = replace(last, generation_tokens_total=first.generation_tokens_total + counted)
+    assert reconciled(replace(one, server=(first, last)))["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, "not_applicable"),
+        ({"forced_tokens": 10, "completion_tokens": 10}, "pass"),
+        ({"forced_tokens": 10, "completion_tokens": 9}, "fail"),
+        ({"forced_tokens": 10, "completion_tokens": 11}, "fail"),
+        ({"forced_tokens": 10, "completion_tokens": 3, "outcome": "cut_off"}, "not_applicable"),
+        ({"forced_tokens": 10, "completion_tokens": 9, "token_count_source": "chunks"}, "not_applicable"),
+    ],
+)
+def test_forced_lengths_are_verified(changes, status):
+    found = validity.equal_work([request(**changes)])
+    assert found["status"] == status
+    assert bool(found["reasons"]) == (status == "fail")
+
+
+def test_unequal_work_is_a_reason_not_to_rely_on_a_run():
+    made = builders.run([builders.cell([builders.level([request(forced_tokens=12)])])])
+    reasons = run.analyze(made)["health"]["reasons"]
+    assert any("1 of 1 outputs have not the length that was forced" in one for one in reasons)
+
+
+def test_troubles_are_counted_and_simulated_text_is_not_read():
+    made = [
+        request(think_closed=False),
+        request(outcome="truncated"),
+        replace(request(outcome="no_answer", answer=0), answer=None),
+        replace(request(), answer=" "),
+        replace(request(), answer="I see. " + "Wait, let me check that. " * 20),
+        replace(request(), answer="The answer is 四"),
+        replace(request(outcome="truncated", think_closed=False, answer=0), output_end="Wait, let me check that. " * 20),
+        replace(request(outcome="cut_off", answer=0), output_end="Hmm, no. " * 60),
+        request(outcome="truncated", answer=0, thinking_field="reasoning"),
+    ]
+    found = count_troubles(made, simulated=False)
+    assert found == {
+        "no_closing_think": 3,
+        "truncated": 3,
+        "no_answer": 1,
+        "empty_answer": 2,
+        "repetition": 3,
+        "wrong_language": 1,
+    }
+    simulated = count_troubles(made, simulated=True)
+    assert simulated == found | {"repetition": 0, "wrong_language": 0}
+
+
+def test_a_forced_length_owes_no_answer():
+    forced = replace(request(), answer="", forced_tokens=10, think_closed=False)
+    assert sum(count_troubles([forced], simulated=False).values()) == 0
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ["ab" * 2048, "a" * 4096, ("x" * 50 + "y") * 80, " \n" * 2048 + "a"])
+def test_hostile_answers_are_judged_soon(text):
+    assert sum(count_troubles([replace(request(), answer=text)] * 200, simulated=False).values()) in (0, 200)
+
+
+def test_what_the_server_says_of_itself_is_summed_over_the_passes_and_null_where_untold():
+    one = passed()
+    first, last = one.server
+    first = replace(first, preemptions_total=2.0, kv_usage=0.4, waiting=0.0)
+    first = replace(first, prefix_cache_hit_tokens_total=10.0, prefix_cache_query_tokens_total=100.0)
+    last = replace(last, preemptions_total=5.0, kv_usage=0.9, waiting=3.0)
+    last = replace(last, prefix_cache_hit_tokens_total=60.0, prefix_cache_query_tokens_total=300.0)
+    told = (replace(one, server=(first, last)), request_arrays.read(one, builders.ANCHOR))
+    found = reconciliation.server([told, told], builders.ANCHOR)
+    assert found == {
+        "n_preemptions": 6.0,
+        "prefix_cache_hit_share": 0.25,
+        "peak_kv_usage_share": 0.9,
+        "peak_waiting_at_once": 3.0,
+    }
+    silent = replace(one, server=())
+    nothing = reconciliation.server([(silent, request_arrays.read(silent, builders.ANCHOR))], builders.ANCHOR)
+    assert set(nothing.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("sources", "counted_by"),
+    [((), None), (("server",), "server"), (("server", "tokenizer"), "tokenizer"), (("tokenizer", "chunks"), "chunks")],
+)
+def test_the_summary_says_who_counted_the_tokens(sources, counted_by):
+    def level(source):
+        gate = {"status": "pass", "reasons": []}
+        sources = {source: 3}
+        return {"torn_lines": 0, "client_health": gate, "reconciliation": gate, "token_count_sources": sources}
+
+    cells = [{"id": "c", "levels": [level(source) for source in sources]}]
+    assert validity.summary(cells, {"complete": True})["counted_by"] == counted_by

@@ -1,0 +1,283 @@
+"""The page in a real browser: headless Chromium, driven over its own debugging pipe, so nothing but Chromium is needed.
+
+Skipped where there is no Chromium. With AXE_CORE naming an `axe.min.js`, accessibility is checked by axe-core too.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.report import index
+from loadtest.report.page import build_index
+from tests.support import pages as sample_metrics
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--disable-extensions"),
+    "--remote-debugging-pipe",
+)
+# Chromium reads its file 3 and writes its file 4: the pipes are moved there, then it takes over the process.
+STARTER = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for number, end in zip((3, 4), ends):
+    os.dup2(end, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+DESKTOP, PHONE = (1280, 900, False), (390, 844, True)
+SAMPLES = (*sample_metrics.SAMPLES, "comparison")
+EXAMPLES = sorted((Path(__file__).parents[2] / "reports" / "examples").glob("*/report.html"))
+
+
+class Browser:
+    """One Chromium and one page in it; every event it sent is kept in `events`."""
+
+    def __init__(self, profile: Path) -> None:
+        from_us, to_us = os.pipe(), os.pipe()
+        assert CHROMIUM is not None
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        ends = (from_us[0], to_us[1])
+        starter = [sys.executable, "-c", STARTER, *map(str, ends), *command]
+        self.process = subprocess.Popen(starter, pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(from_us[0])
+        os.close(to_us[1])
+        self.out, self.into = from_us[1], os.fdopen(to_us[0], "rb")
+        self.events: list[dict[str, Any]] = []
+        self.number, self.rest, self.session = 0, b"", ""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self.next_message()
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                result: dict[str, Any] = answer["result"]
+                return result
+            self.events.append(answer)
+
+    def next_message(self) -> dict[str, Any]:
+        while b"\0" not in self.rest:
+            read = self.into.read1(1 << 20)  # type: ignore[attr-defined]
+            assert read, "Chromium has gone away"
+            self.rest += read
+        line, self.rest = self.rest.split(b"\0", 1)
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def open(self, page: Path, screen: tuple[int, int, bool], *, dark: bool = False) -> None:
+        width, height, mobile = screen
+        self.events.clear()
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self.call("Page.navigate", url=page.as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self.next_message())
+
+    def run(self, script: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def complaints(self) -> list[str]:
+        """Everything the console, the log or an exception said."""
+        said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        return [json.dumps(event["params"]) for event in self.events if event["method"] in said]
+
+    def requests(self) -> list[str]:
+        sent = [event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        return [url for url in sent if not url.startswith("data:")]
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self.out)
+        self.into.close()
+        self.process.terminate()
+        self.process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    found = {}
+    for name in SAMPLES:
+        found[name] = folder / f"{name}.html"
+        found[name].write_text(sample_metrics.page(name), encoding="utf-8")
+    return found
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_page_is_silent_self_contained_and_as_wide_as_the_screen(
+    browser: Browser, pages: dict[str, Path], name: str, screen: tuple[int, int, bool]
+) -> None:
+    browser.open(pages[name], screen)
+    width = browser.run("document.documentElement.scrollWidth")
+    assert browser.complaints() == []
+    assert browser.requests() == [pages[name].as_uri()]
+    assert width <= screen[0]
+    assert browser.run("document.querySelectorAll('figure svg[role=img]').length") > 10
+
+
+def test_strangers_text_neither_runs_nor_becomes_an_element(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["hostile"], DESKTOP)
+    assert browser.run("document.querySelectorAll('img, iframe, object, embed, link, form').length") == 0
+    assert browser.run("document.scripts.length") == 1
+    assert "<script>alert('x')</script>" in browser.run("document.body.innerText")
+
+
+def test_policy_stops_a_script_that_is_not_ours(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    broken = tmp_path / "injected.html"
+    attack = "<script>window.ran = true</script><img src='https://127.0.0.1:9/x.png' onerror='window.ran = true'></main>"
+    broken.write_text(pages["demo"].read_text(encoding="utf-8").replace("</main>", attack), encoding="utf-8")
+    browser.open(broken, DESKTOP)
+    assert browser.run("window.ran === undefined")
+    assert any("Content Security Policy" in complaint for complaint in browser.complaints())
+
+
+def test_first_screen_holds_question_verdict_and_simulation(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["demo"], DESKTOP)
+    bottom = "document.querySelector({!r}).getBoundingClientRect().bottom"
+    for part in (".simulation", "h1", ".verdict", ".soundness"):
+        assert browser.run(bottom.format(part)) <= 900, part
+
+
+def test_a_click_on_a_header_sorts_its_table(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["demo"], DESKTOP)
+    rows = "Array.from(document.querySelectorAll('#levels ~ .scroll tbody tr'))"
+    column = f"{rows}.map(row => parseFloat(row.cells[3].textContent))"
+    before = browser.run(column)
+    browser.run("document.querySelectorAll('#levels ~ .scroll thead button')[3].click()")
+    assert browser.run(column) == sorted(before)
+    assert before != sorted(before)
+
+
+def test_page_prints_on_few_sheets(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["demo"], DESKTOP)
+    assert 5 <= sheets(browser) <= 20
+
+
+def sheets(browser: Browser) -> int:
+    """How many sheets of paper the page that is open takes."""
+    pdf = base64.b64decode(browser.call("Page.printToPDF", printBackground=True)["data"])
+    assert pdf.startswith(b"%PDF")
+    return pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ")
+
+
+def test_page_reads_without_javascript(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(pages["demo"], DESKTOP)
+        tree = browser.call("DOM.getDocument", depth=-1)
+        text = json.dumps(tree)
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert '"nodeName": "BUTTON"' not in text, "what needs a script is made by it"
+    assert "Which runtime" in text
+    assert '"hidden"' in text, "the choice of a cell stays hidden"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["demo", "damaged", "comparison"])
+def test_page_is_accessible(browser: Browser, pages: dict[str, Path], name: str, dark: bool) -> None:
+    browser.open(pages[name], DESKTOP, dark=dark)
+    assert violations(browser) == []
+
+
+def violations(browser: Browser) -> list[str]:
+    """What axe-core finds on the page that is open."""
+    axe = os.environ.get("AXE_CORE")
+    if not axe:
+        pytest.skip("AXE_CORE does not name an axe.min.js (npm package axe-core)")
+    browser.run(Path(axe).read_text(encoding="utf-8") + "; 0")
+    script = "axe.run().then(r => r.violations.map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html)))"
+    found: list[str] = browser.run(script)
+    return found
+
+
+def test_choosing_a_cell_hides_the_rows_of_the_others(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["demo"], DESKTOP)
+    shown = "Array.from(document.querySelectorAll('#levels ~ .scroll tbody tr')).filter(r => !r.hidden).length"
+    whole = browser.run(shown)
+    browser.run(
+        "const s = document.querySelector('#chooser select'); s.selectedIndex = 1; s.dispatchEvent(new Event('change'))"
+    )
+    assert 0 < browser.run(shown) < whole
+
+
+def test_a_command_is_copied_or_at_least_selected(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["demo"], DESKTOP)
+    browser.run("document.querySelector('.command .copy').click()")
+    assert browser.run("document.querySelector('.copy').textContent") in ("Copied", "Selected")
+    assert browser.run("getSelection().toString()") == browser.run("document.querySelector('.command code').textContent")
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_index_is_silent_and_as_wide_as_the_screen(browser: Browser, tmp_path: Path, screen: tuple[int, int, bool]) -> None:
+    sample = sample_metrics.full_matrix(levels=(1,), deployments=1)
+    entry = index.Entry('a "run" & <more>', sample.metrics, sample.manifest, paged=True)
+    page = tmp_path / "index.html"
+    page.write_text(build_index("runs", [entry]), encoding="utf-8")
+    browser.open(page, screen)
+    assert browser.complaints() == []
+    assert browser.requests() == [page.as_uri()]
+    assert browser.run("document.documentElement.scrollWidth") <= screen[0]
+    assert browser.run("document.querySelector('tbody a').getAttribute('href')").endswith("/report.html")
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
+def test_finished_example_is_silent_and_as_wide_as_the_screen(
+    browser: Browser, page: Path, screen: tuple[int, int, bool]
+) -> None:
+    browser.open(page, screen)
+    assert browser.complaints() == []
+    assert browser.requests() == [page.as_uri()]
+    assert browser.run("document.documentElement.scrollWidth") <= screen[0]
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
+def test_finished_example_prints_and_names_no_machine(browser: Browser, page: Path) -> None:
+    browser.open(page, DESKTOP)
+    assert 5 <= sheets(browser) <= 24
+    assert page.stat().st_size < 700_000
+    assert not re.search(r"(?<![\w.])/(work|tmp|root|home|opt|Users)/", browser.run("document.body.textContent"))
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
+def test_finished_example_is_accessible(browser: Browser, page: Path) -> None:
+    browser.open(page, DESKTOP)
+    assert violations(browser) == []
+
+
+def test_there_is_an_example_of_a_demo_of_real_runtimes_and_of_a_damaged_run() -> None:
+    assert {"demo", "cpu", "damaged"} <= {page.parent.name for page in EXAMPLES}

@@ -1,0 +1,144 @@
+"""From options to a settled pass, and the manifest under plain Locust."""
+
+import argparse
+from types import SimpleNamespace
+
+import pytest
+
+from loadtest.errors import RecordError, UsageError
+from loadtest.records.read import read_json
+from loadtest.records.write import write_json
+from loadtest.scenario import options as scenario_options
+from loadtest.scenario import run_folder
+from loadtest.study import plan, run
+from loadtest.study.schema import Cell, Study
+
+HOST = "http://127.0.0.1:8000"
+
+
+def options(out, **given):
+    values = {
+        "model": "Qwen/QwQ-32B", "engine": "other", "tp": None, "cell": None, "repeat": None, "run_id": None,
+        "workload": "math:n=3", "requests": 4, "warmup_requests": 1, "max_tokens": None, "mode": None, "seed": 0,
+        "clock_speed": 1.0, "out": str(out), "locustfile": "scenarios/long_reasoning.py",
+    }  # fmt: skip
+    return SimpleNamespace(**(values | given))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        *(
+            (f"--{name}=0", "expected a whole number from 1 up, got '0'")
+            for name in ("tp", "repeat", "requests", "max-tokens")
+        ),
+        ("--warmup-requests=-1", "expected a whole number from 0 up, got '-1'"),
+        ("--requests=many", "expected a whole number from 1 up, got 'many'"),
+        ("--cell=../elsewhere", "expected letters, digits, dots and hyphens, got '../elsewhere'"),
+        ("--engine=../elsewhere", "invalid choice"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_the_command_line(given, message, capsys):
+    parser = argparse.ArgumentParser()
+    scenario_options.add_options(parser)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args([given])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_pass_under_plain_locust(tmp_path):
+    given = options(tmp_path / "run")
+    opening = run_folder.open_run(given, HOST + "/v1", 8)
+    settings, workload = run_folder.settle(given, HOST, 8)
+    assert settings.url == HOST + "/v1/chat/completions"
+    assert (settings.cell, settings.concurrency, settings.repeat, settings.run_id) == ("other_qwq-32b_tp1", 8, 1, "run")
+    manifest = read_json(tmp_path / "run" / "manifest.json")
+    assert (manifest["complete"], manifest["scenario"], manifest["levels"]) == (False, "long_reasoning", [8])
+    assert manifest["workload"]["identity"] == workload.identity
+    engine = read_json(tmp_path / "run" / "cells" / settings.cell / "engine.json")
+    assert (engine["base_url"], engine["status"], engine["simulated"]) == (HOST, "ok", False)
+    opening.close(None, interrupted=False)
+    assert read_json(tmp_path / "run" / "manifest.json")["complete"] is True
+
+
+def test_a_second_pass_joins_the_run(tmp_path):
+    run_folder.open_run(options(tmp_path), HOST, 8).close(None, interrupted=False)
+    given = options(tmp_path)
+    (tmp_path / "cells" / "other_qwq-32b_tp1" / "c08-r1").mkdir(exist_ok=True)
+    run_folder.open_run(given, HOST, 8).close(None, interrupted=False)
+    assert given.repeat == 2
+    run_folder.open_run(options(tmp_path), HOST, 2).close(None, interrupted=False)
+    manifest = read_json(tmp_path / "manifest.json")
+    assert (manifest["levels"], manifest["repeats"], len(manifest["cells"]), manifest["complete"]) == ([2, 8], 2, 1, True)
+
+
+def test_one_incomplete_pass_makes_the_run_incomplete(tmp_path):
+    run_folder.open_run(options(tmp_path), HOST, 1).close("worker x was lost", interrupted=False)
+    run_folder.open_run(options(tmp_path), HOST, 2).close(None, interrupted=False)
+    manifest = read_json(tmp_path / "manifest.json")
+    assert (manifest["complete"], manifest["incomplete_reason"]) == (False, "worker x was lost")
+
+
+def test_an_interrupted_pass(tmp_path):
+    run_folder.open_run(options(tmp_path), HOST, 1).close(None, interrupted=True)
+    manifest = read_json(tmp_path / "manifest.json")
+    assert (manifest["complete"], manifest["interrupted"]) == (False, True)
+
+
+def test_a_run_that_somebody_else_keeps_is_left_alone(tmp_path):
+    before = {"run_id": "theirs", "contract": {"temperature": 0.7, "seed": 5}}
+    write_json(tmp_path / "manifest.json", before)
+    given = options(tmp_path, run_id="theirs", cell="vllm_x_tp2", repeat=3)
+    run_folder.open_run(given, HOST, 4).close("failed", interrupted=True)
+    assert read_json(tmp_path / "manifest.json") == before
+    settings, _ = run_folder.settle(given, HOST, 4)
+    assert (settings.contract.temperature, settings.contract.seed) == (0.7, 5)
+    assert settings.folder == tmp_path / "cells" / "vllm_x_tp2" / "c04-r3"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_tokens": 500}, r"max_tokens: expected the run's own \(32768\), got 500; name another --out"),
+        ({"mode": "equal-work"}, r"mode: expected the run's own \(natural\), got equal-work"),
+        ({"rate": 2.0}, r"--rate: expected the run's own \(1\.0\), got 2\.0"),
+        ({"locustfile": "scenarios/chat.py"}, r"scenario: expected the run's own \(long_reasoning\), got chat"),
+    ],
+)
+def test_a_pass_that_asks_for_something_else_does_not_join(given, message, tmp_path):
+    run_folder.open_run(options(tmp_path, rate=1.0), HOST, 1).close(None, interrupted=False)
+    before = read_json(tmp_path / "manifest.json")
+    with pytest.raises(UsageError, match=message):
+        run_folder.open_run(options(tmp_path, **({"rate": 1.0} | given)), HOST, 1)
+    assert read_json(tmp_path / "manifest.json") == before
+
+
+def test_another_workload_does_not_join(tmp_path):
+    run_folder.open_run(options(tmp_path), HOST, 1)
+    with pytest.raises(UsageError, match="workload"):
+        run_folder.open_run(options(tmp_path, workload="math:n=4"), HOST, 1)
+
+
+def test_a_missing_record_is_noticed(tmp_path):
+    opening = run_folder.open_run(options(tmp_path), HOST, 1)
+    opening.folder.mkdir(parents=True, exist_ok=True)
+    (opening.folder / "requests-a.jsonl").write_bytes(b"{}\n{}\n")
+    opening.count_lines([{"file": "requests-a.jsonl", "written": 2}, {"file": "requests-elsewhere.jsonl", "written": 9}])
+    with pytest.raises(RecordError, match="expected 3 records"):
+        opening.count_lines([{"file": "requests-a.jsonl", "written": 3}])
+
+
+def test_no_host():
+    with pytest.raises(UsageError, match="--host"):
+        run_folder.base_url(None)
+
+
+def test_both_who_open_a_run_say_the_same_of_it(tmp_path):
+    study = Study(name="x", workload="math:n=3", cells=(Cell(engine="vllm", model="qwq-32b", gpu="l20"),))
+    run.open_run(study, *plan.asked(study), tmp_path / "a")
+    run_folder.open_run(options(tmp_path / "b"), HOST, 1)
+    ours, theirs = (read_json(tmp_path / name / "manifest.json") for name in "ab")
+    assert ours.keys() == theirs.keys()
+    assert (ours["complete"], ours["incomplete_reason"]) == (theirs["complete"], theirs["incomplete_reason"])
+    assert ours["workload"] == theirs["workload"]

@@ -1,0 +1,108 @@
+"""The time a study may take: by hand from the performance model's rate."""
+
+from dataclasses import replace
+
+import pytest
+
+from loadtest.perfmodel import gpus, memory, models, step_time
+from loadtest.study import estimate
+from loadtest.study.schema import Cell, Study
+from loadtest.workload.contract import Contract
+from loadtest.workload.prompts import Prompt
+from loadtest.workload.workload import Workload
+
+PROMPTS = tuple(
+    Prompt(id=str(n), messages=({"role": "user", "content": "x" * 400},), thinking_tokens=900, answer_tokens=100)
+    for n in range(4)
+)
+WORKLOAD = Workload(name="w", prompts=PROMPTS, identity="0" * 64, source="w")
+CELL = Cell(engine="vllm", model="qwq-32b-awq", gpu="l20")
+STUDY = Study(name="s", workload="w", cells=(CELL,), levels=(1, 4), min_requests=6, requests_per_stream=3, repeats=2)
+
+
+def test_by_hand():
+    made = memory.Deployment(models.model("qwq-32b-awq"), gpus.gpu("l20"), 1, "vllm", 0.9)
+    found = estimate.of_cell(STUDY, CELL, WORKLOAD, Contract())
+    for level, requests in ((1, 6 + 1), (4, 12 + 4)):  # measured and warm-up
+        rate = step_time.predict(made, prompt_tokens=112, output_tokens=1000, concurrency=level).output_tokens_per_s.value
+        assert found.pass_s[level] == pytest.approx(requests * 1000 / rate + 3)
+    assert found.start_s == pytest.approx(60 + models.model("qwq-32b-awq").weight_bytes / 1e9)
+    assert found.all_s(2) == pytest.approx(2 * (found.start_s + found.pass_s[1] + found.pass_s[4]))
+
+
+def test_the_speed_of_a_clock_and_the_scale_of_lengths_count():
+    slow = Cell(engine="vllm-sim", model="qwq-32b-awq", gpu="l20")
+    drawn = replace(WORKLOAD, prompts=tuple(replace(p, thinking_tokens=None, answer_tokens=None) for p in PROMPTS))
+    one = estimate.of_cell(STUDY, slow, drawn, Contract()).pass_s[1]
+    fast = estimate.of_cell(STUDY, replace(slow, clock_speed=10.0), drawn, Contract()).pass_s[1]
+    assert fast - 3 == pytest.approx((one - 3) / 10)
+    short = estimate.of_cell(STUDY, replace(slow, args=("--length-scale", "0.1")), drawn, Contract()).pass_s[1]
+    assert (short - 3) / (one - 3) == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_duration_is_taken_at_its_word():
+    found = estimate.of_cell(replace(STUDY, duration_s=60.0), replace(CELL, gpu=None), WORKLOAD, Contract())
+    assert found.pass_s == {1: 63.0, 4: 63.0}
+
+
+@pytest.mark.parametrize("cell", [replace(CELL, gpu=None), replace(CELL, model="a/b"), replace(CELL, model="qwq-32b")])
+def test_what_cannot_be_foreseen_is_null(cell):
+    found = estimate.of_cell(STUDY, cell, WORKLOAD, Contract())
+    assert found.pass_s == {1: None, 4: None}
+    assert found.all_s(1) is None
+
+
+class Clock:
+    def __init__(self):
+        self.now_s = 0.0
+
+    def monotonic(self):
+        return self.now_s
+
+
+def test_what_remains_follows_the_pace_and_leaves_out_what_will_never_be(monkeypatch):
+    """Two cells, two levels, two passes, and nothing foreseen: each pass counts alike, and the first took 100 s."""
+    clock = Clock()
+    monkeypatch.setattr(estimate, "time", clock)
+    first, second = replace(CELL, gpu=None), replace(CELL, gpu=None, engine="sglang")
+    left = estimate.Remaining(replace(STUDY, cells=(first, second)), WORKLOAD, Contract())
+    clock.now_s = 100.0
+    assert left.after(first, 1) == ", about 12 min left"  # 7 passes
+    left.never(second.id)
+    clock.now_s = 200.0
+    assert left.after(first, 4) == ", about 3 min left"  # its second pass over both levels
+    left.ended(first, 1)
+    left.ended(second, 1)
+    clock.now_s = 300.0
+    assert left.after(first, 1) == ", about 2 min left"
+    assert left.after(first, 4) == ""
+
+
+def test_a_cell_that_dies_leaves_the_rest_of_its_pass_unmeasured(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(estimate, "time", clock)
+    cell = replace(CELL, gpu=None)
+    left = estimate.Remaining(replace(STUDY, cells=(cell,), repeats=2), WORKLOAD, Contract())
+    left.ended(cell, 1)
+    clock.now_s = 60.0
+    assert left.after(cell, 1) == ", about 60 s left"
+
+
+def test_a_cool_down_is_time_too():
+    rested = estimate.of_cell(replace(STUDY, cooldown_s=10.0), CELL, WORKLOAD, Contract())
+    assert rested.pass_s[1] == pytest.approx(estimate.of_cell(STUDY, CELL, WORKLOAD, Contract()).pass_s[1] + 10)
+
+
+@pytest.mark.parametrize(
+    ("of", "n_requests", "said"),
+    [
+        ({}, 0, "   0 of 12 requests"),
+        ({}, 10, "  10 of 12 requests, about 5 s left at this level"),  # 11 of 12 done in 60 s
+        ({}, 12, "  12 of 12 requests, about 0 s left at this level"),
+        ({}, 13, "  13 requests so far"),  # a task of several turns
+        ({"duration_s": 90.0}, 4, "   4 requests so far"),
+    ],
+)
+def test_how_far_a_pass_is(of, n_requests, said):
+    study = Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b"),), **of)
+    assert estimate.how_far(study, 4, n_requests, 60.0) == said

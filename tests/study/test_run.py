@@ -1,0 +1,305 @@
+"""Studies carried out for real, against the embedded simulator with a fast clock."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loadtest import credentials
+from loadtest.errors import EngineError, RecordError, UsageError
+from loadtest.records import read
+from loadtest.servers import preflight
+from loadtest.servers.server import Server
+from loadtest.servers.supervisor import descendants
+from loadtest.study import locust_pass, plan
+from loadtest.study import run as study_run
+from loadtest.study.schema import Cell, Study
+from loadtest.workload.contract import Contract
+from tests.support import fake_server
+
+SIMULATED = Cell(engine="vllm-sim", model="qwq-32b-awq", gpu="l20", clock_speed=200.0, args=("--length-scale", "0.02"))
+STUDY = Study(
+    name="small", workload="math:n=8,seed=1", cells=(SIMULATED,), levels=(1, 2), min_requests=3, seed=1, cooldown_s=0.05
+)
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def engine_json(run: Path, cell: Cell) -> dict:
+    return read.read_json(run / "cells" / cell.id / "engine.json")
+
+
+def wait_until(condition, timeout_s: float = 40.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def has_records(run: Path) -> bool:
+    return any(path.stat().st_size for path in run.rglob("requests-*.jsonl"))
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "run"
+    assert study_run.execute(STUDY, out, say=silent) == ()
+    return out
+
+
+def test_a_study_leaves_every_file_of_the_contract(finished):
+    run = read.read_run(finished)
+    assert run.manifest["complete"] is True
+    assert run.manifest["simulated"] is True
+    [cell] = run.cells
+    assert cell.engine["status"] == "ok"
+    assert cell.engine["exit_code"] == 0
+    assert cell.engine["fit"]["fits"] is True
+    assert (finished / "cells" / cell.id / "engine.log").stat().st_size > 0
+    assert [(level.concurrency, level.repeat) for level in cell.levels] == [(1, 1), (2, 1)]
+    for level in cell.levels:
+        assert [r.outcome for r in level.requests if r.phase == "measure"] == ["ok"] * STUDY.requests(level.concurrency)
+        assert level.torn == ()
+        assert level.health
+        assert level.server[-1].requests_finished_total - level.server[0].requests_finished_total == len(level.requests)
+
+
+def test_the_cost_of_the_fast_clock_is_measured(finished):
+    error = engine_json(finished, SIMULATED)["clock_error"]
+    assert error["n"] == 7
+    assert set(error) == {"n", "ttft_s", "tpot_s", "time_to_final_answer_s"}
+    assert all(isinstance(error[key], float) for key in error if key != "n")
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished):
+    with pytest.raises(RecordError, match="expected a folder without a run"):
+        study_run.execute(STUDY, finished, say=silent)
+
+
+def test_resume_repeats_nothing_that_is_finished(finished):
+    before = {path: path.read_bytes() for path in finished.rglob("requests-*.jsonl")}
+    assert study_run.execute(STUDY, finished, resume=True, say=silent) == ()
+    assert {path: path.read_bytes() for path in finished.rglob("requests-*.jsonl")} == before
+
+
+def test_resume_of_another_workload_is_refused(finished):
+    with pytest.raises(RecordError, match="--resume: workload"):
+        study_run.execute(replace(STUDY, workload="math:n=8,seed=2"), finished, resume=True, say=silent)
+
+
+def test_resume_under_another_contract_is_refused(finished):
+    with pytest.raises(RecordError, match="--resume: contract: top_k: expected the run's own 40, got 20"):
+        study_run.execute(replace(STUDY, contract={"top_k": 20}), finished, resume=True, say=silent)
+
+
+REAL = Cell(engine="vllm", model="qwq-32b-awq", gpu="l20", tp=2)
+
+
+@pytest.fixture
+def no_cards(monkeypatch):
+    """A machine with vLLM, and without cards."""
+    monkeypatch.setenv("LOADTEST_VLLM", "true")
+    monkeypatch.setattr(preflight, "cards", lambda: 0)
+
+
+def test_a_study_that_this_machine_cannot_start_at_all_is_refused_before_anything(no_cards, tmp_path):
+    with pytest.raises(EngineError, match=r"tp2: needs 2 cards, this machine has 0; .*nothing was \(--force") as caught:
+        study_run.execute(replace(STUDY, cells=(REAL,)), tmp_path / "run", say=silent)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_forced_it_is_started_all_the_same(no_cards, tmp_path):
+    problems = study_run.execute(replace(STUDY, cells=(REAL,)), tmp_path / "run", force=True, say=silent)
+    assert "did not start: exited with code 0" in problems[0]
+    assert engine_json(tmp_path / "run", REAL)["status"] == "failed"
+
+
+def test_a_cell_that_this_machine_cannot_start_is_skipped_and_the_others_are_measured(no_cards, tmp_path):
+    study = replace(STUDY, cells=(REAL, SIMULATED), levels=(1,), repeats=2)
+    problems = study_run.execute(study, tmp_path / "run", say=silent)
+    assert problems == (f"{REAL.id}: needs 2 cards, this machine has 0; see nvidia-smi",)
+    facts = engine_json(tmp_path / "run", REAL)
+    assert (facts["status"], facts["reason"]) == ("skipped", "needs 2 cards, this machine has 0; see nvidia-smi")
+    assert engine_json(tmp_path / "run", SIMULATED)["status"] == "ok"
+
+
+def test_a_model_that_does_not_fit_is_refused_and_the_run_is_complete(tmp_path):
+    big = replace(SIMULATED, model="qwq-32b")
+    assert study_run.execute(replace(STUDY, cells=(big,)), tmp_path / "run", say=silent) == ()
+    facts = engine_json(tmp_path / "run", big)
+    assert facts["status"] == "refused"
+    assert facts["fit"]["fits"] is False
+    assert "does not fit: QwQ-32B on 1 x NVIDIA L20 needs" in facts["reason"]
+    assert read.read_json(tmp_path / "run" / "manifest.json")["complete"] is True
+
+
+def test_forced_it_fails_for_real_and_says_how(tmp_path):
+    big = replace(SIMULATED, model="qwq-32b")
+    problems = study_run.execute(replace(STUDY, cells=(big,)), tmp_path / "run", force=True, say=silent)
+    assert len(problems) == 1
+    facts = engine_json(tmp_path / "run", big)
+    assert facts["status"] == "failed"
+    assert "memory" in facts["reason"]
+
+
+@pytest.fixture
+def hosted(tmp_path_factory):
+    """A server that wants a key, as hosted ones do, and serves two models; what it was told is in `asked`."""
+    models = {"data": [{"id": "llama"}, {"id": "m"}]}
+    with fake_server.serving({"/v1/models": models}) as server:
+        yield server
+
+
+KEY = "gsk-0123456789abcdef"
+
+
+def test_each_hosted_cell_has_its_own_key_and_no_file_has_any(hosted, tmp_path, monkeypatch):
+    for name in credentials.WITHHELD:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GROQ_API_KEY", KEY)
+    cell = Cell(engine="other", model="m", base_url=hosted.url, api_key_env="GROQ_API_KEY")
+    study = replace(STUDY, cells=(cell, SIMULATED), levels=(1,), min_requests=1, warmup_requests=0)
+    study_run.execute(study, tmp_path / "run", say=silent)
+    told = {headers.get("authorization") for path, headers in hosted.asked if path.startswith("/v1")}
+    assert told == {f"Bearer {KEY}"}
+    assert ("/v1/chat/completions", True) in {(path, KEY in headers["authorization"]) for path, headers in hosted.asked}
+    assert os.environ["GROQ_API_KEY"] == KEY
+    assert engine_json(tmp_path / "run", cell)["server_info"]["model"] == "m", "not the first one it lists"
+    assert engine_json(tmp_path / "run", SIMULATED)["status"] == "ok"
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
+
+
+def test_a_key_that_is_not_set_is_named_before_anything_starts(hosted, tmp_path, monkeypatch):
+    monkeypatch.delenv("GROQ_API_KEY", raising=False)
+    cell = Cell(engine="other", model="m", base_url=hosted.url, api_key_env="GROQ_API_KEY")
+    with pytest.raises(UsageError, match="GROQ_API_KEY: expected the key for a server in this variable, found it empty"):
+        study_run.execute(replace(STUDY, cells=(cell,)), tmp_path / "run", say=silent)
+    assert not (tmp_path / "run").exists()
+    assert hosted.asked == []
+
+
+def test_a_model_that_the_server_does_not_name_is_refused(hosted, tmp_path):
+    cell = Cell(engine="other", model="qwq", base_url=hosted.url)
+    [problem] = study_run.execute(replace(STUDY, cells=(cell,)), tmp_path / "run", say=silent)
+    assert "model: expected one of llama, m, got qwq; name it as the server does" in problem
+
+
+def test_a_server_of_another_kind_is_refused(tmp_path):
+    with fake_server.serving({"/v1/models": {"data": [{"id": "m", "owned_by": "sglang"}]}}) as server:
+        cell = Cell(engine="vllm", model="m", base_url=server.url)
+        [problem] = study_run.execute(replace(STUDY, cells=(cell,)), tmp_path / "run", say=silent)
+    assert "engine: expected vllm, got sglang; say --engine sglang" in problem
+
+
+def test_keys_of_other_cells_reach_no_runtime(tmp_path, monkeypatch):
+    monkeypatch.setenv("GROQ_API_KEY", KEY)
+    hidden = study_run._key_variables(
+        replace(
+            STUDY,
+            cells=(Cell(engine="other", model="m", base_url="http://127.0.0.1:9", api_key_env="GROQ_API_KEY"), SIMULATED),
+        )
+    )
+    assert hidden == {"GROQ_API_KEY"}
+    spec = plan.launch_spec(SIMULATED, Contract(), port=preflight.free_port())
+    with Server(spec, tmp_path / "log", hidden) as server:
+        server.wait_ready(60)
+        [simulator] = descendants(server.pid)
+        environment = Path(f"/proc/{simulator}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert KEY.encode() not in environment
+
+
+@pytest.mark.parametrize("name", ["sk-0123", "groq key", ""])
+def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated(name):
+    with pytest.raises(UsageError, match="api_key_env: expected the name of an environment variable") as caught:
+        Cell(engine="other", model="m", base_url="http://127.0.0.1:9", api_key_env=name)
+    assert not name or name not in str(caught.value)
+
+
+def test_a_server_that_dies_is_explained_and_the_next_cell_is_measured(tmp_path):
+    dying = replace(SIMULATED, args=("--length-scale", "0.5", "--fault", "die:40"))
+    healthy = replace(SIMULATED, engine="sglang-sim")
+    study = replace(STUDY, cells=(dying, healthy), levels=(1,))
+    problems = study_run.execute(study, tmp_path / "run", say=silent)
+    assert len(problems) == 1
+    assert dying.id in problems[0]
+    assert engine_json(tmp_path / "run", dying)["status"] == "died"
+    assert engine_json(tmp_path / "run", healthy)["status"] == "ok"
+    run = read.read_run(tmp_path / "run")
+    assert run.manifest["complete"] is False
+    assert dying.id in run.manifest["incomplete_reason"]
+
+
+def test_interrupted_it_keeps_what_it_has_and_leaves_no_process(tmp_path):
+    out = tmp_path / "run"
+    study = tmp_path / "long.toml"
+    study.write_text(
+        'name = "long"\nworkload = "math:n=8"\nlevels = [2]\nmin_requests = 50\n'
+        '[[cells]]\nengine = "vllm-sim"\nmodel = "qwq-32b-awq"\ngpu = "l20"\n'
+        'clock_speed = 100\nargs = ["--length-scale", "0.1"]\n'
+    )
+    command = [sys.executable, "-m", "loadtest", "run", str(study), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert wait_until(lambda: has_records(out))
+    started = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    run = read.read_run(out)
+    assert run.manifest["complete"] is False
+    assert run.manifest["interrupted"] is True
+    outcomes = [r.outcome for r in run.cells[0].levels[0].requests]
+    assert outcomes.count("cut_off") == 2
+    assert "ok" in outcomes
+    assert json.loads((out / "metrics.json").read_bytes())["complete"] is False
+    assert "incomplete" in (out / "report.html").read_text().lower()
+    assert alive(started) == []
+
+
+def test_a_killed_orchestrator_leaves_no_orphan(tmp_path):
+    out = tmp_path / "run"
+    code = (
+        "from pathlib import Path; from tests.study.test_run import *;"
+        f"study_run.execute(replace(STUDY, min_requests=200, levels=(1,)), Path({str(out)!r}), say=silent)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+    assert wait_until(lambda: has_records(out))
+    started = descendants(process.pid)
+    assert len(started) >= 4  # guard and simulator, guard and Locust
+    process.kill()
+    process.wait()
+    assert wait_until(lambda: not alive(started), 20)
+
+
+def test_a_cool_down_ends_when_the_server_dies():
+    deaths = iter([None, None, "exited with code 1"])
+    locust_pass.cool_down(600.0, lambda: next(deaths))
+    assert next(deaths, "asked no more") == "asked no more"
+
+
+def test_the_cool_down_of_each_pass_is_recorded(finished):
+    markers = [read.read_json(path) for path in finished.rglob("pass.json")]
+    assert [one["cooldown_s"] for one in markers] == [0.05, 0.05]
+
+
+def test_a_pass_without_a_single_request_is_none(tmp_path):
+    """As of a locustfile with users of its own only, of which no record is kept."""
+    argv = [sys.executable, "-c", "print('done')"]
+    end = locust_pass.drive(argv, tmp_path, os.environ, died=lambda: None, tell=lambda n_requests: None)
+    assert end == locust_pass.PassEnd(0, "Locust ended without a single request: done", 0)

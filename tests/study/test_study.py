@@ -1,0 +1,177 @@
+"""Studies: what a TOML file may say, each error with its line and key, and the cells it stands for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.errors import UsageError
+from loadtest.study import locust_pass, parse, plan, schema
+
+GOOD = """\
+name = "two runtimes"
+workload = "math:n=8"
+levels = [1, 4]
+
+[[cells]]
+engine = ["sglang", "vllm"]
+model = "qwq-32b-awq"
+tp = [1, 2]
+gpu = "l20"
+"""
+
+
+def test_lists_multiply_with_the_engines_side_by_side():
+    assert [cell.id for cell in parse.parse(GOOD).cells] == [
+        "sglang_qwq-32b-awq_tp1",
+        "vllm_qwq-32b-awq_tp1",
+        "sglang_qwq-32b-awq_tp2",
+        "vllm_qwq-32b-awq_tp2",
+    ]
+
+
+def test_a_study_pairs_both_modes_on_every_cell():
+    one = parse.parse(GOOD.replace("levels", 'mode = ["natural", "equal-work"]\nlevels'))
+    assert one.mode == "natural"
+    assert [cell.id for cell in one.cells[3:5]] == ["vllm_qwq-32b-awq_tp2", "sglang_qwq-32b-awq_tp1_equal-work"]
+    target = locust_pass.Target("http://127.0.0.1:1", "m")
+    commands = [locust_pass.command(one, cell, target, 1, 1, Path("RUN"), "id") for cell in (one.cells[0], one.cells[4])]
+    assert [argv[argv.index("--mode") + 1] for argv in commands] == ["natural", "equal-work"]
+    assert parse.parse(GOOD.replace("levels", 'mode = "equal-work"\nlevels')).cells[0].id == "sglang_qwq-32b-awq_tp1"
+
+
+def test_options_of_a_scenario_go_to_its_command_line():
+    text = GOOD.replace(
+        "levels",
+        'scenario = "open_loop"\nscenario_options = {rate = 0.5, arrivals = "constant", x_y = true, z = false}\nlevels',
+    )
+    one = parse.parse(text)
+    argv = locust_pass.command(one, one.cells[0], locust_pass.Target("http://127.0.0.1:1", "m"), 1, 1, Path("RUN"), "id")
+    start = argv.index("--rate")
+    assert argv[start : start + 5] == ["--rate", "0.5", "--arrivals", "constant", "--x-y"]
+    assert "--z" not in argv
+
+
+def test_processes_of_one_run_meet_on_a_port_of_their_own():
+    one = replace(parse.parse(GOOD), workers=2)
+    argv = locust_pass.command(one, one.cells[0], locust_pass.Target("http://127.0.0.1:1", "m"), 1, 1, Path("RUN"), "id")
+    assert argv[argv.index("--master-bind-port") + 1] == argv[argv.index("--master-port") + 1] != "5557"
+    assert argv[argv.index("--master-bind-host") + 1] == "127.0.0.1"
+
+
+def test_requests_grow_with_the_level_from_a_minimum():
+    one = parse.parse(GOOD)
+    assert [one.requests(c) for c in (1, 4, 8)] == [8, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("levels = [1, 4]", 'levels = "1"', "s.toml:3: levels: expected array, got str"),
+        ("levels = [1, 4]", "levels = [0]", "s.toml:3: levels: expected numbers of streams from 1 up"),
+        ("levels = [1, 4]", "levels = [2, 2]", "s.toml:3: levels: expected each number of streams once"),
+        ("levels = [1, 4]", "level = [1]", "s.toml:3: level: unknown key; did you mean levels?"),
+        ("tp = [1, 2]", "tp = 0", "s.toml:8: tp: expected a number of cards from 1 up, got 0"),
+        ("gpu =", "gpus =", "s.toml:9: gpus: unknown key; did you mean gpu?"),
+        ('engine = ["sglang", "vllm"]', 'engine = "tgi"', "s.toml:6: engine: invalid enum value 'tgi'"),
+        ('engine = ["sglang", "vllm"]', 'engine = "other"', "base_url: expected the URL of a cell"),
+        ('name = "two runtimes"', "", "s.toml:1: name: object missing required field name; add it"),
+        ('name = "two runtimes"', "name = ", "s.toml: expected TOML"),
+        ("levels = [1, 4]", "mode = []", "s.toml:3: mode: expected natural, equal-work, or a list of both, got []"),
+        (
+            "levels = [1, 4]",
+            'mode = ["natural", "natural"]',
+            "s.toml:3: mode: expected natural, equal-work, or a list of both",
+        ),
+        (
+            "levels = [1, 4]",
+            "scenario_options = {seed = 3}",
+            "s.toml:3: scenario_options: expected options of the scenario's own",
+        ),
+        ("levels = [1, 4]", "scenario_options = {rate = [3]}", "s.toml:3: scenario_options: expected bool | int"),
+        ("levels = [1, 4]", "cooldown_s = -1", "s.toml:3: cooldown_s: expected seconds from 0 up, got -1"),
+        ("tp = [1, 2]", "clock_speed = 5", "clock_speed: expected a number above 0, and only for a simulated engine"),
+    ],
+)
+def test_a_bad_study_is_one_line_with_file_line_and_key(old, new, message):
+    with pytest.raises(UsageError) as caught:
+        parse.parse(GOOD.replace(old, new), "s.toml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value).split("expected TOML")[0]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("tp = 0", "s.toml:14: tp: expected a number of cards from 1 up, got 0"),
+        ('tp = "2"', "s.toml:14: tp: expected int | array, got str"),
+        ("gpus = 1", "s.toml:14: gpus: unknown key; did you mean gpu?"),
+    ],
+)
+def test_a_wrong_key_of_a_later_cell_is_found_in_its_own_table(second, message):
+    with pytest.raises(UsageError) as caught:
+        parse.parse(f'{GOOD}\n[[cells]]\nengine = "vllm"\nmodel = "a/b"\n{second}\n', "s.toml")
+    assert message in str(caught.value)
+
+
+def test_what_only_others_know_is_refused_with_its_line_too(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text(GOOD + "\n[contract]\nmax_token = 5\n")
+    with pytest.raises(UsageError, match=r"s\.toml:12: contract: max_token: .* did you mean 'max_tokens'"):
+        parse.load(path, plan.asked)
+    path.write_text(GOOD.replace("math:n=8", "maths:n=8"))
+    with pytest.raises(UsageError, match=r"s\.toml:2: workload 'maths:n=8'"):
+        parse.load(path, plan.asked)
+
+
+def test_a_study_is_never_read_in_part(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text(GOOD + "#" * 2**20 + '\n[[cells]]\nengine = "vllm"\nmodel = "a/b"\n')
+    with pytest.raises(UsageError, match="expected a study of at most 1,048,576 characters, got more"):
+        parse.load(path)
+
+
+def test_the_same_cell_twice_is_refused_by_name():
+    twice = GOOD + '\n[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\n'
+    with pytest.raises(UsageError, match="each engine x model x tp once, got vllm_qwq-32b-awq_tp1"):
+        parse.parse(twice)
+
+
+def test_only_selects_cells_and_levels():
+    one = schema.select(parse.parse(GOOD), ["engine=vllm", "tp=2", "concurrency=4"])
+    assert [cell.id for cell in one.cells] == ["vllm_qwq-32b-awq_tp2"]
+    assert one.levels == (4,)
+
+
+def test_only_selects_a_mode():
+    both = parse.parse(GOOD.replace("levels", 'mode = ["natural", "equal-work"]\nlevels'))
+    natural, equal = (schema.select(both, [f"mode={mode}"]).cells for mode in ("natural", "equal-work"))
+    assert (*natural, *equal) == both.cells
+    assert {cell.mode for cell in natural} == {None}
+    assert {cell.mode for cell in equal} == {"equal-work"}
+
+
+@pytest.mark.parametrize("only", ["vllm", "colour=red", "engine=tgi", "concurrency=3"])
+def test_only_that_selects_nothing_or_is_no_condition_is_refused(only):
+    with pytest.raises(UsageError, match="--only"):
+        schema.select(parse.parse(GOOD), [only])
+
+
+@pytest.mark.parametrize("text", ["", "0", "4-1", "a", "1..8", "-3", "1,,2"])
+def test_levels_that_are_none_are_refused(text):
+    with pytest.raises(UsageError, match="--concurrency"):
+        schema.parse_levels(text)
+
+
+@given(st.text(max_size=200))
+def test_no_text_makes_a_traceback(text):
+    with pytest.raises(UsageError, match=r"^study:"):
+        parse.parse(text)
+
+
+def test_a_cell_of_no_known_engine_is_refused_also_where_no_study_names_it():
+    """Its engine is part of a folder's name, and `attach` may have it from a server."""
+    with pytest.raises(UsageError, match="engine: expected one of sglang, vllm"):
+        schema.Cell(engine="../../x", model="m", base_url="http://127.0.0.1:1")
