@@ -1,0 +1,89 @@
+"""What `compare`, `check` and `plan` print with `--json`: judgements made from metrics, never written into a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from loadtest.metrics.figures import Bounded, Estimate, about
+from loadtest.metrics.level_schema import SloResult
+from loadtest.metrics.schema import Binding, Comparison
+
+
+class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate run (a) against a baseline (b)."""
+
+    baseline: Annotated[str | None, about("Its run id.")]
+    candidate: Annotated[str | None, about("Its run id.")]
+    simulated: Annotated[bool, about("Either run is simulated.")]
+    tolerance: Annotated[float, about("A share: 0.05 lets a metric be 5 % worse.")]
+    allowed: Annotated[tuple[str, ...], about("Keys in which they differ or may differ.")]
+    comparisons: tuple[Comparison, ...]
+    regressions: Annotated[tuple[Comparison, ...], about("Slower, with the whole interval worse than the tolerance.")]
+    not_compared: Annotated[tuple[str, ...], about("Cells and levels without a partner, and doubts about either run.")]
+
+
+class GateRow(SloResult, frozen=True, kw_only=True):
+    """One requirement of `check` at one level of one cell."""
+
+    cell: Annotated[str, about("Its id.")]
+    concurrency: Annotated[int, about("Requests in flight at once.")]
+    simulated: Annotated[bool, about("The figure is a prediction.")]
+    result: Annotated[
+        Literal["met", "not met", "not shown"], about("`not shown`: the interval holds the limit, or is missing.")
+    ]
+
+
+class GateReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Does a run meet what is required?"""
+
+    met: Annotated[bool, about("Every row is met, nothing is unmeasured, and no doubt that was not allowed.")]
+    rows: tuple[GateRow, ...]
+    unhealthy: Annotated[tuple[str, ...], about("What makes the figures doubtful.")]
+    unmeasured: Annotated[tuple[str, ...], about("Cells that should have had a level.")]
+    run_id: Annotated[str | None, about("The run.")]
+    simulated: Annotated[bool, about("Some figure is a prediction.")]
+
+
+class Cost(Bounded, frozen=True, omit_defaults=True):
+    """A cost in the currency of the price, from the hopeful to the careful end; an end that nothing bounds is None."""
+
+    reason: Annotated[str | None, about("Why it is not known. Left out where it is.")] = None
+
+
+class CapacityOption(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell as a way to meet a demand. Figures: by the level that `maximum_concurrency` names, and by both its ends."""
+
+    engine: Annotated[str, about("As of the cell.")]
+    model: Annotated[str | None, about("As of the cell.")]
+    tp: Annotated[int | None, about("GPUs of one replica.")]
+    gpu: Annotated[str | None, about("As of the cell.")]
+    simulated: Annotated[bool, about("Its figures are predictions.")]
+    cell: Annotated[str, about("Its id.")]
+    streams_per_replica: Annotated[Bounded, about("Requests at once that one replica holds: `by_slo` and its ends.")]
+    limit: Annotated[Binding | None, about("As of `maximum_concurrency`.")]
+    binds: Annotated[str | None, about("The SLO that breaks first.")]
+    streams_by_kv_cache: Annotated[Bounded, about("`by_kv_workload` of the cell.")]
+    replicas: Annotated[Bounded, about("ceil(demand / (what one holds x (1 - headroom))).")]
+    cards: Annotated[Bounded, about("GPUs: replicas x `tp`.")]
+    cost_per_hour: Annotated[Cost, about("GPUs x price.")]
+    cost_per_1000_answers: Annotated[Cost, about("Of the answers that were asked for.")]
+    cost_per_million_output_tokens: Annotated[Cost, about("Likewise.")]
+    joules_per_answer: Annotated[Estimate, about("Of the level, as it was measured.")]
+    reason: Annotated[str | None, about("Why it holds nothing.")]
+
+
+class CapacityPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Every option, cheapest first."""
+
+    source: Annotated[str, about("`performance model`, or the run.")]
+    simulated: Annotated[bool, about("Its figures are predictions.")]
+    slo: Annotated[tuple[str, ...], about("What every replica must hold.")]
+    users: Annotated[int | None, about("Requests in flight at any time; None: `answers_per_hour` was asked for.")]
+    answers_per_hour: Annotated[float | None, about("Answers per hour; None: `users` were asked for.")]
+    headroom: Annotated[float, about("Share of each replica that is kept free.")]
+    gpu_hour_price: Annotated[float | None, about("Price of one GPU for an hour; None: not given.")]
+    currency: Annotated[str | None, about("Of the study's price; None where another was given.")]
+    options: tuple[CapacityOption, ...]
+    doubts: Annotated[tuple[str, ...], about("As `health.reasons` of the run.")]

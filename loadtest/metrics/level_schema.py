@@ -1,0 +1,310 @@
+"""One level of one cell in metrics.json: its metrics, and what says whether they can be trusted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from loadtest.metrics.catalogue import METRICS, Statistic
+from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimate, GapDistribution, Interval, about
+from loadtest.records.schema import Outcome, Phase, TokenCountSource
+
+GateStatus = Literal["pass", "fail", "not_checked", "not_applicable"]
+
+
+def _metric(name: str) -> msgspec.Meta:
+    return about(METRICS[name].description)
+
+
+# The steady window ---------------------------------------------------------------------------------------------------
+
+
+class WindowSpan(msgspec.Struct, frozen=True):
+    """Start and end of a steady window; what happens in (start, end] counts."""
+
+    start_s: Annotated[float, about("First instant at which as many measured requests as the concurrency are in flight.")]
+    end_s: Annotated[float, about("Last such instant.")]
+
+
+class SteadyWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """The steady windows of all passes, in which as many measured requests as the concurrency were in flight."""
+
+    start_s: Annotated[
+        float | None, about("Start of the first, in seconds since the run's earliest clock. None: no window.")
+    ]
+    end_s: Annotated[float | None, about("End of the last.")]
+    length_s: Annotated[float | None, about("Their lengths, summed: without the time between passes.")]
+    n_passes: Annotated[int, about("Passes that have a window.")]
+    n_passes_without: Annotated[int, about("Passes that never had so many requests in flight.")]
+
+
+class WindowCheck(msgspec.Struct, frozen=True):
+    """One check of the steady windows."""
+
+    status: Annotated[Literal["pass", "fail", "not_checked"], about("`not_checked`: too few requests, or no window.")]
+    value: Annotated[float | None, about("What was held against the limit.")]
+    reason: Annotated[str, about("The value and the limit in words.")]
+
+
+class WindowChecks(msgspec.Struct, frozen=True, kw_only=True):
+    """May the steady windows be trusted? A failure is listed in `health.windows`; it does not fail the run."""
+
+    long_enough: Annotated[WindowCheck, about("Shortest window / median request; at least 2.")]
+    steady: Annotated[WindowCheck, about("Relative change of tokens/s over a window; fails above 10 % at p < 0.01.")]
+    warm: Annotated[WindowCheck, about("Seconds per token, first requests / later ones - 1; fails from 10 %.")]
+
+
+class PassFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One pass over the level, by itself."""
+
+    repeat: Annotated[int, about("Number of the pass, from 1.")]
+    n_requests: Annotated[int, about("Measured requests.")]
+    outcomes: Annotated[dict[Outcome, int], about("How many measured requests ended in each way.")]
+    window: Annotated[WindowSpan | None, about("Its steady window, in seconds since the run's earliest clock.")]
+    output_tokens: Annotated[float, about("Tokens of its measured requests.")]
+    output_tokens_per_s: Annotated[float | None, about("Tokens/s inside its window; None without one.")]
+    answers_per_hour: Annotated[float | None, about("Answers per hour inside its window; None without one.")]
+
+
+# Requests ------------------------------------------------------------------------------------------------------------
+
+
+class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Measured requests by how their tokens are known chunk by chunk."""
+
+    told_by_chunk: Annotated[int, about("The server said how many tokens each chunk carried.")]
+    spread_over_chunks: Annotated[int, about("Only a total is known, or none; it was spread evenly over the chunks.")]
+
+
+class EqualWork(msgspec.Struct, frozen=True, kw_only=True):
+    """Did every forced output come out as long as it was forced? Of requests that the server ended and counted."""
+
+    status: Annotated[Literal["pass", "fail", "not_applicable"], about("`not_applicable`: no such request.")]
+    reasons: Annotated[tuple[str, ...], about("What differs; empty unless it fails.")]
+    n_forced: Annotated[int, about("Requests that were checked.")]
+
+
+class TroubleCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """How many measured requests show each known trouble of a reasoning model."""
+
+    no_closing_think: Annotated[int, about("The output ended inside the thinking.")]
+    truncated: Annotated[int, about("The output reached the token limit.")]
+    no_answer: Annotated[int, about("The output ended by itself without an answer.")]
+    empty_answer: Annotated[int, about("The model stopped after the thinking; the answer is empty.")]
+    repetition: Annotated[int, about("The text repeats itself without end. Not looked for in simulated text.")]
+    wrong_language: Annotated[int, about("The answer is in another language. Not looked for in simulated text.")]
+
+
+class SloResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One SLO at one level."""
+
+    slo: Annotated[str, about("The SLO as it was given, such as `ttft_s:p90<2`.")]
+    value: Annotated[float | None, about("The figure that it limits; None where it cannot be given.")]
+    ci95: Annotated[Interval | None, about("95 % interval of the figure.")]
+    met: Annotated[bool | None, about("What the whole interval says; None where it holds the limit or is missing.")]
+    likely: Annotated[bool | None, about("What the figure alone says; None without one.")]
+    n_needed: Annotated[int | None, about("Requests that a missing figure would need.")]
+
+
+# Can the figures be believed -----------------------------------------------------------------------------------------
+
+
+class HealthCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """One check of the load generator; lags are wall time x clock speed."""
+
+    name: Annotated[
+        Literal["loop_lag_mean", "loop_lag_worst", "simulated_clock", "cpu", "gc", "late_starts"],
+        about("`simulated_clock` replaces the two lags under a fast simulated clock."),
+    ]
+    status: Annotated[Literal["pass", "fail"], about("`pass` up to the limit.")]
+    value: Annotated[float, about("A share: of the median token gap, of a mean time, of the seconds or of the requests.")]
+    limit: Annotated[float, about("Fails above it.")]
+    reason: Annotated[str, about("The value and the limit in words.")]
+
+
+class ClientHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """Did the load generator distort the figures? Over the seconds in which measured requests ran."""
+
+    status: Annotated[Literal["pass", "fail", "not_applicable"], about("`not_applicable`: simulated in virtual time.")]
+    reasons: Annotated[tuple[str, ...], about("What failed, with the remedy; or why it does not apply.")]
+    checks: Annotated[tuple[HealthCheck, ...], about("Empty without samples.")]
+    n_samples: Annotated[int, about("Samples of the load generator, one a second and process.")]
+
+
+class TtftAgreement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Times to the first token of one pass: the client's own against the server's histogram. Figures are left out unless
+    both saw the same number of first tokens."""
+
+    status: Annotated[Literal["pass", "fail", "not_checked"], about("`not_checked`: nothing to hold against the client.")]
+    reason: Annotated[str | None, about("Why it fails or was not checked.")]
+    n_client: Annotated[int, about("First tokens that the client saw.")]
+    n_server: Annotated[float | None, about("First tokens that the server counted; None: it does not tell.")]
+    client_mean_s: Annotated[float | None, about("Mean TTFT of the client.")] = None
+    server_mean_s: Annotated[float | None, about("Mean TTFT of the server, its queue included.")] = None
+    difference_s: Annotated[float | None, about("Client - server.")] = None
+    tolerance_s: Annotated[float | None, about("0.1 s of wall time + two token gaps + 5 % of the server's mean.")] = None
+    client_p50_s: Annotated[float | None, about("Lower median of the client.")] = None
+    server_p50_s: Annotated[
+        tuple[float, float | None] | None, about("The server's histogram bucket that holds its median; no end: the last.")
+    ] = None
+
+
+class PassReconciliation(msgspec.Struct, frozen=True, kw_only=True):
+    """Client against server for one pass, warm-up included. A server's None: it does not tell."""
+
+    repeat: Annotated[int, about("Number of the pass, from 1.")]
+    status: Annotated[Literal["pass", "fail", "not_checked"], about("`not_checked`: nothing to hold against the client.")]
+    reason: Annotated[str | None, about("Why it fails or was not checked.")]
+    ttft: Annotated[TtftAgreement | None, about("None where the readings of /metrics do not bracket every request.")]
+    client_requests: Annotated[float, about("Requests that the server ended, by the records.")]
+    server_requests: Annotated[float | None, about("Growth of the server's own counter, first to last reading.")]
+    client_prompt_tokens: Annotated[float, about("Prompt tokens of those requests.")]
+    server_prompt_tokens: Annotated[float | None, about("As `server_requests`.")]
+    client_output_tokens: Annotated[float, about("Output tokens of those requests.")]
+    server_output_tokens: Annotated[float | None, about("As `server_requests`.")]
+
+
+class Reconciliation(msgspec.Struct, frozen=True, kw_only=True):
+    """Do client and server agree on tokens, requests and times to first token? Exact up to one token a request or 0.1 %."""
+
+    status: Annotated[Literal["pass", "fail", "not_checked"], about("The worst of the passes.")]
+    reasons: Annotated[tuple[str, ...], about("What each pass found, with its number.")]
+    client_output_tokens: Annotated[float | None, about("Sum over the passes.")]
+    server_output_tokens: Annotated[float | None, about("Sum over the passes; None where any does not tell.")]
+    passes: tuple[PassReconciliation, ...]
+
+
+class ServerCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server's own counters say of all passes, warm-up included. None: it does not tell."""
+
+    n_preemptions: Annotated[float | None, about("Requests put back for want of KV cache (SGLang: retractions).")]
+    prefix_cache_hit_share: Annotated[float | None, about("Prompt tokens found in the prefix cache / prompt tokens.")]
+    peak_kv_usage_share: Annotated[float | None, about("Largest share of the KV cache in use, of readings a second apart.")]
+    peak_waiting_at_once: Annotated[float | None, about("Most requests waiting in the server, likewise.")]
+
+
+# Curves --------------------------------------------------------------------------------------------------------------
+
+
+class SurvivalPoint(msgspec.Struct, frozen=True, array_like=True):
+    """One step of Kaplan-Meier's curve of time to final answer, written as `[time, share, low, high]`."""
+
+    time_s: Annotated[float, about("Seconds since the request was sent.")]
+    share: Annotated[float, about("Share of requests still without their final answer from then on.")]
+    low: Annotated[float, about("Low end of its pointwise 95 % interval.")]
+    high: Annotated[float, about("High end.")]
+
+
+class GapHistogram(msgspec.Struct, frozen=True, kw_only=True):
+    """Shares of tokens by the gap before them; both empty for fewer than two gaps."""
+
+    edges_s: Annotated[tuple[float, ...], about("Edges of 60 bins of equal width on the log scale.")]
+    shares: Annotated[tuple[float, ...], about("Share of the tokens in each bin; the end bins hold what lies outside.")]
+
+
+class TimelineRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request of the drawn pass; times are seconds since its first request was sent."""
+
+    user: Annotated[int, about("Which stream of its process.")]
+    seq: Annotated[int, about("Its place in the sequence of the level.")]
+    phase: Annotated[Phase, about("`warmup` or `measure`.")]
+    worker: Annotated[str, about("Which process of the load generator.")]
+    outcome: Annotated[Outcome, about("How it ended.")]
+    sent_s: Annotated[float | None, about("None: never sent.")]
+    first_s: Annotated[float | None, about("First chunk with text; None: none came.")]
+    answer_s: Annotated[float | None, about("First text of the answer; None: none came.")]
+    ended_s: Annotated[float, about("Its end, whatever the outcome.")]
+
+
+class ServerSeries(msgspec.Struct, frozen=True, kw_only=True):
+    """At most 300 readings of the server's /metrics in the drawn pass. None: it does not tell."""
+
+    t_s: Annotated[tuple[float, ...], about("Seconds since the first request was sent.")]
+    running: Annotated[tuple[float | None, ...], about("Requests running.")]
+    waiting: Annotated[tuple[float | None, ...], about("Requests waiting.")]
+    kv_usage: Annotated[tuple[float | None, ...], about("Share of the KV cache in use.")]
+
+
+class ThroughputSeries(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens/s of the drawn pass in at most 200 equal bins of at least half a second."""
+
+    t_s: Annotated[tuple[float, ...], about("Middle of each bin, seconds since the first request was sent.")]
+    tokens_per_s: Annotated[tuple[float, ...], about("Tokens that arrived in the bin / its width.")]
+
+
+class LevelCurves(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page draws, thinned. Survival and gaps are of all passes, the rest of the first pass that has requests."""
+
+    time_to_final_answer_survival: Annotated[tuple[SurvivalPoint, ...], about("At most 200 points; empty without requests.")]
+    itl_histogram: GapHistogram
+    timeline: Annotated[tuple[TimelineRequest, ...], about("The first 200 requests by the time they were sent.")]
+    server: ServerSeries
+    throughput: ThroughputSeries
+    window: Annotated[WindowSpan | None, about("Its steady window, in seconds since its first request.")]
+    repeat: Annotated[int, about("The pass that is drawn.")]
+
+
+# The level -----------------------------------------------------------------------------------------------------------
+
+
+class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One level: the measured requests of all its passes, pooled."""
+
+    concurrency: Annotated[int, about("Requests in flight at once.")]
+    n_requests: Annotated[int, about("Measured requests.")]
+    n_prompts: Annotated[int, about("Different prompts among them: intervals hold for these prompts.")]
+    n_warmup: Annotated[int, about("Warm-up requests; in no distribution.")]
+    torn_lines: Annotated[int, about("Records that a crash cut off; they are missing.")]
+    outcomes: Annotated[dict[Outcome, int], about("How many measured requests ended in each way.")]
+    error_kinds: Annotated[dict[str, int], about("Why requests failed, by the kind of error.")]
+    window: SteadyWindow
+    checks: WindowChecks
+    passes: tuple[PassFigures, ...]
+    token_counts: TokenCounts
+    token_count_sources: Annotated[
+        dict[TokenCountSource, int], about("Who counted the tokens of how many finished requests; `chunks`: nobody.")
+    ]
+    ttft_s: Annotated[CensoredDistribution, _metric("ttft_s")]
+    time_to_first_answer_s: Annotated[CensoredDistribution, _metric("time_to_first_answer_s")]
+    time_to_final_answer_s: Annotated[CensoredDistribution, _metric("time_to_final_answer_s")]
+    thinking_s: Annotated[CensoredDistribution, _metric("thinking_s")]
+    reasoning_tokens: Annotated[CensoredDistribution, _metric("reasoning_tokens")]
+    answer_tokens: Annotated[CensoredDistribution, _metric("answer_tokens")]
+    queued_s: Annotated[Distribution, _metric("queued_s")]
+    itl_s: Annotated[GapDistribution, _metric("itl_s")]
+    tpot_s: Annotated[Distribution, _metric("tpot_s")]
+    tokens_per_s_per_user: Annotated[Distribution, _metric("tokens_per_s_per_user")]
+    output_tokens_per_s: Annotated[Estimate, _metric("output_tokens_per_s")]
+    answers_per_hour: Annotated[Estimate, _metric("answers_per_hour")]
+    goodput_answers_per_hour: Annotated[Estimate, _metric("goodput_answers_per_hour")]
+    accuracy: Annotated[Estimate, _metric("accuracy")]
+    failed_share: Annotated[Estimate, _metric("failed_share")]
+    joules_per_answer: Annotated[Estimate, _metric("joules_per_answer")]
+    joules_per_output_token: Annotated[Estimate, _metric("joules_per_output_token")]
+    context_tokens: Annotated[Estimate, _metric("context_tokens")]
+    equal_work: EqualWork
+    troubles: TroubleCounts
+    curves: LevelCurves
+    client_health: ClientHealth
+    reconciliation: Reconciliation
+    server: ServerCounters
+    slo: Annotated[tuple[SloResult, ...], about("Each SLO of the study, in its order.")]
+
+    def figure(self, metric: str) -> Distribution | Estimate:
+        """A metric by its name; KeyError where it is none."""
+        if metric not in METRICS:
+            raise KeyError(metric)
+        found: Distribution | Estimate = getattr(self, metric)
+        return found
+
+    def estimate(self, metric: str, statistic: Statistic = "value") -> Estimate:
+        """One statistic of a metric: `mean` or a quantile of a distribution, `value` of a single figure."""
+        return self.figure(metric).at(statistic)
+
+    def censored(self, metric: str) -> CensoredDistribution:
+        """A metric of which requests may be cut short; KeyError where it is no such."""
+        found = self.figure(metric)
+        if not isinstance(found, CensoredDistribution):
+            raise KeyError(metric)
+        return found

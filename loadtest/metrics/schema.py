@@ -1,0 +1,314 @@
+"""metrics.json: the types of the whole file. `analysis` makes a `Metrics`, `decode` reads one back, all else takes it.
+
+The parts of a level are in `level_schema`, figures in `figures`, the definitions of metrics in `catalogue`. Keys are a
+contract: they are added, never renamed. `decode` ignores keys that it does not know, so a file of a later release with the
+same `schema_version` can be read; a missing or wrong key, or another version, is one error.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from loadtest.errors import RecordError
+from loadtest.metrics.catalogue import Statistic
+from loadtest.metrics.figures import Bounded, Estimate, OpenInterval, about
+from loadtest.metrics.level_schema import GateStatus, LevelFigures
+from loadtest.records.schema import SCHEMA_VERSION, TokenCountSource
+
+CellStatus = Literal["ok", "refused", "skipped", "failed", "died", "interrupted", "starting"]
+ComparisonVerdict = Literal["faster", "slower", "no detectable difference", "too few samples", "not comparable"]
+LengthVerdict = Literal["fewer", "more", "no detectable difference", "too few samples"]
+FindingVerdict = Literal["reproduced", "contradicted", "predicted", "not_predicted", "not_measured"]
+ClaimKind = Literal["value", "fit", "weights", "maximum_concurrency", "ahead", "gain"]
+Binding = Literal["slo", "kv_cache", "not_reached"]
+
+
+# Run -----------------------------------------------------------------------------------------------------------------
+
+
+class ClockError(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fast simulated clock costs: sum of the client's times / sum of the simulator's - 1, over the same requests."""
+
+    n: Annotated[int, about("Measured requests that ended by themselves and that both sides know.")]
+    ttft_s: Annotated[float | None, about("Relative error of the mean TTFT (0.01 is 1 %); None: nothing to compare.")]
+    tpot_s: Annotated[float | None, about("Of the mean time per output token.")]
+    time_to_final_answer_s: Annotated[float | None, about("Of the mean time to final answer.")]
+
+
+class RunWorkload(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked."""
+
+    source: Annotated[str, about("As it was named: a generator with its options, or a file.")]
+    name: Annotated[str, about("Its short name.")]
+    identity: Annotated[str, about("SHA-256 of the prompts: equal for equal workloads.")]
+    n_prompts: Annotated[int, about("Different prompts in it.")]
+
+
+class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the manifest says of the run."""
+
+    id: Annotated[str | None, about("As `run_id`.")]
+    name: Annotated[str | None, about("Name of the study.")]
+    started: Annotated[str | None, about("Start, UTC, such as `2026-11-26T07:39:06Z`.")]
+    mode: Annotated[Literal["natural", "equal-work"] | None, about("`equal-work` forces output lengths.")]
+    workload: Annotated[RunWorkload | None, about("What was asked; None: the manifest does not say.")]
+    clock_speed: Annotated[float, about("Simulated seconds per second; 1 for real engines and in virtual time.")]
+    slo: Annotated[tuple[str, ...], about("SLOs of the study, such as `ttft_s:p90<2`.")]
+    clock_error: Annotated[ClockError | None, about("Of all cells; None where no fast clock ran.")]
+
+
+class RunHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """May the run be relied on?"""
+
+    client: Annotated[GateStatus, about("Worst `client_health` of any level; `not_checked` without levels.")]
+    reconciliation: Annotated[GateStatus, about("Worst `reconciliation` of any level.")]
+    complete: Annotated[bool, about("Every pass ended as it should and no record is torn.")]
+    counted_by: Annotated[TokenCountSource | None, about("Least reliable counter of tokens in it; None: nothing finished.")]
+    reasons: Annotated[tuple[str, ...], about("Why not to rely on it: `CELL at CONCURRENCY: what`, or what alone.")]
+    windows: Annotated[tuple[str, ...], about("Steady windows that fail a check, likewise; these fail no gate.")]
+
+
+# Cells ---------------------------------------------------------------------------------------------------------------
+
+
+class MemoryFit(msgspec.Struct, frozen=True, kw_only=True):
+    """Does the model fit the GPUs: the arithmetic of memory before a start (`perfmodel.fit`)."""
+
+    fits: Annotated[bool, about("Weights and one request of `context_tokens` fit.")]
+    reason: Annotated[str, about("Why not; empty where it fits.")]
+    context_tokens: Annotated[int, about("Context of each request that is planned for.")]
+    concurrency: Annotated[int, about("Requests of that context at once that were asked about.")]
+    fits_concurrency: Annotated[bool, about("So many fit at once.")]
+    max_streams: Annotated[int, about("Requests of that context that the KV cache holds.")]
+    memory_bytes_per_card: Annotated[float, about("Memory of one GPU.")]
+    usable_bytes_per_card: Annotated[float, about("What the engine may use of it.")]
+    weight_bytes_per_card: Annotated[float, about("Weights on one GPU.")]
+    overhead_bytes_per_card: Annotated[float, about("Activations and the engine itself, on one GPU.")]
+    kv_bytes_per_card: Annotated[float, about("What remains for the KV cache on one GPU.")]
+    kv_bytes_per_token: Annotated[float, about("KV cache of one token over all GPUs.")]
+    kv_capacity_tokens: Annotated[int, about("Tokens that the KV cache holds over all GPUs; 0: the weights do not fit.")]
+    bound_tokens_per_s: Annotated[float, about("Bound on one request: bandwidth of all GPUs / bytes of the weights.")]
+    bound_without_embedding_tokens_per_s: Annotated[float, about("The same without the input embedding.")]
+    lines: Annotated[tuple[str, ...], about("The arithmetic in words.")]
+
+
+class Roofline(msgspec.Struct, frozen=True, kw_only=True):
+    """One request alone against what memory bandwidth allows."""
+
+    bound_tokens_per_s: Annotated[float | None, about("Bandwidth of all GPUs / bytes of the weights; None: unknown GPU.")]
+    reached_tokens_per_s: Annotated[float | None, about("Mean `tokens_per_s_per_user` at concurrency 1.")]
+    reached_share: Annotated[Bounded | None, about("Reached / bound; None where either is unknown.")]
+    reason: Annotated[str | None, about("Why the share is unknown.")]
+
+
+class MaximumConcurrency(msgspec.Struct, frozen=True, kw_only=True):
+    """The highest concurrency within the SLOs, and what limits it."""
+
+    by_slo: Annotated[int | None, about("Highest level up to which every level meets every SLO by its figure; 0: none.")]
+    ci95: Annotated[
+        tuple[int, int | None] | None,
+        about("Highest up to which all are met by whole intervals (0: none); before one surely broken (None: none is)."),
+    ]
+    by_kv_cache: Annotated[int | None, about("Requests of the whole context that the KV cache holds; None: unknown fit.")]
+    by_kv_workload: Annotated[Bounded, about("KV cache / `context_tokens` of the highest level.")]
+    limit: Annotated[
+        Binding | None,
+        about("What breaks first. `kv_cache`: the level that broke has more requests than `by_kv_workload`; "
+              "`not_reached`: none up to `tried` broke; None: cannot be judged."),
+    ]  # fmt: skip
+    tried: Annotated[int | None, about("Highest level measured; None: cannot be judged.")]
+    binds: Annotated[str | None, about("The SLO that breaks first.")]
+    reason: Annotated[str | None, about("Why it cannot be judged.")]
+
+
+class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell: an engine that serves a model on some GPUs."""
+
+    id: Annotated[str, about("Its name and folder, such as `vllm_qwq-32b_tp2`.")]
+    engine: Annotated[str, about("`sglang`, `vllm`, `sglang-sim`, `vllm-sim` or `other`.")]
+    engine_version: Annotated[str | None, about("As the server says it.")]
+    model: Annotated[str | None, about("Registry name, hub name or directory.")]
+    tp: Annotated[int | None, about("GPUs in tensor parallel.")]
+    gpu: Annotated[str | None, about("Registry name of the GPU; None: not known.")]
+    endpoint: Annotated[str | None, about("Host of a server that was attached to; None: started by the run.")]
+    mode: Annotated[Literal["natural", "equal-work"] | None, about("`equal-work` forces output lengths.")]
+    simulated: Annotated[bool, about("Its figures are predictions.")]
+    clock_speed: Annotated[float | None, about("Simulated seconds per second.")]
+    clock_error: Annotated[ClockError | None, about("What that speed cost; None where no fast clock ran.")]
+    status: Annotated[
+        CellStatus | None,
+        about("`refused`: does not fit; `skipped`: this machine cannot start it; `failed`: did not start; `died`; "
+              "`starting`: killed before it ended; None: a scenario under Locust."),
+    ]  # fmt: skip
+    reason: Annotated[str | None, about("Why it is not `ok`.")]
+    fit: Annotated[MemoryFit | None, about("None where the GPU or the model is unknown.")]
+    roofline: Roofline
+    maximum_concurrency: MaximumConcurrency
+    levels: Annotated[tuple[LevelFigures, ...], about("By concurrency, ascending; empty where nothing was measured.")]
+
+    @property
+    def family(self) -> str:
+        """The engine, simulated or not: `sglang`, `vllm`, `other`."""
+        return self.engine.removesuffix("-sim")
+
+    def level(self, concurrency: int) -> LevelFigures | None:
+        return next((level for level in self.levels if level.concurrency == concurrency), None)
+
+    def estimate(self, concurrency: int, metric: str, statistic: Statistic = "value") -> Estimate | None:
+        """One figure of one level; None where there is no such level."""
+        level = self.level(concurrency)
+        return None if level is None else level.estimate(metric, statistic)
+
+
+# Comparisons and findings --------------------------------------------------------------------------------------------
+
+
+class Why(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a difference of mean times to final answer (a - b) is made of; the parts add up to it exactly. Of measured
+    requests that finished. The parts are left out where one side finished none."""
+
+    difference_s: Annotated[float | None, about("a - b; None where one side finished no request.")]
+    tokens_thought_s: Annotated[float | None, about("Difference of tokens thought x mean seconds per token.")] = None
+    tokens_answered_s: Annotated[float | None, about("Difference of tokens answered x mean seconds per token.")] = None
+    seconds_per_token_s: Annotated[float | None, about("Difference of seconds per token x mean tokens.")] = None
+    waiting_s: Annotated[float | None, about("Difference of the waits for the first token.")] = None
+    n_a: Annotated[int | None, about("Requests of a.")] = None
+    n_b: Annotated[int | None, about("Requests of b.")] = None
+    reason: Annotated[str | None, about("What is not in it, or why it is missing.")]
+
+
+class OutputLengths(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a's outputs are against b's, over the prompts that both finished."""
+
+    ratio: Annotated[Bounded, about("Tokens of a / tokens of b, geometric mean, with its own interval.")]
+    verdict: Annotated[LengthVerdict, about("At 5 %, not corrected: it explains a difference.")]
+    n: Annotated[int, about("Prompts that both finished.")]
+    reason: Annotated[str, about("The method, or why there are too few.")]
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Two cells in one metric at one level: a / b."""
+
+    model: Annotated[str | None, about("Model of a.")]
+    tp: Annotated[int | None, about("GPUs of a.")]
+    gpu: Annotated[str | None, about("GPU of a.")]
+    a: Annotated[str, about("Id of the first cell (of `compare`: of the candidate).")]
+    b: Annotated[str, about("Id of the second cell (of `compare`: of the baseline).")]
+    simulated: Annotated[bool, about("Either side is simulated.")]
+    concurrency: Annotated[int, about("Requests in flight at once, of both.")]
+    metric: Annotated[str, about("One of `COMPARED`.")]
+    ratio: Annotated[Bounded, about("a / b, with the 95 % interval of this one ratio, not corrected.")]
+    verdict: Annotated[ComparisonVerdict, about("Whether a is faster, at 5 % after Holm's correction.")]
+    p_value: Annotated[float | None, about("Two-sided, of no difference; None without a verdict.")]
+    p_value_holm: Annotated[float | None, about("After Holm's correction, times the number of metrics.")]
+    smallest_detectable_ratio: Annotated[float | None, about("The ratio above 1 that would be found with 80 % power.")]
+    n_a: Annotated[int, about("Units of a: passes, prompts or requests, by the method.")]
+    n_b: Annotated[int, about("Units of b.")]
+    method: Annotated[str | None, about("How the ratio was found; None without a verdict.")]
+    reason: Annotated[str, about("The method and its limits, or why there is no verdict.")]
+    why: Annotated[Why | None, about("Only of `time_to_final_answer_s` of comparable cells; else left out.")] = None
+    output_tokens: Annotated[OutputLengths | None, about("Likewise.")] = None
+
+
+class ClaimResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A published claim, and what this run says of it."""
+
+    id: Annotated[str, about("Of the claim, in its file.")]
+    claim: Annotated[str, about("What was claimed of what.")]
+    expected: Annotated[str, about("The figure that was claimed, in words.")]
+    measured: Annotated[float | int | str | None, about("The figure or word that answers it; its unit follows from `kind`.")]
+    ci95: Annotated[OpenInterval | None, about("95 % interval of the figure.")]
+    kind: Annotated[ClaimKind, about("How it is judged.")]
+    metric: Annotated[str, about("The metric it is about; empty where `kind` says it.")]
+    verdict: Annotated[FindingVerdict, about("Simulated cells, and arithmetic, only predict.")]
+    simulated: Annotated[bool, about("A cell that it was judged by is simulated.")]
+    reason: Annotated[str, about("What it was judged by, or why it was not.")]
+    cells: Annotated[tuple[str, ...], about("Ids of the cells that it was judged by.")]
+
+
+# The file ------------------------------------------------------------------------------------------------------------
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole of metrics.json: every figure of one run. Times are seconds of the run's clock (simulated seconds where a
+    simulated clock runs faster), intervals are 95 % confidence intervals, null means not known, never 0."""
+
+    schema_version: Annotated[int, about("Of this file and of the records it was made from.")]
+    run_id: Annotated[str | None, about("Start and name of the run.")]
+    simulated: Annotated[bool, about("Some figure is a prediction of the simulator.")]
+    complete: Annotated[bool, about("As `health.complete`.")]
+    run: RunFacts
+    health: RunHealth
+    cells: Annotated[tuple[CellFigures, ...], about("By id.")]
+    comparisons: Annotated[tuple[Comparison, ...], about("Every two engines with the same model, GPUs and mode.")]
+    findings: Annotated[tuple[ClaimResult, ...], about("The claims that the study names, in the order of their file.")]
+
+
+class _Version(msgspec.Struct):
+    schema_version: Any = None
+
+
+def encode(metrics: Metrics) -> bytes:
+    """metrics.json as it is written (`records.write_json` does the same, and redacts keys)."""
+    return msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n"
+
+
+def decode(raw: bytes, where: str) -> Metrics:
+    """Read metrics.json; `where`: its path. Raises RecordError, one line: what is wrong, where, and the next step."""
+    again = f"make it anew with loadtest analyze {PurePath(where).parent}"
+    try:
+        version = msgspec.json.decode(raw, type=_Version).schema_version
+        if version != SCHEMA_VERSION:
+            raise RecordError(f"{where}: schema_version: expected {SCHEMA_VERSION}, got {version!r}; {again}")
+        return msgspec.json.decode(raw, type=Metrics)
+    except msgspec.ValidationError as error:
+        raise RecordError(f"{where}: {_explained(str(error))}; {again}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordError(f"{where}: expected a JSON object, got something else ({error}); {again}") from error
+
+
+_ABSENT = re.compile(r"Object missing required field `(\w+)`")
+
+
+def _explained(said: str) -> str:
+    """msgspec's message with the key first.
+
+    >>> _explained("Expected `int`, got `str` - at `$.cells[0].tp`")
+    'cells[0].tp: expected int, got str'
+    >>> _explained("Object missing required field `health` - at `$`")
+    'health: expected a value, got none'
+    """
+    what, _, place = said.replace("Invalid enum value", "Expected a value of its list, got").partition(" - at ")
+    keys = [place.replace("`", "").removeprefix("key in ").removeprefix("$").removeprefix(".")]
+    if absent := _ABSENT.match(what):
+        keys, what = [*keys, absent[1]], "Expected a value, got none"
+    key = ".".join(key for key in keys if key)
+    what = what[:1].lower() + what[1:].replace("`", "")
+    return f"{key}: {what}" if key else what
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of metrics.json, every key with its description."""
+    found = msgspec.json.schema(Metrics)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "metrics.json of loadtest", **found}
+
+
+def definitions(of: type[msgspec.Struct]) -> dict[str, str]:
+    """Every key of a part of the file with its description: for the tables of the docs.
+
+    >>> definitions(Roofline)["reason"]
+    'Why the share is unknown.'
+    """
+    found = msgspec.json.schema(of)
+    return {key: _described(one, found["$defs"]) for key, one in found["$defs"][of.__name__]["properties"].items()}
+
+
+def _described(one: dict[str, Any], parts: dict[str, Any]) -> str:
+    """A key's own description, else that of the part it holds."""
+    inner = one.get("items") or one
+    part = parts.get(str(inner.get("$ref", "")).rpartition("/")[2], {})
+    return str(one.get("description") or part.get("description") or "")
