@@ -1,6 +1,6 @@
 """The clock of a run: monotonic offsets in seconds, tied once to the wall clock.
 
-A real run has `speed` 1. Against a simulated runtime whose clock runs faster, the same offsets count *simulated*
+A real run has `speed` 1. Against a simulated engine whose clock runs faster, the same offsets count *simulated*
 seconds: `speed` of them pass in one second of wall time.
 """
 

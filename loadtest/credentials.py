@@ -25,7 +25,7 @@ _SECRET = re.compile(r"(?:.*[-_])?(?:api[-_]?key|authorization|password|secret|b
 
 
 def api_key() -> str | None:
-    """The key for the server; null where the environment holds none.
+    """The key for the server; None where the environment holds none.
 
     Raises `UsageError`, which does not repeat it, where the key could not stand in a header.
     """
@@ -33,7 +33,7 @@ def api_key() -> str | None:
 
 
 def easy_api_key() -> str | None:
-    """The key for the second server of a router; null where the environment holds none. Raises as `api_key` does."""
+    """The key for the second server of a router; None where the environment holds none. Raises as `api_key` does."""
     return _key(EASY_KEY_VARIABLE) or None
 
 
@@ -46,7 +46,7 @@ def _key(variable: str) -> str:
 
 @contextlib.contextmanager
 def named(variable: str | None) -> Iterator[None]:
-    """While inside, the key is the one in the environment's `variable`, which itself is hidden; null changes nothing.
+    """While inside, the key is the one in the environment's `variable`, which itself is hidden; None changes nothing.
 
     Raises `UsageError` where that variable is empty.
 
@@ -87,7 +87,7 @@ def redacted(text: str) -> str:
 
 
 def first_secret(names: Iterable[str]) -> str | None:
-    """The first option or field that by its name carries a secret, without its value; null where none does.
+    """The first option or field that by its name carries a secret, without its value; None where none does.
 
     >>> first_secret(["--max-num-batched-tokens", "--api-key=abc"]), first_secret(["max_tokens", "tokenizer"])
     ('--api-key', None)

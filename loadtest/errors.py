@@ -2,8 +2,8 @@
 
 LoadtestError                1  could not measure
 ├── UsageError               2  the command line, a study, a workload or a setting is wrong
-├── FitError                 1  the model does not fit the cards
-├── EngineError              1  a runtime could not be started, died, or does not answer
+├── FitError                 1  the model does not fit the GPUs
+├── EngineError              1  an engine could not be started, died, or does not answer
 ├── RecordError              1  a run folder or a record file cannot be read or written
 ├── GateError                3  a requirement of `check` or `compare` is not met
 └── Interrupted            130  stopped by the user; what was measured is on disk
@@ -27,11 +27,11 @@ class UsageError(LoadtestError):
 
 
 class FitError(LoadtestError):
-    """The model, with the KV cache that was asked for, does not fit the cards."""
+    """The model, with the KV cache that was asked for, does not fit the GPUs."""
 
 
 class EngineError(LoadtestError):
-    """A runtime could not be started, died, or does not answer as it should."""
+    """An engine could not be started, died, or does not answer as it should."""
 
 
 class RecordError(LoadtestError):

@@ -19,7 +19,7 @@ def check(answer_text: str, prompt: Prompt) -> bool | None:
     r"""Is the final answer in this text the prompt's? Null where the prompt has none, or none that can be checked here.
 
     The text is the answer after the thinking. A text without an answer in the form asked for is wrong, not unknown.
-    Programs are never run while measuring: they stay null (see `programs`).
+    Programs are never run while measuring: they stay None (see `programs`).
 
     >>> ask = Prompt(id="a", messages=({"role": "user", "content": "2+2?"},), answer="4", answer_format="boxed")
     >>> check(r"So it is $\boxed{4}$.", ask), check("So it is 4.", ask)

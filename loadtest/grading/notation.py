@@ -160,7 +160,7 @@ def _row(text: str, depth: int) -> Value | None:
 
 
 def _split(text: str) -> list[str] | None:
-    """Split at the commas outside brackets; null where brackets are not balanced."""
+    """Split at the commas outside brackets; None where brackets are not balanced."""
     depth, start, parts = 0, 0, []
     for index, char in enumerate(text):
         depth += (char in "([{") - (char in ")]}")
@@ -185,7 +185,7 @@ _MIXED = re.compile(r"([-+]?)([0-9]+) ?(?:\\frac ?\{ ?([0-9]+) ?\} ?\{ ?([0-9]+)
 
 
 def _number(text: str) -> Fraction | None:
-    """The exact value of a notation of a number; null where it is not one, or an absurdly long one."""
+    """The exact value of a notation of a number; None where it is not one, or an absurdly long one."""
     if len(text) > 4 * _MAX_DIGITS or not re.search("[0-9]", text):
         return None
     if _THOUSANDS.fullmatch(text):

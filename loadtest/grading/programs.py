@@ -18,7 +18,7 @@ _CUT_BYTES = ANSWER_LIMIT_BYTES - 4  # an answer this long may have lost its end
 
 
 def extract(answer: str) -> str | None:
-    """The last fenced block that is said to be Python, else the last that is not said to be anything; null without one.
+    """The last fenced block that is said to be Python, else the last that is not said to be anything; None without one.
 
     >>> extract("Try this:\\n```python\\nprint(4)\\n```\\n")
     'print(4)\\n'

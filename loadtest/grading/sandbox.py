@@ -47,7 +47,7 @@ _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050001, 0x80000000  # refuse: EPERM
 
 
 def run(program: str, time_limit_s: int = TIME_LIMIT_S) -> str | None:
-    """What a Python program prints, at most 64 KiB of it; null where it fails, or meets a limit.
+    """What a Python program prints, at most 64 KiB of it; None where it fails, or meets a limit.
 
     Raises `OSError` where this machine cannot limit it; nothing is run then.
 

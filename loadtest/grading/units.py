@@ -103,7 +103,7 @@ def split(text: str) -> tuple[str, str, bool]:
 
 
 def _unit(words: str, *, known_only: bool) -> str | None:
-    """One spelling of a unit; null for words that change the number, and for unknown ones where only known ones count."""
+    """One spelling of a unit; None for words that change the number, and for unknown ones where only known ones count."""
     words = words.strip()
     for shape, suffix in (("square ", "2"), ("cubic ", "3")):
         if words.startswith(shape) and words[len(shape) :] in _UNITS:

@@ -8,7 +8,6 @@ same `schema_version` can be read; a missing or wrong key, or another version, i
 from __future__ import annotations
 
 import re
-from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -259,7 +258,7 @@ def encode(metrics: Metrics) -> bytes:
 
 def decode(raw: bytes, where: str) -> Metrics:
     """Read metrics.json; `where`: its path. Raises RecordError, one line: what is wrong, where, and the next step."""
-    again = f"make it anew with loadtest analyze {PurePath(where).parent}"
+    again = f"make it anew with loadtest analyze {where.rpartition('/')[0] or '.'}"
     try:
         version = msgspec.json.decode(raw, type=_Version).schema_version
         if version != SCHEMA_VERSION:

@@ -1,4 +1,4 @@
-"""`python -m loadtest.simulator`: one simulated runtime in the foreground, until SIGTERM or SIGINT."""
+"""`python -m loadtest.simulator`: one simulated engine in the foreground, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 

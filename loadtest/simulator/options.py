@@ -8,17 +8,17 @@ from dataclasses import replace
 from loadtest.errors import UsageError
 from loadtest.perfmodel import gpus, memory, models
 from loadtest.simulator.core import faults
-from loadtest.simulator.core.runtimes import RUNTIMES
+from loadtest.simulator.core.behaviour import BEHAVIOURS
 from loadtest.simulator.setup import Simulation, simulate
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtest.simulator", description=__doc__)
     add = parser.add_argument
-    add("--engine", required=True, choices=sorted(RUNTIMES), help="which runtime to behave like")
+    add("--engine", required=True, choices=sorted(BEHAVIOURS), help="which engine to behave like")
     add("--model", required=True, help="registry name, hub name or directory with config.json")
     add("--gpu", default="l20", help="registry name or TOML file")
-    add("--tp", type=int, default=1, help="cards in tensor parallel")
+    add("--tp", type=int, default=1, help="GPUs in tensor parallel")
     add("--port", type=int, default=8000, help="on 127.0.0.1; 0 asks for a free one")
     add("--clock-speed", type=float, default=1.0, help="simulated seconds in one second")
     add("--seed", type=int, default=0, help="lengths are drawn by a hash of prompt and seed")
@@ -29,11 +29,11 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         help="tokens (default: the native context, 8192 more if it reasons)",
     )
-    add("--memory-fraction", type=float, default=memory.DEFAULT_MEMORY_FRACTION, help="share of each card's memory")
-    add("--kv-tokens", type=int, help="KV cache in tokens (default: what the cards leave)")
-    add("--max-running", type=int, help="requests in a batch (default: the runtime's)")
+    add("--memory-fraction", type=float, default=memory.DEFAULT_MEMORY_FRACTION, help="share of each GPU's memory")
+    add("--kv-tokens", type=int, help="KV cache in tokens (default: what the GPUs leave)")
+    add("--max-running", type=int, help="requests in a batch (default: the engine's)")
     add("--max-queued", type=int, help="requests that may wait (default: no limit)")
-    add("--prefill-budget", type=int, help="tokens of prefill in a step (default: the runtime's)")
+    add("--prefill-budget", type=int, help="tokens of prefill in a step (default: the engine's)")
     add("--no-prefix-cache", action="store_true", help="compute every prompt anew")
     add("--reasoning-parser", default="qwen3", help="none leaves the thinking inline")
     add("--stream-interval", type=int, default=1, help="tokens in a chunk")

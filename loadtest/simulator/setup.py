@@ -13,9 +13,9 @@ from loadtest.perfmodel import memory, step_time
 from loadtest.perfmodel.memory import Deployment
 from loadtest.perfmodel.models import Model
 from loadtest.perfmodel.step_time import StepWork
+from loadtest.simulator.core.behaviour import Behaviour, behaviour
 from loadtest.simulator.core.chat import Served
 from loadtest.simulator.core.engine import EngineConfig
-from loadtest.simulator.core.runtimes import Runtime, runtime
 
 # A reasoning model serves an output of its native context after a prompt of up to this without YaRN (Qwen's own advice:
 # YaRN for prompts over 8,192 tokens, outputs up to 32,768).
@@ -27,7 +27,7 @@ _REASONING = ("qwq", "qwen3", "r1", "think", "reason")
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """A simulated runtime, ready to run."""
+    """A simulated engine, ready to run."""
 
     config: EngineConfig
     served: Served
@@ -48,9 +48,9 @@ def simulate(
     seed: int = 0,
     length_scale: float = 1.0,
 ) -> Simulation:
-    """Simulate the deployment's engine, `vllm-sim` or `sglang-sim`; what is not given is the runtime's or the card's own.
+    """Simulate the deployment's engine, `vllm-sim` or `sglang-sim`; what is not given is the engine's or the GPU's own.
 
-    Raises FitError where the model does not fit the cards, in the words of the runtime; UsageError for an engine that is not
+    Raises FitError where the model does not fit the GPUs, in the words of the engine; UsageError for an engine that is not
     a simulator.
 
     >>> from loadtest.perfmodel.gpus import gpu
@@ -58,12 +58,12 @@ def simulate(
     >>> simulate(Deployment(model("qwq-32b-awq"), gpu("l20"), 1, "sglang-sim")).served.context_tokens
     40960
     """
-    like = runtime(deployment.engine)
+    like = behaviour(deployment.engine)
     context = context_tokens or default_context_tokens(deployment.model)
     room = kv_tokens or _kv_tokens(deployment, context)
     _check_room(like, context, room)
     config = EngineConfig(
-        runtime=like,
+        behaviour=like,
         kv_tokens=room,
         max_running=max_running,
         max_queued=max_queued,
@@ -71,7 +71,7 @@ def simulate(
         prefix_cache=prefix_cache,
     )
     served = Served(
-        runtime=like,
+        behaviour=like,
         model=served_name or deployment.model.name,
         context_tokens=context,
         kv_tokens=room,
@@ -101,15 +101,15 @@ def _kv_tokens(deployment: Deployment, context: int) -> int:
 
 
 def out_of_memory(engine: str, reason: str) -> str:
-    """The line that a runtime ends with when its cards are too small."""
+    """The line that an engine ends with when its GPUs are too small."""
     return f"torch.OutOfMemoryError: CUDA out of memory (simulated, {engine}). {reason}"
 
 
-def _check_room(like: Runtime, context: int, kv_tokens: int) -> None:
-    """The vLLM-like refuses a cache that does not hold one request of full context, as the runtime does."""
+def _check_room(like: Behaviour, context: int, kv_tokens: int) -> None:
+    """The vLLM-like refuses a cache that does not hold one request of full context, as the engine does."""
     kv_tokens -= kv_tokens % like.page_tokens
     if like.needs_room_for_context and kv_tokens < context:
         raise FitError(
             f"ValueError: To serve at least one request with the model's max seq len ({context}), more KV cache is needed "
-            f"than the {kv_tokens} tokens that are available (simulated, {like.name}); lower --context-length or add cards"
+            f"than the {kv_tokens} tokens that are available (simulated, {like.name}); lower --context-length or add GPUs"
         )

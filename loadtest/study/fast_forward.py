@@ -132,7 +132,7 @@ def _run_cell(journey: _Journey, cell: Cell, made: Simulation | FitError) -> Non
         facts.update(status="refused", reason=str(made))
         journey.say(f"{cell.id}: refused: {made}")
     else:
-        facts.update(status="ok", engine_version=made.served.runtime.version, server_info=_info(cell, made))
+        facts.update(status="ok", engine_version=made.served.behaviour.version, server_info=_info(cell, made))
         server = VirtualServer(virtual.Engine(made.config, made.step_time_s), made.served)
         contract = replace(journey.contract, mode=cell.mode or journey.contract.mode)
         script = Script(journey.workload, contract, model=made.served.model, engine=cell.engine, seed=journey.study.seed)
@@ -147,7 +147,7 @@ def _info(cell: Cell, made: Simulation) -> dict[str, Any]:
     served = made.served
     info = probe.ServerInfo(
         engine=cell.engine,
-        version=served.runtime.version,
+        version=served.behaviour.version,
         model=served.model,
         max_model_len=served.context_tokens,
         simulated=True,

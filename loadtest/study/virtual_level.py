@@ -36,7 +36,7 @@ class VirtualServer:
 
     def __init__(self, engine: Engine, served: Served) -> None:
         self.engine, self.served = engine, served
-        self.seen = Observations(served.runtime.knows_its_models)
+        self.seen = Observations(served.behaviour.knows_its_models)
 
     def settle(self) -> float:
         """End the step that still runs and empty the prefix cache, as between two passes; the time then (s)."""
@@ -319,7 +319,7 @@ def read(
     told = finished or (bool(counts) and asked.continuous_usage)
     total = len(token_s) if finished else counts[-1] if counts else 0
     tokens = _tokens_by_chunk(counts, total) if told and asked.continuous_usage else None
-    split = _split(asked, served.runtime.thinking_field, len(counts), opened=opened)
+    split = _split(asked, served.behaviour.thinking_field, len(counts), opened=opened)
     return Reply(
         outcome=_outcome(asked, split, forced_tokens) if finished else "cut_off",
         error=None,
@@ -329,7 +329,7 @@ def read(
         prompt_tokens=asked.prompt_tokens if told else None,
         completion_tokens=total if told else len(counts),
         reasoning_tokens=_thinking_tokens(asked, split, tokens, total) if told else None,
-        cached_tokens=None if served.runtime.knows_its_models or not told else cached_tokens,
+        cached_tokens=None if served.behaviour.knows_its_models or not told else cached_tokens,
         token_count_source="server" if told else "chunks",
         finish_reason=asked.output.finish_reason if finished else None,
         answer=split.answer or None,

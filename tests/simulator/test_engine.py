@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from loadtest.errors import UsageError
 from loadtest.perfmodel.step_time import StepWork
 from loadtest.simulator.core import chat, faults, lengths
+from loadtest.simulator.core.behaviour import BEHAVIOURS, behaviour
 from loadtest.simulator.core.cache import TOKEN_CHARS, BlockCache, RadixCache, _Node
 from loadtest.simulator.core.engine import Engine, EngineConfig
-from loadtest.simulator.core.runtimes import RUNTIMES, runtime
 from loadtest.simulator.core.sequence import QueueFull, Request
 from tests.simulator import replay
 
-VLLM, SGLANG = runtime("vllm-sim"), runtime("sglang-sim")
+VLLM, SGLANG = behaviour("vllm-sim"), behaviour("sglang-sim")
 
 
 def prompt(tokens: int, name: str = "a") -> str:
@@ -36,7 +36,7 @@ def unit(work: StepWork) -> float:
 
 
 def engine(kind: str, kv_tokens: int, step_time_s=unit, **limits: int) -> Engine:
-    return Engine(EngineConfig(runtime=runtime(kind), kv_tokens=kv_tokens, **limits), step_time_s)
+    return Engine(EngineConfig(behaviour=behaviour(kind), kv_tokens=kv_tokens, **limits), step_time_s)
 
 
 def run(it: Engine, until_s: float = 1e6) -> dict[str, list[float]]:
@@ -127,7 +127,7 @@ def test_max_running_is_a_limit() -> None:
     assert run(it) == {"A": [1, 2], "B": [1, 2], "C": [3, 4]}
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 def test_queue_limit_refuses(kind: str) -> None:
     it = engine(kind, 1024, max_running=1, max_queued=1)
     for name, now_s in (("A", 0.0), ("B", 0.5)):
@@ -151,7 +151,7 @@ def test_same_prompt_again_is_cached_but_for_its_last_token(kind: str, cached: i
     assert it.totals.prefix_hit_tokens == cached
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 def test_flush_forgets_and_switch_disables(kind: str) -> None:
     for flushed, config in ((True, {}), (False, {"prefix_cache": False})):
         it = engine(kind, 1024, **config)
@@ -165,7 +165,7 @@ def test_flush_forgets_and_switch_disables(kind: str) -> None:
         assert it.cache.used_tokens() == 0
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 def test_abort_frees_everything(kind: str) -> None:
     it = engine(kind, 1024, max_running=1)
     for name in "AB":
@@ -251,7 +251,7 @@ load = st.lists(
 
 @settings(max_examples=120, deadline=None)
 @given(
-    kind=st.sampled_from(sorted(RUNTIMES)),
+    kind=st.sampled_from(sorted(BEHAVIOURS)),
     kv=st.integers(128, 400),
     budget=st.integers(1, 64),
     seats=st.integers(1, 6),
@@ -295,7 +295,7 @@ class Walking(Engine):
 
 
 def chats(kind: str, work: list[tuple[int, int, int]], kv_tokens: int) -> list[chat.Chat]:
-    served = chat.Served(runtime=runtime(kind), model="m", context_tokens=kv_tokens - 16, kv_tokens=kv_tokens)
+    served = chat.Served(behaviour=behaviour(kind), model="m", context_tokens=kv_tokens - 16, kv_tokens=kv_tokens)
     made = []
     for i, (n_prompt, thinking, answer) in enumerate(work):
         body = {"model": "m", "messages": [{"role": "user", "content": prompt(n_prompt, chr(97 + i))}]}
@@ -306,14 +306,14 @@ def chats(kind: str, work: list[tuple[int, int, int]], kv_tokens: int) -> list[c
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kind=st.sampled_from(sorted(RUNTIMES)),
+    kind=st.sampled_from(sorted(BEHAVIOURS)),
     work=st.lists(st.tuples(st.integers(1, 30), st.integers(2, 60), st.integers(2, 30)), min_size=1, max_size=10),
     concurrency=st.integers(1, 6),
     kv=st.integers(200, 500),
     until_s=st.one_of(st.just(1e9), st.floats(1, 300)),
 )
 def test_leaping_equals_walking(kind: str, work: list, concurrency: int, kv: int, until_s: float) -> None:
-    config = EngineConfig(runtime=runtime(kind), kv_tokens=kv, max_running=4)
+    config = EngineConfig(behaviour=behaviour(kind), kv_tokens=kv, max_running=4)
 
     def step_time_s(w: StepWork) -> float:
         return by_hand(w) + w.kv_read_tokens / 64
@@ -341,7 +341,7 @@ def flat(t: replay.Timeline) -> list[float]:
 
 
 def test_fast_forward_by_hand() -> None:
-    config = EngineConfig(runtime=VLLM, kv_tokens=1024)
+    config = EngineConfig(behaviour=VLLM, kv_tokens=1024)
     todo = chats("vllm-sim", [(4, 3, 3), (4, 2, 2), (4, 2, 3)], 1024)
     first, second, third = replay.fast_forward(config, unit, todo, 2, until_s=6.5)
     # Tokens 1 to 6; token 3 closes the thinking and token 6 is the end of text: neither has text of its own.
@@ -353,7 +353,7 @@ def test_fast_forward_by_hand() -> None:
 
 
 def test_fast_forward_keeps_exactly_c_in_flight() -> None:
-    config = EngineConfig(runtime=SGLANG, kv_tokens=4096)
+    config = EngineConfig(behaviour=SGLANG, kv_tokens=4096)
     todo = chats("sglang-sim", [(5, 4 + i % 7, 3) for i in range(20)], 4096)
     timelines = list(replay.fast_forward(config, by_hand, todo, 3))
     assert sorted(t.index for t in timelines) == list(range(20))
@@ -377,8 +377,8 @@ def test_lengths_depend_on_prompt_and_seed_alone() -> None:
 
 def chats_equal_over_runtimes() -> bool:
     body = b'{"model":"m","messages":[{"role":"user","content":"Why?"}]}'
-    served = chat.Served(runtime=VLLM, model="m", context_tokens=32768, kv_tokens=90000)
-    return chat.parse(body, served).output == chat.parse(body, replace(served, runtime=SGLANG)).output
+    served = chat.Served(behaviour=VLLM, model="m", context_tokens=32768, kv_tokens=90000)
+    return chat.parse(body, served).output == chat.parse(body, replace(served, behaviour=SGLANG)).output
 
 
 @pytest.mark.parametrize(
@@ -444,9 +444,9 @@ BODIES = st.fixed_dictionaries(
 
 
 @settings(max_examples=150, deadline=None)
-@given(kind=st.sampled_from(sorted(RUNTIMES)), body=BODIES)
+@given(kind=st.sampled_from(sorted(BEHAVIOURS)), body=BODIES)
 def test_any_body_is_accepted_within_the_limits_or_refused(kind: str, body: dict) -> None:
-    served = chat.Served(runtime=runtime(kind), model="m", context_tokens=512, kv_tokens=600)
+    served = chat.Served(behaviour=behaviour(kind), model="m", context_tokens=512, kv_tokens=600)
     try:
         accepted = chat.parse(json.dumps(body).encode(), served)
     except chat.Refusal as refusal:
@@ -464,11 +464,11 @@ def test_any_body_is_accepted_within_the_limits_or_refused(kind: str, body: dict
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=40))
 def test_any_bytes_are_refused(body: bytes) -> None:
-    served = chat.Served(runtime=VLLM, model="m", context_tokens=512, kv_tokens=600)
+    served = chat.Served(behaviour=VLLM, model="m", context_tokens=512, kv_tokens=600)
     with pytest.raises(chat.Refusal):
         chat.parse(body, served)
 
 
 def test_unknown_runtime_is_refused() -> None:
     with pytest.raises(UsageError, match="expected one of vllm-sim, sglang-sim, got 'vllm'"):
-        runtime("vllm")
+        behaviour("vllm")

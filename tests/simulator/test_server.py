@@ -19,9 +19,9 @@ import pytest
 
 from loadtest.simulator.__main__ import API_KEY_VARIABLE
 from loadtest.simulator.core import faults
+from loadtest.simulator.core.behaviour import BEHAVIOURS, behaviour
 from loadtest.simulator.core.chat import Served, parse
 from loadtest.simulator.core.engine import Engine, EngineConfig
-from loadtest.simulator.core.runtimes import RUNTIMES, runtime
 from loadtest.simulator.http import routes, server, stream
 from loadtest.simulator.http.connection import Connection
 from loadtest.simulator.http.event_loop import new_event_loop
@@ -39,13 +39,13 @@ def simulate(kind: str, test: Callable[[server.Simulator, Ask], Awaitable[None]]
     """Run a test against a simulator in this process: a step takes 10 ms of simulated time."""
     context = settings.pop("context_tokens", 1024)
     config = EngineConfig(
-        runtime=runtime(kind),
+        behaviour=behaviour(kind),
         kv_tokens=settings.pop("kv_tokens", 4096),
         max_running=settings.pop("max_running", None),
         max_queued=settings.pop("max_queued", None),
     )
     served = Served(
-        runtime=runtime(kind), model="qwq-32b", context_tokens=context, kv_tokens=config.kv_tokens, length_scale=0.02
+        behaviour=behaviour(kind), model="qwq-32b", context_tokens=context, kv_tokens=config.kv_tokens, length_scale=0.02
     )
     served = replace(
         served, separates=settings.pop("separates", True), counts_thinking=settings.pop("counts_thinking", True)
@@ -257,7 +257,7 @@ def text_of(body: bytes, *fields: str) -> str:
 THOUGHT, ANSWER = " let me try", " [simulated answer]"
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 def test_thinking_inline(kind: str) -> None:
     async def test(simulator: server.Simulator, ask: Ask) -> None:
         _, _, body = await ask("/v1/chat/completions", chat())
@@ -288,7 +288,7 @@ def test_separate_reasoning_and_stream_reasoning_of_a_request() -> None:
     simulate("sglang-sim", test)
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 @pytest.mark.parametrize("interval", [2, 3, 100])
 def test_stream_interval_loses_no_text(kind: str, interval: int) -> None:
     async def test(simulator: server.Simulator, ask: Ask) -> None:
@@ -299,7 +299,7 @@ def test_stream_interval_loses_no_text(kind: str, interval: int) -> None:
     simulate(kind, test, stream_interval=interval)
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 @pytest.mark.parametrize("lengths", [(4, 3), (1, 1), (0, 5), (2, 0), (5, 1), (40, 40)])
 def test_whole_answer_equals_the_streamed_one(kind: str, lengths: tuple[int, int]) -> None:
     forced = {"loadtest_sim": dict(zip(LENGTHS, lengths, strict=True)), "max_tokens": 60}
@@ -328,7 +328,7 @@ def test_vllm_like_clamps_silently() -> None:
     simulate("vllm-sim", test, clock_speed=20000.0)
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 def test_full_queue(kind: str) -> None:
     async def test(simulator: server.Simulator, ask: Ask) -> None:
         long = chat(max_tokens=500, ignore_eos=True)
@@ -365,12 +365,12 @@ async def statuses(ask: Ask, *paths: str) -> list[int]:
     return [(await ask(path))[0] for path in paths]
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 def test_endpoints_and_identity(kind: str) -> None:
     async def test(simulator: server.Simulator, ask: Ask) -> None:
         _, _, body = await ask("/version")
         identity = {"simulated": True, "engine": kind, "clock_speed": SPEED, "model": "qwq-32b", "tp": 1, "gpu": "l20"}
-        assert json.loads(body) == identity | {"version": runtime(kind).version}
+        assert json.loads(body) == identity | {"version": behaviour(kind).version}
         _, _, body = await ask("/v1/models")
         assert [(row["id"], row["max_model_len"]) for row in json.loads(body)["data"]] == [("qwq-32b", 1024)]
         only_sglang = 200 if kind == "sglang-sim" else 404
@@ -406,7 +406,7 @@ def test_the_truth_of_a_large_run_arrives_whole_at_a_client_that_reads_slowly() 
     simulate("vllm-sim", test)
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 def test_metrics_recover_the_truth(kind: str) -> None:
     async def test(simulator: server.Simulator, ask: Ask) -> None:
         ids = [f"request-{i}" for i in range(6)]
@@ -472,7 +472,7 @@ def test_metrics_use_names_labels_and_buckets_of_the_real_ones(kind: str, transc
     simulate(kind, test)
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 def test_disconnect_aborts(kind: str) -> None:
     async def test(simulator: server.Simulator, ask: Ask) -> None:
         task = asyncio.create_task(ask("/v1/chat/completions", chat(max_tokens=900, ignore_eos=True)))
@@ -531,7 +531,7 @@ def test_large_body_after_expect_continue() -> None:
     simulate("vllm-sim", test)
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 def test_replay_tells_the_same_timeline_as_the_server(kind: str) -> None:
     """One request after another: the transport then adds nothing to what the engine plans."""
     bodies = [
@@ -580,7 +580,7 @@ def faulty(kind: str, fault: str, check: Callable[[Reply], None]) -> None:
     simulate(kind, test)
 
 
-@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize("kind", BEHAVIOURS)
 def test_fault_garbage_invalid_utf8_and_no_done(kind: str) -> None:
     faulty(kind, "garbage:2", lambda reply: expect(b"data: {this is not JSON\n\n" in reply[2]))
     faulty(kind, "invalid-utf8:2", lambda reply: expect(b"\xff\xfe" in reply[2] and reply[2].endswith(b"[DONE]\n\n")))

@@ -17,9 +17,9 @@ from loadtest.client import level
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, schema
 from loadtest.servers.prometheus import normalise
+from loadtest.simulator.core.behaviour import behaviour
 from loadtest.simulator.core.chat import Served
 from loadtest.simulator.core.engine import Engine, EngineConfig
-from loadtest.simulator.core.runtimes import runtime
 from loadtest.simulator.http import exposition
 from loadtest.study import fast_forward, virtual_level
 from loadtest.study.run import execute
@@ -259,9 +259,11 @@ def test_one_stream_by_hand(tmp_path):
     kv_tokens=st.integers(600, 4000),
 )
 def test_each_user_has_one_request_in_flight_and_none_is_lost(kind, streams, requests, warmups, kv_tokens):
-    served = Served(runtime=runtime(kind), model="m", context_tokens=kv_tokens - 20, kv_tokens=kv_tokens, length_scale=0.05)
+    served = Served(
+        behaviour=behaviour(kind), model="m", context_tokens=kv_tokens - 20, kv_tokens=kv_tokens, length_scale=0.05
+    )
     engine = Engine(
-        EngineConfig(runtime=served.runtime, kv_tokens=kv_tokens), lambda work: 0.01 + 1e-6 * work.kv_read_tokens
+        EngineConfig(behaviour=served.behaviour, kv_tokens=kv_tokens), lambda work: 0.01 + 1e-6 * work.kv_read_tokens
     )
     script = Script(workload.load("math:n=5"), Contract(max_tokens=300), model="m", engine=kind, seed=3)
     plan = virtual_level.Plan(

@@ -1,4 +1,4 @@
-"""The KV cache of a simulated runtime, with its prefix cache: paged blocks (vLLM-like) or a radix tree (SGLang-like).
+"""The KV cache of a simulated engine, with its prefix cache: paged blocks (vLLM-like) or a radix tree (SGLang-like).
 
 A prompt is a string of `TOKEN_CHARS` characters a token; two prompts share a prefix where their strings do. Capacity
 is conserved: at any time tokens in use + tokens cached and evictable + tokens free = capacity.
@@ -167,7 +167,7 @@ class RadixCache:
     """KV cache with pages of one token and a radix tree of what was computed; leaves nobody holds go first, oldest first.
 
     Source: "SGLang: Efficient Execution of Structured Language Model Programs" (RadixAttention), and `page_size 1`,
-    `radix_eviction_policy lru` in the runtime's own `/server_info`.
+    `radix_eviction_policy lru` in the engine's own `/server_info`.
     """
 
     def __init__(self, capacity_tokens: int, *, prefix_cache: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""A chat-completion request as the simulated runtimes read it: what they accept, what they refuse, and in which words."""
+"""A chat-completion request as the simulated engines read it: what they accept, what they refuse, and in which words."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from loadtest.errors import UsageError
 from loadtest.simulator.core import faults, lengths
+from loadtest.simulator.core.behaviour import Behaviour
 from loadtest.simulator.core.cache import TOKEN_CHARS
 from loadtest.simulator.core.faults import Fault
-from loadtest.simulator.core.runtimes import Runtime
 
 
 class Refusal(Exception):  # noqa: N818 - an answer to one request, not an error of ours
@@ -26,7 +26,7 @@ class Refusal(Exception):  # noqa: N818 - an answer to one request, not an error
 class Served:
     """What is served: names and limits that requests are checked against."""
 
-    runtime: Runtime
+    behaviour: Behaviour
     model: str  # the served name
     context_tokens: int
     kv_tokens: int
@@ -59,14 +59,14 @@ class Chat:
 
 
 def parse(body: bytes, served: Served) -> Chat:
-    """Read a request body, or raise the `Refusal` that the runtime would answer with."""
+    """Read a request body, or raise the `Refusal` that the engine would answer with."""
     data = _object(body)
     messages = _messages(data)
     model = data.get("model", served.model)
-    if served.runtime.knows_its_models and model != served.model:
+    if served.behaviour.knows_its_models and model != served.model:
         message = f"The model `{model}` does not exist. Valid aliases: {served.model}."
         raise Refusal(404, message, "NotFoundError", "model")
-    _check_sampling(data, served.runtime)
+    _check_sampling(data, served.behaviour)
     prompt = lengths.prompt_key(messages)
     max_tokens = _max_tokens(data, served, len(prompt) // TOKEN_CHARS)
     extra, options = _nested(data, "loadtest_sim"), _nested(data, "stream_options")
@@ -125,10 +125,10 @@ def _text(content: object) -> str:
     return "" if content is None else str(content)
 
 
-def _check_sampling(data: dict[str, Any], runtime: Runtime) -> None:
+def _check_sampling(data: dict[str, Any], behaviour: Behaviour) -> None:
     temperature = _number(data, "temperature")
     if temperature is not None and not (temperature >= 0 and math.isfinite(temperature)):
-        if runtime.clamps_max_tokens:
+        if behaviour.clamps_max_tokens:
             message = f"temperature must be non-negative, got {temperature}. (parameter=temperature, value={temperature})"
         else:
             message = f"temperature must be a non-negative finite number, got {temperature}."
@@ -155,11 +155,11 @@ def _count(data: dict[str, Any], key: str) -> int | None:
 
 
 def _max_tokens(data: dict[str, Any], served: Served, prompt_tokens: int) -> int:
-    """Output that this request may have, by its own limit, the context and the cache, as its runtime works it out."""
+    """Output that this request may have, by its own limit, the context and the cache, as its engine works it out."""
     asked = _count(data, "max_completion_tokens")
     if asked is None:
         asked = _count(data, "max_tokens")
-    if served.runtime.clamps_max_tokens:
+    if served.behaviour.clamps_max_tokens:
         return _max_tokens_clamped(asked, served.context_tokens, prompt_tokens)
     return _max_tokens_refused(asked, served, prompt_tokens)
 

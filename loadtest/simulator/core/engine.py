@@ -15,44 +15,44 @@ from itertools import accumulate
 
 from loadtest.errors import UsageError
 from loadtest.perfmodel.step_time import StepWork
-from loadtest.simulator.core.cache import BlockCache, KvCache, RadixCache
-from loadtest.simulator.core.runtimes import (
+from loadtest.simulator.core.behaviour import (
     RESERVE_DECAY_STEPS,
     RESERVE_RATIO_LOW,
     RESERVE_RATIO_START,
     RETRACT_AHEAD_STEPS,
-    Runtime,
+    Behaviour,
 )
+from loadtest.simulator.core.cache import BlockCache, KvCache, RadixCache
 from loadtest.simulator.core.sequence import Event, Leap, QueueFull, Request, Sequence, Totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """A runtime with the KV cache that its cards leave it, and its limits."""
+    """An engine with the KV cache that its GPUs leave it, and its limits."""
 
-    runtime: Runtime
+    behaviour: Behaviour
     kv_tokens: int
-    max_running: int | None = None  # None: the runtime's own
+    max_running: int | None = None  # None: the engine's own
     max_queued: int | None = None  # None: no limit
-    prefill_budget_tokens: int | None = None  # None: the runtime's own
+    prefill_budget_tokens: int | None = None  # None: the engine's own
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
-        if self.kv_tokens < self.runtime.page_tokens:
-            raise UsageError(f"kv_tokens: expected at least one page of {self.runtime.page_tokens}, got {self.kv_tokens}")
+        if self.kv_tokens < self.behaviour.page_tokens:
+            raise UsageError(f"kv_tokens: expected at least one page of {self.behaviour.page_tokens}, got {self.kv_tokens}")
 
     def cache(self) -> KvCache:
-        """An empty KV cache of this runtime's kind."""
-        if self.runtime.radix:
+        """An empty KV cache of this engine's kind."""
+        if self.behaviour.radix:
             return RadixCache(self.kv_tokens, prefix_cache=self.prefix_cache)
-        return BlockCache(self.kv_tokens, self.runtime.page_tokens, prefix_cache=self.prefix_cache)
+        return BlockCache(self.kv_tokens, self.behaviour.page_tokens, prefix_cache=self.prefix_cache)
 
 
 class Engine:
     """Steps batches in virtual time.
 
-    >>> from loadtest.simulator.core.runtimes import runtime
-    >>> engine = Engine(EngineConfig(runtime=runtime("vllm-sim"), kv_tokens=1024), lambda work: 0.5)
+    >>> from loadtest.simulator.core.behaviour import behaviour
+    >>> engine = Engine(EngineConfig(behaviour=behaviour("vllm-sim"), kv_tokens=1024), lambda work: 0.5)
     >>> engine.submit(Request(id="a", prompt="abcd" * 3, output_tokens=2), now_s=1.0)
     >>> [(event.time_s, event.kind) for event in engine.advance(10.0)]
     [(1.5, 'token'), (2.0, 'finished')]
@@ -74,8 +74,8 @@ class Engine:
         self._number = 0
         self._cache_was_full = False  # the last scheduling left somebody waiting for want of room
         self._reserve_ratio = RESERVE_RATIO_START
-        self.prefill_budget_tokens = config.prefill_budget_tokens or config.runtime.prefill_budget_tokens
-        self.max_running = config.max_running or config.runtime.max_running
+        self.prefill_budget_tokens = config.prefill_budget_tokens or config.behaviour.prefill_budget_tokens
+        self.max_running = config.max_running or config.behaviour.max_running
 
     # -- from outside ------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class Engine:
         """Nobody can be admitted before somebody ends: no seat, or no room in a cache that only fills."""
         if self.waiting[0].arrival_s > self.now_s:
             return False
-        return len(self.running) >= self.max_running or (self._cache_was_full and self.config.runtime.mixed_batches)
+        return len(self.running) >= self.max_running or (self._cache_was_full and self.config.behaviour.mixed_batches)
 
     def _leap_times(self, steps: int, n: int, until_s: float) -> list[float]:
         """Ends of the next steps (s), not after `until_s`."""
@@ -251,7 +251,7 @@ class Engine:
     # -- scheduling --------------------------------------------------------------------------------------------------
 
     def _schedule(self) -> list[tuple[Sequence, int]]:
-        if self.config.runtime.mixed_batches:
+        if self.config.behaviour.mixed_batches:
             return self._schedule_mixed()
         return self._schedule_prefill() or self._schedule_decode()
 
@@ -361,7 +361,7 @@ class Engine:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Give up the request's KV cache; it waits, its output kept, to be computed again."""
-        mixed = self.config.runtime.mixed_batches
+        mixed = self.config.behaviour.mixed_batches
         self.cache.release(sequence.holding, sequence.computed, keep=mixed)
         sequence.computed = sequence.planned = 0
         sequence.state = "waiting"

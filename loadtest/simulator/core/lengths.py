@@ -1,6 +1,6 @@
 """How long a simulated model thinks and answers, and the words it fills that with.
 
-Lengths depend on the prompt and the seed alone, so that both runtimes do the same work for the same prompt.
+Lengths depend on the prompt and the seed alone, so that both engines do the same work for the same prompt.
 """
 
 from __future__ import annotations

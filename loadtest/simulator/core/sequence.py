@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from loadtest.errors import UsageError
+from loadtest.simulator.core.behaviour import RESERVE_CLIP_TOKENS
 from loadtest.simulator.core.cache import TOKEN_CHARS, Holding
-from loadtest.simulator.core.runtimes import RESERVE_CLIP_TOKENS
 
 Kind = Literal["token", "finished", "preempted"]
 
@@ -35,7 +35,7 @@ class Request:
     id: str
     prompt: str
     output_tokens: int
-    max_tokens: int = 0  # what the client allowed, for the runtime that reserves by it; 0: the output itself
+    max_tokens: int = 0  # what the client allowed, for the engine that reserves by it; 0: the output itself
 
     def __post_init__(self) -> None:
         if not self.prompt or len(self.prompt) % TOKEN_CHARS:

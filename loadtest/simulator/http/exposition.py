@@ -1,7 +1,7 @@
-"""`/metrics` of a simulated runtime, under the runtime's real names; times are simulated seconds.
+"""`/metrics` of a simulated engine, under the engine's real names; times are simulated seconds.
 
 Names and buckets as seen from vLLM 0.32.0 and SGLang 0.5.23; only those that a load test reads. A series that the real
-runtime leaves out before its first event is left out here too.
+engine leaves out before its first event is left out here too.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def _sglang(engine: Engine, seen: Observations, model: str) -> list[str]:
         "cache_hit_rate": totals.prefix_hit_tokens / max(totals.prefix_query_tokens, 1),
     }
     lines = [f"sglang:{name}{{{labels}}} {value}" for name, value in gauges.items()]
-    ended = sum(seen.finished.values())  # an aborted request counts as ended too, as in the runtime
-    events = {  # absent before the first event, as in the runtime
+    ended = sum(seen.finished.values())  # an aborted request counts as ended too, as in the engine
+    events = {  # absent before the first event, as in the engine
         f"prompt_tokens_total{{{streaming}}}": seen.finished_prompt_tokens,
         f"generation_tokens_total{{{streaming}}}": seen.finished_tokens,
         f"num_requests_total{{{streaming}}}": ended,

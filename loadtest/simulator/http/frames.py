@@ -1,4 +1,4 @@
-"""The bytes of an answer, in each runtime's own shape; what a token costs is one concatenation.
+"""The bytes of an answer, in each engine's own shape; what a token costs is one concatenation.
 
 Shapes as seen from vLLM 0.32.0 (parser qwen3) and SGLang 0.5.23 (parser qwen3, cache report on).
 """
@@ -9,8 +9,8 @@ import json
 from typing import Any
 
 from loadtest.simulator.core import lengths
+from loadtest.simulator.core.behaviour import Behaviour
 from loadtest.simulator.core.chat import Chat, Refusal
-from loadtest.simulator.core.runtimes import Runtime
 
 FINGERPRINT = "simulated"
 CLOSING_TAG = "</think>"
@@ -26,7 +26,7 @@ def chunked(body: bytes) -> bytes:
 
 
 def dumps(value: object) -> bytes:
-    """Compact JSON, as both runtimes send it."""
+    """Compact JSON, as both engines send it."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 
@@ -42,23 +42,23 @@ class Framer:
         "_pending",
         "_tail",
         "_thinking_open",
+        "behaviour",
         "cached_tokens",
         "chat",
         "created",
         "request_id",
-        "runtime",
         "usage_factor",
     )
 
-    def __init__(self, chat: Chat, runtime: Runtime, request_id: str, created: int, *, interval: int = 1) -> None:
-        self.chat, self.runtime = chat, runtime
+    def __init__(self, chat: Chat, behaviour: Behaviour, request_id: str, created: int, *, interval: int = 1) -> None:
+        self.chat, self.behaviour = chat, behaviour
         self.request_id, self.created = request_id, created
         self.cached_tokens = 0
         self.usage_factor = 1
         head = {"id": request_id, "object": "chat.completion.chunk", "created": created, "model": chat.model}
         self._head = b"data: " + dumps(head)[:-1] + b',"choices":['
-        vllm = runtime.knows_its_models
-        field = runtime.thinking_field.encode()
+        vllm = behaviour.knows_its_models
+        field = behaviour.thinking_field.encode()
         choice = self._head + b'{"index":0,"delta":{'
         self._answer_open = choice + (b'"content":"' if vllm else b'"reasoning_content":null,"content":"')
         self._thinking_open = choice + b'"' + field + b'":"' if chat.separates else self._answer_open
@@ -72,7 +72,7 @@ class Framer:
 
     def role(self) -> bytes:
         """The first chunk: the role, and no text."""
-        if not self.runtime.knows_its_models:
+        if not self.behaviour.knows_its_models:
             delta = b'{"index":0,"delta":{"reasoning_content":null,"role":"assistant","content":""},"logprobs":null,'
             return self._head + delta + b'"finish_reason":null,"matched_stop":null}]}\n\n'
         delta = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
@@ -120,7 +120,7 @@ class Framer:
     def _finish(self, n: int, thinks: bool) -> bytes:
         reason = self.chat.output.finish_reason.encode()
         text, self._buffer = self._buffer, b""
-        if not self.runtime.knows_its_models:
+        if not self.behaviour.knows_its_models:
             out = self._chunk(n, thinks, text) if text else b""
             stop = b"null" if reason == b"length" else b"151645"
             tail = b'"},"logprobs":null,"finish_reason":"' + reason + b'","matched_stop":' + stop + b"}]}\n\n"
@@ -135,7 +135,7 @@ class Framer:
         """What follows the last token: the usage, where it was asked for."""
         if not self.chat.include_usage:
             return b""
-        mark = b',"system_fingerprint":"' + FINGERPRINT.encode() + b'"' if self.runtime.knows_its_models else b""
+        mark = b',"system_fingerprint":"' + FINGERPRINT.encode() + b'"' if self.behaviour.knows_its_models else b""
         return self._head + b"]" + self.usage(n) + mark + b"}\n\n"
 
     def usage(self, n: int) -> bytes:
@@ -143,7 +143,7 @@ class Framer:
         n *= self.usage_factor
         prompt = self.chat.prompt_tokens
         reasoning = min(n, self.chat.output.thinking_tokens) if self.chat.counts_thinking else 0
-        if self.runtime.knows_its_models:
+        if self.behaviour.knows_its_models:
             return (
                 b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,'
                 b'"completion_tokens_details":{"reasoning_tokens":%d}}'
@@ -156,7 +156,7 @@ class Framer:
 
 def whole(framer: Framer) -> bytes:
     """The answer without streaming, as one JSON object."""
-    chat, runtime = framer.chat, framer.runtime
+    chat, behaviour = framer.chat, framer.behaviour
     thinking, answer = texts(chat)
     output = chat.output
     usage = json.loads(framer.usage(output.output_tokens)[len(b',"usage":') :])
@@ -166,7 +166,7 @@ def whole(framer: Framer) -> bytes:
         "created": framer.created,
         "model": chat.model,
     }
-    if runtime.knows_its_models:
+    if behaviour.knows_its_models:
         usage = {**usage, "prompt_tokens_details": None}
         message = {"role": "assistant", "content": answer or None, "refusal": None, "annotations": None, "audio": None}
         message |= {"function_call": None, "reasoning": thinking or None}
@@ -199,14 +199,14 @@ def _ends_thinking(chat: Chat) -> bool:
     return chat.output.thinking_tokens == chat.output.output_tokens
 
 
-def refusal(error: Refusal, runtime: Runtime) -> dict[str, Any]:
+def refusal(error: Refusal, behaviour: Behaviour) -> dict[str, Any]:
     """The body of an error answer."""
-    if runtime.knows_its_models:
+    if behaviour.knows_its_models:
         return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.status}}
     return {"object": "error", "message": error.message, "type": error.kind, "param": None, "code": error.status}
 
 
-def stream_error(error: Refusal, runtime: Runtime) -> bytes:
-    """An error in place of a stream: HTTP 200, one event, and the end (so do both runtimes)."""
-    body = refusal(error, runtime)
+def stream_error(error: Refusal, behaviour: Behaviour) -> bytes:
+    """An error in place of a stream: HTTP 200, one event, and the end (so do both engines)."""
+    body = refusal(error, behaviour)
     return b"data: " + dumps(body if "error" in body else {"error": body}) + b"\n\n"

@@ -25,7 +25,7 @@ class Face:
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
         self.served = simulator.served
-        self.sglang = not simulator.served.runtime.knows_its_models
+        self.sglang = not simulator.served.behaviour.knows_its_models
         self.created = int(time.time())
         self._routes: dict[tuple[str, str], Callable[[Connection], None]] = {
             ("GET", "/health"): lambda c: c.whole(b""),
@@ -62,7 +62,7 @@ class Face:
                 route(connection)
 
     def _allowed(self, path: str, authorization: str) -> bool:
-        """Both runtimes leave health and metrics open."""
+        """Both engines leave health and metrics open."""
         key = self.simulator.api_key
         if key is None or path.startswith(("/health", "/metrics", "/version")):
             return True
@@ -72,7 +72,7 @@ class Face:
         try:
             chat = chats.parse(body, self.served)
         except Refusal as error:
-            connection.json(frames.refusal(error, self.served.runtime), error.status)
+            connection.json(frames.refusal(error, self.served.behaviour), error.status)
             return
         try:
             stream = self.simulator.start(chat, request_id, connection, connection.read_s)
@@ -86,12 +86,12 @@ class Face:
                 connection.chunk(stream.framer.role())
 
     def _refuse_full(self, connection: Connection, error: Refusal, stream: bool) -> None:
-        """A full queue: 503, but to a stream both runtimes answer 200 with an error event."""
+        """A full queue: 503, but to a stream both engines answer 200 with an error event."""
         if not stream:
-            connection.json(frames.refusal(error, self.served.runtime), error.status)
+            connection.json(frames.refusal(error, self.served.behaviour), error.status)
             return
         connection.begin()
-        connection.end(frames.stream_error(error, self.served.runtime) + frames.DONE)
+        connection.end(frames.stream_error(error, self.served.behaviour) + frames.DONE)
 
     def _metrics(self, connection: Connection) -> None:
         self.simulator.pump()
@@ -120,9 +120,9 @@ class Face:
         """What `/version` says: what is simulated, and that it is."""
         identity = self.simulator.identity
         return {
-            "version": self.served.runtime.version,
+            "version": self.served.behaviour.version,
             "simulated": True,
-            "engine": self.served.runtime.name,
+            "engine": self.served.behaviour.name,
             "clock_speed": identity.clock_speed,
             "model": identity.model,
             "tp": identity.tp,
@@ -144,7 +144,7 @@ class Face:
 
     def server_info(self) -> dict[str, Any]:
         """The facts that a client asks a SGLang server for, under its names."""
-        engine, runtime = self.simulator.engine, self.served.runtime
+        engine, behaviour = self.simulator.engine, self.served.behaviour
         return {
             "model_path": self.served.model,
             "served_model_name": self.served.model,
@@ -154,7 +154,7 @@ class Face:
             "chunked_prefill_size": engine.prefill_budget_tokens,
             "max_running_requests": engine.max_running,
             "max_queued_requests": engine.config.max_queued,
-            "enable_mixed_chunk": runtime.mixed_batches,
+            "enable_mixed_chunk": behaviour.mixed_batches,
             "page_size": engine.cache.page_tokens,
             "disable_radix_cache": not engine.config.prefix_cache,
             "schedule_policy": "fcfs",

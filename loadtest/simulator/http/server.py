@@ -1,4 +1,4 @@
-"""A simulated runtime in real time: the engine steps in virtual time, and what it emits is sent when it is due.
+"""A simulated engine in real time: the engine steps in virtual time, and what it emits is sent when it is due.
 
 Virtual time is wall time x clock speed since the start. A step of the engine ends at its planned instant whatever the
 server was doing, so lateness never adds up; what is sent late is counted (`loadtest_sim:late_seconds_max`, wall seconds from
@@ -47,7 +47,7 @@ class Simulator:
         api_key: str | None = None,
     ) -> None:
         self.engine, self.served, self.identity = engine, served, identity
-        self.seen = counters.Observations(served.runtime.knows_its_models)
+        self.seen = counters.Observations(served.behaviour.knows_its_models)
         self.api_key = api_key
         self.truth: deque[dict[str, Any]] = deque(maxlen=TRUTH_LIMIT)
         self.connections: set[Connection] = set()
@@ -132,12 +132,12 @@ class Simulator:
         """
         self.pump()
         self._n_requests += 1
-        vllm = self.served.runtime.knows_its_models
+        vllm = self.served.behaviour.knows_its_models
         id_ = f"chatcmpl-{request_id or uuid.uuid4().hex[:16]}" if vllm else uuid.uuid4().hex
         fault = chat.fault or self._fault_of(self._n_requests)
         if fault.kind == "endless":
             chat = replace(chat, output=replace(chat.output, output_tokens=_ENDLESS_TOKENS))
-        framer = frames.Framer(chat, self.served.runtime, id_, int(time.time()), interval=self._interval)
+        framer = frames.Framer(chat, self.served.behaviour, id_, int(time.time()), interval=self._interval)
         framer.usage_factor = 2 if fault.kind == "lying-usage" else 1
         stream = Stream(str(self._n_requests), request_id or id_, chat, framer, connection)
         stream.fault = fault
@@ -228,7 +228,7 @@ class Simulator:
             connection.reset()
         elif kind == "engine-error":
             error = Refusal(500, "EngineCore encountered an issue.", "InternalServerError")
-            connection.end(frames.stream_error(error, self.served.runtime) + frames.DONE)
+            connection.end(frames.stream_error(error, self.served.behaviour) + frames.DONE)
         return True
 
     def close(self) -> None:

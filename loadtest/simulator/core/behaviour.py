@@ -1,4 +1,4 @@
-"""How the two simulated runtimes differ, as data: one row each, every difference with its source.
+"""How the two simulated engines differ, as data: one row each, every difference with its source.
 
 None of this is a verdict on speed. Where no difference is known both rows hold the same value, and the time of a step
 comes from one performance model for both. Sources, by short name:
@@ -17,8 +17,8 @@ from loadtest.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
-    """One simulated runtime: scheduling, cache and the shape of its answers."""
+class Behaviour:
+    """One simulated engine: scheduling, cache and the shape of its answers."""
 
     name: str
     # Scheduling. vllm-docs: running requests first, prefill in what is left of the budget, in one mixed batch; sglang-seen:
@@ -46,7 +46,7 @@ RESERVE_DECAY_STEPS = 600  # sglang-code: SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS
 RESERVE_CLIP_TOKENS = 4096  # sglang-code: SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION
 RETRACT_AHEAD_STEPS = 20  # sglang-code: SGLANG_RETRACT_DECODE_STEPS
 
-_VLLM = Runtime(
+_VLLM = Behaviour(
     name="vllm-sim",
     mixed_batches=True,
     prefill_budget_tokens=2048,
@@ -61,7 +61,7 @@ _VLLM = Runtime(
     version="0.32.0",
 )
 
-_SGLANG = Runtime(
+_SGLANG = Behaviour(
     name="sglang-sim",
     mixed_batches=False,
     prefill_budget_tokens=4096,
@@ -76,16 +76,16 @@ _SGLANG = Runtime(
     version="0.5.23",
 )
 
-RUNTIMES = {runtime.name: runtime for runtime in (_VLLM, _SGLANG)}
+BEHAVIOURS = {behaviour.name: behaviour for behaviour in (_VLLM, _SGLANG)}
 
 
-def runtime(name: str) -> Runtime:
-    """The row of a simulated runtime.
+def behaviour(name: str) -> Behaviour:
+    """The row of a simulated engine.
 
-    >>> runtime("sglang-sim").thinking_field
+    >>> behaviour("sglang-sim").thinking_field
     'reasoning_content'
     """
     try:
-        return RUNTIMES[name]
+        return BEHAVIOURS[name]
     except KeyError:
-        raise UsageError(f"--engine: expected one of {', '.join(RUNTIMES)}, got {name!r}") from None
+        raise UsageError(f"--engine: expected one of {', '.join(BEHAVIOURS)}, got {name!r}") from None
