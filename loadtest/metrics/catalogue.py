@@ -118,7 +118,7 @@ METRICS: Mapping[str, Metric] = {
     "answers_per_hour": Metric(
         "Answers per hour", "answers/h",
         "Finished answers per hour: tokens/s of the steady window x answers per token of the measured requests (see "
-        "docs/numbers.md for why they are not counted one by one).",
+        "docs/metrics.md for why they are not counted one by one).",
         "estimate", "more", "value", objective=True, short="answers/h",
     ),
     "goodput_answers_per_hour": Metric(

@@ -387,8 +387,8 @@ def test_a_cold_engine_is_seen_by_the_first_request_of_each_stream():
 
 
 def test_the_notebook_s_lines_work_as_documented(tmp_path):
-    """The lines of docs/numbers.md, run as they stand there."""
-    text = (Path(__file__).parents[2] / "docs" / "numbers.md").read_text()
+    """The lines of docs/metrics.md, run as they stand there."""
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     lines = text.split("```python\n")[1].split("```")[0]
     builders.write(builders.study(levels=(1,), n=8), tmp_path / "RUN")
     found = {}

@@ -18,8 +18,10 @@ from loadtest.simulator.core import faults
 from loadtest.study import parse
 from loadtest.workload import generators
 from loadtest.workload.contract import Contract
+from tests.docs import generate
 from tests.support import builders
 from tests.support.documents import DOCUMENTS, ROOT, commands
+from tests.test_architecture import FOLDERS
 
 SHOWN = [one for document in DOCUMENTS for one in commands(document)]
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -44,7 +46,7 @@ def where(one):
 
 def test_commands_are_found():
     assert len(SHOWN) > 50
-    assert {"README.md", "docs/writing.md", "launchers/README.md"} <= {one.where.partition(":")[0] for one in SHOWN}
+    assert {"README.md", "docs/studies.md", "launchers/README.md"} <= {one.where.partition(":")[0] for one in SHOWN}
 
 
 @pytest.mark.parametrize("one", of("loadtest"), ids=where)
@@ -87,6 +89,24 @@ def test_every_document_is_reached_from_the_readme():
     assert [path.name for path in ROOT.glob("docs/*.md") if f"docs/{path.name}" not in reached] == []
 
 
+def test_the_documents_are_short():
+    ours = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+    assert len(ours) <= 14
+    assert sum(len(path.read_text().split()) for path in ours) <= 14_000
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+def test_the_generated_parts_are_those_of_the_code():
+    text = generate.DOCUMENT.read_text(encoding="utf-8")
+    assert generate.BLOCK.search(text)
+    assert generate.generated(text) == text, "run `python -m tests.docs.generate`"
+
+
+def test_the_architecture_lists_the_folders_in_the_order_of_imports():
+    listed = re.findall(r"^- `(\w+)/`", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    assert tuple(listed) == FOLDERS
+
+
 def test_the_picture_of_the_page_is_small():
     assert (ROOT / "docs/page.png").stat().st_size < 200_000
 
@@ -100,7 +120,7 @@ def test_the_version_stands_in_one_place_and_the_files_that_repeat_it_agree():
 def test_the_hours_of_the_published_study_are_those_of_the_dry_run(capsys):
     assert cli.main(["run", str(ROOT / "scenarios/studies/qwq-32b-ada.toml"), "--dry-run"]) == 0
     (told,) = re.findall(r"^in all: about ([\d.]+) h", capsys.readouterr().out, re.MULTILINE)
-    (shown,) = re.findall(r"all, three passes \| \| \*\*([\d.]+)\*\*", (ROOT / "docs/published-findings.md").read_text())
+    (shown,) = re.findall(r"all, three repeats \| \| \*\*([\d.]+)\*\*", (ROOT / "docs/deciding.md").read_text())
     assert float(shown) == pytest.approx(float(told), rel=0.05)
 
 

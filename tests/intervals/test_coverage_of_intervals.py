@@ -1,7 +1,7 @@
 """Every 95 % interval of metrics.json over 1,000 simulated runs whose truth is known; `make test-statistics`.
 
 92 to 98 % is four standard errors of 1,000 runs around 95. Where an interval is known to be off it stands here with what
-it does cover, and in docs/numbers.md.
+it does cover, and in docs/metrics.md.
 """
 
 import math
