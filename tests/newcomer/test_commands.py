@@ -19,11 +19,9 @@ from tests.support.documents import DOCUMENTS, ROOT, commands, python
 
 ADDRESS = "http://127.0.0.1:8000"
 STANDS_FOR = (
-    # Make's own recipes: the suite, the demo (tests/newcomer/try_wheel.sh), 5 GB of runtimes, an hour of benchmarks.
+    # Make's own recipes: the suite, the demo (tests/newcomer/try_wheel.sh), 5 GB of engines, an hour of benchmarks.
     (r"^(\S+ )?make (\S+).*", r"make --dry-run --always-make \2 > make.txt"),
-    (r"^(\./)?(tests/engines/\w+\.sh|tests/newcomer/\S+\.sh).*", r"bash -n \2"),
     (r"^(sudo )?(\.venv/bin/)?python (tests/benchmarks/\w+\.py)( .*)?$", r"python \3 --help > help.txt"),
-    (r"^(\.venv/bin/)?python -m tests\.benchmarks.*", r"ls tests/benchmarks/__main__.py"),
     (
         r"^python -m loadtest\.perfmodel\.calibration qwen.*",
         r"python -m loadtest.perfmodel.calibration --check tests/data/published_speeds.csv",
@@ -31,28 +29,26 @@ STANDS_FOR = (
     # A server in the foreground, for as long as its reader wants.
     (r"^python -m loadtest\.simulator .*", r"python -m loadtest.simulator --help > help.txt"),
     (r"^(.*\.engines/.*|VLLM_CPU.*|SGLANG_USE.*)$", r"true"),  # tests/engines starts them with these very words
-    (r"^(loadtest serve (?:(?! --print| --).)*)( -- .*)?$", r"\1 --print\2"),
-    (r"^(\S+=\S+ )*launchers/(vllm|sglang) (\S+) (\S+).*", r"launchers/\2 \3 \4 --print"),
-    (r"^launchers/simulator (\S+) (\S+) (\S+).*", r"launchers/simulator \1 \2 \3 --print"),
-    (r"^launchers/\w+-docker .*", r"true"),  # tests/test_launch.py runs them with a docker of its own
+    (r"^launchers/\w+-docker .*", r"true"),  # tests/servers/test_flags.py runs them with a docker of its own
     (r"^loadtest run tests/engines/study\.toml .*", r"true"),  # tests/engines runs it
     (r" --run-programs$", r""),  # refused where the answers are a simulator's
-    # Two cards, or a network: the plan instead of the run.
+    # Two GPUs, or a network: the plan instead of the run.
     (r"^(.*loadtest run \S*qwq-32b-ada\.toml(?!.*--dry-run).*)$", r"\1 --dry-run"),
     (r"^(.*loadtest run STUDY\.toml.*)$", r"loadtest run scenarios/studies/demo.toml --dry-run"),
     (r"^(.*) --resume( --dry-run)?$", r"\1 --dry-run"),
     (r"^(\.venv/bin/python -m pip|python3 -m venv|vllm-env/|git clone|export LOADTEST_VLLM|curl|nvidia-smi).*", r"true"),
-    (r"^(\S+=(\"[^\"]*\"|\S+) )*docker .*", r"true"),  # no daemon here; tests/test_machines.py reads what it would be given
+    (
+        r"^(\S+=(\"[^\"]*\"|\S+) )*docker .*",
+        r"true",
+    ),  # no daemon here; see tests/scenario/test_machines.py
     (r"^kubectl apply --kustomize (\S+)$", r"! command -v kubectl > kubectl.txt || kubectl kustomize \1 > kubectl.txt"),
     (r"^kubectl .*", r"true"),
-    (r"^locust .*--(master|worker).*", r"true"),  # tests/test_machines.py starts a master and two workers
+    (r"^locust .*--(master|worker).*", r"true"),  # tests/scenario/test_machines.py starts a master and two workers
     # Minutes of load: the same, for seconds.
     (r"(--run-time) \S+", r"\1 2s"),
     (r"--requests (32|64|512)\b", r"--requests 4"),
     (r"-u (1000|64|8) -r \1", r"-u 2 -r 2"),
     (r"--processes 4", r"--processes 2"),
-    (r"--concurrency 1-8", r"--concurrency 1,2"),
-    (r"--steps \S+ --step-time \S+", r"--steps 1,2 --step-time 1"),
     (r"--study scenarios/studies/qwq-32b-ada\.toml", r"--study scenarios/studies/demo.toml"),
     (r"\S*aime24\.jsonl", r"math:n=8"),
     (r"\bRUN\b", r"runs/mine"),
@@ -67,6 +63,15 @@ def stands_for(command: str) -> str:
     for pattern, instead in STANDS_FOR:
         command = re.sub(pattern, instead, command, flags=re.DOTALL) if "\n" not in command else command
     return command
+
+
+def test_every_substitute_is_needed():
+    texts = [shown.text for document in DOCUMENTS for shown in commands(document)]
+    needed = set()
+    for pattern, instead in STANDS_FOR:
+        needed |= {pattern for text in texts if re.search(pattern, text, flags=re.DOTALL)}
+        texts = [text if "\n" in text else re.sub(pattern, instead, text, flags=re.DOTALL) for text in texts]
+    assert [pattern for pattern, _ in STANDS_FOR if pattern not in needed] == []
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +131,7 @@ def test_every_command_runs(document, place):
     fresh(folder)
     for shown in commands(document):
         if shown.text.startswith("export OTEL"):
-            continue  # tests/test_observability.py has a collector
+            continue  # tests/scenario/test_observability.py has a collector
         command = stands_for(shown.text)
         if command.startswith(("locust", "loadtest attach")) and "--out runs/mine" in command:
             command = command.replace("--out runs/mine", "--out runs/again")
