@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import functools
+import html
 import json
 import os
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator
 
 from loadtest.errors import UsageError
@@ -21,6 +25,7 @@ WITHHELD = (
     "SGLANG_API_KEY",
 )  # from every process of ours that needs no key
 _SHORTEST_KEY = 8
+_MARK = "[API key]"
 _SECRET = re.compile(r"(?:.*[-_])?(?:api[-_]?key|authorization|password|secret|bearer)|(?:(?:hf|auth|access)[-_])?token")
 
 
@@ -72,18 +77,59 @@ def named(variable: str | None) -> Iterator[None]:
 
 
 def redacted(text: str) -> str:
-    """Text that a server sent, or that quotes one, without the key, as it is or inside JSON.
+    """Text that a server sent, or that quotes one, without the key.
 
-    A key of less than 8 characters is a placeholder ("EMPTY", "x") and is left.
+    Found as it is, escaped for JSON, a URL or HTML, and in base64, whole or cut: from its first 8 characters on wherever it
+    stands, from its last 8 on at the start of the text. A key of less than 8 characters is a placeholder ("EMPTY", "x")
+    and is left.
 
     >>> os.environ["LOADTEST_API_KEY"] = "sk-0123456789"
-    >>> redacted("Incorrect API key: sk-0123456789"), os.environ.pop("LOADTEST_API_KEY")
-    ('Incorrect API key: [API key]', 'sk-0123456789')
+    >>> redacted("Incorrect API key: sk-0123456789, as sk-012345..."), os.environ.pop("LOADTEST_API_KEY")
+    ('Incorrect API key: [API key], as [API key]...', 'sk-0123456789')
     """
     for key in (os.environ.get(name, "").strip() for name in (*KEY_VARIABLES, EASY_KEY_VARIABLE)):
         if len(key) >= _SHORTEST_KEY:
-            text = text.replace(key, "[API key]").replace(json.dumps(key)[1:-1], "[API key]")
+            text = _without(text, _spellings(key))
     return text
+
+
+@functools.lru_cache(maxsize=16)
+def _spellings(key: str) -> tuple[str, ...]:
+    """The key as servers write it: as it is, escaped for JSON, URLs and HTML, in base64."""
+    quoted = [urllib.parse.quote(key, safe=safe) for safe in ("", "/")]
+    lower = [re.sub("%..", lambda hexed: hexed[0].lower(), one) for one in quoted]
+    return tuple(dict.fromkeys((key, json.dumps(key)[1:-1], *quoted, *lower, html.escape(key), *_in_base64(key))))
+
+
+def _in_base64(key: str) -> Iterator[str]:
+    """What base64 makes of the key inside a longer text, at each of the three places where it can begin in a triple."""
+    for before in range(3):
+        raw = b"\0" * before + key.encode()
+        first, last = -(-8 * before // 6), 8 * len(raw) // 6  # characters that the key alone decides
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            yield encode(raw).decode()[first:last]
+
+
+def _without(text: str, spellings: tuple[str, ...]) -> str:
+    """The text without any of these: whole, cut at the end, or cut where the text starts."""
+    ends = _ends(spellings)
+    at = max(len(end) for end in ends if text.startswith(end)) if text.startswith(ends) else 0
+    kept = [_MARK] if at else []
+    beginnings = {one[:_SHORTEST_KEY] for one in spellings}
+    while (found := min((n for n in (text.find(one, at) for one in beginnings) if n >= 0), default=-1)) >= 0:
+        kept += [text[at:found], _MARK]
+        at = found + max(_common(text[found : found + len(one)], one) for one in spellings)
+    return "".join([*kept, text[at:]]) if kept else text
+
+
+@functools.lru_cache(maxsize=16)
+def _ends(spellings: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple({one[-n:] for one in spellings for n in range(_SHORTEST_KEY, len(one) + 1)})
+
+
+def _common(a: str, b: str) -> int:
+    """How many characters two texts begin with alike."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def first_secret(names: Iterable[str]) -> str | None:

@@ -1,6 +1,14 @@
 """Keys come from the environment alone, and reach no file."""
 
+import base64
+import html
+import json
+import re
+import urllib.parse
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadtest import credentials
 from loadtest.errors import UsageError
@@ -26,6 +34,42 @@ def test_the_key_comes_from_the_environment(monkeypatch, variables, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert credentials.api_key() == expected
+
+
+KEY = "sk-0123456789+/=&<'\"ABCDEFxyz"
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        KEY, json.dumps({"key": KEY}), urllib.parse.quote(KEY), urllib.parse.quote_plus(KEY),
+        re.sub("%..", lambda m: m[0].lower(), urllib.parse.quote(KEY)),
+        html.escape(KEY), f"cut after some: {KEY[:12]}", f"{KEY[:8]}...",
+        f"{KEY[-9:]} at the end of a tail", f"x{KEY}y{KEY}",
+        *(base64.b64encode(b"u" * n + KEY.encode()).decode() for n in range(4)),
+        base64.urlsafe_b64encode(f"user:{KEY}".encode()).decode(),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("variable", ["LOADTEST_API_KEY", "OPENAI_API_KEY", "LOADTEST_EASY_API_KEY"])
+def test_no_spelling_of_a_key_is_left(monkeypatch, variable, echo):
+    monkeypatch.setenv(variable, KEY)
+    left = credentials.redacted(f"401: {echo}" if not echo.startswith(KEY[-9:]) else echo)
+    assert "[API key]" in left
+    spellings = (
+        KEY,
+        json.dumps(KEY)[1:-1],
+        urllib.parse.quote(KEY),
+        html.escape(KEY),
+        base64.b64encode(KEY.encode()).decode(),
+    )
+    assert not any(spelling[n : n + 8] in left for spelling in spellings for n in range(len(spelling) - 8))
+
+
+@given(text=st.text())
+def test_text_without_a_key_is_left_as_it_is(text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOADTEST_API_KEY", "sk-0123456789abcdef")
+        assert credentials.redacted(text) == text
 
 
 @pytest.mark.parametrize("name", ["--api-key", "--admin-api-key", "--hf-token", "token", "Authorization", "x_api_key"])

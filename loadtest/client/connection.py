@@ -10,6 +10,7 @@ import base64
 import os
 import socket
 import ssl
+import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import certifi
 
+from loadtest.credentials import redacted
 from loadtest.errors import LoadtestError, UsageError
 
 READ_BYTES = 65536
@@ -39,8 +41,9 @@ class Connection:
     is nothing. It is called once for each token, so a plain socket is read by the system's own call.
     """
 
-    def __init__(self, sock: Any, *, encrypted: bool) -> None:
+    def __init__(self, sock: Any, *, encrypted: bool, round_trip_s: float = 0.0) -> None:
         self.sock = sock
+        self.round_trip_s = round_trip_s  # wall: what the server, or its proxy, took to take the connection
         self.fd: int = sock.fileno()
         self.receive: Callable[[], bytes] = self._decrypted if encrypted else partial(os.read, self.fd, READ_BYTES)
 
@@ -120,7 +123,9 @@ class Server:
         sock = socket.socket(self.family, socket.SOCK_STREAM)
         try:
             sock.settimeout(timeout_s)
+            began = time.monotonic()
             sock.connect(self.address)
+            round_trip_s = time.monotonic() - began
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if self.proxy is not None:
@@ -133,7 +138,7 @@ class Server:
             if isinstance(error, OSError):
                 raise _explained(error, timeout_s) from error
             raise
-        return Connection(sock, encrypted=self.context is not None)
+        return Connection(sock, encrypted=self.context is not None, round_trip_s=round_trip_s)
 
     def _tunnel(self, sock: socket.socket) -> None:
         """Ask the proxy for a way through (RFC 9110, 9.3.6)."""
@@ -151,7 +156,8 @@ class Server:
                 raise ConnectError("proxy", f"the proxy {self.proxy.hostname} closed before it answered")
             answer += byte
         if answer.split(None, 2)[1:2] != [b"200"]:
-            raise ConnectError("proxy", f"the proxy {self.proxy.hostname} refused: {answer.splitlines()[0][:80]!r}")
+            said = redacted(answer.splitlines()[0].decode("latin-1"))[:80]
+            raise ConnectError("proxy", f"the proxy {self.proxy.hostname} refused: {said!r}")
 
 
 def _context() -> ssl.SSLContext:

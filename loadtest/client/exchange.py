@@ -53,6 +53,7 @@ class Exchange:
     reads: list[float] = field(default_factory=list)
     pieces: list[bytes] = field(default_factory=list)
     connect_wall_s: float = 0.0
+    resends: int = 0  # times that it was sent anew, its kept connection having been closed before it came
     outcome: Outcome | None = None
     error: RequestError | None = None
     done: gevent.event.Event = field(default_factory=gevent.event.Event)
@@ -64,6 +65,11 @@ class Exchange:
     def closed_unread(self) -> bool:
         """Whether the connection ended before anything of the response came."""
         return self.error is not None and self.error.kind in ("closed", "reset") and self.headers_at is None
+
+    @property
+    def wall_s(self) -> float:
+        """From the write of the request to its end."""
+        return self.ended - (self.began if self.sent is None else self.sent)
 
     @property
     def refused(self) -> bool:

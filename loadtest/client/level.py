@@ -324,6 +324,7 @@ class Level:
             connect_s=round(exchange.connect_wall_s * clock.speed, 7),
             thinking_field=got.thinking_field,
             think_closed=got.think_closed,
+            resends=exchange.resends,
             output_end=None if got.outcome == "ok" and answer == got.answer else got.output_end,
             forced_tokens=prepared.forced_tokens,
             prompt_chars=prepared.prompt.chars,

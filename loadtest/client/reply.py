@@ -15,6 +15,7 @@ import msgspec
 from loadtest.client import sse
 from loadtest.client.thinking import Split, split_fields, split_inline
 from loadtest.clock import Clock
+from loadtest.credentials import redacted
 from loadtest.errors import UsageError
 from loadtest.records.schema import Outcome, RequestError, TokenCountSource
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 SLICE_EVENTS = 32  # decoded at a time: about 0.06 ms
 EVENT_LIMIT_BYTES = 2**20  # a token's event has some hundred; one that is larger would hold up every other stream
 END_CHARS = 4000
+_KEY_CHARS = 1000  # a key longer than that could be cut before it is recognised
+# Reasons with which an output ends as it should; with any other the server gave up (abort, content_filter, timeout, ...).
+ENDS = frozenset(
+    {"stop", "length", "tool_calls", "function_call", "repetition", "eos", "eos_token", "stop_sequence", "end_turn"}
+)
 SLACK_TOKENS = 16  # by which a server may pass the limit of a request (an end mark, a speculated batch)
 REFUSAL_LIMIT_BYTES = 65536  # what is looked at of a body that is no stream
 
@@ -112,11 +118,11 @@ class _Stream:
             return
         if chunk.usage is not None:
             self.usage = chunk.usage
-        if chunk.choices:
-            self._choice(at_s, chunk.choices[0], chunk.usage)
-        elif chunk.is_error:
+        if chunk.is_error:
             message, code = sse.error_text(chunk)
             self._fail("server_error", "error_in_stream", message, code)
+        elif chunk.choices:
+            self._choice(at_s, chunk.choices[0], chunk.usage)
 
     def _choice(self, at_s: float, choice: sse.Choice, usage: sse.Usage | None) -> None:
         if choice.finish_reason:
@@ -158,8 +164,8 @@ class _Stream:
 
     def end(self) -> str:
         """The last 4,000 characters of the text: loops show there, and mostly in thinking that never ends."""
-        last = slice(-END_CHARS, None)  # a piece has at least one character
-        return "".join([*self.thoughts[last], *self.contents[last]])[last]
+        last = slice(-END_CHARS - _KEY_CHARS, None)  # a piece has at least one character
+        return redacted("".join([*self.thoughts[last], *self.contents[last]])[last])[-END_CHARS:]
 
     @property
     def is_torn(self) -> bool:
@@ -267,7 +273,7 @@ def _outcome(
 
 def _finished(stream: _Stream, split: Split, forced_tokens: int | None) -> tuple[Outcome, RequestError | None]:
     reason = stream.finish_reason
-    if reason in ("error", "abort", "abort_error"):
+    if reason is not None and reason not in ENDS:
         return "server_error", RequestError(kind="finish_reason", message=f"the server gave up: finish_reason {reason}")
     if reason == "length" and forced_tokens is None:
         return "truncated", None

@@ -12,16 +12,20 @@ from typing import Annotated, Any
 
 import msgspec
 
+from loadtest.credentials import redacted
+
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BOM = b"\xef\xbb\xbf"
+_CODE = re.compile("[0-9]{1,9}")
+_MESSAGE_CHARS = 500
 
 
 def events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
     """The `data` of each event with its time, from reads in order of arrival, as (time, bytes).
 
     Lines end in LF, CRLF or CR, also when split over reads; `data:` may lack its space; several data lines of one event
-    are joined by LF; comments and other fields are passed over. A last event without its blank line counts. Data may
-    still end in line ends.
+    are joined by LF; comments and other fields are passed over, but the data of `event: error` becomes the `error` of an
+    object. A last event without its blank line counts. Data may still end in line ends.
 
     >>> list(events([(1.0, b"data: a"), (2.0, b"\\n\\n: ping\\n\\ndata:b\\r\\n\\r\\n")]))
     [(2.0, b'a'), (2.0, b'b')]
@@ -46,12 +50,13 @@ class _Lines:
         self._skip_lf = False  # the last read ended in CR: a LF at the start of the next one belongs to it
         self._first = True
         self._data: list[bytes] = []
+        self._is_error = False  # `event: error` was said of the event that has begun
         self._time_s = 0.0
         self._seen_s = 0.0
 
     @property
     def empty(self) -> bool:
-        return not self._rest and not self._data and not self._skip_lf and not self._first
+        return not (self._rest or self._data or self._skip_lf or self._first or self._is_error)
 
     def feed(self, time_s: float, piece: bytes) -> Iterator[tuple[float, bytes]]:
         self._seen_s = time_s
@@ -75,14 +80,34 @@ class _Lines:
         if line.startswith(b"data:"):
             self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
             self._time_s = time_s
-        elif not line and self._data:
-            yield self._time_s, b"\n".join(self._data)
+        elif line.startswith(b"event:"):
+            self._is_error = line[6:].strip() == b"error"
+        elif not line:
+            if self._data:
+                data = b"\n".join(self._data)
+                yield self._time_s, _as_error(data) if self._is_error else data
             self._data.clear()
+            self._is_error = False
 
     def end(self) -> Iterator[tuple[float, bytes]]:
         if self._rest:
             yield from self._line(self._seen_s, b"".join(self._rest))
         yield from self._line(self._time_s, b"")
+
+
+def _as_error(data: bytes) -> bytes:
+    """The data of an error event as a chunk that says so, whatever its shape.
+
+    >>> _as_error(b"overloaded"), _as_error(b'{"error":{"code":503}}')
+    (b'{"error":"overloaded"}', b'{"error":{"code":503}}')
+    """
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = excerpt(data, _MESSAGE_CHARS)
+    if isinstance(value, dict) and value.get("error"):
+        return data
+    return msgspec.json.encode({"error": value or "an error event without a word"})
 
 
 class Delta(msgspec.Struct, gc=False):
@@ -142,7 +167,7 @@ class Chunk(msgspec.Struct, gc=False):
 
     @property
     def is_error(self) -> bool:
-        return self.error is not None or (self.message is not None and not self.choices)
+        return bool(self.error) or (self.message is not None and not self.choices)
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
@@ -167,19 +192,30 @@ def error_text(content: bytes | Chunk) -> tuple[str, int | None]:
             return excerpt(content), None
     else:
         chunk = content
-    error = chunk.error if chunk.error is not None else {"message": chunk.message, "code": chunk.code}
+    error = chunk.error or {"message": chunk.message, "code": chunk.code}
     if isinstance(error, dict):
         code = error.get("code", chunk.code)
-        return " ".join(str(error.get("message") or error).split())[:500], _whole(code)
-    return " ".join(str(error).split())[:500], _whole(chunk.code)
+        return _line(error.get("message") or error), _whole(code)
+    return _line(error), _whole(chunk.code)
 
 
 def excerpt(content: bytes, limit: int = 160) -> str:
     """The start of some bytes as one printable line."""
-    text = content[: limit * 4].decode("utf-8", "replace")
+    text = redacted(content[: limit * 4].decode("utf-8", "replace"))
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line[:limit] + ("…" if len(line) > limit else "") if line else "nothing"
 
 
+def _line(said: object) -> str:
+    """What a server said, as one line of at most 500 characters, without the key."""
+    return " ".join(redacted(str(said)).split())[:_MESSAGE_CHARS]
+
+
 def _whole(code: object) -> int | None:
-    return int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdigit()) else None
+    """
+    >>> _whole("503"), _whole(400), _whole("²"), _whole("9" * 5000), _whole(True)
+    (503, 400, None, None, None)
+    """
+    if isinstance(code, str) and _CODE.fullmatch(code):
+        return int(code)
+    return code if type(code) is int and abs(code) < 10**9 else None

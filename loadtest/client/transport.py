@@ -10,6 +10,7 @@ is therefore never part of a latency; it is kept apart as `connect_wall_s`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -27,6 +28,9 @@ CHECK_STREAMS = 128  # and how many at a time, so that tokens never wait for it 
 HELD_BYTES = 128  # for each read beside its bytes: a float, an object's head, two places in lists
 
 READABLE = 1  # of libev
+
+# Wall: a kept connection that ends so soon after the request (or within two round trips) was closed before it came.
+AT_ONCE_S = 0.1
 
 
 class SocketTransport:
@@ -62,12 +66,10 @@ class SocketTransport:
     def perform(self, exchange: Exchange) -> None:
         exchange.began = time.monotonic()
         try:
-            connection = self._alive()
-            kept = connection is not None
-            self._stream(exchange, connection or self._connect(exchange))
-            if kept and exchange.closed_unread:  # while it was idle: a server may close what it kept open, at any time
-                exchange.outcome = exchange.error = exchange.sent = None
-                self._stream(exchange, self._connect(exchange))
+            kept = self._alive()
+            self._stream(exchange, kept or self._connect(exchange))
+            if kept and exchange.closed_unread and exchange.wall_s <= max(AT_ONCE_S, 2 * kept.round_trip_s):
+                self._resend(exchange)
         except ConnectError as error:
             exchange.fail("connection_error", error.kind, f"{error} ({self._server.where})")
         except gevent.GreenletExit:
@@ -75,6 +77,13 @@ class SocketTransport:
             raise
         finally:
             exchange.ended = exchange.ended or time.monotonic()
+
+    def _resend(self, exchange: Exchange) -> None:
+        """Once more, on a new connection: the kept one was closed while idle, as a server may at any time, and nobody has
+        read the request. `sent` stays as it is, because the user has waited since then."""
+        exchange.outcome = exchange.error = None
+        exchange.resends += 1
+        self._stream(exchange, self._connected())
 
     def close(self) -> None:
         self._watch.stop()
@@ -166,11 +175,13 @@ class _Stream:
         exchange = self._exchange
         self._watcher.start(self._reader())
         left = memoryview(request)
-        exchange.sent = time.monotonic()
+        if exchange.sent is None:
+            exchange.sent = time.monotonic()
         try:
             left = left[self._connection.send(left) :]
             while left and not exchange.done.is_set():
-                gevent.socket.wait_write(self._connection.fd)
+                with contextlib.suppress(TimeoutError):  # to look whether the limits have ended the exchange meanwhile
+                    gevent.socket.wait_write(self._connection.fd, CHECK_INTERVAL_S)
                 left = left[self._connection.send(left) :]
         except (BrokenPipeError, ConnectionResetError):
             return  # the server reads no more: what it said before comes to the reader, and then the end

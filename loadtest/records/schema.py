@@ -123,6 +123,7 @@ class RequestRecord:
     turn: int | None = None  # its place in the task, from 0
     task_turns: int | None = None  # requests that the task takes when all goes well
     output_end: str | None = None  # last 4,000 characters of all text, thinking too, where `answer` does not hold them
+    resends: int = 0  # times it was sent anew within its own wait: its kept connection had been closed before it came
     endpoint: str | None = None  # which endpoint was asked, where a router has a second one; null: the cell's own
 
     def __post_init__(self) -> None:

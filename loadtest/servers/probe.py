@@ -202,8 +202,8 @@ def probe(
     with client(base_url, api_key=api_key, timeout_s=timeout_s) as asking:
         listed = _models(_required(asking, base_url, "/v1/models"), base_url)
         first = next((one for one in listed if model is not None and one.get("id") == model), listed[0] if listed else {})
-        names = tuple(filter(None, (_text(one.get("id")) for one in listed[:_MOST_MODELS])))
-        return replace(_found(asking, base_url, first), models=names)
+        names = (_text(one.get("id")) for one in [*listed[:_MOST_MODELS], first])  # the one asked for, however long the list
+        return replace(_found(asking, base_url, first), models=tuple(dict.fromkeys(filter(None, names))))
 
 
 def _found(asking: Any, base_url: str, first: Mapping[str, Any]) -> ServerInfo:

@@ -7,6 +7,7 @@ idle server goes on telling the last of them.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import threading
@@ -117,7 +118,8 @@ def normalise(text: str) -> dict[str, Any]:
     for prefix, names in _OURS.items():
         series = parse(text, names)
         if series:
-            values = _settle(_gauges(series, prefix) | _counters(series, prefix), prefix)
+            told = _settle(_gauges(series, prefix) | _counters(series, prefix), prefix)
+            values: dict[str, Any] = {key: value for key, value in told.items() if math.isfinite(value)}  # sums overflow
             return values | {"ttft_buckets": buckets} if (buckets := _ttft_buckets(series, prefix)) else values
     return {}
 
@@ -132,7 +134,8 @@ def _ttft_buckets(series: Series, prefix: str) -> tuple[tuple[float, float], ...
             continue
         if math.isfinite(bound_s):
             counts[bound_s] = counts.get(bound_s, 0.0) + value
-    return tuple(sorted(counts.items())[:_MOST_BUCKETS])
+    finite = (bucket for bucket in sorted(counts.items()) if math.isfinite(bucket[1]))
+    return tuple(itertools.islice(finite, _MOST_BUCKETS))
 
 
 def _settle(values: dict[str, float], prefix: str) -> dict[str, float]:

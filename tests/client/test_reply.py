@@ -86,6 +86,22 @@ def test_an_error_in_a_200_stream():
         (exchange(content("42"), b'data: {"choices": 7}\n\n'), "protocol_error", "not a chunk"),
         (exchange(content("42"), b"data: \xff\xfe\n\n"), "protocol_error", "not a chunk"),
         (exchange(content("42", '"abort"')), "server_error", "finish_reason abort"),
+        (exchange(content("42", '"content_filter"')), "server_error", "finish_reason content_filter"),
+        (exchange(content("42", '"cancelled"')), "server_error", "finish_reason cancelled"),
+        (exchange(content("42", '"timeout"')), "server_error", "finish_reason timeout"),
+        (
+            exchange(b'data: {"choices":[{"delta":{"content":"4"},"finish_reason":"stop"}],"error":"gone"}\n\n'),
+            "server_error",
+            "gone",
+        ),
+        (
+            exchange(content("42", '"stop"'), b"event: error\ndata: overloaded\n\n", b"data: [DONE]\n\n"),
+            "server_error",
+            "overloaded",
+        ),
+        (exchange(content("42", '"stop"'), b"event: error\n", b'data: {"x":1}\n\n'), "server_error", "'x': 1"),
+        (exchange(b'data: {"error":{"message":"no","code":"\xc2\xb2"}}\n\n'), "server_error", "no"),
+        (exchange(b'data: {"error":{"message":"no","code":"%s"}}\n\n' % (b"9" * 5000)), "server_error", "no"),
     ],
 )
 def test_failures_name_their_cause(x, outcome, words):

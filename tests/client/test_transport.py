@@ -430,7 +430,39 @@ def test_a_connection_that_the_server_closed_while_idle_is_opened_anew_once(scri
     server = scripted(HEAD + chunked(EVENT) + b"0\r\n\r\n", close)
     first, second = send(server, n=2)
     assert (first.outcome, second.outcome, second.pieces) == (None, None, [EVENT])
-    assert server.connections == 2
+    assert (server.connections, first.resends) == (2, 0)
+
+
+def test_a_request_that_a_server_takes_and_drops_later_is_a_failure_of_full_length(scripted, send):
+    """On a kept connection too: what a server has had for 0.4 s it may have read, and the user waited that long."""
+
+    def drop_the_second(connection):
+        if len(server.requests) == 2:
+            time.sleep(0.4)
+            connection.shutdown(socket.SHUT_RDWR)
+        else:
+            connection.sendall(HEAD + chunked(EVENT) + b"0\r\n\r\n")
+
+    server = scripted(drop_the_second)
+    first, second = send(server, n=2)
+    assert (first.outcome, first.resends) == (None, 0)
+    assert (second.outcome, second.error.kind, second.resends) == ("connection_error", "closed", 0)
+    assert second.wall_s >= 0.4
+    assert len(server.requests) == 2
+
+
+def test_a_server_that_reads_no_more_does_not_hold_a_user_past_the_limits():
+    """A body of 8 MB that nobody reads: the limit on the first token ends the wait."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
+    transport = SocketTransport(url, limits=Limits(first_token_s=0.3))
+    x = Exchange(body=b"x" * 8_000_000)
+    with gevent.Timeout(10):
+        transport.perform(x)
+    transport.close()
+    listener.close()
+    assert (x.outcome, x.error.kind) == ("timeout", "first_token")
+    assert x.wall_s < 5
 
 
 def test_a_handshake_that_never_ends_is_given_up(scripted, send):

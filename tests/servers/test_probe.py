@@ -252,3 +252,9 @@ def test_json_is_taken_strictly(body):
 def test_a_truth_that_is_none_is_an_error_of_the_engine(body):
     with serving({"/loadtest/truth": (200, body, {})}) as server, pytest.raises(EngineError, match="/loadtest/truth: "):
         probe.truth(server.url)
+
+
+def test_a_model_beyond_the_first_hundred_can_be_named():
+    models = {"data": [{"id": f"m{n}"} for n in range(300)]}
+    with serving({"/v1/models": models}) as server:
+        assert "m250" in probe.probe(server.url, model="m250").models

@@ -217,3 +217,16 @@ def test_a_server_in_trouble_is_asked_again(tmp_path):
     samples = read_samples(tmp_path)
     assert samples[0].error == "/metrics: HTTP 503"
     assert samples[-1].running == 5.0
+
+
+def test_sums_that_overflow_are_unknown_and_the_sample_can_be_read_again():
+    twice = "\n".join(
+        line
+        for name in ('vllm:time_to_first_token_seconds_bucket{le="0.5"}', 'vllm:num_requests_running{engine="0"}')
+        for line in (f"{name} 1.5e308", f"{name} 1.6e308")
+    )
+    values = prometheus.normalise(twice + '\nvllm:time_to_first_token_seconds_bucket{le="1"} 2')
+    assert values["ttft_buckets"] == ((1.0, 2.0),)
+    assert "running" not in values
+    sample = ServerSample(t_s=0.0, clock_anchor_unix_s=0.0, clock_speed=1.0, **values)
+    assert msgspec.json.decode(msgspec.json.encode(sample), type=ServerSample) == sample
