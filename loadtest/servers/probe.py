@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -182,11 +184,17 @@ def client(base_url: str, *, api_key: str | None = None, timeout_s: float = _TIM
     by_environment = urlsplit(base_url).scheme == "https" and not is_loopback(base_url)
     try:
         sent = {"accept-encoding": "identity", **headers(api_key)}
-        return httpx.Client(timeout=timeout_s, headers=sent, trust_env=by_environment)
+        return httpx.Client(timeout=timeout_s, headers=sent, trust_env=by_environment, verify=_verification())
     except OSError as error:
         raise UsageError(f"SSL_CERT_FILE, SSL_CERT_DIR, SSLKEYLOGFILE: expected files of this machine: {error}") from None
     except (ValueError, ImportError, httpx.InvalidURL) as error:
         raise UsageError(f"HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// addresses: {error}") from None
+
+
+def _verification() -> ssl.SSLContext | bool:
+    """Against the certificates in `SSL_CERT_FILE`, on this machine too, as measured requests are; else httpx's own."""
+    file = os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=file) if file else True
 
 
 def probe(

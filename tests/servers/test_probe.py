@@ -1,7 +1,10 @@
 """Who answers at a URL: told from canned answers shaped as the runtimes' own."""
 
 import contextlib
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 
 import pytest
@@ -258,3 +261,17 @@ def test_a_model_beyond_the_first_hundred_can_be_named():
     models = {"data": [{"id": f"m{n}"} for n in range(300)]}
     with serving({"/v1/models": models}) as server:
         assert "m250" in probe.probe(server.url, model="m250").models
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_a_certificate_file_is_used_on_this_machine_too(tmp_path, monkeypatch):
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    argv += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tmp_path / "key", "-out", tmp_path / "cert"]
+    subprocess.run(argv, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    with serving({"/v1/models": {"data": [{"id": "m"}]}}) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        url = server.url.replace("http:", "https:")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
+        assert probe.probe(url).model == "m"
