@@ -26,7 +26,10 @@ WITHHELD = (
 )  # from every process of ours that needs no key
 _SHORTEST_KEY = 8
 _MARK = "[API key]"
-_SECRET = re.compile(r"(?:.*[-_])?(?:api[-_]?key|authorization|password|secret|bearer)|(?:(?:hf|auth|access)[-_])?token")
+_SECRET = re.compile(
+    r"(?:.*[-_])?(?:(?:api|private|access|secret|signing)[-_]?key|authorization|passw(?:or)?d|pwd|secret|bearer|credentials?)"
+    r"|key|(?:(?:.*[-_])?(?:hf|auth|access|session|bearer|refresh|security)[-_])?token"
+)
 
 
 def api_key() -> str | None:

@@ -72,12 +72,33 @@ def test_text_without_a_key_is_left_as_it_is(text):
         assert credentials.redacted(text) == text
 
 
-@pytest.mark.parametrize("name", ["--api-key", "--admin-api-key", "--hf-token", "token", "Authorization", "x_api_key"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "--api-key",
+        "--admin-api-key",
+        "--hf-token",
+        "token",
+        "Authorization",
+        "x_api_key",
+        "passwd",
+        "pwd",
+        "key",
+        "credentials",
+        "private_key",
+        "access_key",
+        "aws_secret_access_key",
+        "session_token",
+        "bearer_token",
+    ],
+)
 def test_names_of_secrets(name):
     assert credentials.first_secret(["--port", f"{name}=hunter2"]) == name
 
 
-@pytest.mark.parametrize("name", ["--max-num-batched-tokens", "--tokenizer", "max_tokens", "token_ids", "--key-value"])
+@pytest.mark.parametrize(
+    "name", ["--max-num-batched-tokens", "--tokenizer", "max_tokens", "token_ids", "--key-value", "--ssl-keyfile", "monkey"]
+)
 def test_other_names(name):
     assert credentials.first_secret([name]) is None
 

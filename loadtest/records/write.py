@@ -96,5 +96,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         raise RecordError(f"{path}: cannot write: {error.strerror}") from error
 
 
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")  # how a cell begins that a spreadsheet may take for a formula
+
+
 def _harmless(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value

@@ -63,6 +63,8 @@ class Contract:
             value = getattr(self, key)
             if not holds(value):
                 raise UsageError(f"contract: {key}: expected {expected}, got {value!r}; change it in [contract]")
+        if self.extra_body.get("n", 1) != 1:
+            raise UsageError(f"contract: extra_body: n: expected 1, one answer per request, got {self.extra_body['n']}")
         secret = first_secret(_names(self.extra_body))
         if secret is not None:
             raise UsageError(

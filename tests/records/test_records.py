@@ -170,6 +170,12 @@ def test_a_spreadsheet_takes_no_text_for_a_formula(tmp_path):
     assert (tmp_path / "a.csv").read_text() == "engine,value\n'=cmd(),-1.5\n"
 
 
+@pytest.mark.parametrize("text", ["+1", "-1", "@a", "\t=1", "\n=1", " =1", "＝1", "＋1", "\r"])
+def test_nor_text_that_only_looks_like_one(tmp_path, text):
+    write_csv(tmp_path / "a.csv", [{"engine": text}])
+    assert "'" + text[:1] in (tmp_path / "a.csv").read_bytes().decode()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

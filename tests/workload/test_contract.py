@@ -196,3 +196,9 @@ def test_a_contract_survives_the_manifest(table: dict[str, Any]) -> None:
     again = from_table(json.loads(json.dumps(asdict(contract))))
     assert again == contract
     assert differences(contract, Contract()).keys() == table.keys()
+
+
+def test_one_answer_per_request_is_all_that_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="contract: extra_body: n: expected 1, one answer per request, got 2"):
+        Contract(extra_body={"n": 2})
+    assert Contract(extra_body={"n": 1}).extra_body == {"n": 1}
