@@ -12,12 +12,12 @@ PACKAGE = Path(__file__).parent.parent / "loadtest"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # The folders of the package, from the top of the house down: imports run down this list, never up.
-FOLDERS = ("commands", "study", "scenario", "report", "analysis", "metrics", "simulator", "client", "servers", "grading",
-           "workload", "perfmodel", "records")  # fmt: skip
+FOLDERS = ("commands", "study", "scenario", "report", "analysis", "decision", "metrics", "simulator", "client", "servers",
+           "grading", "workload", "perfmodel", "records")  # fmt: skip
 DOORS = {"cli", "__main__"}  # above all folders
 GROUND = {"errors", "clock", "credentials", "resources"}  # below all folders
 
-PURE = {"metrics", "analysis", "perfmodel.memory", "perfmodel.step_time", "simulator.core"}
+PURE = {"metrics", "decision", "analysis", "perfmodel.memory", "perfmodel.step_time", "simulator.core"}
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
 WRITERS = {"records.folder", "records.write", "servers.process", "report.page", "resources"}
 PRINTERS = {"cli", "__main__", "perfmodel.calibration"}  # the last is a tool for developers
