@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "loadtest"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # The folders of the package, from the top of the house down: imports run down this list, never up.
-FOLDERS = ("commands", "study", "scenario", "report", "analysis", "decision", "metrics", "simulator", "client", "servers",
-           "grading", "workload", "perfmodel", "records")  # fmt: skip
+FOLDERS = ("commands", "study", "scenario", "report", "analysis", "decision", "metrics", "simulator", "client", "grading",
+           "workload", "servers", "perfmodel", "records")  # fmt: skip
 DOORS = {"cli", "__main__"}  # above all folders
 GROUND = {"errors", "clock", "credentials", "resources"}  # below all folders
 

@@ -15,6 +15,7 @@ import msgspec
 
 from loadtest import credentials
 from loadtest.errors import EngineError, UsageError
+from loadtest.servers.settings import told_keys
 
 _TIMEOUT_S = 10.0
 _LIMIT_BYTES = 8_000_000  # of a reply; vLLM's /metrics takes 40 kB
@@ -29,15 +30,6 @@ _CLOCK_SPEEDS = (1e-3, 1e5)
 _NO_URL = re.compile(r"[^\x21-\x7e]|\\")  # must be written with % or as xn--, and RFC 3986 has no backslash
 _SIMULATED = ("sglang-sim", "vllm-sim")
 _GPU_NAME = re.compile("[a-z0-9-]{1,64}")  # one of the registry, never a path of ours
-_TOLD = (
-    "context_length",
-    "mem_fraction_static",
-    "kv_cache_dtype",
-    "quantization",
-    "reasoning_parser",
-    "json_model_override_args",
-    "disable_radix_cache",
-)
 if TYPE_CHECKING:
     import httpx
 
@@ -222,7 +214,7 @@ def _found(asking: Any, base_url: str, first: Mapping[str, Any]) -> ServerInfo:
     if owner == "sglang":
         details = _optional(asking, base_url, "/server_info") or _optional(asking, base_url, "/get_server_info")
         info = _info("sglang", first, details.get("version"), details.get("tp_size"))
-        return replace(info, settings={key: details[key] for key in _TOLD if _is_short(details.get(key))})
+        return replace(info, settings={key: details[key] for key in told_keys("sglang") if _is_short(details.get(key))})
     if owner == "vllm":
         return _info("vllm", first, version.get("version"), None)
     return _info("other", first, version.get("version"), None)

@@ -8,30 +8,34 @@ import itertools
 import re
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
 from loadtest.errors import UsageError
-from loadtest.study.schema import Cell, Engine, Mode, Study, require
+from loadtest.study.schema import Cell, Mode, Study, require
 
 _STUDY_CHARS = 2**20  # the longest study; `/dev/zero` has no end
 
 
-class _CellTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    engine: Engine | tuple[Engine, ...]
-    model: str | tuple[str, ...]
-    tp: int | tuple[int, ...] = 1
-    gpu: str | None = None
-    base_url: str | None = None
-    api_key_env: str | None = None
-    context_tokens: int | None = None
-    yarn: bool = False
-    memory_fraction: float | None = None
-    clock_speed: float | None = None
-    args: tuple[str, ...] = ()
+_AXES = ("model", "tp", "engine")  # a list of these stands for as many cells
+
+
+def _cell_field(one: Field[Any], kind: Any) -> tuple[str, Any] | tuple[str, Any, Any]:
+    """A key of `[[cells]]` for a field of `Cell`."""
+    shape = kind | tuple[kind, ...] if one.name in _AXES else kind
+    return (one.name, shape) if one.default is MISSING else (one.name, shape, one.default)
+
+
+_CellTable = msgspec.defstruct(
+    "_CellTable",
+    [_cell_field(one, get_type_hints(Cell)[one.name]) for one in fields(Cell) if one.name != "mode"],
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+)
 
 
 class _PricesTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -42,7 +46,7 @@ class _PricesTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str
     workload: str
-    cells: tuple[_CellTable, ...]
+    cells: tuple[_CellTable, ...]  # type: ignore[valid-type]
     question: str = ""
     scenario: str = "long_reasoning"
     scenario_options: dict[str, str | int | float | bool] = {}
@@ -111,10 +115,10 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
     return Study(**plain | {"mode": modes[0], "cells": cells})
 
 
-def _expand_cell(table: _CellTable) -> list[Cell]:
+def _expand_cell(table: msgspec.Struct) -> list[Cell]:
     plain = {f.name: getattr(table, f.name) for f in fields(Cell) if hasattr(table, f.name)}
-    axes = [_listed(plain.pop(axis)) for axis in ("model", "tp", "engine")]
-    return [Cell(model=model, tp=tp, engine=engine, **plain) for model, tp, engine in itertools.product(*axes)]
+    axes = [_listed(plain.pop(axis)) for axis in _AXES]
+    return [Cell(**plain, **dict(zip(_AXES, one, strict=True))) for one in itertools.product(*axes)]
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

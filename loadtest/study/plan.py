@@ -1,4 +1,4 @@
-"""What a study asks of its cells: the contract that holds for all, and how each runtime is started under it."""
+"""What a study asks of its cells: the contract that holds for all, and how each engine is started under it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from loadtest.client import thinking
 from loadtest.client.reply import token_counter
 from loadtest.errors import FitError
 from loadtest.perfmodel import gpus, memory
-from loadtest.servers import flags, preflight
+from loadtest.servers import preflight, settings
+from loadtest.servers.flags import LaunchSpec
 from loadtest.study import locust_pass
 from loadtest.study.schema import Cell, Study
 from loadtest.workload.contract import Contract, check_format, from_table, within
@@ -18,8 +19,6 @@ from loadtest.workload.workload import Workload
 from loadtest.workload.workload import load as load_workload
 
 YARN_PROMPT_TOKENS = 8192  # QwQ's model card: prompts above this need YaRN
-
-_YARN_CONTEXT_TOKENS = int(flags.YARN_FACTOR * flags.YARN_ORIGINAL_TOKENS)
 
 _CHARS_PER_TOKEN = 4  # English text
 
@@ -51,12 +50,12 @@ def needs_yarn(prompts: Iterable[Prompt]) -> bool:
 
 
 def context_tokens(cell: Cell, contract: Contract) -> int | None:
-    """Prompt and output together that a cell serves; null where nobody says: a server that runs, a model not known here."""
+    """Prompt and output together that a cell serves; None where it is unknown: another's server, a model not known here."""
     stated = cell.context_tokens or contract.context_tokens
     if stated is not None or cell.base_url is not None:
         return stated
     if stretches(cell, contract):
-        return _YARN_CONTEXT_TOKENS
+        return settings.YARN_CONTEXT_TOKENS
     model = preflight.shape(cell.model)
     return None if model is None else model.native_context_tokens
 
@@ -66,44 +65,48 @@ def stretches(cell: Cell, contract: Contract) -> bool:
     if cell.yarn or not contract.yarn:
         return cell.yarn
     model = preflight.shape(cell.model)
-    return model is None or model.native_context_tokens <= flags.YARN_ORIGINAL_TOKENS
+    return model is None or model.native_context_tokens <= settings.YARN_ORIGINAL_TOKENS
 
 
-def launch_spec(cell: Cell, contract: Contract, port: int) -> flags.LaunchSpec:
-    """How a cell's runtime is to be started under a contract."""
-    return flags.LaunchSpec(
+def engine_settings(cell: Cell, contract: Contract) -> settings.EngineSettings:
+    """The settings of a cell's engine: those of the cell where it has its own, else the contract's."""
+    return replace(
+        settings.EngineSettings(**settings.values(contract)),
+        context_tokens=cell.context_tokens or contract.context_tokens,
+        yarn=stretches(cell, contract),
+        memory_fraction=memory_fraction(cell, contract),
+        reasoning_parser=contract.reasoning_parser if may_think(cell.model) else None,
+    )
+
+
+def launch_spec(cell: Cell, contract: Contract, port: int) -> LaunchSpec:
+    """How a cell's engine is to be started under a contract."""
+    return LaunchSpec(
         engine=cell.engine,
         model=cell.model,
         tp=cell.tp,
         gpu=cell.gpu,
         port=port,
-        context_tokens=cell.context_tokens or contract.context_tokens,
-        yarn=stretches(cell, contract),
-        memory_fraction=memory_fraction(cell, contract),
-        reasoning_parser=contract.reasoning_parser if may_think(cell.model) else None,
-        prefix_caching=contract.prefix_caching,
-        kv_dtype=contract.kv_dtype,
-        quantisation_kernel=contract.quantisation_kernel,
-        seed=contract.seed,
         clock_speed=cell.clock_speed,
         extra_args=cell.args,
+        **settings.values(engine_settings(cell, contract)),
     )
 
 
 def memory_fraction(cell: Cell, contract: Contract) -> float:
-    """Share of a card that the runtime of a cell may use in all: its own setting, else the contract's."""
+    """Share of a GPU that the engine of a cell may use in all: the cell's own setting, else the contract's."""
     return contract.memory_fraction if cell.memory_fraction is None else cell.memory_fraction
 
 
 def may_think(model: str) -> bool:
-    """Is it other than an instruct model, which never thinks? vLLM's parsers would take all that one says for thinking."""
+    """Is it no instruct model? Such a model never thinks, and vLLM's parsers would take its answers for thinking."""
     return "instruct" not in model.lower() or thinking.opens_in_prompt(model)
 
 
 def fit_of(cell: Cell, contract: Contract, concurrency: int = 1) -> memory.Fit | None:
-    """Does one stream of the cell's context fit its cards, and do `concurrency` of them?
+    """Does one stream of the cell's context fit its GPUs, and do `concurrency` of them?
 
-    Null where cards are not ours or not named, or the model is not known here.
+    None where the GPUs are not ours or not named, or the model is not known here.
     """
     if cell.gpu is None or cell.base_url is not None:
         return None
@@ -117,7 +120,7 @@ def fit_of(cell: Cell, contract: Contract, concurrency: int = 1) -> memory.Fit |
 
 
 def refuse_misfit(cell: Cell, contract: Contract) -> None:
-    """Raise `FitError` with the arithmetic where the cell cannot fit its cards."""
+    """Raise `FitError` with the arithmetic where the cell cannot fit its GPUs."""
     fit = fit_of(cell, contract)
     if fit is not None and not fit.fits:
         raise FitError(f"does not fit: {fit.reason}")

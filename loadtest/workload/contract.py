@@ -1,20 +1,20 @@
 """The inference contract: everything that must be equal before two speeds may be compared, as one object.
 
 Defaults are the model makers' recommendations for QwQ-32B (temperature 0.6, top_p 0.95, top_k 40 of 20 to 40, min_p 0,
-no repetition penalty, 32,768 tokens of output; never greedy). Runtimes apply a model's own generation_config where a
+no repetition penalty, 32,768 tokens of output; never greedy). Engines apply a model's own generation_config where a
 request is silent, and not the same parts of it: so `body` sends every parameter.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from loadtest.credentials import first_secret
 from loadtest.errors import UsageError
+from loadtest.servers.settings import SETTINGS, EngineSettings, Rule, is_name, number_in, whole_in
 from loadtest.workload.prompts import Prompt
 
 Mode = Literal["natural", "equal-work"]
@@ -27,12 +27,11 @@ _OMITTABLE = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "seed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contract:
-    """One contract, checked at construction. The first block goes into each request, the second to the launcher.
+class Contract(EngineSettings):
+    """One contract, checked at construction: the settings of the engines, and what goes into each request.
 
     `mode` "equal-work" forces the recorded length of each prompt (else `max_tokens`); "natural" lets the model stop.
-    `context_tokens` is prompt and output together, null: the model's native window. `yarn` stretches it (factor 4.0 over
-    32,768), which prompts over 8,192 tokens need. `omit` names parameters that an endpoint refuses (a hosted one may).
+    `omit` names parameters that an endpoint refuses (a hosted one may).
     """
 
     temperature: float = 0.6
@@ -42,7 +41,6 @@ class Contract:
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     max_tokens: int = 32768
-    seed: int = 0
     mode: Mode = "natural"
     extra_body: dict[str, Any] = field(default_factory=dict)
     omit: tuple[str, ...] = ()
@@ -50,19 +48,14 @@ class Contract:
     thinking_prelude: ThinkingPrelude = "template"  # "template": the chat template ends the prompt with `<think>\n`
     history: History = "answers-only"
     output_format: OutputFormat = "prompt"  # "prompt": each prompt says how to give its answer; "free": none is checked
-    context_tokens: int | None = None
-    yarn: bool = False
     reasoning_parser: str = "qwen3"
-    prefix_caching: bool = True
-    quantisation_kernel: str = "auto"
-    kv_dtype: str = "auto"
     memory_fraction: float = 0.9
 
     def __post_init__(self) -> None:
-        for key, (expected, holds) in _RULES.items():
+        for key, rule in _RULES.items():
             value = getattr(self, key)
-            if not holds(value):
-                raise UsageError(f"contract: {key}: expected {expected}, got {value!r}; change it in [contract]")
+            if not rule.holds(value):
+                raise UsageError(f"contract: {key}: expected {rule.expected}, got {value!r}; change it in [contract]")
         if self.extra_body.get("n", 1) != 1:
             raise UsageError(f"contract: extra_body: n: expected 1, one answer per request, got {self.extra_body['n']}")
         secret = first_secret(_names(self.extra_body))
@@ -81,7 +74,7 @@ class Contract:
         return self.max_tokens if prompt.max_tokens is None else min(self.max_tokens, prompt.max_tokens)
 
     def forced_tokens(self, prompt: Prompt) -> int | None:
-        """The output length (tokens) forced on this prompt: null in natural mode, else its recorded length or its limit."""
+        """The output length (tokens) forced on this prompt: None in natural mode, else its recorded length or its limit."""
         if self.mode == "natural":
             return None
         recorded = prompt.forced_tokens
@@ -136,51 +129,32 @@ def _lengths(prompt: Prompt, limit_tokens: int) -> dict[str, int]:
     return {"thinking_tokens": thinking, "answer_tokens": min(prompt.answer_tokens or 0, limit_tokens - thinking)}
 
 
-def _number_in(low: float, high: float, *, open_low: bool = False) -> Callable[[object], bool]:
-    def holds(value: object) -> bool:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return number and (low < value if open_low else low <= value) and value <= high  # type: ignore[operator]
-
-    return holds
-
-
-def _whole_in(low: int, high: int) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
 def _one_of(choices: tuple[str, ...]) -> Callable[[object], bool]:
     return lambda value: value in choices
 
 
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "temperature": ("above 0 (greedy repeats endlessly) and at most 2", _number_in(0, 2, open_low=True)),
-    "top_p": ("above 0 and at most 1", _number_in(0, 1, open_low=True)),
-    "top_k": ("a whole number from 20 to 40", _whole_in(20, 40)),
-    "min_p": ("from 0 to 1", _number_in(0, 1)),
-    "presence_penalty": ("from 0 to 2", _number_in(0, 2)),
-    "repetition_penalty": ("above 0 and at most 2 (1 is none)", _number_in(0, 2, open_low=True)),
-    "max_tokens": ("a whole number from 1 to 131072", _whole_in(1, 131072)),
-    "seed": ("a whole number from 0", _whole_in(0, 2**63 - 1)),
-    "mode": ("natural or equal-work", _one_of(get_args(Mode))),
-    "extra_body": (
+_RULES: dict[str, Rule] = {
+    "temperature": Rule("above 0 (greedy repeats endlessly) and at most 2", number_in(0, 2, open_low=True)),
+    "top_p": Rule("above 0 and at most 1", number_in(0, 1, open_low=True)),
+    "top_k": Rule("a whole number from 20 to 40", whole_in(20, 40)),
+    "min_p": Rule("from 0 to 1", number_in(0, 1)),
+    "presence_penalty": Rule("from 0 to 2", number_in(0, 2)),
+    "repetition_penalty": Rule("above 0 and at most 2 (1 is none)", number_in(0, 2, open_low=True)),
+    "max_tokens": Rule("a whole number from 1 to 131072", whole_in(1, 131072)),
+    "mode": Rule("natural or equal-work", _one_of(get_args(Mode))),
+    "extra_body": Rule(
         f"a table that leaves {', '.join(_OWN_KEYS)} alone",
         lambda value: isinstance(value, dict) and not set(value) & set(_OWN_KEYS),
     ),
-    "omit": (f"some of {', '.join(_OMITTABLE)}", lambda value: isinstance(value, tuple) and set(value) <= set(_OMITTABLE)),
-    "thinking_prelude": ("template or none", _one_of(get_args(ThinkingPrelude))),
-    "history": ("answers-only or everything", _one_of(get_args(History))),
-    "output_format": ("prompt or free", _one_of(get_args(OutputFormat))),
-    "context_tokens": ("a whole number from 16, or nothing", lambda value: value is None or _whole_in(16, 2**24)(value)),
-    "yarn": ("true or false", lambda value: isinstance(value, bool)),
-    "reasoning_parser": ("a parser's name", _is_name),
-    "prefix_caching": ("true or false", lambda value: isinstance(value, bool)),
-    "quantisation_kernel": ("a kernel's name, or auto", _is_name),
-    "kv_dtype": ("a type's name, or auto", _is_name),
-    "memory_fraction": ("above 0 and below 1", lambda value: _number_in(0, 1, open_low=True)(value) and value < 1),
+    "omit": Rule(
+        f"some of {', '.join(_OMITTABLE)}", lambda value: isinstance(value, tuple) and set(value) <= set(_OMITTABLE)
+    ),
+    "thinking_prelude": Rule("template or none", _one_of(get_args(ThinkingPrelude))),
+    "history": Rule("answers-only or everything", _one_of(get_args(History))),
+    "output_format": Rule("prompt or free", _one_of(get_args(OutputFormat))),
+    **{row.key: row.rule for row in SETTINGS},
+    "reasoning_parser": Rule("a parser's name", is_name),
+    "memory_fraction": Rule("above 0 and below 1", number_in(0, 1, open_low=True, open_high=True)),
 }
 
 
@@ -221,7 +195,7 @@ def check_format(contract: Contract, prompts: Iterable[Prompt]) -> None:
 def within(contract: Contract, prompts: Iterable[Prompt], context_tokens: int) -> Contract:
     """The contract with `max_tokens` lowered, if it must be, so that the longest prompt and its output fit the context.
 
-    Without it the runtimes part ways: vLLM silently clamps an output that would not fit, SGLang refuses the request.
+    Without it the engines differ: vLLM silently clamps an output that would not fit, SGLang refuses the request.
     Raises `UsageError` where a prompt leaves no room at all.
 
     >>> from loadtest.workload.workload import load

@@ -1,4 +1,4 @@
-"""Commands as data, compared with commands written by hand."""
+"""Command lines as data, compared with those written by hand, and read back."""
 
 import dataclasses
 import json
@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.errors import UsageError
-from loadtest.servers.flags import LaunchSpec, command
+from loadtest.servers.flags import LaunchSpec, command, effective, engine_words, violations
+from loadtest.servers.settings import SETTINGS, values
+from tests.support.engine_settings import EXAMPLES
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +161,7 @@ def test_a_wrong_setting_is_named(change, message):
         LaunchSpec(**{"engine": "vllm", "model": "qwq-32b", "port": 8000, **change})
 
 
-def test_a_simulator_needs_a_card_to_simulate():
+def test_a_simulator_needs_a_gpu_to_simulate():
     with pytest.raises(UsageError, match="--gpu l20"):
         command(LaunchSpec(engine="sglang-sim", model="qwq-32b", port=8000))
 
@@ -168,6 +170,105 @@ def test_a_program_that_is_no_command_line_is_named(monkeypatch):
     monkeypatch.setenv("LOADTEST_VLLM", 'env A="1 vllm')
     with pytest.raises(UsageError, match="LOADTEST_VLLM: expected a command line"):
         command(LaunchSpec(engine="vllm", model="qwq-32b", port=8000))
+
+
+YARN = '{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}'
+
+
+def test_vllm_is_read_back():
+    argv = ["vllm", "serve", "m", "--max-model-len", "8192", "--kv-cache-dtype=fp8", "--no-enable-prefix-caching"]
+    argv += ["--reasoning-parser", "qwen3", "--hf-overrides", YARN, "--quantization", "awq_marlin"]
+    assert effective("vllm", argv=argv) == {
+        "context_tokens": 8192,
+        "kv_dtype": "fp8",
+        "prefix_caching": False,
+        "reasoning_parser": "qwen3",
+        "yarn": True,
+        "quantisation_kernel": "awq_marlin",
+        "memory_fraction": 0.92,
+    }
+
+
+def test_sglang_tells_by_itself():
+    # Values of a real /server_info of SGLang 0.5.15 with a context length given.
+    info = {
+        "context_length": 8192,
+        "json_model_override_args": "{}",
+        "quantization": None,
+        "kv_cache_dtype": "fp8_e4m3",
+        "mem_fraction_static": 0.843,
+        "disable_radix_cache": False,
+        "reasoning_parser": "qwen3",
+    }
+    found = effective("sglang", server_info=info)
+    assert found == {
+        "context_tokens": 8192,
+        "yarn": False,
+        "kv_dtype": "fp8",
+        "memory_fraction": 0.893,
+        "prefix_caching": True,
+        "reasoning_parser": "qwen3",
+    }
+    assert effective("sglang", argv=["x", "--mem-fraction-static", "0.5"], server_info=info)["memory_fraction"] == 0.893
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "vllm-sim", "sglang-sim"])
+@pytest.mark.parametrize("key", [row.key for row in SETTINGS if row.compared])
+def test_what_an_engine_is_told_is_read_back(engine, key):
+    spec = LaunchSpec(engine=engine, model="qwq-32b", gpu="l20", port=8000, **{key: EXAMPLES[key][0]})
+    row = next(row for row in SETTINGS if row.key == key)
+    found = effective(engine, argv=command(spec)[0])
+    if row.column(engine) is None:
+        assert key not in found
+    else:
+        assert row.agrees(getattr(spec, key), found[key])
+
+
+def test_what_nobody_tells_is_left_out():
+    assert effective("vllm") == {}
+    assert effective("other", argv=["--max-model-len", "5"], max_model_len=4096) == {"context_tokens": 4096}
+    assert effective("vllm", argv=["--max-model-len"])["context_tokens"] == ""
+    assert effective("sglang", server_info={"disable_radix_cache": "maybe"}) == {}
+
+
+def test_the_last_of_two_switches_wins():
+    assert effective("vllm", argv=["--no-enable-prefix-caching", "--enable-prefix-caching"])["prefix_caching"] is True
+
+
+def test_what_an_engine_calls_otherwise_is_named_in_its_words():
+    asked = {"memory_fraction": 0.9, "kv_dtype": "fp8", "context_tokens": 8192, "reasoning_parser": None}
+    assert engine_words("sglang", asked) == {"memory_fraction": 0.85, "kv_dtype": "fp8_e4m3"}
+    assert engine_words("vllm", asked) == engine_words("sglang-sim", asked) == engine_words("other", asked) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "found"),
+    [
+        ("context_tokens", 16384, 8192),
+        ("memory_fraction", 0.9, 0.5),
+        ("kv_dtype", "fp8", "auto"),
+        ("quantisation_kernel", "awq_marlin", "awq"),
+        ("reasoning_parser", "qwen3", "deepseek_r1"),
+        ("prefix_caching", True, False),
+        ("yarn", False, True),
+        ("thinking_prelude", "template", "none"),
+    ],
+)
+def test_each_violation_is_caught_by_name(key, asked, found):
+    assert violations({key: asked}, {key: found}) == {key: (asked, found)}
+    assert violations({key: asked}, {key: asked}) == {}
+
+
+def test_a_memory_share_may_be_off_by_what_reading_it_back_rounds():
+    assert violations({"memory_fraction": 0.9125}, {"memory_fraction": 0.912}) == {}
+    assert violations({"memory_fraction": 0.9125}, {"memory_fraction": 0.91}) != {}
+
+
+def test_what_is_left_open_is_no_violation():
+    found = {"context_tokens": 999, "kv_dtype": "fp8", "quantisation_kernel": "awq"}
+    assert violations(values(LaunchSpec(engine="vllm", model="m", port=1)), found) == {}
+    assert violations({}, found) == {}
+    assert violations({"context_tokens": 4096}, {"context_tokens": 8192}) == {}
 
 
 LAUNCHERS = Path(__file__).parents[2] / "launchers"

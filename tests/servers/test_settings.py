@@ -1,105 +1,58 @@
-"""Settings: both runtimes' own words under the contract's keys, and each violation by name."""
+"""The table of engine settings: one row each, complete, without overlap, and the same value for both engines."""
 
-from __future__ import annotations
-
-from typing import Any
+from dataclasses import fields
 
 import pytest
 
-from loadtest.servers.flags import effective, violations
+from loadtest.errors import UsageError
+from loadtest.servers.settings import SETTINGS, EngineSettings, check, told_keys, values
 from loadtest.workload.contract import Contract
-
-YARN = '{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}'
-
-
-def test_vllm_command_line() -> None:
-    argv = ["vllm", "serve", "m", "--max-model-len", "8192", "--kv-cache-dtype=fp8", "--no-enable-prefix-caching"]
-    argv += ["--reasoning-parser", "qwen3", "--hf-overrides", YARN, "--quantization", "awq_marlin"]
-    assert effective("vllm", argv=argv) == {
-        "context_tokens": 8192,
-        "kv_dtype": "fp8",
-        "prefix_caching": False,
-        "reasoning_parser": "qwen3",
-        "yarn": True,
-        "quantisation_kernel": "awq_marlin",
-        "memory_fraction": 0.92,
-    }
+from tests.support.engine_settings import EXAMPLES
 
 
-def test_sglang_tells_by_itself() -> None:
-    # Values of a real /server_info of SGLang 0.5.15 with a context length given.
-    info = {
-        "context_length": 8192,
-        "json_model_override_args": "{}",
-        "quantization": None,
-        "kv_cache_dtype": "auto",
-        "mem_fraction_static": 0.843,
-        "disable_radix_cache": False,
-        "reasoning_parser": "qwen3",
-    }
-    found = effective("sglang", server_info=info)
-    assert found == {
-        "context_tokens": 8192,
-        "yarn": False,
-        "kv_dtype": "auto",
-        "memory_fraction": 0.843,
-        "prefix_caching": True,
-        "reasoning_parser": "qwen3",
-    }
-    assert effective("sglang", argv=["x", "--mem-fraction-static", "0.5"], server_info=info)["memory_fraction"] == 0.843
+def test_every_setting_is_a_key_of_the_contract_and_is_tried():
+    keys = [row.key for row in SETTINGS]
+    assert keys == [one.name for one in fields(EngineSettings)] == list(EXAMPLES)
+    assert set(keys) <= {one.name for one in fields(Contract)}
 
 
-def test_both_runtimes_agree_where_they_are_told_the_same() -> None:
-    sglang = [
-        "--context-length",
-        "8192",
-        "--mem-fraction-static",
-        "0.8",
-        "--disable-radix-cache",
-        "--reasoning-parser",
-        "qwen3",
-    ]
-    vllm = [
-        "--max-model-len",
-        "8192",
-        "--gpu-memory-utilization",
-        "0.8",
-        "--no-enable-prefix-caching",
-        "--reasoning-parser",
-        "qwen3",
-    ]
-    assert effective("sglang-sim", argv=sglang) == effective("vllm-sim", argv=vllm)
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "vllm-sim", "sglang-sim"])
+def test_a_flag_tells_one_setting(engine):
+    columns = [column for row in SETTINGS if (column := row.column(engine)) is not None]
+    names = [name for column in columns for name in column.names]
+    assert len(set(names)) == len(names) > 3
+    assert len(set(told_keys(engine))) == len(told_keys(engine))
 
 
-def test_what_nobody_tells_is_left_out() -> None:
-    assert effective("vllm") == {}
-    assert effective("other", argv=["--max-model-len", "5"], max_model_len=4096) == {"context_tokens": 4096}
-    assert effective("vllm", argv=["--max-model-len"])["context_tokens"] == ""
+def test_another_engine_is_told_nothing():
+    assert {row.column("other") for row in SETTINGS} == {None}
+    assert told_keys("other") == ()
 
 
-@pytest.mark.parametrize(
-    ("key", "asked", "found"),
-    [
-        ("context_tokens", 16384, 8192),
-        ("memory_fraction", 0.9, 0.5),
-        ("kv_dtype", "fp8", "auto"),
-        ("quantisation_kernel", "awq_marlin", "awq"),
-        ("reasoning_parser", "qwen3", "deepseek_r1"),
-        ("prefix_caching", True, False),
-        ("yarn", False, True),
-    ],
-)
-def test_each_violation_is_caught_by_name(key: str, asked: Any, found: Any) -> None:
-    contract = Contract(**{"max_tokens": 1024, key: asked})
-    assert violations(contract, {key: found}) == {key: (asked, found)}
-    assert violations(contract, {key: asked}) == {}
+@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.key)
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "vllm-sim"])
+def test_words_are_read_back(engine, row):
+    column = row.column(engine)
+    for value in (EXAMPLES[row.key][0], getattr(EngineSettings(), row.key)):
+        words = column.words(value, "qwq-32b") if column is not None and row.compared else []
+        if words:
+            name, word = words[0], words[-1]
+            assert row.agrees(value, column.read_word(name, word))
 
 
-def test_a_memory_share_may_be_off_by_what_reading_it_back_rounds() -> None:
-    assert violations(Contract(memory_fraction=0.9125), {"memory_fraction": 0.912}) == {}
-    assert violations(Contract(memory_fraction=0.9125), {"memory_fraction": 0.91}) != {}
+@pytest.mark.parametrize("key", EXAMPLES)
+def test_a_value_that_breaks_its_rule_is_named(key):
+    good, bad = EXAMPLES[key]
+    check(EngineSettings(**{key: good}))
+    assert values(EngineSettings(**{key: good}))[key] == good
+    if bad is None:
+        return
+    with pytest.raises(UsageError, match=rf"^{key}: expected .*, got "):
+        check(EngineSettings(**{key: bad}))
 
 
-def test_what_is_left_open_is_no_violation() -> None:
-    assert violations(Contract(), {"context_tokens": 999, "kv_dtype": "fp8", "quantisation_kernel": "awq"}) == {}
-    assert violations(Contract(context_tokens=4096, max_tokens=64), {"context_tokens": 8192}) == {}
+def test_no_flag_is_given_for_what_the_engine_chooses():
+    settings = EngineSettings(reasoning_parser="none")
+    for row in SETTINGS:
+        if row.key not in ("seed", "prefix_caching"):
+            assert row.vllm.words(getattr(settings, row.key), "m") == row.sglang.words(getattr(settings, row.key), "m") == []
