@@ -268,6 +268,7 @@ class EngineSettings:
 
     `context_tokens` counts prompt and output together (None: the model's own limit, with YaRN four times 32,768).
     `memory_fraction` (None: the engine's own default) is the share of a GPU's memory that the engine may use in all.
+    `max_running_requests` (None: the engine's own default) bounds the batch; more requests wait in the engine's queue.
     `kv_dtype` and `quantisation_kernel` are in vLLM's words ("auto": the engine's choice). YaRN is static: it slows or
     degrades short prompts, so it is on only where the workload needs it.
     """
@@ -294,6 +295,14 @@ class EngineSettings:
         ),
         simulator=Flag(name="--memory-fraction", read=float),
         agrees=_is_near,
+    )
+    max_running_requests: int | None = _row(
+        None,
+        "a whole number from 1, or nothing",
+        _optional(whole_in(1, 2**20)),
+        vllm=Flag(name="--max-num-seqs", read=int),
+        sglang=Flag(name="--max-running-requests", read=int, told="max_running_requests"),
+        simulator=Flag(name="--max-running", read=int),
     )
     kv_dtype: str = _row(
         "auto",

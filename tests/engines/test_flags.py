@@ -79,6 +79,7 @@ VARIANTS = [
     ({"quantisation_kernel": "awq_marlin"}, {"quantization": "awq_marlin"}, {"quantization": "awq_marlin"}),
     ({"quantisation_kernel": "gptq_marlin"}, {"quantization": "gptq_marlin"}, {"quantization": "gptq_marlin"}),
     ({"memory_fraction": 0.8}, {"gpu_memory_utilization": 0.8}, {"mem_fraction_static": 0.7556}),
+    ({"max_running_requests": 64}, {"max_num_seqs": 64}, {"max_running_requests": 64}),
     ({"reasoning_parser": None}, {"reasoning_parser": ""}, {"reasoning_parser": None}),
     *(
         (

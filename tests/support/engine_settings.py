@@ -5,6 +5,7 @@ from typing import Any
 EXAMPLES: dict[str, tuple[Any, Any]] = {
     "context_tokens": (65536, 8),
     "memory_fraction": (0.8, 1.0),
+    "max_running_requests": (64, 0),
     "kv_dtype": ("fp8", 8),
     "quantisation_kernel": ("awq_marlin", None),
     "reasoning_parser": ("deepseek_r1", ""),
