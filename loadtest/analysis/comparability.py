@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from loadtest.records.engine_facts import EngineFacts
+from loadtest.records.manifest import Manifest
 from loadtest.records.read import CellRecords
 from loadtest.workload import contract
 
@@ -29,8 +31,7 @@ def apart(a: CellRecords, b: CellRecords) -> dict[str, tuple[Any, Any]]:
 
 
 def _effective(cell: CellRecords) -> Mapping[str, Any]:
-    said = (cell.engine.get("contract") or {}).get("effective")
-    return said if isinstance(said, Mapping) else {}
+    return {} if cell.engine.contract is None else cell.engine.contract.effective
 
 
 def template(a: CellRecords, b: CellRecords) -> dict[str, tuple[Any, Any]]:
@@ -58,7 +59,7 @@ def _prompt_tokens(cell: CellRecords) -> dict[str, int]:
 def templates(cells: Sequence[CellRecords]) -> dict[frozenset[str], str]:
     """Every two cells of one run and one model, by their ids, that were served through templates that differ: what keeps
     them from being compared, in words."""
-    pairs = ((a, b) for a, b in combinations(cells, 2) if a.engine.get("model") == b.engine.get("model"))
+    pairs = ((a, b) for a, b in combinations(cells, 2) if a.engine.model == b.engine.model)
     return {
         frozenset((a.id, b.id)): f"{a.id} and {b.id}: template: {x} against {y}: not the same prompts, so not a comparison"
         " of runtimes"
@@ -74,23 +75,23 @@ OF_PROMPTS = frozenset({"workload", "scenario", "scenario_options", "thinking_pr
 OF_CELL = ("model", "tp", "gpu", "simulated", "clock_speed")
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
     """Keys of two manifests in which the runs were not asked for the same, with both values: the workload, the mode, the
     scenario, the clock, and every key of the inference contract.
 
-    >>> differences({"mode": "natural"}, {"mode": "equal-work"})
+    >>> differences(Manifest(run_id="a", mode="natural"), Manifest(run_id="b", mode="equal-work"))
     {'mode': ('natural', 'equal-work')}
     """
-    identities = [(one.get("workload") or {}).get("identity") for one in (a, b)]
+    identities = [one.workload and one.workload.identity for one in (a, b)]
     found: dict[str, tuple[Any, Any]] = {} if identities[0] == identities[1] else {"workload": (_workload(a), _workload(b))}
-    found |= {key: (a.get(key), b.get(key)) for key in OF_RUN if a.get(key) != b.get(key)}
-    contracts = [contract.from_table(one.get("contract") or {}) for one in (a, b)]
+    found |= {key: (getattr(a, key), getattr(b, key)) for key in OF_RUN if getattr(a, key) != getattr(b, key)}
+    contracts = [contract.from_table(one.contract) for one in (a, b)]
     return contract.differences(*contracts) | found
 
 
-def _workload(manifest: Mapping[str, Any]) -> str:
-    workload = manifest.get("workload") or {}
-    return f"{workload.get('source')} ({str(workload.get('identity'))[:8]})"
+def _workload(manifest: Manifest) -> str:
+    workload = manifest.workload
+    return "not said" if workload is None else f"{workload.source} ({workload.identity[:8]})"
 
 
 def matched(old: Sequence[CellRecords], new: Sequence[CellRecords]) -> list[tuple[CellRecords, CellRecords]]:
@@ -111,25 +112,25 @@ def matched(old: Sequence[CellRecords], new: Sequence[CellRecords]) -> list[tupl
 def _by_place(side: Iterator[CellRecords]) -> dict[tuple[str, ...], list[CellRecords]]:
     found: dict[tuple[str, ...], list[CellRecords]] = defaultdict(list)
     for cell in side:
-        place = (_model(cell.engine), *(str(cell.engine.get(key)) for key in ("tp", "gpu", "mode")))
+        place = (_model(cell.engine), str(cell.engine.tp), str(cell.engine.gpu), str(cell.engine.mode))
         found[place].append(cell)
     return found
 
 
-def _model(facts: Mapping[str, Any]) -> str:
-    return str(facts.get("model")).rstrip("/").rsplit("/", 1)[-1].lower()
+def _model(facts: EngineFacts) -> str:
+    return str(facts.model).rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def all_differences(old: CellRecords, new: CellRecords) -> dict[str, tuple[Any, Any]]:
     """Every key in which two cells are not alike, with both values: what they are, and how they really ran."""
-    found = {key: (old.engine.get(key), new.engine.get(key)) for key in different(old.engine, new.engine)}
+    found = {key: (getattr(old.engine, key), getattr(new.engine, key)) for key in different(old.engine, new.engine)}
     ran = apart(old, new)
     if "model" in found:
         ran.pop(TEMPLATE, None)  # another model may have another template
     return found | ran
 
 
-def different(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
+def different(a: EngineFacts, b: EngineFacts) -> tuple[str, ...]:
     """Keys in which two cells differ, the runtime and its version apart; the same model under two names is the same."""
-    apart = [key for key in OF_CELL if key != "model" and a.get(key) != b.get(key)]
+    apart = [key for key in OF_CELL if key != "model" and getattr(a, key) != getattr(b, key)]
     return (*(["model"] if _model(a) != _model(b) else []), *apart)

@@ -23,6 +23,7 @@ from loadtest.errors import UsageError
 from loadtest.metrics import intervals
 from loadtest.metrics.intervals import Floats
 from loadtest.metrics.request_arrays import Pass, earliest_anchor, read
+from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.read import CellRecords, Run
 from loadtest.workload import contract
 
@@ -62,8 +63,12 @@ def cells(
             levels = sorted({c for cell, c in samples if cell == a["id"]} & {c for cell, c in samples if cell == b["id"]})
             both = [(level, samples[a["id"], level], samples[b["id"], level]) for level in levels]
             apart = [comparability.TEMPLATE] if frozenset((a["id"], b["id"])) in templates else []
-            pairs.append(Pair(named, both, (*different(a, b), *apart)))
+            pairs.append(Pair(named, both, (*different(_facts(a), _facts(b)), *apart)))
     return judge(pairs)
+
+
+def _facts(cell: Mapping[str, Any]) -> EngineFacts:
+    return EngineFacts(id=cell["id"], **{key: cell[key] for key in OF_CELL})
 
 
 def judge(pairs: Sequence[Pair]) -> list[Json]:
@@ -217,9 +222,9 @@ def runs(baseline: Run, candidate: Run, tolerance: float = 0.0, allow: Collectio
         raise UsageError(f"expected a cell with a level in both runs, got {ids[0]} and {ids[1]}; measure the same cells")
     rows = judge(pairs)
     return {
-        "baseline": baseline.manifest.get("run_id"),
-        "candidate": candidate.manifest.get("run_id"),
-        "simulated": bool(baseline.manifest.get("simulated") or candidate.manifest.get("simulated")),
+        "baseline": baseline.manifest.run_id,
+        "candidate": candidate.manifest.run_id,
+        "simulated": baseline.manifest.simulated or candidate.manifest.simulated,
         "tolerance": tolerance,
         "allowed": sorted(apart.keys() | {key for key in (*OF_CELL, comparability.TEMPLATE) if key in allow}),
         "comparisons": rows,
@@ -257,7 +262,7 @@ def _refusal(different: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def _pair(old: CellRecords, new: CellRecords, allow: Collection[str]) -> Pair:
-    named = {"a": new.id, "b": old.id, "simulated": bool(old.engine.get("simulated") or new.engine.get("simulated"))}
+    named = {"a": new.id, "b": old.id, "simulated": old.engine.predicts or new.engine.predicts}
     before, after = _passes(old), _passes(new)
     levels = [(level, after[level], before[level]) for level in sorted(before.keys() & after.keys())]
     return Pair(named, levels, tuple(key for key in all_differences(old, new) if key not in allow))

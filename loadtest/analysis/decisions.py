@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from loadtest.metrics.figures import Bounded, Estimate, about
+from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.level_schema import SloResult
 from loadtest.metrics.schema import Binding, Comparison
+from loadtest.records.schema import about
 
 
 class RunComparison(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loadtest.analysis.level import DISTRIBUTIONS, FIGURES, PLAIN, WAITS
-from loadtest.analysis.run import is_simulated
 from loadtest.metrics import distributions
 from loadtest.metrics.request_arrays import Pass, earliest_anchor, per_request, read
 from loadtest.records.read import LevelRecords, Run
@@ -48,7 +47,7 @@ def to_frame(run: Run) -> pd.DataFrame:
 
     anchor = earliest_anchor([level for cell in run.cells for level in cell.levels])
     parts = [
-        _frame(level, read(level, anchor), is_simulated(cell.engine or run.manifest))
+        _frame(level, read(level, anchor), cell.engine.predicts)
         for cell in run.cells
         for level in cell.levels
         if level.requests

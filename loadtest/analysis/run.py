@@ -8,6 +8,8 @@ from itertools import groupby
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
+
 from loadtest.analysis import claims as published
 from loadtest.analysis import comparability, compare, validity
 from loadtest.analysis import objectives as slo_objectives
@@ -17,6 +19,8 @@ from loadtest.metrics import slo
 from loadtest.metrics.clock_error import pooled
 from loadtest.metrics.request_arrays import Pass, earliest_anchor, read
 from loadtest.perfmodel import gpus, memory, models
+from loadtest.records.engine_facts import EngineFacts
+from loadtest.records.manifest import Manifest
 from loadtest.records.read import CellRecords, LevelRecords, Run
 from loadtest.records.schema import SCHEMA_VERSION
 
@@ -27,7 +31,7 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> dict[str, Any]:
     Population: the measured phase of every pass; the warm-up counts only in totals that are held against the server's.
     `claims`: published findings to judge (`findings.load`). Raises UsageError for an SLO it cannot read.
     """
-    objectives = [slo.parse(text) for text in run.manifest.get("slo") or ()]
+    objectives = [slo.parse(text) for text in run.manifest.slo]
     anchor = earliest_anchor([level for cell in run.cells for level in cell.levels])
     cells: list[dict[str, Any]] = []
     samples: dict[tuple[str, int], list[Pass]] = {}
@@ -43,8 +47,8 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> dict[str, Any]:
     gates["reasons"] += templates.values()
     return {
         "schema_version": SCHEMA_VERSION,
-        "run_id": run.manifest.get("run_id"),
-        "simulated": is_simulated(run.manifest) or any(cell["simulated"] for cell in cells),
+        "run_id": run.manifest.run_id,
+        "simulated": run.manifest.simulated or any(cell["simulated"] for cell in cells),
         "complete": gates["complete"],
         "run": {
             **_run(run.manifest),
@@ -53,7 +57,7 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> dict[str, Any]:
         "health": gates,
         "cells": cells,
         "comparisons": comparisons,
-        "findings": published.judge(claims, *_of_mode(run.manifest.get("mode"), cells, comparisons)),
+        "findings": published.judge(claims, *_of_mode(run.manifest.mode, cells, comparisons)),
     }
 
 
@@ -77,60 +81,56 @@ def _windows(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _run(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    started = manifest.get("started_unix_s")
+def _run(manifest: Manifest) -> dict[str, Any]:
+    started = manifest.started_unix_s
     moment = None if started is None else datetime.datetime.fromtimestamp(started, datetime.UTC)
     return {
-        "id": manifest.get("run_id"),
-        "name": manifest.get("name"),
+        "id": manifest.run_id,
+        "name": manifest.name,
         "started": None if moment is None else moment.isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "mode": manifest.get("mode"),
-        "workload": manifest.get("workload"),
-        "clock_speed": manifest.get("clock_speed", 1.0),
-        "slo": list(manifest.get("slo") or ()),
+        "mode": manifest.mode,
+        "workload": None if manifest.workload is None else msgspec.structs.asdict(manifest.workload),
+        "clock_speed": manifest.clock_speed,
+        "slo": list(manifest.slo),
     }
-
-
-def is_simulated(facts: Mapping[str, Any]) -> bool:
-    return bool(facts.get("simulated")) or str(facts.get("engine") or "").endswith("-sim")
 
 
 def _cell(
     cell: CellRecords,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     passes: Sequence[tuple[LevelRecords, Pass]],
     objectives: Sequence[slo.Slo],
     anchor: float,
 ) -> dict[str, Any]:
-    """One cell: what engine.json says (else the manifest), its roofline, and its levels."""
-    listed: Mapping[str, Any] = next((row for row in manifest.get("cells") or () if row.get("id") == cell.id), {})
-    facts = {**listed, **{key: value for key, value in cell.engine.items() if value is not None}}
-    simulated = is_simulated(facts) or (not cell.engine and is_simulated(manifest))
+    """One cell: what engine.json says, its roofline, and its levels."""
+    facts = cell.engine
+    fit = None if facts.fit is None else msgspec.structs.asdict(facts.fit)
+    clock_error = None if facts.clock_error is None else msgspec.structs.asdict(facts.clock_error)
+    simulated = facts.predicts
     by_level = groupby(passes, key=lambda one: one[1].concurrency)
-    driven = str(manifest.get("driven"))
-    levels = [level_figures(list(g), objectives, anchor, simulated, facts.get("clock_error"), driven) for _, g in by_level]
+    levels = [level_figures(list(g), objectives, anchor, simulated, clock_error, manifest.driven) for _, g in by_level]
     return {
         "id": cell.id,
-        "engine": facts.get("engine", "other"),
-        "engine_version": facts.get("engine_version"),
-        "model": facts.get("model"),
-        "tp": facts.get("tp"),
-        "gpu": facts.get("gpu"),
-        "endpoint": urlsplit(facts.get("base_url") or "").hostname,
-        "mode": facts.get("mode") or manifest.get("mode"),
+        "engine": facts.engine,
+        "engine_version": facts.engine_version,
+        "model": facts.model,
+        "tp": facts.tp,
+        "gpu": facts.gpu,
+        "endpoint": urlsplit(facts.base_url or "").hostname,
+        "mode": facts.mode or manifest.mode,
         "simulated": simulated,
-        "clock_speed": facts.get("clock_speed"),
-        "clock_error": facts.get("clock_error"),
-        "status": facts.get("status"),
-        "reason": facts.get("reason"),
-        "fit": facts.get("fit"),
+        "clock_speed": facts.clock_speed,
+        "clock_error": clock_error,
+        "status": facts.status,
+        "reason": facts.reason,
+        "fit": fit,
         "roofline": _roofline(facts, levels),
-        "maximum_concurrency": slo_objectives.maximum_concurrency(levels, objectives, facts.get("fit")),
+        "maximum_concurrency": slo_objectives.maximum_concurrency(levels, objectives, fit),
         "levels": levels,
     }
 
 
-def _roofline(facts: Mapping[str, Any], levels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _roofline(facts: EngineFacts, levels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Bound on a single stream and the share of it reached by `tokens_per_s_per_user` at concurrency 1; nulls say why."""
     bound, reason = _bound(facts)
     single = next((level for level in levels if level["concurrency"] == 1), None)
@@ -145,15 +145,14 @@ def _roofline(facts: Mapping[str, Any], levels: Sequence[Mapping[str, Any]]) -> 
     return answer | {"reached_share": share}
 
 
-def _bound(facts: Mapping[str, Any]) -> tuple[float | None, str | None]:
-    if (facts.get("fit") or {}).get("bound_tokens_per_s"):
-        return float(facts["fit"]["bound_tokens_per_s"]), None
-    if not facts.get("gpu"):
+def _bound(facts: EngineFacts) -> tuple[float | None, str | None]:
+    if facts.fit is not None and facts.fit.bound_tokens_per_s:
+        return facts.fit.bound_tokens_per_s, None
+    if not facts.gpu:
         return None, "the GPU is not known, so neither is the bound; name it with --gpu"
     try:
-        engine = str(facts.get("engine", "other"))
-        model, gpu = models.model(str(facts.get("model"))), gpus.gpu(str(facts["gpu"]))
-        deployment = memory.Deployment(model, gpu, int(facts.get("tp") or 1), engine)
+        model, gpu = models.model(str(facts.model)), gpus.gpu(facts.gpu)
+        deployment = memory.Deployment(model, gpu, facts.tp or 1, facts.engine)
     except UsageError as error:
         return None, str(error)
     return memory.single_stream_bound_tokens_per_s(deployment), None

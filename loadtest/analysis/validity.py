@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from loadtest.records.manifest import Manifest
 from loadtest.records.schema import FINISHED, RequestRecord
 
 
@@ -28,7 +29,7 @@ def equal_work(records: Iterable[RequestRecord]) -> dict[str, Any]:
     return {"status": status, "reasons": reasons, "n_forced": len(counted)}
 
 
-def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> dict[str, Any]:
+def summary(cells: Sequence[Mapping[str, Any]], manifest: Manifest) -> dict[str, Any]:
     """The run's gates in one place: `{client, reconciliation, complete, counted_by, reasons}`. A request whose record was
     torn, as its writer was killed in mid-line, is missing: such a run is not complete. `counted_by`: who counted the tokens
     of finished requests, the least trustworthy of `server`, `tokenizer`, `chunks`; null where none finished."""  # fmt: skip
@@ -48,12 +49,12 @@ def summary(cells: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> 
                 seen.add(level[gate]["status"])
                 if level[gate]["status"] in ("fail", "not_checked"):
                     reasons += [f"{cell['id']} at {level['concurrency']}: {reason}" for reason in level[gate]["reasons"]]
-    if not manifest.get("complete"):
-        reasons.append(str(manifest.get("incomplete_reason") or "the run did not come to its end"))
+    if not manifest.complete:
+        reasons.append(manifest.incomplete_reason or "the run did not come to its end")
     return {
         "client": _worst(states["client_health"]),
         "reconciliation": _worst(states["reconciliation"]),
-        "complete": bool(manifest.get("complete")) and not torn,
+        "complete": manifest.complete and not torn,
         "counted_by": next((one for one in ("chunks", "tokenizer", "server") if one in counters), None),
         "reasons": reasons,
     }

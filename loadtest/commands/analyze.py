@@ -51,6 +51,7 @@ def _numbers(run: Path) -> dict[str, Any]:
 
 def _compare(runs: list[Path], page: Path) -> Path:
     from loadtest.analysis import comparability, compare
+    from loadtest.records.manifest import to_table
     from loadtest.report import page as pages
     from loadtest.report.comparison import Side
 
@@ -58,11 +59,11 @@ def _compare(runs: list[Path], page: Path) -> Path:
         raise UsageError(f"report: expected at most {MOST_RUNS} runs on one page, got {len(runs)}; leave some out")
     numbers = [_numbers(run) for run in runs]
     baseline, *candidates = [read.read_run(run) for run in runs]
-    sides: list[Side] = [Side(runs[0].resolve().name, numbers[0], baseline.manifest, {}, {})]
+    sides: list[Side] = [Side(runs[0].resolve().name, numbers[0], to_table(baseline.manifest), {}, {})]
     for candidate, own in zip(candidates, numbers[1:], strict=True):
         apart = comparability.differences(baseline.manifest, candidate.manifest)  # shown on the page, so none forbids it
         judged = compare.runs(baseline, candidate, allow=tuple(apart))
-        sides.append(Side(candidate.path.resolve().name, own, candidate.manifest, judged, apart))
+        sides.append(Side(candidate.path.resolve().name, own, to_table(candidate.manifest), judged, apart))
     pages.write_comparison(tuple(sides), page, page.parent / f"{page.stem}-plots")
     return page
 

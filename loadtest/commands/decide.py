@@ -12,6 +12,7 @@ from typing import Any
 from loadtest import resources
 from loadtest.commands.finish import Say, as_json
 from loadtest.errors import GateError, UsageError
+from loadtest.records.manifest import Manifest
 from loadtest.records.read import read_run
 from loadtest.report.terminal import comparison_text, gate_text, number_text, options_text, ratio_text
 
@@ -89,10 +90,9 @@ def plan(arguments: argparse.Namespace, say: Say) -> str:
     if arguments.source is not None and arguments.study is not None:
         raise UsageError("plan: expected one of --from RUN (measurements) and --study (a prediction), got both")
     numbers, manifest = _predicted(arguments, say) if arguments.source is None else _measured(arguments.source)
-    prices = manifest.get("prices") or {}
-    price = prices.get("gpu_hour") if arguments.gpu_hour_price is None else arguments.gpu_hour_price
+    price = manifest.prices.gpu_hour if arguments.gpu_hour_price is None else arguments.gpu_hour_price
     demand = capacity.Demand(arguments.users, arguments.answers_per_hour, arguments.headroom, price)
-    objectives = objectives or [slo.parse(text) for text in manifest.get("slo") or ()]
+    objectives = objectives or [slo.parse(text) for text in manifest.slo]
     found = {
         "source": "performance model" if arguments.source is None else f"run {numbers['run_id']}",
         "simulated": numbers["simulated"],
@@ -101,21 +101,21 @@ def plan(arguments: argparse.Namespace, say: Say) -> str:
         "answers_per_hour": demand.answers_per_hour,
         "headroom": demand.headroom,
         "gpu_hour_price": price,
-        "currency": prices.get("currency") if arguments.gpu_hour_price is None else None,
+        "currency": manifest.prices.currency if arguments.gpu_hour_price is None else None,
         "options": capacity.plan(numbers["cells"], objectives, demand),
         "doubts": numbers["health"]["reasons"],
     }
     return as_json(found) if arguments.json else options_text(found)
 
 
-def _measured(run: Path) -> tuple[Json, Json]:
+def _measured(run: Path) -> tuple[Json, Manifest]:
     from loadtest.analysis.run import analyze
 
     read = read_run(run)
     return analyze(read), read.manifest
 
 
-def _predicted(arguments: argparse.Namespace, say: Say) -> tuple[Json, Json]:
+def _predicted(arguments: argparse.Namespace, say: Say) -> tuple[Json, Manifest]:
     """The cells of a study, fast-forwarded through the performance model into a folder that does not stay."""
     from loadtest.study import fast_forward
     from loadtest.study import parse as studies

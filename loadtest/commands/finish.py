@@ -75,7 +75,7 @@ def analyze_run(folder: Path) -> dict[str, Any]:
     from loadtest.analysis.run import analyze
 
     run = read.read_run(folder)
-    numbers = analyze(run, claims=_claims(run.manifest.get("findings")))
+    numbers = analyze(run, claims=_claims(run.manifest.findings))
     write.write_json(folder / "metrics.json", numbers)
     write.write_csv(folder / "metrics.csv", export.to_rows(numbers))
     return numbers

@@ -47,7 +47,7 @@ def verdicts(run: Run, say: Callable[[str], None]) -> dict[str, bool | None]:
     Population: measured requests that ended `ok`, of prompts that ask for a program. Raises `UsageError` where the answers
     are a simulator's, nothing asks for a program, or this machine cannot limit one.
     """
-    if run.manifest.get("simulated"):
+    if run.manifest.simulated:
         raise UsageError(f"{run.path}: --run-programs: expected answers of a model, got a simulator's; leave it out")
     prompts = {p.id: p for p in replay.of_run(run).prompts if p.answer_format == "program" and p.answer is not None}
     ended = (r for cell in run.cells for level in cell.levels for r in level.requests if r.outcome == "ok")

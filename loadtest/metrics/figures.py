@@ -10,14 +10,10 @@ from typing import Annotated
 import msgspec
 
 from loadtest.metrics.catalogue import Statistic
+from loadtest.records.schema import about
 
 Interval = tuple[float, float]
 OpenInterval = tuple[float | None, float | None]  # None: nothing bounds that end
-
-
-def about(description: str) -> msgspec.Meta:
-    """What a field is: in `Annotated[T, about("...")]`, the one place that says so."""
-    return msgspec.Meta(description=description)
 
 
 class Bounded(msgspec.Struct, frozen=True):

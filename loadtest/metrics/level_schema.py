@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from loadtest.metrics.catalogue import METRICS, Statistic
-from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimate, GapDistribution, Interval, about
-from loadtest.records.schema import Outcome, Phase, TokenCountSource
+from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimate, GapDistribution, Interval
+from loadtest.records.schema import Outcome, Phase, TokenCountSource, about
 
 GateStatus = Literal["pass", "fail", "not_checked", "not_applicable"]
 

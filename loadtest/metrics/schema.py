@@ -7,18 +7,18 @@ same `schema_version` can be read; a missing or wrong key, or another version, i
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from loadtest.errors import RecordError
 from loadtest.metrics.catalogue import Statistic
-from loadtest.metrics.figures import Bounded, Estimate, OpenInterval, about
+from loadtest.metrics.figures import Bounded, Estimate, OpenInterval
 from loadtest.metrics.level_schema import GateStatus, LevelFigures
-from loadtest.records.schema import SCHEMA_VERSION, TokenCountSource
+from loadtest.records.engine_facts import CellStatus, ClockError, MemoryFit
+from loadtest.records.manifest import RunWorkload
+from loadtest.records.schema import SCHEMA_VERSION, Mode, TokenCountSource, about, explained
 
-CellStatus = Literal["ok", "refused", "skipped", "failed", "died", "interrupted", "starting"]
 ComparisonVerdict = Literal["faster", "slower", "no detectable difference", "too few samples", "not comparable"]
 LengthVerdict = Literal["fewer", "more", "no detectable difference", "too few samples"]
 FindingVerdict = Literal["reproduced", "contradicted", "predicted", "not_predicted", "not_measured"]
@@ -29,31 +29,13 @@ Binding = Literal["slo", "kv_cache", "not_reached"]
 # Run -----------------------------------------------------------------------------------------------------------------
 
 
-class ClockError(msgspec.Struct, frozen=True, kw_only=True):
-    """What a fast simulated clock costs: sum of the client's times / sum of the simulator's - 1, over the same requests."""
-
-    n: Annotated[int, about("Measured requests that ended by themselves and that both sides know.")]
-    ttft_s: Annotated[float | None, about("Relative error of the mean TTFT (0.01 is 1 %); None: nothing to compare.")]
-    tpot_s: Annotated[float | None, about("Of the mean time per output token.")]
-    time_to_final_answer_s: Annotated[float | None, about("Of the mean time to final answer.")]
-
-
-class RunWorkload(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked."""
-
-    source: Annotated[str, about("As it was named: a generator with its options, or a file.")]
-    name: Annotated[str, about("Its short name.")]
-    identity: Annotated[str, about("SHA-256 of the prompts: equal for equal workloads.")]
-    n_prompts: Annotated[int, about("Different prompts in it.")]
-
-
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the manifest says of the run."""
 
     id: Annotated[str | None, about("As `run_id`.")]
     name: Annotated[str | None, about("Name of the study.")]
     started: Annotated[str | None, about("Start, UTC, such as `2026-11-26T07:39:06Z`.")]
-    mode: Annotated[Literal["natural", "equal-work"] | None, about("`equal-work` forces output lengths.")]
+    mode: Annotated[Mode | None, about("`equal-work` forces output lengths.")]
     workload: Annotated[RunWorkload | None, about("What was asked; None: the manifest does not say.")]
     clock_speed: Annotated[float, about("Simulated seconds per second; 1 for real engines and in virtual time.")]
     slo: Annotated[tuple[str, ...], about("SLOs of the study, such as `ttft_s:p90<2`.")]
@@ -72,27 +54,6 @@ class RunHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Cells ---------------------------------------------------------------------------------------------------------------
-
-
-class MemoryFit(msgspec.Struct, frozen=True, kw_only=True):
-    """Does the model fit the GPUs: the arithmetic of memory before a start (`perfmodel.fit`)."""
-
-    fits: Annotated[bool, about("Weights and one request of `context_tokens` fit.")]
-    reason: Annotated[str, about("Why not; empty where it fits.")]
-    context_tokens: Annotated[int, about("Context of each request that is planned for.")]
-    concurrency: Annotated[int, about("Requests of that context at once that were asked about.")]
-    fits_concurrency: Annotated[bool, about("So many fit at once.")]
-    max_streams: Annotated[int, about("Requests of that context that the KV cache holds.")]
-    memory_bytes_per_card: Annotated[float, about("Memory of one GPU.")]
-    usable_bytes_per_card: Annotated[float, about("What the engine may use of it.")]
-    weight_bytes_per_card: Annotated[float, about("Weights on one GPU.")]
-    overhead_bytes_per_card: Annotated[float, about("Activations and the engine itself, on one GPU.")]
-    kv_bytes_per_card: Annotated[float, about("What remains for the KV cache on one GPU.")]
-    kv_bytes_per_token: Annotated[float, about("KV cache of one token over all GPUs.")]
-    kv_capacity_tokens: Annotated[int, about("Tokens that the KV cache holds over all GPUs; 0: the weights do not fit.")]
-    bound_tokens_per_s: Annotated[float, about("Bound on one request: bandwidth of all GPUs / bytes of the weights.")]
-    bound_without_embedding_tokens_per_s: Annotated[float, about("The same without the input embedding.")]
-    lines: Annotated[tuple[str, ...], about("The arithmetic in words.")]
 
 
 class Roofline(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +95,7 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     tp: Annotated[int | None, about("GPUs in tensor parallel.")]
     gpu: Annotated[str | None, about("Registry name of the GPU; None: not known.")]
     endpoint: Annotated[str | None, about("Host of a server that was attached to; None: started by the run.")]
-    mode: Annotated[Literal["natural", "equal-work"] | None, about("`equal-work` forces output lengths.")]
+    mode: Annotated[Mode | None, about("`equal-work` forces output lengths.")]
     simulated: Annotated[bool, about("Its figures are predictions.")]
     clock_speed: Annotated[float | None, about("Simulated seconds per second.")]
     clock_error: Annotated[ClockError | None, about("What that speed cost; None where no fast clock ran.")]
@@ -265,29 +226,9 @@ def decode(raw: bytes, where: str) -> Metrics:
             raise RecordError(f"{where}: schema_version: expected {SCHEMA_VERSION}, got {version!r}; {again}")
         return msgspec.json.decode(raw, type=Metrics)
     except msgspec.ValidationError as error:
-        raise RecordError(f"{where}: {_explained(str(error))}; {again}") from error
+        raise RecordError(f"{where}: {explained(str(error))}; {again}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"{where}: expected a JSON object, got something else ({error}); {again}") from error
-
-
-_ABSENT = re.compile(r"Object missing required field `(\w+)`")
-
-
-def _explained(said: str) -> str:
-    """msgspec's message with the key first.
-
-    >>> _explained("Expected `int`, got `str` - at `$.cells[0].tp`")
-    'cells[0].tp: expected int, got str'
-    >>> _explained("Object missing required field `health` - at `$`")
-    'health: expected a value, got none'
-    """
-    what, _, place = said.replace("Invalid enum value", "Expected a value of its list, got").partition(" - at ")
-    keys = [place.replace("`", "").removeprefix("key in ").removeprefix("$").removeprefix(".")]
-    if absent := _ABSENT.match(what):
-        keys, what = [*keys, absent[1]], "Expected a value, got none"
-    key = ".".join(key for key in keys if key)
-    what = what[:1].lower() + what[1:].replace("`", "")
-    return f"{key}: {what}" if key else what
 
 
 def json_schema() -> dict[str, Any]:

@@ -6,21 +6,33 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 _PACKAGES = ("loadtest", "locust", "gevent", "msgspec", "numpy", "scipy", "pandas", "matplotlib", "httpx")
 
 
-def describe() -> dict[str, Any]:
-    """This machine (processor, cores it lets us use, memory in bytes), Python, and the versions of our packages."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "packages": {name: _version(name) for name in _PACKAGES},
-    }
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine of the load generator: its processor, the cores and the memory that we may use, and versions."""
+
+    python: str
+    platform: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    packages: dict[str, str | None]  # None: not installed
+
+
+def describe() -> Environment:
+    """This machine, its Python, and the versions of our packages."""
+    return Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        packages={name: _version(name) for name in _PACKAGES},
+    )
 
 
 def _cpu_model() -> str:

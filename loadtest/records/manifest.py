@@ -1,68 +1,108 @@
-"""What a run says of itself in `manifest.json`, in the same words whoever opens it: a study, or a scenario under Locust."""
+"""`manifest.json`: what a run says of itself, in the same words whoever opens it: a study, or a scenario under Locust."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import msgspec
 
 from loadtest import credentials
-from loadtest.records import environment
-from loadtest.records.schema import SCHEMA_VERSION
+from loadtest.records.environment import Environment, describe
+from loadtest.records.schema import SCHEMA_VERSION, ClockSpeed, Mode, UnixSeconds, about
 
-VIRTUAL_TIME = "virtual time"  # `driven` in the manifest of a fast-forwarded study: there was no load generator
+VIRTUAL_TIME = "virtual time"  # `driven` of a fast-forwarded study: there was no load generator
 
 UNFINISHED = "still running, or killed before it could say how it ended"
 
+_Part = TypeVar("_Part", bound="_Open")
 
-def begun(
-    *,
-    run_id: str,
-    name: str,
-    scenario: str,
-    driven: str,
-    simulated: bool,
-    clock_speed: float,
-    seed: int,
-    workload: Mapping[str, Any],
-    contract: Mapping[str, Any],
-    **study: Any,
-) -> dict[str, Any]:
-    """The manifest of a run that begins: incomplete until `ended` says otherwise.
 
-    `workload`: `Workload.facts`. `study`: what a study adds or knows better (`question`, `slo`, `prices`, `findings`,
-    `levels`, `repeats`, `cells`).
-    """
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run_id": run_id,
-        "name": name,
-        "question": "",
-        "started_unix_s": time.time(),
-        "complete": False,
-        "incomplete_reason": UNFINISHED,
-        "interrupted": False,
-        "driven": driven,
-        "simulated": simulated,
-        "clock_speed": clock_speed,
-        "mode": contract["mode"],
-        "scenario": scenario,
-        "workload": dict(workload),
-        "contract": dict(contract),
-        "slo": [],
-        "prices": {},
-        "findings": None,
-        "commands": [_typed()],
-        "seed": seed,
-        "levels": [],
-        "repeats": 0,
-        "environment": environment.describe(),
-        "cells": [],
-        **study,
-    }
+class _Open(msgspec.Struct, frozen=True, kw_only=True):
+    """A JSON object that may have more keys than ours: `others` keeps them, and they are written back as they came."""
+
+    others: dict[str, Any] = {}
+
+
+class RunWorkload(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked."""
+
+    source: Annotated[str, about("As it was named: a generator with its options, or a file.")]
+    name: Annotated[str, about("Its short name.")]
+    identity: Annotated[str, about("SHA-256 of the prompts: equal for equal workloads.")]
+    n_prompts: Annotated[int, about("Different prompts in it.")]
+
+
+class Prices(msgspec.Struct, frozen=True, kw_only=True):
+    """What one GPU costs for an hour; None: not said."""
+
+    gpu_hour: float | None = None
+    currency: str | None = None
+
+
+class ManifestCell(_Open, frozen=True, kw_only=True):
+    """One cell as it was asked for. `others`: what else a study says of it (its settings, its arguments)."""
+
+    id: str
+    engine: str = "other"
+    model: str | None = None
+    tp: int | None = None
+    gpu: str | None = None
+    mode: Mode | None = None  # None: the run's
+    base_url: str | None = None  # None: started by the run
+    clock_speed: ClockSpeed | None = None
+
+
+class Manifest(_Open, frozen=True, kw_only=True):
+    """The whole run. Made once by `begun`; changed by `msgspec.structs.replace`."""
+
+    run_id: str
+    schema_version: int = SCHEMA_VERSION
+    name: str = ""
+    question: str = ""
+    started_unix_s: UnixSeconds | None = None
+    ended_unix_s: UnixSeconds | None = None
+    complete: bool = False
+    incomplete_reason: str | None = None
+    interrupted: bool = False
+    driven: str = "locust"
+    simulated: bool = False
+    clock_speed: ClockSpeed = 1.0
+    mode: Mode | None = None
+    scenario: str = ""
+    scenario_options: dict[str, Any] | None = None
+    workload: RunWorkload | None = None
+    contract: dict[str, Any] = {}  # `workload.contract.Contract`
+    slo: tuple[str, ...] = ()
+    prices: Prices = Prices()
+    findings: str | None = None
+    commands: tuple[str, ...] = ()
+    seed: int | None = None
+    levels: tuple[int, ...] = ()
+    repeats: int = 0
+    environment: Environment | None = None
+    cells: tuple[ManifestCell, ...] = ()
+
+    def cell(self, cell_id: str) -> ManifestCell | None:
+        return next((cell for cell in self.cells if cell.id == cell_id), None)
+
+
+def begun(*, run_id: str, workload: RunWorkload, contract: dict[str, Any], **facts: Any) -> Manifest:
+    """The manifest of a run that begins: incomplete until `ended` says otherwise. `facts`: its other fields."""
+    return Manifest(
+        run_id=run_id,
+        started_unix_s=time.time(),
+        incomplete_reason=UNFINISHED,
+        mode=contract["mode"],
+        workload=workload,
+        contract=contract,
+        commands=(_typed(),),
+        environment=describe(),
+        **facts,
+    )
 
 
 def _typed() -> str:
@@ -72,11 +112,44 @@ def _typed() -> str:
     return credentials.redacted(shlex.join((name, *sys.argv[1:])))
 
 
-def ended(problems: list[str], *, interrupted: bool) -> dict[str, Any]:
-    """What is known when it ends: complete where nothing went wrong, else every problem."""
-    return {
-        "complete": not problems,
-        "incomplete_reason": "; ".join(problems) or None,
-        "interrupted": interrupted,
-        "ended_unix_s": time.time(),
-    }
+def ended(manifest: Manifest, problems: list[str], *, interrupted: bool) -> Manifest:
+    """The manifest of a run that has ended: complete where nothing went wrong, else with every problem."""
+    return msgspec.structs.replace(
+        manifest,
+        complete=not problems,
+        incomplete_reason="; ".join(problems) or None,
+        interrupted=interrupted,
+        ended_unix_s=time.time(),
+    )
+
+
+def asked_cell(table: dict[str, Any]) -> ManifestCell:
+    """The row of a cell, from all that is said of it."""
+    return msgspec.convert(_split(table, ManifestCell), ManifestCell)
+
+
+def from_table(table: dict[str, Any]) -> Manifest:
+    """A manifest from the object that `manifest.json` holds. Raises `msgspec.ValidationError`."""
+    cells = table.get("cells")
+    if isinstance(cells, list):
+        table = table | {"cells": [_split(cell, ManifestCell) for cell in cells]}
+    return msgspec.convert(_split(table, Manifest), Manifest)
+
+
+def to_table(manifest: Manifest) -> dict[str, Any]:
+    """The object that `manifest.json` holds."""
+    table = _joined(msgspec.to_builtins(manifest))
+    return table | {"cells": [_joined(cell) for cell in table["cells"]]}
+
+
+def _split(table: Any, kind: type[_Part]) -> Any:
+    """Keys of others apart, as the fields of `kind` have them; what is no object is left for the check."""
+    if not isinstance(table, dict):
+        return table
+    ours = set(kind.__struct_fields__) - {"others"}
+    return {key: table[key] for key in table if key in ours} | {"others": {k: table[k] for k in table if k not in ours}}
+
+
+def _joined(table: dict[str, Any]) -> dict[str, Any]:
+    others = table.pop("others")
+    return {**table, **others}

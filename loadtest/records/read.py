@@ -6,21 +6,18 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from loadtest.errors import RecordError
+from loadtest.records import manifest as manifests
+from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.folder import LEVEL_NAME
-from loadtest.records.schema import (
-    SCHEMA_VERSION,
-    EngineFacts,
-    GpuSample,
-    HealthSample,
-    Manifest,
-    RequestRecord,
-    ServerSample,
-)
+from loadtest.records.manifest import Manifest
+from loadtest.records.schema import SCHEMA_VERSION, GpuSample, HealthSample, RequestRecord, ServerSample, explained
+
+_T = TypeVar("_T")
 
 
 def _regular(path: Path) -> Path:
@@ -30,19 +27,42 @@ def _regular(path: Path) -> Path:
     return path
 
 
-def read_json(path: Path, kind: Any = dict[str, Any]) -> dict[str, Any]:
-    """Read one JSON object, or say what is wrong with it and where; `kind`: what it must hold (keys beyond are kept)."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object, or say what is wrong with it and where."""
+    return _read_as(path, dict[str, Any])
+
+
+def _read_as(path: Path, kind: type[_T]) -> _T:
     try:
-        value = msgspec.json.decode(_regular(path).read_bytes())
-        msgspec.convert(value, kind)
+        return msgspec.json.decode(_regular(path).read_bytes(), type=kind)
     except OSError as error:
         raise RecordError(f"{path}: cannot read: {error.strerror}") from error
     except msgspec.ValidationError as error:
-        raise RecordError(f"{path}: {error}") from error
+        raise _damaged(path, error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RecordError(f"{path}: expected a JSON object, got something else: {error}") from error
-    found: dict[str, Any] = value
-    return found
+        raise RecordError(f"{path}: expected a JSON object, got something else ({error}); {_NEXT_STEP}") from error
+
+
+_NEXT_STEP = "bring the file back from a copy, or measure again"
+
+
+def _damaged(path: Path, error: msgspec.ValidationError) -> RecordError:
+    return RecordError(f"{path}: {explained(str(error))}; {_NEXT_STEP}")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `manifest.json`; keys that we do not know are kept in `others`."""
+    table = read_json(path)
+    _check_version(table.get("schema_version"), str(path))
+    try:
+        return manifests.from_table(table)
+    except msgspec.ValidationError as error:
+        raise _damaged(path, error) from error
+
+
+def read_engine(path: Path) -> EngineFacts:
+    """Read `engine.json`."""
+    return _read_as(path, EngineFacts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +82,10 @@ class LevelRecords:
 
 @dataclass(frozen=True, slots=True)
 class CellRecords:
-    """One cell: what `engine.json` says (see `launch` in `engines`), and its passes, sorted by level and repeat."""
+    """One cell: what `engine.json` says of its engine, and its passes, sorted by level and repeat."""
 
     id: str
-    engine: dict[str, Any]
+    engine: EngineFacts
     levels: tuple[LevelRecords, ...]
 
 
@@ -74,7 +94,7 @@ class Run:
     """A run folder in memory: the manifest and the cells, sorted by id."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     cells: tuple[CellRecords, ...] = field(default=())
 
 
@@ -87,13 +107,12 @@ def read_run(path: Path) -> Run:
     manifest_path = path / "manifest.json"
     if not manifest_path.is_file():
         raise RecordError(f"{path}: expected a run folder with manifest.json, found none; name the folder that --out made")
-    _check_version(read_json(manifest_path).get("schema_version"), str(manifest_path))
-    manifest = read_json(manifest_path, Manifest)
+    manifest = read_manifest(manifest_path)
     cells_path = path / "cells"
     folders = sorted(p for p in cells_path.iterdir() if p.is_dir()) if cells_path.is_dir() else []
     programs = path / "programs.json"
-    verdicts = read_json(programs, dict[str, bool | None]) if programs.is_file() else {}
-    return Run(path=path, manifest=manifest, cells=tuple(_read_cell(folder, verdicts) for folder in folders))
+    verdicts = _read_as(programs, dict[str, bool | None]) if programs.is_file() else {}
+    return Run(path=path, manifest=manifest, cells=tuple(_read_cell(folder, manifest, verdicts) for folder in folders))
 
 
 def program_key(record: RequestRecord) -> str:
@@ -101,12 +120,30 @@ def program_key(record: RequestRecord) -> str:
     return f"{record.prompt_id} {hashlib.sha256((record.answer or '').encode()).hexdigest()[:16]}"
 
 
-def _read_cell(folder: Path, verdicts: Mapping[str, bool | None]) -> CellRecords:
+def _read_cell(folder: Path, manifest: Manifest, verdicts: Mapping[str, bool | None]) -> CellRecords:
     engine_path = folder / "engine.json"
-    engine = read_json(engine_path, EngineFacts) if engine_path.exists() else {}
+    engine = read_engine(engine_path) if engine_path.exists() else _asked(folder.name, manifest)
     levels = [read_level(level, verdicts) for level in sorted(folder.iterdir()) if LEVEL_NAME.fullmatch(level.name)]
     levels.sort(key=lambda level: (level.concurrency, level.repeat))
     return CellRecords(id=folder.name, engine=engine, levels=tuple(levels))
+
+
+def _asked(cell_id: str, manifest: Manifest) -> EngineFacts:
+    """A cell without `engine.json` (its run was killed before the start): as the manifest asks for it."""
+    asked = manifest.cell(cell_id)
+    if asked is None:
+        return EngineFacts(id=cell_id, simulated=manifest.simulated)
+    return EngineFacts(
+        id=cell_id,
+        engine=asked.engine,
+        model=asked.model,
+        tp=asked.tp,
+        gpu=asked.gpu,
+        mode=asked.mode,
+        simulated=manifest.simulated,
+        clock_speed=asked.clock_speed,
+        base_url=asked.base_url,
+    )
 
 
 def read_level(folder: Path, verdicts: Mapping[str, bool | None] | None = None) -> LevelRecords:

@@ -6,9 +6,9 @@ History of the format
 
 Layout (every field: docs/reference.md)::
 
-    RUN/manifest.json
+    RUN/manifest.json                              `manifest.Manifest`
     RUN/programs.json                              what came of running the programs among the answers, where asked for
-    RUN/cells/CELL/engine.json, engine.log
+    RUN/cells/CELL/engine.json, engine.log         `engine_facts.EngineFacts`, and what the engine printed
     RUN/cells/CELL/cNN-rR/requests-*.jsonl         one line per request, one file per process
     RUN/cells/CELL/cNN-rR/server_metrics.jsonl     the server's own counters, 1 Hz
     RUN/cells/CELL/cNN-rR/gpu_metrics.jsonl        power, memory and utilisation of each card, 1 Hz, where NVML tells
@@ -20,8 +20,9 @@ that clock's anchor and speed, so that a line means the same wherever it is move
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -38,6 +39,8 @@ FAILED = frozenset({"http_error", "timeout", "stalled", "connection_error", "pro
 SCHEMA_VERSION = 1
 
 Phase = Literal["warmup", "measure"]
+
+Mode = Literal["natural", "equal-work"]  # stop by itself, or at a length that is forced
 
 TokenCountSource = Literal["server", "tokenizer", "chunks"]
 
@@ -64,6 +67,31 @@ Seconds = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]  # an offset: within 3
 UnixSeconds = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 
 ClockSpeed = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+
+
+def about(description: str) -> msgspec.Meta:
+    """What a field is: in `Annotated[T, about("...")]`, the one place that says so."""
+    return msgspec.Meta(description=description)
+
+
+_ABSENT = re.compile(r"Object missing required field `(\w+)`")
+
+
+def explained(said: str) -> str:
+    """The message of a `msgspec.ValidationError` with the key first.
+
+    >>> explained("Expected `int`, got `str` - at `$.cells[0].tp`")
+    'cells[0].tp: expected int, got str'
+    >>> explained("Object missing required field `health` - at `$`")
+    'health: expected a value, got none'
+    """
+    what, _, place = said.replace("Invalid enum value", "Expected a value of its list, got").partition(" - at ")
+    keys = [place.replace("`", "").removeprefix("key in ").removeprefix("$").removeprefix(".")]
+    if absent := _ABSENT.match(what):
+        keys, what = [*keys, absent[1]], "Expected a value, got none"
+    key = ".".join(key for key in keys if key)
+    what = what[:1].lower() + what[1:].replace("`", "")
+    return f"{key}: {what}" if key else what
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,82 +226,3 @@ class GpuSample:
     memory_used_bytes: int | None = None
     utilisation: float | None = None  # share of the last moments in which a kernel ran, 0 to 1
     error: str | None = None  # why this reading failed
-
-
-class _Named(TypedDict):
-    id: str
-
-
-class ManifestCell(_Named, total=False):
-    """What the reader of a run relies on in a cell of `manifest.json`."""
-
-    engine: str | None
-    model: str | None
-    tp: int | None
-    gpu: str | None
-
-
-class Manifest(TypedDict, total=False):
-    """What the reader of a run relies on in `manifest.json`: these keys have these types; others are kept as they are."""
-
-    schema_version: int
-    run_id: str | None
-    name: str | None
-    question: str | None
-    started_unix_s: UnixSeconds | None
-    complete: bool
-    incomplete_reason: str | None
-    interrupted: bool
-    driven: str | None
-    simulated: bool
-    clock_speed: ClockSpeed
-    mode: str | None
-    scenario: str | None
-    workload: dict[str, Any] | None
-    contract: dict[str, Any] | None
-    slo: list[str] | None
-    prices: dict[str, Any] | None
-    findings: str | None
-    seed: int | None
-    levels: list[int]
-    repeats: int
-    environment: dict[str, Any] | None
-    cells: list[ManifestCell]
-    commands: list[str]
-
-
-class FitFacts(TypedDict, total=False):
-    """What the reader of a run relies on in the fit check of a cell (`roofline.Fit`)."""
-
-    fits: bool
-    reason: str | None
-    context_tokens: int
-    max_streams: int
-    kv_capacity_tokens: int
-    bound_tokens_per_s: float
-    lines: list[str]
-
-
-class EngineFacts(TypedDict, total=False):
-    """What the reader of a run relies on in `engine.json`, likewise."""
-
-    id: str
-    engine: str | None
-    engine_version: str | None
-    model: str | None
-    tp: int | None
-    gpu: str | None
-    simulated: bool
-    clock_speed: ClockSpeed | None
-    base_url: str | None
-    command: list[str] | None
-    env: dict[str, str] | None
-    status: str | None
-    reason: str | None
-    started_unix_s: UnixSeconds | None
-    ready_unix_s: UnixSeconds | None
-    stopped_unix_s: UnixSeconds | None
-    exit_code: int | None
-    fit: FitFacts | None
-    clock_error: dict[str, Any] | None
-    server_info: dict[str, Any] | None

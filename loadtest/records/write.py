@@ -15,6 +15,7 @@ import msgspec
 
 from loadtest.credentials import redacted
 from loadtest.errors import RecordError, UsageError
+from loadtest.records.manifest import Manifest, to_table
 
 UNWRITABLE = re.compile("cannot write a record|cannot create a record file|the disk took")  # how JsonlWriter says it
 
@@ -72,6 +73,11 @@ def write_json(path: Path, value: object) -> None:
             raise
     except OSError as error:
         raise RecordError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def write_manifest(run: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into the folder of a run."""
+    write_json(run / "manifest.json", to_table(manifest))
 
 
 def write_new(path: Path, content: bytes) -> None:

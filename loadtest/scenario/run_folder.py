@@ -9,16 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from loadtest.client.level import Settings
 from loadtest.clock import Clock
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
+from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.folder import cell_id, level_path
-from loadtest.records.manifest import UNFINISHED, begun, ended
+from loadtest.records.manifest import UNFINISHED, Manifest, ManifestCell, begun, ended
 from loadtest.records.write import JsonlWriter
 from loadtest.servers import probe
+from loadtest.workload import contract as contracts
 from loadtest.workload import workload
-from loadtest.workload.contract import Contract, check_format, differences, from_table
+from loadtest.workload.contract import Contract, check_format
 from loadtest.workload.workload import Workload
 
 
@@ -45,18 +49,22 @@ def settle(options: Any, host: str | None, users: int) -> tuple[Settings, Worklo
         warmup_requests=options.warmup_requests,
         seed=options.seed,
         clock_speed=options.clock_speed,
-        contract=from_table(options.loadtest_contract),
+        contract=contracts.from_table(options.loadtest_contract),
     )
     return settings, workload.load(options.workload)
 
 
 class Opening:
-    """A run folder, opened for one pass. `owned`: nobody else keeps its manifest, so we do."""
+    """A run folder, opened for one pass. `owned`: nobody else keeps its manifest, so we do. `pending`: what made the run
+    incomplete before this pass."""  # fmt: skip
 
-    def __init__(self, run: Path, folder: Path, *, owned: bool, url: str, clock_speed: float) -> None:
+    def __init__(
+        self, run: Path, folder: Path, *, owned: bool, url: str, clock_speed: float, pending: str | None = None
+    ) -> None:
         self.run = run
         self.folder = folder
         self.owned = owned
+        self._pending = pending
         self._url = url
         self._clock = Clock.start(clock_speed)
         self._counters = JsonlWriter(folder, "server_metrics") if owned else None
@@ -84,13 +92,11 @@ class Opening:
             return
         self._read_counters()
         self._counters.close()
-        path = self.run / "manifest.json"
-        manifest = read.read_json(path)
-        pending = [reason for reason in (manifest.pop("pending_reason", None), failure) if reason]
+        manifest = read.read_manifest(self.run / "manifest.json")
+        problems = [reason for reason in (self._pending, failure) if reason]
         if interrupted and not failure:
-            pending.append(f"{self.folder.parent.name}/{self.folder.name}: interrupted")
-        manifest.update(ended(pending, interrupted=bool(manifest.get("interrupted")) or interrupted))
-        write.write_json(path, manifest)
+            problems.append(f"{self.folder.parent.name}/{self.folder.name}: interrupted")
+        write.write_manifest(self.run, ended(manifest, problems, interrupted=manifest.interrupted or interrupted))
 
 
 def open_run(options: Any, host: str | None, users: int) -> Opening:
@@ -112,21 +118,23 @@ def open_run(options: Any, host: str | None, users: int) -> Opening:
     options.cell = options.cell or cell_id(options.engine, options.model, options.tp)
     options.repeat = options.repeat or _next_repeat(run, options.cell, users)
     folder = level_path(run, options.cell, users, options.repeat)
+    pending = None
     if not driven:
-        options.run_id = manifest["run_id"] if manifest else run.name
+        options.run_id = manifest.run_id if manifest else run.name
         new = _new_manifest(options, contract, loaded)
         if manifest is not None:
             _refuse_other(run, manifest, new)
-        _join_manifest(manifest or new, options, users, run)
+            pending = manifest.incomplete_reason if manifest.levels and not manifest.complete else None
+        write.write_manifest(run, _joined(manifest or new, options, url, info, users))
         _write_engine(run, options, url, info)
-    return Opening(run, folder, owned=not driven, url=url, clock_speed=options.clock_speed)
+    return Opening(run, folder, owned=not driven, url=url, clock_speed=options.clock_speed, pending=pending)
 
 
-def _ask_server(options: Any, url: str) -> dict[str, Any]:
-    """Ask the server for what the options leave open; its answers, as far as they are known."""
+def _ask_server(options: Any, url: str) -> probe.ServerInfo | None:
+    """Ask the server for what the options leave open; its answers, or None where they leave nothing open."""
     if options.engine and options.model and options.clock_speed:
         options.tp = options.tp or 1
-        return {}
+        return None
     info = probe.probe(url)
     options.engine = options.engine or info.engine
     options.model = options.model or info.model
@@ -134,23 +142,23 @@ def _ask_server(options: Any, url: str) -> dict[str, Any]:
     options.tp = options.tp or info.tp or 1
     if not options.model:
         raise UsageError(f"{url}/v1/models: the server names no model; add --model")
-    return {name: getattr(info, name, None) for name in ("version", "max_model_len", "simulated", "gpu")}
+    return info
 
 
-def _manifest_of(run: Path) -> dict[str, Any] | None:
+def _manifest_of(run: Path) -> Manifest | None:
     path = run / "manifest.json"
-    return read.read_json(path) if path.is_file() else None
+    return read.read_manifest(path) if path.is_file() else None
 
 
-def _contract(options: Any, manifest: dict[str, Any] | None) -> Contract:
+def _contract(options: Any, manifest: Manifest | None) -> Contract:
     """The run's contract where there is one, with what the options say on top."""
-    table: dict[str, Any] = dict((manifest or {}).get("contract") or {})
+    table: dict[str, Any] = dict(manifest.contract) if manifest else {}
     table.setdefault("seed", options.seed)
     if options.mode:
         table["mode"] = options.mode
     if options.max_tokens:
         table["max_tokens"] = options.max_tokens
-    return from_table(table)
+    return contracts.from_table(table)
 
 
 def _next_repeat(run: Path, cell: str, users: int) -> int:
@@ -163,7 +171,7 @@ def _next_repeat(run: Path, cell: str, users: int) -> int:
 _OF_SCENARIOS = ("rate", "arrivals", "steps", "step_time", "easy_model")
 
 
-def _new_manifest(options: Any, contract: Contract, loaded: Workload) -> dict[str, Any]:
+def _new_manifest(options: Any, contract: Contract, loaded: Workload) -> Manifest:
     own = {name: getattr(options, name) for name in _OF_SCENARIOS if hasattr(options, name)}
     return begun(
         run_id=options.run_id,
@@ -179,47 +187,58 @@ def _new_manifest(options: Any, contract: Contract, loaded: Workload) -> dict[st
     )
 
 
-def _refuse_other(run: Path, manifest: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _refuse_other(run: Path, manifest: Manifest, new: Manifest) -> None:
     """Raise `UsageError` where a pass asks for something else than the run that it joins: their figures are pooled."""
-    ours, theirs = manifest["workload"], new["workload"]
-    other = {} if ours["identity"] == theirs["identity"] else {"workload": (ours["source"], theirs["source"])}
-    if Path(manifest["scenario"]).stem != new["scenario"]:  # a study's may be a path
-        other["scenario"] = (manifest["scenario"], new["scenario"])
-    known, given = manifest.get("scenario_options") or {}, new["scenario_options"] or {}
+    other: dict[str, tuple[object, object]] = {}
+    ours, theirs = manifest.workload, new.workload
+    if ours and theirs and ours.identity != theirs.identity:
+        other["workload"] = (ours.source, theirs.source)
+    if Path(manifest.scenario).stem != new.scenario:  # a study's may be a path
+        other["scenario"] = (manifest.scenario, new.scenario)
+    known, given = manifest.scenario_options or {}, new.scenario_options or {}
     other |= {f"--{key}": (known[key], given[key]) for key in known.keys() & given.keys() if known[key] != given[key]}
-    other |= differences(from_table(manifest.get("contract") or {}), from_table(new["contract"]))
+    other |= contracts.differences(*(contracts.from_table(one.contract) for one in (manifest, new)))
     for key, (expected, got) in other.items():
         raise UsageError(f"{run}: {key}: expected the run's own ({expected}), got {got}; name another --out")
 
 
-def _join_manifest(manifest: dict[str, Any], options: Any, users: int, run: Path) -> None:
-    """Add this pass to the manifest and mark the run incomplete until the pass has ended."""
-    if manifest["levels"] and manifest.get("complete") is False and manifest.get("incomplete_reason"):
-        manifest["pending_reason"] = manifest["incomplete_reason"]
-    manifest["levels"] = sorted({*manifest["levels"], users})
-    manifest["repeats"] = max(manifest["repeats"], options.repeat)
-    if options.cell not in [cell["id"] for cell in manifest["cells"]]:
-        manifest["cells"].append({"id": options.cell, "engine": options.engine, "model": options.model, "tp": options.tp})
-    manifest.update(complete=False, incomplete_reason=UNFINISHED)
-    write.write_json(run / "manifest.json", manifest)
+def _joined(manifest: Manifest, options: Any, url: str, info: probe.ServerInfo | None, users: int) -> Manifest:
+    """The manifest with this pass in it, incomplete until the pass has ended."""
+    cell = ManifestCell(
+        id=options.cell,
+        engine=options.engine,
+        model=options.model,
+        tp=options.tp,
+        gpu=info.gpu if info else None,
+        base_url=url,
+        clock_speed=options.clock_speed,
+    )
+    return msgspec.structs.replace(
+        manifest,
+        levels=tuple(sorted({*manifest.levels, users})),
+        repeats=max(manifest.repeats, options.repeat),
+        cells=manifest.cells if manifest.cell(cell.id) else (*manifest.cells, cell),
+        complete=False,
+        incomplete_reason=UNFINISHED,
+    )
 
 
-def _write_engine(run: Path, options: Any, url: str, info: Mapping[str, Any]) -> None:
+def _write_engine(run: Path, options: Any, url: str, info: probe.ServerInfo | None) -> None:
     path = run / "cells" / options.cell / "engine.json"
     if path.is_file():
         return
-    value = {
-        "id": options.cell,
-        "engine": options.engine,
-        "engine_version": info.get("version"),
-        "model": options.model,
-        "tp": options.tp,
-        "gpu": info.get("gpu"),
-        "simulated": bool(info.get("simulated")) or options.engine.endswith("-sim"),
-        "clock_speed": options.clock_speed,
-        "base_url": url,
-        "status": "ok",
-        "reason": None,
-        "server_info": dict(info),
-    }
-    write.write_json(path, value)
+    known = {name: getattr(info, name) for name in ("version", "max_model_len", "simulated", "gpu")} if info else {}
+    facts = EngineFacts(
+        id=options.cell,
+        engine=options.engine,
+        engine_version=info.version if info else None,
+        model=options.model,
+        tp=options.tp,
+        gpu=info.gpu if info else None,
+        simulated=bool(info and info.simulated) or options.engine.endswith("-sim"),
+        clock_speed=options.clock_speed,
+        base_url=url,
+        status="ok",
+        server_info=known,
+    )
+    write.write_json(path, facts)

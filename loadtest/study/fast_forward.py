@@ -20,13 +20,13 @@ from loadtest.client import thinking
 from loadtest.errors import FitError, UsageError
 from loadtest.records import schema, write
 from loadtest.records.folder import level_path
-from loadtest.records.manifest import VIRTUAL_TIME
+from loadtest.records.manifest import VIRTUAL_TIME, Manifest
 from loadtest.servers import flags, probe
 from loadtest.simulator import options as simulator_options
 from loadtest.simulator.core import engine as virtual
 from loadtest.simulator.setup import Simulation
 from loadtest.study import run
-from loadtest.study.plan import asked, fit_of, launch_spec, refuse_misfit
+from loadtest.study.plan import asked, launch_spec, refuse_misfit
 from loadtest.study.schema import Cell, Engine, Study
 from loadtest.study.virtual_level import WORKER, Plan, VirtualLevel, VirtualServer
 from loadtest.workload.contract import Contract
@@ -43,7 +43,7 @@ class _Journey:
 
     study: Study
     out: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     workload: Workload
     contract: Contract
     say: Say
@@ -126,20 +126,20 @@ def _simulate(cell: Cell, contract: Contract) -> Simulation | FitError:
 
 
 def _run_cell(journey: _Journey, cell: Cell, made: Simulation | FitError) -> None:
-    facts = run.facts_of(cell)
-    facts["fit"] = msgspec.to_builtins(fit_of(cell, journey.contract))
+    engine = run.EngineFile(journey.out, run.starting(cell))
+    engine.learn(fit=run.memory_fit(cell, journey.contract))
     if isinstance(made, FitError):
-        facts.update(status="refused", reason=str(made))
+        engine.learn(status="refused", reason=str(made))
         journey.say(f"{cell.id}: refused: {made}")
     else:
-        facts.update(status="ok", engine_version=made.served.behaviour.version, server_info=_info(cell, made))
+        engine.learn(status="ok", engine_version=made.served.behaviour.version, server_info=_info(cell, made))
         server = VirtualServer(virtual.Engine(made.config, made.step_time_s), made.served)
         contract = replace(journey.contract, mode=cell.mode or journey.contract.mode)
         script = Script(journey.workload, contract, model=made.served.model, engine=cell.engine, seed=journey.study.seed)
         for level in journey.study.levels:
             _run_pass(journey, cell, server, script, level)
-    facts["stopped_unix_s"] = time.time()
-    write.write_json(journey.out / "cells" / cell.id / "engine.json", facts)
+    engine.learn(stopped_unix_s=time.time())
+    engine.write()
 
 
 def _info(cell: Cell, made: Simulation) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _run_pass(journey: _Journey, cell: Cell, server: VirtualServer, script: Scri
     study = journey.study
     model = server.served.model
     plan = Plan(
-        run_id=journey.manifest["run_id"],
+        run_id=journey.manifest.run_id,
         cell=cell.id,
         concurrency=level,
         repeat=1,
@@ -169,7 +169,7 @@ def _run_pass(journey: _Journey, cell: Cell, server: VirtualServer, script: Scri
         duration_s=study.duration_s,
         warmup_requests=study.warmup_requests,
         opened=journey.contract.thinking_prelude == "template" and thinking.opens_in_prompt(model),
-        anchor_unix_s=journey.manifest["started_unix_s"] + journey.elapsed_s,
+        anchor_unix_s=(journey.manifest.started_unix_s or 0.0) + journey.elapsed_s,
     )
     one = VirtualLevel(plan, script, server)
     folder = level_path(journey.out, cell.id, level, 1)

@@ -15,7 +15,8 @@ from typing import Any, get_type_hints
 import msgspec
 
 from loadtest.errors import UsageError
-from loadtest.study.schema import Cell, Mode, Study, require
+from loadtest.records.schema import Mode
+from loadtest.study.schema import Cell, Study, require
 
 _STUDY_CHARS = 2**20  # the longest study; `/dev/zero` has no end
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,8 +19,9 @@ from loadtest import credentials
 from loadtest.errors import EngineError, FitError, RecordError
 from loadtest.metrics import clock_error
 from loadtest.records import read, write
+from loadtest.records.engine_facts import ClockError, ContractFacts, EngineFacts, MemoryFit
 from loadtest.records.folder import claimed, level_path, set_aside
-from loadtest.records.manifest import begun, ended
+from loadtest.records.manifest import Manifest, Prices, asked_cell, begun, ended
 from loadtest.servers import chat_template, flags, preflight, probe
 from loadtest.servers.server import Server
 from loadtest.study import estimate, locust_pass, sampling
@@ -77,14 +77,14 @@ def execute(study: Study, out: Path, *, resume: bool = False, force: bool = Fals
         remaining = estimate.Remaining(study, workload, contract)
         for cell_id in blocked:
             remaining.never(cell_id)
-        journey = _Journey(study, contract, out, manifest["run_id"], say, force, blocked, remaining)
+        journey = _Journey(study, contract, out, manifest.run_id, say, force, blocked, remaining)
         levels = ", ".join(map(str, study.levels))
         say(f"{study.name}: {len(study.cells)} cells x levels {levels} x {study.repeats} pass(es)")
         _travel(journey, manifest)
     return tuple(journey.problems)
 
 
-def _travel(journey: _Journey, manifest: dict[str, Any]) -> None:
+def _travel(journey: _Journey, manifest: Manifest) -> None:
     """Every pass over every cell, and at the end, whatever it is, what the manifest says of it."""
     interrupted = True
     try:
@@ -117,7 +117,7 @@ def has_run(out: Path) -> bool:
     return (out / "manifest.json").exists()
 
 
-def open_run(study: Study, workload: Workload, contract: Contract, out: Path, *, driven: str = "locust") -> dict[str, Any]:
+def open_run(study: Study, workload: Workload, contract: Contract, out: Path, *, driven: str = "locust") -> Manifest:
     """Write the manifest of a run that begins, driven by Locust or in virtual time. Raises `RecordError`: `out` is taken."""
     if has_run(out):
         raise RecordError(f"{out}: expected a folder without a run, found manifest.json; name another --out or --resume")
@@ -133,35 +133,34 @@ def open_run(study: Study, workload: Workload, contract: Contract, out: Path, *,
         workload=workload.facts,
         contract=asdict(contract),
         question=study.question,
-        slo=list(study.slo),
-        prices={"gpu_hour": study.gpu_hour_price, "currency": study.currency},
+        slo=study.slo,
+        prices=Prices(gpu_hour=study.gpu_hour_price, currency=study.currency),
         findings=study.findings,
-        levels=list(study.levels),
+        levels=study.levels,
         repeats=study.repeats,
-        cells=[{"id": cell.id, **asdict(cell)} for cell in study.cells],
+        cells=tuple(asked_cell({"id": cell.id, **asdict(cell)}) for cell in study.cells),
     )
-    write.write_json(out / "manifest.json", opened)
+    write.write_manifest(out, opened)
     return opened
 
 
-def close_run(opened: dict[str, Any], out: Path, problems: list[str], *, interrupted: bool) -> None:
+def close_run(opened: Manifest, out: Path, problems: list[str], *, interrupted: bool) -> None:
     """Write how the run ended into its manifest; an interruption is one problem more."""
     if interrupted:
         problems.append("interrupted")
-    opened.update(ended(problems, interrupted=interrupted))
-    write.write_json(out / "manifest.json", opened)
+    write.write_manifest(out, ended(opened, problems, interrupted=interrupted))
 
 
-def _reopen(study: Study, workload: Workload, contract: Contract, out: Path) -> dict[str, Any]:
+def _reopen(study: Study, workload: Workload, contract: Contract, out: Path) -> Manifest:
     manifest = read.read_run(out).manifest
-    if manifest.get("driven", "locust") != "locust":
-        raise RecordError(f"{out}: --resume: expected a run that Locust drove, got one in {manifest['driven']}; start anew")
-    known = manifest.get("workload", {}).get("identity")
+    if manifest.driven != "locust":
+        raise RecordError(f"{out}: --resume: expected a run that Locust drove, got one in {manifest.driven}; start anew")
+    known = manifest.workload and manifest.workload.identity
     if known != workload.identity:
         raise RecordError(
             f"{out}: --resume: workload: expected the run's own ({known}), got {workload.identity}; start anew"
         )
-    begun_with = from_table(manifest.get("contract") or {})
+    begun_with = from_table(manifest.contract)
     for key, (expected, got) in differences(begun_with, contract).items():
         raise RecordError(f"{out}: --resume: contract: {key}: expected the run's own {expected}, got {got}; start anew")
     return manifest
@@ -179,91 +178,105 @@ def _run_cell(journey: _Journey, cell: Cell, repeat: int) -> None:
 
 def _measure(journey: _Journey, cell: Cell, levels: list[int], repeat: int) -> None:
     """One pass over each of `levels` of a cell, and in engine.json what became of it."""
-    facts = facts_of(cell)
-    path = journey.out / "cells" / cell.id / "engine.json"
+    engine = EngineFile(journey.out, starting(cell))
     try:
-        with _target(journey, cell, facts) as (target, died):
-            write.write_json(path, facts)
+        with _target(journey, cell, engine) as (target, died):
+            engine.write()
             for level in levels:
-                _run_pass(journey, cell, target, _noting(died, facts), level, repeat)
+                _run_pass(journey, cell, target, _noting(died, engine), level, repeat)
             if cell.simulated:
-                facts["clock_error"] = _clock_error(journey, cell, target)
-        facts["status"] = "ok"
+                engine.learn(clock_error=_clock_error(journey, cell, target))
+        engine.learn(status="ok")
     except FitError as error:  # a finding, not a failure of ours
-        facts.update(status="refused", reason=str(error))
+        engine.learn(status="refused", reason=str(error))
         journey.remaining.never(cell.id)
         journey.say(f"{cell.id}: refused: {error}")
     except EngineError as error:
         ended = "skipped" if cell.id in journey.blocked else "failed"
         reason = credentials.redacted(str(error))
-        facts.update(status="died" if facts["status"] == "died" else ended, reason=reason)
+        engine.learn(status="died" if engine.facts.status == "died" else ended, reason=reason)
         journey.note(f"{cell.id}: {reason}")
     except RecordError as error:
-        facts.update(status="failed", reason=str(error))
+        engine.learn(status="failed", reason=str(error))
         raise
     except KeyboardInterrupt:
-        facts.update(status="interrupted", reason="interrupted before its last level ended")
+        engine.learn(status="interrupted", reason="interrupted before its last level ended")
         raise
     finally:
-        facts["stopped_unix_s"] = time.time()
-        write.write_json(path, facts)
+        engine.learn(stopped_unix_s=time.time())
+        engine.write()
 
 
-def _noting(died: Callable[[], str | None], facts: dict[str, Any]) -> Callable[[], str | None]:
+def _noting(died: Callable[[], str | None], engine: EngineFile) -> Callable[[], str | None]:
     """`died`, which also notes a death in engine.json: what ends a pass may be Locust's end as well."""
 
     def noted() -> str | None:
         reason = died()
         if reason is not None:
-            facts["status"] = "died"
+            engine.learn(status="died")
         return reason
 
     return noted
 
 
-def facts_of(cell: Cell) -> dict[str, Any]:
-    """`engine.json` of a cell that is about to start."""
-    return {
-        "id": cell.id,
-        "engine": cell.engine,
-        "engine_version": None,
-        "model": cell.model,
-        "tp": cell.tp,
-        "gpu": cell.gpu,
-        "mode": cell.mode,
-        "simulated": cell.simulated,
-        "clock_speed": cell.clock_speed or 1.0,
-        "base_url": cell.base_url,
-        "command": None,
-        "status": "starting",
-        "reason": None,
-        "started_unix_s": time.time(),
-        "fit": None,
-    }
+class EngineFile:
+    """`engine.json` of one cell while its facts come in."""
+
+    def __init__(self, run: Path, facts: EngineFacts) -> None:
+        self.facts = facts
+        self._path = run / "cells" / facts.id / "engine.json"
+
+    def learn(self, **facts: object) -> None:
+        self.facts = msgspec.structs.replace(self.facts, **facts)
+
+    def write(self) -> None:
+        write.write_json(self._path, self.facts)
+
+
+def starting(cell: Cell) -> EngineFacts:
+    """What is known of the engine of a cell that is about to start."""
+    return EngineFacts(
+        id=cell.id,
+        engine=cell.engine,
+        model=cell.model,
+        tp=cell.tp,
+        gpu=cell.gpu,
+        mode=cell.mode,
+        simulated=cell.simulated,
+        clock_speed=cell.clock_speed or 1.0,
+        base_url=cell.base_url,
+        status="starting",
+        started_unix_s=time.time(),
+    )
+
+
+def memory_fit(cell: Cell, contract: Contract) -> MemoryFit | None:
+    """The arithmetic of a cell's memory, for engine.json; None where the GPU is not known."""
+    found = fit_of(cell, contract)
+    return None if found is None else msgspec.convert(found, MemoryFit, from_attributes=True)
 
 
 @contextlib.contextmanager
 def _target(
-    journey: _Journey, cell: Cell, facts: dict[str, Any]
+    journey: _Journey, cell: Cell, engine: EngineFile
 ) -> Iterator[tuple[locust_pass.Target, Callable[[], str | None]]]:
     """The server of a cell, running and proven to answer: attached to by its URL, or started and stopped again."""
     if cell.base_url is not None:
-        yield _attached(journey, cell.base_url, cell, facts), lambda: None
+        yield _attached(journey, cell.base_url, cell, engine), lambda: None
         return
-    _check_fit(journey, cell, facts)
+    _check_fit(journey, cell, engine)
     if cell.id in journey.blocked:
         raise EngineError(journey.blocked[cell.id])
     spec = launch_spec(cell, journey.contract, port=preflight.free_port())
-    facts["command"], facts["env"] = flags.command(spec)
+    argv, variables = flags.command(spec)
+    engine.learn(command=tuple(argv), env=variables)
     journey.say(f"{cell.id}: starting")
     log = journey.out / "cells" / cell.id / "engine.log"
     with Server(spec, log, _key_variables(journey.study)) as server:
         server.wait_ready()
-        facts["ready_unix_s"] = time.time()
-        target = _attached(journey, server.base_url, cell, facts)
-        facts["base_url"] = None  # the port is gone when the cell ends
-        yield target, server.died
-    facts["exit_code"] = server.exit_code
+        engine.learn(ready_unix_s=time.time())
+        yield _attached(journey, server.base_url, cell, engine), server.died
+    engine.learn(exit_code=server.exit_code)
 
 
 def _key_variables(study: Study) -> set[str]:
@@ -271,19 +284,18 @@ def _key_variables(study: Study) -> set[str]:
     return {cell.api_key_env for cell in study.cells if cell.api_key_env is not None}
 
 
-def _attached(journey: _Journey, base_url: str, cell: Cell, facts: dict[str, Any]) -> locust_pass.Target:
+def _attached(journey: _Journey, base_url: str, cell: Cell, engine: EngineFile) -> locust_pass.Target:
     info = probe.probe(base_url, model=cell.model)
     if info.engine not in ("other", cell.engine) and (info.simulated or cell.engine != "other"):
         kind = "the simulator " if info.simulated else ""
         raise EngineError(f"{base_url}: engine: expected {cell.engine}, got {kind}{info.engine}; say --engine {info.engine}")
-    facts["engine_version"] = info.version
-    facts["server_info"] = msgspec.to_builtins(info)
-    facts["clock_speed"] = info.clock_speed
+    engine.learn(engine_version=info.version, server_info=msgspec.to_builtins(info), clock_speed=info.clock_speed)
     served = _served(base_url, cell, info)
     told = chat_template.found(base_url, served) if info.engine in ("sglang", "vllm") else None
-    facts["contract"] = held(cell, journey.contract, facts["command"] or (), info, told)
+    contract = msgspec.convert(held(cell, journey.contract, engine.facts.command or (), info, told), ContractFacts)
+    engine.learn(contract=contract)
     tell = journey.note if cell.base_url is None else journey.say  # another's server is as it is
-    for violation in facts["contract"]["violations"]:
+    for violation in contract.violations:
         tell(f"{cell.id}: not as the contract has it: {violation}")
     return locust_pass.Target(base_url=base_url, served_model=served, clock_speed=info.clock_speed)
 
@@ -298,18 +310,18 @@ def _served(base_url: str, cell: Cell, info: probe.ServerInfo) -> str:
     return info.models[0]
 
 
-def _check_fit(journey: _Journey, cell: Cell, facts: dict[str, Any]) -> None:
+def _check_fit(journey: _Journey, cell: Cell, engine: EngineFile) -> None:
     """Refuse a cell that does not fit its cards; `--force` starts it all the same."""
-    facts["fit"] = msgspec.to_builtins(fit_of(cell, journey.contract))
+    engine.learn(fit=memory_fit(cell, journey.contract))
     if not journey.force:
         refuse_misfit(cell, journey.contract)
 
 
-def _clock_error(journey: _Journey, cell: Cell, target: locust_pass.Target) -> dict[str, Any]:
+def _clock_error(journey: _Journey, cell: Cell, target: locust_pass.Target) -> ClockError:
     """How far the client's times are off what the simulator knows to be true, for all passes over this cell so far."""
     folders = (journey.out / "cells" / cell.id).glob("c*-r[0-9]*")
     requests = [one for folder in folders if folder.suffix == "" for one in read.read_level(folder).requests]
-    return clock_error.clock_error(requests, probe.truth(target.base_url))
+    return msgspec.convert(clock_error.clock_error(requests, probe.truth(target.base_url)), ClockError)
 
 
 def _finished(journey: _Journey, cell: Cell, level: int, repeat: int) -> bool:

@@ -24,11 +24,11 @@ from loadtest.errors import UsageError
 from loadtest.metrics import slo as slos
 from loadtest.perfmodel import gpus
 from loadtest.records.folder import cell_id
+from loadtest.records.schema import Mode
 from loadtest.servers.probe import normalise_url
 
 Engine = Literal["sglang", "vllm", "sglang-sim", "vllm-sim", "other"]
 
-Mode = Literal["natural", "equal-work"]
 
 _OURS = ("--host", "--port")
 

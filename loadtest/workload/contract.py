@@ -14,10 +14,10 @@ from typing import Any, Literal, get_args
 
 from loadtest.credentials import first_secret
 from loadtest.errors import UsageError
+from loadtest.records.schema import Mode
 from loadtest.servers.settings import SETTINGS, EngineSettings, Rule, is_name, number_in, whole_in
 from loadtest.workload.prompts import Prompt
 
-Mode = Literal["natural", "equal-work"]
 ThinkingPrelude = Literal["template", "none"]
 History = Literal["answers-only", "everything"]
 OutputFormat = Literal["prompt", "free"]

@@ -39,11 +39,13 @@ def from_run(run: Run, *, cell: str | None = None, concurrency: int | None = Non
 
 def of_run(run: Run) -> Workload:
     """The workload that a run was made with. Raises `UsageError` where it can no longer be read as it was."""
-    described = run.manifest.get("workload") or {}
-    original = load(str(described.get("source")))
-    if original.identity != described.get("identity"):
+    described = run.manifest.workload
+    if described is None:
+        raise UsageError(f"{run.path}: workload: expected one in manifest.json, found none; name a run of `loadtest run`")
+    original = load(described.source)
+    if original.identity != described.identity:
         raise UsageError(
-            f"{run.path}: workload: expected {described.get('identity')}, got {original.identity}:"
+            f"{run.path}: workload: expected {described.identity}, got {original.identity}:"
             f" {original.source} has changed; bring back the one that the run was made with"
         )
     return original

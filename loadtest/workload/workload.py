@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from loadtest.errors import UsageError
+from loadtest.records.manifest import RunWorkload
 from loadtest.workload import formats, generators
 from loadtest.workload.prompts import Prompt, hint
 
@@ -24,9 +25,9 @@ class Workload:
     source: str
 
     @property
-    def facts(self) -> dict[str, str | int]:
+    def facts(self) -> RunWorkload:
         """What the manifest says of it."""
-        return {"source": self.source, "name": self.name, "identity": self.identity, "n_prompts": len(self.prompts)}
+        return RunWorkload(source=self.source, name=self.name, identity=self.identity, n_prompts=len(self.prompts))
 
     @property
     def checkable(self) -> int:

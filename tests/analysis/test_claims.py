@@ -58,7 +58,9 @@ def test_what_was_not_measured_says_so():
 
 @pytest.mark.parametrize(("engine", "verdict"), [("vllm", "reproduced"), ("vllm-sim", "predicted")])
 def test_a_refused_cell_bears_out_that_it_does_not_fit(engine, verdict):
-    refused = builders.cell([], engine, "qwq-32b", status="refused", reason="65.5 GB do not fit", fit={"fits": False})
+    refused = builders.cell(
+        [], engine, "qwq-32b", status="refused", reason="65.5 GB do not fit", fit=builders.fit(fits=False)
+    )
     assert judged([refused])["full-tp1-fit"]["verdict"] == verdict
 
 
@@ -122,8 +124,10 @@ def test_what_others_say_of_memory():
     """Four cards of 24 GB serve it, one refuses the full model; the arithmetic of 4 bits only predicts; all others say what
     arithmetic knows."""
     served = measured(15, model="qwq-32b", tp=4, gpu="a10")
-    refused = builders.cell([], "vllm", "qwq-32b", status="refused", reason="does not fit", fit={"fits": False}, gpu="a10")
-    counted = measured(35, fit={"weight_bytes_per_card": 19.3e9, "fits": True})
+    refused = builders.cell(
+        [], "vllm", "qwq-32b", status="refused", reason="does not fit", fit=builders.fit(fits=False), gpu="a10"
+    )
+    counted = measured(35, fit=builders.fit())
     rows = judged([served, refused, counted])
     verdicts = {name: rows[name]["verdict"] for name in ("full-4x24gb-fit", "full-24gb-fit", "awq-memory", "awq-24gb-fit")}
     assert list(verdicts.values()) == ["reproduced", "contradicted", "predicted", "not_measured"]

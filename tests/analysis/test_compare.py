@@ -224,7 +224,7 @@ def test_cells_are_matched_by_id_then_by_what_they_serve():
         ("vllm_qwq-32b-awq_tp1", "vllm_qwq-32b-awq_tp1"),
     ]
     both = [[builders.cell([], engine, mode=mode) for mode in (None, "equal-work")] for engine in ("vllm", "sglang")]
-    modes = [(a.engine["mode"], b.engine["mode"]) for a, b in comparability.matched(*both)]
+    modes = [(a.engine.mode, b.engine.mode) for a, b in comparability.matched(*both)]
     assert sorted(modes, key=str) == [("equal-work", "equal-work"), (None, None)]
     two = [builders.cell([], "sglang"), builders.cell([], "sglang-sim")]
     assert comparability.matched([builders.cell([], "vllm")], two) == []  # which of the two is not ours to guess

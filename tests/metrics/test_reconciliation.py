@@ -7,6 +7,7 @@ import pytest
 from loadtest.analysis import run, validity
 from loadtest.grading.troubles import count_troubles
 from loadtest.metrics import client_health, reconciliation, request_arrays
+from loadtest.records.manifest import Manifest
 from tests.support import builders
 from tests.support.builders import request
 
@@ -241,4 +242,4 @@ def test_the_summary_says_who_counted_the_tokens(sources, counted_by):
         return {"torn_lines": 0, "client_health": gate, "reconciliation": gate, "token_count_sources": sources}
 
     cells = [{"id": "c", "levels": [level(source) for source in sources]}]
-    assert validity.summary(cells, {"complete": True})["counted_by"] == counted_by
+    assert validity.summary(cells, Manifest(run_id="r", complete=True))["counted_by"] == counted_by

@@ -87,7 +87,7 @@ def test_an_interrupted_pass(tmp_path):
 
 
 def test_a_run_that_somebody_else_keeps_is_left_alone(tmp_path):
-    before = {"run_id": "theirs", "contract": {"temperature": 0.7, "seed": 5}}
+    before = {"schema_version": 1, "run_id": "theirs", "contract": {"temperature": 0.7, "seed": 5}}
     write_json(tmp_path / "manifest.json", before)
     given = options(tmp_path, run_id="theirs", cell="vllm_x_tp2", repeat=3)
     run_folder.open_run(given, HOST, 4).close("failed", interrupted=True)

@@ -152,7 +152,7 @@ def test_a_record_that_cannot_be_written_stops_the_run_at_once(study):
     assert "cannot write a record: File too large" in last or "the disk took" in last
     assert f"what was measured is kept: make room, then --resume --out {folder / 'run'}" in last
     [cell] = read.read_run(folder / "run").cells
-    assert cell.engine["status"] == "failed"
+    assert cell.engine.status == "failed"
     assert not (folder / "run" / LAST).exists(), "it went on to the next level"
     manifest = read.read_json(folder / "run" / "manifest.json")
     assert manifest["complete"] is False

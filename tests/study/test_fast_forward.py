@@ -57,15 +57,15 @@ def run(tmp_path_factory) -> read.Run:
 
 
 def test_real_runtimes_are_predicted_and_every_file_says_so(run):
-    assert (run.manifest["simulated"], run.manifest["complete"], run.manifest["driven"]) == (True, True, "virtual time")
-    assert run.manifest["clock_speed"] == 1
-    assert [cell["engine"] for cell in run.manifest["cells"]] == ["sglang-sim", "vllm-sim"]
+    assert (run.manifest.simulated, run.manifest.complete, run.manifest.driven) == (True, True, "virtual time")
+    assert run.manifest.clock_speed == 1
+    assert [cell.engine for cell in run.manifest.cells] == ["sglang-sim", "vllm-sim"]
     for cell in run.cells:
-        assert cell.engine["engine"].endswith("-sim")
-        assert cell.engine["simulated"] is True
-        assert cell.engine["server_info"]["simulated"] is True
-        assert cell.engine["status"] == "ok"
-        assert cell.engine["fit"]["fits"] is True
+        assert cell.engine.engine.endswith("-sim")
+        assert cell.engine.simulated is True
+        assert cell.engine.server_info["simulated"] is True
+        assert cell.engine.status == "ok"
+        assert cell.engine.fit.fits is True
         assert [(one.concurrency, one.repeat) for one in cell.levels] == [(1, 1), (3, 1)]
 
 
@@ -127,9 +127,9 @@ def test_the_seed_decides_everything(run, tmp_path):
 def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(tmp_path):
     big = replace(REAL[0], model="qwq-32b")
     [cell] = carried_out(replace(STUDY, cells=(big,)), tmp_path / "run").cells
-    assert cell.engine["status"] == "refused"
-    assert cell.engine["fit"]["fits"] is False
-    assert "does not fit: QwQ-32B on 1 x NVIDIA L20 needs" in cell.engine["reason"]
+    assert cell.engine.status == "refused"
+    assert cell.engine.fit.fits is False
+    assert "does not fit: QwQ-32B on 1 x NVIDIA L20 needs" in cell.engine.reason
     assert cell.levels == ()
 
 
@@ -141,7 +141,7 @@ def test_an_interrupted_prediction_keeps_what_it_has(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fast_forward.execute(STUDY, tmp_path / "run", say=interrupt)
     found = read.read_run(tmp_path / "run")
-    assert (found.manifest["interrupted"], found.manifest["complete"]) == (True, False)
+    assert (found.manifest.interrupted, found.manifest.complete) == (True, False)
     assert len(found.cells[0].levels[0].requests) == 5
 
 

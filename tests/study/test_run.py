@@ -63,12 +63,12 @@ def finished(tmp_path_factory) -> Path:
 
 def test_a_study_leaves_every_file_of_the_contract(finished):
     run = read.read_run(finished)
-    assert run.manifest["complete"] is True
-    assert run.manifest["simulated"] is True
+    assert run.manifest.complete is True
+    assert run.manifest.simulated is True
     [cell] = run.cells
-    assert cell.engine["status"] == "ok"
-    assert cell.engine["exit_code"] == 0
-    assert cell.engine["fit"]["fits"] is True
+    assert cell.engine.status == "ok"
+    assert cell.engine.exit_code == 0
+    assert cell.engine.fit.fits is True
     assert (finished / "cells" / cell.id / "engine.log").stat().st_size > 0
     assert [(level.concurrency, level.repeat) for level in cell.levels] == [(1, 1), (2, 1)]
     for level in cell.levels:
@@ -241,8 +241,8 @@ def test_a_server_that_dies_is_explained_and_the_next_cell_is_measured(tmp_path)
     assert engine_json(tmp_path / "run", dying)["status"] == "died"
     assert engine_json(tmp_path / "run", healthy)["status"] == "ok"
     run = read.read_run(tmp_path / "run")
-    assert run.manifest["complete"] is False
-    assert dying.id in run.manifest["incomplete_reason"]
+    assert run.manifest.complete is False
+    assert dying.id in run.manifest.incomplete_reason
 
 
 def test_interrupted_it_keeps_what_it_has_and_leaves_no_process(tmp_path):
@@ -262,8 +262,8 @@ def test_interrupted_it_keeps_what_it_has_and_leaves_no_process(tmp_path):
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     run = read.read_run(out)
-    assert run.manifest["complete"] is False
-    assert run.manifest["interrupted"] is True
+    assert run.manifest.complete is False
+    assert run.manifest.interrupted is True
     outcomes = [r.outcome for r in run.cells[0].levels[0].requests]
     assert outcomes.count("cut_off") == 2
     assert "ok" in outcomes

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from loadtest.records.engine_facts import EngineFacts
+from loadtest.records.manifest import from_table
 from loadtest.records.read import CellRecords, LevelRecords, Run
 from loadtest.records.schema import HealthSample, RequestRecord, ServerSample
-from loadtest.records.write import JsonlWriter, write_json
+from loadtest.records.write import JsonlWriter, write_json, write_manifest
 
 ANCHOR = 1_800_000_000.0
 
@@ -107,27 +110,44 @@ def cell(
 ) -> CellRecords:
     """A cell on an L20 that went well; `facts` change engine.json."""
     name = f"{engine}_{model}_tp{tp}"
-    described = {
+    described: dict[str, Any] = {
         "id": name, "engine": engine, "engine_version": "1.0", "model": model, "tp": tp, "gpu": "l20", "status": "ok",
         "reason": None, "simulated": engine.endswith("-sim"), "clock_speed": 1.0, "fit": None,
     }  # fmt: skip
-    return CellRecords(name, described | facts, tuple(replace(one, cell=name) for one in levels))
+    return CellRecords(
+        name, msgspec.convert(described | facts, EngineFacts), tuple(replace(one, cell=name) for one in levels)
+    )
 
 
 def run(cells: Sequence[CellRecords], **manifest: Any) -> Run:
-    """A complete run in natural mode."""
+    """A complete run in natural mode; `manifest` changes its manifest, and keys of its workload."""
+    workload = {"source": "math", "name": "math", "identity": "ab" * 32, "n_prompts": 64} | manifest.pop("workload", {})
     facts = {
         "schema_version": 1, "run_id": "run", "name": "test", "started_unix_s": ANCHOR, "complete": True, "clock_speed": 1.0,
-        "incomplete_reason": None, "simulated": any(c.engine.get("simulated") for c in cells), "mode": "natural",
-        "scenario": "long_reasoning", "workload": {"source": "math", "name": "math", "identity": "ab" * 32, "n_prompts": 64},
-        "contract": {"temperature": 0.6}, "slo": [], "cells": [dict(c.engine) for c in cells],
+        "incomplete_reason": None, "simulated": any(c.engine.predicts for c in cells), "mode": "natural",
+        "scenario": "long_reasoning", "workload": workload,
+        "contract": {"temperature": 0.6}, "slo": [], "cells": [_asked(c.engine) for c in cells],
     }  # fmt: skip
-    return Run(Path("run"), facts | manifest, tuple(cells))
+    return Run(Path("run"), from_table(facts | manifest), tuple(cells))
+
+
+def _asked(engine: EngineFacts) -> dict[str, Any]:
+    return {"id": engine.id, "engine": engine.engine, "model": engine.model, "tp": engine.tp, "gpu": engine.gpu}
+
+
+def fit(**facts: Any) -> dict[str, Any]:
+    """The fit of a model of 20 GB on a GPU of 48 GB, as engine.json has it."""
+    return {
+        "fits": True, "reason": "", "context_tokens": 32768, "concurrency": 1, "fits_concurrency": True, "max_streams": 2,
+        "memory_bytes_per_card": 48e9, "usable_bytes_per_card": 43.2e9, "weight_bytes_per_card": 19.3e9,
+        "overhead_bytes_per_card": 0.9e9, "kv_bytes_per_card": 23e9, "kv_bytes_per_token": 262144.0,
+        "kv_capacity_tokens": 87000, "bound_tokens_per_s": 44.7, "bound_without_embedding_tokens_per_s": 46.0, "lines": [],
+    } | facts  # fmt: skip
 
 
 def write(made: Run, folder: Path, files: int = 1) -> Path:
     """The same run on disk, each pass's requests dealt over `files` files."""
-    write_json(folder / "manifest.json", made.manifest)
+    write_manifest(folder, made.manifest)
     for one in made.cells:
         write_json(folder / "cells" / one.id / "engine.json", one.engine)
         for passed in one.levels:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from loadtest.errors import UsageError
 from loadtest.grading.answers import check
 from loadtest.records import folder, read, schema
-from loadtest.records.write import JsonlWriter, write_json
+from loadtest.records.manifest import Manifest
+from loadtest.records.write import JsonlWriter, write_manifest
 from loadtest.workload.prompts import BOXED_INSTRUCTION, Prompt
 from loadtest.workload.replay import from_run
 from loadtest.workload.workload import Workload, dump, load, make, schedule
@@ -274,11 +275,7 @@ def record(prompt_id: str, scheduled_s: float, **changes: Any) -> schema.Request
 
 
 def run_of(path: Path, workload: Workload, requests: list[schema.RequestRecord]) -> read.Run:
-    manifest = {
-        "schema_version": schema.SCHEMA_VERSION,
-        "workload": {"source": workload.source, "identity": workload.identity},
-    }
-    write_json(path / "manifest.json", manifest)
+    write_manifest(path, Manifest(run_id="r", workload=workload.facts))
     for number, request in enumerate(requests):
         writer = JsonlWriter(
             folder.level_path(path, request.cell, request.concurrency, request.repeat), f"requests-{number}"

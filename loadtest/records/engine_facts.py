@@ -1,0 +1,84 @@
+"""`engine.json`: what is known of the engine of one cell, from its start to its end."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from loadtest.records.schema import ClockSpeed, Mode, UnixSeconds, about
+
+CellStatus = Literal["ok", "refused", "skipped", "failed", "died", "interrupted", "starting"]
+
+
+class ClockError(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fast simulated clock costs: sum of the client's times / sum of the simulator's - 1, over the same requests."""
+
+    n: Annotated[int, about("Measured requests that ended by themselves and that both sides know.")]
+    ttft_s: Annotated[float | None, about("Relative error of the mean TTFT (0.01 is 1 %); None: nothing to compare.")]
+    tpot_s: Annotated[float | None, about("Of the mean time per output token.")]
+    time_to_final_answer_s: Annotated[float | None, about("Of the mean time to final answer.")]
+
+
+class MemoryFit(msgspec.Struct, frozen=True, kw_only=True):
+    """Does the model fit the GPUs: the arithmetic of memory before a start (`perfmodel.fit`)."""
+
+    fits: Annotated[bool, about("Weights and one request of `context_tokens` fit.")]
+    reason: Annotated[str, about("Why not; empty where it fits.")]
+    context_tokens: Annotated[int, about("Context of each request that is planned for.")]
+    concurrency: Annotated[int, about("Requests of that context at once that were asked about.")]
+    fits_concurrency: Annotated[bool, about("So many fit at once.")]
+    max_streams: Annotated[int, about("Requests of that context that the KV cache holds.")]
+    memory_bytes_per_card: Annotated[float, about("Memory of one GPU.")]
+    usable_bytes_per_card: Annotated[float, about("What the engine may use of it.")]
+    weight_bytes_per_card: Annotated[float, about("Weights on one GPU.")]
+    overhead_bytes_per_card: Annotated[float, about("Activations and the engine itself, on one GPU.")]
+    kv_bytes_per_card: Annotated[float, about("What remains for the KV cache on one GPU.")]
+    kv_bytes_per_token: Annotated[float, about("KV cache of one token over all GPUs.")]
+    kv_capacity_tokens: Annotated[int, about("Tokens that the KV cache holds over all GPUs; 0: the weights do not fit.")]
+    bound_tokens_per_s: Annotated[float, about("Bound on one request: bandwidth of all GPUs / bytes of the weights.")]
+    bound_without_embedding_tokens_per_s: Annotated[float, about("The same without the input embedding.")]
+    lines: Annotated[tuple[str, ...], about("The arithmetic in words.")]
+
+
+class ContractFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of an engine: what the contract asks for, and what the engine says that it runs with."""
+
+    requested: dict[str, Any] = {}  # by key of the contract
+    effective: dict[str, Any] = {}  # likewise; keys that the engine does not tell are left out
+    violations: tuple[str, ...] = ()  # in words, one for each key that differs
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell: the engine, how it was started or reached, and what became of it. None: not known, or not yet.
+
+    Made when the cell starts; what is learned later is added by `msgspec.structs.replace`.
+    """
+
+    id: str
+    engine: str = "other"  # sglang, vllm, sglang-sim, vllm-sim or other
+    engine_version: str | None = None  # as the server says it
+    model: str | None = None
+    tp: int | None = None
+    gpu: str | None = None
+    mode: Mode | None = None  # None: the run's
+    simulated: bool = False
+    clock_speed: ClockSpeed | None = None
+    base_url: str | None = None  # None: the run started the engine, and its port is gone
+    command: tuple[str, ...] | None = None  # None: not started by the run
+    env: dict[str, str] | None = None
+    status: CellStatus | None = None
+    reason: str | None = None  # why the status is not ok
+    started_unix_s: UnixSeconds | None = None
+    ready_unix_s: UnixSeconds | None = None
+    stopped_unix_s: UnixSeconds | None = None
+    exit_code: int | None = None
+    fit: MemoryFit | None = None
+    server_info: dict[str, Any] | None = None  # what the server says of itself, as it says it
+    contract: ContractFacts | None = None
+    clock_error: ClockError | None = None
+
+    @property
+    def predicts(self) -> bool:
+        """Whether what is measured of it is a prediction: a simulator answers."""
+        return self.simulated or self.engine.endswith("-sim")
