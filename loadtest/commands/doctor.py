@@ -72,14 +72,14 @@ def _machine(port: int) -> Iterator[Finding]:
     yield _tried(f"port {port}", "free", lambda: preflight.check_port_free(port), "serve --port with another one")
 
 
-_ONE_CORE = "run the load generator on another host: a runtime on this one would take its time"
+_ONE_CORE = "run the load generator on another host: an engine on this one would take its CPU time"
 
 
 def _runtimes() -> Iterator[Finding]:
-    cards = preflight.cards()
+    gpus = preflight.gpu_count()
     none = "QwQ-32B needs two of 48 GB, or one with AWQ; without: loadtest demo, or attach to a server elsewhere"
-    yield Finding("graphics cards", "ok" if cards else "missing", str(cards), None if cards else none)
-    if cards:
+    yield Finding("graphics cards", "ok" if gpus else "missing", str(gpus), None if gpus else none)
+    if gpus:
         yield _extra("pynvml", "nvidia-ml-py", "to measure power: joules per answer")
     for engine in ("vllm", "sglang"):
         yield _tried(engine, "installed", lambda engine=engine: preflight.check_installed(engine), None)  # type: ignore[misc]

@@ -26,11 +26,11 @@ class _Answer(msgspec.Struct):
 
 
 def found(base_url: str, model: str) -> str | None:
-    """ "template" where the prompt ends with `<think>`, "none" where it does not; null where the server does not show it.
+    """ "template" where the prompt ends with `<think>`, "none" where it does not; None where the server does not show it.
 
-    The server itself counts the tokens of one short chat, and of the same chat written out in ChatML, with `<think>` after
-    it and without: three requests of one output token. Null where the chat's count is neither (it is another template),
-    or where a request is refused.
+    The server counts the tokens of one short chat, and of the same chat written in ChatML with and without `<think>` at the
+    end: three requests of one output token. None where the first count equals neither (another template), or where the
+    server refuses a request.
     """
     base_url = probe.normalise_url(base_url)
     with probe.client(base_url, timeout_s=_TIMEOUT_S) as asking:
@@ -45,7 +45,7 @@ def found(base_url: str, model: str) -> str | None:
 
 
 def _prompt_tokens(asking: httpx.Client, url: str, body: Mapping[str, Any]) -> int | None:
-    """What the server counts of one prompt; null where it refuses, or does not say."""
+    """Tokens of one prompt as the server counts them; None where it refuses or does not say."""
     import httpx
 
     try:

@@ -1,7 +1,7 @@
-"""Why a runtime did not start or died: its own log read for the messages that vLLM and SGLang really print.
+"""Why an engine did not start or died, from the messages that vLLM and SGLang print into their logs.
 
-A row is a pattern over one line, what it means, and the next step. Rows stand by how near they are to the cause: the
-first that matches anywhere in the log wins, because the last lines of a log are mostly the consequences.
+A row is a pattern over one line, what it means, and the next step. Rows are ordered by how near they are to the cause: the
+first that matches anywhere in the log wins, because the last lines of a log mostly tell consequences.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-UNBOUND = "error while attempting to bind on address"  # of asyncio, of which not every runtime dies
+UNBOUND = "error while attempting to bind on address"  # by asyncio; not every engine ends after it
 _TAIL_LINES = 400
-_BY_THE_KERNEL = "was it the kernel, for memory? see dmesg"
-_LEFT_NO_CAUSE = f"its log tells no cause, as of a process that was killed: {_BY_THE_KERNEL}"
+_BY_THE_KERNEL = "the kernel may have killed it for lack of memory, see dmesg"
+_LEFT_NO_CAUSE = f"its log names no cause; {_BY_THE_KERNEL}"
 _LINE_CHARS = 300
 
 
@@ -43,23 +43,23 @@ CAUSES: tuple[Cause, ...] = (
     _cause(
         "arguments",
         r"unrecognized arguments|invalid choice|error: argument |the following arguments are required",
-        "the runtime does not know an argument",
-        "check the arguments against this version of the runtime",
+        "the engine does not know an argument",
+        "check the arguments against this version of the engine",
     ),
     _cause(
         "missing-model",
         r"is not a local folder and is not a valid model identifier|repositorynotfounderror|localentrynotfounderror|"
         r"can't load (?:the configuration|the tokenizer)|couldn't connect to .*huggingface|gatedrepoerror|"
         r"no such file or directory: .*(?:config\.json|safetensors)|invalid repository id or local directory",
-        "the model is not there",
+        "the model was not found",
         "download it first, or name its directory",
     ),
     _cause(
-        "cards",
+        "gpus",
         r"invalid device ordinal|no cuda gpus are available|is larger than the (?:number of )?available gpus|"
         r"world size \(\d+\) is larger|cuda_visible_devices|found no nvidia driver|device string must not be empty|"
         r"failed to infer device type|no accelerator|not enough allowed numa nodes",
-        "not enough cards, or none that the runtime can use",
+        "not enough GPUs, or none that the engine can use",
         "lower --tp, or check nvidia-smi",
     ),
     _cause(
@@ -70,7 +70,7 @@ CAUSES: tuple[Cause, ...] = (
         r"kv cache (?:is )?(?:too small|needed)|max_total_num_tokens.*(?:too small|<= ?0)|"
         r"loading the model took up all|leave no gpu memory for the kv cache|out of kv cache",
         "the KV cache is too small for the context that was asked for",
-        "lower the context (context_tokens), raise memory_fraction, or add cards",
+        "lower the context (context_tokens), raise memory_fraction, or add GPUs",
     ),
     _cause(
         "gpu-memory",
@@ -78,7 +78,7 @@ CAUSES: tuple[Cause, ...] = (
         r"cublas_status_alloc_failed|"
         r"free memory on device .* is less than desired gpu memory utilization",
         "CUDA out of memory",
-        "see `loadtest fit`; use a quantised model, more cards, or a lower memory_fraction where activations need room",
+        "see `loadtest fit`; use a quantised model, more GPUs, or a lower memory_fraction where activations need room",
     ),
     _cause(
         "host-memory",
@@ -93,18 +93,18 @@ CAUSES: tuple[Cause, ...] = (
         r"sgl_kernel|could not run '.*' with arguments from the '.*' backend|has no attribute '\w+(?:gemm|awq|marlin)\w*'|"
         r"is not (?:currently )?supported (?:by|for|on) (?:the )?(?:current|this|cpu)|awq.*not (?:implemented|supported)",
         "a kernel is missing for this hardware or this quantisation",
-        "use another quantisation, another attention backend, or a build of the runtime for this card",
+        "use another quantisation, another attention backend, or an engine built for this GPU",
     ),
     _cause(
         "not-installed",
         r"modulenotfounderror|importerror|no module named|command not found|cannot open shared object file",
-        "the runtime's installation is incomplete",
-        "reinstall the runtime in an environment of its own",
+        "the engine's installation is incomplete",
+        "reinstall the engine in its own environment",
     ),
     _cause(
         "nccl",
         r"nccl error|ncclsystemerror|ncclunhandledcudaerror|gloo.*connect|distnetworkerror",
-        "the cards could not talk to one another",
+        "the GPUs could not communicate",
         "run with NCCL_DEBUG=INFO; in a container add --ipc host",
     ),
     _cause(
@@ -125,7 +125,7 @@ CAUSES: tuple[Cause, ...] = (
 
 
 def find_cause(log: str) -> tuple[Cause, str] | None:
-    """The likeliest cause in a log, with the line that tells it; none where no known message stands in it.
+    """The likeliest cause in a log, with the line that tells it; None where the log has no known message.
 
     >>> cause, line = find_cause("INFO ok\\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 540.00 MiB.")
     >>> cause.kind
@@ -146,15 +146,15 @@ _NOISE = re.compile(
 
 
 def _is_noise(line: str) -> bool:
-    """Lines that quote settings or code, or only inform or warn: any word may stand there."""
+    """Lines that quote settings or code, or only inform or warn: they may contain any word."""
     return _NOISE.search(line) is not None or len(line) > 4000
 
 
 def explain(log: str, exit_code: int | None) -> str:
-    """One line: what happened, the runtime's own words, the next step.
+    """One line: what happened, the engine's own words, the next step.
 
-    `exit_code` as Python tells it: negative for a signal, null where a part of the runtime died and the rest still runs.
-    SGLang ends itself with SIGKILL, so that the kernel is suspected only where the log tells no cause.
+    `exit_code` as Python gives it: negative for a signal, None where a part of the engine died and the rest still runs.
+    SGLang ends itself with SIGKILL, so the kernel is suspected only where the log names no cause.
     """
     ending = describe_exit(exit_code)
     found = find_cause(log)
@@ -168,7 +168,7 @@ def explain(log: str, exit_code: int | None) -> str:
 
 
 def _root(log: str) -> str:
-    """The first exception that is more than the news of a death."""
+    """The first exception that is not itself a consequence of the death."""
     consequence = next(cause for cause in CAUSES if cause.kind == "engine-died").pattern
     for line in log.splitlines():
         if re.search(r"\w(?:Error|Exception): ", line) and not _is_noise(line) and not consequence.search(line):

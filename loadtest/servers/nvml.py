@@ -1,7 +1,7 @@
-"""Power, memory and utilisation of this machine's graphics cards, read once a second through NVML.
+"""Power, memory and utilisation of this machine's GPUs, read once a second through NVML.
 
-Wants the `[gpu]` extra (nvidia-ml-py) and NVIDIA's driver; without either nothing is recorded. Tested with a stand-in for
-NVML only: no GPU was at hand.
+Needs the `[gpu]` extra (nvidia-ml-py) and NVIDIA's driver; without either nothing is recorded. Tested with a stand-in for
+NVML only, not on a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INTERVAL_S = 1.0
 
 @contextlib.contextmanager
 def _nvml() -> Iterator[Any]:
-    """The bindings, ready to be asked; null where they or the driver are missing."""
+    """The bindings, initialised; None where they or the driver are missing."""
     try:
         import pynvml
     except ImportError:
@@ -41,20 +41,20 @@ def _nvml() -> Iterator[Any]:
 
 
 def sample_forever(directory: Path, clock: Clock, stop: threading.Event, interval_s: float = INTERVAL_S) -> None:
-    """Write a sample of each card to `directory`/gpu_metrics.jsonl now, every `interval_s` (wall), and once after `stop`.
+    """Write a sample of each GPU to `directory`/gpu_metrics.jsonl now, every `interval_s` (wall), and once after `stop`.
 
-    Makes no file where there is no card to ask. Raises `RecordError` where the disk refuses.
+    Makes no file where there is no GPU. Raises `RecordError` where the disk refuses.
     """
     with _nvml() as nvml:
-        cards = _cards(nvml) if nvml is not None else []
-        if not cards:
+        gpus = _gpus(nvml) if nvml is not None else []
+        if not gpus:
             return
         writer = JsonlWriter(directory, "gpu_metrics")
         try:
             due_s = time.monotonic()
             while True:
                 stopped = stop.is_set()
-                for index, handle in cards:
+                for index, handle in gpus:
                     writer.write(_sample(nvml, index, handle, clock))
                 if stopped:
                     return
@@ -64,8 +64,8 @@ def sample_forever(directory: Path, clock: Clock, stop: threading.Event, interva
             writer.close()
 
 
-def _cards(nvml: Any) -> list[tuple[int, Any]]:
-    """Index and handle of each card that CUDA_VISIBLE_DEVICES leaves us; its numbers are taken for NVML's."""
+def _gpus(nvml: Any) -> list[tuple[int, Any]]:
+    """Index and handle of each GPU that CUDA_VISIBLE_DEVICES names; its numbers are taken for NVML's."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = None if visible is None else {word.strip() for word in visible.split(",")}
     every = range(int(nvml.nvmlDeviceGetCount()))

@@ -1,6 +1,6 @@
-"""What can be known before a runtime is started: is it installed, is the model there, are there cards, is the port free.
+"""Checks before an engine is started: is it installed, is the model there, are there enough GPUs, is the port free.
 
-Each refusal is one line with its next step. The cards are counted by NVML (the `[gpu]` extra), else by `nvidia-smi`.
+Each refusal is one line with its next step. NVML (the `[gpu]` extra) counts the GPUs, else `nvidia-smi`.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _LISTENING = "0A"  # state of a socket in /proc/net/tcp
 
 
 def check(spec: LaunchSpec) -> None:
-    """Raise `EngineError` or `UsageError` where this machine cannot start `spec`; the port is not looked at.
+    """Raise `EngineError` or `UsageError` where this machine cannot start `spec`; the port is not checked.
 
-    Cards are wanted where the spec names a GPU, or where there are some at all: without either it may be meant for a CPU.
+    GPUs are required where the spec names one, or where the machine has any: without either the engine may run on a CPU.
     """
     if spec.simulated:
         return
-    found = cards()
+    found = gpu_count()
     if spec.gpu is not None or found:
-        check_cards(spec.tp, found)
+        check_gpus(spec.tp, found)
     check_installed(spec.engine)
     check_model(spec.model, offline=_is_offline(spec.engine))
 
 
 def check_installed(engine: str) -> None:
-    """Raise `EngineError`, with the commands that cure it, unless the program that starts this engine is there; another may
-    start it, such as `numactl -m 0` or `taskset -c 0`."""
+    """Raise `EngineError`, with the commands to install it, unless the program that starts this engine is there. It may
+    stand behind another program, such as `numactl -m 0` or `taskset -c 0`."""
     words = _without_settings(program(engine))
     missing = None
     if not words or shutil.which(words[0]) is None:
@@ -64,7 +64,7 @@ def _without_settings(words: list[str]) -> list[str]:
 
 
 def _modules(words: list[str]) -> list[tuple[str, str]]:
-    """What a command asks of a Python by `-m`: that Python, and the package.
+    """What a command runs by `python -m`: that Python, and the package.
 
     >>> _modules(["numactl", "-m", "0", "python3", "-m", "sglang.launch_server"])
     [('python3', 'sglang')]
@@ -82,7 +82,7 @@ def _has_module(python: str, module: str) -> bool:
 
 
 def _is_offline(engine: str) -> bool:
-    """Will this runtime refuse to download? By our environment, or by the one that its command sets."""
+    """Will this engine refuse to download? By our environment, or by the one that its command sets."""
     settings = dict(word.partition("=")[::2] for word in program(engine) if "=" in word)
     said = settings.get("HF_HUB_OFFLINE") or os.environ.get("HF_HUB_OFFLINE", "")
     return said.lower() in ("1", "on", "yes", "true")
@@ -106,16 +106,16 @@ def _hub_cache() -> Path:
 
 
 def cached_snapshot(hub: str) -> Path | None:
-    """The directory of a hub model in the local cache, the newest where there are several; null where it is not there."""
+    """The directory of a hub model in the local cache, the newest where there are several; None where there is none."""
     folder = _hub_cache() / f"models--{hub.replace('/', '--')}" / "snapshots"
     found = [path.parent for path in folder.glob("*/config.json")]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def shape(model: str) -> models.Model | None:
-    """The shape of any model: of the registry, of a directory, or of a hub model that is in the cache; else null.
+    """The shape of any model: of the registry, of a directory, or of a hub model that is in the cache; else None.
 
-    Raises `UsageError` where there is a config.json, but of a model that is not modelled.
+    Raises `UsageError` where there is a config.json, but of an architecture that is not modelled.
 
     >>> shape("qwq-32b").layers, shape("someone/never-downloaded")
     (64, None)
@@ -129,18 +129,18 @@ def shape(model: str) -> models.Model | None:
     return models.from_config(snapshot) if snapshot is not None else None
 
 
-def cards() -> int:
-    """Graphics cards that a runtime may use here: by NVML, else `nvidia-smi`, narrowed by CUDA_VISIBLE_DEVICES."""
-    found = _cards_by_nvml()
-    found = _cards_by_smi() if found is None else found
+def gpu_count() -> int:
+    """GPUs that an engine may use here: by NVML, else `nvidia-smi`, narrowed by CUDA_VISIBLE_DEVICES."""
+    found = _gpus_by_nvml()
+    found = _gpus_by_smi() if found is None else found
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return found
     return min(found, len([one for one in visible.split(",") if one.strip() not in ("", "-1")]))
 
 
-def _cards_by_nvml() -> int | None:
-    """Null without the bindings; 0 without a driver."""
+def _gpus_by_nvml() -> int | None:
+    """None without the bindings; 0 without a driver."""
     try:
         import pynvml
     except ImportError:
@@ -155,7 +155,7 @@ def _cards_by_nvml() -> int | None:
         pynvml.nvmlShutdown()
 
 
-def _cards_by_smi() -> int:
+def _gpus_by_smi() -> int:
     """Lines `GPU 0: NVIDIA L20 (UUID: …)` of `nvidia-smi -L`; 0 where it is missing or fails."""
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
@@ -164,15 +164,15 @@ def _cards_by_smi() -> int:
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
 
-def check_cards(tp: int, found: int) -> None:
-    """Raise `EngineError` where there are fewer cards than `tp`."""
+def check_gpus(tp: int, found: int) -> None:
+    """Raise `EngineError` where there are fewer GPUs than `tp`."""
     if found < tp:
         step = "see nvidia-smi" if not found else "lower tp"
-        raise EngineError(f"needs {tp} card{'s' if tp > 1 else ''}, this machine has {found}; {step}")
+        raise EngineError(f"needs {tp} GPU{'s' if tp > 1 else ''}, this machine has {found}; {step}")
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody holds now."""
+    """A free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -180,7 +180,7 @@ def free_port() -> int:
 
 
 def check_port_free(port: int) -> None:
-    """Raise `EngineError` where something listens on, or holds, this port of 127.0.0.1; says who, where /proc tells."""
+    """Raise `EngineError` where this port of 127.0.0.1 is taken; the message names the process where /proc tells it."""
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -193,7 +193,7 @@ def check_port_free(port: int) -> None:
 
 
 def _holder(port: int) -> str | None:
-    """`PID (command)` of who listens on a port; null where /proc does not tell, as for another user's process."""
+    """`PID (command)` of the process that listens on a port; None where /proc hides it, as for another user's process."""
     sockets = _listening(port)
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -204,7 +204,7 @@ def _holder(port: int) -> str | None:
 
 
 def _listening(port: int) -> set[str]:
-    """Sockets that listen on a port, as /proc/PID/fd shows them."""
+    """Sockets that listen on a port, as /proc/PID/fd names them."""
     found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):

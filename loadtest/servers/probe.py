@@ -1,4 +1,4 @@
-"""A server reached by its URL: which engine answers, what it serves, and emptying its prefix cache."""
+"""A server reached by its URL: which engine answers, what it serves, and how to empty its prefix cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRUTH_TIMEOUT_S = 60.0
 _NAME_CHARS = 256
 _MOST_MODELS = 100
 _SETTING_CHARS = 1000
-_MOST_CARDS = 4096
+_MOST_GPUS = 4096
 _CONTEXT_TOKENS = (16, 10**9)  # what a context can be
 _CLOCK_SPEEDS = (1e-3, 1e5)
 _NO_URL = re.compile(r"[^\x21-\x7e]|\\")  # must be written with % or as xn--, and RFC 3986 has no backslash
@@ -44,7 +44,7 @@ _PREFIX_RESET = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """What a server says of itself; null where it does not tell. `clock_speed` is 1 but for a simulator.
+    """What a server says of itself; None where it does not tell. `clock_speed` is 1 except for a simulator.
 
     `engine` is sglang, vllm, sglang-sim, vllm-sim or other; `max_model_len` counts tokens, prompt and output together.
     """
@@ -57,7 +57,7 @@ class ServerInfo:
     clock_speed: float = 1.0
     tp: int | None = None
     gpu: str | None = None
-    models: tuple[str, ...] = ()  # all that it serves, 100 at most
+    models: tuple[str, ...] = ()  # all that it serves, at most 100
     settings: dict[str, Any] = field(default_factory=dict)  # those of SGLang's own that a contract speaks of
 
 
@@ -73,7 +73,7 @@ class TrueTimes(TypedDict):
 
 def normalise_url(base_url: str) -> str:
     """The address that paths are added to: no trailing slash, no `/v1`. Raises `UsageError`, which repeats no secret, where
-    it is no URL, or holds a user, a password or a query: addresses are written into files, so they carry no key.
+    it is no URL, or has a user, a password or a query: addresses are written into files, so they must hold no key.
 
     >>> normalise_url("http://127.0.0.1:8000/v1/")
     'http://127.0.0.1:8000'
@@ -96,20 +96,20 @@ def normalise_url(base_url: str) -> str:
 
 
 def is_loopback(base_url: str) -> bool:
-    """Is this server on this machine? It is then reached directly, whatever proxies the environment names."""
+    """Is this server on this machine? Then it is reached directly, past any proxy of the environment."""
     host = urlsplit(base_url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def headers(api_key: str | None) -> dict[str, str]:
-    """Headers of a request of ours: the key given (an empty one: none), else the environment's, else none."""
+    """Headers of our requests: with the key given (empty: none), else the environment's, else none."""
     key = credentials.api_key() if api_key is None else api_key
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply read whole: its status, its body, and the two headers that say what it is."""
+    """A whole reply: its status, its body, and the two headers that say what it is."""
 
     status: int
     content: bytes
@@ -125,16 +125,16 @@ def fetch(
     body: Mapping[str, Any] | None = None,
     limit_bytes: int = _LIMIT_BYTES,
 ) -> Reply:
-    """One short reply, whatever the server sends: at most `limit_bytes`, uncompressed, whole within the client's timeout.
+    """One short reply: at most `limit_bytes`, uncompressed, complete within the client's timeout.
 
-    Raises `httpx.HTTPError` where it is more than that, or does not come.
+    Raises `httpx.HTTPError` where it is longer, compressed, late, or does not come.
     """
     import httpx
 
     try:
         return _fetched(asking, url, method, body, limit_bytes)
-    except (httpx.InvalidURL, UnicodeError) as error:  # a label of more than 63 characters, an empty one, `xn--` before none
-        raise httpx.UnsupportedProtocol(f"no name of a host: {error}") from None
+    except (httpx.InvalidURL, UnicodeError) as error:  # a label that is empty, longer than 63 characters, or a bare `xn--`
+        raise httpx.UnsupportedProtocol(f"not the name of a host: {error}") from None
 
 
 def _fetched(asking: httpx.Client, url: str, method: str, body: Mapping[str, Any] | None, limit_bytes: int) -> Reply:
@@ -146,19 +146,19 @@ def _fetched(asking: httpx.Client, url: str, method: str, body: Mapping[str, Any
     with asking.stream(method, url, json=body) as response:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
-            raise httpx.DecodingError(f"compressed ({encoding[:20]}), which was not asked for")
+            raise httpx.DecodingError(f"compressed ({encoding[:20]}), though not asked for")
         for part in response.iter_raw():
             content += part
             if len(content) > limit_bytes:
                 raise httpx.ReadError(f"more than {limit_bytes / 1e6:g} MB")
             if time.monotonic() > deadline:
-                raise httpx.ReadTimeout(f"not whole after {timeout_s:g} s")
+                raise httpx.ReadTimeout(f"not complete after {timeout_s:g} s")
         said = response.headers
     return Reply(response.status_code, bytes(content), said.get("content-type", "no content type"), said.get("location"))
 
 
 def _decoded(content: bytes) -> object:
-    """JSON, strictly: no NaN, no half of a character. Raises `ValueError` for anything else, such as a thousand brackets."""
+    """Strict JSON: no NaN, no broken character. Raises `ValueError` for anything else, such as a thousand brackets."""
     try:
         return msgspec.json.decode(content)
     except RecursionError:
@@ -168,9 +168,9 @@ def _decoded(content: bytes) -> object:
 
 
 def client(base_url: str, *, api_key: str | None = None, timeout_s: float = _TIMEOUT_S) -> httpx.Client:
-    """A client for what is no measurement: with the key, verified TLS, no redirects (so that the key goes to no other
-    host), by the way that measured requests take: the environment's proxy for `https://` to another machine, for nothing
-    else. Raises `UsageError` where that is none."""
+    """A client for requests that are not measured: with the key, verified TLS, no redirects (so that the key goes to no
+    other host). Like measured requests it takes the environment's proxy only for `https://` to another machine. Raises
+    `UsageError` where that proxy is unusable."""
     import httpx
 
     by_environment = urlsplit(base_url).scheme == "https" and not is_loopback(base_url)
@@ -194,7 +194,7 @@ def probe(
 ) -> ServerInfo:
     """Find out which engine answers at `base_url`, which model it serves, and whether it is a simulation.
 
-    Of several models it tells of the one called `model`, else of the first.
+    Of several models it describes the one called `model`, else the first.
 
     Raises `EngineError`: nobody answers, the key is missing or wrong, the answer is not that of an OpenAI-compatible server.
     """
@@ -226,19 +226,19 @@ def _info(engine: str, first: Mapping[str, Any], version: object, tp: object) ->
         version=_text(version),
         model=_text(first.get("id")),
         max_model_len=_whole(first.get("max_model_len"), *_CONTEXT_TOKENS),
-        tp=_whole(tp, 1, _MOST_CARDS),
+        tp=_whole(tp, 1, _MOST_GPUS),
     )
 
 
 def _simulated(first: Mapping[str, Any], version: Mapping[str, Any], base_url: str) -> ServerInfo:
-    """What our simulator says of itself. Raises `EngineError` for what it never says: the engine names a folder, and every
-    time is multiplied by the clock's speed."""
+    """What our simulator says of itself. Raises `EngineError` for what it never says, because the engine names a folder, and
+    every time is multiplied by the clock's speed."""
     engine, speed, gpu = version.get("engine"), version.get("clock_speed", 1.0), version.get("gpu")
     low, high = _CLOCK_SPEEDS
     if engine not in _SIMULATED or not isinstance(speed, int | float) or not low <= speed <= high:
         got = f"{str(engine)[:40]!r} at {str(speed)[:20]}"
         expected = f"{' or '.join(_SIMULATED)} with a clock_speed from {low:g} to {high:g}"
-        raise EngineError(f"{base_url}/version: it says that it is a simulator: expected {expected}, got {got}")
+        raise EngineError(f"{base_url}/version: it calls itself a simulator: expected {expected}, got {got}")
     info = _info(engine, first, version.get("version"), version.get("tp"))
     return replace(
         info,
@@ -250,12 +250,12 @@ def _simulated(first: Mapping[str, Any], version: Mapping[str, Any], base_url: s
 
 
 def _is_short(value: object) -> bool:
-    """Is it a setting as we expect it, and not a novel?"""
+    """Is it a number, a switch or a short text, as settings are?"""
     return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _SETTING_CHARS)
 
 
 def _text(value: object) -> str | None:
-    """A name, cut where it is a novel; null for what is none, such as one with control characters or invisible ones."""
+    """A name, cut where it is long; None for anything else, such as text with control or invisible characters."""
     return value[:_NAME_CHARS] if isinstance(value, str) and value and value.isprintable() else None
 
 
@@ -265,7 +265,7 @@ def _whole(value: object, low: int, high: int) -> int | None:
 
 
 def _required(client: Any, base_url: str, path: str) -> object:
-    """The JSON at `path`; every way it can fail is one line that says what to do."""
+    """The JSON at `path`; each way to fail is one line that says what to do."""
     import httpx
 
     where = base_url + path
@@ -277,7 +277,7 @@ def _required(client: Any, base_url: str, path: str) -> object:
         raise EngineError(f"{where}: cannot connect ({error}); is the server started, and the URL right?") from None
     if reply.status in (401, 403):
         raise EngineError(
-            f"{where}: HTTP {reply.status}: the server wants a key; set {' or '.join(credentials.KEY_VARIABLES)}"
+            f"{where}: HTTP {reply.status}: the server needs a key; set {' or '.join(credentials.KEY_VARIABLES)}"
         )
     if reply.location is not None and 300 <= reply.status < 400:
         raise EngineError(f"{where}: redirected to {reply.location}; give that server's own URL")
@@ -286,7 +286,7 @@ def _required(client: Any, base_url: str, path: str) -> object:
     try:
         return _decoded(reply.content)
     except ValueError as error:
-        got = f"{reply.content_type[:80]} that is none: {error}"
+        got = f"{reply.content_type[:80]} that is no JSON: {error}"
         raise EngineError(f"{where}: expected JSON of an OpenAI-compatible server, got {got}; is the URL right?") from None
 
 
@@ -310,7 +310,7 @@ def _optional(client: Any, base_url: str, path: str) -> dict[str, Any]:
 
 
 def flush_cache(base_url: str, engine: str, timeout_s: float = _TIMEOUT_S) -> bool:
-    """Empty the prefix cache, where the engine has a way to (SGLang always; vLLM where started as `launch` does).
+    """Empty the prefix cache, where the engine has a way to (SGLang always; vLLM in the mode in which we start it).
 
     Returns whether the cache is empty now; raises `EngineError` where nobody answers.
     """
@@ -329,7 +329,7 @@ def flush_cache(base_url: str, engine: str, timeout_s: float = _TIMEOUT_S) -> bo
 
 
 def truth(base_url: str) -> list[TrueTimes]:
-    """When tokens really left our simulator, for its last 100,000 requests. Raises `EngineError` where it does not tell."""
+    """When tokens really left our simulator, for its last 100,000 requests. Raises `EngineError` where it does not say."""
     import httpx
 
     where = f"{base_url}/loadtest/truth"

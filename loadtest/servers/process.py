@@ -1,4 +1,4 @@
-"""A command under its guard: our side of `supervisor`. Whatever ends first, nothing of the command is left behind."""
+"""A command under its guard, our side of `supervisor`: whichever ends first, no process of the command is left."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Guarded:
         return self._guard.pid
 
     def poll(self) -> int | None:
-        """Exit code of the command (negative: the signal that ended it), or null while it runs."""
+        """Exit code of the command (negative: the signal that ended it), or None while it runs."""
         if self.exit_code is None and self._guard.poll() is not None:
             self._collect()
         return self.exit_code

@@ -1,8 +1,8 @@
-"""A server's own counters: `/metrics` of either runtime read once a second, under one set of names.
+"""A server's own counters: `/metrics` of either engine read once a second, under one set of names.
 
-The names are data, one table for each runtime; whichever prefix the text carries decides. Series that differ only in
-labels (engines, ranks) are added up, shares of the KV cache are averaged. SGLang renews its gauges while it works only: an
-idle server goes on telling the last of them.
+Each engine has a table of names; the prefix in the text decides which is used. Series that differ only in labels (engines,
+ranks) are added up, shares of the KV cache are averaged. SGLang updates its gauges only while it works: an idle server
+repeats the last values.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def parse(text: str, names: Container[str]) -> dict[str, list[tuple[dict[str, st
 
 
 def normalise(text: str) -> dict[str, Any]:
-    """The fields of `ServerSample` that this text tells; empty where it is of neither runtime.
+    """The fields of `ServerSample` that this text tells; empty where it is of neither engine.
 
-    SGLang leaves out a counter until its first event, so that a missing counter of it is 0; a missing gauge is unknown.
+    SGLang leaves out a counter until its first event, so a missing counter is 0; a missing gauge is unknown.
 
     >>> normalise("vllm:num_requests_running 3")
     {'running': 3.0}
@@ -201,7 +201,7 @@ def scrape_forever(
     """Write a sample to `directory`/server_metrics.jsonl now, every `interval_s` of the run, and once more after `stop`.
     `begun` is set once the first is written.
 
-    A server without such metrics (HTTP 4xx, or series of neither runtime) is asked once and left alone. Samples are kept
+    A server without such metrics (HTTP 4xx, or series of neither engine) is asked only once. Samples are kept
     on a fixed grid: a slow answer delays one sample, not all that follow. Raises `RecordError` where the disk refuses.
     """
     begun = begun or threading.Event()

@@ -1,8 +1,8 @@
-"""Runtimes started, watched and stopped; servers reached by URL. The face of `launch`, `endpoint` and `server_metrics`.
+"""An engine of ours: started, watched and stopped.
 
 with Server(spec, log) as server:
     server.wait_ready()
-    ...  # drive server.base_url; server.died() tells whether it still lives
+    ...  # send requests to server.base_url; server.died() says why it no longer works
 """
 
 from __future__ import annotations
@@ -20,24 +20,8 @@ from loadtest.credentials import WITHHELD
 from loadtest.errors import EngineError
 from loadtest.servers import failure_causes, preflight
 from loadtest.servers.flags import HOST, LaunchSpec, command
-from loadtest.servers.probe import ServerInfo, flush_cache, is_loopback, probe, truth
 from loadtest.servers.process import Guarded, open_log
-from loadtest.servers.prometheus import scrape, scrape_forever
 from loadtest.servers.supervisor import descendants
-
-__all__ = [
-    "LaunchSpec",
-    "Server",
-    "ServerInfo",
-    "command",
-    "flush_cache",
-    "is_loopback",
-    "probe",
-    "scrape",
-    "scrape_forever",
-    "serve",
-    "truth",
-]
 
 READY_TIMEOUT_S = 1800.0  # 65 GB of weights from a slow disk, then compilation and graph capture
 STOP_GRACE_S = 30.0
@@ -46,16 +30,16 @@ _GENERATION_TIMEOUT_S = 300.0  # a cold engine may compile a kernel for its firs
 _DEATH_FOLLOWS_S = 5.0  # an engine that fails its first request often takes some seconds to die of it
 _LOG_BYTES = 400_000
 _DIED_OF_IT = "was healthy, but died of its first request"
-_LAST_WORDS_S = 1.0  # how long to wait for a front whose scheduler has gone to say so
-# Processes of a runtime without which it cannot go on, by the title they give themselves.
+_LAST_WORDS_S = 1.0  # how long to wait until a front says that its scheduler has ended
+# Processes that an engine cannot work without, by the titles they give themselves.
 _VITAL = ("VLLM::EngineCore", "VLLM::Worker", "sglang::scheduler", "sglang::detokenizer")
 
 
 class Server:
-    """One runtime of ours, from start to stop; leaving the `with` block stops it, and so does our own death.
+    """One engine, from start to stop; leaving the `with` block stops it, and so does our own death.
 
-    `log` receives everything it prints (null: our own standard output). `exit_code` is known once it has ended. It inherits
-    no variable of `withheld`, nor those that are known to hold keys.
+    `log` receives everything it prints (None: our own standard output). `exit_code` is known once it has ended. It does not
+    inherit the variables in `withheld`, nor those that are known to hold keys.
     """
 
     def __init__(self, spec: LaunchSpec, log: Path | None, withheld: Collection[str] = ()) -> None:
@@ -77,7 +61,7 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        """Start the runtime under its guard. Raises `EngineError`: not installed, port taken; `RecordError`: no log."""
+        """Start the engine under its guard. Raises `EngineError`: not installed, port taken; `RecordError`: no log."""
         if not self.spec.simulated:
             preflight.check_installed(self.spec.engine)
         preflight.check_port_free(self.spec.port)
@@ -87,21 +71,21 @@ class Server:
 
     @property
     def pid(self) -> int | None:
-        """The guard's process, of which the runtime's are descendants; null where nothing runs."""
+        """The guard's process, whose descendants are the engine's; None where nothing runs."""
         return self._process.pid if self._process is not None else None
 
     def _open_log(self) -> IO[Any]:
         if self.log is None:
             return open(os.dup(sys.stdout.fileno()), "wb")
         output = open_log(self.log)
-        self._log_start = self._log_size()  # a later pass of a cell goes on in the same file
+        self._log_start = self._log_size()  # a later pass of a cell appends to the same file
         return output
 
     def _log_size(self) -> int:
         return self.log.stat().st_size if self.log is not None and self.log.exists() else 0
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Wait until it is healthy, then until it has answered one request: a server can be healthy and dead.
+        """Wait until it is healthy, then until it has answered one request: a healthy server may be unable to generate.
 
         Raises `EngineError`, with the cause from its log, when it dies, stays silent for `timeout_s`, or cannot generate.
         """
@@ -122,7 +106,7 @@ class Server:
         self._log_start = self._log_size()  # a later death has later causes
 
     def _first_answer(self) -> str | None:
-        """What is wrong with its first generation, or null; watched meanwhile, as a front may outlive its scheduler."""
+        """What is wrong with its first generation, or None; watches its processes, as a front may outlive its scheduler."""
         failures: list[str | None] = []
         asking = threading.Thread(target=lambda: failures.append(_generate(self.base_url, self.spec.name)), daemon=True)
         asking.start()
@@ -142,7 +126,7 @@ class Server:
             raise EngineError(f"{self._name()}: {what}: {reason}")
 
     def _raise_if_unbound(self) -> None:
-        """SGLang does not end when its port was taken after all: it waits for its own shutdown, for ever."""
+        """SGLang does not end when its port is taken: it waits for its own shutdown forever."""
         log = self._read_log()
         found = failure_causes.find_cause(log) if failure_causes.UNBOUND in log else None
         if found is not None:
@@ -153,9 +137,9 @@ class Server:
         return f"{self.spec.engine} {self.spec.name}"
 
     def died(self) -> str | None:
-        """Why it no longer works, or null while it does. Cheap: call it every second.
+        """Why it no longer works, or None while it does. Cheap: call it every second.
 
-        Also notices a scheduler or worker that has gone while the front still answers.
+        Also notices a scheduler or worker that has ended while the front still answers.
         """
         if self._process is None:
             return "not started" if self.exit_code is None else failure_causes.explain(self._read_log(), self.exit_code)
@@ -166,14 +150,14 @@ class Server:
         return f"{' and '.join(gone)} {failure_causes.explain(self._last_words(), None)}" if gone else None
 
     def _last_words(self) -> str:
-        """The log once it tells a cause: a front whose scheduler has gone mostly says so within a second."""
+        """The log once it tells a cause: a front whose scheduler has ended mostly says so within a second."""
         deadline = time.monotonic() + _LAST_WORDS_S
         while failure_causes.find_cause(log := self._read_log()) is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         return log
 
     def stop(self) -> int | None:
-        """SIGTERM, up to 30 s of grace, SIGKILL to whatever is left; returns the exit code. Safe to call twice."""
+        """SIGTERM, up to 30 s to end, SIGKILL to what is left; returns the exit code. Safe to call twice."""
         if self._process is not None:
             self.exit_code = self._process.stop()
             self._process = None
@@ -192,7 +176,7 @@ class Server:
 
 
 def serve(spec: LaunchSpec) -> str:
-    """Run one runtime in the foreground until it ends or is interrupted; says how it ended.
+    """Run one engine in the foreground until it ends or is interrupted; returns how it ended, in words.
 
     Raises `EngineError` where it could not start or ended by itself with an error.
     """
@@ -204,7 +188,7 @@ def serve(spec: LaunchSpec) -> str:
             server.stop()
             return f"{spec.engine} stopped: {failure_causes.describe_exit(server.exit_code)}"
     if server.exit_code:
-        raise EngineError(f"{spec.engine}: {failure_causes.describe_exit(server.exit_code)}; its own messages stand above")
+        raise EngineError(f"{spec.engine}: {failure_causes.describe_exit(server.exit_code)}; see its messages above")
     return f"{spec.engine} ended"
 
 
@@ -218,7 +202,7 @@ def _is_healthy(base_url: str) -> bool:
 
 
 def _generate(base_url: str, model: str) -> str | None:
-    """Ask for four tokens; what went wrong, or null."""
+    """Ask for four tokens; what went wrong, or None."""
     import httpx
 
     body = {"model": model, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4}
@@ -238,7 +222,7 @@ def _vital_processes(guard_pid: int) -> dict[int, str]:
 
 
 def _title(pid: int) -> str:
-    """Title of a process; empty where it has gone, or has ended and nobody has collected it."""
+    """Title of a process; empty where it has ended, collected or not."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode("utf-8", "replace")
     except OSError:

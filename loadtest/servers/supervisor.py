@@ -1,4 +1,4 @@
-"""The guard: a small process between us and a runtime, so that no orphan remains, whatever ends first.
+"""The guard: a small process between us and an engine, so that no orphan remains, whichever ends first.
 
 `python -m loadtest.servers.supervisor GRACE_S COMMAND...` starts the command in a session of its own and waits. When the
 command ends, or standard input closes (we asked to stop, or died, be it by SIGKILL), it ends whatever is left: SIGTERM to

@@ -1,6 +1,6 @@
 """A study: what a TOML file asks for, validated with line and key, expanded into cells.
 
-name = "qwq-32b on two cards"
+name = "qwq-32b on two GPUs"
 levels = [1, 2, 4, 8]
 workload = "math:n=64,seed=7"
 
@@ -48,8 +48,8 @@ _MODEL_CHARS = 1000
 class Cell:
     """One engine x model x tensor-parallel size x GPU; with `base_url` it is measured as it runs, else it is started.
 
-    `api_key_env` names the variable that holds its key (null: LOADTEST_API_KEY, else OPENAI_API_KEY). `mode` is that of a
-    study's second mode (null: the study's own).
+    `api_key_env` names the variable that holds its key (None: LOADTEST_API_KEY, else OPENAI_API_KEY). `mode` is that of a
+    study's second mode (None: the study's own).
     """
 
     engine: Engine
@@ -66,7 +66,7 @@ class Cell:
     mode: Mode | None = None
 
     def __post_init__(self) -> None:
-        require(self.tp >= 1, "tp", "a number of cards from 1 up", self.tp)
+        require(self.tp >= 1, "tp", "a number of GPUs from 1 up", self.tp)
         require(self.engine in get_args(Engine), "engine", f"one of {', '.join(get_args(Engine))}", repr(self.engine))
         require(
             0 < len(self.model) <= _MODEL_CHARS and self.model.isprintable(),
@@ -107,7 +107,7 @@ class Cell:
 
     @property
     def simulated(self) -> bool:
-        """Is the runtime our simulator? Its figures predict; they never measure a runtime."""
+        """Is the engine our simulator? Its figures predict; they never measure an engine."""
         return self.engine.endswith("-sim")
 
 
@@ -117,7 +117,7 @@ class Study:
 
     A pass over a level of C streams sends `max(min_requests, requests_per_stream * C)` measured requests, or as many as
     fit into `duration_s` where that is given; each stream sends `warmup_requests` before them. Before each
-    pass nothing is asked for `cooldown_s` (wall): cards cool down. `workers` processes of Locust here share the streams.
+    pass no request is sent for `cooldown_s` (wall), so that GPUs cool down. `workers` processes of Locust share the streams.
     `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`.
     """
 
@@ -172,7 +172,7 @@ class Study:
 
     @property
     def simulated(self) -> bool:
-        """Does any figure of this study come from a simulated runtime?"""
+        """Does any figure of this study come from a simulated engine?"""
         return any(cell.simulated for cell in self.cells)
 
 

@@ -18,7 +18,7 @@ AWQ = ("--model", "qwq-32b-awq", "--gpu", "l20")
         ((*NOBODY, "--requests", "0"), "min_requests: expected a number from 1 up, got 0"),
         ((*NOBODY, "--warmup-requests", "-1"), "warmup_requests: expected a number from 0 up, got -1"),
         ((*NOBODY, "--max-tokens", "0"), "max_tokens: expected a whole number from 1"),
-        ((*NOBODY, "--tp", "0"), "tp: expected a number of cards from 1 up, got 0"),
+        ((*NOBODY, "--tp", "0"), "tp: expected a number of GPUs from 1 up, got 0"),
         ((*NOBODY, "--seed", "-1"), "seed: expected a whole number from 0, got -1"),
         ((*NOBODY, "--gpu", "z80"), "gpu: GPU 'z80' is not known: expected one of l20"),
         ((*NOBODY, "--slo", "ttft_s:p200<2"), "slo: SLO 'ttft_s:p200<2': expected METRIC:pQ<VALUE"),
@@ -115,7 +115,7 @@ def test_a_hostile_study_is_one_line(text, tmp_path, capsys):
 def test_a_host_that_can_have_no_such_name_is_one_line(host, capsys):
     assert cli.main(["attach", "--base-url", f"http://{host}"]) == 1
     error = capsys.readouterr().err
-    assert "cannot connect (no name of a host: " in error
+    assert "cannot connect (not the name of a host: " in error
     assert error.count("\n") == 1
 
 

@@ -69,4 +69,4 @@ def test_what_does_not_fit_is_refused_unless_forced(monkeypatch, capfd):
     assert cli.main(command) == 1
     assert "does not fit: QwQ-32B on 1 x NVIDIA L20 needs 66.3 GB" in capfd.readouterr().err
     assert cli.main([*command, "--force"]) == 1
-    assert "vllm: exited with code 1; its own messages stand above" in capfd.readouterr().err
+    assert "vllm: exited with code 1; see its messages above" in capfd.readouterr().err

@@ -129,8 +129,8 @@ def test_a_killed_scheduler_is_noticed_within_two_seconds(engine, spec, tmp_path
     [
         ("vllm", ("--no-such-flag",), {}, "does not know an argument"),
         ("sglang", ("--no-such-flag",), {}, "does not know an argument"),
-        ("vllm", (), {"model": "someone/never-downloaded"}, "the model is not there"),
-        ("sglang", (), {"model": "someone/never-downloaded"}, "the model is not there"),
+        ("vllm", (), {"model": "someone/never-downloaded"}, "the model was not found"),
+        ("sglang", (), {"model": "someone/never-downloaded"}, "the model was not found"),
     ],
 )
 def test_a_start_that_fails_is_explained(engine, extra, changes, expected, spec, tmp_path):

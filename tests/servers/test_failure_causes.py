@@ -1,10 +1,10 @@
-"""Causes told from what the runtimes print. The lines are theirs; the comment says how each was come by."""
+"""Causes told from what the engines print. The lines are theirs; the comment says how each was come by."""
 
 import pytest
 
 from loadtest.servers import failure_causes
 
-# kind, line. "seen": printed by the real runtime on a CPU; "source": from the runtime's code, needs a GPU to be seen.
+# kind, line. "seen": printed by the real engine on a CPU; "source": from the engine's code, needs a GPU to be seen.
 LINES = [
     ("arguments", "vllm: error: unrecognized arguments: --no-such-flag"),  # seen
     ("arguments", "sglang serve: error: unrecognized arguments: --no-such-flag"),  # seen
@@ -27,7 +27,7 @@ LINES = [
         "kv-cache",
         "ValueError: Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static=0.0001.",
     ),
-    ("cards", "AssertionError: Not enough allowed NUMA nodes to bind threads of 4 local CPUWorkers."),  # seen
+    ("gpus", "AssertionError: Not enough allowed NUMA nodes to bind threads of 4 local CPUWorkers."),  # seen
     ("engine-died", "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."),  # seen
     ("missing-model", "OSError: We couldn't connect to 'https://huggingface.co' to load the files"),  # seen
     ("killed", "Subprocess scheduler_0 (pid=18046) crashed with exit code -9. Triggering SIGQUIT for cleanup..."),  # seen
@@ -37,7 +37,7 @@ LINES = [
 
 
 @pytest.mark.parametrize(("kind", "line"), LINES)
-def test_the_runtimes_own_messages_are_known(kind, line):
+def test_the_engines_own_messages_are_known(kind, line):
     log = f"INFO 11-22 22:21:11 starting\n{line}\nTraceback:\nRuntimeError: Engine core initialization failed."
     found = failure_causes.find_cause(log)
     assert found is not None
@@ -90,15 +90,16 @@ def test_colours_prefixes_and_excess_are_cut():
     assert len(failure_causes.shorten(line)) == 300
 
 
-def test_a_process_that_was_killed_leaves_no_cause_and_that_is_said():
+def test_a_process_that_was_killed_leaves_no_cause_and_the_message_says_so():
     log = "(APIServer pid=1) vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace."
     assert failure_causes.explain(log, None).endswith(
-        "its log tells no cause, as of a process that was killed: was it the kernel, for memory? see dmesg"
+        "its log names no cause; the kernel may have killed it for lack of memory, see dmesg"
     )
     told = failure_causes.explain("ZeroDivisionError: division by zero\n" + log, None)
     assert "(ZeroDivisionError: division by zero); read the log" in told
 
 
-def test_the_kernel_is_suspected_only_where_the_log_tells_no_cause():
-    assert failure_causes.explain("loading", -9) == "killed by SIGKILL: loading; was it the kernel, for memory? see dmesg"
+def test_the_kernel_is_suspected_only_where_the_log_names_no_cause():
+    kernel = "the kernel may have killed it for lack of memory, see dmesg"
+    assert failure_causes.explain("loading", -9) == f"killed by SIGKILL: loading; {kernel}"
     assert "dmesg" not in failure_causes.explain("ValueError: Loaded weights leave no GPU memory for the KV cache", -9)

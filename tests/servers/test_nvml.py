@@ -1,4 +1,4 @@
-"""Cards read through a stand-in for NVML; no GPU was at hand."""
+"""GPUs read through a stand-in for NVML; no GPU was at hand."""
 
 import sys
 import threading
@@ -14,7 +14,7 @@ from loadtest.servers.nvml import sample_forever
 
 
 class Nvml(types.ModuleType):
-    """Two cards; the second one does not tell its power."""
+    """Two GPUs; the second one does not tell its power."""
 
     class NVMLError(Exception):
         pass
@@ -67,7 +67,7 @@ def sampled(folder):
     return [msgspec.json.decode(line, type=GpuSample) for line in path.read_bytes().splitlines()] if path.exists() else None
 
 
-def test_each_card_is_read_in_our_units(nvml, tmp_path):
+def test_each_gpu_is_read_in_our_units(nvml, tmp_path):
     first, second = sampled(tmp_path / "c01-r1")
     assert (first.gpu, first.power_w, first.memory_used_bytes, first.utilisation) == (0, 275.5, 40 * 2**30, 0.97)
     assert (first.clock_anchor_unix_s, first.error) == (123.0, None)
@@ -76,11 +76,11 @@ def test_each_card_is_read_in_our_units(nvml, tmp_path):
     assert [one.gpu for one in read_level(tmp_path / "c01-r1").gpu] == [0, 1]
 
 
-@pytest.mark.parametrize(("visible", "cards"), [("1", [1]), ("0,1", [0, 1]), ("GPU-8f2c", [0, 1]), ("5", None)])
-def test_only_the_cards_that_are_ours_are_read(visible, cards, nvml, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("visible", "gpus"), [("1", [1]), ("0,1", [0, 1]), ("GPU-8f2c", [0, 1]), ("5", None)])
+def test_only_the_gpus_that_are_ours_are_read(visible, gpus, nvml, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     found = sampled(tmp_path)
-    assert (found and [one.gpu for one in found]) == cards
+    assert (found and [one.gpu for one in found]) == gpus
 
 
 def test_without_bindings_or_driver_there_is_no_file(tmp_path, monkeypatch):

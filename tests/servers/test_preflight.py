@@ -17,7 +17,7 @@ NICE = shutil.which("nice")
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch, tmp_path):
-    """No cards, no engines, an empty cache."""
+    """No GPUs, no engines, an empty cache."""
     for name in ("LOADTEST_VLLM", "LOADTEST_SGLANG", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
@@ -33,21 +33,21 @@ def program(folder, name, script):
     return path
 
 
-TWO_CARDS = "echo 'GPU 0: NVIDIA L20 (UUID: GPU-1)'; echo 'GPU 1: NVIDIA L20 (UUID: GPU-2)'"
+TWO_GPUS = "echo 'GPU 0: NVIDIA L20 (UUID: GPU-1)'; echo 'GPU 1: NVIDIA L20 (UUID: GPU-2)'"
 
 
 @pytest.mark.parametrize(("visible", "found"), [(None, 2), ("0", 1), ("0,1", 2), ("", 0), ("-1", 0), ("0,1,2", 2)])
-def test_cards_are_counted_by_the_vendors_tool(visible, found, tmp_path, monkeypatch):
-    program(tmp_path, "nvidia-smi", TWO_CARDS)
+def test_gpus_are_counted_by_the_vendors_tool(visible, found, tmp_path, monkeypatch):
+    program(tmp_path, "nvidia-smi", TWO_GPUS)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert preflight.cards() == found
+    assert preflight.gpu_count() == found
 
 
 def test_a_tool_that_fails_or_is_not_there_counts_none(tmp_path):
-    assert preflight.cards() == 0
+    assert preflight.gpu_count() == 0
     program(tmp_path, "nvidia-smi", "echo 'NVIDIA-SMI has failed because it could not communicate with the driver'; exit 9")
-    assert preflight.cards() == 0
+    assert preflight.gpu_count() == 0
 
 
 def fake_nvml(count):
@@ -64,26 +64,26 @@ def fake_nvml(count):
 
 @pytest.mark.parametrize(("count", "found"), [(4, 4), (None, 0)])
 def test_nvml_is_asked_first(count, found, monkeypatch, tmp_path):
-    program(tmp_path, "nvidia-smi", TWO_CARDS)
+    program(tmp_path, "nvidia-smi", TWO_GPUS)
     monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(count))
-    assert preflight.cards() == found
+    assert preflight.gpu_count() == found
 
 
-@pytest.mark.parametrize(("tp", "found", "said"), [(2, 0, "needs 2 cards, this machine has 0"), (1, 0, "needs 1 card, ")])
-def test_too_few_cards_are_refused_with_both_numbers(tp, found, said):
+@pytest.mark.parametrize(("tp", "found", "said"), [(2, 0, "needs 2 GPUs, this machine has 0"), (1, 0, "needs 1 GPU, ")])
+def test_too_few_gpus_are_refused_with_both_numbers(tp, found, said):
     with pytest.raises(EngineError, match=said):
-        preflight.check_cards(tp, found)
-    preflight.check_cards(tp, tp)
+        preflight.check_gpus(tp, found)
+    preflight.check_gpus(tp, tp)
 
 
-def test_a_named_card_that_is_not_there_is_refused_and_none_named_is_not(tmp_path, monkeypatch):
+def test_a_named_gpu_that_is_not_there_is_refused_and_none_named_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("LOADTEST_VLLM", str(program(tmp_path, "vllm", "exit 0")))
     spec = LaunchSpec(engine="vllm", model="qwq-32b", port=8000)
     preflight.check(spec)
-    with pytest.raises(EngineError, match="needs 2 cards, this machine has 0; see nvidia-smi"):
+    with pytest.raises(EngineError, match="needs 2 GPUs, this machine has 0; see nvidia-smi"):
         preflight.check(LaunchSpec(engine="vllm", model="qwq-32b", port=8000, tp=2, gpu="l20"))
-    program(tmp_path, "nvidia-smi", TWO_CARDS)
-    with pytest.raises(EngineError, match="needs 4 cards, this machine has 2; lower tp"):
+    program(tmp_path, "nvidia-smi", TWO_GPUS)
+    with pytest.raises(EngineError, match="needs 4 GPUs, this machine has 2; lower tp"):
         preflight.check(LaunchSpec(engine="vllm", model="qwq-32b", port=8000, tp=4))
 
 
@@ -93,8 +93,8 @@ def test_a_named_card_that_is_not_there_is_refused_and_none_named_is_not(tmp_pat
         ("vllm", None, "vllm: vllm: not found; python3 -m venv vllm-env"),
         ("sglang", None, "sglang: python3: not found; python3 -m venv sglang-env"),
         ("vllm", "env A=1 /no/such/vllm", "vllm: /no/such/vllm: not found"),
-        ("sglang", f"env A=1 {sys.executable} -m no_such_runtime.server", "-m no_such_runtime.server: not found"),
-        ("sglang", f"{NICE} -n 5 {sys.executable} -m no_such_runtime.server", "-m no_such_runtime.server: not found"),
+        ("sglang", f"env A=1 {sys.executable} -m no_such_engine.server", "-m no_such_engine.server: not found"),
+        ("sglang", f"{NICE} -n 5 {sys.executable} -m no_such_engine.server", "-m no_such_engine.server: not found"),
         ("vllm", "env A=1", "vllm: the command: not found"),
     ],
 )

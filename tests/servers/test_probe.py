@@ -1,4 +1,4 @@
-"""Who answers at a URL: told from canned answers shaped as the runtimes' own."""
+"""Who answers at a URL: told from canned answers shaped as the engines' own."""
 
 import contextlib
 import shutil
@@ -42,7 +42,7 @@ def test_vllm_is_known_by_its_owner_and_version():
 
 
 @pytest.mark.parametrize("path", ["/server_info", "/get_server_info"])
-def test_sglang_tells_version_and_cards_under_either_name(path):
+def test_sglang_tells_version_and_tp_under_either_name(path):
     answers = {
         "/v1/models": models("sglang", max_model_len=4096),
         path: {"version": "0.5.15", "tp_size": 2, "api_key": "s3cret"},
@@ -218,7 +218,7 @@ def test_a_trickle_is_given_up_when_the_time_is_over():
 def test_what_no_simulator_of_ours_says_of_itself_is_refused(lie):
     """Its engine names a folder of the run, and its clock multiplies every time."""
     answers = {"/v1/models": models("vllm"), "/version": {"simulated": True, **lie}}
-    with serving(answers) as server, pytest.raises(EngineError, match="/version: it says that it is a simulator") as caught:
+    with serving(answers) as server, pytest.raises(EngineError, match="/version: it calls itself a simulator") as caught:
         probe.probe(server.url)
     assert "\n" not in str(caught.value)
 
@@ -247,7 +247,7 @@ def test_what_no_server_can_mean_is_not_believed(owner, listed, more):
 @pytest.mark.parametrize("body", ['{"data": [{"id": "\\ud800"}]}', '{"data": [{"x": NaN}]}', '{"data": ' + "9" * 5000 + "}"])
 def test_json_is_taken_strictly(body):
     """What Python's own parser lets through could not be written into a file afterwards."""
-    with serving({"/v1/models": (200, body, {})}) as server, pytest.raises(EngineError, match="that is none"):
+    with serving({"/v1/models": (200, body, {})}) as server, pytest.raises(EngineError, match="that is no JSON"):
         probe.probe(server.url)
 
 

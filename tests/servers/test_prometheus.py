@@ -1,4 +1,4 @@
-"""Counters of either runtime under one set of names."""
+"""Counters of either engine under one set of names."""
 
 import threading
 
@@ -95,7 +95,7 @@ def test_names_are_those_of_the_sample():
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment", "python_info 1.0", "<html>busy</html>", "vllm:x NaN\nvllm:y +Inf"])
-def test_what_is_of_neither_runtime_tells_nothing(text):
+def test_what_is_of_neither_engine_tells_nothing(text):
     assert prometheus.normalise(text) == {}
 
 

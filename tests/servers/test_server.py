@@ -1,4 +1,4 @@
-"""Servers started, watched and stopped: with the simulator, and with small scripts that fail the way runtimes do."""
+"""Servers started, watched and stopped: with the simulator, and with small scripts that fail the way engines do."""
 
 import os
 import shlex
@@ -16,8 +16,8 @@ from loadtest.servers import server as servers
 from loadtest.servers.process import Guarded
 
 GENERATION = '{"choices": [], "usage": {"completion_tokens": 4}}'
-# A runtime in a few lines: healthy, answering as told; argv: port, HTTP status of a generation, its body.
-FAKE_RUNTIME = """
+# An engine in a few lines: healthy, answering as told; argv: port, HTTP status of a generation, its body.
+FAKE_ENGINE = """
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def reply(self, status, body):
@@ -49,7 +49,7 @@ def simulator(port):
 
 
 @pytest.fixture
-def runtime(monkeypatch, port, tmp_path):
+def engine(monkeypatch, port, tmp_path):
     """Make `vllm` a script of ours; returns a Server of it."""
 
     def make(script, *arguments):
@@ -103,56 +103,56 @@ def test_a_killed_server_is_noticed_and_explained(port, tmp_path):
     assert server.exit_code == -signal.SIGKILL
 
 
-def test_a_failed_start_tells_the_cause_from_the_log(runtime):
-    server = runtime("import sys; print('torch.OutOfMemoryError: CUDA out of memory.', file=sys.stderr); sys.exit(1)")
+def test_a_failed_start_tells_the_cause_from_the_log(engine):
+    server = engine("import sys; print('torch.OutOfMemoryError: CUDA out of memory.', file=sys.stderr); sys.exit(1)")
     with server, pytest.raises(EngineError) as caught:
         server.wait_ready(30)
     assert str(caught.value).startswith("vllm qwq-32b: did not start: exited with code 1: CUDA out of memory (torch.")
     assert "CUDA out of memory." in server.log.read_text()
 
 
-def test_an_earlier_failure_in_the_same_log_is_not_blamed_again(runtime, tmp_path):
+def test_an_earlier_failure_in_the_same_log_is_not_blamed_again(engine, tmp_path):
     (tmp_path / "cell").mkdir()
     (tmp_path / "cell" / "engine.log").write_text("torch.OutOfMemoryError: CUDA out of memory.\n")
-    server = runtime("raise SystemExit('NewError: something else')")
+    server = engine("raise SystemExit('NewError: something else')")
     with server, pytest.raises(EngineError, match="exited with code 1: NewError: something else"):
         server.wait_ready(30)
 
 
-def test_healthy_is_not_working(runtime, port, monkeypatch):
+def test_healthy_is_not_working(engine, port, monkeypatch):
     monkeypatch.setattr(servers, "_DEATH_FOLLOWS_S", 0.0)
-    server = runtime(FAKE_RUNTIME, port, 500, "awq_dequantize is missing")
+    server = engine(FAKE_ENGINE, port, 500, "awq_dequantize is missing")
     with server, pytest.raises(EngineError, match="healthy, but cannot generate: HTTP 500: awq_dequantize is missing"):
         server.wait_ready(30)
 
 
 @pytest.mark.parametrize("body", ["{}", "no json", '{"usage": {"completion_tokens": 0}}'])
-def test_an_answer_without_a_token_is_no_generation(runtime, port, monkeypatch, body):
+def test_an_answer_without_a_token_is_no_generation(engine, port, monkeypatch, body):
     monkeypatch.setattr(servers, "_DEATH_FOLLOWS_S", 0.0)
-    server = runtime(FAKE_RUNTIME, port, 200, body)
+    server = engine(FAKE_ENGINE, port, 200, body)
     with server, pytest.raises(EngineError, match="cannot generate"):
         server.wait_ready(30)
 
 
-def test_a_runtime_that_hangs_without_its_port_is_not_waited_for(runtime):
+def test_an_engine_that_hangs_without_its_port_is_not_waited_for(engine):
     """As SGLang 0.5.15 does, with its own words."""
     said = "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 1): address already in use"
-    server = runtime(f"import time; print({said!r}, flush=True); time.sleep(600)")
+    server = engine(f"import time; print({said!r}, flush=True); time.sleep(600)")
     with server, pytest.raises(EngineError, match="did not start: the port is taken .*choose another --port"):
         server.wait_ready(60)
 
 
-def test_never_healthy_is_told_after_the_timeout(runtime):
-    server = runtime("import time; time.sleep(600)")
+def test_never_healthy_is_told_after_the_timeout(engine):
+    server = engine("import time; time.sleep(600)")
     with server, pytest.raises(EngineError, match=r"not healthy after 0\.2 s"):
         server.wait_ready(0.2)
     assert server.exit_code == -signal.SIGTERM
 
 
-def test_keys_never_reach_a_runtime(runtime, monkeypatch):
+def test_keys_never_reach_an_engine(engine, monkeypatch):
     for name in ("LOADTEST_API_KEY", "OPENAI_API_KEY", "VLLM_API_KEY"):
         monkeypatch.setenv(name, "s3cret")
-    server = runtime("import os; print(dict(os.environ), flush=True)")
+    server = engine("import os; print(dict(os.environ), flush=True)")
     with server:
         wait_until(server.died)
     assert "VLLM_NO_USAGE_STATS" in server.log.read_text()
@@ -179,9 +179,9 @@ time.sleep(600)
 """
 
 
-def test_no_orphan_after_a_stop_that_is_ignored(runtime, monkeypatch):
+def test_no_orphan_after_a_stop_that_is_ignored(engine, monkeypatch):
     monkeypatch.setattr(servers, "STOP_GRACE_S", 0.2)
-    server = runtime(STUBBORN)
+    server = engine(STUBBORN)
     with server:
         wait_until(lambda: len(numbers_in(server.log)) == 3)
     assert server.exit_code == -signal.SIGKILL
@@ -208,8 +208,8 @@ def test_no_orphan_after_our_own_death(tmp_path, port, number):
         ours.wait()
 
 
-def test_no_orphan_after_the_guard_is_killed(runtime):
-    server = runtime(STUBBORN)
+def test_no_orphan_after_the_guard_is_killed(engine):
+    server = engine(STUBBORN)
     with server:
         wait_until(lambda: len(numbers_in(server.log)) == 3)
         os.kill(server.pid, signal.SIGKILL)
@@ -220,10 +220,10 @@ def test_no_orphan_after_the_guard_is_killed(runtime):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_vital_part_that_has_gone_is_noticed_while_the_front_answers(runtime, port, monkeypatch):
+def test_a_vital_part_that_has_gone_is_noticed_while_the_front_answers(engine, port, monkeypatch):
     monkeypatch.setattr(servers, "_VITAL", ("sleep",))
     monkeypatch.setattr(servers, "_LAST_WORDS_S", 0.0)
-    server = runtime("import subprocess; subprocess.Popen(['sleep', '600'])" + FAKE_RUNTIME, port, 200, GENERATION)
+    server = engine("import subprocess; subprocess.Popen(['sleep', '600'])" + FAKE_ENGINE, port, 200, GENERATION)
     with server:
         server.wait_ready(30)
         assert server.died() is None
@@ -232,21 +232,21 @@ def test_a_vital_part_that_has_gone_is_noticed_while_the_front_answers(runtime, 
         assert "sleep" in server.died()
 
 
-def test_a_scheduler_that_dies_of_the_first_request_is_noticed_while_the_front_hangs(runtime, port, monkeypatch):
+def test_a_scheduler_that_dies_of_the_first_request_is_noticed_while_the_front_hangs(engine, port, monkeypatch):
     monkeypatch.setattr(servers, "_VITAL", ("sleep",))
     monkeypatch.setattr(servers, "_LAST_WORDS_S", 0.0)
     scheduler = "import subprocess; one = subprocess.Popen(['sleep', '600'])"
-    hanging = FAKE_RUNTIME.replace(
+    hanging = FAKE_ENGINE.replace(
         "def do_POST(self):", "def do_POST(self):\n        one.kill(); __import__('time').sleep(600)"
     )
     with (
-        runtime(scheduler + hanging, port, 200, GENERATION) as server,
+        engine(scheduler + hanging, port, 200, GENERATION) as server,
         pytest.raises(EngineError, match="died of its first"),
     ):
         server.wait_ready(30)
 
 
-def test_serving_in_the_foreground_fails_when_the_runtime_does(runtime, port):
-    runtime("raise SystemExit(3)")
+def test_serving_in_the_foreground_fails_when_the_engine_does(engine, port):
+    engine("raise SystemExit(3)")
     with pytest.raises(EngineError, match="vllm: exited with code 3"):
         servers.serve(flags.LaunchSpec(engine="vllm", model="qwq-32b", port=port))

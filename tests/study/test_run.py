@@ -110,31 +110,31 @@ REAL = Cell(engine="vllm", model="qwq-32b-awq", gpu="l20", tp=2)
 
 
 @pytest.fixture
-def no_cards(monkeypatch):
-    """A machine with vLLM, and without cards."""
+def no_gpus(monkeypatch):
+    """A machine with vLLM, and without GPUs."""
     monkeypatch.setenv("LOADTEST_VLLM", "true")
-    monkeypatch.setattr(preflight, "cards", lambda: 0)
+    monkeypatch.setattr(preflight, "gpu_count", lambda: 0)
 
 
-def test_a_study_that_this_machine_cannot_start_at_all_is_refused_before_anything(no_cards, tmp_path):
-    with pytest.raises(EngineError, match=r"tp2: needs 2 cards, this machine has 0; .*nothing was \(--force") as caught:
+def test_a_study_that_this_machine_cannot_start_at_all_is_refused_before_anything(no_gpus, tmp_path):
+    with pytest.raises(EngineError, match=r"tp2: needs 2 GPUs, this machine has 0; .*nothing was \(--force") as caught:
         study_run.execute(replace(STUDY, cells=(REAL,)), tmp_path / "run", say=silent)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_forced_it_is_started_all_the_same(no_cards, tmp_path):
+def test_forced_it_is_started_all_the_same(no_gpus, tmp_path):
     problems = study_run.execute(replace(STUDY, cells=(REAL,)), tmp_path / "run", force=True, say=silent)
     assert "did not start: exited with code 0" in problems[0]
     assert engine_json(tmp_path / "run", REAL)["status"] == "failed"
 
 
-def test_a_cell_that_this_machine_cannot_start_is_skipped_and_the_others_are_measured(no_cards, tmp_path):
+def test_a_cell_that_this_machine_cannot_start_is_skipped_and_the_others_are_measured(no_gpus, tmp_path):
     study = replace(STUDY, cells=(REAL, SIMULATED), levels=(1,), repeats=2)
     problems = study_run.execute(study, tmp_path / "run", say=silent)
-    assert problems == (f"{REAL.id}: needs 2 cards, this machine has 0; see nvidia-smi",)
+    assert problems == (f"{REAL.id}: needs 2 GPUs, this machine has 0; see nvidia-smi",)
     facts = engine_json(tmp_path / "run", REAL)
-    assert (facts["status"], facts["reason"]) == ("skipped", "needs 2 cards, this machine has 0; see nvidia-smi")
+    assert (facts["status"], facts["reason"]) == ("skipped", "needs 2 GPUs, this machine has 0; see nvidia-smi")
     assert engine_json(tmp_path / "run", SIMULATED)["status"] == "ok"
 
 
