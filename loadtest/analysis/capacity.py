@@ -1,28 +1,29 @@
-"""How many replicas and cards hold so many users, or so many answers an hour, under SLOs; and what an answer then costs.
+"""How many replicas and GPUs hold so many users, or so many answers per hour, under SLOs; and what an answer then costs.
 
-From the levels of metrics.json, measured or simulated alike. Every figure comes with what it would be at the careful and at
-the hopeful end of the intervals. Rules and formulas: docs/capacity.md.
+From the levels of a run, measured or simulated alike. Every figure comes with what it would be at the careful and at the
+hopeful end of the intervals. Rules and formulas: docs/capacity.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from loadtest.analysis.decisions import CapacityOption, Cost
 from loadtest.analysis.objectives import maximum_concurrency
 from loadtest.errors import UsageError
 from loadtest.metrics import slo
-
-Json = Mapping[str, Any]
+from loadtest.metrics.figures import Bounded, Estimate, OpenInterval
+from loadtest.metrics.level_schema import LevelFigures
+from loadtest.metrics.schema import CellFigures, MaximumConcurrency
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What has to be held: `users` requests in flight at any time, or else `answers_per_hour` finished ones.
 
-    `headroom` is the share of each replica that is kept free, `gpu_hour_price` the price of one card for an hour.
+    `headroom` is the share of each replica that is kept free, `gpu_hour_price` the price of one GPU for an hour.
     """
 
     users: int | None = None
@@ -43,7 +44,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """What one replica is taken to hold: streams, and answers and output tokens an hour with that many."""
+    """What one replica is taken to hold: requests in flight, and answers and output tokens per hour with that many."""
 
     streams: int
     answers: float
@@ -52,7 +53,7 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """How many replicas hold a demand, and the answers and tokens an hour that they then deliver."""
+    """How many replicas hold a demand, and the answers and tokens per hour that they then deliver."""
 
     replicas: int
     answers: float
@@ -72,13 +73,13 @@ def fleet(demand: Demand, one: Replica) -> Fleet:
     return Fleet(replicas, load * one.answers, load * one.tokens)
 
 
-def plan(cells: Sequence[Json], objectives: Sequence[slo.Slo], demand: Demand) -> list[dict[str, Any]]:
-    """One option a cell, cheapest first (fewest cards where no price is given), those that hold nothing last.
+def plan(cells: Sequence[CellFigures], objectives: Sequence[slo.Slo], demand: Demand) -> list[CapacityOption]:
+    """One option for each cell, cheapest first (fewest GPUs where no price is given), those that hold nothing last.
 
-    `replicas`, `cards`, `cost_per_hour`, `cost_per_1000_answers`, `cost_per_million_output_tokens`: `{value, ci95}`, the
-    ends from the level that meets every SLO for certain with the low end of its rate, and from the highest level that is
-    not certainly broken with the high end; an end that nothing bounds is null. `streams_per_replica` likewise, and
-    `limit`, `binds` as `slo.maximum_concurrency` has them. Raises UsageError without an objective.
+    Every figure is that of the highest level that meets every SLO. Its careful end is the worst, by the low ends of the
+    rates, of that level and those below it down to the highest that meets every SLO for certain; its hopeful end is the
+    best, by the high ends, up to the highest level that is not certainly broken. An end that nothing bounds is None. Raises
+    UsageError without an objective.
     """
     if not objectives:
         raise UsageError("--slo: expected at least one, such as time_to_final_answer_s:p90<120; got none, nor has the run")
@@ -86,64 +87,100 @@ def plan(cells: Sequence[Json], objectives: Sequence[slo.Slo], demand: Demand) -
     return sorted(options, key=_rank)
 
 
-def _rank(option: Json) -> tuple[bool, float, float, str]:
-    cards, cost = option["cards"]["value"], option["cost_per_1000_answers"]["value"]
-    return cards is None, cards or 0.0, cost or 0.0, option["cell"]
+def _rank(option: CapacityOption) -> tuple[bool, float, float, str]:
+    gpus, cost = option.cards.value, option.cost_per_1000_answers.value
+    return gpus is None, gpus or 0.0, cost or 0.0, option.cell
 
 
-def _option(cell: Json, objectives: Sequence[slo.Slo], demand: Demand) -> dict[str, Any]:
-    found = maximum_concurrency(cell["levels"], objectives, cell["fit"])
-    low, high = found["ci95"] or (None, None)
-    typical, careful, hopeful = (
-        _replica(cell, streams, end) for streams, end in ((found["by_slo"], None), (low, 0), (high, 1))
+def _option(cell: CellFigures, objectives: Sequence[slo.Slo], demand: Demand) -> CapacityOption:
+    found = maximum_concurrency(cell.levels, objectives, cell.fit)
+    cases = _cases(cell, found, demand)
+    level = None if found.by_slo is None else cell.level(found.by_slo)
+    tp, price = cell.tp or 1, demand.gpu_hour_price
+    return CapacityOption(
+        engine=cell.engine,
+        model=cell.model,
+        tp=cell.tp,
+        gpu=cell.gpu,
+        simulated=cell.simulated,
+        cell=cell.id,
+        streams_per_replica=Bounded(found.by_slo, found.ci95),
+        limit=found.limit,
+        binds=found.binds,
+        streams_by_kv_cache=found.by_kv_workload,
+        replicas=_figure(cases, lambda one: one.replicas),
+        cards=_figure(cases, lambda one: one.replicas * tp),
+        cost_per_hour=_cost(cases, price, lambda one: one.replicas * tp),
+        cost_per_1000_answers=_cost(cases, price, lambda one: 1000 * one.replicas * tp / one.answers),
+        cost_per_million_output_tokens=_cost(cases, price, lambda one: 1e6 * one.replicas * tp / one.tokens),
+        joules_per_answer=Estimate(None, None, 0) if level is None else level.joules_per_answer,
+        reason=cell.reason or found.reason or _why_none(found, cases.typical),
     )
-    cases = [None if one is None else fleet(demand, one) for one in (typical, hopeful, careful)]
-    tp, price = int(cell["tp"] or 1), demand.gpu_hour_price
-    return {
-        **{key: cell[key] for key in ("engine", "model", "tp", "gpu", "simulated")},
-        "cell": cell["id"],
-        "streams_per_replica": {"value": found["by_slo"], "ci95": found["ci95"]},
-        "limit": found["limit"],
-        "binds": found["binds"],
-        "streams_by_kv_cache": found["by_kv_workload"],
-        "replicas": _figure(cases, lambda one: one.replicas),
-        "cards": _figure(cases, lambda one: one.replicas * tp),
-        "cost_per_hour": _cost(cases, price, lambda one: one.replicas * tp),
-        "cost_per_1000_answers": _cost(cases, price, lambda one: 1000 * one.replicas * tp / one.answers),
-        "cost_per_million_output_tokens": _cost(cases, price, lambda one: 1e6 * one.replicas * tp / one.tokens),
-        "joules_per_answer": _joules(cell, found["by_slo"]),
-        "reason": cell["reason"] or found["reason"] or _why_none(found, typical),
-    }
 
 
-def _replica(cell: Json, streams: int | None, end: int | None) -> Replica | None:
-    """A replica that holds so many streams, by the figures of that level (`end` null) or an end of their intervals."""
-    level = next((one for one in cell["levels"] if one["concurrency"] == streams), None)
-    if level is None:
-        return None
-    found = [level["answers_per_hour"], level["output_tokens_per_s"]]
-    answers, tokens = (one["value"] if end is None else (one["ci95"] or (None, None))[end] for one in found)
-    return Replica(int(level["concurrency"]), answers, 3600 * tokens) if answers and tokens else None
+@dataclass(frozen=True, slots=True)
+class _Cases:
+    """The fleet by the figures, and those between it and each end of the intervals; none where nothing bounds that end."""
+
+    typical: Fleet | None
+    hopeful: Sequence[Fleet]
+    careful: Sequence[Fleet]
 
 
-def _figure(cases: Sequence[Fleet | None], of: Callable[[Fleet], float]) -> dict[str, Any]:
-    """`{value, ci95}` of a fleet's figure: typical, and from the hopeful to the careful end."""
-    value, low, high = (None if one is None else of(one) for one in cases)
-    return {"value": value, "ci95": None if low is None and high is None else [low, high]}
+def _cases(cell: CellFigures, found: MaximumConcurrency, demand: Demand) -> _Cases:
+    low, high = found.ci95 or (None, None)
+    typical = _fleets(cell, found.by_slo, found.by_slo, demand, None)
+    return _Cases(
+        typical=typical[0] if typical else None,
+        hopeful=_fleets(cell, found.by_slo, high, demand, 1),
+        careful=_fleets(cell, low, found.by_slo, demand, 0),
+    )
 
 
-def _cost(cases: Sequence[Fleet | None], price: float | None, cards: Callable[[Fleet], float]) -> dict[str, Any]:
+def _fleets(cell: CellFigures, lowest: int | None, highest: int | None, demand: Demand, end: int | None) -> Sequence[Fleet]:
+    """A fleet for each level from `lowest` to `highest`, by its figures (`end` None) or by one end of their intervals. None
+    at all where such a level, or the rates of one, are missing."""
+    if lowest is None or highest is None or cell.level(lowest) is None:
+        return ()
+    found = [_replica(level, demand, end) for level in cell.levels if lowest <= level.concurrency <= highest]
+    known = [fleet(demand, one) for one in found if one is not None]
+    return known if len(known) == len(found) else ()
+
+
+def _replica(level: LevelFigures, demand: Demand, end: int | None) -> Replica | None:
+    """What a replica holds at a level. Where answers are demanded, the tokens follow from the mean tokens of an answer: its
+    two rates have errors of very different size, so their ends say nothing of its length."""
+    answers, tokens = (_rate(one, end) for one in (level.answers_per_hour, level.output_tokens_per_s))
+    if demand.users is None and answers and level.answers_per_hour.value and level.output_tokens_per_s.value:
+        tokens = level.output_tokens_per_s.value * answers / level.answers_per_hour.value
+    return Replica(level.concurrency, answers, 3600 * tokens) if answers and tokens else None
+
+
+def _rate(found: Estimate, end: int | None) -> float | None:
+    if end is None:
+        return found.value
+    return None if found.ci95 is None else found.ci95[end]
+
+
+def _figure(cases: _Cases, of: Callable[[Fleet], float]) -> Bounded:
+    """A figure of the fleet, from the hopeful to the careful end."""
+    return Bounded(None if cases.typical is None else of(cases.typical), _ends(cases, of))
+
+
+def _ends(cases: _Cases, of: Callable[[Fleet], float]) -> OpenInterval | None:
+    low = min((of(one) for one in cases.hopeful), default=None)
+    high = max((of(one) for one in cases.careful), default=None)
+    return None if low is None and high is None else (low, high)
+
+
+def _cost(cases: _Cases, price: float | None, gpus: Callable[[Fleet], float]) -> Cost:
     if price is None:
-        return {"value": None, "ci95": None, "reason": "no price of a card-hour was given"}
-    return _figure(cases, lambda one: price * cards(one))
+        return Cost(None, None, "no price of a card-hour was given")
+    found = _figure(cases, lambda one: price * gpus(one))
+    return Cost(found.value, found.ci95)
 
 
-def _joules(cell: Json, streams: int | None) -> dict[str, Any]:
-    level = next((one for one in cell["levels"] if one["concurrency"] == streams), None)
-    return {"value": None, "ci95": None} if level is None else dict(level["joules_per_answer"])
-
-
-def _why_none(found: Json, typical: Replica | None) -> str | None:
-    if found["by_slo"] == 0:
-        return f"not even the lowest level meets {found['binds']}"
+def _why_none(found: MaximumConcurrency, typical: Fleet | None) -> str | None:
+    if found.by_slo == 0:
+        return f"not even the lowest level meets {found.binds}"
     return "no answer arrived inside the steady window" if typical is None else None

@@ -19,7 +19,6 @@ from loadtest.metrics import intervals, steady_window, survival
 from loadtest.metrics.intervals import MIN_PASSES, Floats
 from loadtest.metrics.request_arrays import Pass, per_request, values_of
 
-METRICS = ("time_to_final_answer_s", "time_to_first_answer_s", "ttft_s", "tokens_per_s_per_user", "output_tokens_per_s")
 MIN_SAMPLES = 5
 ALPHA = 0.05
 POWER = 0.8

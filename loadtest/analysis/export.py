@@ -1,48 +1,43 @@
-"""The figures of a run as rows of metrics.csv and as a pandas frame."""
+"""The figures of a run as rows of metrics.csv, and its requests as a pandas frame."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from loadtest.analysis.level import DISTRIBUTIONS, FIGURES, PLAIN, WAITS
-from loadtest.metrics import distributions
+from loadtest.metrics.catalogue import CENSORED_METRICS, DISTRIBUTION_STATISTICS, METRICS, Statistic
+from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.request_arrays import Pass, earliest_anchor, per_request, read
+from loadtest.metrics.schema import CellFigures, Metrics
 from loadtest.records.read import LevelRecords, Run
 from loadtest.records.schema import RequestRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-def to_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """metrics.csv: one row for each cell x level x metric x statistic; null figures keep their row, with n."""
-    rows = []
-    for cell in metrics["cells"]:
-        named = {"cell": cell["id"], **{key: cell[key] for key in ("engine", "model", "tp", "gpu", "simulated")}}
-        for level in cell["levels"]:
-            start = {**named, "concurrency": level["concurrency"]}
-            rows += [{**start, **row} for name in DISTRIBUTIONS for row in _statistics(name, level[name])]
-            rows += [{**start, **_row(name, "value", level[name], level[name]["ci95"])} for name in FIGURES]
-    return rows
+Row = dict[str, str | float | int | bool | None]
 
 
-def _statistics(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    names = ("mean", *distributions.QUANTILES, "min", "max")
-    return [_row(name, statistic, found, found["ci95"].get(statistic)) for statistic in names]
+def to_rows(metrics: Metrics) -> list[Row]:
+    """metrics.csv: one row for each cell x level x metric x statistic; a figure that is missing keeps its row, with n."""
+    return [row for cell in metrics.cells for level in cell.levels for row in _rows(cell, level)]
 
 
-def _row(name: str, statistic: str, found: Mapping[str, Any], interval: Sequence[float] | None) -> dict[str, Any]:
-    low, high = interval or (None, None)
-    return {
-        "metric": name, "statistic": statistic, "value": found[statistic],
-        "ci95_low": low, "ci95_high": high, "n": found.get("n", 0),
-    }  # fmt: skip
+def _rows(cell: CellFigures, level: LevelFigures) -> Iterator[Row]:
+    for name, metric in METRICS.items():
+        statistics: tuple[Statistic, ...] = ("value",) if metric.shape == "estimate" else DISTRIBUTION_STATISTICS
+        for statistic in statistics:
+            found = level.estimate(name, statistic)
+            yield {
+                "cell": cell.id, "engine": cell.engine, "model": cell.model, "tp": cell.tp, "gpu": cell.gpu,
+                "simulated": cell.simulated, "concurrency": level.concurrency, "metric": name, "statistic": statistic,
+                "value": found.value, "ci95_low": found.low, "ci95_high": found.high, "n": found.n,
+            }  # fmt: skip
 
 
 def to_frame(run: Run) -> pd.DataFrame:
-    """One row a request, all phases, times in seconds since the run's earliest anchor (`sent_s`, `ended_s`) or since
-    `sent_s` (the rest); `*exact_values` false where a figure is right-censored. Missing is NaN, as pandas has it."""
+    """One row for each request, all phases, times in seconds since the run's earliest anchor (`sent_s`, `ended_s`) or since
+    `sent_s` (the rest); `*_exact` false where a figure is right-censored. Missing is NaN, as pandas has it."""
     import pandas as pd
 
     anchor = earliest_anchor([level for cell in run.cells for level in cell.levels])
@@ -58,21 +53,21 @@ def to_frame(run: Run) -> pd.DataFrame:
 
 _FRAME = ("cell", "concurrency", "repeat", "phase", "worker", "user", "seq", "prompt_id", "outcome", "finish_reason",
           "prompt_tokens", "completion_tokens", "answer_correct")  # fmt: skip
+_PLAIN_METRICS = tuple(name for name, metric in METRICS.items() if metric.shape == "plain")
 
 
 def _frame(level: LevelRecords, columns: Pass, simulated: bool) -> pd.DataFrame:
     import pandas as pd
 
-    facts: dict[str, Any] = {name: [_fact(r, level, name) for r in columns.records] for name in _FRAME}
-    facts["simulated"] = simulated
-    facts |= {"sent_s": columns.sent_s, "ended_s": columns.ended_s, "tokens": columns.tokens}
-    for metric in (*WAITS, *PLAIN):
-        facts[metric], exact = per_request(columns, metric)
-        if metric in WAITS:
-            facts[f"{metric}exact_values"] = exact
-    answer: pd.DataFrame = pd.DataFrame(facts)
+    answer: pd.DataFrame = pd.DataFrame({name: [_fact(r, level, name) for r in columns.records] for name in _FRAME})
+    answer["simulated"] = simulated
+    answer["sent_s"], answer["ended_s"], answer["tokens"] = columns.sent_s, columns.ended_s, columns.tokens
+    for metric in CENSORED_METRICS:
+        answer[metric], answer[f"{metric}_exact"] = per_request(columns, metric)
+    for metric in _PLAIN_METRICS:
+        answer[metric] = per_request(columns, metric)[0]
     return answer
 
 
-def _fact(record: RequestRecord, level: LevelRecords, name: str) -> Any:
+def _fact(record: RequestRecord, level: LevelRecords, name: str) -> object:
     return level.cell if name == "cell" else getattr(record, name)

@@ -1,137 +1,175 @@
-"""SLOs judged on the figures of a level, and the highest concurrency that meets them."""
+"""SLOs judged on the figures of a level, the highest concurrency that meets them, and the gate of `loadtest check`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from loadtest.metrics.slo import DURATIONS, QUANTILES, Slo
+from loadtest.analysis.decisions import GateReport, GateRow
+from loadtest.metrics.catalogue import QUANTILES, is_wait
+from loadtest.metrics.figures import Bounded, Estimate
+from loadtest.metrics.level_schema import LevelFigures, SloResult
+from loadtest.metrics.schema import MaximumConcurrency, Metrics
+from loadtest.metrics.slo import Slo
+from loadtest.records.engine_facts import MemoryFit
 
 
-def judge(slo: Slo, level: Mapping[str, Any]) -> dict[str, Any]:
-    """Does a level of metrics.json meet it? `met` is true or false where the whole 95 % interval says so, null where the
-    interval holds the limit or cannot be had; `likely` is what the figure alone says (null without a figure).
+def judge(slo: Slo, level: LevelFigures) -> SloResult:
+    """Does a level meet it? `met`: what the whole 95 % interval says, None where the interval holds the limit or is missing;
+    `likely`: what the figure alone says, None without one.
 
-    A request that failed never got its answer: where the failed are more than a quantile leaves over (10 % for p90), a wait
-    below a limit is not met, whatever those that were served took.
+    A failed request never got its answer. So where more requests failed than a quantile leaves over (10 % for p90), a wait
+    below a limit is not met, however fast the others were served.
     """
-    found = level.get(slo.metric) or {}
-    value = found.get(slo.statistic)
-    interval = found.get("ci95")
-    interval = interval.get(slo.statistic) if isinstance(interval, dict) else interval
-    likely = None if value is None else slo.holds(value)
-    ends = {slo.holds(end) for end in interval} if interval else set()
+    found = level.estimate(slo.metric, slo.statistic)
+    likely = None if found.value is None else slo.holds(found.value)
+    ends = {slo.holds(end) for end in found.ci95 or ()}
     met = ends.pop() if len(ends) == 1 else None
-    if slo.below and slo.metric in DURATIONS and slo.statistic in QUANTILES:
-        likely, met = _with_failures(likely, met, level.get("failed_share") or {}, 1 - QUANTILES[slo.statistic])
-    needed = found.get("n_needed")
-    needed = needed.get(slo.statistic) if isinstance(needed, dict) else needed
-    return {"slo": slo.text, "value": value, "ci95": interval, "met": met, "likely": likely, "n_needed": needed}
+    if slo.below and is_wait(slo.metric) and slo.statistic in QUANTILES:
+        likely, met = _with_failures(likely, met, level.failed_share, 1 - QUANTILES[slo.statistic])
+    return SloResult(slo=slo.text, value=found.value, ci95=found.ci95, met=met, likely=likely, n_needed=found.n_needed)
 
 
 def _with_failures(
-    likely: bool | None, met: bool | None, failed: Mapping[str, Any], left_over: float
+    likely: bool | None, met: bool | None, failed: Estimate, left_over: float
 ) -> tuple[bool | None, bool | None]:
-    if not failed.get("value"):
+    if not failed.value or failed.ci95 is None:
         return likely, met
-    low, high = failed["ci95"]
-    if failed["value"] > left_over:
+    low, high = failed.ci95
+    if failed.value > left_over:
         return False, False if low > left_over else None
     return likely, met if met is False or high <= left_over else None
 
 
 def gate(
-    metrics: Mapping[str, Any], objectives: Sequence[Slo], concurrency: int | None = None, *, allow_unhealthy: bool = False
-) -> dict[str, Any]:
-    """`loadtest check`: every objective at every level of every cell (or at `concurrency` alone), as metrics.json has them.
+    metrics: Metrics, objectives: Sequence[Slo], concurrency: int | None = None, *, allow_unhealthy: bool = False
+) -> GateReport:
+    """Every objective at every level of every cell (or at `concurrency` alone).
 
-    `{met, rows, unhealthy, unmeasured}`. A row's `result` is "met", "not met", or "not shown": the interval holds the
-    limit or cannot be had, which does not meet it either. `unhealthy` names what makes the figures doubtful (an incomplete
-    run, a level whose load generator or reconciliation failed); it fails the gate unless allowed. `unmeasured` names cells
-    that should have had a level; one that was refused because it does not fit fails nothing.
+    `unhealthy`: an incomplete run, or a level whose load generator or reconciliation failed; it fails the gate unless
+    allowed. `unmeasured`: cells that should have had a level; one that was refused because it does not fit fails nothing.
     """
-    rows, unhealthy, unmeasured = [], [], []
-    if not metrics["complete"]:
-        unhealthy.append("the run is incomplete")
-    for cell in metrics["cells"]:
-        levels = [level for level in cell["levels"] if concurrency in (None, level["concurrency"])]
-        if not levels and cell["status"] != "refused":
+    rows: list[GateRow] = []
+    unhealthy = [] if metrics.complete else ["the run is incomplete"]
+    unmeasured = []
+    for cell in metrics.cells:
+        levels = [level for level in cell.levels if concurrency in (None, level.concurrency)]
+        if not levels and cell.status != "refused":
             where = "" if concurrency is None else f" at {concurrency} users"
-            unmeasured.append(f"{cell['id']}: nothing was measured{where}")
+            unmeasured.append(f"{cell.id}: nothing was measured{where}")
         for level in levels:
-            named = {"cell": cell["id"], "concurrency": level["concurrency"], "simulated": cell["simulated"]}
-            rows += [{**named, **_result(judge(one, level))} for one in objectives]
-            unhealthy += [f"{cell['id']} at {level['concurrency']} users: {reason}" for reason in _doubts(level)]
+            rows += [_row(judge(one, level), cell.id, level.concurrency, cell.simulated) for one in objectives]
+            unhealthy += [f"{cell.id} at {level.concurrency} users: {reason}" for reason in _failed_gates(level)]
     if not rows and not unmeasured:
         unmeasured.append("nothing was measured")
-    met = not unmeasured and all(row["result"] == "met" for row in rows) and (allow_unhealthy or not unhealthy)
-    return {"met": met, "rows": rows, "unhealthy": unhealthy, "unmeasured": unmeasured}
+    met = not unmeasured and all(row.result == "met" for row in rows) and (allow_unhealthy or not unhealthy)
+    return GateReport(
+        met=met,
+        rows=tuple(rows),
+        unhealthy=tuple(unhealthy),
+        unmeasured=tuple(unmeasured),
+        run_id=metrics.run_id,
+        simulated=metrics.simulated,
+    )
 
 
-def _result(judged: Mapping[str, Any]) -> dict[str, Any]:
-    return {**judged, "result": {True: "met", False: "not met", None: "not shown"}[judged["met"]]}
+def _row(judged: SloResult, cell: str, concurrency: int, simulated: bool) -> GateRow:
+    return GateRow(
+        slo=judged.slo,
+        value=judged.value,
+        ci95=judged.ci95,
+        met=judged.met,
+        likely=judged.likely,
+        n_needed=judged.n_needed,
+        cell=cell,
+        concurrency=concurrency,
+        simulated=simulated,
+        result="not shown" if judged.met is None else "met" if judged.met else "not met",
+    )
 
 
-def _doubts(level: Mapping[str, Any]) -> list[str]:
-    gates = ("client_health", "reconciliation")
-    return [reason for name in gates if level[name]["status"] == "fail" for reason in level[name]["reasons"]]
+def _failed_gates(level: LevelFigures) -> list[str]:
+    gates = (level.client_health, level.reconciliation)
+    return [reason for one in gates if one.status == "fail" for reason in one.reasons]
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A level and its SLOs."""
+
+    concurrency: int
+    slos: Sequence[SloResult]
 
 
 def maximum_concurrency(
-    levels: Sequence[Mapping[str, Any]], objectives: Sequence[Slo], fit: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The highest level up to which every level meets every SLO, and which limit binds.
+    levels: Sequence[LevelFigures], objectives: Sequence[Slo], fit: MemoryFit | None
+) -> MaximumConcurrency:
+    """The highest concurrency up to which every level meets every SLO, and what limits it.
 
-    `by_slo` goes by the figures alone; `ci95` by the intervals: low, the highest level up to which all of them are met
-    for certain (0: none); high, the highest level before one that is certainly broken (null: none was). `by_kv_cache`:
-    streams of the cell's whole context that the KV cache holds; `by_kv_workload`: streams of the prompts and outputs that
-    were measured, at their longest. `limit`: "slo"; "kv_cache", where the level that broke an SLO (`binds`) has more
-    streams than `by_kv_workload`; "not_reached", where none up to `tried` broke.
+    `by_slo` follows the figures alone, `ci95` the intervals. `by_kv_cache`: requests of the cell's whole context that the KV
+    cache holds; `by_kv_workload`: requests as long as those that were measured. `limit` is `kv_cache` where the level that
+    broke an SLO (`binds`) has more requests than `by_kv_workload`.
     """
-    kv = _by_kv(levels, fit or {})
+    room = _room(levels, fit)
     if not objectives or not levels:
-        return _unknown("no SLO was given" if levels else "no level was measured", kv)
-    judged = [(level["concurrency"], [judge(one, level) for one in objectives]) for level in levels]
-    judged.sort(key=lambda one: one[0])
-    broke, found = next(((c, one) for c, row in judged for one in row if one["likely"] is not True), (None, None))
-    if found is not None and found["likely"] is None:
-        needed = f": {found['n_needed']} requests needed" if found["n_needed"] else ""
-        return _unknown(f"{found['slo']} cannot be judged from so few requests{needed}", kv)
-    broken = any(one["met"] is False for _, row in judged for one in row)
-    low = _before(judged, lambda one: one["met"] is not True)
-    high = _before(judged, lambda one: one["met"] is False) if broken else None
-    room = kv["by_kv_workload"]["value"]
-    full = broke is not None and room is not None and broke > room
-    return {
-        "by_slo": _before(judged, lambda one: one["likely"] is not True),
-        "ci95": [low, high],
-        **kv,
-        "limit": "not_reached" if found is None else "kv_cache" if full else "slo",
-        "tried": judged[-1][0],
-        "binds": found["slo"] if found else None,
-        "reason": None,
-    }
+        return _unjudged("no SLO was given" if levels else "no level was measured", room, fit)
+    judged = [_Judged(level.concurrency, [judge(one, level) for one in objectives]) for level in levels]
+    judged.sort(key=lambda one: one.concurrency)
+    broke, found = next(
+        ((level.concurrency, one) for level in judged for one in level.slos if one.likely is not True), (None, None)
+    )
+    if found is not None and found.likely is None:
+        needed = f": {found.n_needed} requests needed" if found.n_needed else ""
+        return _unjudged(f"{found.slo} cannot be judged from so few requests{needed}", room, fit)
+    broken = any(one.met is False for level in judged for one in level.slos)
+    full = broke is not None and room.value is not None and broke > room.value
+    return MaximumConcurrency(
+        by_slo=_before(judged, lambda one: one.likely is not True),
+        ci95=(
+            _before(judged, lambda one: one.met is not True),
+            _before(judged, lambda one: one.met is False) if broken else None,
+        ),
+        by_kv_cache=None if fit is None else fit.max_streams,
+        by_kv_workload=room,
+        limit="not_reached" if found is None else "kv_cache" if full else "slo",
+        tried=judged[-1].concurrency,
+        binds=found.slo if found else None,
+        reason=None,
+    )
 
 
-def _by_kv(levels: Sequence[Mapping[str, Any]], fit: Mapping[str, Any]) -> dict[str, Any]:
-    """Streams that the KV cache holds: of full contexts, and of those of the highest level, `{value, ci95}`."""
-    tokens, highest = fit.get("kv_capacity_tokens"), max(levels, key=lambda one: one["concurrency"], default=None)
-    context = (highest or {}).get("context_tokens") or {}
-    room: dict[str, Any] = {"value": None, "ci95": None}
-    if tokens and context.get("value"):
-        ends = context["ci95"]
-        room = {"value": tokens / context["value"], "ci95": ends and [tokens / end if end else None for end in ends[::-1]]}
-    return {"by_kv_cache": fit.get("max_streams"), "by_kv_workload": room}
+def _room(levels: Sequence[LevelFigures], fit: MemoryFit | None) -> Bounded:
+    """Requests of the highest level's length that the KV cache holds."""
+    highest = max(levels, key=lambda one: one.concurrency, default=None)
+    if fit is None or not fit.kv_capacity_tokens or highest is None or not highest.context_tokens.value:
+        return Bounded(None, None)
+    tokens, context = fit.kv_capacity_tokens, highest.context_tokens
+    ends = context.ci95 and (_share(tokens, context.ci95[1]), _share(tokens, context.ci95[0]))
+    return Bounded(tokens / highest.context_tokens.value, ends)
 
 
-def _unknown(reason: str, kv: Mapping[str, Any]) -> dict[str, Any]:
-    return {"by_slo": None, "ci95": None, **kv, "limit": None, "tried": None, "binds": None, "reason": reason}
+def _share(tokens: int, each: float) -> float | None:
+    return tokens / each if each else None
 
 
-def _before(judged: Sequence[tuple[int, list[dict[str, Any]]]], fails: Callable[[dict[str, Any]], bool]) -> int:
+def _unjudged(reason: str, room: Bounded, fit: MemoryFit | None) -> MaximumConcurrency:
+    return MaximumConcurrency(
+        by_slo=None,
+        ci95=None,
+        by_kv_cache=None if fit is None else fit.max_streams,
+        by_kv_workload=room,
+        limit=None,
+        tried=None,
+        binds=None,
+        reason=reason,
+    )
+
+
+def _before(judged: Sequence[_Judged], fails: Callable[[SloResult], bool]) -> int:
+    """The highest level before the first of which some SLO fails; 0 where the lowest does."""
     highest = 0
-    for concurrency, found in judged:
-        if any(fails(one) for one in found):
+    for level in judged:
+        if any(fails(one) for one in level.slos):
             break
-        highest = concurrency
+        highest = level.concurrency
     return highest

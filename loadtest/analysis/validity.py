@@ -1,64 +1,94 @@
-"""What holds a run as a whole: complete, healthy, reconciled, equal work done."""
+"""Can a run be relied on: complete, load generator healthy, server in agreement, outputs as long as they were forced."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
+from loadtest.metrics.level_schema import EqualWork, GateStatus, LevelFigures
+from loadtest.metrics.schema import CellFigures, RunHealth
 from loadtest.records.manifest import Manifest
-from loadtest.records.schema import FINISHED, RequestRecord
+from loadtest.records.schema import FINISHED, RequestRecord, TokenCountSource
+
+_COUNTERS: tuple[TokenCountSource, ...] = ("chunks", "tokenizer", "server")  # the least reliable first
+_STATUSES: tuple[GateStatus, ...] = ("fail", "not_checked", "pass", "not_applicable")  # the worst first
 
 
-def equal_work(records: Iterable[RequestRecord]) -> dict[str, Any]:
-    """Did every forced output come out as long as it was forced? `{status: pass|fail|not_applicable, reasons, n_forced}`.
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why the figures of one level of one cell cannot be relied on."""
 
-    Population: measured requests with a forced length that the server ended by itself and counted. The plan holds for one
-    that broke or was cut off too, but its length says nothing of whether the runtime keeps to it.
+    cell: str
+    concurrency: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.cell} at {self.concurrency}: {self.reason}"
+
+
+def equal_work(records: Iterable[RequestRecord]) -> EqualWork:
+    """Did every forced output come out as long as it was forced?
+
+    Population: measured requests with a forced length that the server ended by itself and counted. A request that broke or
+    was cut off has a forced length too, but its output says nothing of whether the engine keeps to it.
     """
     forced = [r for r in records if r.forced_tokens is not None and r.outcome in FINISHED]
     counted = [r for r in forced if r.token_count_source == "server"]
     wrong = [r for r in counted if r.completion_tokens != r.forced_tokens]
-    first = min(wrong, key=lambda r: r.seq, default=None)
-    reasons = []
-    if first is not None:
-        reasons.append(
-            f"{len(wrong)} of {len(counted)} outputs have not the length that was forced (first: {first.prompt_id},"
-            f" {first.completion_tokens} tokens in place of {first.forced_tokens}): not equal work"
-        )
-    status = "fail" if wrong else "pass" if counted else "not_applicable"
-    return {"status": status, "reasons": reasons, "n_forced": len(counted)}
+    if not wrong:
+        return EqualWork(status="pass" if counted else "not_applicable", reasons=(), n_forced=len(counted))
+    first = min(wrong, key=lambda r: r.seq)
+    reason = (
+        f"{len(wrong)} of {len(counted)} outputs have not the length that was forced (first: {first.prompt_id},"
+        f" {first.completion_tokens} tokens in place of {first.forced_tokens}): not equal work"
+    )
+    return EqualWork(status="fail", reasons=(reason,), n_forced=len(counted))
 
 
-def summary(cells: Sequence[Mapping[str, Any]], manifest: Manifest) -> dict[str, Any]:
-    """The run's gates in one place: `{client, reconciliation, complete, counted_by, reasons}`. A request whose record was
-    torn, as its writer was killed in mid-line, is missing: such a run is not complete. `counted_by`: who counted the tokens
-    of finished requests, the least trustworthy of `server`, `tokenizer`, `chunks`; null where none finished."""  # fmt: skip
-    reasons = []
-    torn = 0
-    counters: set[str] = set()
-    states: dict[str, set[str]] = {"client_health": set(), "reconciliation": set()}
-    for cell in cells:
-        for level in cell["levels"]:
-            if level["torn_lines"]:
-                torn += level["torn_lines"]
-                reasons.append(f"{cell['id']} at {level['concurrency']}: {level['torn_lines']} torn line(s) left out")
-            if (forced := level.get("equal_work")) is not None:
-                reasons += [f"{cell['id']} at {level['concurrency']}: {reason}" for reason in forced["reasons"]]
-            counters.update(level["token_count_sources"])
-            for gate, seen in states.items():
-                seen.add(level[gate]["status"])
-                if level[gate]["status"] in ("fail", "not_checked"):
-                    reasons += [f"{cell['id']} at {level['concurrency']}: {reason}" for reason in level[gate]["reasons"]]
+def summary(cells: Sequence[CellFigures], manifest: Manifest, templates: Iterable[str] = ()) -> RunHealth:
+    """May the run be relied on? `templates`: cells that were given different prompts (`comparability.templates`), in words.
+
+    A record that was torn, as its writer was killed in mid-line, is missing: such a run is not complete.
+    """
+    levels = [level for cell in cells for level in cell.levels]
+    reasons = [str(doubt) for doubt in doubts(cells)]
     if not manifest.complete:
         reasons.append(manifest.incomplete_reason or "the run did not come to its end")
-    return {
-        "client": _worst(states["client_health"]),
-        "reconciliation": _worst(states["reconciliation"]),
-        "complete": manifest.complete and not torn,
-        "counted_by": next((one for one in ("chunks", "tokenizer", "server") if one in counters), None),
-        "reasons": reasons,
-    }
+    return RunHealth(
+        client=_worst({level.client_health.status for level in levels}),
+        reconciliation=_worst({level.reconciliation.status for level in levels}),
+        complete=manifest.complete and not any(level.torn_lines for level in levels),
+        counted_by=next((one for one in _COUNTERS if any(one in level.token_count_sources for level in levels)), None),
+        reasons=(*reasons, *templates),
+        windows=tuple(str(doubt) for doubt in _windows(cells)),
+    )
 
 
-def _worst(states: set[str]) -> str:
-    return next((state for state in ("fail", "not_checked", "pass") if state in states), min(states, default="not_checked"))
+def doubts(cells: Iterable[CellFigures]) -> list[Doubt]:
+    """What makes the figures of a level doubtful, level by level: torn records, unequal work, a gate that did not pass."""
+    return [
+        Doubt(cell.id, level.concurrency, reason) for cell in cells for level in cell.levels for reason in _reasons(level)
+    ]
+
+
+def _reasons(level: LevelFigures) -> Iterator[str]:
+    if level.torn_lines:
+        yield f"{level.torn_lines} torn line(s) left out"
+    yield from level.equal_work.reasons
+    for gate in (level.client_health, level.reconciliation):
+        if gate.status in ("fail", "not_checked"):
+            yield from gate.reasons
+
+
+def _windows(cells: Iterable[CellFigures]) -> Iterator[Doubt]:
+    """Steady windows that are too short, not steady or not warm."""
+    for cell in cells:
+        for level in cell.levels:
+            found = {"long enough": level.checks.long_enough, "steady": level.checks.steady, "warm": level.checks.warm}
+            for name, check in found.items():
+                if check.status == "fail":
+                    yield Doubt(cell.id, level.concurrency, f"{name}: {check.reason}")
+
+
+def _worst(statuses: set[GateStatus]) -> GateStatus:
+    return next((status for status in _STATUSES if status in statuses), "not_checked")

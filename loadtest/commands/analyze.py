@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from loadtest.commands.finish import Say, analyze_run, as_json, table, write_page
+from loadtest.commands.finish import Say, analyze_run, as_data, as_json, read_metrics, table, write_page
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
 
 if TYPE_CHECKING:
+    from loadtest.metrics.schema import Metrics
     from loadtest.report.comparison import Side
     from loadtest.report.index import Entry
 
@@ -24,8 +25,8 @@ def analyze(arguments: argparse.Namespace, say: Say) -> str:
 
         found = programs.verdicts(read.read_run(arguments.run), say)
         write.write_json(arguments.run / "programs.json", found)
-    numbers = analyze_run(arguments.run)
-    return as_json(numbers) if arguments.json else f"{table(arguments.run, numbers)}\n{arguments.run / 'metrics.json'}"
+    metrics = analyze_run(arguments.run)
+    return as_json(metrics) if arguments.json else f"{table(arguments.run, metrics)}\n{arguments.run / 'metrics.json'}"
 
 
 def report(arguments: argparse.Namespace, say: Say) -> str:
@@ -36,17 +37,16 @@ def report(arguments: argparse.Namespace, say: Say) -> str:
     (run,) = runs
     if not (run / "manifest.json").exists() and (folders := _runs_in(run)):
         return str(_index(run, folders, arguments.output or run / "index.html"))
-    _numbers(run)
     page = arguments.output or run / "report.html"
-    write_page(run, page)
+    write_page(run, _metrics(run), page)
     return str(page)
 
 
-def _numbers(run: Path) -> dict[str, Any]:
-    """What metrics.json holds, made first where it is missing or older than any record."""
+def _metrics(run: Path) -> Metrics:
+    """The figures of a run: metrics.json, made first where it is missing or older than any record."""
     made = run / "metrics.json"
     newest_s = max((path.stat().st_mtime for path in run.glob("cells/*/*/*.jsonl")), default=0.0)
-    return read.read_json(made) if made.exists() and made.stat().st_mtime >= newest_s else analyze_run(run)
+    return read_metrics(made) if made.exists() and made.stat().st_mtime >= newest_s else analyze_run(run)
 
 
 def _compare(runs: list[Path], page: Path) -> Path:
@@ -57,12 +57,12 @@ def _compare(runs: list[Path], page: Path) -> Path:
 
     if len(runs) > MOST_RUNS:
         raise UsageError(f"report: expected at most {MOST_RUNS} runs on one page, got {len(runs)}; leave some out")
-    numbers = [_numbers(run) for run in runs]
+    metrics = [as_data(_metrics(run)) for run in runs]
     baseline, *candidates = [read.read_run(run) for run in runs]
-    sides: list[Side] = [Side(runs[0].resolve().name, numbers[0], to_table(baseline.manifest), {}, {})]
-    for candidate, own in zip(candidates, numbers[1:], strict=True):
+    sides: list[Side] = [Side(runs[0].resolve().name, metrics[0], to_table(baseline.manifest), {}, {})]
+    for candidate, own in zip(candidates, metrics[1:], strict=True):
         apart = comparability.differences(baseline.manifest, candidate.manifest)  # shown on the page, so none forbids it
-        judged = compare.runs(baseline, candidate, allow=tuple(apart))
+        judged = as_data(compare.runs(baseline, candidate, allow=tuple(apart)))
         sides.append(Side(candidate.path.resolve().name, own, to_table(candidate.manifest), judged, apart))
     pages.write_comparison(tuple(sides), page, page.parent / f"{page.stem}-plots")
     return page
@@ -85,7 +85,8 @@ def _entry(run: Path) -> Entry:
 
     try:
         manifest = read.read_json(run / "manifest.json")
-        metrics = read.read_json(run / "metrics.json") if (run / "metrics.json").exists() else {}
+        made = run / "metrics.json"
+        metrics = as_data(read_metrics(made)) if made.exists() else {}
     except RecordError as error:
         return Entry(run.name, {}, {}, paged=False, problem=str(error).removeprefix(f"{run}/"))
     return Entry(run.name, metrics, manifest, paged=(run / "report.html").exists())

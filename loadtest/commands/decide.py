@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from loadtest import resources
-from loadtest.commands.finish import Say, as_json
+from loadtest.commands.finish import Say, as_data, as_json
 from loadtest.errors import GateError, UsageError
-from loadtest.records.manifest import Manifest
 from loadtest.records.read import read_run
 from loadtest.report.terminal import comparison_text, gate_text, number_text, options_text, ratio_text
 
-Json = Mapping[str, Any]
+if TYPE_CHECKING:
+    from loadtest.analysis.decisions import GateReport, RunComparison
+    from loadtest.metrics.schema import Metrics
+    from loadtest.records.read import Run
 
 
 def compare(arguments: argparse.Namespace, say: Say) -> str:
@@ -29,17 +32,20 @@ def compare(arguments: argparse.Namespace, say: Say) -> str:
     baseline, candidate = (read_run(path) for path in (arguments.baseline, arguments.candidate))
     found = comparisons.runs(baseline, candidate, arguments.tolerance / 100, arguments.allow)
     for side, run in (("baseline", baseline), ("candidate", candidate)):
-        gates = analyze(run)["health"]
-        found["not_compared"] += [f"{side}: DOUBTFUL: {reason}" for reason in gates["reasons"]]
-    said = as_json(found) if arguments.json else comparison_text(found)
-    if found["regressions"]:
-        first = found["regressions"][0]
-        raise GateError(
-            f"{len(found['regressions'])} significant regression(s) beyond {arguments.tolerance:g} %: {first['metric']} of"
-            f" {first['a']} at {first['concurrency']} users is {ratio_text(first)} of the baseline's",
-            said,
-        )
+        doubts = tuple(f"{side}: DOUBTFUL: {reason}" for reason in analyze(run).health.reasons)
+        found = msgspec.structs.replace(found, not_compared=(*found.not_compared, *doubts))
+    said = as_json(found) if arguments.json else comparison_text(as_data(found))
+    if found.regressions:
+        raise GateError(_slower(found), said)
     return said
+
+
+def _slower(found: RunComparison) -> str:
+    first = found.regressions[0]
+    return (
+        f"{len(found.regressions)} significant regression(s) beyond {100 * found.tolerance:g} %: {first.metric} of {first.a}"
+        f" at {first.concurrency} users is {ratio_text(as_data(first))} of the baseline's"
+    )
 
 
 def check(arguments: argparse.Namespace, say: Say) -> str:
@@ -49,29 +55,28 @@ def check(arguments: argparse.Namespace, say: Say) -> str:
     from loadtest.metrics import slo
 
     objectives = [slo.parse(text) for text in arguments.require]
-    numbers = analyze(read_run(arguments.run))
-    levels = sorted({level["concurrency"] for cell in numbers["cells"] for level in cell["levels"]})
+    metrics = analyze(read_run(arguments.run))
+    levels = sorted({level.concurrency for cell in metrics.cells for level in cell.levels})
     if arguments.concurrency is not None and arguments.concurrency not in levels:
         raise UsageError(f"--concurrency {arguments.concurrency}: expected a level of the run, one of {levels}")
-    found = slo_objectives.gate(numbers, objectives, arguments.concurrency, allow_unhealthy=arguments.allow_unhealthy)
-    found |= {"run_id": numbers["run_id"], "simulated": numbers["simulated"]}
-    said = as_json(found) if arguments.json else gate_text(found)
-    if not found["met"]:
+    found = slo_objectives.gate(metrics, objectives, arguments.concurrency, allow_unhealthy=arguments.allow_unhealthy)
+    said = as_json(found) if arguments.json else gate_text(as_data(found))
+    if not found.met:
         raise GateError(_unmet(found), said)
     return said
 
 
-def _unmet(found: Json) -> str:
-    failing = [row for row in found["rows"] if row["result"] != "met"]
+def _unmet(found: GateReport) -> str:
+    failing = [row for row in found.rows if row.result != "met"]
     if failing:
         first = failing[0]
         return (
-            f"{len(failing)} requirement(s) not met: {first['slo']} of {first['cell']} at {first['concurrency']} users is"
-            f" {first['result']}, got {number_text(first['value'])}"
+            f"{len(failing)} requirement(s) not met: {first.slo} of {first.cell} at {first.concurrency} users is"
+            f" {first.result}, got {number_text(first.value)}"
         )
-    if found["unmeasured"]:
-        return f"not shown: {found['unmeasured'][0]}"
-    doubt = found["unhealthy"][0]
+    if found.unmeasured:
+        return f"not shown: {found.unmeasured[0]}"
+    doubt = found.unhealthy[0]
     return f"the run cannot be relied on: {doubt}; measure again, or judge all the same with --allow-unhealthy"
 
 
@@ -81,41 +86,43 @@ PREDICTED_REQUESTS = 40  # a p90 needs 36
 
 
 def plan(arguments: argparse.Namespace, say: Say) -> str:
-    """Replicas, cards and cost of every configuration, cheapest first."""
+    """Replicas, GPUs and cost of every configuration, cheapest first."""
     from loadtest.analysis import capacity
+    from loadtest.analysis.decisions import CapacityPlan
     from loadtest.metrics import slo
 
     objectives = [slo.parse(text) for text in arguments.slo]
     capacity.Demand(arguments.users, arguments.answers_per_hour, arguments.headroom, arguments.gpu_hour_price)
     if arguments.source is not None and arguments.study is not None:
         raise UsageError("plan: expected one of --from RUN (measurements) and --study (a prediction), got both")
-    numbers, manifest = _predicted(arguments, say) if arguments.source is None else _measured(arguments.source)
-    price = manifest.prices.gpu_hour if arguments.gpu_hour_price is None else arguments.gpu_hour_price
+    metrics, run = _predicted(arguments, say) if arguments.source is None else _measured(arguments.source)
+    prices = run.manifest.prices
+    price = prices.gpu_hour if arguments.gpu_hour_price is None else arguments.gpu_hour_price
     demand = capacity.Demand(arguments.users, arguments.answers_per_hour, arguments.headroom, price)
-    objectives = objectives or [slo.parse(text) for text in manifest.slo]
-    found = {
-        "source": "performance model" if arguments.source is None else f"run {numbers['run_id']}",
-        "simulated": numbers["simulated"],
-        "slo": [one.text for one in objectives],
-        "users": demand.users,
-        "answers_per_hour": demand.answers_per_hour,
-        "headroom": demand.headroom,
-        "gpu_hour_price": price,
-        "currency": manifest.prices.currency if arguments.gpu_hour_price is None else None,
-        "options": capacity.plan(numbers["cells"], objectives, demand),
-        "doubts": numbers["health"]["reasons"],
-    }
-    return as_json(found) if arguments.json else options_text(found)
+    objectives = objectives or [slo.parse(text) for text in metrics.run.slo]
+    found = CapacityPlan(
+        source="performance model" if arguments.source is None else f"run {metrics.run_id}",
+        simulated=metrics.simulated,
+        slo=tuple(one.text for one in objectives),
+        users=demand.users,
+        answers_per_hour=demand.answers_per_hour,
+        headroom=demand.headroom,
+        gpu_hour_price=price,
+        currency=prices.currency if arguments.gpu_hour_price is None else None,
+        options=tuple(capacity.plan(metrics.cells, objectives, demand)),
+        doubts=metrics.health.reasons,
+    )
+    return as_json(found) if arguments.json else options_text(as_data(found))
 
 
-def _measured(run: Path) -> tuple[Json, Manifest]:
+def _measured(folder: Path) -> tuple[Metrics, Run]:
     from loadtest.analysis.run import analyze
 
-    read = read_run(run)
-    return analyze(read), read.manifest
+    run = read_run(folder)
+    return analyze(run), run
 
 
-def _predicted(arguments: argparse.Namespace, say: Say) -> tuple[Json, Manifest]:
+def _predicted(arguments: argparse.Namespace, say: Say) -> tuple[Metrics, Run]:
     """The cells of a study, fast-forwarded through the performance model into a folder that does not stay."""
     from loadtest.study import fast_forward
     from loadtest.study import parse as studies

@@ -17,6 +17,7 @@ from loadtest.records import read, write
 
 if TYPE_CHECKING:
     from loadtest.analysis.claims import Claim
+    from loadtest.metrics.schema import Metrics
 
 Say = Callable[[str], None]
 
@@ -30,55 +31,62 @@ def carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, json:
     except KeyboardInterrupt:
         interrupted = True
         say("interrupted: analysing what was measured so far")
-    numbers = _conclude(out, say)
+    metrics = _conclude(out, say)
     if interrupted:
         raise Interrupted(f"interrupted; what was measured is in {out} and reported as incomplete in {out / 'report.html'}")
     if problems:
         raise LoadtestError(
             f"{len(problems)} problem(s) left the run incomplete ({problems[0]}); the rest is in {out / 'report.html'}"
         )
-    if kinds := _only_failures(numbers):
+    if kinds := _only_failures(metrics):
         raise LoadtestError(
             f"nothing could be measured: every request failed ({kinds}); read the server's log, and {out / 'report.html'}"
         )
-    return as_json(numbers) if json else f"{table(out, numbers)}\n{out / 'report.html'}"
+    return as_json(metrics) if json else f"{table(out, metrics)}\n{out / 'report.html'}"
 
 
-def _conclude(out: Path, say: Say) -> dict[str, Any]:
-    """Analyse, and write the page; what metrics.json holds."""
+def _conclude(out: Path, say: Say) -> Metrics:
+    """Analyse, and write the page."""
     say("analysing")
-    numbers = analyze_run(out)
+    metrics = analyze_run(out)
     say("drawing the page")
-    write_page(out, out / "report.html")
-    return numbers
+    write_page(out, metrics, out / "report.html")
+    return metrics
 
 
-def _only_failures(numbers: dict[str, Any]) -> str:
+def _only_failures(metrics: Metrics) -> str:
     """The kinds of failure, with their counts, of a run in which the server, or the way to it, failed every request."""
-    levels = [level for cell in numbers["cells"] for level in cell["levels"]]
-    if not levels or any(level["failed_share"]["value"] != 1 for level in levels):
+    levels = [level for cell in metrics.cells for level in cell.levels]
+    if not levels or any(level.failed_share.value != 1 for level in levels):
         return ""
-    kinds = sum((Counter(level["error_kinds"]) for level in levels), Counter[str]())
+    kinds = sum((Counter(level.error_kinds) for level in levels), Counter[str]())
     return ", ".join(f"{kind} {n}" for kind, n in kinds.most_common())
 
 
-def table(folder: Path, numbers: dict[str, Any]) -> str:
+def table(folder: Path, metrics: Metrics) -> str:
     """The decision, as a compact table for a terminal."""
     from loadtest.report import terminal
 
-    return terminal.decision(numbers, read.read_json(folder / "manifest.json"))
+    return terminal.decision(as_data(metrics), read.read_json(folder / "manifest.json"))
 
 
-def analyze_run(folder: Path) -> dict[str, Any]:
-    """Records to metrics.json and metrics.csv, in the folder of the run; returns what metrics.json holds."""
+def read_metrics(path: Path) -> Metrics:
+    """Read metrics.json. Raises RecordError, one line: the file is missing or damaged, or another release wrote it."""
+    from loadtest.metrics import schema
+
+    return schema.decode(read.read_bytes(path), str(path))
+
+
+def analyze_run(folder: Path) -> Metrics:
+    """Records to metrics.json and metrics.csv, in the folder of the run."""
     from loadtest.analysis import export
     from loadtest.analysis.run import analyze
 
     run = read.read_run(folder)
-    numbers = analyze(run, claims=_claims(run.manifest.findings))
-    write.write_json(folder / "metrics.json", numbers)
-    write.write_csv(folder / "metrics.csv", export.to_rows(numbers))
-    return numbers
+    metrics = analyze(run, claims=_claims(run.manifest.findings))
+    write.write_json(folder / "metrics.json", metrics)
+    write.write_csv(folder / "metrics.csv", export.to_rows(metrics))
+    return metrics
 
 
 def _claims(name: str | None) -> tuple[Claim, ...]:
@@ -93,14 +101,13 @@ def _claims(name: str | None) -> tuple[Claim, ...]:
         raise UsageError(f"{path}: cannot read the findings: {error.strerror}") from error
 
 
-def write_page(folder: Path, page: Path) -> None:
-    """The page of one run from its metrics.json, with each plot beside it in `plots/`."""
+def write_page(folder: Path, metrics: Metrics, page: Path) -> None:
+    """The page of one run, with each plot beside it in `plots/`."""
     from loadtest.report import page as pages
 
-    numbers = read.read_json(folder / "metrics.json")
     manifest = read.read_json(folder / "manifest.json")
     described = {path.parent.name: _described(path) for path in sorted(folder.glob("cells/*/engine.json"))}
-    pages.write(numbers, manifest, described, page, page.parent / "plots")
+    pages.write(as_data(metrics), manifest, described, page, page.parent / "plots")
 
 
 def _described(engine: Path) -> dict[str, Any]:
@@ -113,6 +120,11 @@ def _described(engine: Path) -> dict[str, Any]:
 def as_json(value: Any) -> str:
     """For `--json`: indented by two."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def as_data(value: Any) -> Any:
+    """A value as JSON would hold it."""
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def new_folder(name: str) -> Path:

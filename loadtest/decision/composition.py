@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from loadtest.decision.step_line import StepLine
 from loadtest.metrics import intervals
-from loadtest.metrics.intervals import Floats, Interval
+from loadtest.metrics.figures import Interval
+from loadtest.metrics.intervals import Floats
 
 QUANTILES = {"p50": 0.5, "p90": 0.9}
 

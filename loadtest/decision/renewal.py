@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 
 from loadtest.metrics import intervals
-from loadtest.metrics.intervals import Estimate, Floats
+from loadtest.metrics.figures import Estimate
+from loadtest.metrics.intervals import Floats
 
 
 def output_tokens_per_s(concurrency: int, tokens: Floats, first_token_s: Floats, gap_s: Floats) -> Estimate:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from loadtest.metrics import intervals
-from loadtest.metrics.intervals import Floats, Interval
+from loadtest.metrics.figures import Interval
+from loadtest.metrics.intervals import Floats
 
 MAX_BEND = 0.01  # of a step: a line that misses by more than this is no line
 

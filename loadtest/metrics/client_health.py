@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import ceil
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from loadtest.metrics import clock_error as clock_errors
+from loadtest.metrics.level_schema import ClientHealth, HealthCheck, HealthCheckName
 from loadtest.metrics.request_arrays import Pass, offset
+from loadtest.records.engine_facts import ClockError
 from loadtest.records.read import LevelRecords
 from loadtest.records.schema import HealthSample, ServerSample
 
@@ -32,34 +34,30 @@ LATE_LIMIT = 0.01  # share of the requests
 Passes = Sequence[tuple[LevelRecords, Pass]]
 
 
-def client(
-    passes: Passes, anchor: float, gap_s: float | None, clock_error: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Did the load generator distort the figures? `{status: pass|fail, reasons, checks, n_samples}`.
+def client(passes: Passes, anchor: float, gap_s: float | None, clock_error: ClockError | None = None) -> ClientHealth:
+    """Did the load generator distort the figures?
 
     Population: the seconds sampled while measured requests ran, over all passes and workers. Lags are wall seconds times
     the clock's speed, so that they compare with `gap_s`, the median token gap of the level. Fails without samples.
-    `clock_error` (`acceleration.clock_error`) is what a fast simulated clock was measured to cost; it is then judged
-    itself, in place of the lags that cause it.
+    `clock_error`: what a fast simulated clock was measured to cost; it is then judged itself, in place of the lags that
+    cause it.
     """
     samples = [sample for level, columns in passes for sample in _during(level.health, columns, anchor)]
     if not samples:
         reason = "no sample of the load generator's own health: nothing shows that it kept up"
-        return {"status": "fail", "reasons": [reason], "checks": [], "n_samples": 0}
+        return ClientHealth(status="fail", reasons=(reason,), checks=(), n_samples=0)
     requests = sum(int(np.sum(columns.measured)) for _, columns in passes)
     timing = _lag_checks(samples, gap_s) if clock_error is None else _clock_checks(clock_error)
-    checks = [_check(*one) for one in (*timing, *_other_checks(samples, requests))]
+    checks = (*timing, *_other_checks(samples, requests))
     remedy = _remedy(samples)
-    reasons = [
-        str(check["reason"]) + (remedy if check["name"] in OF_LOAD else "") for check in checks if check["status"] == "fail"
-    ]
-    return {"status": "fail" if reasons else "pass", "reasons": reasons, "checks": checks, "n_samples": len(samples)}
+    reasons = tuple(check.reason + (remedy if check.name in OF_LOAD else "") for check in checks if check.status == "fail")
+    return ClientHealth(status="fail" if reasons else "pass", reasons=reasons, checks=checks, n_samples=len(samples))
 
 
-def no_client() -> dict[str, Any]:
+def no_client() -> ClientHealth:
     """`client_health` of a fast-forwarded study (`VIRTUAL_TIME`): there was no load generator, so none could fail."""
     reason = "fast-forwarded in virtual time: no load generator ran, so none could distort the figures"
-    return {"status": "not_applicable", "reasons": [reason], "checks": [], "n_samples": 0}
+    return ClientHealth(status="not_applicable", reasons=(reason,), checks=(), n_samples=0)
 
 
 def _remedy(samples: Sequence[HealthSample]) -> str:
@@ -72,17 +70,17 @@ def _remedy(samples: Sequence[HealthSample]) -> str:
     return f"; {workers} process{'es were' if workers > 1 else ' was'} not enough: use --processes {needed}"
 
 
-def _lag_checks(samples: Sequence[HealthSample], gap_s: float | None) -> list[tuple[str, float, float, str]]:
+def _lag_checks(samples: Sequence[HealthSample], gap_s: float | None) -> list[HealthCheck]:
     mean_s = float(np.average([s.loop_lag_mean_s * s.clock_speed for s in samples], weights=_intervals_s(samples)))
     worst = np.array([s.loop_lag_max_s * s.clock_speed for s in samples])
     if gap_s is None or gap_s <= 0:
         return []
     late = float(np.average(worst > gap_s, weights=_intervals_s(samples)))
     return [
-        ("loop_lag_mean", mean_s / gap_s, MEAN_LAG_LIMIT,
-         f"the event loop wakes {mean_s * 1e3:.2g} ms late on average, {mean_s / gap_s:.1%} of the median token gap"),
-        ("loop_lag_worst", late, BAD_SECONDS_LIMIT,
-         f"in {late:.1%} of the seconds the loop woke later than one median token gap (worst {np.max(worst) * 1e3:.3g} ms)"),
+        _check("loop_lag_mean", mean_s / gap_s, MEAN_LAG_LIMIT,
+               f"the event loop wakes {mean_s * 1e3:.2g} ms late on average, {mean_s / gap_s:.1%} of the median token gap"),
+        _check("loop_lag_worst", late, BAD_SECONDS_LIMIT, f"in {late:.1%} of the seconds the loop woke later than one "
+               f"median token gap (worst {np.max(worst) * 1e3:.3g} ms)"),
     ]  # fmt: skip
 
 
@@ -91,29 +89,32 @@ def _intervals_s(samples: Sequence[HealthSample]) -> list[float]:
     return [s.interval_s for s in samples]
 
 
-def _clock_checks(clock_error: Mapping[str, Any]) -> list[tuple[str, float, float, str]]:
-    worst = clock_errors.worst([clock_error])
+def _clock_checks(clock_error: ClockError) -> list[HealthCheck]:
+    worst = clock_errors.worst(clock_error)
     if worst is None:
         return []
-    return [("simulated_clock", worst, CLOCK_ERROR_LIMIT, f"the fast clock put the times off by up to {worst:.1%}")]
+    return [_check("simulated_clock", worst, CLOCK_ERROR_LIMIT, f"the fast clock put the times off by up to {worst:.1%}")]
 
 
-def _other_checks(samples: Sequence[HealthSample], requests: int) -> list[tuple[str, float, float, str]]:
+def _other_checks(samples: Sequence[HealthSample], requests: int) -> list[HealthCheck]:
     busy = float(np.average([s.cpu_share > CPU_LIMIT for s in samples], weights=_intervals_s(samples)))
     top = max(s.cpu_share for s in samples)
     pause = float(np.sum([s.gc_pause_s for s in samples]) / np.sum(_intervals_s(samples)))
     late = sum(s.late_starts for s in samples) / max(requests, 1)
     return [
-        ("cpu", busy, BAD_SECONDS_LIMIT, f"in {busy:.1%} of the seconds above {CPU_LIMIT:.0%} of a core (most {top:.0%})"),
-        ("gc", pause, GC_LIMIT, f"{pause:.2%} of the time went to garbage collection"),
-        ("late_starts", late, LATE_LIMIT, f"{late:.1%} of the requests were sent more than 10 ms after their schedule"),
+        _check(
+            "cpu", busy, BAD_SECONDS_LIMIT, f"in {busy:.1%} of the seconds above {CPU_LIMIT:.0%} of a core (most {top:.0%})"
+        ),
+        _check("gc", pause, GC_LIMIT, f"{pause:.2%} of the time went to garbage collection"),
+        _check(
+            "late_starts", late, LATE_LIMIT, f"{late:.1%} of the requests were sent more than 10 ms after their schedule"
+        ),
     ]
 
 
-def _check(name: str, value: float, limit: float, said: str) -> dict[str, Any]:
-    good = value <= limit
-    reason = f"{said}; at most {limit:.0%}"
-    return {"name": name, "status": "pass" if good else "fail", "value": value, "limit": limit, "reason": reason}
+def _check(name: HealthCheckName, value: float, limit: float, said: str) -> HealthCheck:
+    status: Literal["pass", "fail"] = "pass" if value <= limit else "fail"
+    return HealthCheck(name=name, status=status, value=value, limit=limit, reason=f"{said}; at most {limit:.0%}")
 
 
 def _during(samples: Sequence[HealthSample], columns: Pass, anchor: float) -> list[HealthSample]:

@@ -1,49 +1,57 @@
-"""Distributions of a level as metrics.json writes them: `n, mean, p50, p90, p95, p99, min, max, ci95, n_needed`."""
+"""Distributions of a level: each metric with its mean, quantiles, intervals, and the n that a missing one would need."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from msgspec.structs import asdict
 from numpy.typing import NDArray
 
 from loadtest.metrics import intervals, survival
-from loadtest.metrics.intervals import MIN_PASSES, Estimate, Floats
+from loadtest.metrics.catalogue import QUANTILES
+from loadtest.metrics.figures import (
+    CensoredDistribution,
+    Distribution,
+    Estimate,
+    GapDistribution,
+    NeededSamples,
+    RestrictedMean,
+    StatisticIntervals,
+)
+from loadtest.metrics.intervals import MIN_PASSES, Floats
 from loadtest.metrics.request_arrays import Bools, Ints, Small
 
-QUANTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
-
-def plain(values: Floats, groups: Ints) -> dict[str, Any]:
-    """Of one value a request. `groups`: the pass of each; with three passes or more they are the unit of the mean's
+def plain(values: Floats, groups: Ints) -> Distribution:
+    """One exact value per request. `groups`: the pass of each; with three passes or more they are the unit of the mean's
     interval, else the requests are. Quantiles: order statistics with exact binomial bounds, widened by what passes add."""
     parts = [np.sort(one) for one in _by_pass(values, groups)]
     ordered = np.sort(values)
-    quantiles = {
-        name: intervals.widened(intervals.quantile(ordered, p), [intervals.sample_quantile(one, p) for one in parts])
-        for name, p in QUANTILES.items()
-    }
-    ends = (float(ordered[0]), float(ordered[-1])) if len(ordered) else (None, None)
-    return _written(len(values), grouped_mean(values, groups), quantiles, ends)
+    quantiles = [
+        intervals.widened(intervals.quantile(ordered, p), [intervals.sample_quantile(one, p) for one in parts])
+        for p in QUANTILES.values()
+    ]
+    return _distribution(len(values), grouped_mean(values, groups), quantiles, _ends(ordered))
 
 
-def waiting(times: Floats, observed: Bools, groups: Ints) -> dict[str, Any]:
-    """Of times of which some are only known to be longer (`observed` false: right-censored). None censored: `plain`.
+def waiting(times: Floats, observed: Bools, groups: Ints) -> CensoredDistribution:
+    """Times of which some are only known to be longer (`observed` false: right-censored). None censored: `plain`.
 
-    Quantiles by Kaplan-Meier. The mean is null where the longest time is censored; `restricted_mean` up to `horizon_s`
+    Quantiles by Kaplan-Meier. The mean is None where the longest time is censored; `restricted_mean` up to `horizon_s`
     stands in for it. `max` is the longest observed; `n` counts both kinds, `n_censored` the censored.
     """
     if bool(np.all(observed)):
-        return plain(times, groups) | {"n_censored": 0}
+        return CensoredDistribution(**asdict(plain(times, groups)), n_censored=0)
     curve = survival.kaplan_meier(times, observed)
     parts = zip(_by_pass(times, groups), _by_pass(observed, groups), strict=True)
     passes = [survival.kaplan_meier(*one) for one in parts]
-    quantiles = {
-        name: intervals.widened(survival.survival_quantile(curve, p), [survival.survival_time(one, 1 - p) for one in passes])
-        for name, p in QUANTILES.items()
-    }
+    quantiles = [
+        intervals.widened(survival.survival_quantile(curve, p), [survival.survival_time(one, 1 - p) for one in passes])
+        for p in QUANTILES.values()
+    ]
     horizon = float(np.max(times))
     restricted = intervals.widened(
         survival.restricted(curve, horizon), [survival.restricted_mean(one, horizon)[0] for one in passes]
@@ -51,30 +59,25 @@ def waiting(times: Floats, observed: Bools, groups: Ints) -> dict[str, Any]:
     complete = len(curve.share) > 0 and curve.share[-1] == 0
     reason = "the longest time is censored: no mean, see restricted_mean"
     average = restricted if complete else Estimate(None, None, len(times), reason=reason)
-    seen = times[observed]
-    ends = (float(np.min(seen)), float(np.max(seen))) if len(seen) else (None, None)
-    answer = _written(len(times), average, quantiles, ends) | {"n_censored": curve.n_censored}
-    if not complete:
-        answer["restricted_mean"] = restricted.to_json() | {"horizon_s": horizon}
-    return answer
+    return CensoredDistribution(
+        **asdict(_distribution(len(times), average, quantiles, _ends(times[observed]))),
+        n_censored=curve.n_censored,
+        restricted_mean=None if complete else RestrictedMean(**asdict(restricted), horizon_s=horizon),
+    )
 
 
-def weighted(values: Small, weights: Small, starts: Ints, groups: Ints) -> dict[str, Any]:
-    """Of token gaps, request after request: `starts` where each request's begin, `groups` the pass of each request.
-    Requests (passes, where there are three or more, for the mean) are the unit of every interval; `n` counts gaps,
-    `n_requests` the clusters, and `n_needed` requests."""
+def weighted(values: Small, weights: Small, starts: Ints, groups: Ints) -> GapDistribution:
+    """Token gaps, request after request: `starts` where each request's begin, `groups` the pass of each request. Requests
+    (passes, where there are three or more, for the mean) are the unit of every interval; `n` counts gaps, `n_requests` the
+    clusters, and `n_needed` requests."""
     found = intervals.clustered_quantiles(values, weights, starts, [*QUANTILES.values()])
     passes = _gaps_by_pass(values, weights, starts, groups)
-    quantiles = {
-        name: intervals.widened(one, [of_pass[i] for of_pass in passes])
-        for i, (name, one) in enumerate(zip(QUANTILES, found, strict=True))
-    }
-    ends = (float(np.min(values)), float(np.max(values))) if len(values) else (None, None)
+    quantiles = [intervals.widened(one, [of_pass[i] for of_pass in passes]) for i, one in enumerate(found)]
     sums, sizes = (intervals.by_cluster(x, starts) for x in (values * weights, weights))
     if len(passes) >= MIN_PASSES:
         sums, sizes = (np.asarray(np.bincount(groups, x), np.float64) for x in (sums, sizes))
-    answer = _written(round(float(np.sum(sizes))), intervals.ratio(sums, sizes), quantiles, ends)
-    return answer | {"n_requests": len(starts)}
+    common = _distribution(round(float(np.sum(sizes))), intervals.ratio(sums, sizes), quantiles, _ends(values))
+    return GapDistribution(**asdict(common), n_requests=len(starts))
 
 
 def _by_pass(values: NDArray[Any], groups: Ints) -> list[NDArray[Any]]:
@@ -91,7 +94,7 @@ def _gaps_by_pass(values: Small, weights: Small, starts: Ints, groups: Ints) -> 
 
 
 def grouped_mean(values: Floats, groups: Ints) -> Estimate:
-    """Mean of one value a request, with passes as clusters where there are at least three of them."""
+    """Mean of one value per request, with passes as clusters where there are at least three of them."""
     if len(np.unique(groups)) < MIN_PASSES:
         return intervals.mean(values)
     sums, sizes = np.bincount(groups, values), np.bincount(groups)
@@ -99,18 +102,28 @@ def grouped_mean(values: Floats, groups: Ints) -> Estimate:
     return Estimate(estimate.value, estimate.ci95, len(values))
 
 
-def _written(
-    n: int, average: Estimate, quantiles: Mapping[str, Estimate], ends: tuple[float | None, float | None]
-) -> dict[str, Any]:
-    figures = {"mean": average, **quantiles}
-    answer: dict[str, Any] = {
-        "n": n,
-        **{name: figure.value for name, figure in figures.items()},
-        "min": ends[0],
-        "max": ends[1],
-    }
-    answer["ci95"] = {name: list(figure.ci95) if figure.ci95 else None for name, figure in figures.items()}
-    answer["n_needed"] = {name: figure.n_needed for name, figure in figures.items() if figure.n_needed is not None}
-    if average.reason:
-        answer["reason"] = average.reason
-    return answer
+def _ends(values: Floats | Small) -> tuple[float | None, float | None]:
+    """The least and the largest value; None without values."""
+    return (float(np.min(values)), float(np.max(values))) if len(values) else (None, None)
+
+
+def _distribution(
+    n: int, average: Estimate, quantiles: Sequence[Estimate], ends: tuple[float | None, float | None]
+) -> Distribution:
+    """`quantiles`: one for each of `QUANTILES`, in their order."""
+    p50, p90, p95, p99 = quantiles
+    return Distribution(
+        n=n,
+        mean=average.value,
+        p50=p50.value,
+        p90=p90.value,
+        p95=p95.value,
+        p99=p99.value,
+        min=ends[0],
+        max=ends[1],
+        ci95=StatisticIntervals(mean=average.ci95, p50=p50.ci95, p90=p90.ci95, p95=p95.ci95, p99=p99.ci95),
+        n_needed=NeededSamples(
+            mean=average.n_needed, p50=p50.n_needed, p90=p90.n_needed, p95=p95.n_needed, p99=p99.n_needed
+        ),
+        reason=average.reason,
+    )

@@ -8,47 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from scipy import special
 
+from loadtest.metrics.figures import Estimate, Interval
+
 Floats = NDArray[np.float64]
 
-Interval = tuple[float, float]
-
 CONFIDENCE = 0.95
-
 MIN_PASSES = 3  # passes that make the pass the unit of repetition
-
 MIN_TAIL_CLUSTERS = 6
 
 _TAIL = (1 - CONFIDENCE) / 2
-
 Z = float(special.ndtri(1 - _TAIL))
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95 % interval (None: cannot be had), the n behind it, and the n that a missing one would need."""
-
-    value: float | None
-    ci95: Interval | None = None
-    n: int = 0
-    n_needed: int | None = None
-    reason: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """`{value, ci95, n}`, with `n_needed` and `reason` where something is missing."""
-        answer: dict[str, Any] = {"value": self.value, "ci95": list(self.ci95) if self.ci95 else None, "n": self.n}
-        if self.n_needed is not None:
-            answer["n_needed"] = self.n_needed
-        if self.reason:
-            answer["reason"] = self.reason
-        return answer
 
 
 def n_for_quantile(p: float) -> int:

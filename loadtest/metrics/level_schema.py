@@ -11,6 +11,7 @@ from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimat
 from loadtest.records.schema import Outcome, Phase, TokenCountSource, about
 
 GateStatus = Literal["pass", "fail", "not_checked", "not_applicable"]
+HealthCheckName = Literal["loop_lag_mean", "loop_lag_worst", "simulated_clock", "cpu", "gc", "late_starts"]
 
 
 def _metric(name: str) -> msgspec.Meta:
@@ -25,6 +26,10 @@ class WindowSpan(msgspec.Struct, frozen=True):
 
     start_s: Annotated[float, about("First instant at which as many measured requests as the concurrency are in flight.")]
     end_s: Annotated[float, about("Last such instant.")]
+
+    @property
+    def length_s(self) -> float:
+        return self.end_s - self.start_s
 
 
 class SteadyWindow(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,10 +118,7 @@ class SloResult(msgspec.Struct, frozen=True, kw_only=True):
 class HealthCheck(msgspec.Struct, frozen=True, kw_only=True):
     """One check of the load generator; lags are wall time x clock speed."""
 
-    name: Annotated[
-        Literal["loop_lag_mean", "loop_lag_worst", "simulated_clock", "cpu", "gc", "late_starts"],
-        about("`simulated_clock` replaces the two lags under a fast simulated clock."),
-    ]
+    name: Annotated[HealthCheckName, about("`simulated_clock` replaces the two lags under a fast simulated clock.")]
     status: Annotated[Literal["pass", "fail"], about("`pass` up to the limit.")]
     value: Annotated[float, about("A share: of the median token gap, of a mean time, of the seconds or of the requests.")]
     limit: Annotated[float, about("Fails above it.")]

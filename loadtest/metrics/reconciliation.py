@@ -1,13 +1,15 @@
-"""Can the figures be believed: the load generator's own health, client against server totals, troubles of the model."""
+"""Do client and server agree: the client's totals and times to first token against the server's own counters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from msgspec.structs import replace
 
 from loadtest.metrics.client_health import Passes, sample_time
+from loadtest.metrics.level_schema import PassReconciliation, Reconciliation, ServerCounters, TtftAgreement
 from loadtest.metrics.request_arrays import Pass
 from loadtest.records.read import LevelRecords
 from loadtest.records.schema import FINISHED, ServerSample
@@ -21,21 +23,22 @@ TTFT_TOLERANCE = 0.05  # of the server's mean
 ABORT_SLACK_S = 2.0  # a server may decode for so long after its client has left (engines' notes)
 
 
-def reconciliation(passes: Passes, anchor: float, tpot_s: float | None) -> dict[str, Any]:
+def reconciliation(passes: Passes, anchor: float, tpot_s: float | None) -> Reconciliation:
     """Client against server: tokens and requests of whole passes, warm-up included, first to last reading of `/metrics`.
 
-    `{status: pass|fail|not_checked, reasons, passes: [{client.., server.., ttft}]}`. Exact up to one token a request or
-    0.1 %; `ttft` holds the times to the first token, as both saw them (`_ttft`). A request that was cut off or broke
-    makes a range: a server may not have counted it yet, or decode on for 2 s after its client has left. Not checked
-    where the readings do not bracket every request. What a server generated before the first reading, its own warm-up,
-    is outside.
+    Exact up to one token a request or 0.1 %. A request that was cut off or broke makes a range: a server may not have
+    counted it yet, or decode on for 2 s after its client has left. Not checked where the readings do not bracket every
+    request. What a server generated before the first reading, its own warm-up, is outside.
     """
     found = [_reconcile(level, columns, anchor, tpot_s or 0.02) for level, columns in passes]
-    states = {one["status"] for one in found}
-    status = "fail" if "fail" in states else "not_checked" if "not_checked" in states or not found else "pass"
-    reasons = [f"pass {one['repeat']}: {one['reason']}" for one in found if one["reason"]]
-    totals = {key: _sum(one[key] for one in found) for key in ("client_output_tokens", "server_output_tokens")}
-    return {"status": status, "reasons": reasons, **totals, "passes": found}
+    states = {one.status for one in found}
+    return Reconciliation(
+        status="fail" if "fail" in states else "not_checked" if "not_checked" in states or not found else "pass",
+        reasons=tuple(f"pass {one.repeat}: {one.reason}" for one in found if one.reason),
+        client_output_tokens=_sum(one.client_output_tokens for one in found),
+        server_output_tokens=_sum(one.server_output_tokens for one in found),
+        passes=tuple(found),
+    )
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
@@ -43,8 +46,8 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return None if not known or None in known else float(sum(v for v in known if v is not None))
 
 
-def server(passes: Passes, anchor: float) -> dict[str, float | None]:
-    """What the server's own counters say of whole passes, warm-up included; null where it does not tell.
+def server(passes: Passes, anchor: float) -> ServerCounters:
+    """What the server's own counters say of whole passes, warm-up included; None where it does not tell.
 
     `n_preemptions` (vLLM; retractions of SGLang): requests put back for want of KV cache, their work done anew.
     `prefix_cache_hit_share`: prompt tokens found in the prefix cache / prompt tokens. Both from the first reading of
@@ -60,12 +63,12 @@ def server(passes: Passes, anchor: float) -> dict[str, float | None]:
         return max((v for one in readings for s in one if (v := getattr(s, field)) is not None), default=None)
 
     hits, prompts = growth("prefix_cache_hit_tokens_total"), growth("prefix_cache_query_tokens_total")
-    return {
-        "n_preemptions": growth("preemptions_total"),
-        "prefix_cache_hit_share": hits / prompts if hits is not None and prompts else None,
-        "peak_kv_usage_share": highest("kv_usage"),
-        "peak_waiting_at_once": highest("waiting"),
-    }
+    return ServerCounters(
+        n_preemptions=growth("preemptions_total"),
+        prefix_cache_hit_share=hits / prompts if hits is not None and prompts else None,
+        peak_kv_usage_share=highest("kv_usage"),
+        peak_waiting_at_once=highest("waiting"),
+    )
 
 
 def _readings(level: LevelRecords, anchor: float) -> list[ServerSample]:
@@ -73,28 +76,32 @@ def _readings(level: LevelRecords, anchor: float) -> list[ServerSample]:
     return [s for s in sorted(level.server, key=lambda s: sample_time(s, anchor)) if s.error is None]
 
 
-def _reconcile(level: LevelRecords, columns: Pass, anchor: float, tpot_s: float) -> dict[str, Any]:
+def _reconcile(level: LevelRecords, columns: Pass, anchor: float, tpot_s: float) -> PassReconciliation:
     readings = _readings(level, anchor)
     ranges = _client_ranges(columns, tpot_s)
     first, last = (readings[0], readings[-1]) if len(readings) > 1 else (None, None)
     server = {name: _difference(first, last, field) for name, field in _TOTALS.items()}
-    answer: dict[str, Any] = {
-        "repeat": level.repeat,
-        "status": "not_checked",
-        "reason": _unbracketed(first, last, columns, anchor),
-        "ttft": None,
-    }
-    for name, (low, _) in ranges.items():
-        answer |= {f"client_{name}": low, f"server_{name}": server[name]}
-    if answer["reason"]:
-        return answer
+    unchecked = PassReconciliation(
+        repeat=level.repeat,
+        status="not_checked",
+        reason=_unbracketed(first, last, columns, anchor),
+        ttft=None,
+        client_requests=ranges["requests"][0],
+        server_requests=server["requests"],
+        client_prompt_tokens=ranges["prompt_tokens"][0],
+        server_prompt_tokens=server["prompt_tokens"],
+        client_output_tokens=ranges["output_tokens"][0],
+        server_output_tokens=server["output_tokens"],
+    )
+    if unchecked.reason:
+        return unchecked
     wrong = [_disagreement(name, ranges[name], server[name], len(columns.records)) for name in ranges]
-    answer["ttft"] = _ttft(first, last, columns, tpot_s)
-    wrong.append(answer["ttft"]["reason"] if answer["ttft"]["status"] == "fail" else None)
+    ttft = _ttft(first, last, columns, tpot_s)
+    wrong.append(ttft.reason if ttft.status == "fail" else None)
     checked = any(value is not None for value in server.values())
     reason = "; ".join(text for text in wrong if text) or (None if checked else "the server tells no totals")
-    status = "not_checked" if not checked else "fail" if any(wrong) else "pass"
-    return answer | {"status": status, "reason": reason}
+    status: Literal["pass", "fail", "not_checked"] = "not_checked" if not checked else "fail" if any(wrong) else "pass"
+    return replace(unchecked, status=status, reason=reason, ttft=ttft)
 
 
 _TOTALS = {
@@ -128,11 +135,10 @@ def _difference(first: ServerSample | None, last: ServerSample | None, field: st
     return None if end is None else float(end - (start or 0))
 
 
-def _ttft(first: ServerSample | None, last: ServerSample | None, columns: Pass, tpot_s: float) -> dict[str, Any]:
-    """Times to the first token (s): the client's mean and median against the server's own histogram.
+def _ttft(first: ServerSample | None, last: ServerSample | None, columns: Pass, tpot_s: float) -> TtftAgreement:
+    """Times to the first token: the client's mean and median against the server's own histogram.
 
-    `{status, reason, n_client, n_server, client_mean_s, server_mean_s, difference_s, tolerance_s, client_p50_s,
-    server_p50_s: [low, high]}`. Both count the server's queue. The client's begins with the send and ends with text on its
+    Both count the server's queue. The client's begins with the send and ends with text on its
     side, so it is larger, by the network, HTTP, and a token or two that carry no text: up to 0.1 s of wall time, two token
     gaps and 5 % pass, and 5 % the other way. The median must lie in the server's bucket, as much wider. Not checked where
     both did not see the same number of first tokens.
@@ -140,31 +146,30 @@ def _ttft(first: ServerSample | None, last: ServerSample | None, columns: Pass, 
     waits = np.sort((columns.first_s - columns.sent_s)[np.isfinite(columns.first_s) & np.isfinite(columns.sent_s)])
     count, total_s = _difference(first, last, "ttft_count"), _difference(first, last, "ttft_sum_s")
     n = len(waits)
-    found: dict[str, Any] = {"status": "not_checked", "reason": None, "n_client": n, "n_server": count}
     if count is None or total_s is None or count != n or not n:
-        seen = "none" if count is None else f"{count:.0f}"
-        return found | {"reason": f"first tokens: client {n}, server {seen}: not the same requests"}
+        reason = f"first tokens: client {n}, server {'none' if count is None else f'{count:.0f}'}: not the same requests"
+        return TtftAgreement(status="not_checked", reason=reason, n_client=n, n_server=count)
     server_s, client_s = total_s / n, float(np.mean(waits))
     speed = columns.records[0].clock_speed
     low_s, high_s = TTFT_TOLERANCE * server_s, TTFT_TOLERANCE * server_s + TTFT_SLACK_S * speed + 2 * tpot_s
     middle, bucket = float(waits[(n - 1) // 2]), _median_bucket(first, last, n)
-    found |= {
-        "client_mean_s": client_s, "server_mean_s": server_s, "difference_s": client_s - server_s, "tolerance_s": high_s,
-        "client_p50_s": middle, "server_p50_s": bucket,
-    }  # fmt: skip
+    found = TtftAgreement(
+        status="pass", reason=None, n_client=n, n_server=count, client_mean_s=client_s, server_mean_s=server_s,
+        difference_s=client_s - server_s, tolerance_s=high_s, client_p50_s=middle, server_p50_s=bucket,
+    )  # fmt: skip
     if not -low_s <= client_s - server_s <= high_s:
         more = client_s > server_s
         cause = "the network, a proxy or a queue before the server" if more else "the server measures something else"
         said = f"mean TTFT: client {client_s:.4g} s, server {server_s:.4g} s, beyond the tolerance of"
-        return found | {"status": "fail", "reason": f"{said} {high_s if more else low_s:.3g} s: {cause}"}
+        return replace(found, status="fail", reason=f"{said} {high_s if more else low_s:.3g} s: {cause}")
     if bucket is not None and not bucket[0] - low_s <= middle <= (bucket[1] or np.inf) + high_s:
         ends = f"{bucket[0]:g} to {'more' if bucket[1] is None else f'{bucket[1]:g}'} s"
-        return found | {"status": "fail", "reason": f"median TTFT: client {middle:.4g} s, server {ends}"}
-    return found | {"status": "pass"}
+        return replace(found, status="fail", reason=f"median TTFT: client {middle:.4g} s, server {ends}")
+    return found
 
 
 def _median_bucket(first: ServerSample | None, last: ServerSample | None, n: int) -> tuple[float, float | None] | None:
-    """The bucket of the server's histogram that holds the lower median of `n` new values; its end is null for the last."""
+    """The bucket of the server's histogram that holds the lower median of `n` new values; its end is None for the last."""
     ends = getattr(last, "ttft_buckets", None)
     if not ends:
         return None

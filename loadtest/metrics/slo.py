@@ -1,20 +1,14 @@
-"""Service-level objectives, written `METRIC:pQ<VALUE`: parsing them, judging a level by them, and goodput by request."""
+"""Service-level objectives (SLOs), written `METRIC:pQ<VALUE`."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
+from typing import cast
 
 from loadtest.errors import UsageError
-
-DURATIONS = ("ttft_s", "time_to_first_answer_s", "time_to_final_answer_s", "thinking_s", "itl_s", "tpot_s")
-
-SPEEDS = ("tokens_per_s_per_user",)
-
-SINGLE = ("output_tokens_per_s", "answers_per_hour", "goodput_answers_per_hour", "accuracy", "failed_share")
-
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+from loadtest.metrics.catalogue import METRICS, OBJECTIVES, Statistic
 
 _FORM = re.compile(r"([a-z_]+)(?::(p50|p90|p95|p99|mean|min|max))?(<|>)([0-9.eE+-]+)")
 
@@ -25,9 +19,14 @@ class Slo:
 
     text: str
     metric: str
-    statistic: str
+    statistic: Statistic
     below: bool
     limit: float
+
+    @property
+    def of_requests(self) -> bool:
+        """Does it limit each request, not the level as a whole?"""
+        return METRICS[self.metric].shape != "estimate"
 
     def holds(self, value: float) -> bool:
         return value < self.limit if self.below else value > self.limit
@@ -40,10 +39,10 @@ def parse(text: str) -> Slo:
     2.0
     """
     match = _FORM.fullmatch(text.replace(" ", ""))
-    known = (*DURATIONS, *SPEEDS, *SINGLE)
-    if match is None or match[1] not in known or (match[2] is None) != (match[1] in SINGLE):
+    if match is None or match[1] not in OBJECTIVES or (match[2] is None) != (METRICS[match[1]].shape == "estimate"):
         raise UsageError(
-            f"SLO {text!r}: expected METRIC:pQ<VALUE such as ttft_s:p90<2, or METRIC>VALUE, METRIC one of {', '.join(known)}"
+            f"SLO {text!r}: expected METRIC:pQ<VALUE such as ttft_s:p90<2, or METRIC>VALUE, METRIC one of"
+            f" {', '.join(OBJECTIVES)}"
         )
     try:
         limit = float(match[4])
@@ -51,4 +50,5 @@ def parse(text: str) -> Slo:
         limit = math.nan
     if not math.isfinite(limit):
         raise UsageError(f"SLO {text!r}: expected a finite number after {match[3]}, got {match[4]!r}")
-    return Slo(text=text, metric=match[1], statistic=match[2] or "value", below=match[3] == "<", limit=limit)
+    statistic = cast("Statistic", match[2] or "value")
+    return Slo(text=text, metric=match[1], statistic=statistic, below=match[3] == "<", limit=limit)

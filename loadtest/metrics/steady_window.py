@@ -8,34 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from loadtest.metrics import intervals, survival
-from loadtest.metrics.intervals import MIN_PASSES, Estimate, Floats
+from loadtest.metrics.figures import Estimate, unknown
+from loadtest.metrics.intervals import MIN_PASSES, Floats
+from loadtest.metrics.level_schema import WindowCheck, WindowChecks, WindowSpan
 from loadtest.metrics.request_arrays import Bools, Pass
 
+NO_WINDOW = "no steady window: the streams were never all in flight together"
 BATCHES = 10  # batch means of one window (Schmeiser 1982: 10 to 30)
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Start and end (s, run time); what happens in (start, end] counts."""
-
-    start_s: float
-    end_s: float
-
-    @property
-    def length_s(self) -> float:
-        return self.end_s - self.start_s
-
-    def holds(self, times: Floats) -> Bools:
-        return (times > self.start_s) & (times <= self.end_s)
+Windows = Sequence[tuple[Pass, WindowSpan]]  # passes with their steady windows
 
 
-def steady(columns: Pass) -> Window | None:
+def steady(columns: Pass) -> WindowSpan | None:
     """The steady window of a pass; None where C requests were never in flight together."""
     use = columns.measured & np.isfinite(columns.sent_s) & (columns.ended_s > columns.sent_s)
     starts, ends = columns.sent_s[use], columns.ended_s[use]
@@ -46,32 +35,32 @@ def steady(columns: Pass) -> Window | None:
     full = np.flatnonzero(flying >= columns.concurrency)
     if not len(full):
         return None
-    window = Window(float(times[order][full[0]]), float(times[order][full[-1] + 1]))
+    window = WindowSpan(float(times[order][full[0]]), float(times[order][full[-1] + 1]))
     return window if window.length_s > 0 else None
 
 
-def tokens_in(columns: Pass, window: Window, edges: int = 1) -> Floats:
+def tokens_in(columns: Pass, window: WindowSpan, edges: int = 1) -> Floats:
     """Tokens that arrived in each of `edges` equal parts of the window, whoever produced them, finished or not."""
-    inside = window.holds(columns.token_s)
+    inside = (columns.token_s > window.start_s) & (columns.token_s <= window.end_s)
     parts = np.ceil((columns.token_s[inside] - window.start_s) / window.length_s * edges).astype(np.int64) - 1
     return np.asarray(np.bincount(np.clip(parts, 0, edges - 1), columns.token_weight[inside], edges), np.float64)
 
 
-def output_tokens_per_s(passes: Sequence[tuple[Pass, Window]]) -> Estimate:
+def output_tokens_per_s(passes: Windows) -> Estimate:
     """Tokens in the windows / their length, passes summed. Interval: t over passes from three on, else over batch means
     (each window in 10 equal parts)."""
     if not passes:
-        return Estimate(None, None, 0, reason="no steady window: the streams were never all in flight together")
+        return unknown(NO_WINDOW)
     edges = 1 if len(passes) >= MIN_PASSES else BATCHES
     totals = np.concatenate([tokens_in(columns, window, edges) for columns, window in passes])
     sizes = np.repeat([window.length_s / edges for _, window in passes], edges)
     estimate = intervals.ratio(totals, np.asarray(sizes, np.float64))
     if float(np.sum(totals)) == 0:
-        return Estimate(None, None, 0, reason="no token arrived inside the window")
+        return unknown("no token arrived inside the window")
     return estimate
 
 
-def per_hour(passes: Sequence[tuple[Pass, Window]], good: Sequence[Bools]) -> Estimate:
+def per_hour(passes: Windows, good: Sequence[Bools]) -> Estimate:
     """Answers among `good` (one mask a pass) an hour: what the tokens that arrived inside the windows amount to.
 
     Tokens in the window x answers per token of the measured requests / its length. Counting the answers that end there
@@ -81,7 +70,7 @@ def per_hour(passes: Sequence[tuple[Pass, Window]], good: Sequence[Bools]) -> Es
     log scale; with no answer at all, exact Poisson.
     """
     if not passes:
-        return Estimate(None, None, 0, reason="no steady window: the streams were never all in flight together")
+        return unknown(NO_WINDOW)
     hours = np.array([window.length_s / 3600 for _, window in passes])
     if not any(bool(np.any(mask)) for mask in good):
         return intervals.poisson_rate(0, math.fsum(hours))
@@ -92,7 +81,7 @@ def per_hour(passes: Sequence[tuple[Pass, Window]], good: Sequence[Bools]) -> Es
     return intervals.product(tokens, share, 3600.0)
 
 
-def answers_in(columns: Pass, window: Window, good: Bools) -> float:
+def answers_in(columns: Pass, window: WindowSpan, good: Bools) -> float:
     """Answers among `good` that the tokens in a window amount to, by the answers per token of its pass."""
     per_token = _answers_per_token([columns], [good]).value
     return float(tokens_in(columns, window)[0]) * (per_token or 0.0)
@@ -108,15 +97,15 @@ def _answers_per_token(passes: Sequence[Pass], good: Sequence[Bools]) -> Estimat
     return intervals.ratio(weights * answers, weights * tokens)
 
 
-def checks(passes: Sequence[tuple[Pass, Window]], n_passes: int) -> dict[str, Any]:
-    """Can the window be trusted: long enough, without a trend, warm from its start. Each `{status, value, reason}`."""
+def checks(passes: Windows, n_passes: int) -> WindowChecks:
+    """Can the windows be trusted: long enough, without a trend, warm from their start."""
     if len(passes) < n_passes or not passes:
         missing = _check(False, None, f"{n_passes - len(passes)} of {n_passes} passes have no steady window")
-        return {"long_enough": missing, "steady": _unchecked("no window"), "warm": _unchecked("no window")}
-    return {"long_enough": _long_enough(passes), "steady": _steady(passes), "warm": _warm(passes)}
+        return WindowChecks(long_enough=missing, steady=_unchecked("no window"), warm=_unchecked("no window"))
+    return WindowChecks(long_enough=_long_enough(passes), steady=_steady(passes), warm=_warm(passes))
 
 
-def _long_enough(passes: Sequence[tuple[Pass, Window]]) -> dict[str, Any]:
+def _long_enough(passes: Windows) -> WindowCheck:
     """Each stream's requests end at other times only after a few of them: at least two median requests long."""
     lengths = np.concatenate([(c.ended_s - c.sent_s)[c.measured & c.ok & np.isfinite(c.sent_s)] for c, _ in passes])
     if not len(lengths):
@@ -126,14 +115,14 @@ def _long_enough(passes: Sequence[tuple[Pass, Window]]) -> dict[str, Any]:
     return _check(times >= 2, times, f"the shortest window holds {times:.1f} median requests (at least 2)")
 
 
-def _steady(passes: Sequence[tuple[Pass, Window]]) -> dict[str, Any]:
+def _steady(passes: Windows) -> WindowCheck:
     found = [intervals.trend(tokens_in(columns, window, BATCHES)) for columns, window in passes]
     change, p = max(found, key=lambda one: (one[1] < 0.01, abs(one[0])))
     said = f"tokens/s change by {change:+.1%} over the window (p = {p:.2g}; a fault above 10 % at p < 0.01)"
     return _check(not (p < 0.01 and abs(change) > 0.1), change, said)
 
 
-def _warm(passes: Sequence[tuple[Pass, Window]]) -> dict[str, Any]:
+def _warm(passes: Windows) -> WindowCheck:
     """First measured request of each stream against its later ones, by median seconds per token."""
     first: list[float] = []
     later: list[float] = []
@@ -152,9 +141,9 @@ def _warm(passes: Sequence[tuple[Pass, Window]]) -> dict[str, Any]:
     )
 
 
-def _check(good: bool, value: float | None, reason: str) -> dict[str, Any]:
-    return {"status": "pass" if good else "fail", "value": value, "reason": reason}
+def _check(good: bool, value: float | None, reason: str) -> WindowCheck:
+    return WindowCheck("pass" if good else "fail", value, reason)
 
 
-def _unchecked(reason: str) -> dict[str, Any]:
-    return {"status": "not_checked", "value": None, "reason": reason}
+def _unchecked(reason: str) -> WindowCheck:
+    return WindowCheck("not_checked", None, reason)

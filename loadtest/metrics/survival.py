@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.metrics.intervals import Estimate, Floats, Z, n_for_quantile, t_critical
+from loadtest.metrics.figures import Estimate
+from loadtest.metrics.intervals import Floats, Z, n_for_quantile, t_critical
 
 
 @dataclass(frozen=True, slots=True)

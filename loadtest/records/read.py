@@ -27,6 +27,14 @@ def _regular(path: Path) -> Path:
     return path
 
 
+def read_bytes(path: Path) -> bytes:
+    """What a file of a run holds. Raises RecordError where it cannot be read."""
+    try:
+        return _regular(path).read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read: {error.strerror}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object, or say what is wrong with it and where."""
     return _read_as(path, dict[str, Any])
@@ -34,9 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _read_as(path: Path, kind: type[_T]) -> _T:
     try:
-        return msgspec.json.decode(_regular(path).read_bytes(), type=kind)
-    except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror}") from error
+        return msgspec.json.decode(read_bytes(path), type=kind)
     except msgspec.ValidationError as error:
         raise _damaged(path, error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

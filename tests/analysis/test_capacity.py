@@ -5,35 +5,47 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from loadtest.analysis import capacity, objectives, run
 from loadtest.errors import UsageError
 from loadtest.metrics import slo
+from loadtest.metrics.figures import Estimate
 from tests.support import builders
 
 SLO = [slo.parse("ttft_s:p50<2")]
 
 
+MEASURED = run.analyze(builders.run([builders.cell([builders.level([builders.request()])], fit=builders.fit())])).cells[0]
+FIT = structs.replace(MEASURED.fit, kv_capacity_tokens=60_000, max_streams=2)
+
+
 def figure(value, low, high):
-    return {"value": value, "ci95": [low, high]}
+    return Estimate(value, (low, high), 100)
 
 
 def level(concurrency, ttft, answers, tokens, context=4000.0):
-    """A level as metrics.json has it: (p50, low, high) of the wait, answers an hour and tokens/s with their ends."""
-    return {
-        "concurrency": concurrency,
-        "ttft_s": {"p50": ttft[0], "ci95": {"p50": list(ttft[1:])}},
-        "failed_share": figure(0.0, 0.0, 0.01),
-        "answers_per_hour": figure(*answers),
-        "output_tokens_per_s": figure(*tokens),
-        "joules_per_answer": figure(5000.0, 4900.0, 5100.0),
-        "context_tokens": figure(context, context * 0.9, context * 1.1),
-    }
+    """A level with (p50, low, high) of the wait, answers per hour and tokens/s with their ends."""
+    (measured,) = MEASURED.levels
+    wait = measured.ttft_s
+    return structs.replace(
+        measured,
+        concurrency=concurrency,
+        ttft_s=structs.replace(wait, p50=ttft[0], ci95=structs.replace(wait.ci95, p50=ttft[1:])),
+        failed_share=figure(0.0, 0.0, 0.01),
+        answers_per_hour=figure(*answers),
+        output_tokens_per_s=figure(*tokens),
+        joules_per_answer=figure(5000.0, 4900.0, 5100.0),
+        context_tokens=figure(context, context * 0.9, context * 1.1),
+    )
 
 
 def cell(levels, name="a", tp=2, **changes):
-    facts = {"id": name, "engine": "vllm", "model": "m", "tp": tp, "gpu": "l20", "simulated": False, "reason": None}
-    return facts | {"levels": levels, "fit": {"kv_capacity_tokens": 60_000, "max_streams": 2}} | changes
+    return structs.replace(MEASURED, id=name, tp=tp, levels=tuple(levels), fit=FIT, **changes)
+
+
+def ends(found):
+    return found.value, found.ci95
 
 
 FOUR = level(4, (1.0, 0.8, 1.2), (100.0, 80.0, 125.0), (50.0, 40.0, 60.0))
@@ -46,15 +58,15 @@ def test_users_by_hand():
     certain 40 / 3.2 = 13. Delivered: 40/8 x 160 = 800 answers an hour; 14 cards at 2 each: 35 a thousand. At the careful
     end 10 x 80 = 800 answers by 26 cards, 65; at the hopeful end 5 x 200 by 14 cards, 28. Tokens: 5 x 80 x 3600."""
     option = capacity.plan([cell([FOUR, EIGHT, SIXTEEN])], SLO, capacity.Demand(users=40, gpu_hour_price=2.0))[0]
-    assert option["streams_per_replica"] == {"value": 8, "ci95": [4, 8]}
-    assert option["replicas"] == {"value": 7, "ci95": [7, 13]}
-    assert option["cards"] == {"value": 14, "ci95": [14, 26]}
-    assert option["cost_per_hour"] == {"value": 28.0, "ci95": [28.0, 52.0]}
-    assert option["cost_per_1000_answers"]["value"] == pytest.approx(35.0)
-    assert option["cost_per_1000_answers"]["ci95"] == pytest.approx([28.0, 65.0])
-    assert option["cost_per_million_output_tokens"]["value"] == pytest.approx(28e6 / (5 * 80 * 3600))
-    assert option["joules_per_answer"]["value"] == 5000.0
-    assert option["binds"] == "ttft_s:p50<2"
+    assert ends(option.streams_per_replica) == (8, (4, 8))
+    assert ends(option.replicas) == (7, (7, 13))
+    assert ends(option.cards) == (14, (14, 26))
+    assert ends(option.cost_per_hour) == (28.0, (28.0, 52.0))
+    assert option.cost_per_1000_answers.value == pytest.approx(35.0)
+    assert option.cost_per_1000_answers.ci95 == pytest.approx([28.0, 65.0])
+    assert option.cost_per_million_output_tokens.value == pytest.approx(28e6 / (5 * 80 * 3600))
+    assert option.joules_per_answer.value == 5000.0
+    assert option.binds == "ttft_s:p50<2"
 
 
 def test_answers_an_hour_by_hand():
@@ -63,8 +75,8 @@ def test_answers_an_hour_by_hand():
     option = capacity.plan([cell([FOUR, EIGHT, SIXTEEN])], SLO, capacity.Demand(answers_per_hour=1000, gpu_hour_price=2.0))[
         0
     ]
-    assert option["replicas"] == {"value": 8, "ci95": [7, 16]}
-    assert option["cost_per_1000_answers"]["value"] == pytest.approx(32.0)
+    assert ends(option.replicas) == (8, (7, 16))
+    assert option.cost_per_1000_answers.value == pytest.approx(32.0)
 
 
 @pytest.mark.parametrize(
@@ -73,20 +85,21 @@ def test_answers_an_hour_by_hand():
         ([FOUR, EIGHT], 60_000, "not_reached"),
         ([FOUR, EIGHT, SIXTEEN], 60_000, "kv_cache"),  # 60,000 / 4,000 = 15 streams, and 16 broke it
         ([FOUR, EIGHT, SIXTEEN], 80_000, "slo"),
-        ([FOUR, EIGHT, SIXTEEN], None, "slo"),
+        ([FOUR, EIGHT, SIXTEEN], 0, "slo"),  # the weights alone do not fit
     ],
 )
 def test_which_limit_binds(levels, kv_capacity_tokens, limit):
-    found = objectives.maximum_concurrency(levels, SLO, {"kv_capacity_tokens": kv_capacity_tokens})
-    assert found["limit"] == limit
-    assert found["tried"] == levels[-1]["concurrency"]
+    fit = structs.replace(FIT, kv_capacity_tokens=kv_capacity_tokens)
+    found = objectives.maximum_concurrency(levels, SLO, fit)
+    assert found.limit == limit
+    assert found.tried == levels[-1].concurrency
 
 
 def test_streams_of_the_workload_in_the_kv_cache():
-    found = objectives.maximum_concurrency([FOUR], SLO, {"kv_capacity_tokens": 60_000, "max_streams": 2})
-    assert found["by_kv_workload"]["value"] == 15.0
-    assert found["by_kv_workload"]["ci95"] == pytest.approx([60_000 / 4400, 60_000 / 3600])
-    assert found["by_kv_cache"] == 2
+    found = objectives.maximum_concurrency([FOUR], SLO, FIT)
+    assert found.by_kv_workload.value == 15.0
+    assert found.by_kv_workload.ci95 == pytest.approx([60_000 / 4400, 60_000 / 3600])
+    assert found.by_kv_cache == 2
 
 
 def test_the_cheapest_is_first_and_what_holds_nothing_last():
@@ -97,10 +110,10 @@ def test_the_cheapest_is_first_and_what_holds_nothing_last():
         cell([FOUR, EIGHT], "one", tp=1),
     ]
     found = capacity.plan(cells, SLO, capacity.Demand(users=40))
-    assert [one["cell"] for one in found] == ["one", "two", "refused", "slow"]
-    assert [one["reason"] for one in found[2:]] == ["does not fit", "not even the lowest level meets ttft_s:p50<2"]
-    assert found[0]["replicas"] == {"value": 7, "ci95": [None, 13]}  # nothing broke: fewer might do
-    assert found[0]["cost_per_hour"]["value"] is None
+    assert [one.cell for one in found] == ["one", "two", "refused", "slow"]
+    assert [one.reason for one in found[2:]] == ["does not fit", "not even the lowest level meets ttft_s:p50<2"]
+    assert ends(found[0].replicas) == (7, (None, 13))  # nothing broke: fewer might do
+    assert found[0].cost_per_hour.value is None
 
 
 @given(st.integers(1, 10_000), st.integers(1, 64), st.floats(0, 0.9))
@@ -121,9 +134,9 @@ def test_a_demand_that_makes_no_sense_is_refused(wrong):
 
 
 def test_a_plan_from_records():
-    cells = run.analyze(builders.study(engines=("vllm", "sglang-sim"), levels=(1, 2), n=12))["cells"]
+    cells = run.analyze(builders.study(engines=("vllm", "sglang-sim"), levels=(1, 2), n=12)).cells
     found = capacity.plan(cells, SLO, capacity.Demand(users=3, gpu_hour_price=1.0))
-    assert {one["streams_per_replica"]["value"] for one in found} == {2}
-    assert {one["simulated"] for one in found} == {True, False}
+    assert {one.streams_per_replica.value for one in found} == {2}
+    assert {one.simulated for one in found} == {True, False}
     with pytest.raises(UsageError, match="--slo"):
         capacity.plan(cells, [], capacity.Demand(users=3))

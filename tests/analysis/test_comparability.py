@@ -16,7 +16,7 @@ OTHERS = {
     "max_tokens": 1024, "seed": 1, "mode": "equal-work", "extra_body": {"n": 1}, "omit": ["top_k"],
     "thinking_prelude": "none", "history": "everything", "output_format": "free", "context_tokens": 65536, "yarn": True,
     "reasoning_parser": "deepseek_r1", "prefix_caching": False, "quantisation_kernel": "awq", "kv_dtype": "fp8",
-    "memory_fraction": 0.8,
+    "memory_fraction": 0.8, "max_running_requests": 8,
 }  # fmt: skip
 OF_SERVERS = ("thinking_prelude", "context_tokens", "yarn", "reasoning_parser", "prefix_caching", "quantisation_kernel",
               "kv_dtype", "memory_fraction")  # fmt: skip
@@ -38,7 +38,7 @@ def test_runs_asked_for_something_else_are_refused_by_the_key(key):
     with pytest.raises(UsageError, match=rf"not comparable: the runs differ in {key} \(.*--allow {key}$"):
         compare.runs(old, new)
     if key != "mode":  # of which the manifest has a key of its own
-        assert compare.runs(old, new, allow=[key])["allowed"] == [key]
+        assert compare.runs(old, new, allow=[key]).allowed == (key,)
 
 
 @pytest.mark.parametrize("key", OF_SERVERS)
@@ -47,7 +47,7 @@ def test_runtimes_that_ran_otherwise_are_refused_by_the_key(key):
     old, new = made({key: was}), made({key: OTHERS[key]}, engine="sglang")
     with pytest.raises(UsageError, match=rf"the runs differ in {key} \({was} against {OTHERS[key]}\).*--allow {key}$"):
         compare.runs(old, new)
-    assert compare.runs(old, new, allow=[key])["comparisons"]
+    assert compare.runs(old, new, allow=[key]).comparisons
     assert comparability.apart(made({key: was}).cells[0], made({}).cells[0]) == {}, "what is not told is no difference"
 
 
@@ -59,26 +59,26 @@ def test_a_template_that_adds_something_shows_in_the_tokens_of_the_same_prompt()
     old, new = made(), made(prompt_tokens=52)
     with pytest.raises(UsageError, match=r"the runs differ in template \(50 tokens of p0 against 52\).*--allow template$"):
         compare.runs(old, new)
-    assert compare.runs(old, new, allow=["template"])["allowed"] == ["template"]
+    assert compare.runs(old, new, allow=["template"]).allowed == ("template",)
 
 
 @pytest.mark.parametrize("key", ["workload", "scenario"])
 def test_tokens_of_other_prompts_say_nothing_of_the_template(key):
     """Prompts of one name in another workload are other prompts."""
     old, new = made(), made(prompt_tokens=52, **{key: {"identity": "cd" * 32} if key == "workload" else "chat"})
-    assert compare.runs(old, new, allow=[key])["allowed"] == [key]
+    assert compare.runs(old, new, allow=[key]).allowed == (key,)
 
 
 def test_cells_of_one_run_whose_templates_differ_are_no_comparison():
     a, b = made().cells[0], made(prompt_tokens=52, engine="sglang").cells[0]
     found = run.analyze(builders.run([a, b]))
-    assert [one for one in found["health"]["reasons"] if "template" in one] == [
+    assert [one for one in found.health.reasons if "template" in one] == [
         "vllm_qwq-32b-awq_tp1 and sglang_qwq-32b-awq_tp1: template: 50 tokens of p0 against 52: not the same prompts, so not"
         " a comparison of runtimes"
     ]
-    rows = found["comparisons"]
-    assert {(row["verdict"], row["reason"]) for row in rows} == {("not comparable", "different template")}
-    assert not any("why" in row for row in rows)
+    rows = found.comparisons
+    assert {(row.verdict, row.reason) for row in rows} == {("not comparable", "different template")}
+    assert {row.why for row in rows} == {None}
     assert comparability.templates([a, replace(b, engine=msgspec.structs.replace(b.engine, model="another"))]) == {}
 
 

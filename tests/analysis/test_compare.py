@@ -25,15 +25,19 @@ def passes(concurrency, repeats, seed, n=12, **options):
 
 
 def verdicts(repeats, seed, ratio=1.0, **options):
-    pairs = [
-        (
+    levels = [
+        compare.PairedLevel(
             c,
             passes(c, repeats, 7 * seed + c, gap_s=0.03 * ratio, **options),
             passes(c, repeats, 7 * seed + c + 10**6, **options),
         )
         for c in LEVELS
     ]
-    return compare.judge([compare.Pair({}, pairs)])
+    return compare.judge([pair(levels)])
+
+
+def pair(levels, different=()):
+    return compare.Pair(a="a", b="b", model=None, tp=1, gpu=None, simulated=False, levels=levels, different=different)
 
 
 @pytest.mark.parametrize(("repeats", "studies"), [(1, 200), (3, 100)])
@@ -42,7 +46,7 @@ def test_an_a_a_study_says_no_detectable_difference(repeats, studies):
     quiet = 0
     for seed in range(1000, 1000 + studies):
         rows = verdicts(repeats, seed, n=8, tokens=12, spread=0.2)
-        quiet += all(row["verdict"] == "no detectable difference" for row in rows)
+        quiet += all(row.verdict == "no detectable difference" for row in rows)
     assert quiet >= 0.95 * studies
 
 
@@ -86,14 +90,14 @@ def test_the_interval_of_a_ratio_covers_the_truth():
 
 def test_a_real_difference_is_found_and_named_right():
     rows = verdicts(1, seed=1, ratio=0.8)
-    by_metric = {(row["metric"], row["concurrency"]): row for row in rows}
+    by_metric = {(row.metric, row.concurrency): row for row in rows}
     for level in LEVELS:
-        assert by_metric["time_to_final_answer_s", level]["verdict"] == "faster"
-        assert by_metric["time_to_final_answer_s", level]["ratio"]["value"] < 1
-        assert by_metric["tokens_per_s_per_user", level]["verdict"] == "faster"
-        assert by_metric["tokens_per_s_per_user", level]["ratio"]["value"] == pytest.approx(1.25, rel=0.05)
-        assert by_metric["ttft_s", level]["verdict"] == "no detectable difference"
-    reverse = {row["metric"]: row["verdict"] for row in verdicts(1, seed=1, ratio=1.3, n=40)}
+        assert by_metric["time_to_final_answer_s", level].verdict == "faster"
+        assert by_metric["time_to_final_answer_s", level].ratio.value < 1
+        assert by_metric["tokens_per_s_per_user", level].verdict == "faster"
+        assert by_metric["tokens_per_s_per_user", level].ratio.value == pytest.approx(1.25, rel=0.05)
+        assert by_metric["ttft_s", level].verdict == "no detectable difference"
+    reverse = {row.metric: row.verdict for row in verdicts(1, seed=1, ratio=1.3, n=40)}
     assert reverse["output_tokens_per_s"] == "slower"
 
 
@@ -122,11 +126,11 @@ def test_a_noisy_machine_is_seen_only_between_passes():
 
 
 def test_too_few_and_not_comparable_give_no_ratio():
-    few = compare.judge([compare.Pair({}, [(1, passes(1, 1, 1, n=3), passes(1, 1, 2, n=3))])])
-    assert {row["verdict"] for row in few if row["metric"] == "ttft_s"} == {"too few samples"}
-    other = compare.judge([compare.Pair({}, [(1, passes(1, 1, 1), passes(1, 1, 2))], ("mode",))])
-    assert {(row["verdict"], row["reason"]) for row in other} == {("not comparable", "different mode")}
-    assert all(row["ratio"]["value"] is None for row in other)
+    few = compare.judge([pair([compare.PairedLevel(1, passes(1, 1, 1, n=3), passes(1, 1, 2, n=3))])])
+    assert {row.verdict for row in few if row.metric == "ttft_s"} == {"too few samples"}
+    other = compare.judge([pair([compare.PairedLevel(1, passes(1, 1, 1), passes(1, 1, 2))], ("mode",))])
+    assert {(row.verdict, row.reason) for row in other} == {("not comparable", "different mode")}
+    assert all(row.ratio.value is None for row in other)
 
 
 def test_censored_times_use_means_up_to_a_common_time():
@@ -159,9 +163,9 @@ def test_why_adds_up_exactly(seed, ratio, tokens, ttft_s):
     a, b = passes(2, 1, seed, gap_s=0.03 * ratio, tokens=tokens), passes(2, 1, seed + 99, ttft_s=ttft_s)
     parts = compare.why(a, b)
     means = [np.mean(request_arrays.values_of(side[0], "time_to_final_answer_s")[0]) for side in (a, b)]
-    total = sum(parts[k] for k in ("tokens_thought_s", "tokens_answered_s", "seconds_per_token_s", "waiting_s"))
+    total = sum(getattr(parts, key) for key in ("tokens_thought_s", "tokens_answered_s", "seconds_per_token_s", "waiting_s"))
     assert total == pytest.approx(means[0] - means[1], abs=1e-9)
-    assert parts["difference_s"] == pytest.approx(means[0] - means[1], abs=1e-9)
+    assert parts.difference_s == pytest.approx(means[0] - means[1], abs=1e-9)
 
 
 def test_why_names_the_cause():
@@ -169,9 +173,9 @@ def test_why_names_the_cause():
     more = builders.level([builders.request(10.0 * i, thinking=16, seq=i) for i in range(5)])
     less = builders.level([builders.request(10.0 * i, thinking=6, seq=i) for i in range(5)])
     parts = compare.why(*([request_arrays.read(side, builders.ANCHOR)] for side in (more, less)))
-    assert parts["tokens_thought_s"] == pytest.approx(1.0)
-    assert parts["seconds_per_token_s"] == pytest.approx(0.0, abs=1e-9)
-    assert parts["waiting_s"] == pytest.approx(0.0, abs=1e-9)
+    assert parts.tokens_thought_s == pytest.approx(1.0)
+    assert parts.seconds_per_token_s == pytest.approx(0.0, abs=1e-9)
+    assert parts.waiting_s == pytest.approx(0.0, abs=1e-9)
 
 
 def one_cell(engine="vllm", model="qwq-32b-awq", gap_s=0.03, seed=0, facts=None, **manifest):
@@ -183,13 +187,13 @@ def test_runs_are_compared_cell_by_cell_and_regressions_listed():
     old = builders.study(engines=("vllm",), levels=(1,), n=10)
     slow = one_cell(gap_s=0.04)
     found = compare.runs(old, slow)
-    assert {row["metric"] for row in found["regressions"]} >= {"time_to_final_answer_s", "tokens_per_s_per_user"}
-    assert compare.runs(old, slow, tolerance=0.2)["regressions"]
-    assert compare.runs(old, slow, tolerance=0.3)["regressions"] == []  # a third slower, not shown to be by more than 30 %
-    assert compare.runs(old, old)["regressions"] == []
-    assert compare.runs(slow, old)["regressions"] == []  # faster is none
-    row = next(row for row in found["comparisons"] if row["metric"] == "time_to_final_answer_s")
-    assert row["why"]["seconds_per_token_s"] == pytest.approx(row["why"]["difference_s"], rel=0.2)
+    assert {row.metric for row in found.regressions} >= {"time_to_final_answer_s", "tokens_per_s_per_user"}
+    assert compare.runs(old, slow, tolerance=0.2).regressions
+    assert compare.runs(old, slow, tolerance=0.3).regressions == ()  # a third slower, not shown to be by more than 30 %
+    assert compare.runs(old, old).regressions == ()
+    assert compare.runs(slow, old).regressions == ()  # faster is none
+    row = next(row for row in found.comparisons if row.metric == "time_to_final_answer_s")
+    assert row.why.seconds_per_token_s == pytest.approx(row.why.difference_s, rel=0.2)
 
 
 def test_runs_that_were_asked_for_different_things_are_refused_by_name():
@@ -198,8 +202,8 @@ def test_runs_that_were_asked_for_different_things_are_refused_by_name():
     with pytest.raises(UsageError, match=r"--allow temperature --allow workload --allow mode"):
         compare.runs(one_cell(), one_cell(contract={"temperature": 0.7}, mode="equal-work", workload={"identity": "cd"}))
     allowed = compare.runs(one_cell(), one_cell(contract={"top_k": 20}), allow=["top_k"])
-    assert allowed["allowed"] == ["top_k"]
-    assert {row["verdict"] for row in allowed["comparisons"]} == {"no detectable difference"}
+    assert allowed.allowed == ("top_k",)
+    assert {row.verdict for row in allowed.comparisons} == {"no detectable difference"}
     with pytest.raises(UsageError, match="--allow topk"):
         compare.runs(one_cell(), one_cell(), allow=["topk"])
 
@@ -211,7 +215,7 @@ def test_runs_that_were_asked_for_different_things_are_refused_by_name():
 def test_cells_that_differ_in_what_was_served_are_refused_by_name(change, key):
     with pytest.raises(UsageError, match=f"--allow {key}"):
         compare.runs(one_cell(), one_cell(**change))
-    assert compare.runs(one_cell(), one_cell(**change), allow=[key])["comparisons"]
+    assert compare.runs(one_cell(), one_cell(**change), allow=[key]).comparisons
 
 
 def test_cells_are_matched_by_id_then_by_what_they_serve():
@@ -238,10 +242,10 @@ def test_what_only_rounding_tells_apart_is_no_difference():
 def test_what_has_no_partner_is_said():
     both = builders.study(levels=(1, 2), n=8)
     less = builders.study(engines=("vllm",), levels=(1,), n=8)
-    assert compare.runs(both, less)["not_compared"] == [
+    assert compare.runs(both, less).not_compared == (
         "sglang_qwq-32b-awq_tp1: only in the baseline",
         "vllm_qwq-32b-awq_tp1: only the baseline has 2 users",
-    ]
+    )
     with pytest.raises(UsageError, match="no cell"):
         compare.runs(both, builders.run([]))
 
@@ -252,15 +256,15 @@ def test_a_side_that_thinks_less_is_caught(longer, verdict):
     base = [replace(one, completion_tokens=40) for one in builders.closed_loop(1, 8)]
     other = [replace(one, completion_tokens=int(40 * longer)) for one in base]
     old, new = (builders.run([builders.cell([builders.level(rows)])]) for rows in (base, other))
-    rows = compare.runs(old, new)["comparisons"]
-    (found,) = [row["output_tokens"] for row in rows if row["metric"] == "time_to_final_answer_s"]
-    assert found["ratio"]["value"] == pytest.approx(longer)
-    assert found["ratio"]["ci95"] == pytest.approx([longer, longer])
-    assert (found["verdict"], found["n"]) == (verdict, 8)
+    rows = compare.runs(old, new).comparisons
+    (found,) = [row.output_tokens for row in rows if row.metric == "time_to_final_answer_s"]
+    assert found.ratio.value == pytest.approx(longer)
+    assert found.ratio.ci95 == pytest.approx([longer, longer])
+    assert (found.verdict, found.n) == (verdict, 8)
 
 
 def test_lengths_of_too_few_prompts_are_no_verdict():
     run = builders.run([builders.cell([builders.level(builders.closed_loop(1, 3))])])
-    rows = compare.runs(run, run)["comparisons"]
-    (found,) = [row["output_tokens"] for row in rows if row["metric"] == "time_to_final_answer_s"]
-    assert (found["verdict"], found["ratio"]["ci95"]) == ("too few samples", None)
+    rows = compare.runs(run, run).comparisons
+    (found,) = [row.output_tokens for row in rows if row.metric == "time_to_final_answer_s"]
+    assert (found.verdict, found.ratio.ci95) == ("too few samples", None)

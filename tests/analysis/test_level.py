@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.analysis import export
-from loadtest.analysis.level import DISTRIBUTIONS
 from loadtest.analysis.run import analyze
 from loadtest.errors import UsageError
 from loadtest.metrics import request_arrays, slo, steady_window
+from loadtest.metrics.catalogue import CENSORED_METRICS, DISTRIBUTIONS
+from loadtest.metrics.level_schema import TokenCounts
+from loadtest.metrics.schema import encode
 from loadtest.records import read, schema
 from loadtest.records.read import LevelRecords
 from loadtest.records.schema import RequestError
@@ -27,7 +29,7 @@ def analyzed(requests, concurrency=1, **manifest):
 
 
 def only(numbers):
-    return numbers["cells"][0]["levels"][0]
+    return numbers.cells[0].levels[0]
 
 
 def as_pass(requests, concurrency=1):
@@ -39,11 +41,11 @@ def test_one_request_by_hand():
     level = only(analyzed([request()]))
     expected = {"ttft_s": 0.5, "time_to_first_answer_s": 1.1, "time_to_final_answer_s": 1.4, "thinking_s": 0.6, "itl_s": 0.1,
                 "tpot_s": 0.1, "tokens_per_s_per_user": 10.0, "reasoning_tokens": 6, "answer_tokens": 4}  # fmt: skip
-    assert {name: level[name]["mean"] for name in expected} == pytest.approx(expected)
-    assert level["output_tokens_per_s"]["value"] == pytest.approx(10 / 1.4)
-    assert level["answers_per_hour"]["value"] == pytest.approx(3600 / 1.4)
-    assert (level["ttft_s"]["p50"], level["ttft_s"]["n_needed"]["p50"]) == (None, 6)
-    assert level["outcomes"] == {"ok": 1}
+    assert {name: level.estimate(name, "mean").value for name in expected} == pytest.approx(expected)
+    assert level.output_tokens_per_s.value == pytest.approx(10 / 1.4)
+    assert level.answers_per_hour.value == pytest.approx(3600 / 1.4)
+    assert (level.ttft_s.p50, level.ttft_s.n_needed.p50) == (None, 6)
+    assert level.outcomes == {"ok": 1}
 
 
 def test_a_chunk_of_k_tokens_counts_k_gaps_and_an_empty_one_passes_its_gap_on():
@@ -54,9 +56,9 @@ def test_a_chunk_of_k_tokens_counts_k_gaps_and_an_empty_one_passes_its_gap_on():
     assert gaps == pytest.approx([0.1, 0.15])
     assert weights.tolist() == [3, 2]
     level = only(analyzed([made]))
-    assert level["itl_s"]["n"] == 5
-    assert level["itl_s"]["mean"] == pytest.approx(0.6 / 5)
-    assert level["tpot_s"]["mean"] == pytest.approx(0.6 / 5)
+    assert level.itl_s.n == 5
+    assert level.itl_s.mean == pytest.approx(0.6 / 5)
+    assert level.tpot_s.mean == pytest.approx(0.6 / 5)
 
 
 def test_the_window_holds_all_streams_and_both_sides_of_the_ratio():
@@ -66,26 +68,26 @@ def test_the_window_holds_all_streams_and_both_sides_of_the_ratio():
     b = request(1.0, ttft_s=1.0, gap_s=0.5, thinking=4, answer=3, user=1, ended_s=5.0)
     c = request(4.1, ttft_s=0.4, gap_s=0.5, thinking=2, answer=2, user=0, seq=1, ended_s=6.0)
     level = only(analyzed([a, b, c], concurrency=2))
-    assert (level["window"]["start_s"], level["window"]["end_s"]) == (1.0, 5.0)
+    assert (level.window.start_s, level.window.end_s) == (1.0, 5.0)
     # a: 1.5 .. 4.0 -> 6 (1.0 itself is outside); b: all 7; c: 4.5, 5.0 -> 2
-    assert level["output_tokens_per_s"]["value"] == pytest.approx(15 / 4)
+    assert level.output_tokens_per_s.value == pytest.approx(15 / 4)
     # three answers of 8 + 7 + 4 tokens: those 15 are worth 15 x 3 / 19 answers, in 4 s
-    assert level["answers_per_hour"]["value"] == pytest.approx(15 * 3 / 19 / 4 * 3600)
+    assert level.answers_per_hour.value == pytest.approx(15 * 3 / 19 / 4 * 3600)
 
 
 def test_streams_never_all_in_flight_have_no_window():
     level = only(analyzed([request(0.0), request(5.0, user=1)], concurrency=2))
-    assert level["window"]["start_s"] is None
-    assert level["output_tokens_per_s"]["value"] is None
-    assert "never all in flight" in level["output_tokens_per_s"]["reason"]
-    assert level["checks"]["long_enough"]["status"] == "fail"
+    assert level.window.start_s is None
+    assert level.output_tokens_per_s.value is None
+    assert "never all in flight" in level.output_tokens_per_s.reason
+    assert level.checks.long_enough.status == "fail"
 
 
 def test_warm_up_is_in_no_distribution_but_its_tokens_in_the_window_count():
     warm = request(0.0, ttft_s=0.2, gap_s=0.25, phase="warmup", user=1)
     numbers = only(analyzed([warm, request(0.0, user=0)]))
-    assert (numbers["n_requests"], numbers["n_warmup"], numbers["ttft_s"]["n"]) == (1, 1, 1)
-    assert numbers["output_tokens_per_s"]["value"] == pytest.approx((10 + 5) / 1.4)  # the warm one's of 0.2 .. 1.2 s
+    assert (numbers.n_requests, numbers.n_warmup, numbers.ttft_s.n) == (1, 1, 1)
+    assert numbers.output_tokens_per_s.value == pytest.approx((10 + 5) / 1.4)  # the warm one's of 0.2 .. 1.2 s
 
 
 def test_cut_off_and_truncated_are_censored_and_failures_stand_beside():
@@ -94,15 +96,15 @@ def test_cut_off_and_truncated_are_censored_and_failures_stand_beside():
     broken = RequestError(kind="http_503", message="full", http_status=503)
     made.append(request(120.0, outcome="http_error", thinking=0, answer=0, error=broken, seq=10))
     level = only(analyzed(made))
-    final = level["time_to_final_answer_s"]
-    assert (final["n"], final["n_censored"]) == (10, 2)
-    assert final["mean"] is None
-    assert final["restricted_mean"]["horizon_s"] == pytest.approx(0.5 + 29 * 0.1)
+    final = level.time_to_final_answer_s
+    assert (final.n, final.n_censored) == (10, 2)
+    assert final.mean is None
+    assert final.restricted_mean.horizon_s == pytest.approx(0.5 + 29 * 0.1)
     # the one truncated at 1.0 s leaves first: S falls from 1 to 1/9 at 1.4 s
-    assert final["restricted_mean"]["value"] == pytest.approx(1.4 + (3.4 - 1.4) / 9)
-    assert level["outcomes"] == {"cut_off": 1, "http_error": 1, "ok": 8, "truncated": 1}
-    assert level["error_kinds"] == {"http_503": 1}
-    assert level["ttft_s"]["n"] == 10
+    assert final.restricted_mean.value == pytest.approx(1.4 + (3.4 - 1.4) / 9)
+    assert level.outcomes == {"cut_off": 1, "http_error": 1, "ok": 8, "truncated": 1}
+    assert level.error_kinds == {"http_503": 1}
+    assert level.ttft_s.n == 10
 
 
 def test_a_forced_length_that_was_reached_counts_as_finished():
@@ -111,18 +113,18 @@ def test_a_forced_length_that_was_reached_counts_as_finished():
         for i in range(6)
     ]
     level = only(analyzed(made))
-    assert level["time_to_final_answer_s"]["n_censored"] == 0
-    assert level["time_to_final_answer_s"]["p50"] == pytest.approx(1.4)
-    assert level["time_to_first_answer_s"]["n"] == 0
+    assert level.time_to_final_answer_s.n_censored == 0
+    assert level.time_to_final_answer_s.p50 == pytest.approx(1.4)
+    assert level.time_to_first_answer_s.n == 0
 
 
 def test_tokens_that_the_server_does_not_tell_by_chunk_are_spread():
     made = request(chunk_tokens=None, completion_tokens=30)
     level = only(analyzed([made]))
-    assert level["token_counts"] == {"told_by_chunk": 0, "spread_over_chunks": 1}
-    assert level["token_count_sources"] == {"server": 1}
-    assert level["output_tokens_per_s"]["value"] == pytest.approx(30 / 1.4)
-    assert level["tpot_s"]["mean"] == pytest.approx(0.9 / 27)
+    assert level.token_counts == TokenCounts(told_by_chunk=0, spread_over_chunks=1)
+    assert level.token_count_sources == {"server": 1}
+    assert level.output_tokens_per_s.value == pytest.approx(30 / 1.4)
+    assert level.tpot_s.mean == pytest.approx(0.9 / 27)
 
 
 def test_workers_are_aligned_by_their_anchors_and_clock_speed():
@@ -137,15 +139,15 @@ def test_workers_are_aligned_by_their_anchors_and_clock_speed():
 def test_queueing_in_the_client_is_apart_from_every_latency():
     late = [replace(request(sent_s=2.0 * i), scheduled_s=2.0 * i - 0.3, connect_s=0.1) for i in range(3)]
     level = only(analyzed(late))
-    assert level["queued_s"]["mean"] == pytest.approx(0.2)
-    assert level["ttft_s"] == only(analyzed([request(sent_s=2.0 * i) for i in range(3)]))["ttft_s"]
+    assert level.queued_s.mean == pytest.approx(0.2)
+    assert level.ttft_s == only(analyzed([request(sent_s=2.0 * i) for i in range(3)])).ttft_s
 
 
 def test_goodput_counts_requests_that_meet_every_limit():
     made = [request(10.0 * i, seq=i, ttft_s=0.5 if i % 2 else 3.0) for i in range(10)]
     level = only(analyzed(made, slo=["ttft_s:p50<2", "time_to_final_answer_s:p50<60"]))
-    assert level["goodput_answers_per_hour"]["value"] == pytest.approx(level["answers_per_hour"]["value"] / 2)
-    assert [row["met"] for row in level["slo"]] == [None, True]
+    assert level.goodput_answers_per_hour.value == pytest.approx(level.answers_per_hour.value / 2)
+    assert [row.met for row in level.slo] == [None, True]
 
 
 def test_a_request_that_was_cut_off_hands_its_weight_to_longer_ones():
@@ -157,27 +159,27 @@ def test_a_request_that_was_cut_off_hands_its_weight_to_longer_ones():
         request(20.0, thinking=7, answer=0, outcome="cut_off", seq=2),
     ]
     level = only(analyzed(made))
-    window = level["window"]
-    tokens = level["output_tokens_per_s"]["value"] * (window["end_s"] - window["start_s"])
+    window = level.window
+    tokens = level.output_tokens_per_s.value * (window.end_s - window.start_s)
     assert tokens == pytest.approx(21)
-    assert level["answers_per_hour"]["value"] == pytest.approx(21 / 8 / (window["end_s"] - window["start_s"]) * 3600)
+    assert level.answers_per_hour.value == pytest.approx(21 / 8 / (window.end_s - window.start_s) * 3600)
 
 
 def test_a_level_without_an_answer_has_none_an_hour_and_at_most_so_many():
     """Exactly: none in the window of 10.9 s, at most 3.69 of them by Garwood."""
     level = only(analyzed([request(5.0 * i, seq=i, outcome="no_answer", answer=0, thinking=10) for i in range(3)]))
-    hours = (level["window"]["end_s"] - level["window"]["start_s"]) / 3600
-    assert level["answers_per_hour"]["value"] == 0
-    assert level["answers_per_hour"]["ci95"] == pytest.approx([0, 3.6889 / hours], rel=1e-4)
+    hours = (level.window.end_s - level.window.start_s) / 3600
+    assert level.answers_per_hour.value == 0
+    assert level.answers_per_hour.ci95 == pytest.approx([0, 3.6889 / hours], rel=1e-4)
 
 
 def test_accuracy_is_null_when_simulated_or_unchecked():
     made = [request(10.0 * i, seq=i, answer_correct=i < 8) for i in range(10)]
-    assert only(analyzed(made))["accuracy"]["value"] == 0.8
-    assert only(analyzed([replace(r, answer_correct=None) for r in made]))["accuracy"]["value"] is None
+    assert only(analyzed(made)).accuracy.value == 0.8
+    assert only(analyzed([replace(r, answer_correct=None) for r in made])).accuracy.value is None
     simulated = analyze(builders.run([builders.cell([builders.level(made)], "vllm-sim")]))
-    assert simulated["simulated"] is True
-    assert only(simulated)["accuracy"]["value"] is None
+    assert simulated.simulated is True
+    assert only(simulated).accuracy.value is None
 
 
 @pytest.mark.parametrize(
@@ -190,12 +192,12 @@ def test_an_slo_that_cannot_be_read_names_the_form(text):
 
 def test_the_roofline_share_is_of_the_bound_of_one_stream():
     numbers = analyze(builders.run([builders.cell([builders.level(builders.closed_loop(1, 20))])]))
-    found = numbers["cells"][0]["roofline"]
-    assert 44 < found["bound_tokens_per_s"] < 45.5  # 864 GB/s / 19.3 GB: about 44 on one L20
-    assert found["reached_share"]["value"] == pytest.approx(found["reached_tokens_per_s"] / found["bound_tokens_per_s"])
-    unknown = analyze(builders.run([builders.cell([builders.level([request()])], gpu=None)]))["cells"][0]["roofline"]
-    assert unknown["bound_tokens_per_s"] is None
-    assert "GPU is not known" in unknown["reason"]
+    found = numbers.cells[0].roofline
+    assert 44 < found.bound_tokens_per_s < 45.5  # 864 GB/s / 19.3 GB: about 44 on one L20
+    assert found.reached_share.value == pytest.approx(found.reached_tokens_per_s / found.bound_tokens_per_s)
+    unknown = analyze(builders.run([builders.cell([builders.level([request()])], gpu=None)])).cells[0].roofline
+    assert unknown.bound_tokens_per_s is None
+    assert "GPU is not known" in unknown.reason
 
 
 @pytest.mark.parametrize(("seed", "files"), [(1, 1), (2, 3), (3, 5)])
@@ -203,7 +205,7 @@ def test_shuffled_and_split_records_change_nothing(tmp_path, seed, files):
     """Two passes, some requests cut off or failed: in any order, from so many files, and read from disk."""
     run = builders.study(levels=(2,), repeats=2, n=14, slo=["ttft_s:p50<2"])
     run = replace(run, cells=tuple(replace(c, levels=tuple(map(_troubled, c.levels))) for c in run.cells))
-    expected = json.dumps(analyze(run), sort_keys=True)
+    expected = encode(analyze(run))
     mixed = random.Random(seed)
     shuffled = []
     for cell in run.cells:
@@ -214,9 +216,9 @@ def test_shuffled_and_split_records_change_nothing(tmp_path, seed, files):
             for p in cell.levels
         ]
         shuffled.append(replace(cell, levels=tuple(passes)))
-    assert json.dumps(analyze(replace(run, cells=tuple(shuffled))), sort_keys=True) == expected
+    assert encode(analyze(replace(run, cells=tuple(shuffled)))) == expected
     on_disk = read.read_run(builders.write(replace(run, cells=tuple(shuffled)), tmp_path, files=files))
-    assert json.dumps(analyze(on_disk), sort_keys=True) == expected
+    assert encode(analyze(on_disk)) == expected
 
 
 def _troubled(passed):
@@ -259,13 +261,13 @@ def any_request(draw):
 def test_whatever_happened_there_is_an_answer_without_nan(made, concurrency):
     passed = builders.level(made, concurrency=concurrency)
     numbers = analyze(builders.run([builders.cell([passed], e) for e in ("vllm", "sglang")], slo=["ttft_s:p90<2"]))
-    json.dumps(numbers, allow_nan=False)
     json.dumps(export.to_rows(numbers), allow_nan=False)
     level = only(numbers)
-    assert sum(level["outcomes"].values()) == level["n_requests"] == sum(r.phase == "measure" for r in made)
+    assert sum(level.outcomes.values()) == level.n_requests == sum(r.phase == "measure" for r in made)
     for name in DISTRIBUTIONS:
-        known = [level[name][q] for q in ("min", "p50", "p90", "p95", "p99", "max") if level[name][q] is not None]
-        if level[name].get("n_censored", 0) == 0:
+        values = [level.estimate(name, statistic).value for statistic in ("min", "p50", "p90", "p95", "p99", "max")]
+        known = [value for value in values if value is not None]
+        if name not in CENSORED_METRICS or level.censored(name).n_censored == 0:
             assert known == sorted(known)
 
 
@@ -288,6 +290,7 @@ def test_rows_and_frame_hold_the_same_numbers():
     assert list(rows["ttft_s", "mean"]) == ["cell", "engine", "model", "tp", "gpu", "simulated", "concurrency", "metric",
                                             "statistic", "value", "ci95_low", "ci95_high", "n"]  # fmt: skip
     assert len(frame) == 10
+    assert {f"{name}_exact" for name in CENSORED_METRICS} <= set(frame.columns)
     assert rows["ttft_s", "mean"]["value"] == pytest.approx(frame.ttft_s.mean())
     assert rows["time_to_final_answer_s", "p50"]["value"] == pytest.approx(
         frame.time_to_final_answer_s.sort_values().iloc[4]
@@ -296,13 +299,11 @@ def test_rows_and_frame_hold_the_same_numbers():
 
 def test_the_throughput_of_a_closed_loop_is_covered_by_its_interval():
     """Twenty streams' worth of runs at 1 / 0.03 tokens/s a stream: the interval of one window covers the long-run rate."""
-    long_run = only(analyzed(builders.closed_loop(2, 1500, seed=1, tokens=20), concurrency=2))["output_tokens_per_s"][
-        "value"
-    ]
+    pool = builders.closed_loop(2, 1500, seed=1, tokens=20)
+    long_run = only(analyzed(pool, concurrency=2)).output_tokens_per_s.value
     hits = []
     for seed in range(60):
         lengths = np.random.default_rng(seed).permutation(1500)[:60]
-        pool = builders.closed_loop(2, 1500, seed=1, tokens=20) if seed == 0 else pool  # noqa: F821
         made, free = [], [0.0, 0.0]
         for i, pick in enumerate(lengths):
             user = int(np.argmin(free))
@@ -315,7 +316,7 @@ def test_the_throughput_of_a_closed_loop_is_covered_by_its_interval():
                 )
             )
             free[user] = chunks[-1] + 0.01
-        low, high = only(analyzed(made, concurrency=2))["output_tokens_per_s"]["ci95"]
+        low, high = only(analyzed(made, concurrency=2)).output_tokens_per_s.ci95
         hits.append(low <= long_run <= high)
     assert np.mean(hits) >= 0.85
 
@@ -324,10 +325,10 @@ def test_a_torn_line_makes_a_run_incomplete():
     whole = builders.level([request()])
     torn = replace(whole, torn=("requests-a.jsonl:2: torn line of 9 bytes left out",))
     numbers = analyze(builders.run([builders.cell([torn])]))
-    assert only(numbers)["torn_lines"] == 1
-    assert (numbers["complete"], numbers["health"]["complete"]) == (False, False)
-    assert "vllm_qwq-32b-awq_tp1 at 1: 1 torn line(s) left out" in numbers["health"]["reasons"]
-    assert analyzed([request()])["complete"] is True
+    assert only(numbers).torn_lines == 1
+    assert (numbers.complete, numbers.health.complete) == (False, False)
+    assert "vllm_qwq-32b-awq_tp1 at 1: 1 torn line(s) left out" in numbers.health.reasons
+    assert analyzed([request()]).complete is True
 
 
 def with_failures(n_failed, n=40):
@@ -341,8 +342,8 @@ def with_failures(n_failed, n=40):
 
 def test_failed_requests_never_got_their_answer():
     """40 served in 0.5 s. None failed: p90 < 2 s is met; 20 of 60 failed: it is not; 4 of 44 (2 to 21 %): not shown."""
-    assert [with_failures(n)["slo"][0]["met"] for n in (0, 20, 4)] == [True, False, None]
-    assert with_failures(20)["failed_share"]["value"] == pytest.approx(1 / 3)
+    assert [with_failures(n).slo[0].met for n in (0, 20, 4)] == [True, False, None]
+    assert with_failures(20).failed_share.value == pytest.approx(1 / 3)
 
 
 def test_joules_are_those_of_the_window_for_each_answer_and_token():
@@ -353,10 +354,10 @@ def test_joules_are_those_of_the_window_for_each_answer_and_token():
         for t in (-1.0, 1.0, 3.0)
     )
     level = only(analyze(builders.run([builders.cell([replace(made, gpu=power)])])))
-    assert level["joules_per_answer"]["value"] == pytest.approx(140.0)
-    assert level["joules_per_output_token"]["value"] == pytest.approx(14.0)
-    absent = only(analyzed([request()]))["joules_per_answer"]
-    assert (absent["value"], "power" in absent["reason"]) == (None, True)
+    assert level.joules_per_answer.value == pytest.approx(140.0)
+    assert level.joules_per_output_token.value == pytest.approx(14.0)
+    absent = only(analyzed([request()])).joules_per_answer
+    assert (absent.value, "power" in absent.reason) == (None, True)
 
 
 def slowing(factor):
@@ -365,12 +366,12 @@ def slowing(factor):
     for i in range(8):
         made.append(request(start, ttft_s=0.1, gap_s=0.05 * factor**i, thinking=36, seq=i))
         start = made[-1].ended_s
-    return only(analyzed(made))["checks"]
+    return only(analyzed(made)).checks
 
 
 def test_a_level_that_slows_down_is_not_steady_and_one_that_does_not_is():
-    assert slowing(1.0)["steady"]["status"] == "pass"
-    assert slowing(1.08)["steady"]["status"] == "fail"
+    assert slowing(1.0).steady.status == "pass"
+    assert slowing(1.08).steady.status == "fail"
 
 
 def test_a_cold_engine_is_seen_by_the_first_request_of_each_stream():
@@ -380,10 +381,10 @@ def test_a_cold_engine_is_seen_by_the_first_request_of_each_stream():
             made += [request(0.01 * user, gap_s=first, user=user), request(30.0, gap_s=0.1, user=user, seq=1)]
         return analyzed(made, concurrency=4)
 
-    assert only(level(0.1))["checks"]["warm"]["status"] == "pass"
+    assert only(level(0.1)).checks.warm.status == "pass"
     cold = level(0.15)
-    assert only(cold)["checks"]["warm"]["status"] == "fail"
-    assert any("warm: first requests took +50.0%" in reason for reason in cold["health"]["windows"])
+    assert only(cold).checks.warm.status == "fail"
+    assert any("warm: first requests took +50.0%" in reason for reason in cold.health.windows)
 
 
 def test_the_notebook_s_lines_work_as_documented(tmp_path):

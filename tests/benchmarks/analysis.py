@@ -20,15 +20,16 @@ from tests.support import builders
 ANALYSE = """
 import resource, sys, time
 from pathlib import Path
-from loadtest import metrics, records
+from loadtest.analysis.run import analyze
+from loadtest.records.read import read_run
 start = time.process_time()
-run = records.read_run(Path(sys.argv[1]))
+run = read_run(Path(sys.argv[1]))
 read = time.process_time()
-level = metrics.analyze(run)["cells"][0]["levels"][0]
+level = analyze(run).cells[0].levels[0]
 done = time.process_time()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 used = f"{read - start:.1f} s of CPU to read, {done - read:.1f} s to analyse, peak {peak / 1e6:.0f} MB"
-print(f"{level['itl_s']['n']} gaps: {used}")
+print(f"{level.itl_s.n} gaps: {used}")
 """
 
 

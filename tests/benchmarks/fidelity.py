@@ -42,10 +42,8 @@ def health(run: h.Path) -> str:
     from loadtest.analysis.run import analyze
     from loadtest.records import read
 
-    judged = [level["client_health"] for cell in analyze(read.read_run(run))["cells"] for level in cell["levels"]]
-    return "".join(
-        f"\n        client health {j['status']}: {'; '.join(j['reasons'])}" for j in judged if j["status"] != "pass"
-    )
+    judged = [level.client_health for cell in analyze(read.read_run(run)).cells for level in cell.levels]
+    return "".join(f"\n        client health {j.status}: {'; '.join(j.reasons)}" for j in judged if j.status != "pass")
 
 
 def ours(port: int, streams: int, requests: int, tokens: int, extra: list[str]) -> tuple[float, str]:

@@ -98,11 +98,11 @@ def ours_said(out: Path) -> Said:
     from loadtest.analysis.run import analyze
     from loadtest.records import read
 
-    (level,) = analyze(read.read_run(out / "run"))["cells"][0]["levels"]
+    (level,) = analyze(read.read_run(out / "run")).cells[0].levels
     frame = export.to_frame(read.read_run(out / "run"))
-    ttft, rate = frame.ttft_s, level["output_tokens_per_s"]
+    ttft = frame.ttft_s
     e2e_mean_s = frame.time_to_final_answer_s.mean()
-    return Said(ttft.mean(), ttft.median(), ttft.quantile(0.99), e2e_mean_s, (rate or {}).get("value"))
+    return Said(ttft.mean(), ttft.median(), ttft.quantile(0.99), e2e_mean_s, level.output_tokens_per_s.value)
 
 
 def vllm(load: Load) -> Sequence[object]:

@@ -136,9 +136,9 @@ def options(parser):
 
 def keys_of(made):
     """The keys of metrics.json down to those of a level, a comparison and a finding."""
-    cell = made["cells"][0]
-    nested = (made, cell, cell["levels"][0], *made["comparisons"][:1], *made["findings"][:1])
-    return {key for one in nested for key in one} | set(made["health"])
+    cell = made.cells[0]
+    nested = (made, cell, cell.levels[0], made.comparisons[0], made.findings[0], made.health)
+    return {key for one in nested for key in one.__struct_fields__}
 
 
 def test_the_reference_names_every_option_every_field_and_every_key():

@@ -76,8 +76,8 @@ def test_programs_are_judged_when_asked_for_and_only_then(tmp_path, capsys):
     (cell,) = json.loads(told.out)["cells"]
     assert cell["levels"][0]["accuracy"]["value"] == 0.25
     assert "running 4 programs" in told.err
-    again = analyze(read.read_run(run))["cells"][0]["levels"][0]["accuracy"]
-    assert again["value"] == 0.25, "the verdicts stay with the run"
+    again = analyze(read.read_run(run)).cells[0].levels[0].accuracy
+    assert again.value == 0.25, "the verdicts stay with the run"
 
 
 def test_a_long_judging_tells_how_far_it_is(tmp_path, monkeypatch):

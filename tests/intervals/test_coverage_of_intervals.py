@@ -13,6 +13,7 @@ import pytest
 
 from loadtest.analysis import effects, level
 from loadtest.metrics import distributions, steady_window, survival
+from loadtest.metrics.catalogue import METRICS, QUANTILES
 from loadtest.metrics.intervals import special, weighted_quantiles
 from loadtest.metrics.request_arrays import values_of
 from tests.intervals.loops import TOKENS, Loop
@@ -49,7 +50,13 @@ def rates(loop, passes):
 def described(loop, passes):
     """The distributions of every run."""
     rng = np.random.default_rng(1)
-    return [level._distributions([loop.one(rng, repeat) for repeat in range(passes)]) for _ in range(RUNS)]
+    return [distributions_of([loop.one(rng, repeat) for repeat in range(passes)]) for _ in range(RUNS)]
+
+
+def distributions_of(columns):
+    makers = {"censored": level.censored_distribution, "plain": level.exact_distribution}
+    found = {name: makers[METRICS[name].shape](columns, name) for name in NAMES if name != "itl_s"}
+    return found | {"itl_s": level.gap_distribution(columns)}
 
 
 @cache
@@ -64,11 +71,11 @@ def truth(loop, name, statistic):
         gaps, weights, _ = population(loop).gaps()
         if statistic == "mean":
             return float(np.average(gaps, weights=weights))
-        return weighted_quantiles(gaps, weights, [distributions.QUANTILES[statistic]])[0]
+        return weighted_quantiles(gaps, weights, [QUANTILES[statistic]])[0]
     values = values_of(population(loop), name)[0]
     if statistic == "mean":
         return float(np.mean(values))
-    return float(np.quantile(values, distributions.QUANTILES[statistic]))
+    return float(np.quantile(values, QUANTILES[statistic]))
 
 
 def coverage(intervals, true):
@@ -103,14 +110,14 @@ def test_means_and_quantiles_are_covered(loop, passes, name):
     for statistic in ("mean", "p50", "p90"):
         if (name, statistic) == ("itl_s", "p90") and passes == 1:
             continue  # needs more requests
-        intervals = [found[name]["ci95"][statistic] for found in described(loop, passes)]
+        intervals = [found[name].at(statistic).ci95 for found in described(loop, passes)]
         assert COVERED[0] <= coverage(intervals, truth(loop, name, statistic)) <= 0.99, statistic
 
 
 @pytest.mark.parametrize("name", ["time_to_final_answer_s", "thinking_s", "time_to_first_answer_s", "tpot_s"])
 def test_with_requests_cut_off_medians_are_covered(name):
     for passes in (1, 3):
-        intervals = [found[name]["ci95"]["p50"] for found in described(CUT, passes)]
+        intervals = [found[name].ci95.p50 for found in described(CUT, passes)]
         assert COVERED[0] <= coverage(intervals, truth(CUT, name, "p50")) <= 0.985
 
 
@@ -118,7 +125,7 @@ def test_with_requests_cut_off_medians_are_covered(name):
 def test_what_differs_from_pass_to_pass_is_in_the_interval(name):
     """Passes that differ by half of what requests do, three of them: means by t over passes, quantiles nearly so."""
     for statistic, least in (("mean", COVERED[0]), ("p50", 0.90), ("p90", 0.85)):
-        intervals = [found[name]["ci95"][statistic] for found in described(DRIFTING, 3)]
+        intervals = [found[name].at(statistic).ci95 for found in described(DRIFTING, 3)]
         assert least <= coverage(intervals, truth(DRIFTING, name, statistic)) <= 0.99, statistic
 
 
@@ -126,7 +133,7 @@ def test_the_99th_percentile_is_covered():
     loop, rng, hits = Loop(8, 400), np.random.default_rng(3), []
     for _ in range(RUNS):
         times, _ = values_of(loop.one(rng), "time_to_final_answer_s")
-        hits.append(distributions.plain(times, np.zeros(len(times), np.int64))["ci95"]["p99"])
+        hits.append(distributions.plain(times, np.zeros(len(times), np.int64)).ci95.p99)
     assert COVERED[0] <= coverage(hits, truth(loop, "time_to_final_answer_s", "p99")) <= COVERED[1]
 
 

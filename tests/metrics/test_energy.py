@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.metrics.energy import joules
-from loadtest.metrics.steady_window import Window
+from loadtest.metrics.level_schema import WindowSpan
 from loadtest.records.schema import GpuSample
 
 
@@ -15,14 +15,14 @@ def read(t_s, power_w, gpu=0, anchor=1000.0):
 
 def test_two_cards_by_hand():
     cards = [read(0, 100.0), read(1, 300.0), read(2, 300.0), read(0, 50.0, 1), read(1, 50.0, 1), read(2, 50.0, 1)]
-    assert joules(cards, Window(0.0, 2.0)) == 200 + 300 + 50 + 50
-    assert joules(cards, Window(0.5, 1.5)) == 125 + 150 + 25 + 25
+    assert joules(cards, WindowSpan(0.0, 2.0)) == 200 + 300 + 50 + 50
+    assert joules(cards, WindowSpan(0.5, 1.5)) == 125 + 150 + 25 + 25
 
 
 def test_the_samples_clock_is_not_the_windows():
     samples = [read(t, 100.0, anchor=1010.0) for t in range(5)]  # 10 s after the anchor of the run
-    assert joules(samples, Window(11.0, 13.0), 1000.0) == 200.0
-    assert joules(samples, Window(1.0, 3.0), 1000.0) is None
+    assert joules(samples, WindowSpan(11.0, 13.0), 1000.0) == 200.0
+    assert joules(samples, WindowSpan(1.0, 3.0), 1000.0) is None
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_samples_clock_is_not_the_windows():
     ],
 )
 def test_what_was_not_read_is_not_known(samples):
-    assert joules(samples, Window(0.5, 2.0)) is None
+    assert joules(samples, WindowSpan(0.5, 2.0)) is None
 
 
 @given(
@@ -48,8 +48,8 @@ def test_what_was_not_read_is_not_known(samples):
 )
 def test_parts_add_up_and_order_is_irrelevant(powers, cut, order):
     samples = [read(t, power) for t, power in enumerate(powers)]
-    whole = joules(samples, Window(0.5, 4.5))
-    parts = joules(samples, Window(0.5, cut)) + joules(samples, Window(cut, 4.5))
+    whole = joules(samples, WindowSpan(0.5, 4.5))
+    parts = joules(samples, WindowSpan(0.5, cut)) + joules(samples, WindowSpan(cut, 4.5))
     assert parts == pytest.approx(whole)
-    assert joules([samples[i] for i in order], Window(0.5, 4.5)) == whole
+    assert joules([samples[i] for i in order], WindowSpan(0.5, 4.5)) == whole
     assert min(powers) * 4.0 <= whole * (1 + 1e-9) <= max(powers) * 4.0 * (1 + 2e-9)

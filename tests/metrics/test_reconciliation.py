@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from loadtest.analysis import run, validity
 from loadtest.grading.troubles import count_troubles
 from loadtest.metrics import client_health, reconciliation, request_arrays
-from loadtest.records.manifest import Manifest
+from loadtest.metrics.level_schema import ServerCounters
 from tests.support import builders
 from tests.support.builders import request
 
@@ -25,8 +26,8 @@ def passed(requests=None):
 
 
 def test_a_healthy_client_passes_and_one_without_samples_fails():
-    assert judged(passed())["status"] == "pass"
-    assert "no sample" in judged(replace(passed(), health=()))["reasons"][0]
+    assert judged(passed()).status == "pass"
+    assert "no sample" in judged(replace(passed(), health=())).reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -42,8 +43,8 @@ def test_a_healthy_client_passes_and_one_without_samples_fails():
 def test_each_fault_fails_with_its_reason(change, said):
     one = passed()
     found = judged(replace(one, health=tuple(replace(s, **change) for s in one.health)))
-    assert found["status"] == "fail"
-    assert [said in reason for reason in found["reasons"]] == [True]
+    assert found.status == "fail"
+    assert [said in reason for reason in found.reasons] == [True]
 
 
 @pytest.mark.parametrize(("workers", "share", "needed"), [(1, 0.98, 2), (2, 0.95, 4), (4, 0.65, 5)])
@@ -53,22 +54,22 @@ def test_a_full_core_says_how_many_processes_are_needed(workers, share, needed):
         replace(s, cpu_share=share, loop_lag_mean_s=0.02, worker=f"w{i}") for s in one.health for i in range(workers)
     )
     found = judged(replace(one, health=health))
-    assert all(reason.endswith(f"not enough: use --processes {needed}") for reason in found["reasons"])
+    assert all(reason.endswith(f"not enough: use --processes {needed}") for reason in found.reasons)
     idle = tuple(replace(s, cpu_share=0.2) for s in health)
-    assert "--processes" not in judged(replace(one, health=idle))["reasons"][0]
+    assert "--processes" not in judged(replace(one, health=idle)).reasons[0]
 
 
 def test_a_lag_counts_in_seconds_of_the_run():
     one = passed()
     slow = tuple(replace(s, loop_lag_max_s=0.02, clock_speed=10.0) for s in one.health)
-    assert judged(replace(one, health=slow))["status"] == "fail"
-    assert judged(replace(one, health=tuple(replace(s, clock_speed=1.0) for s in slow)))["status"] == "pass"
+    assert judged(replace(one, health=slow)).status == "fail"
+    assert judged(replace(one, health=tuple(replace(s, clock_speed=1.0) for s in slow))).status == "pass"
 
 
 def test_equal_totals_pass_and_both_numbers_are_given():
     found = reconciled(passed())
-    assert found["status"] == "pass"
-    assert (found["client_output_tokens"], found["server_output_tokens"]) == (50, 50)
+    assert found.status == "pass"
+    assert (found.client_output_tokens, found.server_output_tokens) == (50, 50)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +81,8 @@ def test_other_totals_fail(field, change, said):
     one = passed()
     last = replace(one.server[-1], **{field: getattr(one.server[-1], field) + change})
     found = reconciled(replace(one, server=(one.server[0], last)))
-    assert found["status"] == "fail"
-    assert said in found["reasons"][0]
+    assert found.status == "fail"
+    assert said in found.reasons[0]
 
 
 def told_ttft(mean_s, n=5, buckets=None):
@@ -106,12 +107,12 @@ def told_ttft(mean_s, n=5, buckets=None):
 )
 def test_the_mean_ttft_of_both_sides_must_agree(mean_s, said):
     found = told_ttft(mean_s)
-    told = found["passes"][0]["ttft"]
-    assert (told["client_mean_s"], told["server_mean_s"]) == (pytest.approx(0.5), pytest.approx(mean_s))
-    assert told["difference_s"] == pytest.approx(0.5 - mean_s)
-    assert told["server_p50_s"] == (0.25, 1.0)
-    assert found["status"] == ("pass" if said is None else "fail")
-    assert said is None or said in found["reasons"][0]
+    told = found.passes[0].ttft
+    assert (told.client_mean_s, told.server_mean_s) == (pytest.approx(0.5), pytest.approx(mean_s))
+    assert told.difference_s == pytest.approx(0.5 - mean_s)
+    assert told.server_p50_s == (0.25, 1.0)
+    assert found.status == ("pass" if said is None else "fail")
+    assert said is None or said in found.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -123,23 +124,23 @@ def test_the_mean_ttft_of_both_sides_must_agree(mean_s, said):
     ],
 )
 def test_the_median_must_lie_in_the_servers_bucket(buckets, said):
-    assert said in told_ttft(0.5, buckets=buckets)["reasons"][0]
+    assert said in told_ttft(0.5, buckets=buckets).reasons[0]
 
 
 def test_first_tokens_of_others_make_ttft_incomparable_and_nothing_else():
     found = told_ttft(9.0, n=6)
-    assert found["status"] == "pass"
-    assert found["passes"][0]["ttft"]["status"] == "not_checked"
-    assert found["passes"][0]["ttft"]["reason"] == "first tokens: client 5, server 6: not the same requests"
+    assert found.status == "pass"
+    assert found.passes[0].ttft.status == "not_checked"
+    assert found.passes[0].ttft.reason == "first tokens: client 5, server 6: not the same requests"
 
 
 def test_readings_that_do_not_bracket_the_requests_check_nothing():
     one = passed()
     late = replace(one.server[0], t_s=1.0)
     found = reconciled(replace(one, server=(late, one.server[1])))
-    assert found["status"] == "not_checked"
-    assert "after the first request" in found["reasons"][0]
-    assert reconciled(replace(one, server=()))["status"] == "not_checked"
+    assert found.status == "not_checked"
+    assert "after the first request" in found.reasons[0]
+    assert reconciled(replace(one, server=())).status == "not_checked"
 
 
 @pytest.mark.parametrize(("counted", "status"), [(50, "pass"), (65, "pass"), (40, "fail"), (200, "fail")])
@@ -149,7 +150,7 @@ def test_a_cut_off_request_makes_a_range(counted, status):
     one = passed([request(10.0 * i, seq=i) for i in range(5)] + [request(60.0, seq=5, outcome="cut_off")])
     first, last = one.server
     last = replace(last, generation_tokens_total=first.generation_tokens_total + counted)
-    assert reconciled(replace(one, server=(first, last)))["status"] == status
+    assert reconciled(replace(one, server=(first, last))).status == status
 
 
 @pytest.mark.parametrize(
@@ -165,13 +166,13 @@ def test_a_cut_off_request_makes_a_range(counted, status):
 )
 def test_forced_lengths_are_verified(changes, status):
     found = validity.equal_work([request(**changes)])
-    assert found["status"] == status
-    assert bool(found["reasons"]) == (status == "fail")
+    assert found.status == status
+    assert bool(found.reasons) == (status == "fail")
 
 
 def test_unequal_work_is_a_reason_not_to_rely_on_a_run():
     made = builders.run([builders.cell([builders.level([request(forced_tokens=12)])])])
-    reasons = run.analyze(made)["health"]["reasons"]
+    reasons = run.analyze(made).health.reasons
     assert any("1 of 1 outputs have not the length that was forced" in one for one in reasons)
 
 
@@ -220,15 +221,12 @@ def test_what_the_server_says_of_itself_is_summed_over_the_passes_and_null_where
     last = replace(last, prefix_cache_hit_tokens_total=60.0, prefix_cache_query_tokens_total=300.0)
     told = (replace(one, server=(first, last)), request_arrays.read(one, builders.ANCHOR))
     found = reconciliation.server([told, told], builders.ANCHOR)
-    assert found == {
-        "n_preemptions": 6.0,
-        "prefix_cache_hit_share": 0.25,
-        "peak_kv_usage_share": 0.9,
-        "peak_waiting_at_once": 3.0,
-    }
+    assert found == ServerCounters(
+        n_preemptions=6.0, prefix_cache_hit_share=0.25, peak_kv_usage_share=0.9, peak_waiting_at_once=3.0
+    )
     silent = replace(one, server=())
     nothing = reconciliation.server([(silent, request_arrays.read(silent, builders.ANCHOR))], builders.ANCHOR)
-    assert set(nothing.values()) == {None}
+    assert set(structs.asdict(nothing).values()) == {None}
 
 
 @pytest.mark.parametrize(
@@ -236,10 +234,8 @@ def test_what_the_server_says_of_itself_is_summed_over_the_passes_and_null_where
     [((), None), (("server",), "server"), (("server", "tokenizer"), "tokenizer"), (("tokenizer", "chunks"), "chunks")],
 )
 def test_the_summary_says_who_counted_the_tokens(sources, counted_by):
-    def level(source):
-        gate = {"status": "pass", "reasons": []}
-        sources = {source: 3}
-        return {"torn_lines": 0, "client_health": gate, "reconciliation": gate, "token_count_sources": sources}
-
-    cells = [{"id": "c", "levels": [level(source) for source in sources]}]
-    assert validity.summary(cells, Manifest(run_id="r", complete=True))["counted_by"] == counted_by
+    levels = [
+        builders.level([request(token_count_source=source)], concurrency=concurrency)
+        for concurrency, source in enumerate(sources, start=1)
+    ]
+    assert run.analyze(builders.run([builders.cell(levels)])).health.counted_by == counted_by

@@ -368,7 +368,7 @@ def test_metrics_csv_is_read_by_pandas(run, numbers):
         "n",
     ]
     assert list(frame.columns) == columns
-    assert set(frame.metric) == {*DISTRIBUTIONS, *FIGURES}
+    assert set(frame.metric) == {*DISTRIBUTIONS, *FIGURES, "context_tokens"}
     assert frame.simulated.all()
     row = frame[(frame.cell == MEASURED[1]) & (frame.metric == "ttft_s") & (frame.statistic == "mean")].iloc[0]
     [level] = next(cell for cell in numbers["cells"] if cell["id"] == MEASURED[1])["levels"]

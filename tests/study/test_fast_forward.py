@@ -90,15 +90,14 @@ def test_the_order_is_the_script_s_for_every_cell_level_and_pass(run):
 
 def test_all_gates_pass_and_there_was_no_load_generator(run):
     numbers = analysis_run.analyze(run)
-    windows = numbers["health"].pop("windows")
-    assert numbers["health"].pop("counted_by") == "server"
-    assert numbers["health"] == {"client": "not_applicable", "reconciliation": "pass", "complete": True, "reasons": []}
-    assert [said.split(" holds")[0] for said in windows] == [
+    assert (numbers.health.client, numbers.health.reconciliation) == ("not_applicable", "pass")
+    assert (numbers.health.complete, numbers.health.counted_by, numbers.health.reasons) == (True, "server", ())
+    assert [said.split(" holds")[0] for said in numbers.health.windows] == [
         f"{cell.id} at 3: long enough: the shortest window" for cell in run.cells
     ], "four requests are too few for a window at three streams"
-    health = numbers["cells"][0]["levels"][0]["client_health"]
-    assert health["status"] == "not_applicable"
-    assert "no load generator ran" in health["reasons"][0]
+    health = numbers.cells[0].levels[0].client_health
+    assert health.status == "not_applicable"
+    assert "no load generator ran" in health.reasons[0]
 
 
 def test_samples_come_once_a_second_from_before_the_first_request_to_the_last_end(run):
@@ -218,21 +217,21 @@ def test_the_numbers_recover_what_the_simulator_knows(cell, tmp_path, monkeypatc
         STUDY, cells=(cell,), workload=str(path), mode="equal-work", levels=(4,), min_requests=12, repeats=1, seed=5
     )
     numbers = analysis_run.analyze(carried_out(study, tmp_path / "run"))
-    [found] = numbers["cells"][0]["levels"]
+    [found] = numbers.cells[0].levels
     true = [row[1:] for row in Watched.truth if row[0].startswith("measure")]
     n = len(true)
-    assert found["n_requests"] == n == 12
+    assert found.n_requests == n == 12
     mean = {
         "ttft_s": sum(first - arrived for arrived, first, _, _ in true) / n,
         "tpot_s": sum((last - first) / (tokens - 1) for _, first, last, tokens in true) / n,
         "time_to_final_answer_s": sum(last - arrived for arrived, _, last, _ in true) / n,
     }
-    assert {key: found[key]["mean"] for key in mean} == pytest.approx(mean, rel=1e-6)
-    tokens = (found["reasoning_tokens"]["mean"] + found["answer_tokens"]["mean"]) * n
+    assert {key: found.estimate(key, "mean").value for key in mean} == pytest.approx(mean, rel=1e-6)
+    tokens = (found.reasoning_tokens.mean + found.answer_tokens.mean) * n
     assert tokens == pytest.approx(sum(row[3] for row in true))
     assert tokens == sum(80 + 20 * i for i in range(6)) * 2
-    assert found["reasoning_tokens"]["mean"] * n == pytest.approx(sum(60 + 17 * i for i in range(6)) * 2)
-    assert numbers["health"]["reconciliation"] == "pass"
+    assert found.reasoning_tokens.mean * n == pytest.approx(sum(60 + 17 * i for i in range(6)) * 2)
+    assert numbers.health.reconciliation == "pass"
 
 
 def test_one_stream_by_hand(tmp_path):
@@ -298,9 +297,9 @@ def test_a_limit_on_time_cuts_what_still_runs(cell, tmp_path):
     assert {r.ended_s for r in passed.requests if r.outcome == "cut_off"} == {40.25}
     assert all(t <= 40.25 for r in passed.requests for t in r.chunk_s)
     assert passed.server[-1].requests_aborted_total == 3
-    [level_] = analysis_run.analyze(run)["cells"][0]["levels"]
-    assert level_["reconciliation"]["status"] == "pass"
-    assert level_["outcomes"]["cut_off"] == 3
+    [level_] = analysis_run.analyze(run).cells[0].levels
+    assert level_.reconciliation.status == "pass"
+    assert level_.outcomes["cut_off"] == 3
 
 
 def test_refused_requests_are_data_and_their_users_wait_a_little(tmp_path):
@@ -317,7 +316,7 @@ def test_a_full_queue_refuses_and_the_totals_still_agree(tmp_path):
     outcomes = Counter(r.outcome for r in run.cells[0].levels[0].requests)
     assert outcomes["server_error"] >= 2
     assert outcomes["ok"] >= 1
-    assert analysis_run.analyze(run)["health"]["reconciliation"] == "pass"
+    assert analysis_run.analyze(run).health.reconciliation == "pass"
 
 
 @pytest.mark.parametrize("cell", [VLLM, SGLANG], ids=["vllm", "sglang"])
@@ -380,11 +379,11 @@ def test_every_record_tells_the_same_as_over_sockets(both):
 
 
 def test_the_figures_agree_with_those_over_sockets(both):
-    sockets, virtual = ([one for cell in analysis_run.analyze(run)["cells"] for one in cell["levels"]] for run in both)
+    sockets, virtual = ([one for cell in analysis_run.analyze(run).cells for one in cell.levels] for run in both)
     for a, b in zip(sockets, virtual, strict=True):
         for name in ("tpot_s", "time_to_first_answer_s", "time_to_final_answer_s"):
-            assert b[name]["mean"] == pytest.approx(a[name]["mean"], rel=0.03)
-        assert b["output_tokens_per_s"]["value"] == pytest.approx(a["output_tokens_per_s"]["value"], rel=0.03)
+            assert b.estimate(name, "mean").value == pytest.approx(a.estimate(name, "mean").value, rel=0.03)
+        assert b.output_tokens_per_s.value == pytest.approx(a.output_tokens_per_s.value, rel=0.03)
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
@@ -461,14 +460,7 @@ def test_a_study_may_pair_both_modes(tmp_path):
     assert set(forced["vllm-sim_qwq-32b-awq_tp1"]) == {None}
     assert forced["vllm-sim_qwq-32b-awq_tp1_equal-work"] == {45 + i for i in range(6)}
     numbers = analysis_run.analyze(run)
-    assert {(row["a"], row["b"]) for row in numbers["comparisons"]} == {
+    assert {(row.a, row.b) for row in numbers.comparisons} == {
         (f"sglang-sim_qwq-32b-awq_tp1{mode}", f"vllm-sim_qwq-32b-awq_tp1{mode}") for mode in ("", "_equal-work")
     }
-    assert {cell["id"]: cell["mode"] for cell in numbers["cells"]}["sglang-sim_qwq-32b-awq_tp1_equal-work"] == "equal-work"
-
-
-def test_findings_are_judged_by_the_first_mode_and_by_the_second_where_it_is_alone():
-    cells = [{"id": mode, "mode": mode} for mode in ("natural", "equal-work")]
-    rows = [{"a": cell["id"]} for cell in cells]
-    assert analysis_run._of_mode("natural", cells, rows) == (cells[:1], rows[:1])
-    assert analysis_run._of_mode("natural", cells[1:], rows[1:]) == (cells[1:], rows[1:])
+    assert {cell.id: cell.mode for cell in numbers.cells}["sglang-sim_qwq-32b-awq_tp1_equal-work"] == "equal-work"
