@@ -1,10 +1,11 @@
-"""Every failure provoked for real, and what the user sees of it: the table in README.md."""
+"""Failures provoked for real inside `loadtest run` and `loadtest serve`, and what the user sees: the table in README.md."""
 
 import json
 import os
 import signal
 import socket
-import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +13,9 @@ from loadtest.errors import EngineError
 from loadtest.records import read
 from loadtest.servers import preflight, supervisor
 from loadtest.servers import server as servers
-from tests.engines.conftest import MODEL, cell, ended, left_over, wait_until
+from tests.engines.conftest import MODEL, beginning, cell, ended, left_over, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
-BOTH = pytest.mark.parametrize("engine", ["vllm", "sglang"])
 READY_S = 900.0
 STUDY = """
 name = "failures"
@@ -25,7 +25,6 @@ warmup_requests = 0
 mode = "equal-work"
 seed = 7
 """
-CONTRACT = "[contract]\nmax_tokens = 600\ncontext_tokens = 8192\nmemory_fraction = 0.3\n"
 
 
 def study(path, *parts):
@@ -44,65 +43,126 @@ def first_record(out, pattern="requests-*.jsonl"):
     return any(path.stat().st_size for path in out.rglob(pattern) if ".broken" not in str(path))
 
 
+def is_streaming(cell_folder):
+    """Is the server, by its own counters, in the middle of its answers?"""
+    lines = [line for path in cell_folder.glob("*/server_metrics.jsonl") for line in path.read_text().splitlines(True)]
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    return bool(whole) and whole[-1]["running"] > 0 and whole[-1]["generation_tokens_total"] > 500
+
+
 def vital(pid):
-    """The scheduler of the runtime that this process has started."""
+    """The scheduler of the engine that this process has started."""
     return next(
         p for p in supervisor.descendants(pid) if servers._title(p).startswith(("VLLM::EngineCore", "sglang::scheduler"))
     )
 
 
+# A KV cache that holds no request of the context; one that holds some of eight answers, and each engine made to admit all.
 CRAMPED = {"vllm": (("--num-gpu-blocks-override", "10"), {}), "sglang": ((), {"memory_fraction": 0.0001})}
+CROWDED = {
+    "vllm": ("--num-gpu-blocks-override", "40"),
+    "sglang": ("--max-total-tokens", "4000", "--schedule-conservativeness", "0.01"),
+}
+# Two answers a stream: seconds of streaming, to be killed amid. No seed: vLLM 0.32 on a CPU dies when it preempts a request
+# with a seed ("CPU Generator does not use offset").
+LEVEL_OF_FAILURES = """
+levels = [8]
+min_requests = 16
+[contract]
+max_tokens = 1500
+context_tokens = 4096
+memory_fraction = 0.3
+omit = ["seed"]
+"""
 
 
-@BOTH
-def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, begin, tmp_path):
-    """One cell whose KV cache is too small, one whose scheduler is killed in mid-stream, and the other runtime."""
-    for name in ("cramped", "killed"):
-        (tmp_path / name).symlink_to(MODEL)
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """A finished study of three cells of one engine: one does not start, one is killed in mid-stream, one is crowded."""
+
+    out: Path
+    code: int
+    said: str
+    left: list[int]  # processes of the killed cell that outlived the study
+    cramped: str
+    killed: str
+    crowded: str
+
+
+@pytest.fixture(scope="module")
+def failures(engine, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(engine)
+    names = ("cramped", "killed", "crowded")
+    for name in names:
+        (folder / name).symlink_to(MODEL)
     extra, keys = CRAMPED[engine]
-    other = "sglang" if engine == "vllm" else "vllm"
     path = study(
-        tmp_path / "study.toml",
-        "levels = [2]\nmin_requests = 6\n" + CONTRACT.replace("600", "3000"),  # seconds of streaming, to be killed amid
-        cell(engine, *extra, model=tmp_path / "cramped", **keys),
-        cell(engine, model=tmp_path / "killed"),
-        cell(other),
+        folder / "study.toml",
+        LEVEL_OF_FAILURES,
+        cell(engine, *extra, model=folder / "cramped", **keys),
+        cell(engine, model=folder / "killed"),
+        cell(engine, *CROWDED[engine], model=folder / "crowded"),
     )
-    out = tmp_path / "run"
-    process = begin("run", path, "--out", out)
-    cramped, killed, healthy = f"{engine}_cramped_tp1", f"{engine}_killed_tp1", f"{other}_tiny-qwq_tp1"
-    wait_until(lambda: first_record(out / "cells" / killed), "a first record")
-    family = supervisor.descendants(process.pid)
-    time.sleep(0.5)  # both streams end together: now others are under way
-    os.kill(vital(process.pid), signal.SIGKILL)
-    code, errors = ended(process)
-    manifest, facts, page = run_of(out)
+    out = folder / "run"
+    ids = {name: f"{engine}_{name}_tp1" for name in names}
+    with beginning() as start:
+        process = start("run", path, "--out", out)
+        wait_until(lambda: is_streaming(out / "cells" / ids["killed"]), "the middle of an answer")
+        family = supervisor.descendants(process.pid)
+        os.kill(vital(process.pid), signal.SIGKILL)
+        code, said = ended(process)
+    return Failures(out, code, said, left_over(family), **ids)
 
-    assert {one: facts[one]["status"] for one in facts} == {cramped: "failed", killed: "died", healthy: "ok"}
+
+def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, failures):
+    manifest, facts, page = run_of(failures.out)
+    states = {failures.cramped: "failed", failures.killed: "died", failures.crowded: "ok"}
+    assert {one: facts[one]["status"] for one in facts} == states
     by_itself = "exited with code 1" if engine == "vllm" else "killed by SIGKILL"  # SGLang ends itself so
-    assert f"did not start: {by_itself}: the KV cache is too small" in facts[cramped]["reason"]
-    assert "dmesg" not in facts[cramped]["reason"]
-    assert "died: " in facts[killed]["reason"]
-    for one in (cramped, killed):
-        assert f"{one}: {facts[one]['reason']}" in errors, "told as it happens"
+    assert f"did not start: {by_itself}: the KV cache is too small" in facts[failures.cramped]["reason"]
+    assert "dmesg" not in facts[failures.cramped]["reason"]
+    assert "died: " in facts[failures.killed]["reason"]
+    for one in (failures.cramped, failures.killed):
+        assert f"{one}: {facts[one]['reason']}" in failures.said, "told as it happens"
         assert facts[one]["reason"] in manifest["incomplete_reason"]
     assert "the KV cache is too small" in page
-    assert code == 1
-    assert errors.splitlines()[-1].startswith(f"loadtest: 2 problem(s) left the run incomplete ({cramped}: ")
-    assert "Traceback" not in errors
-    assert left_over(family) == []
+    assert failures.code == 1
+    last = failures.said.splitlines()[-1]
+    assert last.startswith(f"loadtest: 2 problem(s) left the run incomplete ({failures.cramped}: ")
+    assert "Traceback" not in failures.said
+    assert failures.left == []
 
-    levels = {one.id: one.levels for one in read.read_run(out).cells}
-    broken = [request for request in levels[killed][0].requests if request.outcome != "ok"]
-    assert broken, "what was running when it was killed is a record too"
+
+def test_what_was_running_when_an_engine_was_killed_is_recorded(failures):
+    levels = {one.id: one.levels for one in read.read_run(failures.out).cells}
+    broken = [request for request in levels[failures.killed][0].requests if request.outcome != "ok"]
+    assert broken
     assert any(request.chunk_s for request in broken), "with the tokens that had come"
-    assert [request.outcome for request in levels[healthy][0].requests] == ["ok"] * 6
 
 
-@BOTH
+def test_preemptions_are_counted_and_every_answer_is_whole(failures):
+    (level,) = next(one for one in read.read_run(failures.out).cells if one.id == failures.crowded).levels
+    assert [request.outcome for request in level.requests] == ["ok"] * 16
+    assert [request.completion_tokens for request in level.requests] == [1500] * 16
+    cells = json.loads((failures.out / "metrics.json").read_text())["cells"]
+    (told,) = next(one for one in cells if one["id"] == failures.crowded)["levels"]
+    assert told["server"]["n_preemptions"] > 0
+    assert "preemptions" in run_of(failures.out)[2]
+
+
+LEVELS_OF_INTERRUPTIONS = """
+levels = [1, 2]
+min_requests = 6
+[contract]
+max_tokens = 600
+context_tokens = 8192
+memory_fraction = 0.3
+"""
+
+
 def test_interrupted_then_killed_then_resumed(engine, begin, tmp_path):
-    """Ctrl-C, then SIGKILL to the orchestrator: no process of the runtime is left, and --resume completes the run."""
-    path = study(tmp_path / "study.toml", "levels = [1, 2]\nmin_requests = 6\n" + CONTRACT, cell(engine))
+    """Ctrl-C, then SIGKILL to the orchestrator: no process of the engine is left, and --resume completes the run."""
+    path = study(tmp_path / "study.toml", LEVELS_OF_INTERRUPTIONS, cell(engine))
     out = tmp_path / "run"
     process = begin("run", path, "--out", out)
     wait_until(lambda: first_record(out), "a first record")
@@ -118,7 +178,7 @@ def test_interrupted_then_killed_then_resumed(engine, begin, tmp_path):
     process = begin("run", path, "--out", out, "--resume")
     wait_until(lambda: first_record(out, "c02-r1/requests-*.jsonl"), "a record of the second level")
     family = supervisor.descendants(process.pid)
-    assert len(family) > 4, "guards, runtime, its scheduler, Locust"
+    assert len(family) > 4, "guards, engine, its scheduler, Locust"
     process.kill()
     process.communicate()
     wait_until(lambda: left_over(family) == [], "the end of every process", 90.0)
@@ -134,57 +194,6 @@ def test_interrupted_then_killed_then_resumed(engine, begin, tmp_path):
     assert all(request.outcome == "ok" for level in measured.levels for request in level.requests)
 
 
-FULL = {
-    "vllm": ("--max-num-seqs", "1", "--max-num-queued-reqs", "1"),
-    "sglang": ("--max-running-requests", "1", "--max-queued-requests", "1"),
-}
-
-
-@BOTH
-def test_a_full_queue_is_an_error_of_the_server_not_an_answer(engine, spec, begin, tmp_path):
-    """Eight streams to a server that takes two: it refuses with HTTP 200 and an error inside the stream, else with 503."""
-    out = tmp_path / "run"
-    with servers.Server(spec(engine, *FULL[engine]), tmp_path / "engine.log") as server:
-        server.wait_ready(READY_S)
-        options = ("--concurrency", 8, "--requests", 24, "--mode", "equal-work", "--max-tokens", 300, "--warmup-requests", 0)
-        code, seen = ended(begin("attach", "--base-url", server.base_url, *options, "--out", out))
-        assert server.died() is None
-    assert code == 0, "a server that refuses is a finding, not a failure to measure"
-    (level,) = json.loads((out / "metrics.json").read_text())["cells"][0]["levels"]
-    outcomes = level["outcomes"]
-    assert set(outcomes) <= {"ok", "server_error", "http_error"}
-    assert 0 < outcomes["ok"] < 24
-    assert sum(outcomes.values()) == level["n_requests"] == 24
-    assert level["failed_share"]["value"] == pytest.approx(1 - outcomes["ok"] / 24)
-    assert set(level["error_kinds"]) <= {"error_in_stream", "http_503"}, "full after the request was taken, or before"
-    refused = [one for one in read.read_run(out).cells[0].levels[0].requests if one.outcome != "ok"]
-    assert {one.completion_tokens or 0 for one in refused} == {0}
-    assert f"FAILED: {24 - outcomes['ok']} of 24 requests" in seen
-
-
-# A KV cache so small that eight long answers do not fit together, and what makes each runtime admit them all the same.
-CROWDED = {
-    "vllm": ("--num-gpu-blocks-override", "40"),
-    "sglang": ("--max-total-tokens", "4000", "--schedule-conservativeness", "0.01"),
-}
-
-
-@BOTH
-def test_preemptions_are_counted_and_every_answer_is_whole(engine, begin, tmp_path):
-    """Without a seed: vLLM 0.32 on a CPU dies when it preempts a seeded request ("CPU Generator does not use offset")."""
-    contract = CONTRACT.replace("600", "1500").replace("8192", "4096") + 'omit = ["seed"]\n'
-    out = tmp_path / "run"
-    path = study(tmp_path / "study.toml", "levels = [8]\nmin_requests = 8\n" + contract, cell(engine, *CROWDED[engine]))
-    code, errors = ended(begin("run", path, "--out", out))
-    assert code == 0, errors
-    (level,) = read.read_run(out).cells[0].levels
-    assert [request.completion_tokens for request in level.requests] == [1500] * 8
-    (told,) = json.loads((out / "metrics.json").read_text())["cells"][0]["levels"]
-    assert told["server"]["n_preemptions"] > 0
-    assert "preemptions" in run_of(out)[2]
-
-
-@BOTH
 def test_a_taken_port_is_refused_with_who_has_it(engine, begin):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -199,7 +208,6 @@ def test_a_taken_port_is_refused_with_who_has_it(engine, begin):
     assert line.endswith("; choose another --port or stop it")
 
 
-@BOTH
 def test_a_port_that_is_taken_after_the_check_is_explained_from_the_log(engine, spec, tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "check_port_free", lambda port: None)
     with socket.socket() as taken:

@@ -1,4 +1,4 @@
-"""Every flag that we give, read back by the runtimes' own argument parsers: those installed, and that of SGLang's image."""
+"""Every flag that we give, read back by the engines' own argument parsers: those installed, and that of SGLang's image."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ READ = "print(json.dumps([vars(parser.parse_args(one)) for one in json.loads(sys
 
 
 def parsed(parser, *specs):
-    """What a runtime's parser makes of each of these commands, all in one process: an import takes it half a minute."""
+    """What an engine's parser makes of each of these commands, all in one process: an import takes it half a minute."""
     start = program(specs[0].engine)
     python = next(word for word in start if "/bin/" in word).rsplit("/", 1)[0] + "/python"
     settings = [word for word in start if "=" in word]
