@@ -5,36 +5,39 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # Byte code of what is installed, on all cores: without it every start of a command would compile what it imports.
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib
 
-.PHONY: demo install test test-statistics test-newcomer engines test-engines benchmark peers benchmark-peers fuzz dist clean
+.PHONY: demo install lint test test-statistics test-newcomer engines test-engines benchmark peers benchmark-peers fuzz dist clean
 
 demo: .venv/runtime
 	$(BIN)/loadtest demo
 
 install: .venv/runtime
 
-test: .venv/dev
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test: lint
 	$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile
 
-# Coverage of every 95 % interval, and the rates of false and of missed verdicts, over 1,000 simulated runs each (2 minutes).
+# Coverage of every 95 % interval, and the rates of false and of missed verdicts, over 1,000 simulated runs each (a minute).
 test-statistics: .venv/dev
-	$(BIN)/python -m pytest --quiet tests/intervals
+	$(BIN)/python -m pytest --quiet --numprocesses auto tests/intervals
 
 # What a stranger does: the wheel outside any checkout, the demo, every command of the documents.
 test-newcomer: .venv/dev
 	tests/newcomer/try_wheel.sh $(TRY_PYTHONS)
-	$(BIN)/python -m pytest --quiet tests/newcomer
+	$(BIN)/python -m pytest --quiet --numprocesses auto tests/newcomer
 
-# Real vLLM and real SGLang on the CPU, each in an environment of its own (about 5 GB, 10 minutes).
+# Real vLLM and real SGLang on the CPU, each in an environment of its own (about 5 GB, 3 minutes).
 engines:
 	tests/engines/install.sh model
 	tests/engines/install.sh vllm
 	tests/engines/install.sh sglang sglang-image
 
+# Both engines at a time, the tests of each in a process of their own.
 test-engines: .venv/dev engines
-	$(BIN)/python -m pytest --quiet tests/engines
+	$(BIN)/python -m pytest --quiet --numprocesses 2 tests/engines
 
 # The parsers of what a server or a study may say, fuzzed by coverage: `make fuzz`, or `make fuzz SECONDS=600` for each.
 SECONDS ?= 60

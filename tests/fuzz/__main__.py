@@ -10,8 +10,10 @@ What was found interesting is kept in `.fuzz/TARGET/` and used again; what broke
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 KEPT = Path(".fuzz")
@@ -65,7 +67,8 @@ def main() -> int:
         for name in names:
             targets.TARGETS[name](args.input.read_bytes())
         return 0
-    return max(fuzzed(name, args.seconds) for name in names)
+    with ThreadPoolExecutor(os.cpu_count()) as each_core:
+        return max(each_core.map(lambda name: fuzzed(name, args.seconds), names))
 
 
 if __name__ == "__main__":
