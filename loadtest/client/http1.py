@@ -173,7 +173,7 @@ class Response:
         """What stands before `mark`, which is taken with it; null where it has not come yet."""
         end = self._held.find(mark, self._at, self._at + limit + len(mark))
         if end < 0:
-            if len(self._held) - self._at > limit:
+            if len(self._held) - self._at >= limit + len(mark):
                 raise NotHttp(f"expected {mark!r} within {limit} bytes: {self._excerpt()}")
             return None
         found = self._held[self._at : end]

@@ -56,6 +56,13 @@ def test_how_a_response_is_cut_changes_nothing(places):
     assert response.done
 
 
+@pytest.mark.parametrize("n_reads", [1, 2])
+def test_the_longest_size_line_is_taken_however_it_is_cut(n_reads):
+    head = HEAD + b"3;" + b"x" * 62 + b"\r"
+    reads = [head, b"\nabc\r\n0\r\n\r\n"] if n_reads == 2 else [head + b"\nabc\r\n0\r\n\r\n"]
+    assert fed(Response(), *reads) == b"abc"
+
+
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=12), st.lists(st.integers(0, 2000), max_size=8))
 def test_chunks_come_out_as_they_went_in(chunks, places):
     data = HEAD + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
