@@ -117,9 +117,9 @@ def serve(arguments: argparse.Namespace, say: Say) -> str:
         return _shell(spec)
     if not arguments.force:
         plan.refuse_misfit(cell, contract)
-        preflight.check(spec)
+        preflight.check_launch(spec)
     say(_shell(spec))
-    return server.serve(spec)
+    return server.run_in_foreground(spec)
 
 
 def _dry_run(study: schema.Study) -> str:
@@ -164,7 +164,7 @@ def _crowding(fit: memory.Fit | None) -> list[str]:
 def _refusal(spec: flags.LaunchSpec) -> list[str]:
     """What keeps this machine from starting it; empty where nothing does."""
     try:
-        preflight.check(spec)
+        preflight.check_launch(spec)
     except EngineError as error:
         return [f"not on this machine: {error}"]
     return []
@@ -176,7 +176,7 @@ def _about(seconds: float | None) -> str:
 
 def _shell(spec: flags.LaunchSpec) -> str:
     """A launch as a line for a shell: its settings, then its command."""
-    argv, settings = flags.command(spec)
+    argv, settings = flags.launch_command(spec)
     return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in sorted(settings.items())), shlex.join(argv)])
 
 

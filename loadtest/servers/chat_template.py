@@ -25,7 +25,7 @@ class _Answer(msgspec.Struct):
     usage: _Usage
 
 
-def found(base_url: str, model: str) -> str | None:
+def thinking_prelude(base_url: str, model: str) -> str | None:
     """ "template" where the prompt ends with `<think>`, "none" where it does not; None where the server does not show it.
 
     The server counts the tokens of one short chat, and of the same chat written in ChatML with and without `<think>` at the

@@ -16,7 +16,7 @@ from typing import Any
 from loadtest.errors import UsageError
 from loadtest.perfmodel import models
 from loadtest.servers import settings
-from loadtest.servers.settings import SETTINGS, YARN_CONTEXT_TOKENS, Column, EngineSettings, Value, YarnOverride
+from loadtest.servers.settings import SETTINGS, YARN_CONTEXT_TOKENS, Column, EngineSettings, SettingValue, YarnOverride
 
 HOST = "127.0.0.1"
 
@@ -70,7 +70,7 @@ class LaunchSpec(EngineSettings):
             raise UsageError(f"tp: expected a number of GPUs from 1 up, got {self.tp}")
         if not 1 <= self.port <= 65535:
             raise UsageError(f"port: expected 1 to 65535, got {self.port}")
-        settings.check(self)
+        settings.check_settings(self)
 
     @property
     def simulated(self) -> bool:
@@ -87,10 +87,10 @@ class LaunchSpec(EngineSettings):
         return self.context_tokens or (YARN_CONTEXT_TOKENS if self.yarn else None)
 
 
-def command(spec: LaunchSpec) -> tuple[list[str], dict[str, str]]:
+def launch_command(spec: LaunchSpec) -> tuple[list[str], dict[str, str]]:
     """The exact command, and the variables to add to the environment (never a secret).
 
-    >>> argv, environment = command(LaunchSpec(engine="vllm", model="Qwen/QwQ-32B-AWQ", tp=2, port=8000))
+    >>> argv, environment = launch_command(LaunchSpec(engine="vllm", model="Qwen/QwQ-32B-AWQ", tp=2, port=8000))
     >>> argv[:8]
     ['vllm', 'serve', 'Qwen/QwQ-32B-AWQ', '--host', '127.0.0.1', '--port', '8000', '--served-model-name']
     """
@@ -120,7 +120,7 @@ def _simulator_start(spec: LaunchSpec) -> list[str]:
 
 def _words(spec: LaunchSpec, *, override: bool) -> Iterator[str]:
     """The flags of the settings that are overrides of the model's config, or of all others."""
-    told = settings.values(spec) | {"context_tokens": spec.served_context_tokens}
+    told = settings.setting_values(spec) | {"context_tokens": spec.served_context_tokens}
     for row in SETTINGS:
         column = row.column(spec.engine)
         if column is not None and isinstance(column, YarnOverride) == override:
@@ -181,9 +181,9 @@ def _columns(engine: str) -> dict[str, Column]:
     return {key: column for key, column in columns.items() if column is not None}
 
 
-def _from_argv(argv: Sequence[str], column: Column) -> Value:
+def _from_argv(argv: Sequence[str], column: Column) -> SettingValue:
     """The value on a command line, the last where there are several; None where it is not there."""
-    found: Value = None
+    found: SettingValue = None
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = word.partition("=")
         if name in column.names:
@@ -191,12 +191,12 @@ def _from_argv(argv: Sequence[str], column: Column) -> Value:
     return found
 
 
-def _from_info(info: Mapping[str, Any], column: Column) -> Value:
+def _from_info(info: Mapping[str, Any], column: Column) -> SettingValue:
     told = info.get(column.told) if column.told is not None else None
     return None if told is None else column.read_told(told)
 
 
-def engine_words(engine: str, asked: Mapping[str, Value]) -> dict[str, Value]:
+def engine_words(engine: str, asked: Mapping[str, SettingValue]) -> dict[str, SettingValue]:
     """Those values of settings for which this engine has another word or number, as it has them.
 
     >>> engine_words("sglang", {"memory_fraction": 0.9, "kv_dtype": "auto"})
@@ -206,12 +206,12 @@ def engine_words(engine: str, asked: Mapping[str, Value]) -> dict[str, Value]:
     return {key: word for key, word in words.items() if word != asked[key]}
 
 
-def violations(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def disagreements(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Every key in which an engine does not run as wanted: (expected, got). What it does not tell is no violation.
 
     "auto" and a value that is left open accept anything; a context may be larger than wanted, never smaller.
 
-    >>> violations({"prefix_caching": False, "kv_dtype": "auto"}, {"prefix_caching": True, "kv_dtype": "fp8"})
+    >>> disagreements({"prefix_caching": False, "kv_dtype": "auto"}, {"prefix_caching": True, "kv_dtype": "fp8"})
     {'prefix_caching': (False, True)}
     """
     wrong = {key: (wanted.get(key), got) for key, got in found.items()}

@@ -25,7 +25,7 @@ _TIMEOUT_S = 20.0
 _LISTENING = "0A"  # state of a socket in /proc/net/tcp
 
 
-def check(spec: LaunchSpec) -> None:
+def check_launch(spec: LaunchSpec) -> None:
     """Raise `EngineError` or `UsageError` where this machine cannot start `spec`; the port is not checked.
 
     GPUs are required where the spec names one, or where the machine has any: without either the engine may run on a CPU.

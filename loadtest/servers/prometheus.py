@@ -83,11 +83,11 @@ _OURS = {
 }
 
 
-def parse(text: str, names: Container[str]) -> dict[str, list[tuple[dict[str, str], float]]]:
+def parse_series(text: str, names: Container[str]) -> dict[str, list[tuple[dict[str, str], float]]]:
     """Those series of the Prometheus text format that have one of `names`: name to (labels, value) pairs. Lines of more
     than 4096 characters, and what is not a finite number, are left out.
 
-    >>> parse('vllm:num_requests_running{engine="0"} 3.0', {"vllm:num_requests_running"})
+    >>> parse_series('vllm:num_requests_running{engine="0"} 3.0', {"vllm:num_requests_running"})
     {'vllm:num_requests_running': [({'engine': '0'}, 3.0)]}
     """
     series: dict[str, list[tuple[dict[str, str], float]]] = {}
@@ -116,7 +116,7 @@ def normalise(text: str) -> dict[str, Any]:
     0.0
     """
     for prefix, names in _OURS.items():
-        series = parse(text, names)
+        series = parse_series(text, names)
         if series:
             told = _settle(_gauges(series, prefix) | _counters(series, prefix), prefix)
             values: dict[str, Any] = {key: value for key, value in told.items() if math.isfinite(value)}  # sums overflow

@@ -19,7 +19,7 @@ from typing import IO, Any
 from loadtest.credentials import WITHHELD
 from loadtest.errors import EngineError
 from loadtest.servers import failure_causes, preflight
-from loadtest.servers.flags import HOST, LaunchSpec, command
+from loadtest.servers.flags import HOST, LaunchSpec, launch_command
 from loadtest.servers.process import Guarded, open_log
 from loadtest.servers.supervisor import descendants
 
@@ -47,7 +47,7 @@ class Server:
         self._withheld = {*WITHHELD, *withheld}
         self.log = log
         self.base_url = f"http://{HOST}:{spec.port}"
-        self.argv, self.settings = command(spec)
+        self.argv, self.environment = launch_command(spec)
         self.exit_code: int | None = None
         self._process: Guarded | None = None
         self._vital: dict[int, str] = {}
@@ -67,7 +67,7 @@ class Server:
         preflight.check_port_free(self.spec.port)
         environment = {name: value for name, value in os.environ.items() if name not in self._withheld}
         with self._open_log() as output:
-            self._process = Guarded(self.argv, output, grace_s=STOP_GRACE_S, environment=environment | self.settings)
+            self._process = Guarded(self.argv, output, grace_s=STOP_GRACE_S, environment=environment | self.environment)
 
     @property
     def pid(self) -> int | None:
@@ -175,7 +175,7 @@ class Server:
             return ""
 
 
-def serve(spec: LaunchSpec) -> str:
+def run_in_foreground(spec: LaunchSpec) -> str:
     """Run one engine in the foreground until it ends or is interrupted; returns how it ended, in words.
 
     Raises `EngineError` where it could not start or ended by itself with an error.

@@ -39,7 +39,7 @@ _ROUNDING = 0.001  # of a memory share that was told in SGLang's sense and read 
 
 _SGLANG_KV_DTYPES = {"fp8": "fp8_e4m3"}  # what vLLM means by fp8 (its `config/cache.py`); SGLang has no such word
 
-Value = str | int | float | bool | None
+SettingValue = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,26 +89,26 @@ class Flag:
     name: str
     write: Callable[[Any], Any] = _same
     read: Callable[[Any], Any] = str
-    unset: Value = None  # a value, besides None, for which the flag is left out
+    unset: SettingValue = None  # a value, besides None, for which the flag is left out
     told: str | None = None
-    default: Value = None
+    default: SettingValue = None
 
     @property
     def names(self) -> tuple[str, ...]:
         return (self.name,)
 
-    def words(self, value: Value, model: str) -> list[str]:
+    def words(self, value: SettingValue, model: str) -> list[str]:
         return [] if value in (None, self.unset) else [self.name, str(self.write(value))]
 
-    def read_word(self, name: str, word: str) -> Value:
+    def read_word(self, name: str, word: str) -> SettingValue:
         """The value that `word` after the flag stands for; the word itself where it is no such value."""
         try:
-            value: Value = self.read(word)
+            value: SettingValue = self.read(word)
             return value
         except ValueError:
             return word
 
-    def read_told(self, value: Any) -> Value:
+    def read_told(self, value: Any) -> SettingValue:
         return self.read_word(self.name, value)
 
 
@@ -119,23 +119,23 @@ class Switch:
     on: str | None = None
     off: str
     told: str | None = None
-    default: Value = None
+    default: SettingValue = None
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(name for name in (self.on, self.off) if name is not None)
 
-    def write(self, value: Value) -> Value:
+    def write(self, value: SettingValue) -> SettingValue:
         return value
 
-    def words(self, value: Value, model: str) -> list[str]:
+    def words(self, value: SettingValue, model: str) -> list[str]:
         name = self.on if value else self.off
         return [] if name is None else [name]
 
-    def read_word(self, name: str, word: str) -> Value:
+    def read_word(self, name: str, word: str) -> SettingValue:
         return name == self.on
 
-    def read_told(self, value: Any) -> Value:
+    def read_told(self, value: Any) -> SettingValue:
         return (value if self.on else not value) if isinstance(value, bool) else None
 
 
@@ -146,16 +146,16 @@ class YarnOverride:
     name: str
     key: str
     told: str | None = None
-    default: Value = None
+    default: SettingValue = None
 
     @property
     def names(self) -> tuple[str, ...]:
         return (self.name,)
 
-    def write(self, value: Value) -> Value:
+    def write(self, value: SettingValue) -> SettingValue:
         return value
 
-    def words(self, value: Value, model: str) -> list[str]:
+    def words(self, value: SettingValue, model: str) -> list[str]:
         if not value:
             return []
         rope = {
@@ -166,10 +166,10 @@ class YarnOverride:
         }
         return [self.name, json.dumps({self.key: rope, "max_position_embeddings": YARN_CONTEXT_TOKENS})]
 
-    def read_word(self, name: str, word: str) -> Value:
+    def read_word(self, name: str, word: str) -> SettingValue:
         return "yarn" in word
 
-    def read_told(self, value: Any) -> Value:
+    def read_told(self, value: Any) -> SettingValue:
         return "yarn" in str(value)
 
 
@@ -237,7 +237,7 @@ class Setting:
 
 
 def _row(
-    default: Value,
+    default: SettingValue,
     expected: str,
     holds: Callable[[Any], bool],
     *,
@@ -363,16 +363,16 @@ class EngineSettings:
 SETTINGS: tuple[Setting, ...] = tuple(Setting(key=row.name, **row.metadata) for row in fields(EngineSettings))
 
 
-def values(settings: EngineSettings) -> dict[str, Any]:
+def setting_values(settings: EngineSettings) -> dict[str, Any]:
     """The values of all rows, by key.
 
-    >>> values(EngineSettings(kv_dtype="fp8"))["kv_dtype"]
+    >>> setting_values(EngineSettings(kv_dtype="fp8"))["kv_dtype"]
     'fp8'
     """
     return {row.key: getattr(settings, row.key) for row in SETTINGS}
 
 
-def check(settings: EngineSettings) -> None:
+def check_settings(settings: EngineSettings) -> None:
     """Raise `UsageError` for the first value that breaks the rule of its row."""
     for row in SETTINGS:
         value = getattr(settings, row.key)

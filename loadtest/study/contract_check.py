@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from loadtest.client import thinking
+from loadtest.records.engine_facts import ContractFacts
 from loadtest.servers import flags, probe, settings
 from loadtest.study.plan import context_tokens, engine_settings
 from loadtest.study.schema import Cell
@@ -15,10 +16,10 @@ from loadtest.workload.contract import Contract
 _COMPARED = tuple(row.key for row in settings.SETTINGS if row.compared)
 
 
-def held(
+def check_contract(
     cell: Cell, contract: Contract, argv: Sequence[str], info: probe.ServerInfo, prelude: str | None = None
-) -> dict[str, Any]:
-    """The engine's half of the contract against what the engine really runs with: `{requested, effective, violations}`.
+) -> ContractFacts:
+    """The engine's half of the contract against what the engine really runs with.
 
     From its command line (empty: not started by us), what it tells of itself, the context that it serves, and how its
     template ends a prompt (`prelude`). Values are in the contract's sense; `requested` has under `in_its_words` those for
@@ -31,14 +32,14 @@ def held(
         found["thinking_prelude"] = prelude
     if cell.base_url is not None and cell.memory_fraction is None:
         found.pop("memory_fraction", None)  # another's server may use what it likes, unless the study says otherwise
-    wanted = settings.values(contract) | {key: value for key, value in asked.items() if value is not None}
-    wrong = flags.violations(wanted, found)
+    wanted = settings.setting_values(contract) | {key: value for key, value in asked.items() if value is not None}
+    wrong = flags.disagreements(wanted, found)
     words = flags.engine_words(cell.engine, asked)
-    return {
-        "requested": asked | ({"in_its_words": words} if words else {}),
-        "effective": found,
-        "violations": [f"{key}: expected {expected}, got {got}" for key, (expected, got) in wrong.items()],
-    }
+    return ContractFacts(
+        requested=asked | ({"in_its_words": words} if words else {}),
+        effective=found,
+        violations=tuple(f"{key}: expected {expected}, got {got}" for key, (expected, got) in wrong.items()),
+    )
 
 
 def _requested(cell: Cell, contract: Contract) -> dict[str, Any]:

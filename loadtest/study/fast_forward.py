@@ -108,7 +108,7 @@ def execute(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
 
 def _simulate(cell: Cell, contract: Contract) -> Simulation | FitError:
     """The simulated runtime of a cell, set up from the command line that would start it; or why it does not fit."""
-    argv, _ = flags.command(launch_spec(cell, contract, port=8000))
+    argv, _ = flags.launch_command(launch_spec(cell, contract, port=8000))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -71,7 +71,7 @@ def stretches(cell: Cell, contract: Contract) -> bool:
 def engine_settings(cell: Cell, contract: Contract) -> settings.EngineSettings:
     """The settings of a cell's engine: those of the cell where it has its own, else the contract's."""
     return replace(
-        settings.EngineSettings(**settings.values(contract)),
+        settings.EngineSettings(**settings.setting_values(contract)),
         context_tokens=cell.context_tokens or contract.context_tokens,
         yarn=stretches(cell, contract),
         memory_fraction=memory_fraction(cell, contract),
@@ -89,7 +89,7 @@ def launch_spec(cell: Cell, contract: Contract, port: int) -> LaunchSpec:
         port=port,
         clock_speed=cell.clock_speed,
         extra_args=cell.args,
-        **settings.values(engine_settings(cell, contract)),
+        **settings.setting_values(engine_settings(cell, contract)),
     )
 
 

@@ -19,13 +19,13 @@ from loadtest import credentials
 from loadtest.errors import EngineError, FitError, RecordError
 from loadtest.metrics import clock_error
 from loadtest.records import read, write
-from loadtest.records.engine_facts import ClockError, ContractFacts, EngineFacts, MemoryFit
+from loadtest.records.engine_facts import ClockError, EngineFacts, MemoryFit
 from loadtest.records.folder import claimed, level_path, set_aside
 from loadtest.records.manifest import Manifest, Prices, asked_cell, begun, ended
 from loadtest.servers import chat_template, flags, preflight, probe
 from loadtest.servers.server import Server
 from loadtest.study import estimate, locust_pass, sampling
-from loadtest.study.contract_check import held
+from loadtest.study.contract_check import check_contract
 from loadtest.study.plan import asked, fit_of, launch_spec, refuse_misfit
 from loadtest.study.schema import Cell, Study
 from loadtest.workload.contract import Contract, differences, from_table
@@ -106,7 +106,7 @@ def _blocked(study: Study, contract: Contract) -> dict[str, str]:
     for cell in study.cells:
         if cell.base_url is None:
             try:
-                preflight.check(launch_spec(cell, contract, port=1))
+                preflight.check_launch(launch_spec(cell, contract, port=1))
             except EngineError as error:
                 found[cell.id] = str(error)
     return found
@@ -268,7 +268,7 @@ def _target(
     if cell.id in journey.blocked:
         raise EngineError(journey.blocked[cell.id])
     spec = launch_spec(cell, journey.contract, port=preflight.free_port())
-    argv, variables = flags.command(spec)
+    argv, variables = flags.launch_command(spec)
     engine.learn(command=tuple(argv), env=variables)
     journey.say(f"{cell.id}: starting")
     log = journey.out / "cells" / cell.id / "engine.log"
@@ -291,8 +291,8 @@ def _attached(journey: _Journey, base_url: str, cell: Cell, engine: EngineFile) 
         raise EngineError(f"{base_url}: engine: expected {cell.engine}, got {kind}{info.engine}; say --engine {info.engine}")
     engine.learn(engine_version=info.version, server_info=msgspec.to_builtins(info), clock_speed=info.clock_speed)
     served = _served(base_url, cell, info)
-    told = chat_template.found(base_url, served) if info.engine in ("sglang", "vllm") else None
-    contract = msgspec.convert(held(cell, journey.contract, engine.facts.command or (), info, told), ContractFacts)
+    told = chat_template.thinking_prelude(base_url, served) if info.engine in ("sglang", "vllm") else None
+    contract = check_contract(cell, journey.contract, engine.facts.command or (), info, told)
     engine.learn(contract=contract)
     tell = journey.note if cell.base_url is None else journey.say  # another's server is as it is
     for violation in contract.violations:

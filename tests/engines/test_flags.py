@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from loadtest.servers.flags import LaunchSpec, command, program
+from loadtest.servers.flags import LaunchSpec, launch_command, program
 from tests.engines.conftest import CHECKOUT, MODEL
 
 pytestmark = pytest.mark.timeout(1800)
@@ -44,7 +44,7 @@ def parsed(parser, *specs):
     settings = [word for word in start if "=" in word]
     settings += [f"PYTHONPATH={IMAGE}"] if parser == "sglang-image" else []
     after = len(start) + (specs[0].engine == "vllm")  # `vllm serve` names its command first
-    arguments = [command(spec)[0][after:] for spec in specs]
+    arguments = [launch_command(spec)[0][after:] for spec in specs]
     words = ["env", *settings, python, "-c", PARSERS[specs[0].engine] + READ, json.dumps(arguments)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

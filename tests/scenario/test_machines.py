@@ -94,7 +94,7 @@ def test_no_service_of_compose_is_root(path):
 def test_the_runtime_of_kubernetes_has_the_flags_that_we_give():
     (container,) = named("Deployment", "runtime")["spec"]["template"]["spec"]["containers"]
     cell = schema.Cell(engine="vllm", model="Qwen/QwQ-32B-AWQ", tp=2)
-    argv, settings = flags.command(plan.launch_spec(cell, Contract(), port=8000))
+    argv, settings = flags.launch_command(plan.launch_spec(cell, Contract(), port=8000))
     theirs = " ".join(argv).replace(" --", "\n--").replace("127.0.0.1", "0.0.0.0").splitlines()
     ours = " ".join((*container["command"], *container["args"])).replace(" --", "\n--").replace("=", " ").splitlines()
     assert set(ours) - {"--served-model-name qwq-32b-awq"} == set(theirs) - {"--served-model-name QwQ-32B-AWQ"}

@@ -52,15 +52,15 @@ def chatml(messages):
 def test_the_template_shows_in_what_the_server_counts(server, made, found):
     url, handler = server
     handler.made = staticmethod(made)
-    assert chat_template.found(url, "m") == found
+    assert chat_template.thinking_prelude(url, "m") == found
 
 
 @pytest.mark.parametrize("status", [404, 500])
 def test_a_server_that_refuses_tells_nothing(server, status):
     url, handler = server
     handler.status = status
-    assert chat_template.found(url, "m") is None
+    assert chat_template.thinking_prelude(url, "m") is None
 
 
 def test_nobody_there_tells_nothing():
-    assert chat_template.found("http://127.0.0.1:9", "m") is None
+    assert chat_template.thinking_prelude("http://127.0.0.1:9", "m") is None

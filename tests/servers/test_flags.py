@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.errors import UsageError
-from loadtest.servers.flags import LaunchSpec, command, effective, engine_words, violations
-from loadtest.servers.settings import SETTINGS, values
+from loadtest.servers.flags import LaunchSpec, disagreements, effective, engine_words, launch_command
+from loadtest.servers.settings import SETTINGS, setting_values
 from tests.support.engine_settings import EXAMPLES
 
 
@@ -26,7 +26,7 @@ def no_programs(monkeypatch):
 
 def test_vllm_by_hand():
     spec = LaunchSpec(engine="vllm", model="qwq-32b-awq", tp=2, port=8001, context_tokens=16384, memory_fraction=0.9, seed=7)
-    argv, settings = command(spec)
+    argv, settings = launch_command(spec)
     assert " ".join(argv) == (
         "vllm serve Qwen/QwQ-32B-AWQ --host 127.0.0.1 --port 8001 --served-model-name qwq-32b-awq --tensor-parallel-size 2 "
         "--max-model-len 16384 --gpu-memory-utilization 0.9 --reasoning-parser qwen3 --seed 7 --enable-prefix-caching "
@@ -39,7 +39,7 @@ def test_sglang_by_hand():
     spec = LaunchSpec(
         engine="sglang", model="Qwen/QwQ-32B", tp=2, port=8001, context_tokens=16384, memory_fraction=0.9, seed=7
     )
-    argv, settings = command(spec)
+    argv, settings = launch_command(spec)
     assert " ".join(argv) == (
         "python3 -m sglang.launch_server --model-path Qwen/QwQ-32B --host 127.0.0.1 --port 8001 --served-model-name QwQ-32B "
         "--tp-size 2 --context-length 16384 --mem-fraction-static 0.85 --reasoning-parser qwen3 --random-seed 7 "
@@ -64,7 +64,7 @@ TOLD = ("--enable-prefix", "--no-enable-prefix", "--disable-radix", "--kv-cache"
 )
 def test_one_setting_is_told_to_both_in_their_own_words(change, vllm, sglang):
     for engine, expected in (("vllm", vllm), ("sglang", sglang)):
-        argv, _ = command(LaunchSpec(engine=engine, model="qwq-32b-awq", port=8000, **change))
+        argv, _ = launch_command(LaunchSpec(engine=engine, model="qwq-32b-awq", port=8000, **change))
         told = [word for word in argv if word.startswith(TOLD) and ("prefix_caching" in change or "prefix" not in word)]
         assert told == ([expected.split()[0]] if expected else [])
         assert expected is None or f" {expected} " in f"{' '.join(argv)} "
@@ -73,25 +73,25 @@ def test_one_setting_is_told_to_both_in_their_own_words(change, vllm, sglang):
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_no_parser_is_no_flag(engine):
     plain = LaunchSpec(engine=engine, model="qwq-32b-awq", port=8000)
-    assert "--reasoning-parser" in command(plain)[0]
-    assert "--reasoning-parser" not in command(dataclasses.replace(plain, reasoning_parser="none"))[0]
+    assert "--reasoning-parser" in launch_command(plain)[0]
+    assert "--reasoning-parser" not in launch_command(dataclasses.replace(plain, reasoning_parser="none"))[0]
 
 
 @pytest.mark.parametrize(("port", "settings"), [(55535, {}), (55536, {"SGLANG_GRPC_PORT": "45536"})])
 def test_sglang_wants_a_second_port_that_exists(port, settings):
-    assert command(LaunchSpec(engine="sglang", model="qwq-32b", port=port))[1] == settings
+    assert launch_command(LaunchSpec(engine="sglang", model="qwq-32b", port=port))[1] == settings
 
 
 def test_a_simulator_by_hand():
     spec = LaunchSpec(engine="vllm-sim", model="qwq-32b", tp=2, gpu="l20", port=9000, clock_speed=20, seed=7)
-    argv, settings = command(spec)
+    argv, settings = launch_command(spec)
     assert argv[:3] == [sys.executable, "-m", "loadtest.simulator"]
     assert " ".join(argv[3:]) == (
         "--engine vllm-sim --model qwq-32b --tp 2 --gpu l20 --port 9000 --clock-speed 20 --seed 7 "
         "--served-model-name qwq-32b --reasoning-parser qwen3"
     )
     assert settings == {}
-    assert command(dataclasses.replace(spec, prefix_caching=False))[0] == [*argv, "--no-prefix-cache"]
+    assert launch_command(dataclasses.replace(spec, prefix_caching=False))[0] == [*argv, "--no-prefix-cache"]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_a_simulator_by_hand():
 )
 def test_yarn_is_on_only_when_asked_for(engine, flag, key):
     plain = LaunchSpec(engine=engine, model="qwq-32b", port=8000)
-    assert flag not in command(plain)[0]
-    argv, _ = command(dataclasses.replace(plain, yarn=True))
+    assert flag not in launch_command(plain)[0]
+    argv, _ = launch_command(dataclasses.replace(plain, yarn=True))
     override = json.loads(argv[argv.index(flag) + 1])
     assert override == {
         key: {"rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0, "original_max_position_embeddings": 32768},
@@ -113,7 +113,7 @@ def test_yarn_is_on_only_when_asked_for(engine, flag, key):
 
 def test_a_directory_says_its_own_rope_theta(tmp_path):
     (tmp_path / "config.json").write_text('{"rope_theta": 500000}')
-    argv, _ = command(LaunchSpec(engine="vllm", model=str(tmp_path), port=8000, yarn=True))
+    argv, _ = launch_command(LaunchSpec(engine="vllm", model=str(tmp_path), port=8000, yarn=True))
     assert json.loads(argv[argv.index("--hf-overrides") + 1])["rope_parameters"]["rope_theta"] == 500000.0
     assert argv[2] == str(tmp_path)
 
@@ -121,12 +121,12 @@ def test_a_directory_says_its_own_rope_theta(tmp_path):
 @pytest.mark.parametrize("model", ["/no/such/model", "./no-such-model", "~/no-such-model"])
 def test_a_directory_that_is_not_there_is_named(model):
     with pytest.raises(UsageError, match=f"{model}: expected a directory"):
-        command(LaunchSpec(engine="vllm", model=model, port=8000))
+        launch_command(LaunchSpec(engine="vllm", model=model, port=8000))
 
 
 def test_a_variable_names_another_installation(monkeypatch):
     monkeypatch.setenv("LOADTEST_SGLANG", "env OMP_NUM_THREADS=1 '/my engines/python' -m sglang.launch_server")
-    argv, _ = command(LaunchSpec(engine="sglang", model="qwq-32b", port=8000))
+    argv, _ = launch_command(LaunchSpec(engine="sglang", model="qwq-32b", port=8000))
     assert argv[:5] == ["env", "OMP_NUM_THREADS=1", "/my engines/python", "-m", "sglang.launch_server"]
 
 
@@ -138,7 +138,7 @@ def test_a_variable_names_another_installation(monkeypatch):
     yarn=st.booleans(),
 )
 def test_extra_arguments_come_last_and_every_argument_is_a_string(engine, tp, port, extra, yarn):
-    argv, settings = command(
+    argv, settings = launch_command(
         LaunchSpec(engine=engine, model="qwq-32b", tp=tp, gpu="l20", port=port, yarn=yarn, extra_args=tuple(extra))
     )
     assert all(isinstance(word, str) for word in [*argv, *settings.values()])
@@ -163,13 +163,13 @@ def test_a_wrong_setting_is_named(change, message):
 
 def test_a_simulator_needs_a_gpu_to_simulate():
     with pytest.raises(UsageError, match="--gpu l20"):
-        command(LaunchSpec(engine="sglang-sim", model="qwq-32b", port=8000))
+        launch_command(LaunchSpec(engine="sglang-sim", model="qwq-32b", port=8000))
 
 
 def test_a_program_that_is_no_command_line_is_named(monkeypatch):
     monkeypatch.setenv("LOADTEST_VLLM", 'env A="1 vllm')
     with pytest.raises(UsageError, match="LOADTEST_VLLM: expected a command line"):
-        command(LaunchSpec(engine="vllm", model="qwq-32b", port=8000))
+        launch_command(LaunchSpec(engine="vllm", model="qwq-32b", port=8000))
 
 
 YARN = '{"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}'
@@ -217,7 +217,7 @@ def test_sglang_tells_by_itself():
 def test_what_an_engine_is_told_is_read_back(engine, key):
     spec = LaunchSpec(engine=engine, model="qwq-32b", gpu="l20", port=8000, **{key: EXAMPLES[key][0]})
     row = next(row for row in SETTINGS if row.key == key)
-    found = effective(engine, argv=command(spec)[0])
+    found = effective(engine, argv=launch_command(spec)[0])
     if row.column(engine) is None:
         assert key not in found
     else:
@@ -255,20 +255,20 @@ def test_what_an_engine_calls_otherwise_is_named_in_its_words():
     ],
 )
 def test_each_violation_is_caught_by_name(key, asked, found):
-    assert violations({key: asked}, {key: found}) == {key: (asked, found)}
-    assert violations({key: asked}, {key: asked}) == {}
+    assert disagreements({key: asked}, {key: found}) == {key: (asked, found)}
+    assert disagreements({key: asked}, {key: asked}) == {}
 
 
 def test_a_memory_share_may_be_off_by_what_reading_it_back_rounds():
-    assert violations({"memory_fraction": 0.9125}, {"memory_fraction": 0.912}) == {}
-    assert violations({"memory_fraction": 0.9125}, {"memory_fraction": 0.91}) != {}
+    assert disagreements({"memory_fraction": 0.9125}, {"memory_fraction": 0.912}) == {}
+    assert disagreements({"memory_fraction": 0.9125}, {"memory_fraction": 0.91}) != {}
 
 
 def test_what_is_left_open_is_no_violation():
     found = {"context_tokens": 999, "kv_dtype": "fp8", "quantisation_kernel": "awq"}
-    assert violations(values(LaunchSpec(engine="vllm", model="m", port=1)), found) == {}
-    assert violations({}, found) == {}
-    assert violations({"context_tokens": 4096}, {"context_tokens": 8192}) == {}
+    assert disagreements(setting_values(LaunchSpec(engine="vllm", model="m", port=1)), found) == {}
+    assert disagreements({}, found) == {}
+    assert disagreements({"context_tokens": 4096}, {"context_tokens": 8192}) == {}
 
 
 LAUNCHERS = Path(__file__).parents[2] / "launchers"
@@ -284,7 +284,7 @@ def test_compose_gives_the_flags_that_we_give(engine):
         flag, _, value = word.partition("=")
         given[flag] = re.sub(r"\$\{\w+:-(.+)\}", r"\1", value)
     spec = LaunchSpec(engine=engine, model="Qwen/QwQ-32B-AWQ", port=8000, served_name="qwq-32b", memory_fraction=0.9)
-    argv, _ = command(spec)
+    argv, _ = launch_command(spec)
     ours = {word: "" if n + 1 == len(argv) or argv[n + 1][:2] == "--" else argv[n + 1] for n, word in enumerate(argv)}
     assert given == {flag: value for flag, value in ours.items() if flag.startswith("--")}
 

@@ -79,12 +79,12 @@ def test_too_few_gpus_are_refused_with_both_numbers(tp, found, said):
 def test_a_named_gpu_that_is_not_there_is_refused_and_none_named_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("LOADTEST_VLLM", str(program(tmp_path, "vllm", "exit 0")))
     spec = LaunchSpec(engine="vllm", model="qwq-32b", port=8000)
-    preflight.check(spec)
+    preflight.check_launch(spec)
     with pytest.raises(EngineError, match="needs 2 GPUs, this machine has 0; see nvidia-smi"):
-        preflight.check(LaunchSpec(engine="vllm", model="qwq-32b", port=8000, tp=2, gpu="l20"))
+        preflight.check_launch(LaunchSpec(engine="vllm", model="qwq-32b", port=8000, tp=2, gpu="l20"))
     program(tmp_path, "nvidia-smi", TWO_GPUS)
     with pytest.raises(EngineError, match="needs 4 GPUs, this machine has 2; lower tp"):
-        preflight.check(LaunchSpec(engine="vllm", model="qwq-32b", port=8000, tp=4))
+        preflight.check_launch(LaunchSpec(engine="vllm", model="qwq-32b", port=8000, tp=4))
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,12 @@ def test_a_hub_model_that_is_not_in_the_cache_is_refused_when_offline(setting, t
     monkeypatch.setenv("LOADTEST_VLLM", f"/usr/bin/env HF_HUB_OFFLINE=1 {vllm}" if setting == "command" else str(vllm))
     spec = LaunchSpec(engine="vllm", model="someone/Some-Model", port=8000)
     if setting == "environment":
-        preflight.check(spec)
+        preflight.check_launch(spec)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(EngineError, match=r"someone/Some-Model: HF_HUB_OFFLINE is set.*hf download someone/Some-Model"):
-        preflight.check(spec)
+        preflight.check_launch(spec)
     cached(tmp_path, "someone/Some-Model")
-    preflight.check(spec)
+    preflight.check_launch(spec)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):

@@ -249,4 +249,4 @@ def test_a_scheduler_that_dies_of_the_first_request_is_noticed_while_the_front_h
 def test_serving_in_the_foreground_fails_when_the_engine_does(engine, port):
     engine("raise SystemExit(3)")
     with pytest.raises(EngineError, match="vllm: exited with code 3"):
-        servers.serve(flags.LaunchSpec(engine="vllm", model="qwq-32b", port=port))
+        servers.run_in_foreground(flags.LaunchSpec(engine="vllm", model="qwq-32b", port=port))

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from loadtest.errors import UsageError
-from loadtest.servers.settings import SETTINGS, EngineSettings, check, told_keys, values
+from loadtest.servers.settings import SETTINGS, EngineSettings, check_settings, setting_values, told_keys
 from loadtest.workload.contract import Contract
 from tests.support.engine_settings import EXAMPLES
 
@@ -43,12 +43,12 @@ def test_words_are_read_back(engine, row):
 @pytest.mark.parametrize("key", EXAMPLES)
 def test_a_value_that_breaks_its_rule_is_named(key):
     good, bad = EXAMPLES[key]
-    check(EngineSettings(**{key: good}))
-    assert values(EngineSettings(**{key: good}))[key] == good
+    check_settings(EngineSettings(**{key: good}))
+    assert setting_values(EngineSettings(**{key: good}))[key] == good
     if bad is None:
         return
     with pytest.raises(UsageError, match=rf"^{key}: expected .*, got "):
-        check(EngineSettings(**{key: bad}))
+        check_settings(EngineSettings(**{key: bad}))
 
 
 def test_no_flag_is_given_for_what_the_engine_chooses():

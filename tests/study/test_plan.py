@@ -1,11 +1,11 @@
-"""What a study asks of its cells: YaRN where prompts need it, room in the smallest context, each runtime's spec."""
+"""What a study asks of its cells: YaRN where prompts need it, room in the smallest context, each engine's spec."""
 
 import json
 
 import pytest
 
 from loadtest.errors import FitError
-from loadtest.servers.flags import command
+from loadtest.servers.flags import launch_command
 from loadtest.servers.probe import ServerInfo
 from loadtest.study import contract_check, plan
 from loadtest.study.schema import Cell, Study
@@ -74,12 +74,12 @@ def test_what_cannot_be_known_here_is_not_judged():
 
 
 def started(engine, contract, **told):
-    """What is recorded of a runtime of ours, and what is wrong with it; `told`: what it says of itself."""
+    """What is recorded of an engine of ours, and what is wrong with it; `told`: what it says of itself."""
     cell = Cell(engine=engine, model="qwq-32b-awq", gpu="l20", context_tokens=16384)
-    argv, _ = command(plan.launch_spec(cell, contract, 8000))
+    argv, _ = launch_command(plan.launch_spec(cell, contract, 8000))
     info = ServerInfo(engine=engine, max_model_len=told.pop("max_model_len", 16384), settings=told)
-    found = contract_check.held(cell, contract, argv, info)
-    return found, found["violations"]
+    found = contract_check.check_contract(cell, contract, argv, info)
+    return found, list(found.violations)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_what_was_started_as_asked_breaks_nothing(engine, contract):
 def test_sglang_tells_its_own_memory_share_and_both_are_recorded():
     found, wrong = started("sglang", Contract(kv_dtype="fp8"), mem_fraction_static=0.85, kv_cache_dtype="fp8_e4m3")
     assert wrong == []
-    assert found["requested"]["memory_fraction"] == 0.9
-    assert found["requested"]["in_its_words"] == {"memory_fraction": 0.85, "kv_dtype": "fp8_e4m3"}
-    assert (found["effective"]["memory_fraction"], found["effective"]["kv_dtype"]) == (0.9, "fp8"), "in the contract's sense"
+    assert found.requested["memory_fraction"] == 0.9
+    assert found.requested["in_its_words"] == {"memory_fraction": 0.85, "kv_dtype": "fp8_e4m3"}
+    assert (found.effective["memory_fraction"], found.effective["kv_dtype"]) == (0.9, "fp8"), "in the contract's sense"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_sglang_tells_its_own_memory_share_and_both_are_recorded():
         ("sglang", {"json_model_override_args": '{"rope_type": "yarn"}'}, "yarn: expected False, got True"),
     ],
 )
-def test_what_a_runtime_made_of_it_otherwise_is_named(engine, told, violation):
+def test_what_an_engine_made_of_it_otherwise_is_named(engine, told, violation):
     assert started(engine, Contract(), **told)[1] == [violation]
 
 
@@ -125,8 +125,8 @@ def test_what_a_runtime_made_of_it_otherwise_is_named(engine, told, violation):
 )
 def test_the_thinking_prelude_is_held_to_the_contract(model, contract, told, violation):
     cell = Cell(engine="vllm", model=model, base_url="http://127.0.0.1:9")
-    found = contract_check.held(cell, Contract(thinking_prelude=contract), (), ServerInfo(engine="vllm"), told)
-    assert found["violations"] == violation
+    found = contract_check.check_contract(cell, Contract(thinking_prelude=contract), (), ServerInfo(engine="vllm"), told)
+    assert list(found.violations) == violation
 
 
 def test_anothers_server_is_held_to_what_it_tells():
@@ -134,5 +134,7 @@ def test_anothers_server_is_held_to_what_it_tells():
     info = ServerInfo(
         engine="sglang", max_model_len=8192, settings={"mem_fraction_static": 0.8, "disable_radix_cache": True}
     )
-    assert contract_check.held(cell, Contract(), (), info)["violations"] == ["prefix_caching: expected True, got False"]
-    assert contract_check.held(cell, Contract(), (), ServerInfo(engine="other"))["effective"] == {}
+    assert contract_check.check_contract(cell, Contract(), (), info).violations == (
+        "prefix_caching: expected True, got False",
+    )
+    assert contract_check.check_contract(cell, Contract(), (), ServerInfo(engine="other")).effective == {}
