@@ -77,6 +77,8 @@ class Manifest(_Open, frozen=True, kw_only=True):
     workload: RunWorkload | None = None
     contract: dict[str, Any] = {}  # `workload.contract.Contract`
     slo: tuple[str, ...] = ()
+    matters: float | None = None
+    start_sd: float | None = None
     prices: Prices = Prices()
     findings: str | None = None
     commands: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from loadtest.decision.verdicts import MATTERS
 from loadtest.errors import UsageError
 from loadtest.records.schema import Mode
 from loadtest.study.schema import Cell, Study, require
@@ -62,6 +63,8 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     workers: int = 1
     seed: int = 0
     slo: tuple[str, ...] = ()
+    matters: float = MATTERS
+    start_sd: float | None = None
     findings: str | None = None
     contract: dict[str, Any] = {}
     prices: _PricesTable | None = None

@@ -89,7 +89,7 @@ def _travel(journey: _Journey, manifest: Manifest) -> None:
     interrupted = True
     try:
         for repeat in range(1, journey.study.repeats + 1):
-            for cell in journey.study.cells:
+            for cell in in_order(journey.study.cells, repeat):
                 _run_cell(journey, cell, repeat)
         interrupted = False
     except RecordError as error:
@@ -98,6 +98,11 @@ def _travel(journey: _Journey, manifest: Manifest) -> None:
         raise RecordError(f"{error}; what was measured is kept: make room, then --resume --out {journey.out}") from error
     finally:
         close_run(manifest, journey.out, journey.problems, interrupted=interrupted)
+
+
+def in_order(cells: tuple[Cell, ...], repeat: int) -> tuple[Cell, ...]:
+    """Every second repeat runs the cells in reverse order, so that a machine that slowly changes favours none of them."""
+    return cells if repeat % 2 else cells[::-1]
 
 
 def _blocked(study: Study, contract: Contract) -> dict[str, str]:
@@ -134,6 +139,8 @@ def open_run(study: Study, workload: Workload, contract: Contract, out: Path, *,
         contract=asdict(contract),
         question=study.question,
         slo=study.slo,
+        matters=study.matters,
+        start_sd=study.start_sd,
         prices=Prices(gpu_hour=study.gpu_hour_price, currency=study.currency),
         findings=study.findings,
         levels=study.levels,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from loadtest.credentials import first_secret
+from loadtest.decision.verdicts import MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics import slo as slos
 from loadtest.perfmodel import gpus
@@ -118,7 +119,8 @@ class Study:
     A pass over a level of C streams sends `max(min_requests, requests_per_stream * C)` measured requests, or as many as
     fit into `duration_s` where that is given; each stream sends `warmup_requests` before them. Before each
     pass no request is sent for `cooldown_s` (wall), so that GPUs cool down. `workers` processes of Locust share the streams.
-    `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`.
+    `matters`: the difference (a share) below which two engines are equal. `start_sd`: how much starts of a server are known
+    to differ (a share). `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`.
     """
 
     name: str
@@ -138,6 +140,8 @@ class Study:
     workers: int = 1
     seed: int = 0
     slo: tuple[str, ...] = ()
+    matters: float = MATTERS
+    start_sd: float | None = None
     findings: str | None = None
     contract: dict[str, Any] | None = None
     gpu_hour_price: float | None = None
@@ -160,6 +164,9 @@ class Study:
         duration_s, price = self.duration_s, self.gpu_hour_price
         require(duration_s is None or 0 < duration_s < math.inf, "duration_s", "seconds above 0", duration_s)
         require(price is None or 0 <= price < math.inf, "gpu_hour", "a price from 0 up", price)
+        require(0 < self.matters < 1, "matters", "a share between 0 and 1, such as 0.05", self.matters)
+        sd = self.start_sd
+        require(sd is None or 0 <= sd < 1, "start_sd", "a share from 0 up and below 1, such as 0.01", sd)
         for objective in self.slo:
             _explained("slo", slos.parse, objective)
         ids = [cell.id for cell in self.cells]

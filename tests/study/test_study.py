@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from loadtest.errors import UsageError
 from loadtest.study import locust_pass, parse, plan, schema
+from loadtest.study import run as study_run
 
 GOOD = """\
 name = "two runtimes"
@@ -40,6 +41,19 @@ def test_a_study_pairs_both_modes_on_every_cell():
     commands = [locust_pass.command(one, cell, target, 1, 1, Path("RUN"), "id") for cell in (one.cells[0], one.cells[4])]
     assert [argv[argv.index("--mode") + 1] for argv in commands] == ["natural", "equal-work"]
     assert parse.parse(GOOD.replace("levels", 'mode = "equal-work"\nlevels')).cells[0].id == "sglang_qwq-32b-awq_tp1"
+
+
+def test_what_matters_and_what_starts_are_known_to_differ_by_are_shares():
+    assert (parse.parse(GOOD).matters, parse.parse(GOOD).start_sd) == (0.05, None)
+    said = parse.parse(GOOD.replace("levels", "matters = 0.02\nstart_sd = 0.01\nlevels"))
+    assert (said.matters, said.start_sd) == (0.02, 0.01)
+    for line, key in (("matters = 5.0", "matters"), ("start_sd = 1.5", "start_sd")):
+        with pytest.raises(UsageError, match=f"study:3: {key}: expected a share .*, got"):
+            parse.parse(GOOD.replace("levels", f"{line}\nlevels"))
+
+
+def test_every_second_repeat_runs_the_cells_in_reverse_order():
+    assert [study_run.in_order((1, 2, 3), repeat) for repeat in (1, 2, 3)] == [(1, 2, 3), (3, 2, 1), (1, 2, 3)]
 
 
 def test_options_of_a_scenario_go_to_its_command_line():
