@@ -15,6 +15,7 @@ import msgspec
 
 from loadtest import credentials
 from loadtest.errors import EngineError, UsageError
+from loadtest.servers.exposition import parse_series
 from loadtest.servers.settings import told_keys
 
 _TIMEOUT_S = 10.0
@@ -28,6 +29,8 @@ _MOST_GPUS = 4096
 _CONTEXT_TOKENS = (16, 10**9)  # what a context can be
 _CLOCK_SPEEDS = (1e-3, 1e5)
 _NO_URL = re.compile(r"[^\x21-\x7e]|\\")  # must be written with % or as xn--, and RFC 3986 has no backslash
+_VLLM_CACHE = "vllm:cache_config_info"
+_SWITCHES = {"True": True, "False": False}
 _SIMULATED = ("sglang-sim", "vllm-sim")
 _GPU_NAME = re.compile("[a-z0-9-]{1,64}")  # one of the registry, never a path of ours
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ class ServerInfo:
     tp: int | None = None
     gpu: str | None = None
     models: tuple[str, ...] = ()  # all that it serves, at most 100
-    settings: dict[str, Any] = field(default_factory=dict)  # those of SGLang's own that a contract speaks of
+    settings: dict[str, Any] = field(default_factory=dict)  # those in the table of settings, under the engine's own keys
 
 
 class TrueTimes(TypedDict):
@@ -216,8 +219,22 @@ def _found(asking: Any, base_url: str, first: Mapping[str, Any]) -> ServerInfo:
         info = _info("sglang", first, details.get("version"), details.get("tp_size"))
         return replace(info, settings={key: details[key] for key in told_keys("sglang") if _is_short(details.get(key))})
     if owner == "vllm":
-        return _info("vllm", first, version.get("version"), None)
+        return replace(_info("vllm", first, version.get("version"), None), settings=_vllm_settings(asking, base_url))
     return _info("other", first, version.get("version"), None)
+
+
+def _vllm_settings(asking: Any, base_url: str) -> dict[str, Any]:
+    """Settings that vLLM tells as labels of one of its metrics; empty where its /metrics are not served here."""
+    import httpx
+
+    try:
+        reply = fetch(asking, f"{base_url}/metrics")
+    except httpx.HTTPError:
+        return {}
+    rows = parse_series(reply.content.decode("utf-8", "replace"), {_VLLM_CACHE}).get(_VLLM_CACHE, [])
+    labels = rows[0][0] if rows else {}
+    told = {key: labels[key] for key in told_keys("vllm") if labels.get(key) not in (None, "None")}
+    return {key: _SWITCHES.get(label, label) for key, label in told.items() if _is_short(label)}
 
 
 def _info(engine: str, first: Mapping[str, Any], version: object, tp: object) -> ServerInfo:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import threading
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from loadtest.clock import Clock
 from loadtest.records.schema import ServerSample
 from loadtest.records.write import JsonlWriter
 from loadtest.servers import probe
+from loadtest.servers.exposition import Series, parse_series
 
 INTERVAL_S = 1.0
 _SHORTEST_INTERVAL_S = 0.2  # wall; a simulated clock that runs fast is read more often, but not faster than this
 _TIMEOUT_S = 5.0
-
-Series = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]
 
 # Our name: their series, and where a series counts several things, the values of one label that are ours.
 _Row = tuple[str, str, tuple[str, ...]]
@@ -73,36 +71,11 @@ _COUNTERS: dict[str, dict[str, _Row]] = {
 
 _TTFT_BUCKET = "time_to_first_token_seconds_bucket"  # the same on both
 _MOST_BUCKETS = 64
-_LONGEST_LINE = 4096  # characters; a label may hold anything
-_LINE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t]*")
-_LABEL = re.compile(r'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
 _OURS = {
     prefix: {prefix + name for name in (*_GAUGES[prefix].values(), *(row[0] for row in _COUNTERS[prefix].values()))}
     | {prefix + _TTFT_BUCKET}
     for prefix in _GAUGES
 }
-
-
-def parse_series(text: str, names: Container[str]) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Those series of the Prometheus text format that have one of `names`: name to (labels, value) pairs. Lines of more
-    than 4096 characters, and what is not a finite number, are left out.
-
-    >>> parse_series('vllm:num_requests_running{engine="0"} 3.0', {"vllm:num_requests_running"})
-    {'vllm:num_requests_running': [({'engine': '0'}, 3.0)]}
-    """
-    series: dict[str, list[tuple[dict[str, str], float]]] = {}
-    for line in text.splitlines():
-        name = re.split(r"[{ \t]", line[:_LONGEST_LINE], maxsplit=1)[0]
-        match = _LINE.fullmatch(line) if name in names and len(line) <= _LONGEST_LINE else None
-        if match is None:
-            continue
-        try:
-            value = float(match[3])
-        except ValueError:
-            continue
-        if math.isfinite(value):
-            series.setdefault(match[1], []).append((dict(_LABEL.findall(match[2] or "")), value))
-    return series
 
 
 def normalise(text: str) -> dict[str, Any]:

@@ -4,8 +4,9 @@
 written from it and read back by it, so that a new setting is one new field here.
 
 A row names one `Flag`, `Switch` or `YarnOverride` for each engine, by vLLM 0.32 and SGLang 0.5, and for the simulator where
-that has such an option. Each says what stands on the command line (`words`) and reads it back (`read_word`); `told` is the
-key in the engine's own info, `default` what the engine does where its command line says nothing (None: not known).
+that has such an option. Each says what stands on the command line (`words`) and reads it back (`read_word`). `told` is the
+key in the engine's own info: SGLang's `/server_info`, the labels of vLLM's metric `cache_config_info`. `default` is what the
+engine does where its command line says nothing (None: not known).
 
 Memory. vLLM's fraction is of everything it may use on a GPU, activations and graphs included. SGLang's is of weights and
 KV cache alone, and activations come on top. The same 0.9 would leave SGLang too little, so one number stands for both, in
@@ -286,7 +287,7 @@ class EngineSettings:
         None,
         "a share above 0 and below 1",
         _optional(number_in(0, 1, open_low=True, open_high=True)),
-        vllm=Flag(name="--gpu-memory-utilization", read=float, default=0.92),
+        vllm=Flag(name="--gpu-memory-utilization", read=float, told="gpu_memory_utilization", default=0.92),
         sglang=Flag(
             name="--mem-fraction-static",
             write=_sglang_memory_fraction,
@@ -308,7 +309,7 @@ class EngineSettings:
         "auto",
         "a type's name, or auto",
         is_name,
-        vllm=Flag(name="--kv-cache-dtype", unset="auto", default="auto"),
+        vllm=Flag(name="--kv-cache-dtype", unset="auto", told="cache_dtype", default="auto"),
         sglang=Flag(
             name="--kv-cache-dtype",
             write=_sglang_kv_dtype,
@@ -345,7 +346,12 @@ class EngineSettings:
         True,
         "true or false",
         is_switch,
-        vllm=Switch(on="--enable-prefix-caching", off="--no-enable-prefix-caching", default=True),
+        vllm=Switch(
+            on="--enable-prefix-caching",
+            off="--no-enable-prefix-caching",
+            told="enable_prefix_caching",
+            default=True,
+        ),
         sglang=Switch(off="--disable-radix-cache", told="disable_radix_cache", default=True),
         simulator=Switch(off="--no-prefix-cache"),
     )

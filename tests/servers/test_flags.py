@@ -212,6 +212,13 @@ def test_sglang_tells_by_itself():
     assert effective("sglang", argv=["x", "--mem-fraction-static", "0.5"], server_info=info)["memory_fraction"] == 0.893
 
 
+def test_vllm_tells_some_by_itself():
+    info = {"gpu_memory_utilization": "0.8", "cache_dtype": "fp8", "enable_prefix_caching": False}
+    told = {"memory_fraction": 0.8, "kv_dtype": "fp8", "prefix_caching": False}
+    assert effective("vllm", server_info=info) == told
+    assert effective("vllm", argv=["vllm", "serve", "m"], server_info=info).items() >= told.items()
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "vllm-sim", "sglang-sim"])
 @pytest.mark.parametrize("key", [row.key for row in SETTINGS if row.compared])
 def test_what_an_engine_is_told_is_read_back(engine, key):

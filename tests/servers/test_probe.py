@@ -41,6 +41,27 @@ def test_vllm_is_known_by_its_owner_and_version():
     )
 
 
+# Labels of a real vLLM 0.32.
+CACHE = (
+    'vllm:cache_config_info{_block_size_resolved="True",block_size="128",cache_dtype="auto",enable_prefix_caching="False",'
+    'engine="0",gpu_memory_utilization="0.92",num_gpu_blocks="16384",sliding_window="None"} 1.0'
+)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        (CACHE, {"gpu_memory_utilization": "0.92", "cache_dtype": "auto", "enable_prefix_caching": False}),
+        ('vllm:cache_config_info{cache_dtype="None"} 1', {}),
+        ("vllm:num_requests_running 0", {}),
+        ((404, "not here", {}), {}),
+    ],
+)
+def test_vllm_tells_settings_in_its_metrics(metrics, told):
+    with serving({"/v1/models": models("vllm"), "/metrics": metrics}) as server:
+        assert probe.probe(server.url).settings == told
+
+
 @pytest.mark.parametrize("path", ["/server_info", "/get_server_info"])
 def test_sglang_tells_version_and_tp_under_either_name(path):
     answers = {

@@ -99,14 +99,6 @@ def test_what_is_of_neither_engine_tells_nothing(text):
     assert prometheus.normalise(text) == {}
 
 
-@given(st.dictionaries(st.sampled_from("abcxyz"), st.floats(allow_nan=False, allow_infinity=False), min_size=1))
-def test_parse_reads_back_what_was_written(values):
-    text = "\n".join(f'vllm:{name}{{a="b, {{c}} \\" d",e="{name}"}} {value!r} 1700000000' for name, value in values.items())
-    read = prometheus.parse_series(text, {f"vllm:{name}" for name in values})
-    assert {name: rows[0][1] for name, rows in read.items()} == {f"vllm:{name}": value for name, value in values.items()}
-    assert all(rows[0][0]["e"] in values for rows in read.values())
-
-
 def test_a_reading_is_stamped_by_the_clock_it_is_given():
     clock = Clock(origin_monotonic_s=0.0, anchor_unix_s=123.0, speed=20.0)
     with serving({"/metrics": VLLM}) as server:
