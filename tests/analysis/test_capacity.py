@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -122,6 +122,51 @@ def test_a_fleet_holds_what_was_asked_and_keeps_its_headroom(users, streams, hea
     assert found.replicas * streams * (1 - headroom) >= users * (1 - 1e-6)
     assert (found.replicas - 1) * streams * (1 - headroom) < users
     assert found.answers == pytest.approx(users / streams * 100.0)
+
+
+@st.composite
+def levels_and_ends(draw):
+    """Levels 1, 2, 4, 8, all measured well: rates that grow with the concurrency, each with an interval of its own width."""
+    rates = st.floats(1.0, 2.0)
+    made, answers, tokens = [], 20.0, 8.0
+    for concurrency in (1, 2, 4, 8):
+        answers, tokens = answers * draw(rates), tokens * draw(rates)
+        spreads = [draw(st.floats(1.0, 1.5)) for _ in range(2)]
+        ends = [(rate, rate / spread, rate * spread) for rate, spread in zip((answers, tokens), spreads, strict=True)]
+        ttft_s = draw(st.sampled_from([(1.0, 0.8, 1.2), (1.9, 1.7, 2.5), (2.1, 1.8, 2.5), (3.0, 2.5, 4.0)]))
+        made.append(level(concurrency, ttft_s, *ends))
+    return made
+
+
+EQUAL = [
+    level(concurrency, ttft_s, (100.0, 100.0, 100.0), (50.0, 50.0, 50.0))
+    for concurrency, ttft_s in ((4, (1.0, 0.8, 1.2)), (8, (1.9, 1.7, 2.5)))
+]  # by the figures 2 replicas of 8 hold 9 users, with a fifth kept free; for certain 3 of 4 do, which wastes less
+
+
+@example(EQUAL, 9, True, 0.2)
+@given(levels_and_ends(), st.integers(1, 100), st.booleans(), st.sampled_from([0.0, 0.2, 0.5]))
+def test_every_interval_holds_its_figure(levels, demanded, of_users, headroom):
+    asked = {"users": demanded} if of_users else {"answers_per_hour": demanded * 17.0}
+    demand = capacity.Demand(**asked, headroom=headroom, gpu_hour_price=2.0)
+    (option,) = capacity.plan([cell(levels)], SLO, demand)
+    for name in ("replicas", "cards", "cost_per_hour", "cost_per_1000_answers", "cost_per_million_output_tokens"):
+        found = getattr(option, name)
+        if found.value is not None and found.ci95 is not None:
+            low, high = found.ci95
+            assert low is None or low <= found.value * (1 + 1e-12)
+            assert high is None or found.value <= high * (1 + 1e-12)
+
+
+def test_a_token_costs_no_less_where_fewer_answers_arrive():
+    """600 answers/h were asked for, of 100 [80, 125] an hour each: 8 replicas [6, 10], of 1,800 tokens each, whatever the rate:
+    16 cards x 2 / 1.08 million tokens. By the low ends alone, 144,000 / 80, an answer would have 1,872 tokens."""
+    demand = capacity.Demand(answers_per_hour=600, gpu_hour_price=2.0)
+    measured = level(4, (1.0, 0.8, 1.2), (100.0, 80.0, 125.0), (50.0, 41.6, 60.0))
+    broken = level(8, (9.0, 8.0, 9.5), (100.0, 80.0, 125.0), (50.0, 41.6, 60.0))
+    cost = capacity.plan([cell([measured, broken])], SLO, demand)[0].cost_per_million_output_tokens
+    assert cost.value == pytest.approx(2 * 16 / 1.08)
+    assert cost.ci95 == pytest.approx((2 * 12 / 1.08, 2 * 20 / 1.08))
 
 
 @pytest.mark.parametrize(
