@@ -84,6 +84,7 @@ class Manifest(_Open, frozen=True, kw_only=True):
     commands: tuple[str, ...] = ()
     seed: int | None = None
     levels: tuple[int, ...] = ()
+    duration_s: float | None = None  # of a pass, as asked: Locust takes whole wall seconds; None: by requests
     repeats: int = 0
     environment: Environment | None = None
     cells: tuple[ManifestCell, ...] = ()

@@ -144,6 +144,7 @@ def open_run(study: Study, workload: Workload, contract: Contract, out: Path, *,
         prices=Prices(gpu_hour=study.gpu_hour_price, currency=study.currency),
         findings=study.findings,
         levels=study.levels,
+        duration_s=study.duration_s,
         repeats=study.repeats,
         cells=tuple(asked_cell({"id": cell.id, **asdict(cell)}) for cell in study.cells),
     )

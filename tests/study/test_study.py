@@ -68,6 +68,17 @@ def test_options_of_a_scenario_go_to_its_command_line():
     assert "--z" not in argv
 
 
+@pytest.mark.parametrize(
+    ("duration_s", "clock_speed", "run_time"), [(90.0, 1.0, "90s"), (8.0, 60.0, "1s"), (2e6, 1.0, "2000000s")]
+)
+def test_locust_gets_a_run_time_that_it_accepts(duration_s, clock_speed, run_time):
+    one = replace(parse.parse(GOOD), duration_s=duration_s)
+    target = locust_pass.Target("http://127.0.0.1:1", "m", clock_speed)
+    argv = locust_pass.command(one, one.cells[0], target, 1, 1, Path("RUN"), "id")
+    assert argv[argv.index("--run-time") + 1] == run_time
+    assert int(run_time.removesuffix("s")) >= duration_s / clock_speed
+
+
 def test_processes_of_one_run_meet_on_a_port_of_their_own():
     one = replace(parse.parse(GOOD), workers=2)
     argv = locust_pass.command(one, one.cells[0], locust_pass.Target("http://127.0.0.1:1", "m"), 1, 1, Path("RUN"), "id")
