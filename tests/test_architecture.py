@@ -20,7 +20,7 @@ GROUND = {"errors", "clock", "credentials", "resources"}  # below all folders
 PURE = {"metrics", "decision", "analysis", "perfmodel.memory", "perfmodel.step_time", "simulator.core"}
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
 WRITERS = {"records.folder", "records.write", "servers.process", "report.page", "resources"}
-PRINTERS = {"cli", "__main__", "perfmodel.calibration"}  # the last is a tool for developers
+PRINTERS = {"cli", "__main__", "perfmodel.calibration", "metrics.schema"}  # the last two are tools for developers
 GEVENT = {"client", "scenario"}
 LOCUST = {"scenario"}
 

@@ -7,6 +7,8 @@ same `schema_version` can be read; a missing or wrong key, or another version, i
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -232,23 +234,28 @@ def decode(raw: bytes, where: str) -> Metrics:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of metrics.json, every key with its description."""
+    """JSON Schema of metrics.json, every key with its description: docs/metrics.schema.json."""
     found = msgspec.json.schema(Metrics)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "metrics.json of loadtest", **found}
+    parts = {name: _in_json_words(part) for name, part in found["$defs"].items()}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "metrics.json of loadtest"}
+    return {**head, "$ref": found["$ref"], "$defs": parts}
 
 
-def definitions(of: type[msgspec.Struct]) -> dict[str, str]:
-    """Every key of a part of the file with its description: for the tables of the docs.
+def _in_json_words(part: Any) -> Any:
+    """A part of the schema, its descriptions on one line, with null for None."""
+    if isinstance(part, list):
+        return [_in_json_words(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    words = (
+        {"description": re.sub(r"\bNone\b", "null", " ".join(part["description"].split()))} if _is_described(part) else {}
+    )
+    return {key: _in_json_words(value) for key, value in part.items()} | words
 
-    >>> definitions(Roofline)["reason"]
-    'Why the share is unknown.'
-    """
-    found = msgspec.json.schema(of)
-    return {key: _described(one, found["$defs"]) for key, one in found["$defs"][of.__name__]["properties"].items()}
+
+def _is_described(part: dict[str, Any]) -> bool:
+    return isinstance(part.get("description"), str)
 
 
-def _described(one: dict[str, Any], parts: dict[str, Any]) -> str:
-    """A key's own description, else that of the part it holds."""
-    inner = one.get("items") or one
-    part = parts.get(str(inner.get("$ref", "")).rpartition("/")[2], {})
-    return str(one.get("description") or part.get("description") or "")
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=1))

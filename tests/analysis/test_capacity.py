@@ -159,7 +159,7 @@ def test_every_interval_holds_its_figure(levels, demanded, of_users, headroom):
 
 
 def test_a_token_costs_no_less_where_fewer_answers_arrive():
-    """600 answers/h, 100 [80, 125] each: 8 replicas [6, 10]; an answer has 1,800 tokens whatever its rate, so the fleet makes
+    """600 answers/h, 100 [80, 125] each: 8 replicas [6, 10]; an answer has 1,800 tokens whatever its rate: the fleet makes
     1.08 million tokens/h, by 16 GPUs at 2. By the low ends alone, 149,760 / 80, an answer would have 1,872 tokens."""
     demand = capacity.Demand(answers_per_hour=600, gpu_hour_price=2.0)
     measured = level(4, (1.0, 0.8, 1.2), (100.0, 80.0, 125.0), (50.0, 41.6, 60.0))
