@@ -219,6 +219,7 @@ def _file_commands(command: _Command) -> None:
         metavar="FILE",
         help="default: report.html in RUN, or comparison.html beside it, or index.html",
     )
+    add("--templates", type=_path, metavar="DIR", help="your edited templates, as init copies them (DIR/reports/templates)")
 
 
 def _model_commands(command: _Command) -> None:

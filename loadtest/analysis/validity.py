@@ -60,7 +60,7 @@ def summary(cells: Sequence[CellFigures], manifest: Manifest, templates: Iterabl
         complete=manifest.complete and not any(level.torn_lines for level in levels),
         counted_by=next((one for one in _COUNTERS if any(one in level.token_count_sources for level in levels)), None),
         reasons=(*reasons, *templates),
-        windows=tuple(str(doubt) for doubt in _windows(cells)),
+        windows=tuple(str(doubt) for doubt in window_doubts(cells)),
     )
 
 
@@ -80,7 +80,7 @@ def _reasons(level: LevelFigures) -> Iterator[str]:
             yield from gate.reasons
 
 
-def _windows(cells: Iterable[CellFigures]) -> Iterator[Doubt]:
+def window_doubts(cells: Iterable[CellFigures]) -> Iterator[Doubt]:
     """Steady windows that are too short, not steady or not warm."""
     for cell in cells:
         for level in cell.levels:

@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadtest.commands.finish import Say, analyze_run, as_data, as_json, read_metrics, table, write_page
+from loadtest.commands.finish import Say, analyze_run, as_json, read_metrics, table, write_page
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
 
 if TYPE_CHECKING:
     from loadtest.metrics.schema import Metrics
-    from loadtest.report.comparison import Side
     from loadtest.report.index import Entry
+    from loadtest.report.templates import Templates
 
 MOST_RUNS = 6
 
@@ -31,14 +31,17 @@ def analyze(arguments: argparse.Namespace, say: Say) -> str:
 
 def report(arguments: argparse.Namespace, say: Say) -> str:
     """The page of a run; one comparison page of several (the first is the baseline); the index of a folder of runs."""
+    from loadtest.report.templates import Templates
+
     runs: list[Path] = arguments.runs
+    templates = Templates(arguments.templates)
     if len(runs) > 1:
-        return str(_compare(runs, arguments.output or runs[0].parent / "comparison.html"))
+        return str(_compare(runs, arguments.output or runs[0].parent / "comparison.html", templates))
     (run,) = runs
     if not (run / "manifest.json").exists() and (folders := _runs_in(run)):
-        return str(_index(run, folders, arguments.output or run / "index.html"))
+        return str(_index(run, folders, arguments.output or run / "index.html", templates))
     page = arguments.output or run / "report.html"
-    write_page(run, _metrics(run), page)
+    write_page(run, _metrics(run), page, templates)
     return str(page)
 
 
@@ -49,22 +52,21 @@ def _metrics(run: Path) -> Metrics:
     return read_metrics(made) if made.exists() and made.stat().st_mtime >= newest_s else analyze_run(run)
 
 
-def _compare(runs: list[Path], page: Path) -> Path:
+def _compare(runs: list[Path], page: Path, templates: Templates) -> Path:
     from loadtest.analysis import comparability, compare
-    from loadtest.records.manifest import to_table
-    from loadtest.report import page as pages
     from loadtest.report.comparison import Side
+    from loadtest.report.page import write_comparison_page
 
     if len(runs) > MOST_RUNS:
         raise UsageError(f"report: expected at most {MOST_RUNS} runs on one page, got {len(runs)}; leave some out")
-    metrics = [as_data(_metrics(run)) for run in runs]
+    metrics = [_metrics(run) for run in runs]
     baseline, *candidates = [read.read_run(run) for run in runs]
-    sides: list[Side] = [Side(runs[0].resolve().name, metrics[0], to_table(baseline.manifest), {}, {})]
+    sides = [Side(runs[0].resolve().name, metrics[0], baseline.manifest, None, {})]
     for candidate, own in zip(candidates, metrics[1:], strict=True):
         apart = comparability.differences(baseline.manifest, candidate.manifest)  # shown on the page, so none forbids it
-        judged = as_data(compare.runs(baseline, candidate, allow=tuple(apart)))
-        sides.append(Side(candidate.path.resolve().name, own, to_table(candidate.manifest), judged, apart))
-    pages.write_comparison(tuple(sides), page, page.parent / f"{page.stem}-plots")
+        judged = compare.runs(baseline, candidate, allow=tuple(apart))
+        sides.append(Side(candidate.path.resolve().name, own, candidate.manifest, judged, apart))
+    write_comparison_page(sides, page, page.parent / f"{page.stem}-plots", templates)
     return page
 
 
@@ -72,10 +74,10 @@ def _runs_in(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/manifest.json"))
 
 
-def _index(folder: Path, runs: list[Path], page: Path) -> Path:
-    from loadtest.report import page as pages
+def _index(folder: Path, runs: list[Path], page: Path, templates: Templates) -> Path:
+    from loadtest.report.page import write_index_page
 
-    pages.write_index(folder.resolve().name, [_entry(run) for run in runs], page)
+    write_index_page(folder.resolve().name, [_entry(run) for run in runs], page, templates)
     return page
 
 
@@ -84,9 +86,9 @@ def _entry(run: Path) -> Entry:
     from loadtest.report.index import Entry
 
     try:
-        manifest = read.read_json(run / "manifest.json")
+        manifest = read.read_manifest(run / "manifest.json")
         made = run / "metrics.json"
-        metrics = as_data(read_metrics(made)) if made.exists() else {}
+        metrics = read_metrics(made) if made.exists() else None
     except RecordError as error:
-        return Entry(run.name, {}, {}, paged=False, problem=str(error).removeprefix(f"{run}/"))
+        return Entry(run.name, None, None, paged=False, problem=str(error).replace(f"{run.parent}/", ""))
     return Entry(run.name, metrics, manifest, paged=(run / "report.html").exists())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from loadtest import resources
-from loadtest.commands.finish import Say, as_data, as_json
+from loadtest.commands.finish import Say, as_json
 from loadtest.errors import GateError, UsageError
 from loadtest.records.read import read_run
 from loadtest.report.terminal import comparison_text, gate_text, number_text, options_text, ratio_text
@@ -34,7 +34,7 @@ def compare(arguments: argparse.Namespace, say: Say) -> str:
     for side, run in (("baseline", baseline), ("candidate", candidate)):
         doubts = tuple(f"{side}: DOUBTFUL: {reason}" for reason in analyze(run).health.reasons)
         found = msgspec.structs.replace(found, not_compared=(*found.not_compared, *doubts))
-    said = as_json(found) if arguments.json else comparison_text(as_data(found))
+    said = as_json(found) if arguments.json else comparison_text(found)
     if found.regressions:
         raise GateError(_slower(found), said)
     return said
@@ -44,7 +44,7 @@ def _slower(found: RunComparison) -> str:
     first = found.regressions[0]
     return (
         f"{len(found.regressions)} significant regression(s) beyond {100 * found.tolerance:g} %: {first.metric} of {first.a}"
-        f" at {first.concurrency} users is {ratio_text(as_data(first))} of the baseline's"
+        f" at concurrency {first.concurrency} is {ratio_text(first)} of the baseline's"
     )
 
 
@@ -60,7 +60,7 @@ def check(arguments: argparse.Namespace, say: Say) -> str:
     if arguments.concurrency is not None and arguments.concurrency not in levels:
         raise UsageError(f"--concurrency {arguments.concurrency}: expected a level of the run, one of {levels}")
     found = slo_objectives.gate(metrics, objectives, arguments.concurrency, allow_unhealthy=arguments.allow_unhealthy)
-    said = as_json(found) if arguments.json else gate_text(as_data(found))
+    said = as_json(found) if arguments.json else gate_text(found)
     if not found.met:
         raise GateError(_unmet(found), said)
     return said
@@ -71,7 +71,7 @@ def _unmet(found: GateReport) -> str:
     if failing:
         first = failing[0]
         return (
-            f"{len(failing)} requirement(s) not met: {first.slo} of {first.cell} at {first.concurrency} users is"
+            f"{len(failing)} requirement(s) not met: {first.slo} of {first.cell} at concurrency {first.concurrency} is"
             f" {first.result}, got {number_text(first.value)}"
         )
     if found.unmeasured:
@@ -112,7 +112,7 @@ def plan(arguments: argparse.Namespace, say: Say) -> str:
         options=tuple(capacity.plan(metrics.cells, objectives, demand)),
         doubts=metrics.health.reasons,
     )
-    return as_json(found) if arguments.json else options_text(as_data(found))
+    return as_json(found) if arguments.json else options_text(found)
 
 
 def _measured(folder: Path) -> tuple[Metrics, Run]:

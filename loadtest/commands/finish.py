@@ -18,6 +18,7 @@ from loadtest.records import read, write
 if TYPE_CHECKING:
     from loadtest.analysis.claims import Claim
     from loadtest.metrics.schema import Metrics
+    from loadtest.report.templates import Templates
 
 Say = Callable[[str], None]
 
@@ -65,9 +66,9 @@ def _only_failures(metrics: Metrics) -> str:
 
 def table(folder: Path, metrics: Metrics) -> str:
     """The decision, as a compact table for a terminal."""
-    from loadtest.report import terminal
+    from loadtest.report.terminal import decision_text
 
-    return terminal.decision(as_data(metrics), read.read_json(folder / "manifest.json"))
+    return decision_text(metrics, read.read_manifest(folder / "manifest.json"))
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -101,30 +102,25 @@ def _claims(name: str | None) -> tuple[Claim, ...]:
         raise UsageError(f"{path}: cannot read the findings: {error.strerror}") from error
 
 
-def write_page(folder: Path, metrics: Metrics, page: Path) -> None:
+def write_page(folder: Path, metrics: Metrics, page: Path, templates: Templates | None = None) -> None:
     """The page of one run, with each plot beside it in `plots/`."""
-    from loadtest.report import page as pages
+    from loadtest.report.page import Source, write_run_page
 
-    manifest = read.read_json(folder / "manifest.json")
-    described = {path.parent.name: _described(path) for path in sorted(folder.glob("cells/*/engine.json"))}
-    pages.write(as_data(metrics), manifest, described, page, page.parent / "plots")
+    manifest = read.read_manifest(folder / "manifest.json")
+    engines = {path.parent.name: read.read_engine(path) for path in sorted(folder.glob("cells/*/engine.json"))}
+    loads = {cell: load for cell in engines if (load := _load_command(folder / "cells" / cell))}
+    write_run_page(Source(metrics, manifest, engines, loads), page, page.parent / "plots", templates)
 
 
-def _described(engine: Path) -> dict[str, Any]:
-    """What engine.json says of a cell, and as `load` the command that drove its last pass."""
-    passes = sorted(engine.parent.glob("c*-r[0-9]*/pass.json"))
-    load = read.read_json(passes[-1]).get("command") if passes else None
-    return {**read.read_json(engine), "load": load}
+def _load_command(cell: Path) -> tuple[str, ...]:
+    """The command that drove the last pass of a cell; empty where Locust did not."""
+    passes = sorted(cell.glob("c*-r[0-9]*/pass.json"))
+    return tuple(read.read_json(passes[-1]).get("command") or ()) if passes else ()
 
 
 def as_json(value: Any) -> str:
     """For `--json`: indented by two."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-
-
-def as_data(value: Any) -> Any:
-    """A value as JSON would hold it."""
-    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def new_folder(name: str) -> Path:

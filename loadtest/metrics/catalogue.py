@@ -165,7 +165,7 @@ METRICS: Mapping[str, Metric] = {
 
 # Other words that the page explains beside the metrics.
 TERMS: Mapping[str, str] = {
-    "Interval": "95 % confidence interval. A quantile whose interval cannot be bounded from n requests is left out (—), "
+    "Confidence interval (CI)": "At 95 %. A quantile whose interval cannot be bounded from n requests is left out (—), "
     "with the n it needs.",
     "Faster, slower": "Said only of a difference that holds at 5 % after Holm's correction over the levels of a metric. "
     "Each interval is of its own ratio, uncorrected.",

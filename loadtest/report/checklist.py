@@ -1,165 +1,178 @@
-"""The checks of a run as a reader sees them: what held, what failed, what was not measured."""
+"""The checks of a run as a reader sees them: what passed, what failed, what was not measured."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Literal
 
-from loadtest.report import cells as views
-from loadtest.report import formatting
-from loadtest.report.decision import listed, simulated
-from loadtest.report.formatting import Json
+from loadtest.analysis.validity import Doubt, doubts, window_doubts
+from loadtest.metrics.level_schema import GateStatus
+from loadtest.metrics.schema import ClaimResult, Comparison, Metrics
+from loadtest.records.engine_facts import ContractFacts, EngineFacts
+from loadtest.records.manifest import Manifest
+from loadtest.records.schema import TokenCountSource
+from loadtest.report.cells import by_level, cells_of
+from loadtest.report.formatting import clean, count, listed
+
+State = Literal["pass", "fail", "unknown", "none"]
+NO_ENGINES: Mapping[str, EngineFacts] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One gate of the run's health; `state` is pass, fail, unknown, or none where there was nothing to check."""
+    """One gate of the run's health; `state` is unknown where it was not checked, none where there was nothing to check."""
 
     name: str
-    state: str
+    state: State
     words: str
 
 
-# What was not measured, and is the run sound -------------------------------------------------------------------------
+# What was not measured -----------------------------------------------------------------------------------------------
 
 
-def not_measured(metrics: Json, manifest: Json) -> tuple[str, ...]:
+def not_measured(metrics: Metrics, manifest: Manifest) -> tuple[str, ...]:
     """What this run does not tell, each with the reason."""
     found: list[str] = []
-    asked = {int(level) for level in manifest.get("levels") or () if formatting.finite(level) is not None}
     absent: dict[str, list[str]] = {}
-    for cell in views.cells(metrics):
+    for cell in cells_of(metrics):
         if not cell.levels:
-            absent.setdefault(f"{cell.status}{': ' + cell.reason if cell.reason else ''}", []).append(cell.name)
-        elif missing := sorted(asked - {int(one["concurrency"]) for one in cell.levels if one.get("n_requests") != 0}):
-            found.append(f"{cell.name}: no data for {', '.join(map(str, missing))} concurrent users")
+            absent.setdefault(cell.status, []).append(cell.name)
+        elif missing := sorted(set(manifest.levels) - {level.concurrency for level in cell.levels if level.n_requests}):
+            found.append(f"{cell.name}: no data at concurrency {', '.join(map(str, missing))}")
     found += [f"{listed(names)}: {why}" for why, names in absent.items()]
-    found += _unjudged(formatting.rows(metrics, "findings"))
-    found += _thin(formatting.rows(metrics, "comparisons"))
-    if simulated(metrics):
-        found.append("Real hardware, real weights and the truth of any answer: the runtimes were simulated")
+    found += _unjudged(metrics.findings)
+    found += _without_verdict(metrics.comparisons)
+    if metrics.simulated:
+        found.append("Real GPUs, real weights and right answers: the engines were simulated")
     return tuple(found)
 
 
-def _unjudged(claims: list[Json]) -> list[str]:
+def _unjudged(claims: tuple[ClaimResult, ...]) -> list[str]:
     """The published claims that this run cannot judge; in one line where it can judge none of them."""
-    open_ones = [row for row in claims if row.get("verdict") == "not_measured"]
-    if len(open_ones) == len(claims) > 1:
-        return [f"None of the {len(claims)} published claims: this run has none of the cells that they speak of"]
-    return [
-        f"Claim “{formatting.clean(row.get('claim'))}”: {formatting.clean(row.get('reason') or 'no data')}"
-        for row in open_ones
-    ]
+    unjudged = [row for row in claims if row.verdict == "not_measured"]
+    if len(unjudged) == len(claims) > 1:
+        return [f"None of the {len(claims)} published claims: this run has no cell that they are about"]
+    return [f"Claim “{clean(row.claim)}”: {clean(row.reason or 'no data')}" for row in unjudged]
 
 
-def _thin(rows: list[Json]) -> list[str]:
-    kinds: Counter[tuple[str, str]] = Counter()
-    for row in rows:
-        if row.get("verdict") in ("too few samples", "not comparable"):
-            kinds[str(row.get("verdict")), formatting.clean(row.get("reason") or "")] += 1
-    return [
-        f"{n} comparison{'' if n == 1 else 's'}: {verdict}{': ' + why if why else ''}" for (verdict, why), n in kinds.items()
-    ]
+def _without_verdict(rows: tuple[Comparison, ...]) -> list[str]:
+    kinds = Counter((row.verdict, clean(row.reason)) for row in rows if row.verdict in ("too few samples", "not comparable"))
+    return [f"{n} comparison{'' if n == 1 else 's'}: {verdict}: {why}" for (verdict, why), n in kinds.items()]
 
 
-def _failed(metrics: Json) -> str:
-    """How many of all requests failed, in words; empty where none did."""
-    counted = [
-        (share * n, n)
-        for cell in views.cells(metrics)
-        for level in cell.levels
-        if (share := formatting.finite(formatting.section(level, "failed_share").get("value"))) is not None
-        and (n := formatting.finite(level.get("n_requests"))) is not None
-    ]
-    failed, asked = (sum(column) for column in zip(*counted, strict=True)) if counted else (0, 0)
-    return f", but {failed:.0f} of {asked:.0f} requests failed" if failed else ""
+# Gates ---------------------------------------------------------------------------------------------------------------
 
 
-def checks(metrics: Json, manifest: Json, engines: Mapping[str, Json] = MappingProxyType({})) -> tuple[Check, ...]:
+def gate_checks(metrics: Metrics, manifest: Manifest, engines: Mapping[str, EngineFacts] = NO_ENGINES) -> tuple[Check, ...]:
     """The gates of the run: load generator, client against server, completeness, who counted the tokens where the server
-    did not, and the contract where a runtime told its own."""
-    health = formatting.section(metrics, "health")
-    complete = metrics.get("complete", manifest.get("complete"))
-    why = formatting.clean(manifest.get("incomplete_reason") or "the run ended early")
-    ended = f"every cell and level has ended{_failed(metrics)}"
-    whole = Check("Completeness", *_state(complete, ended, f"incomplete: {why}"))
+    did not, and the contract where an engine told its settings."""
+    health = metrics.health
+    distorted = _gate(health.client, "did not distort the figures", "may have distorted the figures")
+    agree = _gate(health.reconciliation, "tokens, requests and TTFT agree", "tokens, requests or TTFT do not agree")
     return (
-        Check(
-            "Load generator",
-            *_state(health.get("client"), "it did not distort the figures", "it may have distorted the figures"),
-        ),
-        Check(
-            "Client against server",
-            *_state(
-                health.get("reconciliation"),
-                "tokens, requests and times to first token agree",
-                "tokens, requests or times to first token disagree",
-            ),
-        ),
-        whole,
-        *_count_check(health.get("counted_by")),
+        Check("Load generator", *distorted),
+        Check("Client against server", *agree),
+        _completeness(metrics, manifest),
+        *_token_check(health.counted_by),
         *_contract_check(engines),
     )
 
 
-def _count_check(counted_by: Any) -> tuple[Check, ...]:
+def _gate(status: GateStatus, good: str, bad: str) -> tuple[State, str]:
+    if status == "not_applicable":
+        return "none", "none ran: simulated in virtual time"
+    if status == "not_checked":
+        return "unknown", "not checked"
+    return ("pass", good) if status == "pass" else ("fail", bad)
+
+
+def _completeness(metrics: Metrics, manifest: Manifest) -> Check:
+    if metrics.complete:
+        return Check("Completeness", "pass", f"every cell and level has ended{_failures(metrics)}")
+    torn = any(level.torn_lines for cell in metrics.cells for level in cell.levels)
+    why = manifest.incomplete_reason or ("some records are torn" if torn else "the run ended early")
+    return Check("Completeness", "fail", f"incomplete: {clean(why)}")
+
+
+def _failures(metrics: Metrics) -> str:
+    """How many of all requests failed, in words; empty where none did."""
+    shares = [(level.failed_share.value, level.n_requests) for cell in metrics.cells for level in cell.levels]
+    counted = [(share * n, n) for share, n in shares if share is not None]
+    failed, asked = sum(failed for failed, _ in counted), sum(n for _, n in counted)
+    return f", but {failed:.0f} of {asked} requests failed" if failed else ""
+
+
+def _token_check(counted_by: TokenCountSource | None) -> tuple[Check, ...]:
     """Who counted the tokens, where that was not the server."""
     if counted_by == "tokenizer":
-        return (Check("Token counts", "pass", "by a local tokenizer, for the server told none"),)
+        return (Check("Token counts", "pass", "by a local tokenizer, because the server gave none"),)
     if counted_by == "chunks":
-        words = "the server told none, so each chunk of text counts as one token; give --tokenizer to count them"
+        words = "the server gave none, so each chunk of text counts as one token; give --tokenizer to count them"
         return (Check("Token counts", "unknown", words),)
     return ()
 
 
-def _contract_check(engines: Mapping[str, Json]) -> tuple[Check, ...]:
-    """Did every runtime that tells its settings run as the contract wants it; nothing where none tells them."""
-    told = {name: formatting.section(engine, "contract") for name, engine in engines.items()}
-    if not any(told.values()):
+def _contract_check(engines: Mapping[str, EngineFacts]) -> tuple[Check, ...]:
+    """Did every engine that tells its settings run as the contract asks; nothing where none tells them."""
+    told = {name: engine.contract for name, engine in engines.items() if engine.contract is not None}
+    if not told:
         return ()
-    wrong = {formatting.clean(name): violations(one) for name, one in told.items() if violations(one)}
+    wrong = {clean(name): violated_keys(contract) for name, contract in told.items() if contract.violations}
+    if not wrong:
+        return (Check("Contract", "pass", "every engine ran with the requested settings"),)
     words = "; ".join(f"{name} {', '.join(keys)}" for name, keys in wrong.items())
-    return (Check("Contract", *_state(not wrong, "every runtime ran as it was asked to", f"not as asked for: {words}")),)
+    return (Check("Contract", "fail", f"not the requested settings: {words}"),)
 
 
-def violations(contract: Json) -> tuple[str, ...]:
-    """Keys of the contract that a runtime broke, by `contract.violations` of `engine.json`."""
-    found = contract.get("violations")
-    return (
-        tuple(formatting.clean(key).partition(":")[0] for key in found) if isinstance(found, (Mapping, list, tuple)) else ()
-    )
+def violated_keys(contract: ContractFacts) -> tuple[str, ...]:
+    """Keys of the contract that an engine does not keep to: each violation begins with its key."""
+    return tuple(clean(violation).partition(":")[0] for violation in contract.violations)
 
 
-def _state(value: Any, good: str, bad: str) -> tuple[str, str]:
-    value = value.get("status", value.get("verdict")) if isinstance(value, dict) else value
-    if value in (True, "pass"):
-        return "pass", good
-    if value == "not_applicable":
-        return "none", "fast-forwarded in virtual time, so there was none that could distort the figures"
-    return ("fail", bad) if value in (False, "fail") else ("unknown", "not checked")
+# Doubts --------------------------------------------------------------------------------------------------------------
 
 
-def health_reasons(metrics: Json, key: str = "reasons") -> tuple[str, ...]:
-    """Every reason once, with all the places that it was given for: `CELL at 1, 2, 4: the fast clock ...`. `key`:
-    `reasons` for what failed a gate, `windows` for doubts about the steady windows, which fail none."""
-    reasons = formatting.section(metrics, "health").get(key)
+def health_reasons(metrics: Metrics) -> tuple[str, ...]:
+    """Why not to rely on the run: every reason once, with all the places that it was given for."""
+    of_levels = doubts(metrics.cells)
+    said = {str(one) for one in of_levels}
+    return (*_grouped(of_levels), *(clean(reason) for reason in metrics.health.reasons if reason not in said))
+
+
+def window_reasons(metrics: Metrics) -> tuple[str, ...]:
+    """Doubts about the steady windows, likewise; these fail no gate."""
+    return _grouped(window_doubts(metrics.cells))
+
+
+def _grouped(found: Iterable[Doubt]) -> tuple[str, ...]:
+    """`CELL at concurrency 1, 2, 4: the fast clock ...`"""
     places: dict[tuple[str, str], list[str]] = {}
-    for reason in reasons if isinstance(reasons, (list, tuple)) else ():
-        where, at, what = re.match(r"(?:(.*?) at (\d+): )?(.*)", formatting.clean(reason), re.S).groups()  # type: ignore[union-attr]
-        places.setdefault((where or "", what), []).append(at or "")
+    for doubt in found:
+        places.setdefault((doubt.cell, doubt.reason), []).append(str(doubt.concurrency))
     return tuple(
-        f"{where} at {', '.join(dict.fromkeys(at))}: {what}" if where else what for (where, what), at in places.items()
+        clean(f"{cell} at concurrency {', '.join(dict.fromkeys(at))}: {reason}") for (cell, reason), at in places.items()
     )
 
 
-def clock_error(metrics: Json) -> str:
-    """What the fast clock of a simulation cost, in words; empty where it was not measured."""
-    error = formatting.section(formatting.section(metrics, "run"), "clock_error")
-    names = {"ttft_s": "time to first token", "tpot_s": "time per token", "time_to_final_answer_s": "time to final answer"}
-    known = [(name, value) for key, name in names.items() if (value := formatting.finite(error.get(key))) is not None]
-    shares = [f"{name} {value * 100:+.1f} %" for name, value in known]
-    return f"{', '.join(shares)} (means over {formatting.count(error.get('n'))} requests)" if shares else ""
+def clock_error_words(metrics: Metrics) -> str:
+    """How far the times that the client saw are off those of the simulator; empty where that was not measured."""
+    error = metrics.run.clock_error
+    if error is None:
+        return ""
+    parts = {"TTFT": error.ttft_s, "time per token": error.tpot_s, "time to final answer": error.time_to_final_answer_s}
+    shares = [f"{name} {value * 100:+.1f} %" for name, value in parts.items() if value is not None]
+    return f"{', '.join(shares)} (means of {count(error.n)} requests)" if shares else ""
+
+
+def failure_lines(metrics: Metrics) -> list[str]:
+    """Each level with failed requests: how many, and how. No time of theirs is in the figures."""
+    lines = []
+    for cell, level in by_level(cells_of(metrics)):
+        if share := level.failed_share.value:
+            kinds = ", ".join(f"{clean(kind)} {count(n)}" for kind, n in level.error_kinds.items())
+            failed = f"{share * level.n_requests:.0f} of {level.n_requests} requests"
+            lines.append(f"FAILED: {failed}, {cell.id} at concurrency {level.concurrency} ({kinds})")
+    return lines

@@ -1,38 +1,49 @@
 """The comparison of two or more runs: what changed from the baseline to each candidate, in words, tables and figures.
 
-`compare.runs` has judged each candidate against the baseline; nothing is computed here that it does not hold.
+`analysis.compare.runs` has judged each candidate against the baseline; nothing is computed here that it does not hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loadtest.report import cells, decision, formatting
-from loadtest.report.cells import Cell
-from loadtest.report.decision import DECIDING, NAMES, Line
-from loadtest.report.formatting import Json
-from loadtest.report.plots import catalogue, ratios
+from loadtest.analysis.decisions import RunComparison
+from loadtest.metrics.catalogue import DECIDING, METRICS
+from loadtest.metrics.schema import Comparison, Metrics
+from loadtest.records.manifest import Manifest
+from loadtest.report.cells import Cell, Groups, cells_of
+from loadtest.report.decision import Line, envelope, verdict_words
+from loadtest.report.formatting import at_concurrency, clean, number, signed, span
+from loadtest.report.plots.catalogue import shared_figures
 from loadtest.report.plots.figure import Figure, Table
-from loadtest.report.plots.ratios import PARTS, Compared
+from loadtest.report.plots.ratios import PARTS, Compared, between_runs, explained, ratios_figure, reasons_figure
 
 ALIKE = "Yes, in every key"
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One run of the comparison. `comparison`: what `compare.runs` says of it against the baseline (empty: it is that);
-    `differences`: each key in which it was asked for something else, with the baseline's value and its own."""
+    """One run of the comparison. `comparison`: against the baseline (None: it is the baseline); `differences`: each key in
+    which it was asked for something else, with the baseline's value and its own."""
 
     name: str
-    metrics: Json
-    manifest: Json
-    comparison: Json
+    metrics: Metrics
+    manifest: Manifest
+    comparison: RunComparison | None
     differences: Mapping[str, tuple[Any, Any]]
 
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        return () if self.comparison is None else self.comparison.comparisons
 
-def labels(sides: tuple[Side, ...]) -> tuple[str, ...]:
+    @property
+    def not_compared(self) -> tuple[str, ...]:
+        return () if self.comparison is None else self.comparison.not_compared
+
+
+def labels(sides: Sequence[Side]) -> tuple[str, ...]:
     """Short names of the runs on the page: the baseline, then the candidate or candidates by number.
 
     >>> labels(())
@@ -42,128 +53,130 @@ def labels(sides: tuple[Side, ...]) -> tuple[str, ...]:
     return ("baseline", *("candidate" if candidates == 1 else f"candidate {i + 1}" for i in range(candidates)))
 
 
-def rows(baseline: Side, candidate: Side) -> list[Compared]:
-    """Each comparison with the name of its place: the cell, or only the deployment where the runtimes differ."""
-    return ratios.between_runs(candidate.comparison, places(baseline, candidate))
+def compared_rows(baseline: Side, candidate: Side) -> list[Compared]:
+    """Each comparison with the name of its place: the cell, or only the deployment where the engines differ."""
+    return between_runs(candidate.comparisons, places(baseline, candidate))
 
 
 def places(baseline: Side, candidate: Side) -> dict[str, str]:
     """What each cell of the candidate is compared on, by its id; cells without a partner are absent."""
-    old = {cell.id: cell for cell in cells.cells(baseline.metrics)}
-    new = {cell.id: cell for cell in cells.cells(candidate.metrics)}
-    pairs = {
-        formatting.clean(row.get("a")): formatting.clean(row.get("b"))
-        for row in formatting.rows(candidate.comparison, "comparisons")
-    }
+    old = {cell.figures.id: cell for cell in cells_of(baseline.metrics)}
+    new = {cell.figures.id: cell for cell in cells_of(candidate.metrics)}
+    pairs = {row.a: row.b for row in candidate.comparisons if row.a in new and row.b in old}
     return {
-        a: old[b].name if old[b].engine == new[a].engine else old[b].deployment
-        for a, b in pairs.items()
-        if a in new and b in old
+        a: old[b].name if old[b].figures.engine == new[a].figures.engine else old[b].deployment for a, b in pairs.items()
     }
 
 
-def lines(candidate: Side, compared: list[Compared]) -> tuple[Line, ...]:
+# In words ------------------------------------------------------------------------------------------------------------
+
+
+def comparison_lines(candidate: Side, compared: Sequence[Compared]) -> tuple[Line, ...]:
     """The decision for one candidate, most important first."""
-    metric = next((m for m in DECIDING if any(one.metric == m and _ratio(one).known for one in compared)), None)
+    known = {one.row.metric for one in compared if one.row.ratio.known}
+    metric = next((metric for metric in DECIDING if metric in known), None)
     if metric is None:
-        return (Line("What changed", "No verdict", "No level could be compared with an interval."), _asked(candidate))
-    chosen = [one.row for one in compared if one.metric == metric]
-    said = decision.ahead("the candidate", "the baseline", chosen)
-    because = f"{NAMES[metric].capitalize()}, candidate / baseline: {decision.envelope(chosen)}"
-    changed = Line("What changed", f"{said[:1].upper()}{said[1:]}", because)
-    return (changed, _largest(compared), _reason(compared), _asked(candidate))
+        none = Line("What changed", "No verdict", "No level could be compared with a confidence interval.")
+        return (none, _asked_alike(candidate))
+    chosen = [one.row for one in compared if one.row.metric == metric]
+    words = verdict_words("the candidate", "the baseline", chosen)
+    because = f"{METRICS[metric].title}, candidate / baseline: {envelope(chosen)}."
+    changed = Line("What changed", f"{words[:1].upper()}{words[1:]}", because)
+    return (changed, _largest(compared), _reason(compared), _asked_alike(candidate))
 
 
-def _ratio(one: Compared) -> formatting.Estimate:
-    return formatting.estimate(one.row, "ratio")
+def _is_decided(one: Compared) -> bool:
+    return one.row.verdict in ("faster", "slower")
 
 
-def _largest(compared: list[Compared]) -> Line:
-    """The largest difference that holds, of any metric; where none does, what would have been noticed."""
+def _where(one: Compared) -> str:
+    return f"{one.place}, {at_concurrency(one.row.concurrency)}"
+
+
+def _largest(compared: Sequence[Compared]) -> Line:
+    """The largest verified difference, of any metric; where there is none, what would have been found."""
     asks = "Largest difference"
-    held = [one for one in compared if one.row.get("verdict") in ("faster", "slower") and (_ratio(one).value or 0) > 0]
-    if not held:
-        noticed = [n for one in compared if (n := formatting.finite(one.row.get("smallest_detectable_ratio"))) is not None]
-        if not noticed:
-            return Line(asks, "None can be named", "No level has enough samples for an interval.")
-        span = f"{formatting.number(min(noticed))} to {formatting.number(max(noticed))}"
-        because = f"These runs would have noticed ratios beyond {span}, by level and metric (80 % power, 95 % interval)."
-        return Line(asks, "None that holds", because)
-    one = max(held, key=lambda row: max(_ratio(row).value or 1.0, 1 / (_ratio(row).value or 1.0)))
-    title = cells.METRICS.get(one.metric, (one.metric,))[0]
-    answer = f"{title} {formatting.number(_ratio(one).value)} times the baseline's: {one.row['verdict']}"
-    return Line(asks, answer, f"95 % interval {formatting.span(_ratio(one))}; {one.place}, {formatting.users(one.users)}.")
-
-
-def _reason(compared: list[Compared]) -> Line:
-    """What the largest difference of mean times to final answer is made of."""
-    split = [(one, formatting.section(one.row, "why")) for one in compared]
-    known = [(one, why) for one, why in split if formatting.finite(why.get("difference_s")) is not None]
-    held = [(one, why) for one, why in known if one.row.get("verdict") in ("faster", "slower")] or known
-    if not held:
-        return Line("Why", "Not known", "No pair of levels finished requests on both sides.")
-    one, why = max(held, key=lambda pair: abs(pair[1]["difference_s"]))
-    parts = {text: formatting.finite(why.get(key)) or 0.0 for key, text, _ in PARTS}
-    first = max(parts, key=lambda text: abs(parts[text]))
-    figures = ", ".join(f"{text} {formatting.signed(value)} s" for text, value in parts.items())
+    decided = [(one, value) for one in compared if _is_decided(one) and (value := one.row.ratio.value)]
+    if decided:
+        one, value = max(decided, key=lambda pair: max(pair[1], 1 / pair[1]))
+        answer = f"{METRICS[one.row.metric].title}: {number(value)} times the baseline ({one.row.verdict})"
+        return Line(asks, answer, f"95 % CI {span(one.row.ratio)}; {_where(one)}.")
+    smallest = [ratio for one in compared if (ratio := one.row.smallest_detectable_ratio) is not None]
+    if not smallest:
+        return Line(asks, "Not known", "No level has enough samples for a confidence interval.")
     because = (
-        f"Of {formatting.signed(why['difference_s'])} s in the mean time to final answer (finished requests, no interval): "
-        f"{figures}; {one.place}, {formatting.users(one.users)}."
+        f"The runs would have shown ratios beyond {number(min(smallest))} to {number(max(smallest))}, by level and metric "
+        "(80 % power)."
     )
-    answer = f"Mostly {first}" if one.row.get("verdict") in ("faster", "slower") else "No difference to explain"
-    return Line("Why", answer, because)
+    return Line(asks, "No detectable difference in any metric", because)
 
 
-def _asked(candidate: Side) -> Line:
-    asks = "Asked for the same"
-    apart = [formatting.clean(key).replace("_", " ") for key in candidate.differences]
+def _reason(compared: Sequence[Compared]) -> Line:
+    """What the largest difference of mean times to final answer is made of."""
+    known = explained(compared)
+    decided = [one for one in known if _is_decided(one.of)] or known
+    if not decided:
+        return Line("Why", "Not known", "At no level did both sides finish a request.")
+    one = max(decided, key=lambda found: abs(found.difference_s))
+    parts = dict(zip((part.name for part in PARTS), one.parts_s(), strict=True))
+    largest = max(parts, key=lambda name: abs(parts[name]))
+    figures = ", ".join(f"{name} {signed(seconds)} s" for name, seconds in parts.items())
+    because = (
+        f"Mean time to final answer differs by {signed(one.difference_s)} s (finished requests, no confidence interval): "
+        f"{figures}; {_where(one.of)}."
+    )
+    return Line("Why", f"Mostly {largest}" if _is_decided(one.of) else "No difference to explain", because)
+
+
+def _asked_alike(candidate: Side) -> Line:
+    asks = "Same settings"
+    apart = [_key(key) for key in candidate.differences]
     if not apart:
         return Line(asks, ALIKE, "Workload, mode, scenario, clock and every key of the inference contract are equal.")
-    return Line(asks, f"No: {', '.join(apart)}", "Each ratio mixes this difference with that of the runtimes and machines.")
+    return Line(asks, f"No: {', '.join(apart)} differ{'s' if len(apart) == 1 else ''}",
+                "Each ratio mixes this difference with that of the engines and machines.")  # fmt: skip
 
 
-def differences(sides: tuple[Side, ...]) -> Table | None:
+def _key(key: str) -> str:
+    return clean(key).replace("_", " ")
+
+
+# Tables and figures --------------------------------------------------------------------------------------------------
+
+
+def differences(sides: Sequence[Side]) -> Table | None:
     """Each key in which any candidate was asked for something else, run by run; None where all were asked alike."""
-    keys = list(dict.fromkeys(key for side in sides for key in side.differences))
-    lines = []
-    for key in keys:
-        old = next(side.differences[key][0] for side in sides if key in side.differences)
-        values = [formatting.clean(old), *(formatting.clean(side.differences.get(key, (old, old))[1]) for side in sides[1:])]
-        lines.append((formatting.clean(key).replace("_", " "), *values))
-    return Table(("key", *labels(sides)), tuple(lines)) if lines else None
+    old = {key: values[0] for side in sides for key, values in side.differences.items()}
+    rows = [
+        (_key(key), *(clean(str(side.differences.get(key, (value, value))[1])) for side in sides))
+        for key, value in old.items()
+    ]
+    return Table(("key", *labels(sides)), tuple(rows)) if rows else None
 
 
-def figures(sides: tuple[Side, ...]) -> tuple[Figure, ...]:
+def comparison_figures(sides: Sequence[Side]) -> tuple[Figure, ...]:
     """Ratios and reasons for each candidate, then all runs on one scale."""
     names, found = labels(sides), []
-    for number, side in enumerate(sides[1:], 1):
-        compared = rows(sides[0], side)
-        said = " (simulated)" if _simulated(sides) else ""
-        suffix = "" if len(sides) == 2 else f"-{number}"
-        found.append(
-            ratios.forest(compared, f"ratios{suffix}", f"{names[number].capitalize()} / baseline: ratio at each level{said}")
-        )
-        found.append(ratios.reasons(compared, f"why{suffix}", lambda text, tail=said: f"{text}{tail}"))  # type: ignore[misc]
+    simulated = any(side.metrics.simulated for side in sides)
+    for index, side in enumerate(sides[1:], 1):
+        compared, suffix = compared_rows(sides[0], side), "" if len(sides) == 2 else f"-{index}"
+        title = f"{names[index].capitalize()} / baseline: ratio at each level{' (simulated)' if simulated else ''}"
+        found.append(ratios_figure(compared, f"ratios{suffix}", title))
+        found.append(reasons_figure(compared, f"why{suffix}", simulated=simulated))
     groups = _groups(sides)
-    return (*(one for one in found if one is not None), *(catalogue.of_groups(groups) if groups else ()))
+    return (*(one for one in found if one is not None), *(shared_figures(groups) if groups else ()))
 
 
-def _simulated(sides: tuple[Side, ...]) -> bool:
-    return any(decision.simulated(side.metrics) for side in sides)
-
-
-def _groups(sides: tuple[Side, ...]) -> dict[str, tuple[Cell, ...]]:
+def _groups(sides: Sequence[Side]) -> Groups:
     """The cells of all runs by what they are compared on, the baseline's first."""
     shared = [places(sides[0], side) for side in sides[1:]]
     partners = {
-        formatting.clean(row.get("b")): of[formatting.clean(row.get("a"))]
-        for side, of in zip(sides[1:], shared, strict=True)
-        for row in formatting.rows(side.comparison, "comparisons")
-        if formatting.clean(row.get("a")) in of
+        row.b: of[row.a] for side, of in zip(sides[1:], shared, strict=True) for row in side.comparisons if row.a in of
     }
     groups: dict[str, tuple[Cell, ...]] = {}
-    for number, (side, place_of, label) in enumerate(zip(sides, (partners, *shared), labels(sides), strict=True)):
-        for cell in cells.cells(side.metrics):
-            if cell.levels and (place := place_of.get(cell.id)):
-                groups[place] = (*groups.get(place, ()), replace(cell, run=number, label=label, place=place))
+    for number_of_run, (side, place_of, label) in enumerate(zip(sides, (partners, *shared), labels(sides), strict=True)):
+        for cell in cells_of(side.metrics):
+            if cell.levels and (place := place_of.get(cell.figures.id)):
+                shown = replace(cell, run=number_of_run, label=label, place=place)
+                groups[place] = (*groups.get(place, ()), shown)
     return groups

@@ -1,108 +1,39 @@
-"""What plots and the page read out of `metrics.json`: figures with intervals, names of cells, and how both are written.
-
-Nothing is computed here that `metrics.json` does not hold; a null stays a null and carries the n that it needs.
-"""
+"""How values are written: numbers, shares, intervals, and text that came from elsewhere."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
 
-Json = Mapping[str, Any]
+from loadtest.metrics.figures import Bounded, Estimate
 
 DASH = "—"
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95 % interval, n samples, and, where it is null, the n it would need. No unit of its own."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    n_needed: int | None = None
-
-    @property
-    def known(self) -> bool:
-        return self.value is not None
-
-
-UNKNOWN = Estimate(None)
-
-
-def users(of: int) -> str:
+def at_concurrency(of: int) -> str:
     """
-    >>> users(1), users(8)
-    ('1 user', '8 users')
+    >>> at_concurrency(8)
+    'concurrency 8'
     """
-    return f"{of} user{'' if of == 1 else 's'}"
+    return f"concurrency {of}"
 
 
-def value_and_span(of: Estimate) -> list[str]:
-    """Two cells of a table: the figure and its interval, or a dash and the n it needs."""
-    if of.value is None:
-        return [DASH, f"needs n ≥ {of.n_needed}" if of.n and of.n_needed else "no data"]
-    return [number(of.value), span(of) or DASH]
-
-
-def rows(of: Json, key: str) -> list[Json]:
-    """A list of objects at `key`; null, absent or anything else is an empty list."""
-    value = of.get(key)
-    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, (list, tuple)) else []
-
-
-def section(of: Json | None, key: str) -> Json:
-    """An object at `key`; null or absent is an empty one."""
-    value = of.get(key) if isinstance(of, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
-
-
-def estimate(of: Json | None, key: str, which: str = "value") -> Estimate:
-    """The figure at `key`: a single one (`value`) or a statistic of a distribution (`mean`, `p50`, ...).
-
-    >>> estimate({"ttft_s": {"n": 8, "p50": 0.5, "ci95": {"p50": [0.4, 0.7]}}}, "ttft_s", "p50").high
-    0.7
+def listed(names: list[str]) -> str:
     """
-    found = section(of, key)
-    interval = found.get("ci95")
-    if isinstance(interval, Mapping):
-        interval = interval.get(which)
-    low, high = (interval[0], interval[1]) if isinstance(interval, (list, tuple)) and len(interval) == 2 else (None, None)
-    needed = found.get("n_needed")
-    if isinstance(needed, Mapping):
-        needed = needed.get(which)
-    return Estimate(finite(found.get(which)), finite(low), finite(high), whole(found.get("n")), whole(needed))
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
-def mean(of: Json | None, key: str) -> Estimate:
-    """The mean; where censored requests leave none, the mean up to the longest time seen (`restricted_mean`)."""
-    found = estimate(of, key, "mean")
-    return found if found.known else estimate(section(of, key), "restricted_mean")
-
-
-def finite(value: Any) -> float | None:
-    """The value as a number, or None where it is none (also for NaN and infinity)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def whole(value: Any) -> int | None:
-    number = finite(value)
-    return None if number is None else int(number)
-
-
-def clean(text: Any) -> str:
+def clean(text: str) -> str:
     """Text with every invisible or direction-changing character written out, so that what is read is what is there.
 
     >>> clean("a" + chr(0x202E) + "b" + chr(0))
     'a\\\\u202eb\\\\u0000'
     """
-    return "".join(_visible(character) for character in str(text))
+    return text if text.isascii() and text.isprintable() else "".join(map(_visible, text))
 
 
 def _visible(character: str) -> str:
@@ -112,7 +43,7 @@ def _visible(character: str) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits and thousands separated; null is a dash.
+    """A number with `digits` significant digits and thousands separated; None is a dash.
 
     >>> number(0.01234), number(1234567.0), number(34.96), number(0.9999), number(None), number(0)
     ('0.0123', '1,230,000', '35.0', '1.00', '—', '0')
@@ -144,22 +75,48 @@ def signed(value: float | None) -> str:
     return DASH if value is None else f"{'−' if value < 0 else '+'}{number(abs(value))}"
 
 
-def count(value: Any) -> str:
-    """A whole number with thousands separated; null is a dash."""
-    found = finite(value)
-    return DASH if found is None else f"{found:,.0f}"
+def count(value: float | None) -> str:
+    """A whole number with thousands separated; None is a dash."""
+    return DASH if value is None else f"{value:,.0f}"
 
 
-def span(of: Estimate, digits: int = 3, scale: float = 1.0) -> str:
-    """The interval in words, `34.1 to 35.7`; empty where there is none."""
+def span(of: Bounded, digits: int = 3) -> str:
+    """The interval in words, `34.1 to 35.7`; empty where there is none or an end is open."""
     if of.low is None or of.high is None:
         return ""
-    return f"{number(of.low * scale, digits)} to {number(of.high * scale, digits)}"
+    return f"{number(of.low, digits)} to {number(of.high, digits)}"
 
 
-def with_interval(of: Estimate, unit: str = "", digits: int = 3) -> str:
-    """`35.0 tokens/s (95 % interval 34.1 to 35.7)`, or a dash with the n it would need."""
+def needs(of: Bounded) -> str:
+    """The number of samples that a missing figure needs; empty where that is not known.
+
+    >>> needs(Estimate(None, None, 5, n_needed=36))
+    'needs n ≥ 36'
+    """
+    return f"needs n ≥ {of.n_needed}" if isinstance(of, Estimate) and of.n and of.n_needed else ""
+
+
+def value_and_span(of: Bounded) -> tuple[str, str]:
+    """Two columns of a table: the figure and its interval, or a dash and the n that it needs."""
     if of.value is None:
-        return f"{DASH} (needs n ≥ {of.n_needed})" if of.n_needed else DASH
+        return DASH, needs(of) or "no data"
+    return number(of.value), span(of) or DASH
+
+
+def with_interval(of: Bounded, unit: str = "", digits: int = 3) -> str:
+    """`35.0 tokens/s (95 % CI 34.1 to 35.7)`, or a dash with the n that it needs."""
+    if of.value is None:
+        return f"{DASH} ({needs(of)})" if needs(of) else DASH
     text = f"{number(of.value, digits)} {unit}".rstrip()
-    return f"{text} (95 % interval {span(of, digits)})" if span(of) else f"{text} (no interval)"
+    return f"{text} (95 % CI {span(of, digits)})" if span(of) else f"{text} (no confidence interval)"
+
+
+def when(unix_s: float | None) -> str:
+    """A time in words, UTC; empty where it is not known.
+
+    >>> when(0.5), when(None)
+    ('1 January 1970, 00:00 UTC', '')
+    """
+    if unix_s is None or not 0 < unix_s < 4e9:
+        return ""
+    return datetime.fromtimestamp(unix_s, tz=UTC).strftime("%-d %B %Y, %H:%M UTC")

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import quote
 
-from loadtest.report import cells as views
-from loadtest.report import checklist, decision, formatting
-from loadtest.report.formatting import Json
+from loadtest.metrics.schema import Metrics
+from loadtest.records.manifest import Manifest
+from loadtest.report.cells import FAMILIES
+from loadtest.report.checklist import State, gate_checks
+from loadtest.report.decision import CONCURRENCY, ENGINE, RESULT, decision_lines
+from loadtest.report.formatting import DASH, clean, when
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One run folder: what it holds, or why it cannot be read; `paged`: it has a page to link to."""
+    """One run folder: what it holds, or the problem with it; `paged`: it has a page to link to."""
 
     folder: str
-    metrics: Json
-    manifest: Json
+    metrics: Metrics | None
+    manifest: Manifest | None
     paged: bool
     problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the index, as it is shown. `state`: pass, fail, unknown; `link`: empty where there is no page."""
+    """One row of the index, as it is shown. `link`: empty where there is no page."""
 
     folder: str
     link: str
@@ -33,62 +34,54 @@ class Row:
     when: str
     engines: str
     simulated: bool
-    state: str
+    state: State
     health: str
     answer: str
 
 
-def rows(entries: list[Entry]) -> tuple[Row, ...]:
+def index_rows(entries: list[Entry]) -> tuple[Row, ...]:
     """The rows, newest run first; runs without a date last."""
     dated = sorted(entries, key=lambda entry: entry.folder)
     return tuple(_row(entry) for entry in sorted(dated, key=lambda entry: -(_started(entry) or 0.0)))
 
 
 def _started(entry: Entry) -> float | None:
-    return formatting.finite(entry.manifest.get("started_unix_s"))
+    return None if entry.manifest is None else entry.manifest.started_unix_s
 
 
 def _row(entry: Entry) -> Row:
-    name = formatting.clean(entry.manifest.get("name") or entry.folder)
-    link = f"./{quote(entry.folder)}/report.html" if entry.paged else ""
-    cells = views.cells(entry.metrics or entry.manifest)
-    runtimes = ", ".join(dict.fromkeys(cell.short for cell in cells)) or formatting.DASH
     state, health = _health(entry)
+    name = entry.manifest.name if entry.manifest is not None else ""
     return Row(
-        folder=formatting.clean(entry.folder), link=link, name=name, when=when(entry.manifest.get("started_unix_s")),
-        engines=runtimes, simulated=bool(entry.manifest.get("simulated")) or decision.simulated(entry.metrics),
+        folder=clean(entry.folder), link=f"./{quote(entry.folder)}/report.html" if entry.paged else "",
+        name=clean(name or entry.folder), when=when(_started(entry)), engines=_engines(entry),
+        simulated=any(one is not None and one.simulated for one in (entry.manifest, entry.metrics)),
         state=state, health=health, answer=_answer(entry),
     )  # fmt: skip
 
 
-def _health(entry: Entry) -> tuple[str, str]:
-    if not entry.metrics:
+def _engines(entry: Entry) -> str:
+    cells = () if entry.manifest is None else entry.manifest.cells
+    families = (cell.engine.removesuffix("-sim") for cell in cells)
+    return ", ".join(dict.fromkeys(FAMILIES.get(family, FAMILIES["other"]) for family in families)) or DASH
+
+
+def _health(entry: Entry) -> tuple[State, str]:
+    if entry.metrics is None or entry.manifest is None:
         return "unknown", "not analysed"
-    checks = checklist.checks(entry.metrics, entry.manifest)
-    failed = [check for check in checks if check.state == "fail"]
+    checks = gate_checks(entry.metrics, entry.manifest)
+    failed = [f"{check.name}: {check.words}" for check in checks if check.state == "fail"]
     if failed:
-        return "fail", "; ".join(f"{check.name}: {check.words}" for check in failed)
-    open_ones = [check.name for check in checks if check.state == "unknown"]
-    return ("unknown", f"not checked: {', '.join(open_ones)}") if open_ones else ("pass", "sound")
+        return "fail", "; ".join(failed)
+    unchecked = [check.name for check in checks if check.state == "unknown"]
+    return ("unknown", f"not checked: {', '.join(unchecked)}") if unchecked else ("pass", "sound")
 
 
 def _answer(entry: Entry) -> str:
-    """The first line of the run's decision, or why there is none."""
+    """The first lines of the run's decision, or why there are none."""
     if entry.problem:
-        return formatting.clean(entry.problem)
-    if not entry.metrics:
+        return clean(entry.problem)
+    if entry.metrics is None or entry.manifest is None:
         return "Not analysed yet: loadtest report of this folder makes its page"
-    found = decision.lines(entry.metrics, entry.manifest)
-    return "; ".join(line.answer for line in found if line.asks in ("Which runtime", "How many users", "Result"))
-
-
-def when(unix_s: Any) -> str:
-    """A time in words, UTC; empty where it is none.
-
-    >>> when(0.5), when(None)
-    ('1 January 1970, 00:00 UTC', '')
-    """
-    seconds = formatting.finite(unix_s)
-    if seconds is None or not 0 < seconds < 4e9:
-        return ""
-    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%-d %B %Y, %H:%M UTC")
+    lines = decision_lines(entry.metrics, entry.manifest)
+    return "; ".join(line.answer for line in lines if line.asks in (ENGINE, CONCURRENCY, RESULT))

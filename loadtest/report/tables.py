@@ -1,31 +1,52 @@
-"""The tables of one run: findings, users and cost, levels, troubles, cells, contract, environment, commands, definitions."""
+"""The tables of one run: findings, concurrency and cost, levels, failures, cells, contract, environment, commands."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from loadtest.report import checklist, decision, formatting
-from loadtest.report.cells import METRICS, Cell, typical
-from loadtest.report.formatting import Json
+import msgspec
+
+from loadtest.metrics.catalogue import METRICS, TERMS, Metric, Statistic
+from loadtest.metrics.figures import Bounded
+from loadtest.metrics.level_schema import GateStatus, LevelFigures
+from loadtest.metrics.schema import ClaimResult, FindingVerdict, Metrics
+from loadtest.records.engine_facts import EngineFacts
+from loadtest.records.manifest import Manifest
+from loadtest.report.cells import Cell, by_level, typical_statistic
+from loadtest.report.checklist import violated_keys
+from loadtest.report.decision import Price, cheapest_level, price, slos_in_words, surely_met
+from loadtest.report.formatting import DASH, clean, count, needs, number, percent, span
 from loadtest.report.plots.figure import Table
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """One published claim, and what this run says of it."""
+
+    claim: str
+    expected: str
+    measured: str
+    interval: str
+    verdict: str
+    state: Literal["good", "bad", "none"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
-    """One exact command line, and what it did."""
+    """One exact command line."""
 
     title: str
     text: str
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ContractRow:
-    """One key of the contract: what was asked for, and for each cell what it says it does and whether that breaks it."""
+    """One key of the contract: what was asked for, and for each cell what its engine says and whether that violates it."""
 
     key: str
     asked: str
@@ -34,351 +55,276 @@ class ContractRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Contract:
-    """The inference contract; `cells`: names of those whose runtime told its settings."""
+class ContractTable:
+    """The inference contract; `cells`: names of those whose engine told its settings."""
 
     cells: tuple[str, ...]
     rows: tuple[ContractRow, ...]
 
 
-DEFINITIONS = (
-    (
-        "Time to first token (TTFT)",
-        "From sending to the first text of any kind; thinking counts, a role-only or empty chunk does not. Seconds.",
-    ),
-    ("Time to first answer text", "From sending to the first text of the answer, after the thinking. Seconds."),
-    (
-        "Time to final answer",
-        "From sending to the last chunk of an answer that ended by itself. Cut-off and truncated requests are censored "
-        "at their last chunk (Kaplan-Meier), never dropped. Seconds.",
-    ),
-    ("Thinking time", "From the first text of the reasoning to the first text of the answer. Seconds."),
-    (
-        "Gap between tokens (ITL)",
-        "Time between consecutive tokens, weighted by token where a chunk carries several. Seconds.",
-    ),
-    (
-        "Time per output token (TPOT)",
-        "(Last chunk - first chunk) / (tokens after the first chunk), one value a request. Seconds.",
-    ),
-    ("Tokens/s per user", "1 / TPOT: what one stream delivers while it decodes."),
-    (
-        "Output tokens/s",
-        "Tokens that arrived inside the steady window, in which all streams were in flight, divided by its length; "
-        "tokens of unfinished requests included.",
-    ),
-    ("Answers per hour", "Finished answers, by the same window; within the SLOs: those that met every one."),
-    (
-        "Interval",
-        "95 % confidence interval. A quantile whose interval cannot be bounded from n samples is left out (—) with the "
-        "n it needs.",
-    ),
-    (
-        "Ahead, faster, slower",
-        "Said only of a difference that holds at 5 % after Holm's correction over the levels of a metric. "
-        "Each interval is of its own ratio, uncorrected.",
-    ),
-    (
-        "Simulated",
-        "A runtime imitated by this suite from a performance model. Its figures predict; they measure no runtime and "
-        "no card.",
-    ),
-)
+def definitions() -> tuple[tuple[str, str], ...]:
+    """Every metric and term of the page with its definition."""
+    return (*((_term(metric), metric.definition) for metric in METRICS.values()), *TERMS.items())
 
 
-def findings(metrics: Json) -> list[dict[str, str]]:
-    found = []
-    for row in formatting.rows(metrics, "findings"):
-        word = formatting.clean(row.get("verdict") or "not_measured")
-        found.append(
-            {
-                "claim": formatting.clean(row.get("claim") or row.get("id") or "?"),
-                "expected": formatting.clean(row.get("expected") or formatting.DASH),
-                "measured": _measured(row),
-                "interval": formatting.span(formatting.estimate({"it": {"value": 1, "ci95": row.get("ci95")}}, "it"))
-                or formatting.DASH,
-                "verdict": word.replace("_", " "),
-                "state": {"reproduced": "good", "predicted": "good", "contradicted": "bad", "not_predicted": "bad"}.get(
-                    word, "none"
-                ),
-                "reason": formatting.clean(row.get("reason") or ""),
-            }
-        )
-    return found
+def _term(metric: Metric) -> str:
+    told = metric.unit == "share" or metric.unit in metric.title.lower().split()
+    return metric.full_title if told else f"{metric.full_title}, {metric.unit}"
 
 
-_CLAIMED = {"ahead": "of the scenarios", "maximum_concurrency": "users", "gain": "times"}
+# Findings ------------------------------------------------------------------------------------------------------------
 
 
-def _measured(row: Json) -> str:
+def findings(metrics: Metrics) -> list[Finding]:
+    return [_finding(row) for row in metrics.findings]
+
+
+_GOOD: tuple[FindingVerdict, ...] = ("reproduced", "predicted")
+
+
+def _finding(row: ClaimResult) -> Finding:
+    return Finding(
+        claim=clean(row.claim),
+        expected=clean(row.expected),
+        measured=_measured(row),
+        interval=span(Bounded(None, row.ci95)) or DASH,
+        verdict=row.verdict.replace("_", " "),
+        state="none" if row.verdict == "not_measured" else "good" if row.verdict in _GOOD else "bad",
+        reason=clean(row.reason),
+    )
+
+
+def _measured(row: ClaimResult) -> str:
     """The figure that answers a claim, with its unit; a word (`refused`) is left as it is."""
-    value, kind = row.get("measured"), formatting.clean(row.get("kind"))
-    found = formatting.finite(value)
-    if found is None:
-        return formatting.DASH if value is None else formatting.clean(value)
-    if kind == "weights":
-        return f"{formatting.number(found / 1e9)} GB"
-    unit = _CLAIMED.get(kind) or METRICS.get(str(row.get("metric")), ("", ""))[1]
-    text = formatting.count(found) if kind == "maximum_concurrency" else formatting.number(found)
-    return f"{formatting.percent(found) if kind == 'ahead' else text} {unit}".rstrip()
+    value = row.measured
+    if value is None or isinstance(value, str):
+        return clean(value or DASH)
+    if row.kind == "weights":
+        return f"{number(value / 1e9)} GB"
+    if row.kind == "maximum_concurrency":
+        return count(value)
+    if row.kind == "ahead":
+        return f"{percent(value)} of the scenarios"
+    unit = "times" if row.kind == "gain" else METRICS[row.metric].unit if row.metric in METRICS else ""
+    return f"{number(value)} {unit}".rstrip()
 
 
-def summary(cells: tuple[Cell, ...], metrics: Json, manifest: Json) -> Table | None:
-    """Each cell against the SLOs and the price: how many users, at what cost."""
-    wanted, (price, currency) = decision.slos(metrics, manifest), decision.price(manifest)
+# Concurrency and cost ------------------------------------------------------------------------------------------------
+
+
+def capacity_table(cells: Sequence[Cell], metrics: Metrics, manifest: Manifest) -> Table | None:
+    """Each cell against the SLOs and the price; None where neither was given."""
+    wanted, paid = slos_in_words(metrics), price(manifest)
     measured = [cell for cell in cells if cell.levels]
-    if not measured or (not wanted and price is None):
+    if not measured or not (wanted or paid.gpu_hour is not None):
         return None
     head = ["cell"]
     if wanted:
-        head += ["users within the SLO", "for certain", "full contexts in the KV cache", "levels tried"]
-    if price is not None:
-        head += [f"lowest cost of 1000 answers, {currency}".rstrip(", "), "95 % interval", "at"]
-    lines = []
-    for cell in measured:
-        line = [cell.name]
-        if wanted:
-            sure = decision.sure(cell) if cell.maximum.get("ci95") else None
-            line += [formatting.count(n) for n in (cell.maximum.get("by_slo"), sure, cell.maximum.get("by_kv_cache"))]
-            line.append(tried(cell))
-        if price is not None:
-            line += _cheapest(cell, price)
-        lines.append(tuple(line))
-    note = f"SLO: {'; '.join(wanted)}. For certain: met with the whole 95 % interval; 0: at no level."
-    return Table(tuple(head), tuple(lines), (note,) if wanted else ())
+        head += ["concurrency within the SLOs", "for certain", "full contexts in the KV cache", "concurrencies tried"]
+    if paid.gpu_hour is not None:
+        head += [f"lowest cost of 1,000 answers, {paid.currency}".rstrip(", "), "95 % CI", "at concurrency"]
+    rows = [(cell.name, *(_within_slos(cell) if wanted else ()), *_lowest_cost(cell, paid)) for cell in measured]
+    note = f"SLOs: {'; '.join(wanted)}. For certain: met with the whole confidence intervals; 0: at no level."
+    return Table(tuple(head), tuple(rows), (note,) if wanted else ())
 
 
-def tried(cell: Cell) -> str:
-    return ", ".join(str(level["concurrency"]) for level in cell.levels)
+def _within_slos(cell: Cell) -> tuple[str, ...]:
+    found = cell.figures.maximum_concurrency
+    certain = None if found.ci95 is None else surely_met(cell)
+    return count(found.by_slo), count(certain), count(found.by_kv_cache), cell.tried
 
 
-def _cheapest(cell: Cell, price: float) -> list[str]:
-    costs = [(decision.cost_per_1000_answers(cell, level, price), level) for level in cell.levels]
-    known = [row for row in costs if row[0].known]
-    if not known:
-        return [formatting.DASH, formatting.DASH, formatting.DASH]
-    found, level = min(known, key=lambda row: row[0].value or 0.0)
-    return [
-        formatting.number(found.value),
-        formatting.span(found) or formatting.DASH,
-        formatting.users(int(level["concurrency"])),
-    ]
+def _lowest_cost(cell: Cell, paid: Price) -> tuple[str, ...]:
+    if paid.gpu_hour is None:
+        return ()
+    best = cheapest_level((cell,), paid.gpu_hour)
+    if best is None:
+        return DASH, DASH, DASH
+    found, _, level = best
+    return number(found.value), span(found) or DASH, count(level.concurrency)
 
 
-LEVEL_COLUMNS = (
-    ("output_tokens_per_s", "value", "tokens/s, all"),
-    ("tokens_per_s_per_user", "typical", "tokens/s per user"),
-    ("ttft_s", "typical", "TTFT, s"),
-    ("time_to_final_answer_s", "typical", "final answer, s"),
-    ("time_to_final_answer_s", "p90", "final answer, s, p90"),
-    ("answers_per_hour", "value", "answers/h"),
-    ("reasoning_tokens", "mean", "tokens thought, mean"),
-    ("accuracy", "value", "right answers"),
-)
+# Levels --------------------------------------------------------------------------------------------------------------
 
 
-def columns(cells: tuple[Cell, ...]) -> list[tuple[str, str, str]]:
-    """The columns with their statistic: the median where every level has one, else the mean."""
-    found = []
-    for key, which, title in LEVEL_COLUMNS:
-        chosen = typical(cells, key) if which == "typical" else which
-        found.append((key, chosen, f"{title}, {'mean' if chosen == 'mean' else 'median'}" if which == "typical" else title))
-    return found
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One figure of every level."""
+
+    metric: str
+    statistic: Statistic
+    title: str
+
+    def text(self, level: LevelFigures) -> str:
+        """The figure, and on a second line its interval or the n that it needs."""
+        found = level.estimate(self.metric, self.statistic)
+        return f"{number(found.value)}\n{span(found) if found.known else needs(found)}".rstrip()
 
 
-def levels(cells: tuple[Cell, ...]) -> Table:
-    chosen = columns(cells)
-    levels = [(cell, level) for cell in cells for level in cell.levels]
-    kept = [one for one in chosen if any(formatting.estimate(level, one[0], one[1]).known for _, level in levels)]
-    head = ("cell", "users", "n", *(title for _, _, title in kept))
-    lines = [
-        (
-            cell.name,
-            formatting.count(level.get("concurrency")),
-            formatting.count(level.get("n_requests")),
-            *(_figure_text(level, key, which) for key, which, _ in kept),
-        )
+_COLUMNS: tuple[tuple[str, Statistic | None], ...] = (  # None: the median, or the mean where a level has no median
+    ("output_tokens_per_s", "value"), ("tokens_per_s_per_user", None), ("ttft_s", None), ("time_to_final_answer_s", None),
+    ("time_to_final_answer_s", "p90"), ("answers_per_hour", "value"), ("reasoning_tokens", "mean"), ("accuracy", "value"),
+)  # fmt: skip
+_STATISTICS: Mapping[Statistic, str] = {"value": "", "p50": ", median", "mean": ", mean", "p90": ", p90"}
+
+
+def level_columns(cells: Sequence[Cell]) -> list[Column]:
+    """The columns with their statistic."""
+    chosen = [(metric, statistic or typical_statistic(cells, metric)) for metric, statistic in _COLUMNS]
+    return [Column(metric, one, f"{METRICS[metric].short}{_STATISTICS[one]}") for metric, one in chosen]
+
+
+def levels_table(cells: Sequence[Cell]) -> Table:
+    levels, columns = by_level(cells), level_columns(cells)
+    shown = [one for one in columns if any(level.estimate(one.metric, one.statistic).known for _, level in levels)]
+    rows = [
+        (cell.name, count(level.concurrency), count(level.n_requests), *(column.text(level) for column in shown))
         for cell, level in levels
     ]
-    absent = [title for key, which, title in chosen if (key, which, title) not in kept]
-    notes = ["—: no figure can be given from so few requests, or it does not apply."]
-    notes += [f"At no level known: {'; '.join(absent)}."] if absent and levels else []
-    return Table(head, tuple(lines), (*notes, *_queued(levels)))
+    absent = [column.title for column in columns if column not in shown]
+    notes = ["—: too few requests for the figure, or it does not apply."]
+    notes += [f"Known at no level: {'; '.join(absent)}."] if absent and levels else []
+    return Table(("cell", "concurrency", "n", *(one.title for one in shown)), tuple(rows), (*notes, *_queued(cells)))
 
 
-def _queued(levels: list[tuple[Cell, Json]]) -> list[str]:
-    """Where requests waited in the load generator for more than 10 ms in the mean: an open loop with too few users."""
-    found = [(cell, level, formatting.estimate(level, "queued_s", "mean")) for cell, level in levels]
+def _queued(cells: Sequence[Cell]) -> list[str]:
+    """Where requests waited in the load generator for more than 10 ms on average: an open loop with too few users."""
     waits = [
-        f"{cell.name}, {formatting.count(level.get('concurrency'))} at once: "
-        f"{formatting.number(one.value)} s {formatting.span(one)}".rstrip()
-        for cell, level, one in found
-        if (one.value or 0.0) > 0.01
+        f"{cell.name} at concurrency {level.concurrency}: {number(wait.value)} s {span(wait)}".rstrip()
+        for cell, level in by_level(cells)
+        if ((wait := level.queued_s.at("mean")).value or 0.0) > 0.01
     ]
-    return (
-        [f"Waited in the load generator before being sent, in the mean (in no latency above): {'; '.join(waits)}."]
-        if waits
-        else []
-    )
+    return [f"Mean wait in the load generator before sending (in no latency above): {'; '.join(waits)}."] if waits else []
 
 
-def _figure_text(level: Json, key: str, which: str) -> str:
-    """A figure, and on a second line its interval or the n that it needs."""
-    found = formatting.estimate(level, key, which)
-    if found.value is None:
-        return f"{formatting.DASH}\nneeds n ≥ {found.n_needed}" if found.n and found.n_needed else formatting.DASH
-    return f"{formatting.number(found.value)}\n{formatting.span(found)}".rstrip()
+# Failures ------------------------------------------------------------------------------------------------------------
 
 
-def troubles(cells: tuple[Cell, ...]) -> Table:
+def failures_table(cells: Sequence[Cell]) -> Table:
     """Counts of each outcome and trouble by level; kinds that never occurred are named in a note instead."""
-    levels = [(cell, level) for cell in cells for level in cell.levels]
-    counts = [
-        {**formatting.section(level, "troubles"), **_preemptions(level), **formatting.section(level, "outcomes")}
-        for _, level in levels
-    ]
-    kinds = list(dict.fromkeys(["ok", *(name for one in counts for name in one)]))
-    seen = [name for name in kinds if name == "ok" or any(formatting.finite(one.get(name)) for one in counts)]
-    head = (
-        "cell",
-        "users",
-        *(formatting.clean(name).replace("_", " ") for name in seen),
-        "load generator",
-        "client against server",
-    )
-    lines = []
-    for (cell, level), one in zip(levels, counts, strict=True):
-        gates = [_gate(level.get("client_health")), _gate(level.get("reconciliation"))]
-        lines.append(
-            (cell.name, formatting.count(level.get("concurrency")), *(formatting.count(one.get(k, 0)) for k in seen), *gates)
-        )
-    absent = [formatting.clean(name).replace("_", " ") for name in kinds if name not in seen]
-    return Table(head, tuple(lines), (f"Looked for and never seen: {', '.join(absent)}.",) if absent else ())
+    levels = by_level(cells)
+    counts = [_counts(level) for _, level in levels]
+    kinds = list(dict.fromkeys(["ok", *(kind for one in counts for kind in one)]))
+    seen = [kind for kind in kinds if kind == "ok" or any(one.get(kind) for one in counts)]
+    rows = [
+        (cell.name, count(level.concurrency), *(count(one.get(kind, 0)) for kind in seen),
+         _GATES[level.client_health.status], _GATES[level.reconciliation.status])
+        for (cell, level), one in zip(levels, counts, strict=True)
+    ]  # fmt: skip
+    head = ("cell", "concurrency", *map(_words, seen), "load generator", "client against server")
+    absent = [_words(kind) for kind in kinds if kind not in seen]
+    return Table(head, tuple(rows), (f"Looked for and not seen: {', '.join(absent)}.",) if absent else ())
 
 
-def _preemptions(level: Json) -> Json:
-    """As one trouble more, where the server counts them."""
-    count = formatting.section(level, "server").get("n_preemptions")
-    return {} if count is None else {"preemptions": count}
+def _counts(level: LevelFigures) -> dict[str, float]:
+    """Requests with each trouble and of each outcome; preemptions only where the server counts them."""
+    preemptions = level.server.n_preemptions
+    told = {} if preemptions is None else {"preemptions": preemptions}
+    outcomes = {str(outcome): n for outcome, n in level.outcomes.items()}
+    return {**msgspec.structs.asdict(level.troubles), **told, **outcomes}
 
 
-def _gate(value: Any) -> str:
-    state = value.get("status", value.get("verdict")) if isinstance(value, Mapping) else value
-    return {"pass": "pass", "fail": "FAIL", "not_applicable": "none ran"}.get(str(state), "not checked")
+_GATES: Mapping[GateStatus, str] = {
+    "pass": "pass", "fail": "FAIL", "not_checked": "not checked", "not_applicable": "none ran",
+}  # fmt: skip
 
 
-def cells(cells: tuple[Cell, ...], engines: Mapping[str, Json]) -> Table:
-    head = ("cell", "version", "GPU", "status", "levels", "ready after, s", "exit code")
-    lines = []
-    for cell in cells:
-        engine = engines.get(cell.id, {})
-        started, ready = formatting.finite(engine.get("started_unix_s")), formatting.finite(engine.get("ready_unix_s"))
-        waited = None if started is None or ready is None else ready - started
-        status = f"{cell.status}: {cell.reason}" if cell.reason else cell.status
-        version = cell.version or formatting.clean(engine.get("engine_version") or formatting.DASH)
-        lines.append(
-            (
-                cell.name,
-                version,
-                cell.gpu or formatting.DASH,
-                status,
-                tried(cell) or formatting.DASH,
-                formatting.number(waited),
-                formatting.count(engine.get("exit_code")),
-            )
-        )
-    return Table(head, tuple(lines))
+# Cells, contract, environment, commands ------------------------------------------------------------------------------
 
 
-def fits(cells: tuple[Cell, ...]) -> list[tuple[str, tuple[str, ...]]]:
+def cells_table(cells: Sequence[Cell], engines: Mapping[str, EngineFacts]) -> Table:
+    head = ("cell", "version", "GPU", "status", "concurrencies", "ready after, s", "exit code")
+    return Table(head, tuple(_cell_row(cell, engines.get(cell.figures.id)) for cell in cells))
+
+
+def _cell_row(cell: Cell, engine: EngineFacts | None) -> tuple[str, ...]:
+    engine = engine or EngineFacts(id=cell.figures.id)
+    started, ready = engine.started_unix_s, engine.ready_unix_s
+    waited = None if started is None or ready is None else ready - started
+    version, gpu = clean(cell.figures.engine_version or DASH), clean(cell.figures.gpu or DASH)
+    return cell.name, version, gpu, cell.status, cell.tried or DASH, number(waited), count(engine.exit_code)
+
+
+def fit_texts(cells: Sequence[Cell]) -> list[tuple[str, tuple[str, ...]]]:
     """The fit arithmetic, once for all cells that share it."""
     found: dict[tuple[str, ...], list[str]] = {}
     for cell in cells:
-        if lines := _fit_lines(cell):
-            found.setdefault(lines, []).append(cell.name)
+        if (fit := cell.figures.fit) is not None and fit.lines:
+            found.setdefault(tuple(map(clean, fit.lines)), []).append(cell.name)
     return [(", ".join(names), lines) for lines, names in found.items()]
 
 
-def _fit_lines(cell: Cell) -> tuple[str, ...]:
-    lines = cell.fit.get("lines")
-    return tuple(formatting.clean(line) for line in lines) if isinstance(lines, (list, tuple)) else ()
-
-
-def contract(manifest: Json, of: tuple[Cell, ...], engines: Mapping[str, Json]) -> Contract:
-    """What was asked for, and cell by cell what each runtime says it does, where it says so."""
-    asked = formatting.section(manifest, "contract")
-    told = {cell.name: formatting.section(engines.get(cell.id), "contract") for cell in of}
-    told = {name: one for name, one in told.items() if one}
-    sides = {name: formatting.section(one, "effective") for name, one in told.items()}
-    keys = list(dict.fromkeys([*asked, *(key for one in sides.values() for key in one)]))
+def contract_table(manifest: Manifest, cells: Sequence[Cell], engines: Mapping[str, EngineFacts]) -> ContractTable:
+    """What was asked for, and cell by cell what each engine says it runs with, where it says so."""
+    asked = manifest.contract
+    told = {
+        cell.name: contract
+        for cell in cells
+        if (engine := engines.get(cell.figures.id)) is not None and (contract := engine.contract) is not None
+    }
     rows = []
-    for key in keys:
-        broken = [key in checklist.violations(one) for one in told.values()]
-        values = [_value(one[key]) if key in one else "" for one in sides.values()]
+    for key in dict.fromkeys([*asked, *(key for one in told.values() for key in one.effective)]):
+        values = [_value(one.effective[key]) if key in one.effective else "" for one in told.values()]
+        broken = [key in violated_keys(one) for one in told.values()]
         differ = len({value for value in values if value}) > 1
         rows.append(ContractRow(_words(key), _value(asked.get(key)), tuple(zip(values, broken, strict=True)), differ))
-    return Contract(tuple(told), tuple(rows))
+    return ContractTable(tuple(told), tuple(rows))
 
 
-def environment(manifest: Json) -> list[tuple[str, str]]:
+def environment_rows(metrics: Metrics, manifest: Manifest) -> list[tuple[str, str]]:
     """What the load generator ran on, and what it sent."""
-    workload = manifest.get("workload")
-    asked = {"workload": workload, "scenario": manifest.get("scenario")} if workload else {}
-    return [_pair(key, value) for key, value in {**formatting.section(manifest, "environment"), **asked}.items()]
+    workload = metrics.run.workload
+    asked = {} if workload is None else {"workload": workload, "scenario": manifest.scenario}
+    machine = {} if manifest.environment is None else msgspec.structs.asdict(manifest.environment)
+    found: dict[str, Any] = msgspec.to_builtins({**machine, **asked})
+    return [_pair(key, value) for key, value in found.items()]
 
 
-def _pair(key: Any, value: Any) -> tuple[str, str]:
-    bytes_of = formatting.finite(value) if str(key).endswith("_bytes") else None
-    if bytes_of is None:
-        return _words(key), _value(value)
-    return _words(key).removesuffix(" bytes"), f"{formatting.number(bytes_of / 1e9)} GB"
+def _pair(key: str, value: Any) -> tuple[str, str]:
+    if key.endswith("_bytes") and isinstance(value, int | float):
+        return _words(key.removesuffix("_bytes")), f"{number(value / 1e9)} GB"
+    return _words(key), _value(value)
 
 
-def _words(key: Any) -> str:
-    return formatting.clean(key).replace("_", " ")
+def _words(key: str) -> str:
+    return clean(key).replace("_", " ")
 
 
 def _value(value: Any) -> str:
+    """A value of a contract or an environment, whose keys and kinds are open."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{formatting.clean(k)} {_value(v)}" for k, v in value.items()) or "none"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_value(one) for one in value) or "none"
+        return ", ".join(f"{clean(str(key))} {_value(one)}" for key, one in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return formatting.DASH if value is None else formatting.clean(value)
+    return DASH if value is None else clean(str(value))
 
 
-def commands(manifest: Json, engines: Mapping[str, Json]) -> list[Command]:
-    """What to type to repeat the run: its own command, then each runtime's and that of the load on it."""
-    given = manifest.get("commands")
-    found = [Command("This run", _line(one)) for one in given] if isinstance(given, (list, tuple)) else []
+def command_lines(
+    manifest: Manifest, engines: Mapping[str, EngineFacts], loads: Mapping[str, Sequence[str]]
+) -> list[Command]:
+    """What to type to repeat the run: its own command, then each engine's and that of the load on it (`loads`)."""
+    found = [Command("This run", clean(command)) for command in manifest.commands]
     for name, engine in engines.items():
-        command = engine.get("command")
-        if command:
-            variables = [
-                f"{formatting.clean(k)}={shlex.quote(formatting.clean(v))}"
-                for k, v in formatting.section(engine, "env").items()
-            ]
-            found.append(Command(f"{formatting.clean(name)}, the server", " ".join([*variables, _line(_portable(command))])))
-        if engine.get("load"):
-            title = f"{formatting.clean(name)}, the load of its last pass (others differ in users, requests and repeat)"
-            found.append(Command(title, _line(_portable(engine["load"]))))
+        if engine.command:
+            variables = [f"{clean(key)}={shlex.quote(clean(value))}" for key, value in (engine.env or {}).items()]
+            found.append(Command(f"{clean(name)}: engine", " ".join([*variables, _line(engine.command)])))
+        if load := loads.get(name):
+            title = f"{clean(name)}: load of the last pass (others differ in concurrency, requests and repeat)"
+            found.append(Command(title, _line(load)))
     return found
 
 
-def _portable(command: Any) -> Any:
+def _line(command: Sequence[str]) -> str:
+    return shlex.join(clean(word) for word in _portable(command))
+
+
+def _portable(command: Sequence[str]) -> list[str]:
     """A command line without the folders of one machine: its program, and the scenarios that loadtest brings along.
 
     >>> _portable(["/usr/bin/python", "--locustfile", "/srv/lib/scenarios/chat.py", "/data/x"])
     ['python', '--locustfile', 'scenarios/chat.py', '/data/x']
     """
-    if not isinstance(command, (list, tuple)) or not command:
-        return command
-    program, *words = map(str, command)
+    program, *words = command
     return [program.rpartition("/")[2], *(re.sub(r"^/.*/(scenarios/\w+\.py)$", r"\1", word) for word in words)]
-
-
-def _line(command: Any) -> str:
-    if isinstance(command, (list, tuple)):
-        return " ".join(shlex.quote(formatting.clean(part)) for part in command)
-    return formatting.clean(command)

@@ -6,43 +6,100 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from loadtest.report import cells as views
-from loadtest.report import checklist, formatting, tables
-from loadtest.report import decision as decisions
-from loadtest.report.formatting import Json
+from loadtest.analysis.decisions import CapacityOption, CapacityPlan, GateReport, RunComparison
+from loadtest.metrics.figures import Bounded
+from loadtest.metrics.schema import Binding, Comparison, Metrics
+from loadtest.records.manifest import Manifest
+from loadtest.report.cells import cells_of
+from loadtest.report.checklist import clock_error_words, failure_lines, gate_checks, not_measured
+from loadtest.report.decision import decision_lines
+from loadtest.report.formatting import DASH, count, number
+from loadtest.report.tables import Column, level_columns
+
+SIMULATED = "SIMULATED: these figures are predictions"
+UNKNOWN_TERMINAL, WIDEST = (100, 24), 120
 
 
-def comparison_text(found: Json) -> str:
+# One run -------------------------------------------------------------------------------------------------------------
+
+
+def decision_text(metrics: Metrics, manifest: Manifest, columns: int | None = None) -> str:
+    """A line for each level, then the verdict and what is missing; `columns` wide (default: the terminal, at most 120)."""
+    columns = min(columns or shutil.get_terminal_size(UNKNOWN_TERMINAL).columns, WIDEST)
+    text = [*_warnings(metrics, manifest), *_aligned(_level_rows(metrics), columns), ""]
+    text += [f"{line.asks}: {line.answer}. {line.because}" for line in decision_lines(metrics, manifest)]
+    text += [f"Not measured: {one}" for one in not_measured(metrics, manifest)]
+    return "\n".join(_wrapped(line, columns) for line in text)
+
+
+def _level_rows(metrics: Metrics) -> list[tuple[str, ...]]:
+    cells = cells_of(metrics)
+    chosen = level_columns(cells)[:4]
+    short = ("tokens/s", "per user", "TTFT s", "answer s")
+    rows = [("cell", "concurrency", "n", *map(_head, short, chosen))]
+    for cell in cells:
+        for level in cell.levels:
+            figures = [number(level.estimate(one.metric, one.statistic).value) for one in chosen]
+            rows.append((cell.id, count(level.concurrency), count(level.n_requests), *figures))
+        if not cell.levels:
+            rows.append((cell.id, DASH, "0", cell.figures.status or "not measured", "", "", ""))
+    return rows
+
+
+def _head(title: str, column: Column) -> str:
+    return f"{title} mean" if column.statistic == "mean" else title
+
+
+def _warnings(metrics: Metrics, manifest: Manifest) -> list[str]:
+    checks = gate_checks(metrics, manifest)
+    text = [SIMULATED] if metrics.simulated else []
+    if error := clock_error_words(metrics):
+        source = "Simulator speed-up error" if metrics.run.clock_speed != 1 else "Simulator timing error"
+        text.append(f"{source}: {error}")
+    text += [f"DO NOT RELY ON THIS RUN. {check.name} FAIL: {check.words}" for check in checks if check.state == "fail"]
+    text += [f"{check.name}: {check.words}" for check in checks if check.name == "Token counts"]
+    text += failure_lines(metrics)
+    return [*text, ""] if text else []
+
+
+# One run against another ---------------------------------------------------------------------------------------------
+
+
+def comparison_text(found: RunComparison) -> str:
     """The verdicts as a table, and why each time to final answer differs."""
-    text = [f"candidate {found['candidate']} / baseline {found['baseline']}"]
-    if found["simulated"]:
-        text.append("SIMULATED: these figures are predictions")
-    if found["allowed"]:
-        text.append(f"compared although they differ in {', '.join(found['allowed'])}")
-    body = [("cell", "users", "metric", "ratio", "95 % interval", "verdict", "detectable")]
-    for row in found["comparisons"]:
-        name = row["a"] if row["a"] == row["b"] else f"{row['a']} / {row['b']}"
-        least = row["smallest_detectable_ratio"]
-        verdict = row["verdict"] if row["p_value"] is not None else f"{row['verdict']} ({row['reason']})"
-        ends = row["ratio"]["ci95"]
-        body.append(
-            (name, str(row["concurrency"]), row["metric"], number_text(row["ratio"]["value"]),
-             f"{ends[0]:.3g} to {ends[1]:.3g}" if ends else "-", verdict, "-" if least is None else f"{least - 1:+.1%}")
-        )  # fmt: skip
-    text += ["", *_left_aligned(body), ""]
-    text += [_why(row) for row in found["comparisons"] if (row.get("why") or {}).get("difference_s") is not None]
-    text += [f"not compared: {one}" for one in found["not_compared"]]
+    text = [f"candidate {found.candidate} / baseline {found.baseline}", *([SIMULATED] if found.simulated else [])]
+    if found.allowed:
+        text.append(f"compared although they differ in {', '.join(found.allowed)}")
+    head = ("cell", "concurrency", "metric", "ratio", "95 % CI", "verdict", "detectable")
+    text += ["", *_left_aligned([head, *map(_comparison_row, found.comparisons)]), ""]
+    text += [line for row in found.comparisons if (line := _why(row))]
+    text += [f"not compared: {one}" for one in found.not_compared]
     return "\n".join(text).rstrip()
 
 
-def _why(row: Json) -> str:
-    why = row["why"]
-    lost = f"; {why['reason']}" if why["reason"] else ""
+def _comparison_row(row: Comparison) -> tuple[str, ...]:
+    name = row.a if row.a == row.b else f"{row.a} / {row.b}"
+    verdict = row.verdict if row.p_value is not None else f"{row.verdict} ({row.reason})"
+    least = row.smallest_detectable_ratio
     return (
-        f"why, {row['a']} at {row['concurrency']} users: {_signed_s(why['difference_s'])} to the final answer ="
-        f" {_signed_s(why['tokens_thought_s'])} tokens thought {_signed_s(why['tokens_answered_s'])} tokens answered"
-        f" {_signed_s(why['seconds_per_token_s'])} time per token {_signed_s(why['waiting_s'])} waiting for the first{lost}"
-        f"{_thinks_less(row)}"
+        name, str(row.concurrency), row.metric, number_text(row.ratio.value), _interval(row.ratio, 3), verdict,
+        "-" if least is None else f"{least - 1:+.1%}",
+    )  # fmt: skip
+
+
+def _why(row: Comparison) -> str:
+    why = row.why
+    if why is None or why.difference_s is None:
+        return ""
+    parts = (
+        (why.tokens_thought_s, "tokens thought"), (why.tokens_answered_s, "tokens answered"),
+        (why.seconds_per_token_s, "time per token"), (why.waiting_s, "wait for the first token"),
+    )  # fmt: skip
+    sums = " ".join(f"{_signed_s(seconds or 0.0)} {words}" for seconds, words in parts)
+    lost = f"; {why.reason}" if why.reason else ""
+    return (
+        f"why, {row.a} at concurrency {row.concurrency}: {_signed_s(why.difference_s)} to the final answer = {sums}{lost}"
+        f"{_output_lengths(row)}"
     )
 
 
@@ -51,137 +108,87 @@ def _signed_s(seconds: float) -> str:
     return f"{round(seconds, 9) + 0.0:+.3g} s"
 
 
-def _thinks_less(row: Json) -> str:
-    """Said where one side's outputs are shorter: then it is not the runtime alone that is slower or faster."""
-    tokens = row.get("output_tokens") or {}
-    if tokens.get("verdict") not in ("fewer", "more"):
+def _output_lengths(row: Comparison) -> str:
+    """Said where one side's outputs are shorter: then the engine alone is not what is slower or faster."""
+    tokens = row.output_tokens
+    if tokens is None or tokens.verdict not in ("fewer", "more"):
         return ""
-    (low, high), value = tokens["ratio"]["ci95"], tokens["ratio"]["value"]
-    return f"; outputs of {tokens['verdict']} tokens: {value:.3g} of the baseline's ({low:.3g} to {high:.3g})"
+    share = f"{number_text(tokens.ratio.value, 3)} of the baseline's ({_interval(tokens.ratio, 3)})"
+    return f"; outputs have {tokens.verdict} tokens: {share}"
 
 
-def ratio_text(row: Json) -> str:
-    low, high = row["ratio"]["ci95"]
-    return f"{row['ratio']['value']:.3g} (95 % interval {low:.3g} to {high:.3g})"
+def ratio_text(row: Comparison) -> str:
+    return f"{number_text(row.ratio.value, 3)} (95 % CI {_interval(row.ratio, 3)})"
 
 
-def gate_text(found: Json) -> str:
-    text = ["SIMULATED: these figures are predictions", ""] if found["simulated"] else []
-    body = [("cell", "users", "required", "measured", "95 % interval", "result")]
-    for row in found["rows"]:
-        ends = row["ci95"]
-        needs = f" (needs {row['n_needed']} requests)" if row["n_needed"] else ""
-        body.append(
-            (row["cell"], str(row["concurrency"]), row["slo"], number_text(row["value"]),
-             f"{ends[0]:.4g} to {ends[1]:.4g}" if ends else "-", f"{row['result']}{needs}")
-        )  # fmt: skip
-    text += _left_aligned(body) if len(body) > 1 else []
-    text += [f"not measured: {one}" for one in found["unmeasured"]]
-    text += [f"DOUBTFUL: {one}" for one in found["unhealthy"]]
+# A gate, a plan ------------------------------------------------------------------------------------------------------
+
+
+def gate_text(found: GateReport) -> str:
+    text = [SIMULATED, ""] if found.simulated else []
+    rows = [("cell", "concurrency", "required", "measured", "95 % CI", "result")]
+    for row in found.rows:
+        needs = f" (needs {row.n_needed} requests)" if row.n_needed else ""
+        interval = _interval(Bounded(row.value, row.ci95), 4)
+        rows.append((row.cell, str(row.concurrency), row.slo, number_text(row.value), interval, f"{row.result}{needs}"))
+    text += _left_aligned(rows) if found.rows else []
+    text += [f"not measured: {one}" for one in found.unmeasured]
+    text += [f"DOUBTFUL: {one}" for one in found.unhealthy]
     return "\n".join(text)
 
 
-_WORDS = {"slo": "SLO", "kv_cache": "KV cache", "not_reached": "none reached", None: "-"}
+_LIMITS: dict[Binding | None, str] = {"slo": "SLO", "kv_cache": "KV cache", "not_reached": "none reached", None: "-"}
 
 
-def options_text(found: Json) -> str:
-    asked = f"{found['users']} users" if found["users"] else f"{found['answers_per_hour']:g} answers an hour"
-    source = "PREDICTED" if found["source"] == "performance model" else "SIMULATED" if found["simulated"] else "measured"
-    slos = ", ".join(found["slo"])
-    text = [f"{asked} within {slos}, {found['headroom']:.0%} of each replica kept free; by {found['source']} ({source})"]
-    if source == "PREDICTED":
-        text.append("intervals hold the spread of the workload, not the error of the model (docs/performance-model.md)")
-    body = [("", "cell", "streams", "replicas", "cards", "1,000 answers", "1M tokens", "J/answer", "limit")]
-    for row in found["options"]:
-        costs = [_span(row[f"cost_per_{key}"]) for key in ("1000_answers", "million_output_tokens")]
-        limit = _WORDS[row["limit"]] + (f" {row['binds']}" if row["binds"] else "")
-        word = source if source == "PREDICTED" else "SIMULATED" if row["simulated"] else "measured"
-        holds = [_span(row[key]) for key in ("streams_per_replica", "replicas", "cards")]
-        body.append((word, row["cell"], *holds, *costs, number_text(row["joules_per_answer"]["value"]), limit))
-    text += ["", *_left_aligned(body), ""]
-    text += [f"{row['cell']}: {row['reason']}" for row in found["options"] if row["reason"]]
-    text += [f"DOUBTFUL: {one}" for one in found["doubts"]]
+def options_text(found: CapacityPlan) -> str:
+    predicted = found.source == "performance model"
+    source = "PREDICTED" if predicted else "SIMULATED" if found.simulated else "measured"
+    text = [f"{_demand(found)} within {', '.join(found.slo)}, {found.headroom:.0%} of each replica kept free; by "
+            f"{found.source} ({source})"]  # fmt: skip
+    if predicted:
+        text.append("intervals: variation between requests, without the error of the model (docs/performance-model.md)")
+    head = ("", "cell", "concurrency", "replicas", "GPUs", "1,000 answers", "1M tokens", "J/answer", "limit")
+    text += ["", *_left_aligned([head, *(_option_row(row, predicted=predicted) for row in found.options)]), ""]
+    text += [f"{row.cell}: {row.reason}" for row in found.options if row.reason]
+    text += [f"DOUBTFUL: {one}" for one in found.doubts]
     return "\n".join(text).rstrip()
 
 
-def _span(figure: Json) -> str:
+def _demand(found: CapacityPlan) -> str:
+    return f"{found.users} users" if found.users else f"{found.answers_per_hour or 0:g} answers an hour"
+
+
+def _option_row(row: CapacityOption, *, predicted: bool) -> tuple[str, ...]:
+    source = "PREDICTED" if predicted else "SIMULATED" if row.simulated else "measured"
+    figures = (
+        row.streams_per_replica, row.replicas, row.cards, row.cost_per_1000_answers, row.cost_per_million_output_tokens,
+    )  # fmt: skip
+    limit = _LIMITS[row.limit] + (f" {row.binds}" if row.binds else "")
+    return source, row.cell, *map(_with_ends, figures), number_text(row.joules_per_answer.value), limit
+
+
+def _with_ends(figure: Bounded) -> str:
     """A figure with its interval; an end that nothing bounds is a question mark."""
-    if figure["value"] is None:
+    if figure.value is None:
         return "-"
-    low, high = figure["ci95"] or (None, None)
-    ends = "" if low is None and high is None else f" [{_end(low)}, {_end(high)}]"
-    return f"{number_text(figure['value'])}{ends}"
+    known = figure.low is not None or figure.high is not None
+    ends = f" [{_end(figure.low)}, {_end(figure.high)}]" if known else ""
+    return f"{number_text(figure.value)}{ends}"
 
 
 def _end(value: float | None) -> str:
     return "?" if value is None else number_text(value)
 
 
-def number_text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def number_text(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
 
 
-UNKNOWN_TERMINAL, WIDEST = (100, 24), 120
+def _interval(of: Bounded, digits: int) -> str:
+    return "-" if of.low is None or of.high is None else f"{of.low:.{digits}g} to {of.high:.{digits}g}"
 
 
-def decision(metrics: Json, manifest: Json, columns: int | None = None) -> str:
-    """A line for each level, then the verdict and what is missing; `columns` wide (default: the terminal, at most 120)."""
-    columns = min(columns or shutil.get_terminal_size(UNKNOWN_TERMINAL).columns, WIDEST)
-    cells = views.cells(metrics)
-    keys = tables.columns(cells)[:4]
-    short = ("tokens/s", "per user", "TTFT s", "answer s")
-    head = (
-        "cell",
-        "users",
-        "n",
-        *(f"{t}{' mean' if which == 'mean' else ''}" for t, (_, which, _) in zip(short, keys, strict=True)),
-    )
-    body: list[tuple[str, ...]] = [head]
-    for cell in cells:
-        for level in cell.levels:
-            figures = [formatting.number(formatting.estimate(level, key, which).value) for key, which, _ in keys]
-            body.append(
-                (cell.id, formatting.count(level.get("concurrency")), formatting.count(level.get("n_requests")), *figures)
-            )
-        if not cell.levels:
-            body.append((cell.id, formatting.DASH, "0", cell.status, "", "", ""))
-    text = [*_warnings(metrics, manifest), *_aligned(body, columns), ""]
-    text += [f"{line.asks}: {line.answer}. {line.because}" for line in decisions.lines(metrics, manifest)]
-    text += [f"Not measured: {one}" for one in checklist.not_measured(metrics, manifest)]
-    return "\n".join(_wrapped(line, columns) for line in text)
-
-
-def _warnings(metrics: Json, manifest: Json) -> list[str]:
-    checks = checklist.checks(metrics, manifest)
-    text = ["SIMULATED: these figures are predictions"] if decisions.simulated(metrics) else []
-    fast = formatting.section(metrics, "run").get("clock_speed") != 1
-    of = "What the fast clock costs" if fast else "How far off the simulator's own times"
-    cost = checklist.clock_error(metrics)
-    text += [f"{of}, measured: {cost}"] if cost else []
-    text += [f"DO NOT RELY ON THIS RUN. {check.name} FAIL: {check.words}" for check in checks if check.state == "fail"]
-    text += [f"{check.name}: {check.words}" for check in checks if check.name == "Token counts"]
-    text += _failures(metrics)
-    return [*text, ""] if text else []
-
-
-def _failures(metrics: Json) -> list[str]:
-    """Each level of which requests failed: how many, of how many, and how; no time of theirs is in the figures."""
-    return [line for cell in views.cells(metrics) for level in cell.levels if (line := _failure(cell.id, level))]
-
-
-def _failure(cell: str, level: Json) -> str | None:
-    share, n = (
-        formatting.finite(formatting.section(level, "failed_share").get("value")),
-        formatting.finite(level.get("n_requests")),
-    )
-    if not share or not n:
-        return None
-    kinds = ", ".join(
-        f"{formatting.clean(kind)} {formatting.count(count)}"
-        for kind, count in formatting.section(level, "error_kinds").items()
-    )
-    users = formatting.count(level.get("concurrency"))
-    return f"FAILED: {share * n:.0f} of {n:.0f} requests, {cell} at {users} users ({kinds})"
+# Layout --------------------------------------------------------------------------------------------------------------
 
 
 def _wrapped(line: str, columns: int) -> str:

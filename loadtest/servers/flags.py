@@ -16,8 +16,7 @@ from typing import Any
 from loadtest.errors import UsageError
 from loadtest.perfmodel import models
 from loadtest.servers import settings
-from loadtest.servers.flag_kinds import YARN_CONTEXT_TOKENS, Column, SettingValue, YarnOverride
-from loadtest.servers.settings import SETTINGS, EngineSettings
+from loadtest.servers.settings import SETTINGS, YARN_CONTEXT_TOKENS, Column, EngineSettings, SettingValue, YarnOverride
 
 HOST = "127.0.0.1"
 

@@ -16,20 +16,31 @@ vLLM's sense, and SGLang is given 17/18 of it: 0.9 becomes 0.85, which is what S
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from loadtest.errors import UsageError
-from loadtest.servers.flag_kinds import Column, Flag, SettingValue, Switch, YarnOverride
 
-_SGLANG_STATIC_SHARE = 17 / 18  # of the memory that an engine may use, what SGLang gives to weights and KV cache
+SGLANG_STATIC_SHARE = 17 / 18  # of the memory that an engine may use, what SGLang gives to weights and KV cache
+
+YARN_FACTOR = 4.0
+
+YARN_ORIGINAL_TOKENS = 32768
+
+YARN_CONTEXT_TOKENS = int(YARN_FACTOR * YARN_ORIGINAL_TOKENS)
+
+_ROPE_THETA = 1000000.0  # of QwQ, Qwen2.5 and Qwen3; a model directory says its own
 
 _ROUNDING = 0.001  # of a memory share that was told in SGLang's sense and read back
 
 _SGLANG_KV_DTYPES = {"fp8": "fp8_e4m3"}  # what vLLM means by fp8 (its `config/cache.py`); SGLang has no such word
+
+SettingValue = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +79,117 @@ def _optional(holds: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or holds(value)
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """A flag with a value after it. `write` gives the engine's word for a value of ours, `read` ours for the engine's."""
+
+    name: str
+    write: Callable[[Any], Any] = _same
+    read: Callable[[Any], Any] = str
+    unset: SettingValue = None  # a value, besides None, for which the flag is left out
+    told: str | None = None
+    default: SettingValue = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def words(self, value: SettingValue, model: str) -> list[str]:
+        return [] if value in (None, self.unset) else [self.name, str(self.write(value))]
+
+    def read_word(self, name: str, word: str) -> SettingValue:
+        """The value that `word` after the flag stands for; the word itself where it is no such value."""
+        try:
+            value: SettingValue = self.read(word)
+            return value
+        except ValueError:
+            return word
+
+    def read_told(self, value: Any) -> SettingValue:
+        return self.read_word(self.name, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """A flag without a value: `on` is given for true, `off` for false. `told` is true for `off` where there is no `on`."""
+
+    on: str | None = None
+    off: str
+    told: str | None = None
+    default: SettingValue = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.on, self.off) if name is not None)
+
+    def write(self, value: SettingValue) -> SettingValue:
+        return value
+
+    def words(self, value: SettingValue, model: str) -> list[str]:
+        name = self.on if value else self.off
+        return [] if name is None else [name]
+
+    def read_word(self, name: str, word: str) -> SettingValue:
+        return name == self.on
+
+    def read_told(self, value: Any) -> SettingValue:
+        return (value if self.on else not value) if isinstance(value, bool) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YarnOverride:
+    """YaRN: a flag with JSON that replaces `key` of the model's own config. True where the JSON speaks of YaRN."""
+
+    name: str
+    key: str
+    told: str | None = None
+    default: SettingValue = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def write(self, value: SettingValue) -> SettingValue:
+        return value
+
+    def words(self, value: SettingValue, model: str) -> list[str]:
+        if not value:
+            return []
+        rope = {
+            "rope_type": "yarn",
+            "rope_theta": _rope_theta(model),
+            "factor": YARN_FACTOR,
+            "original_max_position_embeddings": YARN_ORIGINAL_TOKENS,
+        }
+        return [self.name, json.dumps({self.key: rope, "max_position_embeddings": YARN_CONTEXT_TOKENS})]
+
+    def read_word(self, name: str, word: str) -> SettingValue:
+        return "yarn" in word
+
+    def read_told(self, value: Any) -> SettingValue:
+        return "yarn" in str(value)
+
+
+def _rope_theta(model: str) -> float:
+    path = Path(model) / "config.json"
+    if not path.is_file():
+        return _ROPE_THETA
+    config = json.loads(path.read_text(encoding="utf-8"))
+    nested = config.get("rope_parameters") or {}
+    return float(config.get("rope_theta") or nested.get("rope_theta") or _ROPE_THETA)
+
+
 def _sglang_memory_fraction(memory_fraction: float) -> float:
     """SGLang's fraction (weights and KV cache) for a fraction of everything, see the top.
 
     >>> _sglang_memory_fraction(0.9)
     0.85
     """
-    return round(memory_fraction * _SGLANG_STATIC_SHARE, 4)
+    return round(memory_fraction * SGLANG_STATIC_SHARE, 4)
 
 
 def _common_memory_fraction(told: Any) -> float:
@@ -83,7 +198,7 @@ def _common_memory_fraction(told: Any) -> float:
     >>> _common_memory_fraction("0.85")
     0.9
     """
-    return round(float(told) / _SGLANG_STATIC_SHARE, 3)
+    return round(float(told) / SGLANG_STATIC_SHARE, 3)
 
 
 def _sglang_kv_dtype(kv_dtype: str) -> str:
@@ -97,6 +212,9 @@ def _sglang_kv_dtype(kv_dtype: str) -> str:
 
 def _common_kv_dtype(told: Any) -> str:
     return next((ours for ours, theirs in _SGLANG_KV_DTYPES.items() if theirs == told), str(told))
+
+
+Column = Flag | Switch | YarnOverride
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from loadtest.client.reply import token_counter
 from loadtest.errors import FitError
 from loadtest.perfmodel import gpus, memory
 from loadtest.servers import preflight, settings
-from loadtest.servers.flag_kinds import YARN_CONTEXT_TOKENS, YARN_ORIGINAL_TOKENS
 from loadtest.servers.flags import LaunchSpec
 from loadtest.study import locust_pass
 from loadtest.study.schema import Cell, Study
@@ -56,7 +55,7 @@ def context_tokens(cell: Cell, contract: Contract) -> int | None:
     if stated is not None or cell.base_url is not None:
         return stated
     if stretches(cell, contract):
-        return YARN_CONTEXT_TOKENS
+        return settings.YARN_CONTEXT_TOKENS
     model = preflight.shape(cell.model)
     return None if model is None else model.native_context_tokens
 
@@ -66,7 +65,7 @@ def stretches(cell: Cell, contract: Contract) -> bool:
     if cell.yarn or not contract.yarn:
         return cell.yarn
     model = preflight.shape(cell.model)
-    return model is None or model.native_context_tokens <= YARN_ORIGINAL_TOKENS
+    return model is None or model.native_context_tokens <= settings.YARN_ORIGINAL_TOKENS
 
 
 def engine_settings(cell: Cell, contract: Contract) -> settings.EngineSettings:

@@ -1,113 +1,132 @@
-"""The comparison page: what changed in words, differences of contract, who is held against whom."""
+"""The comparison page: what changed in words, differences of settings, who is held against whom."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
-import pytest
-
-from loadtest.report import comparison
-from loadtest.report.comparison import Side
-from loadtest.report.page import build_comparison
-from loadtest.report.plots import ratios
-from tests.support import pages as sample_metrics
-
-
-@pytest.fixture
-def sides() -> tuple[Side, ...]:
-    return copy.deepcopy(sample_metrics.comparison())
-
-
-def answers(sides: tuple[Side, ...]) -> dict[str, str]:
-    return {line.asks: line.answer for line in comparison.lines(sides[1], comparison.rows(*sides))}
-
-
-def test_a_slower_candidate_is_called_behind_with_the_reason(sides: tuple[Side, ...]) -> None:
-    said = answers(sides)
-    assert said["What changed"] == "The baseline was ahead in 12 of 12 comparisons"
-    assert said["Why"] == "Mostly time per token"
-    assert said["Asked for the same"] == "No: top k"
+from loadtest.metrics.figures import Bounded
+from loadtest.metrics.schema import Comparison
+from loadtest.report.comparison import (
+    Side,
+    compared_rows,
+    comparison_figures,
+    comparison_lines,
+    differences,
+    places,
+)
+from loadtest.report.decision import Line
+from loadtest.report.page import comparison_page
+from loadtest.report.plots.ratios import reasons_figure
+from tests.support.pages import comparison, with_rows
+from tests.support.runs import HOSTILE, change
 
 
-def test_largest_difference_is_the_one_farthest_from_one(sides: tuple[Side, ...]) -> None:
-    rows = sides[1].comparison["comparisons"]
-    rows[5].update(ratio={"value": 0.1, "ci95": [0.05, 0.2]}, verdict="faster")
-    rows[6].update(ratio={"value": 30.0, "ci95": [0.9, 99.0]}, verdict="no detectable difference")
-    assert "0.100 times" in answers(sides)["Largest difference"]
+def lines(side: Side) -> dict[str, Line]:
+    rows = compared_rows(comparison()[0], side)
+    return {line.asks: line for line in comparison_lines(side, rows)}
 
 
-def test_equal_runs_say_what_they_would_have_noticed(sides: tuple[Side, ...]) -> None:
-    for row in sides[1].comparison["comparisons"]:
-        row["verdict"] = "no detectable difference"
-    said = {line.asks: line for line in comparison.lines(sides[1], comparison.rows(*sides))}
-    assert said["What changed"].answer == "No detectable difference in 12 of 12 comparisons"
-    assert said["Largest difference"].answer == "None that holds"
-    assert "ratios beyond 1.03 to 1.09" in said["Largest difference"].because
-    assert said["Why"].answer == "No difference to explain"
+def test_a_slower_candidate_is_called_slower_with_the_reason() -> None:
+    found = lines(comparison()[1])
+    assert found["What changed"].answer == "The baseline was faster in 8 of 8 comparisons"
+    assert found["Why"].answer == "Mostly time per token"
+    assert found["Same settings"].answer == "No: top k differs"
 
 
-def test_no_ratio_is_no_verdict(sides: tuple[Side, ...]) -> None:
-    for row in sides[1].comparison["comparisons"]:
-        row.update(ratio=None, verdict="not comparable", why=None)
-    assert answers(sides)["What changed"] == "No verdict"
+def test_largest_difference_is_the_verified_one_farthest_from_one() -> None:
+    def edit(row: Comparison) -> Comparison:
+        if row.metric == "ttft_s" and row.concurrency == 1:
+            return change(row, ratio=Bounded(0.1, (0.05, 0.2)), verdict="faster")
+        if row.metric == "ttft_s":
+            return change(row, ratio=Bounded(30.0, (0.9, 99.0)), verdict="no detectable difference")
+        return row
+
+    answer = lines(with_rows(comparison()[1], edit))["Largest difference"].answer
+    assert answer == "Time to first token: 0.100 times the baseline (faster)"
 
 
-def test_every_key_that_differs_is_a_row_with_the_value_of_each_run(sides: tuple[Side, ...]) -> None:
-    third = replace(sides[1], differences={"mode": ("natural", "equal-work")})
-    table = comparison.differences((*sides, third))
+def test_equal_runs_say_what_they_would_have_shown() -> None:
+    equal = with_rows(comparison()[1], lambda row: change(row, verdict="no detectable difference"))
+    ratios = [row.smallest_detectable_ratio for row in equal.comparisons if row.smallest_detectable_ratio is not None]
+    found = lines(equal)
+    assert found["What changed"].answer == "No detectable difference in 8 of 8 comparisons"
+    assert found["Largest difference"].answer == "No detectable difference in any metric"
+    assert f"{min(ratios):.2f}" in found["Largest difference"].because
+    assert found["Why"].answer == "No difference to explain"
+
+
+def test_no_ratio_is_no_verdict() -> None:
+    none = with_rows(comparison()[1], lambda row: change(row, ratio=Bounded(None, None), verdict="not comparable", why=None))
+    assert lines(none)["What changed"].answer == "No verdict"
+
+
+def test_every_key_that_differs_is_a_row_with_the_value_of_each_run() -> None:
+    old, new = comparison()
+    table = differences((old, new, replace(new, differences={"mode": ("natural", "equal-work")})))
     assert table is not None
     assert table.head == ("key", "baseline", "candidate 1", "candidate 2")
     assert table.rows == (("top k", "40", "20", "40"), ("mode", "natural", "natural", "equal-work"))
-    assert comparison.differences((sides[0], replace(sides[1], differences={}))) is None
+    assert differences((old, replace(new, differences={}))) is None
 
 
-def test_runs_share_panels_and_scales_and_are_told_apart(sides: tuple[Side, ...]) -> None:
-    figures = {figure.name: figure for figure in comparison.figures(sides)}
+def test_runs_share_panels_and_scales_and_are_told_apart() -> None:
+    figures = {figure.name: figure for figure in comparison_figures(comparison())}
     assert [key.label for key in figures["ttft"].keys] == ["baseline", "candidate"]
     assert len({key.look for key in figures["ttft"].keys}) == 2
-    assert len(figures["ttft"].panels) == 6  # a panel for each cell that both runs have
+    assert len(figures["ttft"].panels) == 4  # a panel for each cell that both runs have
     assert {"ratios", "why"} <= set(figures)
 
 
-def test_runtimes_of_two_runs_are_compared_on_their_deployment(sides: tuple[Side, ...]) -> None:
-    cells = sides[1].metrics["cells"]
-    old = cells[0]["id"]
-    cells[0].update(id="vllm_x_tp1", engine="vllm")
-    for row in sides[1].comparison["comparisons"]:
-        row["a"] = "vllm_x_tp1" if row["a"] == old else row["a"]
-    assert comparison.places(*sides)["vllm_x_tp1"] == "QwQ-32B-AWQ, 1 card"
-    assert comparison.places(*sides)[cells[1]["id"]] == "vLLM QwQ-32B-AWQ, 1 card"
+def test_engines_of_two_runs_are_compared_on_their_deployment() -> None:
+    old, new = comparison()
+    first, second, *others = new.metrics.cells
+    moved = change(first, id="other_x_tp1", engine="other")
+    side = replace(
+        with_rows(new, lambda row: change(row, a=moved.id) if row.a == first.id else row),
+        metrics=change(new.metrics, cells=(moved, second, *others)),
+    )
+    assert places(old, side)[moved.id] == "QwQ-32B-AWQ, 1 GPU"
+    assert places(old, side)[second.id] == "SGLang QwQ-32B-AWQ, 2 GPUs"
 
 
-def test_parts_of_a_difference_stand_in_the_table_with_their_sign(sides: tuple[Side, ...]) -> None:
-    row = comparison.rows(*sides)[3]
-    row.row["why"].update(difference_s=-1.5, waiting_s=-2.0, seconds_per_token_s=0.5)  # type: ignore[index]
-    figure = ratios.reasons([row], "why", str)
+def test_parts_of_a_difference_stand_in_the_table_with_their_sign() -> None:
+    def edit(row: Comparison) -> Comparison:
+        if row.why is None:
+            return row
+        return change(row, why=change(row.why, difference_s=-1.5, waiting_s=-2.0, seconds_per_token_s=0.5))
+
+    rows = compared_rows(comparison()[0], with_rows(comparison()[1], edit))
+    figure = reasons_figure(rows, "why", simulated=False)
     assert figure is not None
     assert figure.table.rows[0][2:5] == ("−1.50", "−2.00", "+0.500")
 
 
-def test_page_of_a_comparison_puts_warning_then_decision_before_any_figure(sides: tuple[Side, ...]) -> None:
-    sides[0].metrics["health"]["client"] = "fail"  # type: ignore[index]
-    page = build_comparison(sides)
+def test_page_of_a_comparison_puts_warning_then_decision_before_any_figure() -> None:
+    old, new = comparison()
+    sick = change(old.metrics, health=change(old.metrics.health, client="fail"))
+    page = comparison_page((replace(old, metrics=sick), new))
     order = [
         "Do not rely on the baseline",
         "What changed</dt>",
-        "only the baseline has 8 users",
+        "only the baseline has 8",
         "Candidate / baseline: ratio",
     ]
-    places = [page.index(text) for text in order]
-    assert places == sorted(places)
+    positions = [page.index(text) for text in order]
+    assert positions == sorted(positions)
 
 
-def test_text_of_a_stranger_stays_text(sides: tuple[Side, ...]) -> None:
-    bad = sample_metrics.HOSTILE
-    for cell in sides[1].metrics["cells"]:
-        cell["model"] = bad
-    side = replace(sides[1], name=bad, differences={bad: (bad, bad)})
-    side.comparison["not_compared"].append(bad)
-    page = build_comparison((sides[0], side))
+def test_text_of_a_stranger_stays_text() -> None:
+    old, new = comparison()
+    assert new.comparison is not None
+    bad = HOSTILE
+    side = Side(
+        name=bad,
+        metrics=change(new.metrics, cells=tuple(change(cell, model=bad, reason=bad) for cell in new.metrics.cells)),
+        manifest=change(new.manifest, commands=(bad,)),
+        comparison=change(new.comparison, not_compared=(bad,)),
+        differences={bad: (bad, bad)},
+    )
+    page = comparison_page((old, side))
     assert "<img" not in page
     assert page.count("<script") == 1
     assert not set("\u202e\u200b\x07") & set(page)

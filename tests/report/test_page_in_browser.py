@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from loadtest.report import index
-from loadtest.report.page import build_index
-from tests.support import pages as sample_metrics
+from loadtest.report.index import Entry
+from loadtest.report.page import index_page
+from tests.support import runs
+from tests.support.pages import RUNS, page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
@@ -39,7 +40,7 @@ for number, end in zip((3, 4), ends):
 os.execv(sys.argv[3], sys.argv[3:])
 """
 DESKTOP, PHONE = (1280, 900, False), (390, 844, True)
-SAMPLES = (*sample_metrics.SAMPLES, "comparison")
+NAMES = (*RUNS, "comparison")
 EXAMPLES = sorted((Path(__file__).parents[2] / "reports" / "examples").glob("*/report.html"))
 
 
@@ -129,14 +130,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     found = {}
-    for name in SAMPLES:
+    for name in NAMES:
         found[name] = folder / f"{name}.html"
-        found[name].write_text(sample_metrics.page(name), encoding="utf-8")
+        found[name].write_text(page(name), encoding="utf-8")
     return found
 
 
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", NAMES)
 def test_page_is_silent_self_contained_and_as_wide_as_the_screen(
     browser: Browser, pages: dict[str, Path], name: str, screen: tuple[int, int, bool]
 ) -> None:
@@ -158,21 +159,21 @@ def test_strangers_text_neither_runs_nor_becomes_an_element(browser: Browser, pa
 def test_policy_stops_a_script_that_is_not_ours(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
     broken = tmp_path / "injected.html"
     attack = "<script>window.ran = true</script><img src='https://127.0.0.1:9/x.png' onerror='window.ran = true'></main>"
-    broken.write_text(pages["demo"].read_text(encoding="utf-8").replace("</main>", attack), encoding="utf-8")
+    broken.write_text(pages["simulated"].read_text(encoding="utf-8").replace("</main>", attack), encoding="utf-8")
     browser.open(broken, DESKTOP)
     assert browser.run("window.ran === undefined")
     assert any("Content Security Policy" in complaint for complaint in browser.complaints())
 
 
 def test_first_screen_holds_question_verdict_and_simulation(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["demo"], DESKTOP)
+    browser.open(pages["simulated"], DESKTOP)
     bottom = "document.querySelector({!r}).getBoundingClientRect().bottom"
-    for part in (".simulation", "h1", ".verdict", ".soundness"):
+    for part in (".simulation", "h1", ".verdict", ".soundness .checks"):
         assert browser.run(bottom.format(part)) <= 900, part
 
 
 def test_a_click_on_a_header_sorts_its_table(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["demo"], DESKTOP)
+    browser.open(pages["simulated"], DESKTOP)
     rows = "Array.from(document.querySelectorAll('#levels ~ .scroll tbody tr'))"
     column = f"{rows}.map(row => parseFloat(row.cells[3].textContent))"
     before = browser.run(column)
@@ -182,7 +183,7 @@ def test_a_click_on_a_header_sorts_its_table(browser: Browser, pages: dict[str, 
 
 
 def test_page_prints_on_few_sheets(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["demo"], DESKTOP)
+    browser.open(pages["simulated"], DESKTOP)
     assert 5 <= sheets(browser) <= 20
 
 
@@ -196,18 +197,18 @@ def sheets(browser: Browser) -> int:
 def test_page_reads_without_javascript(browser: Browser, pages: dict[str, Path]) -> None:
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
-        browser.open(pages["demo"], DESKTOP)
+        browser.open(pages["simulated"], DESKTOP)
         tree = browser.call("DOM.getDocument", depth=-1)
         text = json.dumps(tree)
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
     assert '"nodeName": "BUTTON"' not in text, "what needs a script is made by it"
-    assert "Which runtime" in text
+    assert "Which engine" in text
     assert '"hidden"' in text, "the choice of a cell stays hidden"
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["demo", "damaged", "comparison"])
+@pytest.mark.parametrize("name", ["simulated", "damaged", "comparison"])
 def test_page_is_accessible(browser: Browser, pages: dict[str, Path], name: str, dark: bool) -> None:
     browser.open(pages[name], DESKTOP, dark=dark)
     assert violations(browser) == []
@@ -225,7 +226,7 @@ def violations(browser: Browser) -> list[str]:
 
 
 def test_choosing_a_cell_hides_the_rows_of_the_others(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["demo"], DESKTOP)
+    browser.open(pages["simulated"], DESKTOP)
     shown = "Array.from(document.querySelectorAll('#levels ~ .scroll tbody tr')).filter(r => !r.hidden).length"
     whole = browser.run(shown)
     browser.run(
@@ -235,7 +236,7 @@ def test_choosing_a_cell_hides_the_rows_of_the_others(browser: Browser, pages: d
 
 
 def test_a_command_is_copied_or_at_least_selected(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["demo"], DESKTOP)
+    browser.open(pages["simulated"], DESKTOP)
     browser.run("document.querySelector('.command .copy').click()")
     assert browser.run("document.querySelector('.copy').textContent") in ("Copied", "Selected")
     assert browser.run("getSelection().toString()") == browser.run("document.querySelector('.command code').textContent")
@@ -243,10 +244,10 @@ def test_a_command_is_copied_or_at_least_selected(browser: Browser, pages: dict[
 
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_index_is_silent_and_as_wide_as_the_screen(browser: Browser, tmp_path: Path, screen: tuple[int, int, bool]) -> None:
-    sample = sample_metrics.full_matrix(levels=(1,), deployments=1)
-    entry = index.Entry('a "run" & <more>', sample.metrics, sample.manifest, paged=True)
+    sample = runs.simulated()
+    entry = Entry('a "run" & <more>', sample.metrics, sample.manifest, paged=True)
     page = tmp_path / "index.html"
-    page.write_text(build_index("runs", [entry]), encoding="utf-8")
+    page.write_text(index_page("runs", [entry]), encoding="utf-8")
     browser.open(page, screen)
     assert browser.complaints() == []
     assert browser.requests() == [page.as_uri()]
@@ -279,5 +280,5 @@ def test_finished_example_is_accessible(browser: Browser, page: Path) -> None:
     assert violations(browser) == []
 
 
-def test_there_is_an_example_of_a_demo_of_real_runtimes_and_of_a_damaged_run() -> None:
+def test_there_is_an_example_of_a_demo_of_real_engines_and_of_a_damaged_run() -> None:
     assert {"demo", "cpu", "damaged"} <= {page.parent.name for page in EXAMPLES}

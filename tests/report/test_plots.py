@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import struct
-from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import pytest
 
-from loadtest.report import formatting
-from loadtest.report.plots import catalogue
+from loadtest.metrics.figures import unknown
+from loadtest.metrics.level_schema import LevelFigures
+from loadtest.metrics.schema import Metrics
+from loadtest.report.formatting import number, span
+from loadtest.report.plots.catalogue import draw_run, run_figures
 from loadtest.report.plots.figure import HEADER_INCHES, LOOKS, PNG_DPI, Drawing, Figure, draw
-from tests.support import pages as sample_metrics
+from tests.support import runs
+from tests.support.pages import page
+from tests.support.runs import change, without_distribution
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = [
@@ -24,22 +28,20 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def drawings() -> dict[str, Drawing]:
-    return {d.figure.name: d for d in catalogue.draw_all(sample_metrics.full_matrix(levels=(1, 8)).metrics)}
+    return {drawing.figure.name: drawing for drawing in draw_run(runs.simulated().metrics)}
 
 
-def figures(metrics: dict[str, Any]) -> dict[str, Figure]:
-    return {figure.name: figure for figure in catalogue.figures(metrics)}
+def figures(metrics: Metrics) -> dict[str, Figure]:
+    return {figure.name: figure for figure in run_figures(metrics)}
 
 
-def test_full_matrix_gives_every_figure_once(drawings: dict[str, Drawing]) -> None:
+def test_study_gives_every_figure_once(drawings: dict[str, Drawing]) -> None:
     assert list(drawings) == NAMES
 
 
-def test_every_title_of_a_simulated_run_says_so_and_of_a_measured_run_does_not() -> None:
-    simulated = catalogue.figures(sample_metrics.full_matrix().metrics)
-    measured = catalogue.figures(sample_metrics.full_matrix(simulated=False).metrics)
-    assert all("(simulated)" in figure.title for figure in simulated)
-    assert not any("simulated" in figure.title for figure in measured)
+def test_every_title_of_a_simulated_run_says_so_and_of_a_measured_run_does_not(drawings: dict[str, Drawing]) -> None:
+    assert all("(simulated)" in drawing.figure.title for drawing in drawings.values())
+    assert not any("simulated" in figure.title for figure in run_figures(runs.measured().metrics))
 
 
 def test_files_carry_the_label_in_their_own_titles(drawings: dict[str, Drawing]) -> None:
@@ -52,7 +54,7 @@ def test_files_carry_the_label_in_their_own_titles(drawings: dict[str, Drawing])
 
 def test_one_panel_for_each_deployment_and_one_view_box_for_each_panel(drawings: dict[str, Drawing]) -> None:
     titles = [panel.title for panel in drawings["ttft"].figure.panels]
-    assert titles == ["QwQ-32B-AWQ, 1 card", "QwQ-32B-AWQ, 2 cards", "QwQ-32B, 2 cards"]
+    assert titles == ["QwQ-32B-AWQ, 1 GPU", "QwQ-32B-AWQ, 2 GPUs", "QwQ-32B, 2 GPUs"]
     assert all(len(d.boxes) == len(d.figure.panels) for d in drawings.values())
 
 
@@ -67,10 +69,8 @@ def test_page_form_has_unique_identifiers_and_no_fixed_colour(drawings: dict[str
         assert "<style" not in drawing.inner
 
 
-def test_same_metrics_draw_the_same_bytes() -> None:
-    metrics = sample_metrics.full_matrix(levels=(1,), deployments=1).metrics
-    figure = figures(metrics)["ttft"]
-    assert draw(figure).svg == draw(figure).svg
+def test_same_metrics_draw_the_same_bytes(drawings: dict[str, Drawing]) -> None:
+    assert draw(drawings["ttft"].figure).svg == drawings["ttft"].svg
 
 
 def test_png_is_one_picture_of_the_size_of_its_panels(drawings: dict[str, Drawing]) -> None:
@@ -80,65 +80,86 @@ def test_png_is_one_picture_of_the_size_of_its_panels(drawings: dict[str, Drawin
     assert height == pytest.approx((drawing.figure.height_inches + HEADER_INCHES) * PNG_DPI, abs=1)
 
 
-def test_table_under_a_figure_holds_value_interval_and_sample_size() -> None:
-    metrics = sample_metrics.full_matrix(levels=(4,)).metrics
-    table = figures(metrics)["tokens-per-s-total"].table
-    total = metrics["cells"][0]["levels"][0]["output_tokens_per_s"]
-    low, high = total["ci95"]
-    assert table.head == ("cell", "users", "n", "tokens/s", "95 % interval")
-    expected = (formatting.number(total["value"]), f"{formatting.number(low)} to {formatting.number(high)}")
-    assert table.rows[0] == ("SGLang-sim QwQ-32B-AWQ, 1 card", "4", "32", *expected)
+def test_table_under_a_figure_holds_value_interval_and_sample_size(drawings: dict[str, Drawing]) -> None:
+    table = drawings["tokens-per-s-total"].figure.table
+    total = runs.simulated().metrics.cells[0].levels[1].output_tokens_per_s
+    assert table.head == ("cell", "concurrency", "n", "tokens/s", "95 % CI")
+    assert total.ci95 is not None
+    assert table.rows[1] == ("SGLang-sim QwQ-32B-AWQ, 1 GPU", "4", "40", number(total.value), span(total))
 
 
-def test_null_quantile_is_a_dash_with_the_n_it_needs() -> None:
-    table = figures(sample_metrics.full_matrix(levels=(1,), deployments=1).metrics)["ttft"].table
-    assert table.rows[0][-2:] == ("—", "needs n ≥ 29")
+def test_unknown_quantile_is_a_dash_with_the_n_it_needs(drawings: dict[str, Drawing]) -> None:
+    assert drawings["ttft"].figure.table.rows[0][-2:] == ("—", "needs n ≥ 36")
 
 
-def test_ratio_table_names_the_better_runtime() -> None:
-    metrics = sample_metrics.full_matrix(levels=(1,), deployments=1).metrics
-    rows = figures(metrics)["ratios"].table.rows
-    assert rows[0][:3] == ("Tokens/s per user", "QwQ-32B-AWQ, 1 card", "1")
-    assert rows[0][5] == "SGLang faster"
-    assert {row[5] for row in rows if row[0] == "Time to first token"} == {"no detectable difference"}
+def test_ratio_table_names_the_faster_engine() -> None:
+    sample = runs.with_comparisons(
+        runs.measured(),
+        lambda row: change(row, verdict="faster" if row.metric == "ttft_s" else "no detectable difference"),
+    )
+    rows = figures(sample.metrics)["ratios"].table.rows
+    assert rows[0][:3] == ("Time to final answer", "QwQ-32B-AWQ, 1 GPU", "1")
+    assert {row[5] for row in rows if row[0] == "Time to first token"} == {"SGLang faster"}
+    assert {row[5] for row in rows if row[0] == "Time to final answer"} == {"no detectable difference"}
 
 
-def test_grey_tells_runtimes_apart_by_marker_and_dash() -> None:
+def test_axis_of_a_ratio_says_which_side_is_better(drawings: dict[str, Drawing]) -> None:
+    assert b"below 1: SGLang better" in drawings["ratios"].svg
+    assert b"above 1: SGLang better" in drawings["ratios"].svg
+
+
+def test_grey_tells_engines_apart_by_marker_and_dash() -> None:
     looks = list(LOOKS.values())
     assert len({look.marker for look in looks}) == len({look.dash for look in looks}) == len(looks)
 
 
-@pytest.mark.parametrize("lost", ["curves", "ttft_s", "output_tokens_per_s", "tokens_per_s_per_user", "n_requests"])
-def test_any_lost_key_costs_its_figure_and_no_other(lost: str) -> None:
-    metrics = sample_metrics.full_matrix(levels=(1, 2)).metrics
-    for cell in metrics["cells"]:
-        for level in cell["levels"]:
-            level[lost] = None
-    found = figures(metrics)
-    gone = {
-        "curves": {"survival", "token-gaps", "server", "timeline"},
-        "ttft_s": {"ttft", "where-the-time-goes"},
-        "output_tokens_per_s": {"tokens-per-s-total", "pareto"},
-        "tokens_per_s_per_user": {"tokens-per-s-per-user", "pareto", "roofline"},
-        "n_requests": set(),
-    }
-    assert set(NAMES) - set(found) == gone[lost]
+def without_curves(level: LevelFigures) -> LevelFigures:
+    """A level whose requests left nothing to draw."""
+    empty = change(
+        level.curves,
+        time_to_final_answer_survival=(),
+        itl_histogram=change(level.curves.itl_histogram, edges_s=(), shares=()),
+        timeline=(),
+        server=change(level.curves.server, t_s=(), running=(), waiting=(), kv_usage=()),
+    )
+    return change(level, curves=empty)
+
+
+@pytest.mark.parametrize(
+    ("missing", "gone"),
+    [
+        ("curves", {"survival", "token-gaps", "server", "timeline"}),
+        ("ttft_s", {"ttft", "where-the-time-goes"}),
+        ("output_tokens_per_s", {"tokens-per-s-total", "pareto"}),
+        ("tokens_per_s_per_user", {"tokens-per-s-per-user", "pareto", "roofline"}),
+    ],
+)
+def test_figures_that_no_level_has_cost_their_plot_and_no_other(missing: str, gone: set[str]) -> None:
+    def edit(level: LevelFigures) -> LevelFigures:
+        if missing == "curves":
+            return without_curves(level)
+        if missing == "output_tokens_per_s":
+            return change(level, output_tokens_per_s=unknown("no steady window"))
+        return without_distribution(level, missing)
+
+    assert set(NAMES) - set(figures(runs.with_levels(runs.simulated(), edit).metrics)) == gone
+
+
+def test_level_without_requests_has_no_time_line() -> None:
+    asked_nothing = runs.with_levels(runs.simulated(), lambda level: change(level, n_requests=0))
+    assert {"server", "timeline"} & set(figures(asked_nothing.metrics)) == set()
 
 
 def test_damaged_run_is_drawn_without_the_missing_cells() -> None:
-    assert sorted(re.findall(r'id="figure-([^"]+)"', sample_metrics.page("damaged"))) == sorted(NAMES)
+    assert sorted(re.findall(r'id="figure-([^"]+)"', page("damaged"))) == sorted(NAMES)
 
 
 def test_run_without_a_level_has_no_figure() -> None:
-    metrics = copy.deepcopy(sample_metrics.full_matrix(levels=(1,), deployments=1).metrics)
-    for cell in metrics["cells"]:
-        cell["levels"] = []
-    assert catalogue.figures(metrics) == ()
+    sample = runs.with_cells(runs.simulated(), lambda cell: change(cell, levels=()))
+    assert run_figures(sample.metrics) == ()
 
 
-def test_global_state_of_matplotlib_is_left_as_it_was() -> None:
-    import matplotlib
-
+def test_global_state_of_matplotlib_is_left_as_it_was(drawings: dict[str, Drawing]) -> None:
     before = dict(matplotlib.rcParams)
-    draw(figures(sample_metrics.full_matrix(levels=(1,), deployments=1).metrics)["roofline"])
+    draw(drawings["roofline"].figure)
     assert dict(matplotlib.rcParams) == before

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from loadtest.report import cells as views
-from loadtest.report.cells import Cell
-from loadtest.report.formatting import Json
-from loadtest.report.plots import ratios, time, tradeoffs
+from loadtest.metrics.schema import Metrics
+from loadtest.report.cells import Groups, cells_of, deployments
 from loadtest.report.plots.concurrency import (
     breakdown_figure,
     final_answer_figure,
@@ -17,12 +15,15 @@ from loadtest.report.plots.concurrency import (
     ttft_figure,
 )
 from loadtest.report.plots.figure import Drawing, Figure, draw
+from loadtest.report.plots.ratios import engine_ratios_figure, engine_reasons_figure
+from loadtest.report.plots.time import gaps_figure, server_figure, survival_figure, timeline_figure
+from loadtest.report.plots.tradeoffs import pareto_figure, roofline_figure
 
 
-def figures(metrics: Json) -> tuple[Figure, ...]:
+def run_figures(metrics: Metrics) -> tuple[Figure, ...]:
     """Every figure for which `metrics` holds data, in the order of the page. Titles of simulated runs say so."""
-    cells = views.cells(metrics)
-    groups = views.deployments(cells)
+    cells = cells_of(metrics)
+    groups = deployments(cells)
     if not groups:
         return ()
     makers = (
@@ -32,19 +33,19 @@ def figures(metrics: Json) -> tuple[Figure, ...]:
         partial(first_answer_figure, groups),
         partial(final_answer_figure, groups),
         partial(breakdown_figure, groups),
-        partial(time.survival, groups),
-        partial(tradeoffs.pareto, groups),
-        partial(ratios.of_runtimes, metrics, cells),
-        partial(ratios.why, metrics, cells),
-        partial(tradeoffs.roofline, groups),
-        partial(time.gaps, groups),
-        partial(time.server, groups),
-        partial(time.timeline, groups),
+        partial(survival_figure, groups),
+        partial(pareto_figure, groups),
+        partial(engine_ratios_figure, metrics.comparisons, cells),
+        partial(engine_reasons_figure, metrics.comparisons, cells),
+        partial(roofline_figure, groups),
+        partial(gaps_figure, groups),
+        partial(server_figure, groups),
+        partial(timeline_figure, groups),
     )
     return tuple(figure for maker in makers if (figure := maker()) is not None)
 
 
-def of_groups(groups: dict[str, tuple[Cell, ...]]) -> tuple[Figure, ...]:
+def shared_figures(groups: Groups) -> tuple[Figure, ...]:
     """The figures that put the cells of several runs on one scale."""
     makers = (
         throughput_figure,
@@ -53,12 +54,12 @@ def of_groups(groups: dict[str, tuple[Cell, ...]]) -> tuple[Figure, ...]:
         first_answer_figure,
         final_answer_figure,
         breakdown_figure,
-        time.survival,
-        tradeoffs.pareto,
+        survival_figure,
+        pareto_figure,
     )
     return tuple(figure for maker in makers if (figure := maker(groups)) is not None)
 
 
-def draw_all(metrics: Json) -> tuple[Drawing, ...]:
-    """Draw every figure once; files and page share the drawing."""
-    return tuple(draw(figure) for figure in figures(metrics))
+def draw_run(metrics: Metrics) -> tuple[Drawing, ...]:
+    """Draw every figure of a run once; files and page share the drawing."""
+    return tuple(draw(figure) for figure in run_figures(metrics))

@@ -1,7 +1,7 @@
 """How a figure gets onto paper: panels of one size, drawn to SVG and to PNG, and the SVG made fit for a page.
 
 Colours are semantic: in the page each becomes a CSS variable, so that one drawing reads on a light and on a dark
-ground. Runtimes differ by colour, marker and dash (Okabe-Ito colours, told apart in grey too).
+ground. Engines differ by colour, marker and dash (Okabe-Ito colours, told apart in grey too).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ RUN_LOOKS = (*LOOKS.values(), Look(INK, "D", "-."), Look(BAD, "v", (0, (1, 1))),
 
 
 def look_of(cell: Cell) -> Look:
-    """How a cell is drawn: by its runtime, or, on a page of several runs, by its run."""
+    """How a cell is drawn: by its engine, or, on a page of several runs, by its run."""
     return LOOKS[cell.family] if cell.run is None else RUN_LOOKS[cell.run % len(RUN_LOOKS)]
 
 
@@ -96,7 +96,7 @@ PHASES = (("waiting for the first token", 0.0), ("thinking", 0.38), ("answering"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One entry of a legend; `kind` is line or box; `hollow` markers stand for simulated runtimes."""
+    """One entry of a legend; `kind` is line or box; `hollow` markers stand for simulated engines."""
 
     label: str
     look: Look
@@ -171,8 +171,8 @@ class Drawing:
 
 
 def legend(cells: Iterable[Cell]) -> tuple[Key, ...]:
-    """One entry for each runtime (or run); hollow markers stand for simulated ones."""
-    return tuple({cell.runtime: Key(cell.runtime, look_of(cell), hollow=cell.simulated) for cell in cells}.values())
+    """One entry for each engine (or run); hollow markers stand for simulated ones."""
+    return tuple({cell.engine: Key(cell.engine, look_of(cell), hollow=cell.simulated) for cell in cells}.values())
 
 
 def nothing(axes: Any, why: str = "no data") -> None:

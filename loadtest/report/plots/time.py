@@ -2,74 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
-from loadtest.report import formatting
-from loadtest.report.cells import Cell, flat, title, top_level
-from loadtest.report.formatting import Json
+from loadtest.metrics.level_schema import (
+    GapHistogram,
+    LevelCurves,
+    LevelFigures,
+    ServerSeries,
+    SurvivalPoint,
+    TimelineRequest,
+)
+from loadtest.report.cells import Cell, Groups, flat, labelled, top_concurrency
+from loadtest.report.formatting import DASH, at_concurrency, count, number, percent
 from loadtest.report.plots.figure import GRID, INK, MUTED, PHASES, Figure, Key, Look, Panel, Table, legend, look_of, nothing
 
-Axes = Any  # matplotlib.axes.Axes, which has no types
-Groups = dict[str, tuple[Cell, ...]]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-def survival(groups: Groups) -> Figure | None:
+@dataclass(frozen=True, slots=True)
+class _Top:
+    """A cell at the highest level that it shares with its deployment; `level`: None where it was not tried there."""
+
+    cell: Cell
+    concurrency: int
+    level: LevelFigures | None
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """The first two columns of a table's row."""
+        return self.cell.name, count(self.concurrency)
+
+    @property
+    def size(self) -> str:
+        return f"n {self.cell.short} {count(self.level.n_requests if self.level else None)}"
+
+
+def _tops(group: tuple[Cell, ...]) -> list[_Top]:
+    concurrency = top_concurrency(group)
+    return [_Top(cell, concurrency, cell.level(concurrency)) for cell in group]
+
+
+def _panel_title(text: str, tops: Sequence[_Top]) -> str:
+    return f"{text}, {at_concurrency(tops[0].concurrency)}"
+
+
+# Survival ------------------------------------------------------------------------------------------------------------
+
+
+def survival_figure(groups: Groups) -> Figure | None:
     """Kaplan-Meier curves of time to final answer (s) at the highest shared level; None without data."""
-    panels = []
-    end = max((p[0] for c in flat(groups) for p in _survival_points(c, top_level(groups[c.deployment]))), default=1.0)
-    lines: list[tuple[str, ...]] = []
-    for text, group in groups.items():
-        top = top_level(group)
-        panels.append(Panel(f"{text}, {formatting.users(top)}", partial(_survivors, of=group, concurrency=top, end=end)))
-        for cell in group:
-            for share in (0.75, 0.5, 0.25, 0.1):
-                lines.append((cell.name, str(top), formatting.percent(share), _reached(cell, top, share)))
-    if not any(_survival_points(cell, top_level(group)) for group in groups.values() for cell in group):
+    tops = {text: _tops(group) for text, group in groups.items()}
+    every = [one for some in tops.values() for one in some]
+    end_s = max((point.time_s for one in every for point in _survival(one)), default=None)
+    if end_s is None:
         return None
+    rows = [(*one.name, percent(share), _reached(one, share)) for one in every for share in (0.75, 0.5, 0.25, 0.1)]
     cells = flat(groups)
     return Figure(
         name="survival",
-        title=title("Share of requests still without their final answer", cells),
-        caption="Kaplan-Meier estimate at the highest level; requests cut off or truncated leave at their last chunk. "
-        "Band: 95 % interval. Further left is better.",
-        says="Survival curves of time to final answer, one panel for each deployment, one step line for each runtime.",
-        panels=tuple(panels),
+        title=labelled("Share of requests still without their final answer", cells),
+        caption="Kaplan-Meier estimate at the highest level; requests cut off or truncated are censored at their last "
+        "chunk. Band: 95 % confidence interval. Further left is better.",
+        says="Survival curves of time to final answer, one panel for each deployment, one step line for each engine.",
+        panels=tuple(
+            Panel(_panel_title(text, some), partial(_survivors, tops=some, end_s=end_s)) for text, some in tops.items()
+        ),
         keys=legend(cells),
-        table=Table(("cell", "users", "still waiting", "after, s"), tuple(lines)),
+        table=Table(("cell", "concurrency", "still waiting", "after, s"), tuple(rows)),
     )
 
 
-def _survival_points(cell: Cell, concurrency: int) -> list[list[float]]:
-    curves = formatting.section(cell.level(concurrency), "curves")
-    points = curves.get("time_to_final_answer_survival")
-    return [p for p in points if len(p) >= 4] if isinstance(points, (list, tuple)) else []
+def _survival(top: _Top) -> tuple[SurvivalPoint, ...]:
+    return () if top.level is None else top.level.curves.time_to_final_answer_survival
 
 
-def _reached(cell: Cell, concurrency: int, share: float) -> str:
-    times = [p[0] for p in _survival_points(cell, concurrency) if p[1] <= share]
-    return formatting.number(min(times)) if times else f"{formatting.DASH} (not reached)"
+def _reached(top: _Top, share: float) -> str:
+    times = [point.time_s for point in _survival(top) if point.share <= share]
+    return number(min(times)) if times else f"{DASH} (not reached)"
 
 
-def _survivors(axes: Axes, *, of: tuple[Cell, ...], concurrency: int, end: float) -> None:
-    empty = True
-    for cell in of:
-        points = _survival_points(cell, concurrency)
-        if not points:
-            continue
-        empty = False
-        look = look_of(cell)
-        times = [0.0, *(p[0] for p in points)]
-        axes.step(times, [1.0, *(p[1] for p in points)], where="post", color=look.colour, linestyle=look.dash)
-        banded = [p for p in points if p[2] is not None and p[3] is not None]
-        lows, highs = [p[2] for p in banded], [p[3] for p in banded]
-        axes.fill_between([p[0] for p in banded], lows, highs, step="post", color=look.colour, alpha=0.15, linewidth=0)
-    if empty:
+def _survivors(axes: Axes, *, tops: Sequence[_Top], end_s: float) -> None:
+    for top in tops:
+        if points := _survival(top):
+            look, times = look_of(top.cell), [point.time_s for point in points]
+            shares = [1.0, *(point.share for point in points)]
+            axes.step([0.0, *times], shares, where="post", color=look.colour, linestyle=look.dash)
+            lows, highs = [point.low for point in points], [point.high for point in points]
+            axes.fill_between(times, lows, highs, step="post", color=look.colour, alpha=0.15, linewidth=0)
+    if not any(map(_survival, tops)):
         nothing(axes)
-    sizes = ", ".join(f"n {cell.short} {formatting.count((cell.level(concurrency) or {}).get('n_requests'))}" for cell in of)
     _share_axis(axes)
-    axes.set_xlim(0, end * 1.02 or 1.0)
+    axes.set_xlim(0, end_s * 1.02 or 1.0)
+    sizes = ", ".join(top.size for top in tops)
     axes.set_xlabel(f"seconds since the request was sent\n{sizes}", linespacing=1.35, fontsize=7.5)
     axes.set_ylabel("still waiting")
 
@@ -79,56 +108,53 @@ def _share_axis(axes: Axes) -> None:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
 
 
-def _curve(cell: Cell, concurrency: int, name: str) -> Any:
-    return formatting.section(cell.level(concurrency), "curves").get(name)
+# Gaps between tokens -------------------------------------------------------------------------------------------------
 
 
-def gaps(groups: Groups) -> Figure | None:
+def gaps_figure(groups: Groups) -> Figure | None:
     """Share of the gaps between tokens up to each length (ms) at the highest shared level; None without data."""
-    tops = {text: top_level(group) for text, group in groups.items()}
-    cells = flat(groups)
-    if not any(_histogram(cell, tops[cell.deployment]) for cell in cells):
+    tops = {text: _tops(group) for text, group in groups.items()}
+    every = [one for some in tops.values() for one in some]
+    edges_ms = [1000 * edge for one in every if (found := _histogram(one)) is not None for edge in found.edges_s]
+    if not edges_ms:
         return None
-    edges = [edge for cell in cells if (h := _histogram(cell, tops[cell.deployment])) is not None for edge in h[0]]
-    span = (min(edges), max(edges))
-    lines = []
-    for cell in cells:
-        level = cell.level(tops[cell.deployment])
-        values = [formatting.estimate(level, "itl_s", which) for which in ("p50", "p95", "p99")]
-        texts = [formatting.number(None if e.value is None else e.value * 1000) for e in values]
-        lines.append((cell.name, str(tops[cell.deployment]), formatting.count(values[0].n), *texts))
+    draw = partial(_shorter_gaps, span_ms=(min(edges_ms), max(edges_ms)))
+    cells = flat(groups)
     return Figure(
         name="token-gaps",
-        title=title("Gaps between tokens", cells),
-        caption="Share of the times from one token to the next that were at most so long, at the highest level, weighted "
-        "by token; logarithmic axis. Steep: even; further left: faster. A long tail to the right is felt as stutter.",
-        says="Cumulative distributions of the gap between consecutive tokens, one panel for each deployment, one step line "
-        "for each runtime.",
-        panels=tuple(
-            Panel(f"{t}, {formatting.users(tops[t])}", partial(_shorter, of=g, top=tops[t], span=span))
-            for t, g in groups.items()
-        ),
+        title=labelled("Gaps between tokens", cells),
+        caption="Share of the gaps between tokens that are at most so long, at the highest level, weighted by token; "
+        "logarithmic axis. Steep: even; further left: faster. A long tail to the right is felt as stutter.",
+        says="Cumulative distributions of the gap between consecutive tokens, one panel for each deployment, one line for "
+        "each engine.",
+        panels=tuple(Panel(_panel_title(text, some), partial(draw, tops=some)) for text, some in tops.items()),
         keys=legend(cells),
-        table=Table(("cell", "users", "n gaps", "median, ms", "p95, ms", "p99, ms"), tuple(lines)),
+        table=Table(("cell", "concurrency", "n gaps", "median, ms", "p95, ms", "p99, ms"), tuple(map(_gap_row, every))),
     )
 
 
-def _histogram(cell: Cell, concurrency: int) -> tuple[list[float], list[float]] | None:
-    found = _curve(cell, concurrency, "itl_histogram") or {}
-    edges, shares = found.get("edges_s") or [], found.get("shares") or []
-    return ([edge * 1000 for edge in edges], list(shares)) if shares and len(edges) == len(shares) + 1 else None
+def _histogram(top: _Top) -> GapHistogram | None:
+    found = None if top.level is None else top.level.curves.itl_histogram
+    return found if found is not None and found.shares else None
 
 
-def _shorter(axes: Axes, *, of: tuple[Cell, ...], top: int, span: tuple[float, float]) -> None:
-    found = [(cell, histogram) for cell in of if (histogram := _histogram(cell, top)) is not None]
-    for cell, (edges, shares) in found:
-        look = look_of(cell)
-        axes.plot(edges, [0.0, *accumulate(shares)], color=look.colour, linestyle=look.dash)
+def _gap_row(top: _Top) -> tuple[str, ...]:
+    if top.level is None:
+        return (*top.name, DASH, DASH, DASH, DASH)
+    gaps = top.level.itl_s
+    return (*top.name, count(gaps.n), *(number(None if s is None else 1000 * s) for s in (gaps.p50, gaps.p95, gaps.p99)))
+
+
+def _shorter_gaps(axes: Axes, *, tops: Sequence[_Top], span_ms: tuple[float, float]) -> None:
+    found = [(top, histogram) for top in tops if (histogram := _histogram(top)) is not None]
+    for top, histogram in found:
+        look, edges_ms = look_of(top.cell), [1000 * edge for edge in histogram.edges_s]
+        axes.plot(edges_ms, [0.0, *accumulate(histogram.shares)], color=look.colour, linestyle=look.dash)
     if not found:
         nothing(axes)
-    elif span[0] > 0:
-        _log_axis(axes, *span)
-    sizes = ", ".join(f"n {c.short} {formatting.count(formatting.estimate(c.level(top), 'itl_s', 'p50').n)}" for c in of)
+    elif span_ms[0] > 0:
+        _log_axis(axes, *span_ms)
+    sizes = ", ".join(f"n {top.cell.short} {count(top.level.itl_s.n if top.level else None)}" for top in tops)
     _share_axis(axes)
     axes.set_xlabel(f"gap, ms\n{sizes}", linespacing=1.35, fontsize=7.5)
     axes.set_ylabel("gaps up to this long")
@@ -144,167 +170,157 @@ def _log_axis(axes: Axes, low: float, high: float) -> None:
     axes.minorticks_off()
 
 
-def _by_runtime(groups: Groups, name: str) -> list[tuple[Cell, int, float]]:
-    """Each cell that has the curve, its level, and the end (s) of the time axis it shares with its deployment.
+# Over time -----------------------------------------------------------------------------------------------------------
 
-    Runtime by runtime, so that in a grid with one column for each deployment the two stand one above the other.
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A cell whose curve is drawn, and the end (s) of the time axis that it shares with its deployment."""
+
+    top: _Top
+    curves: LevelCurves
+    end_s: float
+
+    @property
+    def panel_title(self) -> str:
+        return f"{self.top.cell.short}: {self.top.cell.deployment}, {at_concurrency(self.top.concurrency)}"
+
+
+def _over_time(groups: Groups, times_s: Callable[[LevelCurves], Sequence[float]]) -> list[_Shown]:
+    """Each cell that has times to draw at its highest level.
+
+    Engine by engine, so that in a grid with one column for each deployment the two stand one above the other.
     """
     found = []
     for group in groups.values():
-        top = top_level(group)
-        end = max((_end_s(_curve(cell, top, name)) for cell in group if _asked(cell, top)), default=0.0)
-        found += [(cell, top, end or 1.0) for cell in group if _curve(cell, top, name) and _asked(cell, top)]
-    return sorted(found, key=lambda row: row[0].family != found[0][0].family)
+        tops = [(top, top.level.curves) for top in _tops(group) if top.level is not None and top.level.n_requests]
+        tops = [(top, curves) for top, curves in tops if times_s(curves)]
+        end_s = max((max(times_s(curves)) for _, curves in tops), default=0.0)
+        found += [_Shown(top, curves, end_s or 1.0) for top, curves in tops]
+    return sorted(found, key=lambda one: one.top.cell.family != found[0].top.cell.family)
 
 
-def _asked(cell: Cell, concurrency: int) -> bool:
-    """Was any request sent at this level? Without one its clock has no beginning."""
-    return (cell.level(concurrency) or {}).get("n_requests") != 0
+def _columns(groups: Groups) -> int:
+    return len(groups) if 1 < len(groups) < 4 else 3
 
 
-def _end_s(curve: Any) -> float:
-    times = [r.get("ended_s") for r in curve] if isinstance(curve, list) else (curve or {}).get("t_s") or []
-    return max((t for t in times if t is not None), default=0.0)
-
-
-def server(groups: Groups) -> Figure | None:
+def server_figure(groups: Groups) -> Figure | None:
     """KV cache in use (%), requests running and waiting, over time (s), for each cell; None without data."""
-    shown = [(cell, top, end) for cell, top, end in _by_runtime(groups, "server") if _curve(cell, top, "server").get("t_s")]
+    shown = _over_time(groups, lambda curves: curves.server.t_s)
     if not shown:
         return None
-    lines = tuple((cell.name, str(top), *_server_figures(_curve(cell, top, "server"))) for cell, top, _ in shown)
+    head = ("cell", "concurrency", "n readings", "peak KV use", "peak running", "peak waiting")
     return Figure(
         name="server",
-        title=title("What the server said about itself", (cell for cell, _, _ in shown)),
-        caption="At the highest level, read once a second from the runtime's own /metrics: share of the KV cache in use; "
-        "requests running (solid) and waiting (dotted). The same time axis for both runtimes.",
+        title=labelled("The server's own /metrics", (one.top.cell for one in shown)),
+        caption="At the highest level, read once a second: share of the KV cache in use; requests running (solid) and "
+        "waiting (dotted). The same time axis for both engines.",
         says="For each cell, two small charts over time: share of the KV cache in use, and requests running and waiting.",
-        panels=tuple(
-            Panel(
-                f"{c.short}: {c.deployment}, {formatting.users(top)}",
-                partial(_server_panel, cell=c, top=top, end=end),
-                stacked=2,
-            )
-            for c, top, end in shown
-        ),
+        panels=tuple(Panel(one.panel_title, partial(_server_panel, shown=one), stacked=2) for one in shown),
         keys=(),
-        columns=len(groups) if 1 < len(groups) < 4 else 3,
+        table=Table(head, tuple(_server_row(one) for one in shown)),
+        columns=_columns(groups),
         bottom_inches=0.4,
         height_inches=2.5,
-        table=Table(("cell", "users", "n readings", "peak KV use", "peak running", "peak waiting"), lines),
     )
 
 
-def _server_figures(curve: Json) -> tuple[str, str, str, str]:
+def _server_row(shown: _Shown) -> tuple[str, ...]:
     """Number of readings, and the peaks of what they told."""
-    peaks = [
-        max((v for v in curve.get(key) or () if v is not None), default=None) for key in ("kv_usage", "running", "waiting")
-    ]
-    return (
-        formatting.count(len(curve["t_s"])),
-        formatting.percent(peaks[0]),
-        formatting.count(peaks[1]),
-        formatting.count(peaks[2]),
-    )
+    server = shown.curves.server
+    usage, running, waiting = (_peak(values) for values in (server.kv_usage, server.running, server.waiting))
+    return (*shown.top.name, count(len(server.t_s)), percent(usage), count(running), count(waiting))
 
 
-def _series(curve: Json, key: str) -> tuple[list[float], list[float]]:
-    pairs = [
-        (t, v) for t, v in zip(curve.get("t_s") or (), curve.get(key) or (), strict=False) if t is not None and v is not None
-    ]
-    return [t for t, _ in pairs], [v for _, v in pairs]
+def _peak(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
-def _server_panel(upper: Axes, lower: Axes, *, cell: Cell, top: int, end: float) -> None:
-    curve, look = _curve(cell, top, "server"), look_of(cell)
-    times, usage = _series(curve, "kv_usage")
-    upper.fill_between(times, [100 * u for u in usage], color=look.colour, alpha=0.2, linewidth=0)
-    upper.plot(times, [100 * u for u in usage], color=look.colour, linewidth=1)
+def _series(server: ServerSeries, values: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """The times (s) at which the server told, and what."""
+    told = [(t, value) for t, value in zip(server.t_s, values, strict=True) if value is not None]
+    return [t for t, _ in told], [value for _, value in told]
+
+
+def _server_panel(upper: Axes, lower: Axes, *, shown: _Shown) -> None:
+    server, look = shown.curves.server, look_of(shown.top.cell)
+    times, usage = _series(server, server.kv_usage)
+    upper.fill_between(times, [100 * share for share in usage], color=look.colour, alpha=0.2, linewidth=0)
+    upper.plot(times, [100 * share for share in usage], color=look.colour, linewidth=1)
     for axes in (upper, lower):
-        axes.set_xlim(0, end)
+        axes.set_xlim(0, shown.end_s)
     upper.set_ylim(0, 105)
     upper.set_yticks([0, 50, 100])
     upper.set_ylabel("KV cache, %")
     upper.tick_params(labelbottom=False)
-    for key, dash in (("running", "-"), ("waiting", ":")):
-        lower.step(*_series(curve, key), where="post", color=look.colour, linestyle=dash, linewidth=1.2)
-    lower.set_ylim(0, max(top, *_series(curve, "waiting")[1], 1) * 1.15)
+    for values, dash in ((server.running, "-"), (server.waiting, ":")):
+        lower.step(*_series(server, values), where="post", color=look.colour, linestyle=dash, linewidth=1.2)
+    lower.set_ylim(0, max(shown.top.concurrency, _peak(server.waiting) or 0, 1) * 1.15)
     lower.set_ylabel("requests")
-    lower.set_xlabel(f"seconds since the level began, n {formatting.count(len(times))} readings")
+    lower.set_xlabel(f"seconds since the level began, n {count(len(times))} readings")
 
 
-def timeline(groups: Groups) -> Figure | None:
-    """What each stream was doing over time (s), for each cell; None without data."""
-    shown = _by_runtime(groups, "timeline")
+def timeline_figure(groups: Groups) -> Figure | None:
+    """What each request was doing over time (s), for each cell; None without data."""
+    shown = _over_time(groups, lambda curves: [request.ended_s for request in curves.timeline])
     if not shown:
         return None
-    lines = []
-    for cell, top, _ in shown:
-        requests = _curve(cell, top, "timeline")
-        ends = [r["ended_s"] for r in requests if r.get("ended_s") is not None]
-        odd = sum(r.get("outcome") != "ok" for r in requests)
-        lines.append(
-            (
-                cell.name,
-                str(top),
-                formatting.count(len(requests)),
-                formatting.count(odd),
-                formatting.number(max(ends, default=None)),
-            )
-        )
-    keys = tuple(Key(name, Look(MUTED if share else GRID, share=share or 1), kind="box") for name, share in PHASES)
     return Figure(
         name="timeline",
-        title=title("What each stream was doing", (cell for cell, _, _ in shown)),
-        caption="One row for each stream at the highest level, the same time axis for both runtimes; a cross ends a request "
-        "that did not end well. Faint: warm-up.",
-        says="Timeline of requests, one row for each concurrent stream, each bar split into waiting, thinking and "
+        title=labelled("What each request was doing", (one.top.cell for one in shown)),
+        caption="One row for each request in flight at the highest level, the same time axis for both engines; a cross ends "
+        "a request that failed. Faint: warm-up.",
+        says="Timeline of requests, one row for each that is in flight at once, each bar split into waiting, thinking and "
         "answering.",
-        panels=tuple(
-            Panel(f"{c.short}: {c.deployment}, {formatting.users(top)}", partial(_streams, cell=c, top=top, end=end))
-            for c, top, end in shown
+        panels=tuple(Panel(one.panel_title, partial(_timeline_panel, shown=one)) for one in shown),
+        keys=tuple(Key(name, Look(MUTED if share else GRID, share=share or 1), kind="box") for name, share in PHASES),
+        table=Table(
+            ("cell", "concurrency", "requests drawn", "not ok", "last end, s"), tuple(_timeline_row(one) for one in shown)
         ),
-        keys=keys,
-        table=Table(("cell", "users", "requests drawn", "not ok", "last end, s"), tuple(lines)),
-        columns=len(groups) if 1 < len(groups) < 4 else 3,
+        columns=_columns(groups),
         bottom_inches=0.4,
         height_inches=2.3,
     )
 
 
-def _streams(axes: Axes, *, cell: Cell, top: int, end: float) -> None:
+def _timeline_row(shown: _Shown) -> tuple[str, ...]:
+    requests = shown.curves.timeline
+    odd = sum(request.outcome != "ok" for request in requests)
+    return (*shown.top.name, count(len(requests)), count(odd), number(max(request.ended_s for request in requests)))
+
+
+def _timeline_panel(axes: Axes, *, shown: _Shown) -> None:
     from matplotlib.collections import PolyCollection
 
-    requests, look = _curve(cell, top, "timeline"), look_of(cell)
-    rows = {stream: row for row, stream in enumerate(sorted({_stream(r) for r in requests}))}
+    requests, look = shown.curves.timeline, look_of(shown.top.cell)
+    rows = {user: row for row, user in enumerate(sorted({(one.worker, one.user) for one in requests}))}
     for phase, faint in (("warmup", 0.4), ("measure", 1.0)):
-        chosen = [r for r in requests if r.get("phase", "measure") == phase]
-        for (first, last), (_, share) in zip(SPANS, PHASES, strict=True):
-            boxes = [box for r in chosen if (box := _box(r, rows[_stream(r)], first, last)) is not None]
+        spans = [(rows[one.worker, one.user], _spans_s(one)) for one in requests if one.phase == phase]
+        for index, (_, share) in enumerate(PHASES):
+            boxes = [_box(row, *span) for row, found in spans if (span := found[index]) is not None]
             colour = look.colour if share else GRID
             axes.add_collection(PolyCollection(boxes, facecolors=colour, alpha=(share or 1) * faint, linewidths=0))
-    odd = [(r["ended_s"], rows[_stream(r)]) for r in requests if r.get("outcome") != "ok" and r.get("ended_s") is not None]
-    axes.plot([t for t, _ in odd], [u for _, u in odd], linestyle="", marker="x", color=INK, markersize=4, clip_on=False)
-    axes.set_xlim(0, end)
+    odd = [(one.ended_s, rows[one.worker, one.user]) for one in requests if one.outcome != "ok"]
+    axes.plot([t for t, _ in odd], [row for _, row in odd], linestyle="", marker="x", color=INK, markersize=4, clip_on=False)
+    axes.set_xlim(0, shown.end_s)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(0, len(rows), max(1, len(rows) // 8)))
     axes.grid(visible=False)
-    axes.set_ylabel("stream")
-    axes.set_xlabel(f"seconds since the level began, n {formatting.count(len(requests))} requests")
+    axes.set_ylabel("in flight")
+    axes.set_xlabel(f"seconds since the level began, n {count(len(requests))} requests")
 
 
-SPANS = (("sent_s", "first_s"), ("first_s", "answer_s"), ("answer_s", "ended_s"))
+_Span = tuple[float, float]
 
 
-def _stream(request: Json) -> tuple[str, int]:
-    return str(request.get("worker") or ""), int(request.get("user") or 0)
+def _spans_s(request: TimelineRequest) -> tuple[_Span | None, ...]:
+    """Start and end of each of `PHASES`, None where it never began; one that never ended runs to the end of the request."""
+    starts = (request.sent_s, request.first_s, request.answer_s, request.ended_s)
+    return tuple(
+        None if start is None else (start, request.ended_s if end is None else end) for start, end in pairwise(starts)
+    )
 
 
-def _box(request: Json, row: int, start: str, end: str) -> list[tuple[float, float]] | None:
-    """Corners of one phase of one request; a phase that never ended runs to the end of the request."""
-    begin, finish = request.get(start), request.get(end)
-    if begin is None:
-        return None
-    finish = request["ended_s"] if finish is None else finish
+def _box(row: int, start: float, end: float) -> list[tuple[float, float]]:
     low, high = row - 0.38, row + 0.38
-    return [(begin, low), (finish, low), (finish, high), (begin, high)]
+    return [(start, low), (end, low), (end, high), (start, high)]

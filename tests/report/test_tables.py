@@ -1,0 +1,147 @@
+"""The tables of the page, and the checks beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadtest.metrics.figures import Estimate
+from loadtest.records.engine_facts import ContractFacts, EngineFacts
+from loadtest.records.manifest import Manifest
+from loadtest.report.cells import cells_of
+from loadtest.report.checklist import gate_checks
+from loadtest.report.page import Source
+from loadtest.report.plots.figure import Table
+from loadtest.report.tables import (
+    capacity_table,
+    command_lines,
+    contract_table,
+    failures_table,
+    findings,
+    levels_table,
+)
+from tests.support import runs
+from tests.support.runs import change
+
+
+def test_commands_are_those_of_the_run_the_engines_and_the_load_without_folders() -> None:
+    load = (
+        "/usr/bin/python",
+        "-m",
+        "locust",
+        "--locustfile",
+        "/srv/site-packages/scenarios/long_reasoning.py",
+        "--users",
+        "8",
+    )
+    engine = EngineFacts(id="x", command=("/srv/vllm/bin/vllm", "serve", "m"), env={"A": "b c"})
+    manifest = Manifest(run_id="r", commands=("loadtest run study.toml",))
+    found = command_lines(manifest, {"vllm_m_tp1": engine}, {"vllm_m_tp1": load})
+    assert [one.text for one in found] == [
+        "loadtest run study.toml",
+        "A='b c' vllm serve m",
+        "python -m locust --locustfile scenarios/long_reasoning.py --users 8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "measured", "metric", "text"),
+    [
+        ("value", 34.96, "tokens_per_s_per_user", "35.0 tokens/s"),
+        ("maximum_concurrency", 8, "", "8"),
+        ("ahead", 0.75, "output_tokens_per_s", "75 % of the scenarios"),
+        ("weights", 19.33e9, "", "19.3 GB"),
+        ("gain", 1.5, "tokens_per_s_per_user", "1.50 times"),
+        ("fit", "refused", "", "refused"),
+        ("value", None, "", "—"),
+    ],
+)
+def test_figure_of_a_claim_carries_its_unit(kind: str, measured: object, metric: str, text: str) -> None:
+    metrics = runs.simulated().metrics
+    row = change(metrics.findings[0], kind=kind, measured=measured, metric=metric)
+    assert findings(change(metrics, findings=(row,)))[0].measured == text
+
+
+def test_columns_of_numbers_stand_flush_right() -> None:
+    rows = (("vLLM", "1,234", "34.1 to 35.7", "—\nneeds n ≥ 6", "0.32.0"), ("SGLang", "−0.5", "—", "7\n6 to 8", "0.5.15"))
+    assert Table(("cell", "a", "b", "c", "version"), rows).numeric == (False, True, True, True, False)
+
+
+def test_a_level_shows_each_figure_with_its_interval_or_the_n_that_it_needs() -> None:
+    table = levels_table(cells_of(runs.simulated().metrics))
+    first, second = (dict(zip(table.head, row, strict=True)) for row in table.rows[:2])
+    assert (first["concurrency"], first["n"], second["n"]) == ("1", "12", "40")
+    assert " to " in first["tokens/s, all"]
+    assert first["final answer, s, p90"] == "—\nneeds n ≥ 36"
+    assert " to " in second["final answer, s, p90"]
+    assert any("Known at no level: right answers" in note for note in table.notes)
+
+
+def test_waits_in_the_load_generator_are_a_note_where_there_are_any() -> None:
+    sample = runs.simulated()
+    assert "load generator" not in " ".join(levels_table(cells_of(sample.metrics)).notes)
+    waited = runs.with_levels(
+        sample,
+        lambda level: change(
+            level, queued_s=change(level.queued_s, mean=0.4, ci95=change(level.queued_s.ci95, mean=(0.3, 0.5)))
+        ),
+    )
+    [note] = [one for one in levels_table(cells_of(waited.metrics)).notes if "load generator" in one]
+    assert "at concurrency 1: 0.400 s 0.300 to 0.500" in note
+
+
+def test_failures_have_a_column_where_they_occurred_and_are_named_where_not() -> None:
+    sample = runs.with_levels(runs.simulated(), lambda level: change(level, outcomes={"ok": 10, "truncated": 2}))
+    table = failures_table(cells_of(sample.metrics))
+    row = dict(zip(table.head, table.rows[0], strict=True))
+    assert (row["ok"], row["truncated"], row["load generator"]) == ("10", "2", "none ran")
+    assert "repetition" in table.notes[0]
+    assert "truncated" not in table.notes[0]
+
+
+def test_capacity_is_a_row_for_each_cell_with_a_level() -> None:
+    sample = runs.simulated()
+    table = capacity_table(cells_of(sample.metrics), sample.metrics, sample.manifest)
+    assert table is not None
+    assert len(table.rows) == 6
+    assert table.head[1] == "concurrency within the SLOs"
+    assert capacity_table(cells_of(runs.small().metrics), runs.small().metrics, runs.small().manifest) is None
+
+
+def test_contract_marks_what_was_not_kept_and_what_differs() -> None:
+    sample = runs.simulated()
+    told = (
+        ContractFacts(effective={"kv_dtype": "fp8"}, violations=("kv_dtype: expected auto, got fp8",)),
+        ContractFacts(effective={"kv_dtype": "auto"}),
+    )
+    names = [cell.id for cell in sample.metrics.cells[:2]]
+    engines = {name: EngineFacts(id=name, contract=contract) for name, contract in zip(names, told, strict=True)}
+    table = contract_table(sample.manifest, cells_of(sample.metrics), engines)
+    row = next(row for row in table.rows if row.key == "kv dtype")
+    assert (row.told, row.differ) == ((("fp8", True), ("auto", False)), True)
+    [check] = [one for one in gate_checks(sample.metrics, sample.manifest, engines) if one.name == "Contract"]
+    assert (check.state, check.words) == ("fail", f"not the requested settings: {names[0]} kv_dtype")
+
+
+# Checks --------------------------------------------------------------------------------------------------------------
+
+
+def completeness(source: Source) -> str:
+    return next(one.words for one in gate_checks(source.metrics, source.manifest) if one.name == "Completeness")
+
+
+def test_a_run_that_ended_says_how_many_of_its_requests_failed() -> None:
+    sample = runs.small()
+    assert completeness(sample) == "every cell and level has ended"
+    n = sum(level.n_requests for cell in sample.metrics.cells for level in cell.levels)
+    failed = runs.with_levels(sample, lambda level: change(level, failed_share=Estimate(0.75, (0.5, 0.9), level.n_requests)))
+    assert completeness(failed) == f"every cell and level has ended, but {0.75 * n:.0f} of {n} requests failed"
+
+
+def test_an_incomplete_run_says_why() -> None:
+    torn = runs.with_metrics(runs.with_levels(runs.small(), lambda level: change(level, torn_lines=1)), complete=False)
+    assert completeness(torn) == "incomplete: some records are torn"
+
+
+def test_the_health_of_a_fast_forwarded_run_has_no_load_generator() -> None:
+    check = gate_checks(runs.simulated().metrics, runs.simulated().manifest)[0]
+    assert (check.state, check.words) == ("none", "none ran: simulated in virtual time")
