@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import resource
 import socket
 import ssl
 import time
@@ -24,6 +25,8 @@ from loadtest.credentials import redacted
 from loadtest.errors import LoadtestError, UsageError
 
 READ_BYTES = 65536
+
+_OTHER_FILES = 128  # descriptors beside those of the connections
 
 
 class ConnectError(Exception):
@@ -204,3 +207,16 @@ def _explained(error: OSError, timeout_s: float) -> ConnectError:
     if isinstance(error, ConnectionRefusedError):
         return ConnectError("refused", "nobody listens there (connection refused)")
     return ConnectError("connection", f"cannot connect: {error.strerror or error}")
+
+
+def allow_files(connections: int) -> None:
+    """As many open files as the system lets us. Raises `LoadtestError` where they are too few for these connections."""
+    needed = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise LoadtestError(
+            f"open files: expected room for {needed} ({connections} connections and what Locust needs), got a limit of"
+            f" {hard}; raise it (ulimit -n {needed}), or share the users out with --processes"
+        )

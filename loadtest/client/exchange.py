@@ -10,6 +10,7 @@ import gevent.socket
 
 from loadtest.errors import UsageError
 from loadtest.records.schema import Outcome, RequestError
+from loadtest.workload.script import Script
 
 _TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content|text)"\s*:\s*"[^"]')
 
@@ -96,6 +97,16 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Drop every connection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A server, and what it is asked. `opened`: its prompts end inside the thinking, as those of a reasoning model do."""
+
+    transport: Transport
+    script: Script
+    opened: bool
+    name: str | None = None  # of a second one: its requests are recorded under this name
 
 
 def overdue(exchange: Exchange, now: float, limits: Limits, speed: float = 1.0) -> tuple[Outcome, str, str] | None:

@@ -1,17 +1,169 @@
-"""Makes records of requests: encodes them in slices, and writes them off the reading loop."""
+"""Records of requests: decoded from what came back, encoded in slices, and written off the reading loop."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
+import gevent
+import gevent.event
 import msgspec
+from gevent.event import AsyncResult
+from gevent.queue import Queue
+from gevent.threadpool import ThreadPool
 
-from loadtest.client.exchange import Exchange
+from loadtest.client import reply
+from loadtest.client.exchange import Endpoint, Exchange
+from loadtest.client.record_builder import RecordBuilder, Sending
+from loadtest.clock import Clock
 from loadtest.errors import RecordError
+from loadtest.records.folder import requests_stem
+from loadtest.records.pass_facts import Failure
 from loadtest.records.schema import RequestRecord
 from loadtest.records.write import JsonlWriter
+from loadtest.workload.script import Item
 
 SLICE_TIMES = 1024  # encoded, or freed, at a time: about 0.05 ms
+
+SWITCH_INTERVAL_S = 0.0001  # wall: the longest that the writing thread may keep Python from the loop
+
+GIVE_WAY_S = 0.005  # wall: the longest that a slice waits for the sockets
+
+BACKLOG_REPLIES = 64  # or one a user, where there are more of them: the most that wait to be decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request that has ended. `told`: whoever waits for the decoded reply."""
+
+    item: Item
+    user: int
+    scheduled_s: float
+    exchange: Exchange
+    endpoint: Endpoint
+    told: AsyncResult[reply.Reply] | None = None
+
+
+class Recorder:
+    """Decodes, encodes and writes one reply at a time, in slices, so that every socket is read between two of them.
+
+    `backlog`: how many replies may wait for it. `kept` is called with every record that is on disk, `failed` once, when a
+    record cannot be kept. `count_tokens` counts for servers that never tell.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        builder: RecordBuilder,
+        clock: Clock,
+        *,
+        backlog: int,
+        kept: Callable[[RequestRecord], None],
+        failed: Callable[[Failure], None],
+        count_tokens: reply.CountTokens | None = None,
+    ) -> None:
+        self.written = 0
+        self._builder = builder
+        self._clock = clock
+        self._backlog = max(BACKLOG_REPLIES, backlog)
+        self._kept = kept
+        self._failed = failed
+        self._count_tokens = count_tokens
+        self._requests = JsonlWriter(folder, requests_stem())
+        self._health = JsonlWriter(folder, "client_health")
+        self._pool = ThreadPool(1)
+        self._queue: Queue[Ended] = Queue()
+        self._room = gevent.event.Event()
+        self._room.set()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._clerk = gevent.spawn(self._work)
+        self._clerk.link_exception(self._on_bug)
+
+    @property
+    def file(self) -> str:
+        """Name of the file of requests."""
+        return self._requests.path.name
+
+    def wait_for_room(self) -> None:
+        """Return when few enough replies wait: a new request may be sent."""
+        self._room.wait()
+
+    def take(self, ended: Ended) -> None:
+        """Take a request over; the caller goes on at once."""
+        self._queue.put(ended)
+        if self._behind:
+            self._room.clear()
+
+    def write_sample(self, sample: object) -> None:
+        """Write a line about this process itself."""
+        self._write(self._health, sample)
+
+    def finish(self) -> None:
+        """Return when all that was taken over is on disk."""
+        self._queue.put(StopIteration)
+        self._clerk.join()
+
+    def close(self) -> None:
+        self._pool.kill()
+        self._requests.close()
+        self._health.close()
+
+    def _work(self) -> None:
+        for ended in self._queue:
+            if not self._behind:
+                self._room.set()
+            record = self._record(ended)
+            if not self._write(self._requests, encoded(record, self._give_way)):
+                continue
+            self.written += 1
+            self._kept(record)
+            forget(ended.exchange, self._give_way)
+
+    def _record(self, ended: Ended) -> RequestRecord:
+        item, exchange, endpoint, clock = ended.item, ended.exchange, ended.endpoint, self._clock
+        got = reply.read(
+            exchange,
+            clock,
+            opened=endpoint.opened,
+            forced_tokens=item.prepared.forced_tokens,
+            count_tokens=self._count_tokens,
+            pause=self._give_way,
+        )
+        if ended.told is not None:
+            ended.told.set(got)
+        sent = Sending(
+            scheduled_s=ended.scheduled_s,
+            sent_s=None if exchange.sent is None else clock.offset_s(exchange.sent),
+            headers_s=None if exchange.headers_at is None else clock.offset_s(exchange.headers_at),
+            ended_s=clock.offset_s(exchange.ended),
+            connect_s=exchange.connect_wall_s * clock.speed,
+            resends=exchange.resends,
+        )
+        return self._builder.build(item, ended.user, sent, got, endpoint.name)
+
+    def _write(self, writer: JsonlWriter, value: object) -> bool:
+        """Whether a line was written, by the thread: a disk may take tens of ms."""
+        error = self._pool.apply(attempt, (writer, value))
+        if error is not None:
+            self._failed(Failure(kind="records", message=str(error)))
+        return error is None
+
+    def _on_bug(self, clerk: gevent.Greenlet[..., None]) -> None:
+        self._failed(Failure(kind="bug", message=f"a bug: records can no longer be kept: {clerk.exception!r}"))
+
+    def _give_way(self) -> None:
+        if not self._behind:
+            give_way()
+
+    @property
+    def _behind(self) -> bool:
+        """Whether so many replies wait that memory goes before time: a server at full speed can do that.
+
+        The clerk gives way no more then, and no request is sent. Health tells: late starts, a full core.
+        """
+        return bool(self._queue.qsize() >= self._backlog)
 
 
 def attempt(writer: JsonlWriter, value: object) -> RecordError | None:
@@ -44,12 +196,11 @@ def forget(exchange: Exchange, pause: Callable[[], None]) -> None:
         pause()
 
 
-def cut(text: str | None, limit_bytes: int) -> str | None:
-    """The start of a text, in at most so many bytes of UTF-8, no character broken.
+def give_way() -> None:
+    """Go on when every socket that is ready has been read, or after a few ms where there are always some.
 
-    >>> cut("añb", 2)
-    'a'
+    `gevent.sleep(0)` would not do: it comes back up to 50 times before the loop looks at its sockets again.
     """
-    if text is None or len(text) * 4 <= limit_bytes:
-        return text
-    return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore")
+    hub = gevent.get_hub()
+    with gevent.Timeout(GIVE_WAY_S, False):
+        hub.wait(hub.loop.idle())

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from dataclasses import field as attribute
 from itertools import accumulate
 
+from loadtest.workload.contract import Contract
+
 OPEN, CLOSE = "<think>", "</think>"
 _BLOCK = 256  # chunks skipped at a time when one is looked for
 _THINKERS = re.compile(r"qwq|deepseek-r1|\br1\b|reason|think", re.IGNORECASE)
@@ -44,6 +46,11 @@ def opens_in_prompt(model: str) -> bool:
     (True, False)
     """
     return _THINKERS.search(model) is not None
+
+
+def prompt_opens(contract: Contract, model: str) -> bool:
+    """Whether the prompt ends inside the thinking, so that the output closes what it never opened."""
+    return contract.thinking_prelude == "template" and opens_in_prompt(model)
 
 
 def split_fields(contents: Sequence[str], field: str, blank: int = 0) -> Split:

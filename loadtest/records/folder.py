@@ -13,6 +13,8 @@ from pathlib import Path
 from loadtest.errors import RecordError
 from loadtest.records.schema import Phase
 
+FAILURE_FILE = "failure.json"  # in the folder of a level: why Locust ended early
+
 _MODEL_CHARS = 100  # of a cell's id, which is the name of a folder
 
 

@@ -13,8 +13,9 @@ import msgspec
 from loadtest.errors import RecordError
 from loadtest.records import manifest as manifests
 from loadtest.records.engine_facts import EngineFacts
-from loadtest.records.folder import LEVEL_NAME
+from loadtest.records.folder import FAILURE_FILE, LEVEL_NAME
 from loadtest.records.manifest import Manifest
+from loadtest.records.pass_facts import Failure
 from loadtest.records.schema import SCHEMA_VERSION, GpuSample, HealthSample, RequestRecord, ServerSample, explained
 
 _T = TypeVar("_T")
@@ -132,6 +133,12 @@ def _read_cell(folder: Path, manifest: Manifest, verdicts: Mapping[str, bool | N
     levels = [read_level(level, verdicts) for level in sorted(folder.iterdir()) if LEVEL_NAME.fullmatch(level.name)]
     levels.sort(key=lambda level: (level.concurrency, level.repeat))
     return CellRecords(id=folder.name, engine=engine, levels=tuple(levels))
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """Why the pass in this folder failed; None where it did not, or could not say so."""
+    path = folder / FAILURE_FILE
+    return _read_as(path, Failure) if path.exists() else None
 
 
 def _asked(cell_id: str, manifest: Manifest) -> EngineFacts:

@@ -17,8 +17,6 @@ from loadtest.credentials import redacted
 from loadtest.errors import RecordError, UsageError
 from loadtest.records.manifest import Manifest, to_table
 
-UNWRITABLE = re.compile("cannot write a record|cannot create a record file|the disk took")  # how JsonlWriter says it
-
 
 class JsonlWriter:
     """Appends one JSON line at a time, each handed to the system before the call returns.

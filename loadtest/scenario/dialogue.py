@@ -38,7 +38,7 @@ class DialogueUser(ReasoningUser):
                 level.abandon(self.turns - turn - 1)
                 break
             if turn + 1 < self.turns:
-                messages = self.following(messages, said(got, level.settings.contract.history), turn)
+                messages = self.following(messages, said(got, level.options.contract.history), turn)
                 self.wait()  # type: ignore[no-untyped-call]
         if level.finished:
             session_of(self.environment).done()

@@ -85,7 +85,7 @@ class OpenLoopUser(ReasoningUser):
     def due_s(self, level: Level, item: Item) -> float:
         plan = _plans.get(level)
         if plan is None:
-            arrivals = _arrivals(self.environment.parsed_options, level.script.arrivals_s, level.settings.seed)
+            arrivals = _arrivals(self.environment.parsed_options, level.script.arrivals_s, level.options.seed)
             plan = _plans[level] = (level.clock.now_s() - arrivals.at_s(item.index), arrivals)
         due_s = plan[0] + plan[1].at_s(item.index)
         wait_s = due_s - level.clock.now_s()

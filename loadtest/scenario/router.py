@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from loadtest import credentials
-from loadtest.client.level import Endpoint, Level, Settings, opens_in_prompt
+from loadtest.client.exchange import Endpoint
+from loadtest.client.level import Level
+from loadtest.client.pass_options import PassOptions
+from loadtest.client.thinking import prompt_opens
 from loadtest.client.transport import SocketTransport
 from loadtest.errors import UsageError
 from loadtest.scenario.run_folder import base_url
@@ -24,7 +27,7 @@ class RouterUser(ReasoningUser):
     abstract = True
 
     @classmethod
-    def second_endpoint(cls, options: Any, settings: Settings, workload: Workload) -> Endpoint | None:
+    def second_endpoint(cls, options: Any, asked: PassOptions, workload: Workload) -> Endpoint | None:
         if not options.easy_host:
             raise UsageError("--easy-host: expected the URL of the small model's server, got none; add it")
         if not any(prompt.difficulty == EASY for prompt in workload.prompts):
@@ -36,9 +39,9 @@ class RouterUser(ReasoningUser):
         model = options.easy_model or probe.probe(url, api_key=key or "").model
         if not model:
             raise UsageError(f"{url}/v1/models: the server names no model; add --easy-model")
-        transport = SocketTransport(f"{url}/v1/chat/completions", api_key=key, speed=settings.clock_speed)
-        script = Script(workload, settings.contract, model=model, engine=settings.engine, seed=settings.seed)
-        return Endpoint(EASY, transport, script, opens_in_prompt(settings.contract, model))
+        transport = SocketTransport(f"{url}/v1/chat/completions", api_key=key, speed=asked.clock_speed)
+        script = Script(workload, asked.contract, model=model, engine=asked.engine, seed=asked.seed)
+        return Endpoint(name=EASY, transport=transport, script=script, opened=prompt_opens(asked.contract, model))
 
     def carry_out(self, level: Level, item: Item) -> None:
         if level.second is None or item.prepared.prompt.difficulty != EASY:

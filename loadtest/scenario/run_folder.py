@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from loadtest.client.level import Settings
+from loadtest.client.pass_options import PassOptions
 from loadtest.clock import Clock
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
 from loadtest.records.engine_facts import EngineFacts
-from loadtest.records.folder import cell_id, level_path
+from loadtest.records.folder import FAILURE_FILE, cell_id
 from loadtest.records.manifest import UNFINISHED, Manifest, ManifestCell, begun, ended
+from loadtest.records.pass_facts import Failure, LevelSummary
 from loadtest.records.write import JsonlWriter
 from loadtest.servers import probe
 from loadtest.workload import contract as contracts
@@ -33,41 +35,16 @@ def base_url(host: str | None) -> str:
     return probe.normalise_url(host)
 
 
-def settle(options: Any, host: str | None, users: int) -> tuple[Settings, Workload]:
-    """The pass that resolved options describe (`open_run` has filled the gaps), and its workload loaded."""
-    run = Path(options.out)
-    settings = Settings(
-        run=run,
-        run_id=options.run_id,
-        cell=options.cell,
-        engine=options.engine,
-        model=options.model,
-        url=base_url(host) + "/v1/chat/completions",
-        concurrency=users,
-        repeat=options.repeat,
-        requests=options.requests,
-        warmup_requests=options.warmup_requests,
-        seed=options.seed,
-        clock_speed=options.clock_speed,
-        contract=contracts.from_table(options.loadtest_contract),
-    )
-    return settings, workload.load(options.workload)
-
-
 class Opening:
     """A run folder, opened for one pass. `owned`: nobody else keeps its manifest, so we do. `pending`: what made the run
     incomplete before this pass."""  # fmt: skip
 
-    def __init__(
-        self, run: Path, folder: Path, *, owned: bool, url: str, clock_speed: float, pending: str | None = None
-    ) -> None:
-        self.run = run
-        self.folder = folder
-        self.owned = owned
+    def __init__(self, asked: PassOptions, *, owned: bool, pending: str | None = None) -> None:
+        self.asked = asked
+        self._run = Path(asked.out)
         self._pending = pending
-        self._url = url
-        self._clock = Clock.start(clock_speed)
-        self._counters = JsonlWriter(folder, "server_metrics") if owned else None
+        self._clock = Clock.start(asked.clock_speed)
+        self._counters = JsonlWriter(asked.folder, "server_metrics") if owned else None
         self._read_counters()
 
     def _read_counters(self) -> None:
@@ -75,74 +52,87 @@ class Opening:
         if self._counters is not None:
             from loadtest.servers.prometheus import scrape
 
-            self._counters.write(scrape(self._url, self._clock))
+            self._counters.write(scrape(self.asked.url, self._clock))
 
-    def count_lines(self, finals: Iterable[Mapping[str, Any]]) -> None:
+    def count_lines(self, summaries: Iterable[LevelSummary]) -> None:
         """Compare the records on disk with what each process says it wrote, where its file is on this host."""
-        for final in finals:
-            path = self.folder / str(final["file"])
+        for summary in summaries:
+            path = self.asked.folder / summary.file
             if path.is_file():
                 lines = path.read_bytes().count(b"\n")
-                if lines != final["written"]:
-                    raise RecordError(f"{path}: expected {final['written']} records, as its writer counted, found {lines}")
+                if lines != summary.written:
+                    raise RecordError(f"{path}: expected {summary.written} records, as its writer counted, found {lines}")
 
-    def close(self, failure: str | None, *, interrupted: bool) -> None:
+    def keep(self, failure: Failure) -> None:
+        """Leave word of why the pass failed, for whoever started Locust."""
+        with contextlib.suppress(RecordError):  # what it is about may be the disk
+            write.write_json(self.asked.folder / FAILURE_FILE, failure)
+
+    def close(self, failure: Failure | None, *, interrupted: bool) -> None:
         """Mark the run complete, or say why it is not; one incomplete pass makes the run incomplete."""
         if self._counters is None:
             return
         self._read_counters()
         self._counters.close()
-        manifest = read.read_manifest(self.run / "manifest.json")
-        problems = [reason for reason in (self._pending, failure) if reason]
+        manifest = read.read_manifest(self._run / "manifest.json")
+        problems = [reason for reason in (self._pending, failure and failure.message) if reason]
         if interrupted and not failure:
-            problems.append(f"{self.folder.parent.name}/{self.folder.name}: interrupted")
-        write.write_manifest(self.run, ended(manifest, problems, interrupted=manifest.interrupted or interrupted))
+            problems.append(f"{self.asked.cell}/{self.asked.folder.name}: interrupted")
+        write.write_manifest(self._run, ended(manifest, problems, interrupted=manifest.interrupted or interrupted))
 
 
 def open_run(options: Any, host: str | None, users: int) -> Opening:
-    """Fill the options that were not given, by asking the server, and open the run folder.
-
-    The resolved values are put back into `options`: Locust hands them on to its workers.
-    """
+    """Settle what the options leave open, by asking the server, and open the run folder."""
     url = base_url(host)
-    info = _ask_server(options, url)
-    driven = options.run_id is not None
-    loaded = workload.load(options.workload)
-    options.out = options.out or str(Path("runs") / f"{time.strftime('%Y%m%dT%H%M%S')}-{options.engine}")
-    run = Path(options.out)
+    told = _ask_server(options, url)
+    info = told or probe.ServerInfo(engine=options.engine)
+    run = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%dT%H%M%S')}-{options.engine or info.engine}")
     manifest = _manifest_of(run)
-    contract = _contract(options, manifest)
-    check_format(contract, loaded.prompts)
-    options.loadtest_contract = asdict(contract)
-    options.loadtest_users = users
-    options.cell = options.cell or cell_id(options.engine, options.model, options.tp)
-    options.repeat = options.repeat or _next_repeat(run, options.cell, users)
-    folder = level_path(run, options.cell, users, options.repeat)
+    asked = _resolved(options, url, users, run, manifest, info)
+    loaded = workload.load(asked.workload)
+    check_format(asked.contract, loaded.prompts)
+    if options.run_id is not None:
+        return Opening(asked, owned=False)
+    new = _new_manifest(options, asked, loaded)
     pending = None
-    if not driven:
-        options.run_id = manifest.run_id if manifest else run.name
-        new = _new_manifest(options, contract, loaded)
-        if manifest is not None:
-            _refuse_other(run, manifest, new)
-            pending = manifest.incomplete_reason if manifest.levels and not manifest.complete else None
-        write.write_manifest(run, _joined(manifest or new, options, url, info, users))
-        _write_engine(run, options, url, info)
-    return Opening(run, folder, owned=not driven, url=url, clock_speed=options.clock_speed, pending=pending)
+    if manifest is not None:
+        _refuse_other(run, manifest, new)
+        pending = manifest.incomplete_reason if manifest.levels and not manifest.complete else None
+    write.write_manifest(run, _joined(manifest or new, asked, info))
+    _write_engine(asked, told)
+    return Opening(asked, owned=True, pending=pending)
 
 
 def _ask_server(options: Any, url: str) -> probe.ServerInfo | None:
-    """Ask the server for what the options leave open; its answers, or None where they leave nothing open."""
-    if options.engine and options.model and options.clock_speed:
-        options.tp = options.tp or 1
-        return None
-    info = probe.probe(url)
-    options.engine = options.engine or info.engine
-    options.model = options.model or info.model
-    options.clock_speed = options.clock_speed or info.clock_speed or 1.0
-    options.tp = options.tp or info.tp or 1
-    if not options.model:
+    """What the server says of itself; None where the options leave nothing open, so that it is not asked."""
+    return None if options.engine and options.model and options.clock_speed else probe.probe(url)
+
+
+def _resolved(
+    options: Any, url: str, users: int, run: Path, manifest: Manifest | None, info: probe.ServerInfo
+) -> PassOptions:
+    engine, model, tp = options.engine or info.engine, options.model or info.model, options.tp or info.tp or 1
+    if not model:
         raise UsageError(f"{url}/v1/models: the server names no model; add --model")
-    return info
+    cell = options.cell or cell_id(engine, model, tp)
+    return PassOptions(
+        out=str(run),
+        run_id=options.run_id or (manifest.run_id if manifest else run.name),
+        cell=cell,
+        engine=engine,
+        model=model,
+        tp=tp,
+        url=url,
+        concurrency=users,
+        repeat=options.repeat or _next_repeat(run, cell, users),
+        requests=options.requests,
+        warmup_requests=options.warmup_requests,
+        seed=options.seed,
+        clock_speed=options.clock_speed or info.clock_speed or 1.0,
+        workload=options.workload,
+        contract=_contract(options, manifest),
+        tokenizer=options.tokenizer,
+    )
 
 
 def _manifest_of(run: Path) -> Manifest | None:
@@ -171,19 +161,19 @@ def _next_repeat(run: Path, cell: str, users: int) -> int:
 _OF_SCENARIOS = ("rate", "arrivals", "steps", "step_time", "easy_model")
 
 
-def _new_manifest(options: Any, contract: Contract, loaded: Workload) -> Manifest:
+def _new_manifest(options: Any, asked: PassOptions, loaded: Workload) -> Manifest:
     own = {name: getattr(options, name) for name in _OF_SCENARIOS if hasattr(options, name)}
     return begun(
-        run_id=options.run_id,
-        name=options.run_id,
+        run_id=asked.run_id,
+        name=asked.run_id,
         scenario_options=own or None,
         scenario=Path((options.locustfile or "locustfile").split(",")[0]).stem,
         driven="locust",
-        simulated=options.engine.endswith("-sim"),
-        clock_speed=options.clock_speed,
-        seed=options.seed,
+        simulated=asked.engine.endswith("-sim"),
+        clock_speed=asked.clock_speed,
+        seed=asked.seed,
         workload=loaded.facts,
-        contract=asdict(contract),
+        contract=asdict(asked.contract),
     )
 
 
@@ -202,43 +192,42 @@ def _refuse_other(run: Path, manifest: Manifest, new: Manifest) -> None:
         raise UsageError(f"{run}: {key}: expected the run's own ({expected}), got {got}; name another --out")
 
 
-def _joined(manifest: Manifest, options: Any, url: str, info: probe.ServerInfo | None, users: int) -> Manifest:
+def _joined(manifest: Manifest, asked: PassOptions, info: probe.ServerInfo) -> Manifest:
     """The manifest with this pass in it, incomplete until the pass has ended."""
     cell = ManifestCell(
-        id=options.cell,
-        engine=options.engine,
-        model=options.model,
-        tp=options.tp,
-        gpu=info.gpu if info else None,
-        base_url=url,
-        clock_speed=options.clock_speed,
+        id=asked.cell,
+        engine=asked.engine,
+        model=asked.model,
+        tp=asked.tp,
+        gpu=info.gpu,
+        base_url=asked.url,
+        clock_speed=asked.clock_speed,
     )
     return msgspec.structs.replace(
         manifest,
-        levels=tuple(sorted({*manifest.levels, users})),
-        repeats=max(manifest.repeats, options.repeat),
+        levels=tuple(sorted({*manifest.levels, asked.concurrency})),
+        repeats=max(manifest.repeats, asked.repeat),
         cells=manifest.cells if manifest.cell(cell.id) else (*manifest.cells, cell),
         complete=False,
         incomplete_reason=UNFINISHED,
     )
 
 
-def _write_engine(run: Path, options: Any, url: str, info: probe.ServerInfo | None) -> None:
-    path = run / "cells" / options.cell / "engine.json"
+def _write_engine(asked: PassOptions, info: probe.ServerInfo | None) -> None:
+    path = Path(asked.out) / "cells" / asked.cell / "engine.json"
     if path.is_file():
         return
-    known = {name: getattr(info, name) for name in ("version", "max_model_len", "simulated", "gpu")} if info else {}
     facts = EngineFacts(
-        id=options.cell,
-        engine=options.engine,
+        id=asked.cell,
+        engine=asked.engine,
         engine_version=info.version if info else None,
-        model=options.model,
-        tp=options.tp,
+        model=asked.model,
+        tp=asked.tp,
         gpu=info.gpu if info else None,
-        simulated=bool(info and info.simulated) or options.engine.endswith("-sim"),
-        clock_speed=options.clock_speed,
-        base_url=url,
+        simulated=bool(info and info.simulated) or asked.engine.endswith("-sim"),
+        clock_speed=asked.clock_speed,
+        base_url=asked.url,
         status="ok",
-        server_info=known,
+        server_info=msgspec.to_builtins(info) if info else None,
     )
     write.write_json(path, facts)

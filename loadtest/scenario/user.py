@@ -13,8 +13,9 @@ import gevent
 from locust import User, task
 from locust.exception import StopUser
 
-from loadtest.client.exchange import Exchange
-from loadtest.client.level import Endpoint, Level, Settings
+from loadtest.client.exchange import Endpoint, Exchange
+from loadtest.client.level import Level
+from loadtest.client.pass_options import PassOptions
 from loadtest.scenario.session import current_level
 from loadtest.workload.script import Item
 from loadtest.workload.workload import Workload
@@ -34,7 +35,7 @@ class ReasoningUser(User):
     turns = 1  # requests of one task, where they depend on each other
 
     @classmethod
-    def second_endpoint(cls, options: Any, settings: Settings, workload: Workload) -> Endpoint | None:
+    def second_endpoint(cls, options: Any, asked: PassOptions, workload: Workload) -> Endpoint | None:
         """Another server that some requests go to; none unless a scenario has one."""
         return None
 
@@ -49,7 +50,7 @@ class ReasoningUser(User):
         self.number = self.level.join()
         self.refusals = 0
         self.level.stagger()
-        warmup = self.level.settings.warmup_requests
+        warmup = self.level.options.warmup_requests
         for k in range(warmup):
             self.request(self.level, self.level.script.warmup(self.number * warmup + k), self.level.clock.now_s())
 

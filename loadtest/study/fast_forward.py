@@ -168,7 +168,8 @@ def _run_pass(journey: _Journey, cell: Cell, server: VirtualServer, script: Scri
         requests=study.requests(level) if study.duration_s is None else None,
         duration_s=study.duration_s,
         warmup_requests=study.warmup_requests,
-        opened=journey.contract.thinking_prelude == "template" and thinking.opens_in_prompt(model),
+        opened=thinking.prompt_opens(journey.contract, model),
+        judges=journey.contract.output_format != "free",
         anchor_unix_s=(journey.manifest.started_unix_s or 0.0) + journey.elapsed_s,
     )
     one = VirtualLevel(plan, script, server)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loadtest import resources
 from loadtest.errors import RecordError, UsageError
-from loadtest.records.write import UNWRITABLE
+from loadtest.records import read
 from loadtest.servers import preflight
 from loadtest.servers.process import Guarded, open_log
 from loadtest.study.schema import Cell, Study
@@ -127,19 +127,13 @@ def drive(
     finally:
         code = locust.stop()
     n_requests = records.count()
+    failure = read.read_failure(folder)
+    if code != 0 and failure is not None and failure.kind == "records":
+        raise RecordError(failure.message)  # no other pass could be kept, either
     if reason is None and (code != 0 or n_requests == 0):
         how = f"with exit code {code}" if code != 0 else "without a single request"
-        reason = f"Locust ended {how}: {_last_line(folder / 'locust.log')}"
-    if code != 0:
-        _refuse_unwritable(folder / "locust.log")
+        reason = f"Locust ended {how}: {failure.message if failure else _last_line(folder / 'locust.log')}"
     return PassEnd(exit_code=code, reason=reason, n_requests=n_requests)
-
-
-def _refuse_unwritable(log: Path) -> None:
-    """Raise `RecordError` where Locust ended because a record could not be written: no other pass could be, either."""
-    for line in log.read_text(errors="replace").splitlines():
-        if UNWRITABLE.search(line):
-            raise RecordError(line.strip()[:500])
 
 
 class RecordCounter:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loadtest.client import thinking
+from loadtest.client.record_builder import RecordBuilder, Sending
 from loadtest.client.reply import Reply
 from loadtest.errors import UsageError
-from loadtest.grading import answers
-from loadtest.records.schema import ANSWER_LIMIT_BYTES, Outcome, RequestError, RequestRecord, ServerSample
+from loadtest.records.schema import Outcome, RequestError, RequestRecord, ServerSample
 from loadtest.simulator.core import chat as chats
 from loadtest.simulator.core import lengths
 from loadtest.simulator.core.chat import Chat, Refusal, Served
@@ -80,8 +80,9 @@ class VirtualServer:
 class Plan:
     """What one pass is. It ends when `requests` measured requests have ended, or after `duration_s`.
 
-    `opened`: the chat template ends the prompt in `<think>`. Offsets count from the start of the pass, which is
-    `anchor_unix_s`: the wall clock at which the run began, and the virtual seconds since.
+    `opened`: the chat template ends the prompt in `<think>`. `judges`: answers are compared with the expected ones. Offsets
+    count from the start of the pass, which is `anchor_unix_s`: the wall clock at which the run began, and the virtual
+    seconds since.
     """
 
     run_id: str
@@ -92,7 +93,20 @@ class Plan:
     duration_s: float | None
     warmup_requests: int
     opened: bool
+    judges: bool
     anchor_unix_s: float
+
+    def builder(self) -> RecordBuilder:
+        return RecordBuilder(
+            run_id=self.run_id,
+            cell=self.cell,
+            concurrency=self.concurrency,
+            repeat=self.repeat,
+            worker=WORKER,
+            clock_anchor_unix_s=self.anchor_unix_s,
+            clock_speed=1.0,
+            judges=self.judges,
+        )
 
 
 @dataclass(slots=True)
@@ -116,6 +130,7 @@ class VirtualLevel:
     def __init__(self, plan: Plan, script: Script, server: VirtualServer) -> None:
         self.plan, self.script, self.server = plan, script, server
         self.engine = server.engine
+        self._builder = plan.builder()
         self.start_s = server.settle()
         self.now_s = self.start_s  # how far the pass has come; its end, when `run` is over
         self._until_s = float("inf") if plan.duration_s is None else self.start_s + plan.duration_s
@@ -250,44 +265,9 @@ class VirtualLevel:
         return self._record(one.item, one.user, one.sequence.arrival_s, reply)
 
     def _record(self, item: Item, user: int, sent_s: float, reply: Reply) -> RequestRecord:
-        plan, prepared = self.plan, item.prepared
-        offset_s = round(sent_s - self.start_s, 7)
-        right = answers.check(reply.answer, prepared.prompt) if reply.outcome == "ok" and reply.answer else None
-        return RequestRecord(
-            run_id=plan.run_id,
-            cell=plan.cell,
-            concurrency=plan.concurrency,
-            repeat=plan.repeat,
-            phase=item.phase,
-            worker=WORKER,
-            user=user,
-            seq=item.index,
-            prompt_id=prepared.prompt.id,
-            scheduled_s=offset_s,
-            sent_s=offset_s,
-            headers_s=offset_s,
-            chunk_s=reply.chunk_s,
-            chunk_tokens=reply.chunk_tokens,
-            first_answer_chunk=reply.first_answer_chunk,
-            ended_s=round(self.now_s - self.start_s, 7),
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-            reasoning_tokens=reply.reasoning_tokens,
-            cached_tokens=reply.cached_tokens,
-            token_count_source=reply.token_count_source,
-            finish_reason=reply.finish_reason,
-            outcome=reply.outcome,
-            error=reply.error,
-            answer=reply.answer and reply.answer[:ANSWER_LIMIT_BYTES],
-            answer_correct=right,
-            request_sha256=prepared.sha256,
-            clock_anchor_unix_s=plan.anchor_unix_s,
-            connect_s=0.0,
-            thinking_field=reply.thinking_field,
-            think_closed=reply.think_closed,
-            forced_tokens=prepared.forced_tokens,
-            prompt_chars=prepared.prompt.chars,
-        )
+        offset_s = sent_s - self.start_s
+        sent = Sending(scheduled_s=offset_s, sent_s=offset_s, headers_s=offset_s, ended_s=self.now_s - self.start_s)
+        return self._builder.build(item, user, sent, reply)
 
 
 def _refused(refusal: Refusal | QueueFull) -> Reply:

@@ -17,10 +17,12 @@ from collections.abc import Callable
 import gevent
 import harness as h
 
-from loadtest.client.exchange import Exchange
-from loadtest.client.level import Level, Settings
+from loadtest.client.exchange import Endpoint, Exchange
+from loadtest.client.level import Level
+from loadtest.client.pass_options import PassOptions
 from loadtest.client.self_health import LoopLag
 from loadtest.workload.contract import Contract
+from loadtest.workload.script import Script
 from loadtest.workload.workload import load
 
 
@@ -71,13 +73,13 @@ def main() -> None:
     h.favour(h.CLIENT_CORE)
     print(f"a reply of {args.tokens} tokens; ms late\n{'':22} {'mean':>8} {'worst':>8} {'took ms':>9}")
     for field in ("reasoning", "content"):
-        settings = Settings(
-            run=h.scratch(), run_id="r", cell="c", engine="other", model="qwq", url="http://x", concurrency=1, repeat=1,
-            requests=None, warmup_requests=0, seed=0, clock_speed=1.0, contract=Contract(),
+        options = PassOptions(
+            out=str(h.scratch()), run_id="r", cell="c", engine="other", model="qwq", tp=1, url="http://x", concurrency=1,
+            repeat=1, requests=None, warmup_requests=0, seed=0, clock_speed=1.0, workload="math:n=5", contract=Contract(),
         )  # fmt: skip
-        level = Level(
-            settings, load("math:n=5"), (0,), transport=Canned(args.tokens, field), kept=lambda _: None, failed=print
-        )
+        script = Script(load("math:n=5"), options.contract, model="qwq", engine="other", seed=0)
+        endpoint = Endpoint(transport=Canned(args.tokens, field), script=script, opened=True)
+        level = Level(options, (0,), endpoint, kept=lambda _: None, failed=print)
         level.open()
         for _ in range(args.passes):
             end = time.monotonic() + 0.2
@@ -85,7 +87,7 @@ def main() -> None:
             item = level.next_item()
             assert item is not None
             level.send(item, 0, 0.0)
-            print(f"{'end of one, ' + field:22} {lag(lambda level=level: level.written == level.started)}")
+            print(f"{'end of one, ' + field:22} {lag(lambda level=level: level.recorder.written == level.started)}")
             gc.collect()
         level.close()
 

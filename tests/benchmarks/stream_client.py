@@ -25,7 +25,7 @@ def transport(port: int, streams: int) -> Callable[[], int]:
     """Our client and its decoding, without Locust, records and telemetry."""
     from loadtest.client import reply
     from loadtest.client.exchange import Exchange
-    from loadtest.client.level import give_way
+    from loadtest.client.recorder import give_way
     from loadtest.client.transport import SocketTransport
     from loadtest.clock import Clock
 

@@ -11,11 +11,17 @@ import pytest
 
 from loadtest.client import level as level_module
 from loadtest.client import recorder
-from loadtest.client.level import Level, Settings, give_way
-from loadtest.client.recorder import SLICE_TIMES, cut, encoded
+from loadtest.client.exchange import Endpoint
+from loadtest.client.level import Level
+from loadtest.client.pass_options import PassOptions
+from loadtest.client.record_builder import cut
+from loadtest.client.recorder import SLICE_TIMES, encoded, give_way
+from loadtest.client.thinking import prompt_opens
 from loadtest.errors import RecordError
+from loadtest.records.pass_facts import Failure
 from loadtest.records.read import read_level
 from loadtest.workload.contract import Contract
+from loadtest.workload.script import Script
 from loadtest.workload.workload import load
 
 ANSWER = [
@@ -37,7 +43,7 @@ class Canned:
 
     def perform(self, exchange):
         exchange.began = exchange.sent = time.monotonic()
-        exchange.status, exchange.content_type = 200, "text/event-stream"
+        exchange.status, exchange.content_type, exchange.resends = 200, "text/event-stream", 1
         if self.fail:
             exchange.ended = time.monotonic()
             exchange.fail(*self.fail)
@@ -57,20 +63,23 @@ class Canned:
         self.closed = True
 
 
+def endpoint(settings, transport):
+    script = Script(load("math:n=5"), settings.contract, model=settings.model, engine=settings.engine, seed=settings.seed)
+    return Endpoint(transport=transport, script=script, opened=prompt_opens(settings.contract, settings.model))
+
+
 @pytest.fixture
 def make(tmp_path):
     levels = []
 
     def level(transport=None, *, requests=4, slots=(0, 1), **settings):
-        chosen = Settings(
-            run=tmp_path, run_id="r", cell="other_qwq_tp1", engine="other", model="qwq-32b", url="http://x/v1",
+        chosen = PassOptions(
+            out=str(tmp_path), run_id="r", cell="other_qwq_tp1", engine="other", model="qwq-32b", tp=1, url="http://x",
             concurrency=2, repeat=1, requests=requests, warmup_requests=1, seed=3,
-            clock_speed=settings.pop("clock_speed", 1.0), contract=Contract(**settings),
+            clock_speed=settings.pop("clock_speed", 1.0), workload="math:n=5", contract=Contract(**settings),
         )  # fmt: skip
         failures, kept = [], []
-        made = Level(
-            chosen, load("math:n=5"), slots, transport=transport or Canned(), kept=kept.append, failed=failures.append
-        )
+        made = Level(chosen, slots, endpoint(chosen, transport or Canned()), kept=kept.append, failed=failures.append)
         made.failures, made.kept = failures, kept
         levels.append(made)
         made.open()
@@ -92,7 +101,7 @@ def send(level, item, user=0):
 
 
 def on_disk(level):
-    return read_level(level.settings.folder).requests
+    return read_level(level.options.folder).requests
 
 
 def test_a_record_says_what_happened(make):
@@ -105,6 +114,7 @@ def test_a_record_says_what_happened(make):
     assert record.request_sha256 == item.prepared.sha256
     assert 0 <= record.scheduled_s <= record.sent_s <= record.chunk_s[0] <= record.chunk_s[-1] <= record.ended_s
     assert (record.thinking_field, record.think_closed, record.token_count_source) == ("inline", True, "chunks")
+    assert record.resends == 1
     assert on_disk(level) == (record,)
 
 
@@ -163,7 +173,7 @@ def test_a_killed_request_is_recorded_as_cut_off(make):
     level.close()
     (record,) = on_disk(level)
     assert (record.outcome, record.error, len(record.chunk_s)) == ("cut_off", None, 1)
-    assert (level.in_flight, level.started, level.written) == (0, 1, 1)
+    assert (level.in_flight, level.started, level.recorder.written) == (0, 1, 1)
 
 
 def test_a_record_that_cannot_be_written_ends_the_measurement(make, monkeypatch):
@@ -172,10 +182,10 @@ def test_a_record_that_cannot_be_written_ends_the_measurement(make, monkeypatch)
     def full(_):
         raise RecordError("disk full")
 
-    monkeypatch.setattr(level._writer, "write", full)
+    monkeypatch.setattr(level.recorder._requests, "write", full)
     send(level, level.next_item())
-    assert level.failures == ["disk full"]
-    assert level.summary()["failure"] == "disk full"
+    assert level.failures == [Failure(kind="records", message="disk full")]
+    assert (level.summary().failure, level.summary().failure_kind) == ("disk full", "records")
 
 
 def test_a_server_that_has_gone_ends_the_measurement(make, monkeypatch):
@@ -184,11 +194,11 @@ def test_a_server_that_has_gone_ends_the_measurement(make, monkeypatch):
     assert not level.failures
     monkeypatch.setattr(level_module, "GIVE_UP_AFTER_S", -1.0)
     send(level, level.next_item())
-    assert "is the server still there?" in level.failures[0]
+    assert "is the server still there?" in level.failures[0].message
 
 
 def test_no_request_is_sent_while_too_many_replies_wait_to_be_decoded(make, monkeypatch):
-    monkeypatch.setattr(level_module, "BACKLOG_REPLIES", 2)
+    monkeypatch.setattr(recorder, "BACKLOG_REPLIES", 2)
     gate, plain = gevent.event.Event(), recorder.encoded
     monkeypatch.setattr(recorder, "encoded", lambda *arguments: (gate.wait(), plain(*arguments))[1])
     level = make()
@@ -219,10 +229,10 @@ def test_closing_leaves_a_summary_and_a_health_sample(make):
     level = make()
     send(level, level.next_item())
     level.close()
-    folder: Path = level.settings.folder
+    folder: Path = level.options.folder
     assert len(list(folder.glob("level-*.json"))) == 1
     assert len(read_level(folder).health) == 1
-    assert (level._transport.opened, level._transport.closed, level.connected_wall_s) == (2, True, 0.5)
+    assert (level.endpoint.transport.opened, level.endpoint.transport.closed, level.connected_wall_s) == (2, True, 0.5)
 
 
 def test_a_long_record_is_encoded_in_slices_and_reads_back_the_same(make):
@@ -276,14 +286,12 @@ def test_cut(limit, text):
 
 
 def test_a_tokenizer_counts_where_the_server_does_not(tmp_path):
-    settings = Settings(
-        run=tmp_path, run_id="r", cell="c", engine="other", model="m", url="http://x", concurrency=1, repeat=1, requests=1,
-        warmup_requests=0, seed=0, clock_speed=1.0, contract=Contract(),
+    settings = PassOptions(
+        out=str(tmp_path), run_id="r", cell="c", engine="other", model="m", tp=1, url="http://x", concurrency=1, repeat=1,
+        requests=1, warmup_requests=0, seed=0, clock_speed=1.0, workload="math:n=5", contract=Contract(),
     )  # fmt: skip
     kept = []
-    level = Level(
-        settings, load("math:n=5"), (0,), transport=Canned(), kept=kept.append, failed=kept.append, count_tokens=len
-    )
+    level = Level(settings, (0,), endpoint(settings, Canned()), kept=kept.append, failed=kept.append, count_tokens=len)
     level.open()
     level.send(level.next_item(), 0, 0.0)
     level.close()
@@ -292,8 +300,8 @@ def test_a_tokenizer_counts_where_the_server_does_not(tmp_path):
 
 def test_a_clerk_that_dies_ends_the_measurement(make, monkeypatch):
     level = make()
-    monkeypatch.setattr(level, "_record", lambda *_: 1 / 0)
+    monkeypatch.setattr(level.recorder, "_record", lambda *_: 1 / 0)
     level.send(level.next_item(), 0, 0.0)
     while not level.failures:
         gevent.sleep(0.001)
-    assert "ZeroDivisionError" in level.failures[0]
+    assert "ZeroDivisionError" in level.failures[0].message

@@ -5,13 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from loadtest.client import pass_options
 from loadtest.errors import RecordError, UsageError
-from loadtest.records.read import read_json
+from loadtest.records.pass_facts import Failure, LevelSummary
+from loadtest.records.read import read_failure, read_json
 from loadtest.records.write import write_json
 from loadtest.scenario import options as scenario_options
 from loadtest.scenario import run_folder
 from loadtest.study import plan, run
 from loadtest.study.schema import Cell, Study
+from loadtest.workload import workload
 
 HOST = "http://127.0.0.1:8000"
 
@@ -20,7 +23,7 @@ def options(out, **given):
     values = {
         "model": "Qwen/QwQ-32B", "engine": "other", "tp": None, "cell": None, "repeat": None, "run_id": None,
         "workload": "math:n=3", "requests": 4, "warmup_requests": 1, "max_tokens": None, "mode": None, "seed": 0,
-        "clock_speed": 1.0, "out": str(out), "locustfile": "scenarios/long_reasoning.py",
+        "clock_speed": 1.0, "tokenizer": None, "out": str(out), "locustfile": "scenarios/long_reasoning.py",
     }  # fmt: skip
     return SimpleNamespace(**(values | given))
 
@@ -50,12 +53,13 @@ def test_a_wrong_option_is_refused_with_the_command_line(given, message, capsys)
 def test_a_pass_under_plain_locust(tmp_path):
     given = options(tmp_path / "run")
     opening = run_folder.open_run(given, HOST + "/v1", 8)
-    settings, workload = run_folder.settle(given, HOST, 8)
-    assert settings.url == HOST + "/v1/chat/completions"
+    settings = opening.asked
+    assert settings.chat_url == HOST + "/v1/chat/completions"
+    assert pass_options.from_table(settings.to_table()) == settings
     assert (settings.cell, settings.concurrency, settings.repeat, settings.run_id) == ("other_qwq-32b_tp1", 8, 1, "run")
     manifest = read_json(tmp_path / "run" / "manifest.json")
     assert (manifest["complete"], manifest["scenario"], manifest["levels"]) == (False, "long_reasoning", [8])
-    assert manifest["workload"]["identity"] == workload.identity
+    assert manifest["workload"]["identity"] == workload.load("math:n=3").identity
     engine = read_json(tmp_path / "run" / "cells" / settings.cell / "engine.json")
     assert (engine["base_url"], engine["status"], engine["simulated"]) == (HOST, "ok", False)
     opening.close(None, interrupted=False)
@@ -64,17 +68,18 @@ def test_a_pass_under_plain_locust(tmp_path):
 
 def test_a_second_pass_joins_the_run(tmp_path):
     run_folder.open_run(options(tmp_path), HOST, 8).close(None, interrupted=False)
-    given = options(tmp_path)
     (tmp_path / "cells" / "other_qwq-32b_tp1" / "c08-r1").mkdir(exist_ok=True)
-    run_folder.open_run(given, HOST, 8).close(None, interrupted=False)
-    assert given.repeat == 2
+    again = run_folder.open_run(options(tmp_path), HOST, 8)
+    again.close(None, interrupted=False)
+    assert again.asked.repeat == 2
     run_folder.open_run(options(tmp_path), HOST, 2).close(None, interrupted=False)
     manifest = read_json(tmp_path / "manifest.json")
     assert (manifest["levels"], manifest["repeats"], len(manifest["cells"]), manifest["complete"]) == ([2, 8], 2, 1, True)
 
 
 def test_one_incomplete_pass_makes_the_run_incomplete(tmp_path):
-    run_folder.open_run(options(tmp_path), HOST, 1).close("worker x was lost", interrupted=False)
+    lost = Failure(kind="workers", message="worker x was lost")
+    run_folder.open_run(options(tmp_path), HOST, 1).close(lost, interrupted=False)
     run_folder.open_run(options(tmp_path), HOST, 2).close(None, interrupted=False)
     manifest = read_json(tmp_path / "manifest.json")
     assert (manifest["complete"], manifest["incomplete_reason"]) == (False, "worker x was lost")
@@ -90,9 +95,10 @@ def test_a_run_that_somebody_else_keeps_is_left_alone(tmp_path):
     before = {"schema_version": 1, "run_id": "theirs", "contract": {"temperature": 0.7, "seed": 5}}
     write_json(tmp_path / "manifest.json", before)
     given = options(tmp_path, run_id="theirs", cell="vllm_x_tp2", repeat=3)
-    run_folder.open_run(given, HOST, 4).close("failed", interrupted=True)
+    opening = run_folder.open_run(given, HOST, 4)
+    opening.close(Failure(kind="server", message="failed"), interrupted=True)
     assert read_json(tmp_path / "manifest.json") == before
-    settings, _ = run_folder.settle(given, HOST, 4)
+    settings = opening.asked
     assert (settings.contract.temperature, settings.contract.seed) == (0.7, 5)
     assert settings.folder == tmp_path / "cells" / "vllm_x_tp2" / "c04-r3"
 
@@ -122,11 +128,27 @@ def test_another_workload_does_not_join(tmp_path):
 
 def test_a_missing_record_is_noticed(tmp_path):
     opening = run_folder.open_run(options(tmp_path), HOST, 1)
-    opening.folder.mkdir(parents=True, exist_ok=True)
-    (opening.folder / "requests-a.jsonl").write_bytes(b"{}\n{}\n")
-    opening.count_lines([{"file": "requests-a.jsonl", "written": 2}, {"file": "requests-elsewhere.jsonl", "written": 9}])
+    folder = opening.asked.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "requests-a.jsonl").write_bytes(b"{}\n{}\n")
+    opening.count_lines([summary("requests-a.jsonl", 2), summary("requests-elsewhere.jsonl", 9)])
     with pytest.raises(RecordError, match="expected 3 records"):
-        opening.count_lines([{"file": "requests-a.jsonl", "written": 3}])
+        opening.count_lines([summary("requests-a.jsonl", 3)])
+
+
+def summary(file, written):
+    return LevelSummary(
+        worker="w", host="h", file=file, users=1, connections_opened=1, connections_wall_s=0.0, started=written,
+        written=written, failure=None,
+    )  # fmt: skip
+
+
+def test_why_a_pass_failed_is_left_for_whoever_started_it(tmp_path):
+    opening = run_folder.open_run(options(tmp_path, run_id="theirs"), HOST, 1)
+    assert read_failure(opening.asked.folder) is None
+    failure = Failure(kind="records", message="the disk took 3 of 9 bytes")
+    opening.keep(failure)
+    assert read_failure(opening.asked.folder) == failure
 
 
 def test_no_host():

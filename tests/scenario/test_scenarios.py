@@ -133,7 +133,7 @@ from types import SimpleNamespace as Some
 from loadtest.scenario.open_loop import OpenLoopUser
 class Level:
     def __init__(self, start_s):
-        self.clock, self.script, self.settings = Some(now_s=lambda: start_s, speed=1e9), Some(arrivals_s=()), Some(seed=1)
+        self.clock, self.script, self.options = Some(now_s=lambda: start_s, speed=1e9), Some(arrivals_s=()), Some(seed=1)
 user = Some(environment=Some(parsed_options=Some(rate=1.0, arrivals="constant")))
 for start_s in (0.0, 50.0, 100.0):
     assert OpenLoopUser.due_s(user, Level(start_s), Some(index=0)) == start_s

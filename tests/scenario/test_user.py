@@ -198,7 +198,7 @@ def test_too_few_descriptors_for_the_streams_end_the_run_before_it_starts(tmp_pa
     few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))  # noqa: E731
     done = subprocess.run([*argv, "--run-time", "5s"], capture_output=True, text=True, timeout=60, preexec_fn=few)
     assert done.returncode == 1
-    assert "open files: expected room for 428 (300 streams and what Locust needs), got a limit of 256" in done.stderr
+    assert "open files: expected room for 428 (300 connections and what Locust needs), got a limit of 256" in done.stderr
 
 
 def test_a_bug_at_the_start_ends_the_run(port, tmp_path):

@@ -267,7 +267,7 @@ def test_each_user_has_one_request_in_flight_and_none_is_lost(kind, streams, req
     script = Script(workload.load("math:n=5"), Contract(max_tokens=300), model="m", engine=kind, seed=3)
     plan = virtual_level.Plan(
         run_id="r", cell="c", concurrency=streams, repeat=1, requests=requests, duration_s=None, warmup_requests=warmups,
-        opened=True, anchor_unix_s=0.0,
+        opened=True, judges=True, anchor_unix_s=0.0,
     )  # fmt: skip
     one = virtual_level.VirtualLevel(plan, script, virtual_level.VirtualServer(engine, served))
     found = [fact for fact in one.run() if isinstance(fact, schema.RequestRecord)]
@@ -326,7 +326,7 @@ def test_a_sample_is_what_a_scrape_of_metrics_would_tell(cell):
     script = Script(workload.load(STUDY.workload), Contract(), model="qwq-32b-awq", engine=cell.engine, seed=1)
     plan = virtual_level.Plan(
         run_id="r", cell="c", concurrency=3, repeat=1, requests=6, duration_s=None, warmup_requests=0, opened=True,
-        anchor_unix_s=0.0,
+        judges=True, anchor_unix_s=0.0,
     )  # fmt: skip
     compared = 0
     for fact in virtual_level.VirtualLevel(plan, script, server).run():

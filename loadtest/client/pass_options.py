@@ -1,0 +1,50 @@
+"""What one pass over one level is: every option resolved, the same in every worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadtest.records.folder import level_path
+from loadtest.workload.contract import Contract
+
+
+class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """One pass. Made once, by whoever opens the run folder; workers get it as `to_table` has it."""
+
+    out: str  # the run folder
+    run_id: str
+    cell: str
+    engine: str
+    model: str
+    tp: int
+    url: str  # of the server, without a path
+    concurrency: int
+    repeat: int
+    requests: int | None  # None: for a time
+    warmup_requests: int  # of each user
+    seed: int
+    clock_speed: float
+    workload: str
+    contract: Contract
+    tokenizer: str | None = None  # where it is, to count the tokens of a server that never tells
+
+    @property
+    def folder(self) -> Path:
+        """Where the records of the pass are."""
+        return level_path(Path(self.out), self.cell, self.concurrency, self.repeat)
+
+    @property
+    def chat_url(self) -> str:
+        return f"{self.url}/v1/chat/completions"
+
+    def to_table(self) -> dict[str, Any]:
+        """Plain values, which Locust can send."""
+        table: dict[str, Any] = msgspec.to_builtins(self)
+        return table
+
+
+def from_table(table: dict[str, Any]) -> PassOptions:
+    return msgspec.convert(table, PassOptions)
