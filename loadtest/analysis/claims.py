@@ -63,7 +63,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     note: str = ""
 
 
-def parse(raw: bytes, where: str) -> tuple[Claim, ...]:
+def parse_claims(raw: bytes, where: str) -> tuple[Claim, ...]:
     """Claims of a TOML file (`where` names it), in its order. Raises UsageError: a key is wrong (named)."""
     try:
         found = msgspec.toml.decode(raw, type=_File)
@@ -92,7 +92,7 @@ def _check_figure(claim: Claim, where: str) -> None:
         )
 
 
-def judge(
+def judge_claims(
     claims: Sequence[Claim], cells: Sequence[CellFigures], comparisons: Sequence[Comparison]
 ) -> tuple[ClaimResult, ...]:
     """What cells and comparisons say of each claim."""

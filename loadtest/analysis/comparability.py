@@ -75,11 +75,11 @@ OF_PROMPTS = frozenset({"workload", "scenario", "scenario_options", "thinking_pr
 OF_CELL = ("model", "tp", "gpu", "simulated", "clock_speed")
 
 
-def differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
+def manifest_differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
     """Keys of two manifests in which the runs were not asked for the same, with both values: the workload, the mode, the
     scenario, the clock, and every key of the inference contract.
 
-    >>> differences(Manifest(run_id="a", mode="natural"), Manifest(run_id="b", mode="equal-work"))
+    >>> manifest_differences(Manifest(run_id="a", mode="natural"), Manifest(run_id="b", mode="equal-work"))
     {'mode': ('natural', 'equal-work')}
     """
     identities = [one.workload and one.workload.identity for one in (a, b)]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loadtest.analysis import comparability, effects
-from loadtest.analysis.comparability import OF_CELL, OF_PROMPTS, OF_RUN, all_differences, differences, matched
+from loadtest.analysis.comparability import OF_CELL, OF_PROMPTS, OF_RUN, all_differences, manifest_differences, matched
 from loadtest.analysis.decisions import RunComparison
 from loadtest.analysis.effects import ALPHA, MIN_SAMPLES, Effect
 from loadtest.errors import UsageError
@@ -25,7 +25,7 @@ from loadtest.metrics import intervals
 from loadtest.metrics.catalogue import COMPARED, METRICS
 from loadtest.metrics.figures import Bounded
 from loadtest.metrics.intervals import Floats
-from loadtest.metrics.request_arrays import Pass, earliest_anchor, read
+from loadtest.metrics.request_arrays import Pass, earliest_anchor, pass_arrays
 from loadtest.metrics.schema import CellFigures, Comparison, ComparisonVerdict, OutputLengths, Why
 from loadtest.records.read import CellRecords, Run
 from loadtest.workload import contract
@@ -60,7 +60,7 @@ class Pair:
     different: tuple[str, ...] = ()
 
 
-def cells(
+def compare_engines(
     described: Sequence[CellFigures], samples: Samples, templates: Collection[frozenset[str]] = frozenset()
 ) -> list[Comparison]:
     """Every two engines of one run with the same model, GPUs and mode, a before b by name.
@@ -69,7 +69,7 @@ def cells(
     prompts (`comparability.templates`), which are not comparable.
     """
     ordered = sorted(described, key=lambda cell: (cell.engine, cell.id))
-    return judge([_pair_of_engines(a, b, samples, templates) for a, b in combinations(ordered, 2) if _rivals(a, b)])
+    return compare_pairs([_pair_of_engines(a, b, samples, templates) for a, b in combinations(ordered, 2) if _rivals(a, b)])
 
 
 def _rivals(a: CellFigures, b: CellFigures) -> bool:
@@ -95,7 +95,7 @@ def _pair_of_engines(a: CellFigures, b: CellFigures, samples: Samples, templates
     )
 
 
-def judge(pairs: Sequence[Pair]) -> list[Comparison]:
+def compare_pairs(pairs: Sequence[Pair]) -> list[Comparison]:
     """Verdicts for every pair at every level in every metric; `why` beside each time to final answer."""
     by_metric = [_of_metric(pairs, metric) for metric in COMPARED]
     return [row for of_pair in zip(*by_metric, strict=True) for of_metric in of_pair for row in of_metric]
@@ -104,7 +104,7 @@ def judge(pairs: Sequence[Pair]) -> list[Comparison]:
 def _of_metric(pairs: Sequence[Pair], metric: str) -> list[list[Comparison]]:
     """The rows of one metric, pair by pair, corrected together."""
     found = [
-        effects.pooled([None if pair.different else effects.effect(level.a, level.b, metric) for level in pair.levels])
+        effects.pool_effects([None if pair.different else effects.effect(level.a, level.b, metric) for level in pair.levels])
         for pair in pairs
     ]
     usable = [one.p_value for of_pair in found for one in of_pair if one is not None and not math.isnan(one.error)]
@@ -138,7 +138,7 @@ def _row(
         n_b=0 if one is None else one.n_b,
         method=found.method,
         reason=found.reason,
-        why=why(level.a, level.b) if explained else None,
+        why=explain_difference(level.a, level.b) if explained else None,
         output_tokens=_lengths(effects.output_tokens(level.a, level.b)) if explained else None,
     )
 
@@ -193,7 +193,7 @@ def _judged(pair: Pair, one: Effect | None, metric: str, adjusted: Iterator[floa
 # Why -----------------------------------------------------------------------------------------------------------------
 
 
-def why(a: Sequence[Pass], b: Sequence[Pass]) -> Why:
+def explain_difference(a: Sequence[Pass], b: Sequence[Pass]) -> Why:
     """What the difference of mean times to final answer (a - b, s) is made of; the parts add up to it exactly.
 
     With W the mean wait for the first token, N the mean tokens after it and S their mean seconds each (weighted by
@@ -250,7 +250,7 @@ def _thought_after_first(one: Pass) -> Floats:
 # Two runs ------------------------------------------------------------------------------------------------------------
 
 
-def runs(baseline: Run, candidate: Run, tolerance: float = 0.0, allow: Collection[str] = ()) -> RunComparison:
+def compare_runs(baseline: Run, candidate: Run, tolerance: float = 0.0, allow: Collection[str] = ()) -> RunComparison:
     """`loadtest compare`: the candidate (a) against the baseline (b), for the cells that `matched` pairs.
 
     A regression is a verdict "slower" whose whole 95 % interval is worse than `tolerance` (0.05: 5 %). `allow`: keys that
@@ -258,7 +258,7 @@ def runs(baseline: Run, candidate: Run, tolerance: float = 0.0, allow: Collectio
     it names every key.
     """
     _check_keys(allow)
-    apart = differences(baseline.manifest, candidate.manifest)
+    apart = manifest_differences(baseline.manifest, candidate.manifest)
     if refused := {key: values for key, values in apart.items() if key not in allow}:
         raise UsageError(_refusal(refused))
     found = matched(baseline.cells, candidate.cells)
@@ -270,7 +270,7 @@ def runs(baseline: Run, candidate: Run, tolerance: float = 0.0, allow: Collectio
     if not any(pair.levels for pair in pairs):
         ids = [", ".join(cell.id for cell in run.cells) or "no cell" for run in (baseline, candidate)]
         raise UsageError(f"expected a cell with a level in both runs, got {ids[0]} and {ids[1]}; measure the same cells")
-    rows = judge(pairs)
+    rows = compare_pairs(pairs)
     return RunComparison(
         baseline=baseline.manifest.run_id,
         candidate=candidate.manifest.run_id,
@@ -331,7 +331,7 @@ def _passes(cell: CellRecords) -> dict[int, list[Pass]]:
     anchor = earliest_anchor(cell.levels)
     found: dict[int, list[Pass]] = defaultdict(list)
     for level in cell.levels:
-        found[level.concurrency].append(read(level, anchor))
+        found[level.concurrency].append(pass_arrays(level, anchor))
     return found
 
 

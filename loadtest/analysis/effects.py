@@ -120,7 +120,7 @@ def _mean_log(values: Floats) -> float | None:
 
 def _log_throughput(one: Pass) -> float | None:
     span = steady_window.steady(one)
-    value = None if span is None else steady_window.output_tokens_per_s([(one, span)]).value
+    value = None if span is None else steady_window.window_tokens_per_s([(one, span)]).value
     return math.log(value) if value else None
 
 
@@ -135,7 +135,7 @@ def _by_batch(a: Sequence[Pass], b: Sequence[Pass]) -> Effect:
     sides = []
     for passes in (a, b):
         spans = [(one, span) for one in passes if (span := steady_window.steady(one)) is not None]
-        found = steady_window.output_tokens_per_s(spans)
+        found = steady_window.window_tokens_per_s(spans)
         if not found.value or found.ci95 is None:
             return Effect(0.0, math.nan, 1, 0, 0, "no steady window")
         half = (found.ci95[1] - found.value) / intervals.t_critical(found.n - 1)
@@ -225,7 +225,7 @@ def _restricted(x: Floats, x_seen: Any, y: Floats, y_seen: Any) -> Effect:
     return Effect(math.log(m_a / m_b), error, df, len(x), len(y), method)
 
 
-def pooled(found: list[Effect | None]) -> list[Effect | None]:
+def pool_effects(found: list[Effect | None]) -> list[Effect | None]:
     """Effects paired by pass, with the variance between passes pooled over the levels (as in an analysis of variance):
     three passes at one level alone have two degrees of freedom, too few to detect anything."""
     paired = [one for one in found if one is not None and one.method == BY_PASS and one.error > 0]

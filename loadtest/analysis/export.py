@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from loadtest.metrics.catalogue import CENSORED_METRICS, DISTRIBUTION_STATISTICS, METRICS, Statistic
 from loadtest.metrics.level_schema import LevelFigures
-from loadtest.metrics.request_arrays import Pass, earliest_anchor, per_request, read
+from loadtest.metrics.request_arrays import Pass, earliest_anchor, pass_arrays, per_request
 from loadtest.metrics.schema import CellFigures, Metrics
 from loadtest.records.read import LevelRecords, Run
 from loadtest.records.schema import RequestRecord
@@ -15,15 +15,15 @@ from loadtest.records.schema import RequestRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-Row = dict[str, str | float | int | bool | None]
+CsvRow = dict[str, str | float | int | bool | None]
 
 
-def to_rows(metrics: Metrics) -> list[Row]:
+def to_rows(metrics: Metrics) -> list[CsvRow]:
     """metrics.csv: one row for each cell x level x metric x statistic; a figure that is missing keeps its row, with n."""
     return [row for cell in metrics.cells for level in cell.levels for row in _rows(cell, level)]
 
 
-def _rows(cell: CellFigures, level: LevelFigures) -> Iterator[Row]:
+def _rows(cell: CellFigures, level: LevelFigures) -> Iterator[CsvRow]:
     for name, metric in METRICS.items():
         statistics: tuple[Statistic, ...] = ("value",) if metric.shape == "estimate" else DISTRIBUTION_STATISTICS
         for statistic in statistics:
@@ -42,7 +42,7 @@ def to_frame(run: Run) -> pd.DataFrame:
 
     anchor = earliest_anchor([level for cell in run.cells for level in cell.levels])
     parts = [
-        _frame(level, read(level, anchor), cell.engine.predicts)
+        _frame(level, pass_arrays(level, anchor), cell.engine.predicts)
         for cell in run.cells
         for level in cell.levels
         if level.requests

@@ -60,7 +60,7 @@ def level_figures(
         outcomes=dict(sorted(outcomes.items())),
         error_kinds=dict(sorted(Counter(r.error.kind for r in measured if r.error is not None).items())),
         window=_window([span for _, span in windows], len(columns)),
-        checks=steady_window.checks(windows, len(columns)),
+        checks=steady_window.check_windows(windows, len(columns)),
         passes=tuple(_pass(one, span) for one, span in zip(columns, spans, strict=True)),
         token_counts=_token_counts(columns),
         token_count_sources=_token_count_sources(columns),
@@ -69,7 +69,7 @@ def level_figures(
         itl_s=gaps_s,
         tpot_s=tpot_s,
         tokens_per_s_per_user=exact_distribution(columns, "tokens_per_s_per_user"),
-        output_tokens_per_s=steady_window.output_tokens_per_s(windows),
+        output_tokens_per_s=steady_window.window_tokens_per_s(windows),
         answers_per_hour=steady_window.per_hour(windows, finished),
         goodput_answers_per_hour=_goodput(windows, finished, objectives),
         accuracy=_accuracy(columns, simulated),
@@ -82,12 +82,12 @@ def level_figures(
         curves=series.of_level(columns, [level for level, _ in passes], spans, anchor),
         client_health=client_health.no_client()
         if driven == VIRTUAL_TIME
-        else client_health.client(passes, anchor, gaps_s.p50 or tpot_s.mean, clock_error),
-        reconciliation=reconciliation.reconciliation(passes, anchor, tpot_s.mean),
-        server=reconciliation.server(passes, anchor),
+        else client_health.check_client(passes, anchor, gaps_s.p50 or tpot_s.mean, clock_error),
+        reconciliation=reconciliation.reconcile(passes, anchor, tpot_s.mean),
+        server=reconciliation.count_server(passes, anchor),
         slo=(),
     )
-    return replace(level, slo=tuple(slo_objectives.judge(objective, level) for objective in objectives))
+    return replace(level, slo=tuple(slo_objectives.judge_slo(objective, level) for objective in objectives))
 
 
 def _window(spans: Sequence[WindowSpan], n_passes: int) -> SteadyWindow:
@@ -110,7 +110,7 @@ def _pass(columns: Pass, span: WindowSpan | None) -> PassFigures:
         outcomes=dict(sorted(outcomes.items())),
         window=span,
         output_tokens=float(np.sum(columns.tokens[columns.measured])),
-        output_tokens_per_s=steady_window.output_tokens_per_s(windows).value,
+        output_tokens_per_s=steady_window.window_tokens_per_s(windows).value,
         answers_per_hour=steady_window.per_hour(windows, [columns.measured & columns.ok] if windows else []).value,
     )
 

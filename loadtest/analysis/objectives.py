@@ -14,7 +14,7 @@ from loadtest.metrics.slo import Slo
 from loadtest.records.engine_facts import MemoryFit
 
 
-def judge(slo: Slo, level: LevelFigures) -> SloResult:
+def judge_slo(slo: Slo, level: LevelFigures) -> SloResult:
     """Does a level meet it? `met`: what the whole 95 % interval says, None where the interval holds the limit or is missing;
     `likely`: what the figure alone says, None without one.
 
@@ -58,7 +58,7 @@ def gate(
             where = "" if concurrency is None else f" at {concurrency} users"
             unmeasured.append(f"{cell.id}: nothing was measured{where}")
         for level in levels:
-            rows += [_row(judge(one, level), cell.id, level.concurrency, cell.simulated) for one in objectives]
+            rows += [_row(judge_slo(one, level), cell.id, level.concurrency, cell.simulated) for one in objectives]
             unhealthy += [f"{cell.id} at {level.concurrency} users: {reason}" for reason in _failed_gates(level)]
     if not rows and not unmeasured:
         unmeasured.append("nothing was measured")
@@ -113,7 +113,7 @@ def maximum_concurrency(
     room = _room(levels, fit)
     if not objectives or not levels:
         return _unjudged("no SLO was given" if levels else "no level was measured", room, fit)
-    judged = [_Judged(level.concurrency, [judge(one, level) for one in objectives]) for level in levels]
+    judged = [_Judged(level.concurrency, [judge_slo(one, level) for one in objectives]) for level in levels]
     judged.sort(key=lambda one: one.concurrency)
     broke, found = next(
         ((level.concurrency, one) for level in judged for one in level.slos if one.likely is not True), (None, None)

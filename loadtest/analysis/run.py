@@ -13,10 +13,10 @@ from loadtest.analysis import objectives as slo_objectives
 from loadtest.analysis.level import level_figures
 from loadtest.errors import UsageError
 from loadtest.metrics import slo
-from loadtest.metrics.clock_error import pooled
+from loadtest.metrics.clock_error import pool_clock_errors
 from loadtest.metrics.figures import Bounded
 from loadtest.metrics.level_schema import LevelFigures
-from loadtest.metrics.request_arrays import Pass, earliest_anchor, read
+from loadtest.metrics.request_arrays import Pass, earliest_anchor, pass_arrays
 from loadtest.metrics.schema import CellFigures, Comparison, Metrics, Roofline, RunFacts
 from loadtest.perfmodel import gpus, memory, models
 from loadtest.records.engine_facts import EngineFacts
@@ -29,20 +29,20 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
     """Every figure of a run read by `read_run`: what metrics.json holds.
 
     Population: the measured phase of every pass; the warm-up counts only in totals that are held against the server's.
-    `claims`: published claims to judge (`analysis.claims.parse`). Raises UsageError for an SLO it cannot read.
+    `claims`: published claims to judge (`analysis.claims.parse_claims`). Raises UsageError for an SLO it cannot read.
     """
-    objectives = [slo.parse(text) for text in run.manifest.slo]
+    objectives = [slo.parse_slo(text) for text in run.manifest.slo]
     anchor = earliest_anchor([level for cell in run.cells for level in cell.levels])
     cells: list[CellFigures] = []
     samples: dict[tuple[str, int], list[Pass]] = {}
     for cell in run.cells:
-        passes = [(level, read(level, anchor)) for level in cell.levels]
+        passes = [(level, pass_arrays(level, anchor)) for level in cell.levels]
         cells.append(_cell(cell, run.manifest, passes, objectives, anchor))
         for concurrency, group in groupby((columns for _, columns in passes), key=lambda columns: columns.concurrency):
             samples[cell.id, concurrency] = list(group)
     templates = comparability.templates(run.cells)
-    comparisons = compare.cells(cells, samples, templates.keys())
-    health = validity.summary(cells, run.manifest, templates.values())
+    comparisons = compare.compare_engines(cells, samples, templates.keys())
+    health = validity.judge_run(cells, run.manifest, templates.values())
     return Metrics(
         schema_version=SCHEMA_VERSION,
         run_id=run.manifest.run_id,
@@ -52,7 +52,7 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
         health=health,
         cells=tuple(cells),
         comparisons=tuple(comparisons),
-        findings=published.judge(claims, *_of_mode(run.manifest.mode, cells, comparisons)),
+        findings=published.judge_claims(claims, *_of_mode(run.manifest.mode, cells, comparisons)),
     )
 
 
@@ -76,7 +76,7 @@ def _run(manifest: Manifest, cells: Sequence[CellFigures]) -> RunFacts:
         workload=manifest.workload,
         clock_speed=manifest.clock_speed,
         slo=manifest.slo,
-        clock_error=pooled([cell.clock_error for cell in cells if cell.clock_error is not None]),
+        clock_error=pool_clock_errors([cell.clock_error for cell in cells if cell.clock_error is not None]),
     )
 
 

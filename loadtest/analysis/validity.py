@@ -45,7 +45,7 @@ def equal_work(records: Iterable[RequestRecord]) -> EqualWork:
     return EqualWork(status="fail", reasons=(reason,), n_forced=len(counted))
 
 
-def summary(cells: Sequence[CellFigures], manifest: Manifest, templates: Iterable[str] = ()) -> RunHealth:
+def judge_run(cells: Sequence[CellFigures], manifest: Manifest, templates: Iterable[str] = ()) -> RunHealth:
     """May the run be relied on? `templates`: cells that were given different prompts (`comparability.templates`), in words.
 
     A record that was torn, as its writer was killed in mid-line, is missing: such a run is not complete.

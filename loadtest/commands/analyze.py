@@ -63,8 +63,9 @@ def _compare(runs: list[Path], page: Path, templates: Templates) -> Path:
     baseline, *candidates = [read.read_run(run) for run in runs]
     sides = [Side(runs[0].resolve().name, metrics[0], baseline.manifest, None, {})]
     for candidate, own in zip(candidates, metrics[1:], strict=True):
-        apart = comparability.differences(baseline.manifest, candidate.manifest)  # shown on the page, so none forbids it
-        judged = compare.runs(baseline, candidate, allow=tuple(apart))
+        # The page shows every difference, so none forbids the comparison.
+        apart = comparability.manifest_differences(baseline.manifest, candidate.manifest)
+        judged = compare.compare_runs(baseline, candidate, allow=tuple(apart))
         sides.append(Side(candidate.path.resolve().name, own, candidate.manifest, judged, apart))
     write_comparison_page(sides, page, page.parent / f"{page.stem}-plots", templates)
     return page

@@ -30,7 +30,7 @@ def compare(arguments: argparse.Namespace, say: Say) -> str:
     if arguments.tolerance < 0:
         raise UsageError(f"--tolerance: expected a percentage from 0 up, got {arguments.tolerance:g}")
     baseline, candidate = (read_run(path) for path in (arguments.baseline, arguments.candidate))
-    found = comparisons.runs(baseline, candidate, arguments.tolerance / 100, arguments.allow)
+    found = comparisons.compare_runs(baseline, candidate, arguments.tolerance / 100, arguments.allow)
     for side, run in (("baseline", baseline), ("candidate", candidate)):
         doubts = tuple(f"{side}: DOUBTFUL: {reason}" for reason in analyze(run).health.reasons)
         found = msgspec.structs.replace(found, not_compared=(*found.not_compared, *doubts))
@@ -54,7 +54,7 @@ def check(arguments: argparse.Namespace, say: Say) -> str:
     from loadtest.analysis.run import analyze
     from loadtest.metrics import slo
 
-    objectives = [slo.parse(text) for text in arguments.require]
+    objectives = [slo.parse_slo(text) for text in arguments.require]
     metrics = analyze(read_run(arguments.run))
     levels = sorted({level.concurrency for cell in metrics.cells for level in cell.levels})
     if arguments.concurrency is not None and arguments.concurrency not in levels:
@@ -91,7 +91,7 @@ def plan(arguments: argparse.Namespace, say: Say) -> str:
     from loadtest.analysis.decisions import CapacityPlan
     from loadtest.metrics import slo
 
-    objectives = [slo.parse(text) for text in arguments.slo]
+    objectives = [slo.parse_slo(text) for text in arguments.slo]
     capacity.Demand(arguments.users, arguments.answers_per_hour, arguments.headroom, arguments.gpu_hour_price)
     if arguments.source is not None and arguments.study is not None:
         raise UsageError("plan: expected one of --from RUN (measurements) and --study (a prediction), got both")
@@ -99,7 +99,7 @@ def plan(arguments: argparse.Namespace, say: Say) -> str:
     prices = run.manifest.prices
     price = prices.gpu_hour if arguments.gpu_hour_price is None else arguments.gpu_hour_price
     demand = capacity.Demand(arguments.users, arguments.answers_per_hour, arguments.headroom, price)
-    objectives = objectives or [slo.parse(text) for text in metrics.run.slo]
+    objectives = objectives or [slo.parse_slo(text) for text in metrics.run.slo]
     found = CapacityPlan(
         source="performance model" if arguments.source is None else f"run {metrics.run_id}",
         simulated=metrics.simulated,

@@ -34,7 +34,7 @@ LATE_LIMIT = 0.01  # share of the requests
 Passes = Sequence[tuple[LevelRecords, Pass]]
 
 
-def client(passes: Passes, anchor: float, gap_s: float | None, clock_error: ClockError | None = None) -> ClientHealth:
+def check_client(passes: Passes, anchor: float, gap_s: float | None, clock_error: ClockError | None = None) -> ClientHealth:
     """Did the load generator distort the figures?
 
     Population: the seconds sampled while measured requests ran, over all passes and workers. Lags are wall seconds times

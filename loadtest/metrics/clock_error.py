@@ -25,7 +25,7 @@ class _Times(NamedTuple):
     time_to_final_answer_s: float
 
 
-def clock_error(requests: Iterable[RequestRecord], truth: Sequence[TrueTimes]) -> ClockError:
+def measure_clock_error(requests: Iterable[RequestRecord], truth: Sequence[TrueTimes]) -> ClockError:
     """Relative error of the mean of each time (a share: 0.01 is 1 %), client against simulator, over the same requests.
 
     `truth` rows hold `request_id, arrival_s, first_token_s, finished_s, completion_tokens` in simulated seconds.
@@ -82,11 +82,11 @@ def worst(error: ClockError) -> float | None:
     return max((abs(share) for share in shares if share is not None), default=None)
 
 
-def pooled(errors: Sequence[ClockError]) -> ClockError | None:
+def pool_clock_errors(errors: Sequence[ClockError]) -> ClockError | None:
     """The errors of several cells as one, each weighted by its requests; None where nothing was compared.
 
     >>> two = [ClockError(n=n, ttft_s=off, tpot_s=None, time_to_final_answer_s=None) for n, off in ((1, 0.03), (2, 0.0))]
-    >>> pooled(two)
+    >>> pool_clock_errors(two)
     ClockError(n=3, ttft_s=0.01, tpot_s=None, time_to_final_answer_s=None)
     """
     if not errors:

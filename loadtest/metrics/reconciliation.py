@@ -23,14 +23,14 @@ TTFT_TOLERANCE = 0.05  # of the server's mean
 ABORT_SLACK_S = 2.0  # a server may decode for so long after its client has left (engines' notes)
 
 
-def reconciliation(passes: Passes, anchor: float, tpot_s: float | None) -> Reconciliation:
+def reconcile(passes: Passes, anchor: float, tpot_s: float | None) -> Reconciliation:
     """Client against server: tokens and requests of whole passes, warm-up included, first to last reading of `/metrics`.
 
     Exact up to one token a request or 0.1 %. A request that was cut off or broke makes a range: a server may not have
     counted it yet, or decode on for 2 s after its client has left. Not checked where the readings do not bracket every
     request. What a server generated before the first reading, its own warm-up, is outside.
     """
-    found = [_reconcile(level, columns, anchor, tpot_s or 0.02) for level, columns in passes]
+    found = [_reconcile_pass(level, columns, anchor, tpot_s or 0.02) for level, columns in passes]
     states = {one.status for one in found}
     return Reconciliation(
         status="fail" if "fail" in states else "not_checked" if "not_checked" in states or not found else "pass",
@@ -46,7 +46,7 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return None if not known or None in known else float(sum(v for v in known if v is not None))
 
 
-def server(passes: Passes, anchor: float) -> ServerCounters:
+def count_server(passes: Passes, anchor: float) -> ServerCounters:
     """What the server's own counters say of whole passes, warm-up included; None where it does not tell.
 
     `n_preemptions` (vLLM; retractions of SGLang): requests put back for want of KV cache, their work done anew.
@@ -76,7 +76,7 @@ def _readings(level: LevelRecords, anchor: float) -> list[ServerSample]:
     return [s for s in sorted(level.server, key=lambda s: sample_time(s, anchor)) if s.error is None]
 
 
-def _reconcile(level: LevelRecords, columns: Pass, anchor: float, tpot_s: float) -> PassReconciliation:
+def _reconcile_pass(level: LevelRecords, columns: Pass, anchor: float, tpot_s: float) -> PassReconciliation:
     readings = _readings(level, anchor)
     ranges = _client_ranges(columns, tpot_s)
     first, last = (readings[0], readings[-1]) if len(readings) > 1 else (None, None)

@@ -93,7 +93,7 @@ def _firsts(owner: NDArray[np.int32]) -> Bools:
     return np.concatenate(([True], owner[1:] != owner[:-1])) if len(owner) else np.zeros(0, bool)
 
 
-def read(level: LevelRecords, anchor_unix_s: float) -> Pass:
+def pass_arrays(level: LevelRecords, anchor_unix_s: float) -> Pass:
     """Columns of one pass. `anchor_unix_s`: the wall clock at time 0 of the run (`earliest_anchor`)."""
     records = tuple(sorted(level.requests, key=_key))
     shift = np.array([offset(r.clock_anchor_unix_s, r.clock_speed, anchor_unix_s) for r in records], np.float64)

@@ -32,10 +32,10 @@ class Slo:
         return value < self.limit if self.below else value > self.limit
 
 
-def parse(text: str) -> Slo:
+def parse_slo(text: str) -> Slo:
     """An objective from its text; raises UsageError naming the form and the metrics.
 
-    >>> parse("ttft_s:p90<2").limit
+    >>> parse_slo("ttft_s:p90<2").limit
     2.0
     """
     match = _FORM.fullmatch(text.replace(" ", ""))

@@ -46,7 +46,7 @@ def tokens_in(columns: Pass, window: WindowSpan, edges: int = 1) -> Floats:
     return np.asarray(np.bincount(np.clip(parts, 0, edges - 1), columns.token_weight[inside], edges), np.float64)
 
 
-def output_tokens_per_s(passes: Windows) -> Estimate:
+def window_tokens_per_s(passes: Windows) -> Estimate:
     """Tokens in the windows / their length, passes summed. Interval: t over passes from three on, else over batch means
     (each window in 10 equal parts)."""
     if not passes:
@@ -77,7 +77,7 @@ def per_hour(passes: Windows, good: Sequence[Bools]) -> Estimate:
     if len(passes) >= MIN_PASSES:
         answers = [answers_in(columns, window, mask) for (columns, window), mask in zip(passes, good, strict=True)]
         return intervals.ratio(np.array(answers), hours)
-    tokens, share = output_tokens_per_s(passes), _answers_per_token([columns for columns, _ in passes], good)
+    tokens, share = window_tokens_per_s(passes), _answers_per_token([columns for columns, _ in passes], good)
     return intervals.product(tokens, share, 3600.0)
 
 
@@ -97,7 +97,7 @@ def _answers_per_token(passes: Sequence[Pass], good: Sequence[Bools]) -> Estimat
     return intervals.ratio(weights * answers, weights * tokens)
 
 
-def checks(passes: Windows, n_passes: int) -> WindowChecks:
+def check_windows(passes: Windows, n_passes: int) -> WindowChecks:
     """Can the windows be trusted: long enough, without a trend, warm from their start."""
     if len(passes) < n_passes or not passes:
         missing = _check(False, None, f"{n_passes - len(passes)} of {n_passes} passes have no steady window")

@@ -173,7 +173,7 @@ def slo_words(text: str) -> str:
     ('90th percentile of time to first token < 2 s', 'share of right answers > 0.5')
     """
     try:
-        found = slo.parse(text)
+        found = slo.parse_slo(text)
     except UsageError:
         return clean(text)
     metric, sign = METRICS[found.metric], "<" if found.below else ">"

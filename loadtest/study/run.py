@@ -329,7 +329,7 @@ def _clock_error(journey: _Journey, cell: Cell, target: locust_pass.Target) -> C
     """How far the client's times are off what the simulator knows to be true, for all passes over this cell so far."""
     folders = (journey.out / "cells" / cell.id).glob("c*-r[0-9]*")
     requests = [one for folder in folders if folder.suffix == "" for one in read.read_level(folder).requests]
-    return clock_error.clock_error(requests, probe.truth(target.base_url))
+    return clock_error.measure_clock_error(requests, probe.truth(target.base_url))
 
 
 def _finished(journey: _Journey, cell: Cell, level: int, repeat: int) -> bool:

@@ -168,7 +168,7 @@ class Study:
         sd = self.start_sd
         require(sd is None or 0 <= sd < 1, "start_sd", "a share from 0 up and below 1, such as 0.01", sd)
         for objective in self.slo:
-            _explained("slo", slos.parse, objective)
+            _explained("slo", slos.parse_slo, objective)
         ids = [cell.id for cell in self.cells]
         twice = sorted({one for one in ids if ids.count(one) > 1})
         require(not twice, "cells", "each engine x model x tp once", ", ".join(twice))

@@ -13,7 +13,7 @@ from loadtest.metrics import slo
 from loadtest.metrics.figures import Estimate
 from tests.support import builders
 
-SLO = [slo.parse("ttft_s:p50<2")]
+SLO = [slo.parse_slo("ttft_s:p50<2")]
 
 
 MEASURED = run.analyze(builders.run([builders.cell([builders.level([builders.request()])], fit=builders.fit())])).cells[0]

@@ -13,7 +13,7 @@ ADA = Path(__file__).parents[2] / "reports" / "findings" / "qwq-32b-ada.toml"
 
 
 def judged(cells, **manifest):
-    rows = run.analyze(builders.run(cells, **manifest), claims.parse(ADA.read_bytes(), str(ADA))).findings
+    rows = run.analyze(builders.run(cells, **manifest), claims.parse_claims(ADA.read_bytes(), str(ADA))).findings
     return {row.id: row for row in rows}
 
 
@@ -23,7 +23,7 @@ def measured(tokens_per_s, engine="vllm", model="qwq-32b-awq", tp=1, concurrency
 
 
 def test_the_file_holds_every_published_row():
-    ids = [claim.id for claim in claims.parse(ADA.read_bytes(), str(ADA))]
+    ids = [claim.id for claim in claims.parse_claims(ADA.read_bytes(), str(ADA))]
     assert ids == ["awq-tp1-speed", "awq-tp2-speed", "full-tp2-speed", "full-tp1-fit", "awq-max-concurrency",
                    "full-max-concurrency", "sglang-ahead", "tp2-helps-more", "full-4x24gb-fit", "full-24gb-fit",
                    "awq-24gb-fit", "awq-memory", "groq-speed"]  # fmt: skip
@@ -149,7 +149,7 @@ def test_a_wrong_file_is_named(tmp_path, text):
     path = tmp_path / "findings.toml"
     path.write_text(text)
     with pytest.raises(UsageError, match="findings.toml"):
-        claims.parse(path.read_bytes(), str(path))
+        claims.parse_claims(path.read_bytes(), str(path))
 
 
 def test_claims_are_judged_by_the_first_mode_and_by_the_second_where_it_is_alone():
@@ -175,4 +175,4 @@ def test_claims_are_judged_by_the_first_mode_and_by_the_second_where_it_is_alone
 def test_a_claim_of_no_such_figure_is_refused(claim, said):
     text = f'title="t"\nsource="s"\n[[claims]]\nid="a"\nclaim="c"\nexpected="e"\nkind="value"\nbecause="b"\n{claim}'
     with pytest.raises(UsageError, match=f"claims.toml: claim a: {said}"):
-        claims.parse(text.encode(), "claims.toml")
+        claims.parse_claims(text.encode(), "claims.toml")

@@ -36,9 +36,9 @@ def test_every_key_is_tried():
 def test_runs_asked_for_something_else_are_refused_by_the_key(key):
     old, new = made(contract=DEFAULT), made(contract={**DEFAULT, key: OTHERS[key]})
     with pytest.raises(UsageError, match=rf"not comparable: the runs differ in {key} \(.*--allow {key}$"):
-        compare.runs(old, new)
+        compare.compare_runs(old, new)
     if key != "mode":  # of which the manifest has a key of its own
-        assert compare.runs(old, new, allow=[key]).allowed == (key,)
+        assert compare.compare_runs(old, new, allow=[key]).allowed == (key,)
 
 
 @pytest.mark.parametrize("key", OF_SERVERS)
@@ -46,8 +46,8 @@ def test_runtimes_that_ran_otherwise_are_refused_by_the_key(key):
     was = {"kv_dtype": "bfloat16", "quantisation_kernel": "awq_marlin", "context_tokens": 32768}.get(key, DEFAULT[key])
     old, new = made({key: was}), made({key: OTHERS[key]}, engine="sglang")
     with pytest.raises(UsageError, match=rf"the runs differ in {key} \({was} against {OTHERS[key]}\).*--allow {key}$"):
-        compare.runs(old, new)
-    assert compare.runs(old, new, allow=[key]).comparisons
+        compare.compare_runs(old, new)
+    assert compare.compare_runs(old, new, allow=[key]).comparisons
     assert comparability.apart(made({key: was}).cells[0], made({}).cells[0]) == {}, "what is not told is no difference"
 
 
@@ -58,15 +58,15 @@ def test_what_a_runtime_chooses_itself_is_no_difference():
 def test_a_template_that_adds_something_shows_in_the_tokens_of_the_same_prompt():
     old, new = made(), made(prompt_tokens=52)
     with pytest.raises(UsageError, match=r"the runs differ in template \(50 tokens of p0 against 52\).*--allow template$"):
-        compare.runs(old, new)
-    assert compare.runs(old, new, allow=["template"]).allowed == ("template",)
+        compare.compare_runs(old, new)
+    assert compare.compare_runs(old, new, allow=["template"]).allowed == ("template",)
 
 
 @pytest.mark.parametrize("key", ["workload", "scenario"])
 def test_tokens_of_other_prompts_say_nothing_of_the_template(key):
     """Prompts of one name in another workload are other prompts."""
     old, new = made(), made(prompt_tokens=52, **{key: {"identity": "cd" * 32} if key == "workload" else "chat"})
-    assert compare.runs(old, new, allow=[key]).allowed == (key,)
+    assert compare.compare_runs(old, new, allow=[key]).allowed == (key,)
 
 
 def test_cells_of_one_run_whose_templates_differ_are_no_comparison():

@@ -20,7 +20,9 @@ def passes(concurrency, repeats, seed, n=12, **options):
     made = []
     for repeat in range(1, repeats + 1):
         records = builders.closed_loop(concurrency, n, seed=seed * 1000 + repeat, **options)
-        made.append(request_arrays.read(builders.level(records, concurrency=concurrency, repeat=repeat), builders.ANCHOR))
+        made.append(
+            request_arrays.pass_arrays(builders.level(records, concurrency=concurrency, repeat=repeat), builders.ANCHOR)
+        )
     return made
 
 
@@ -33,7 +35,7 @@ def verdicts(repeats, seed, ratio=1.0, **options):
         )
         for c in LEVELS
     ]
-    return compare.judge([pair(levels)])
+    return compare.compare_pairs([pair(levels)])
 
 
 def pair(levels, different=()):
@@ -111,7 +113,7 @@ def test_the_unit_is_the_pass_from_three_passes_on_else_the_prompt_else_the_requ
 def test_a_pass_without_a_request_is_no_pass():
     """Two of three passes have requests: their prompts are compared, not three passes that are not there."""
     sides = [passes(1, 3, seed) for seed in (1, 2)]
-    empty = request_arrays.read(builders.level([], repeat=2), builders.ANCHOR)
+    empty = request_arrays.pass_arrays(builders.level([], repeat=2), builders.ANCHOR)
     assert effects.effect(*([side[0], empty, side[2]] for side in sides), "ttft_s").method == "paired by prompt, equal work"
 
 
@@ -126,9 +128,9 @@ def test_a_noisy_machine_is_seen_only_between_passes():
 
 
 def test_too_few_and_not_comparable_give_no_ratio():
-    few = compare.judge([pair([compare.PairedLevel(1, passes(1, 1, 1, n=3), passes(1, 1, 2, n=3))])])
+    few = compare.compare_pairs([pair([compare.PairedLevel(1, passes(1, 1, 1, n=3), passes(1, 1, 2, n=3))])])
     assert {row.verdict for row in few if row.metric == "ttft_s"} == {"too few samples"}
-    other = compare.judge([pair([compare.PairedLevel(1, passes(1, 1, 1), passes(1, 1, 2))], ("mode",))])
+    other = compare.compare_pairs([pair([compare.PairedLevel(1, passes(1, 1, 1), passes(1, 1, 2))], ("mode",))])
     assert {(row.verdict, row.reason) for row in other} == {("not comparable", "different mode")}
     assert all(row.ratio.value is None for row in other)
 
@@ -143,7 +145,7 @@ def test_censored_times_use_means_up_to_a_common_time():
             records[-2].sent_s, outcome="cut_off", user=0, seq=28, prompt_id="p-other", thinking=9
         )
         return [
-            request_arrays.read(
+            request_arrays.pass_arrays(
                 builders.level([r for r in records if seed != 2 or r.seq != 3], concurrency=2), builders.ANCHOR
             )
         ]
@@ -161,7 +163,7 @@ def test_censored_times_use_means_up_to_a_common_time():
 @given(st.integers(0, 50), st.floats(0.5, 2), st.integers(20, 90), st.floats(0.1, 3))
 def test_why_adds_up_exactly(seed, ratio, tokens, ttft_s):
     a, b = passes(2, 1, seed, gap_s=0.03 * ratio, tokens=tokens), passes(2, 1, seed + 99, ttft_s=ttft_s)
-    parts = compare.why(a, b)
+    parts = compare.explain_difference(a, b)
     means = [np.mean(request_arrays.values_of(side[0], "time_to_final_answer_s")[0]) for side in (a, b)]
     total = sum(getattr(parts, key) for key in ("tokens_thought_s", "tokens_answered_s", "seconds_per_token_s", "waiting_s"))
     assert total == pytest.approx(means[0] - means[1], abs=1e-9)
@@ -172,7 +174,7 @@ def test_why_names_the_cause():
     """Same pace, same wait, ten tokens more thought each: all of it is tokens thought, 10 x 0.1 s."""
     more = builders.level([builders.request(10.0 * i, thinking=16, seq=i) for i in range(5)])
     less = builders.level([builders.request(10.0 * i, thinking=6, seq=i) for i in range(5)])
-    parts = compare.why(*([request_arrays.read(side, builders.ANCHOR)] for side in (more, less)))
+    parts = compare.explain_difference(*([request_arrays.pass_arrays(side, builders.ANCHOR)] for side in (more, less)))
     assert parts.tokens_thought_s == pytest.approx(1.0)
     assert parts.seconds_per_token_s == pytest.approx(0.0, abs=1e-9)
     assert parts.waiting_s == pytest.approx(0.0, abs=1e-9)
@@ -186,26 +188,30 @@ def one_cell(engine="vllm", model="qwq-32b-awq", gap_s=0.03, seed=0, facts=None,
 def test_runs_are_compared_cell_by_cell_and_regressions_listed():
     old = builders.study(engines=("vllm",), levels=(1,), n=10)
     slow = one_cell(gap_s=0.04)
-    found = compare.runs(old, slow)
+    found = compare.compare_runs(old, slow)
     assert {row.metric for row in found.regressions} >= {"time_to_final_answer_s", "tokens_per_s_per_user"}
-    assert compare.runs(old, slow, tolerance=0.2).regressions
-    assert compare.runs(old, slow, tolerance=0.3).regressions == ()  # a third slower, not shown to be by more than 30 %
-    assert compare.runs(old, old).regressions == ()
-    assert compare.runs(slow, old).regressions == ()  # faster is none
+    assert compare.compare_runs(old, slow, tolerance=0.2).regressions
+    assert (
+        compare.compare_runs(old, slow, tolerance=0.3).regressions == ()
+    )  # a third slower, not shown to be by more than 30 %
+    assert compare.compare_runs(old, old).regressions == ()
+    assert compare.compare_runs(slow, old).regressions == ()  # faster is none
     row = next(row for row in found.comparisons if row.metric == "time_to_final_answer_s")
     assert row.why.seconds_per_token_s == pytest.approx(row.why.difference_s, rel=0.2)
 
 
 def test_runs_that_were_asked_for_different_things_are_refused_by_name():
     with pytest.raises(UsageError, match=r"top_k \(40 against 20\).* --allow top_k$"):
-        compare.runs(one_cell(), one_cell(contract={"temperature": 0.6, "top_k": 20}))
+        compare.compare_runs(one_cell(), one_cell(contract={"temperature": 0.6, "top_k": 20}))
     with pytest.raises(UsageError, match=r"--allow temperature --allow workload --allow mode"):
-        compare.runs(one_cell(), one_cell(contract={"temperature": 0.7}, mode="equal-work", workload={"identity": "cd"}))
-    allowed = compare.runs(one_cell(), one_cell(contract={"top_k": 20}), allow=["top_k"])
+        compare.compare_runs(
+            one_cell(), one_cell(contract={"temperature": 0.7}, mode="equal-work", workload={"identity": "cd"})
+        )
+    allowed = compare.compare_runs(one_cell(), one_cell(contract={"top_k": 20}), allow=["top_k"])
     assert allowed.allowed == ("top_k",)
     assert {row.verdict for row in allowed.comparisons} == {"no detectable difference"}
     with pytest.raises(UsageError, match="--allow topk"):
-        compare.runs(one_cell(), one_cell(), allow=["topk"])
+        compare.compare_runs(one_cell(), one_cell(), allow=["topk"])
 
 
 @pytest.mark.parametrize(
@@ -214,8 +220,8 @@ def test_runs_that_were_asked_for_different_things_are_refused_by_name():
 )
 def test_cells_that_differ_in_what_was_served_are_refused_by_name(change, key):
     with pytest.raises(UsageError, match=f"--allow {key}"):
-        compare.runs(one_cell(), one_cell(**change))
-    assert compare.runs(one_cell(), one_cell(**change), allow=[key]).comparisons
+        compare.compare_runs(one_cell(), one_cell(**change))
+    assert compare.compare_runs(one_cell(), one_cell(**change), allow=[key]).comparisons
 
 
 def test_cells_are_matched_by_id_then_by_what_they_serve():
@@ -242,12 +248,12 @@ def test_what_only_rounding_tells_apart_is_no_difference():
 def test_what_has_no_partner_is_said():
     both = builders.study(levels=(1, 2), n=8)
     less = builders.study(engines=("vllm",), levels=(1,), n=8)
-    assert compare.runs(both, less).not_compared == (
+    assert compare.compare_runs(both, less).not_compared == (
         "sglang_qwq-32b-awq_tp1: only in the baseline",
         "vllm_qwq-32b-awq_tp1: only the baseline has 2 users",
     )
     with pytest.raises(UsageError, match="no cell"):
-        compare.runs(both, builders.run([]))
+        compare.compare_runs(both, builders.run([]))
 
 
 @pytest.mark.parametrize(("longer", "verdict"), [(1, "no detectable difference"), (2, "more"), (0.5, "fewer")])
@@ -256,7 +262,7 @@ def test_a_side_that_thinks_less_is_caught(longer, verdict):
     base = [replace(one, completion_tokens=40) for one in builders.closed_loop(1, 8)]
     other = [replace(one, completion_tokens=int(40 * longer)) for one in base]
     old, new = (builders.run([builders.cell([builders.level(rows)])]) for rows in (base, other))
-    rows = compare.runs(old, new).comparisons
+    rows = compare.compare_runs(old, new).comparisons
     (found,) = [row.output_tokens for row in rows if row.metric == "time_to_final_answer_s"]
     assert found.ratio.value == pytest.approx(longer)
     assert found.ratio.ci95 == pytest.approx([longer, longer])
@@ -265,6 +271,6 @@ def test_a_side_that_thinks_less_is_caught(longer, verdict):
 
 def test_lengths_of_too_few_prompts_are_no_verdict():
     run = builders.run([builders.cell([builders.level(builders.closed_loop(1, 3))])])
-    rows = compare.runs(run, run).comparisons
+    rows = compare.compare_runs(run, run).comparisons
     (found,) = [row.output_tokens for row in rows if row.metric == "time_to_final_answer_s"]
     assert (found.verdict, found.ratio.ci95) == ("too few samples", None)

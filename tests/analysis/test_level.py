@@ -33,7 +33,7 @@ def only(numbers):
 
 
 def as_pass(requests, concurrency=1):
-    return request_arrays.read(builders.level(requests, concurrency=concurrency), builders.ANCHOR)
+    return request_arrays.pass_arrays(builders.level(requests, concurrency=concurrency), builders.ANCHOR)
 
 
 def test_one_request_by_hand():
@@ -132,7 +132,7 @@ def test_workers_are_aligned_by_their_anchors_and_clock_speed():
     a = request(10.0, user=0, clock_speed=5.0)
     b = request(0.2, user=1, worker="v", clock_anchor_unix_s=builders.ANCHOR + 2, clock_speed=5.0)
     level = LevelRecords("c", 2, 1, None, (a, b), (), ())
-    span = steady_window.steady(request_arrays.read(level, request_arrays.earliest_anchor([level])))
+    span = steady_window.steady(request_arrays.pass_arrays(level, request_arrays.earliest_anchor([level])))
     assert (span.start_s, span.end_s) == pytest.approx((10.2, 11.4))
 
 
@@ -187,7 +187,7 @@ def test_accuracy_is_null_when_simulated_or_unchecked():
 )
 def test_an_slo_that_cannot_be_read_names_the_form(text):
     with pytest.raises(UsageError, match="^SLO .* expected"):
-        slo.parse(text)
+        slo.parse_slo(text)
 
 
 def test_the_roofline_share_is_of_the_bound_of_one_stream():

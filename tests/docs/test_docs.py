@@ -142,7 +142,7 @@ def keys_of(made):
 
 
 def test_the_reference_names_every_option_every_field_and_every_key():
-    claims = published.parse((ROOT / "reports/findings/qwq-32b-ada.toml").read_bytes(), "qwq-32b-ada.toml")
+    claims = published.parse_claims((ROOT / "reports/findings/qwq-32b-ada.toml").read_bytes(), "qwq-32b-ada.toml")
     level = builders.level(builders.closed_loop(2, 8), concurrency=2)
     cells = [builders.cell([level], engine) for engine in ("vllm", "sglang")]
     made = run.analyze(builders.run(cells), claims)

@@ -39,7 +39,7 @@ def rates(loop, passes):
         spans = [(one, steady_window.steady(one)) for one in made]
         good = [one.ok & (one.last_s - one.sent_s < SLO_S) for one in made]
         found.append({
-            "output_tokens_per_s": steady_window.output_tokens_per_s(spans),
+            "output_tokens_per_s": steady_window.window_tokens_per_s(spans),
             "answers_per_hour": steady_window.per_hour(spans, [one.ok for one in made]),
             "goodput_answers_per_hour": steady_window.per_hour(spans, good),
         })  # fmt: skip

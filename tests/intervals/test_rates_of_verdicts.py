@@ -25,7 +25,7 @@ def study(seed, repeats, slower=1.0, equal=True, n=24, levels=LEVELS, **options)
 
         levels_of_both.append(compare.PairedLevel(level, passes(replace(loop, slower=slower)), passes(loop)))
     pair = compare.Pair(a="a", b="b", model=None, tp=1, gpu=None, simulated=True, levels=levels_of_both)
-    return compare.judge([pair])
+    return compare.compare_pairs([pair])
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from tests.support.builders import request
 
 
 def judged(passed, gap_s=0.1):
-    return client_health.client([(passed, request_arrays.read(passed, builders.ANCHOR))], builders.ANCHOR, gap_s)
+    return client_health.check_client(
+        [(passed, request_arrays.pass_arrays(passed, builders.ANCHOR))], builders.ANCHOR, gap_s
+    )
 
 
 def reconciled(passed):
-    return reconciliation.reconciliation([(passed, request_arrays.read(passed, builders.ANCHOR))], builders.ANCHOR, 0.1)
+    return reconciliation.reconcile([(passed, request_arrays.pass_arrays(passed, builders.ANCHOR))], builders.ANCHOR, 0.1)
 
 
 def passed(requests=None):
@@ -219,13 +221,13 @@ def test_what_the_server_says_of_itself_is_summed_over_the_passes_and_null_where
     first = replace(first, prefix_cache_hit_tokens_total=10.0, prefix_cache_query_tokens_total=100.0)
     last = replace(last, preemptions_total=5.0, kv_usage=0.9, waiting=3.0)
     last = replace(last, prefix_cache_hit_tokens_total=60.0, prefix_cache_query_tokens_total=300.0)
-    told = (replace(one, server=(first, last)), request_arrays.read(one, builders.ANCHOR))
-    found = reconciliation.server([told, told], builders.ANCHOR)
+    told = (replace(one, server=(first, last)), request_arrays.pass_arrays(one, builders.ANCHOR))
+    found = reconciliation.count_server([told, told], builders.ANCHOR)
     assert found == ServerCounters(
         n_preemptions=6.0, prefix_cache_hit_share=0.25, peak_kv_usage_share=0.9, peak_waiting_at_once=3.0
     )
     silent = replace(one, server=())
-    nothing = reconciliation.server([(silent, request_arrays.read(silent, builders.ANCHOR))], builders.ANCHOR)
+    nothing = reconciliation.count_server([(silent, request_arrays.pass_arrays(silent, builders.ANCHOR))], builders.ANCHOR)
     assert set(structs.asdict(nothing).values()) == {None}
 
 

@@ -50,8 +50,8 @@ def _run(gap_s: float, top_k: int, levels: tuple[int, ...]) -> Run:
 def comparison() -> tuple[Side, ...]:
     """A baseline, and a candidate whose every token takes a quarter longer; asked for another top_k and two levels."""
     old, new = _run(0.03, 40, (1, 4, 8)), _run(0.0375, 20, (1, 4))
-    apart = comparability.differences(old.manifest, new.manifest)
-    judged = compare.runs(old, new, allow=tuple(apart))
+    apart = comparability.manifest_differences(old.manifest, new.manifest)
+    judged = compare.compare_runs(old, new, allow=tuple(apart))
     first, second = analysed(old), analysed(new)
     return (
         Side("old", first.metrics, first.manifest, None, {}),

@@ -74,7 +74,7 @@ def simulated() -> Source:
     published = resources.path("reports/findings/qwq-32b-ada.toml")
     with tempfile.TemporaryDirectory() as folder:
         fast_forward.execute(studies.parse(STUDY), Path(folder) / "run", say=lambda _: None)
-        return analysed(read_run(Path(folder) / "run"), claims.parse(published.read_bytes(), str(published)))
+        return analysed(read_run(Path(folder) / "run"), claims.parse_claims(published.read_bytes(), str(published)))
 
 
 @functools.cache
