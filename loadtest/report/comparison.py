@@ -134,7 +134,7 @@ def _asked_alike(candidate: Side) -> Line:
     if not apart:
         return Line(asks, ALIKE, "Workload, mode, scenario, clock and every key of the inference contract are equal.")
     return Line(asks, f"No: {', '.join(apart)} differ{'s' if len(apart) == 1 else ''}",
-                "Each ratio mixes this difference with that of the engines and machines.")  # fmt: skip
+                "Each ratio includes the effect of these settings.")  # fmt: skip
 
 
 def _key(key: str) -> str:

@@ -62,8 +62,8 @@ def _row(entry: Entry) -> Row:
 
 def _engines(entry: Entry) -> str:
     cells = () if entry.manifest is None else entry.manifest.cells
-    families = (cell.engine.removesuffix("-sim") for cell in cells)
-    return ", ".join(dict.fromkeys(FAMILIES.get(family, FAMILIES["other"]) for family in families)) or DASH
+    named = {FAMILIES.get(cell.engine.removesuffix("-sim"), FAMILIES["other"]) for cell in cells}
+    return ", ".join(name for name in FAMILIES.values() if name in named) or DASH
 
 
 def _health(entry: Entry) -> tuple[State, str]:
@@ -84,4 +84,4 @@ def _answer(entry: Entry) -> str:
     if entry.metrics is None or entry.manifest is None:
         return "Not analysed yet: loadtest report of this folder makes its page"
     lines = decision_lines(entry.metrics, entry.manifest)
-    return "; ".join(line.answer for line in lines if line.asks in (ENGINE, CONCURRENCY, RESULT))
+    return ". ".join(line.answer for line in lines if line.asks in (ENGINE, CONCURRENCY, RESULT))

@@ -1,7 +1,7 @@
-"""Make the finished examples beside this file anew: `python reports/examples/make.py [demo] [cpu] [damaged]`.
+"""Renew the finished examples beside this file: `python reports/examples/make.py [demo] [cpu] [damaged]`.
 
 Run it from the top of the checkout, with the Python that loadtest is installed for. Each run is kept in `runs/example-NAME`:
-while it is there, only its page is made again; remove it to measure anew. `cpu` needs `make engines` first.
+while it is there, only its page is made again; remove it to measure again. `cpu` needs `make engines` first.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import psutil
 EXAMPLES = Path("reports/examples")
 LOADTEST = (sys.executable, "-m", "loadtest")
 # By their paths in the checkout: a page that is passed on names no folder of the machine it was made on. On one core: the
-# processes of a runtime that compute would keep the load generator off the other.
-RUNTIMES = {
+# processes of an engine that compute would keep the load generator off the other.
+ENGINES = {
     "LOADTEST_VLLM": "taskset --cpu-list 0 env VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 .engines/vllm/bin/vllm",
     "LOADTEST_SGLANG": "taskset --cpu-list 0 env SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 "
     ".engines/sglang/bin/python -m sglang.launch_server",
@@ -29,18 +29,18 @@ STARTS_S, FROZEN_S = 1.5, 2.0
 
 
 def demo(run: Path) -> None:
-    """The demo as anybody gets it."""
+    """The demo."""
     subprocess.run([*LOADTEST, "demo", "--out", str(run)], check=True)
 
 
 def cpu(run: Path) -> None:
-    """Both real runtimes on a CPU, with the tiny model."""
+    """Both real engines on a CPU, with the tiny model."""
     study = "tests/engines/study.toml"
-    subprocess.run([*LOADTEST, "run", study, "--out", str(run)], check=True, env={**os.environ, **RUNTIMES})
+    subprocess.run([*LOADTEST, "run", study, "--out", str(run)], check=True, env={**os.environ, **ENGINES})
 
 
 def damaged(run: Path) -> None:
-    """The faults of `damaged.toml`; a load generator that is frozen for a while; a Ctrl-C before the end."""
+    """The faults of `damaged.toml`, a load generator that is frozen for a while, and Ctrl-C before the end."""
     with subprocess.Popen([*LOADTEST, "run", str(EXAMPLES / "damaged.toml"), "--out", str(run)]) as study:
         generator = _load_generator(study, "sglang-sim_qwq-32b-awq_tp1", users=4)
         generator.suspend()
@@ -60,7 +60,7 @@ def _load_generator(study: subprocess.Popen[bytes], cell: str, users: int) -> ps
                     time.sleep(STARTS_S)
                     return child
         time.sleep(0.05)
-    raise AssertionError(f"{cell}: expected {users} users to begin, but the run has ended")
+    raise AssertionError(f"{cell}: expected concurrency {users} to begin, but the run has ended")
 
 
 def make(name: str) -> Path:
