@@ -1,0 +1,152 @@
+"""When requests come: Poisson arrivals with a daily curve, alone or in sessions whose users think between requests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.errors import UsageError
+from loadtest.simulator.fleet.requests import Requests, Times, Tokens, table
+
+DAY_S = 86_400.0
+HOUR_S = 3_600.0
+MOST_PEAK = 6.0  # a peak of more than six times the mean is another kind of curve
+THINK_FLOOR = 0.25  # nobody thinks for less than this share of the mean time
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The rate of arrivals over the day: highest at `peak_hour`, there `peak_factor` times the mean of the day.
+
+    Rate / mean = exp(k cos(2 pi (t - peak) / day)) / I0(k): positive, smooth, flat for a factor of 1.
+    """
+
+    peak_factor: float = 1.0
+    peak_hour: float = 15.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.peak_factor <= MOST_PEAK:
+            raise UsageError(f"--peak-factor: expected from 1 to {MOST_PEAK:g}, got {self.peak_factor:g}")
+        if not 0 <= self.peak_hour < 24:
+            raise UsageError(f"peak hour: expected from 0 to below 24, got {self.peak_hour:g}")
+
+    def relative(self, time_s: npt.ArrayLike) -> Times:
+        """The rate at these times of the day over the mean rate."""
+        k = _concentration(self.peak_factor)
+        angle = 2 * math.pi * (np.asarray(time_s, float) / DAY_S - self.peak_hour / 24)
+        curve: Times = np.exp(k * np.cos(angle)) / float(np.i0(k))
+        return curve
+
+
+def _concentration(peak_factor: float) -> float:
+    """k such that exp(k) / I0(k) is the peak factor, by halving an interval.
+
+    >>> round(_concentration(1.0), 6)
+    0.0
+    """
+    low, high = 0.0, 40.0
+    for _ in range(60):
+        k = (low + high) / 2
+        low, high = (k, high) if math.exp(k) / float(np.i0(k)) < peak_factor else (low, k)
+    return low
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Requests of a mean day: sessions that begin in it, requests of each, and the seconds a user thinks between two."""
+
+    sessions_per_day: float
+    requests_per_session: float = 1.0
+    think_s: float = 60.0
+    curve: Curve = Curve()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sessions_per_day <= 1e9:
+            raise UsageError(f"sessions a day: expected from above 0 to 1e9, got {self.sessions_per_day:g}")
+        if not 1 <= self.requests_per_session <= 1000:
+            raise UsageError(f"--requests-per-session: expected from 1 to 1,000, got {self.requests_per_session:g}")
+        if not 1 <= self.think_s <= HOUR_S:
+            raise UsageError(f"--think-time: expected from 1 to 3,600 s, got {self.think_s:g}")
+
+    @property
+    def requests_per_day(self) -> float:
+        return self.sessions_per_day * self.requests_per_session
+
+    @property
+    def peak_requests_per_s(self) -> float:
+        return self.requests_per_day / DAY_S * self.curve.peak_factor
+
+    def times(self, share: float) -> Demand:
+        """The same curve and users, with so many times the sessions."""
+        return Demand(self.sessions_per_day * share, self.requests_per_session, self.think_s, self.curve)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workload:
+    """What requests ask for: equally likely pairs of prompt and output tokens."""
+
+    prompt_tokens: Tokens
+    output_tokens: Tokens
+
+    def __post_init__(self) -> None:
+        if not len(self.prompt_tokens) or len(self.prompt_tokens) != len(self.output_tokens):
+            raise UsageError("workload of a fleet: expected as many prompts as outputs, at least one")
+
+    @property
+    def mean_output_tokens(self) -> float:
+        return float(self.output_tokens.mean())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Traffic:
+    """Requests of a stretch of time. `opening` are the first of each session, at the sorted times `starts_s`; request i + 1
+    follows request i of the same session `think_s[i + 1]` after its end, where `follows[i + 1]`."""
+
+    requests: Requests
+    starts_s: Times
+    opening: npt.NDArray[np.int64]
+    follows: npt.NDArray[np.bool_]
+    think_s: npt.NDArray[np.float32]
+
+    @property
+    def floor_s(self) -> float:
+        """No follow-up comes sooner than this after the end of a request; inf where none does."""
+        return float(self.think_s[self.follows].min()) if self.follows.any() else math.inf
+
+
+def poisson(rng: np.random.Generator, curve: Curve, per_day: float, from_s: float, to_s: float) -> Times:
+    """Sorted times of Poisson arrivals in [from_s, to_s), `per_day` of them in a mean day."""
+    grid = np.linspace(from_s, to_s, max(2, math.ceil((to_s - from_s) / 60) + 1))
+    rate = curve.relative(grid)
+    mass = np.append(0.0, np.cumsum((rate[1:] + rate[:-1]) / 2 * np.diff(grid)))
+    count = int(rng.poisson(per_day / DAY_S * mass[-1]))
+    uniform = rng.standard_exponential(count + 1)
+    np.cumsum(uniform, out=uniform)
+    uniform *= mass[-1] / uniform[-1]
+    times: Times = np.interp(uniform[:-1], mass, grid)
+    return times
+
+
+def traffic(demand: Demand, workload: Workload, from_s: float, to_s: float, seed: int) -> Traffic:
+    """Draw the sessions that begin in a stretch of the day, with all their requests."""
+    rng = np.random.default_rng(seed)
+    starts = poisson(rng, demand.curve, demand.sessions_per_day, from_s, to_s)
+    base, rest = divmod(demand.requests_per_session, 1)
+    alone = demand.requests_per_session == 1
+    each = np.ones(1, np.int64) if alone else np.int64(base) + (rng.random(len(starts)) < rest)
+    count = len(starts) if alone else int(each.sum())
+    opening = np.arange(count) if alone else np.cumsum(each) - each
+    arrival = starts if alone else np.full(count, np.nan)
+    arrival[opening] = starts
+    follows = np.zeros(count, bool) if alone else np.ones(count, bool)
+    follows[opening] = False
+    think = np.zeros(0 if alone else count, np.float32)
+    if not alone:
+        rest_s = demand.think_s * (1 - THINK_FLOOR)
+        think[:] = demand.think_s * THINK_FLOOR + rest_s * rng.standard_exponential(count, np.float32)
+    kind = rng.integers(len(workload.prompt_tokens), size=count, dtype=np.int32)
+    requests = table(arrival, workload.prompt_tokens[kind], workload.output_tokens[kind])
+    return Traffic(requests, starts, opening, follows, think)

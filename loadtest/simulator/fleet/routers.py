@@ -1,0 +1,106 @@
+"""Which replica a request goes to: by chance, in turns, or where the fewest requests are in flight."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.errors import UsageError
+
+Kind: TypeAlias = Literal["random", "round-robin", "least-loaded"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Rows: TypeAlias = npt.NDArray[np.intp]
+
+BATCH_SHARE = 4  # a least-loaded router asks replicas for their state after one arrival for every so many of them at least
+EXACT_REPLICAS = 64  # and after each arrival up to so many replicas
+LOOKS = 8  # and between two such times looks so often at what that state and its own choices make of the loads
+_MOST_EACH = 4  # arrivals of one batch that one replica can get
+
+
+class Router(Protocol):
+    """Sends arrivals to replicas. `batch` is how many it may be asked for at once; None where loads do not matter."""
+
+    @property
+    def batch(self) -> int | None: ...
+
+    def choose(self, arrivals: int, load: npt.NDArray[np.int64]) -> Rows: ...
+    def keep(self, alive: Rows) -> None: ...
+
+
+class RandomRouter:
+    """Each request to any replica, with equal chances."""
+
+    batch = None
+
+    def __init__(self, alive: Rows, seed: int) -> None:
+        self._alive, self._rng = alive, np.random.default_rng(seed)
+
+    def choose(self, arrivals: int, load: npt.NDArray[np.int64]) -> Rows:
+        return self._alive[(self._rng.random(arrivals) * len(self._alive)).astype(np.intp)]
+
+    def keep(self, alive: Rows) -> None:
+        self._alive = alive
+
+
+class RoundRobinRouter:
+    """Each request to the next replica in turn."""
+
+    batch = None
+
+    def __init__(self, alive: Rows) -> None:
+        self._alive, self._next = alive, 0
+
+    def choose(self, arrivals: int, load: npt.NDArray[np.int64]) -> Rows:
+        turns = (self._next + np.arange(arrivals)) % len(self._alive)
+        self._next = (self._next + arrivals) % len(self._alive)
+        return self._alive[turns]
+
+    def keep(self, alive: Rows) -> None:
+        self._alive, self._next = alive, 0
+
+
+class LeastLoadedRouter:
+    """Each request to the replica with the fewest in flight; among equals the next in turn.
+
+    Loads within a batch are predicted, as nothing is asked of the replicas while it arrives. Up to `EXACT_REPLICAS` a
+    batch is one arrival, so that every load is that of the instant.
+    """
+
+    def __init__(self, alive: Rows) -> None:
+        self.keep(alive)
+
+    def keep(self, alive: Rows) -> None:
+        self._alive, self._next = alive, 0
+        self.batch: int | None = max(1, min(len(alive) // BATCH_SHARE, len(alive) ** 2 // EXACT_REPLICAS**2))
+        self._turns = np.arange(len(alive)) / len(alive)
+
+    def choose(self, arrivals: int, load: npt.NDArray[np.int64]) -> Rows:
+        key = load[self._alive] + (self._turns - self._next / len(self._alive)) % 1.0
+        if arrivals == 1:
+            picked = np.array([key.argmin()])
+        else:
+            most = min(arrivals, _MOST_EACH)
+            keys = (key[:, None] + np.arange(most)).ravel()
+            best = np.argpartition(keys, arrivals - 1)[:arrivals]
+            picked = best[np.argsort(keys[best])] // most
+        self._next = int(picked[-1] + 1) % len(self._alive)
+        chosen: Rows = self._alive[picked]
+        return chosen
+
+
+def router(kind: str, replicas: int, seed: int = 0) -> Router:
+    """A router of this kind over all replicas.
+
+    >>> router("round-robin", 3).choose(4, np.zeros(3, np.int64)).tolist()
+    [0, 1, 2, 0]
+    """
+    alive = np.arange(replicas)
+    if kind == "random":
+        return RandomRouter(alive, seed)
+    if kind == "round-robin":
+        return RoundRobinRouter(alive)
+    if kind == "least-loaded":
+        return LeastLoadedRouter(alive)
+    raise UsageError(f"--router: expected one of {', '.join(KINDS)}, got {kind!r}")
