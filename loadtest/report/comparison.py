@@ -1,6 +1,6 @@
 """The comparison of two or more runs: what changed from the baseline to each candidate, in words, tables and figures.
 
-`analysis.compare.compare_runs` has judged each candidate against the baseline; nothing is computed here that it does not hold.
+`analysis.compare.compare_runs` judges each candidate against the baseline; nothing is computed here that it does not hold.
 """
 
 from __future__ import annotations

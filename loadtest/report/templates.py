@@ -6,7 +6,9 @@ Autoescape is on and the sandbox closed, in an edited template too: what comes f
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from markupsafe import Markup
 
 from loadtest import resources
 from loadtest.errors import UsageError
-from loadtest.report.plots.figure import VARIABLES, Key
+from loadtest.report.plots.figure import VARIABLES, Dash, Key
 
 SCRIPT, STYLE = "page.js", "style.css"
 
@@ -28,6 +30,7 @@ class Templates:
         own = resources.path("reports/templates/page.html.j2").parent
         if folder is not None:
             _check(folder, {path.name for path in own.iterdir()})
+        self._edited = folder
         self._folders = [own] if folder is None else [folder, own]
         self._environment = SandboxedEnvironment(
             loader=jinja2.FileSystemLoader(self._folders),
@@ -37,15 +40,26 @@ class Templates:
             lstrip_blocks=True,
         )
         self._environment.filters["swatch"] = swatch
+        for path in sorted(folder.glob("*.j2")) if folder is not None else ():  # before anything is drawn
+            with self._explained(path.name):
+                self._environment.get_template(path.name)
 
     def render(self, name: str, **values: Any) -> str:
         """One page. Raises UsageError, one line with file and line, where a template has an error."""
         script, style = self._text(SCRIPT), self._text(STYLE)
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        try:
+        with self._explained(name):
             template = self._environment.get_template(name)
             return template.render(style=Markup(style), script=Markup(script), script_hash=digest, **values)
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, UnicodeDecodeError) as error:
+
+    @contextlib.contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Says where an edited template has an error. One of the package's own is a bug and stays one."""
+        try:
+            yield
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            if self._edited is None:
+                raise
             where = self._place(error, name)
             raise UsageError(f"{where}: {error}; correct the template, or leave --templates out") from error
 
@@ -79,6 +93,7 @@ def _check(folder: Path, names: set[str]) -> None:
 # Samples of a legend -------------------------------------------------------------------------------------------------
 
 _SWATCH = Markup('<svg class="swatch" viewBox="0 0 28 14" width="28" height="14" aria-hidden="true">{}</svg>')
+_DASHES: dict[Dash, str] = {"-": "", "--": "5 3", ":": "2 2"}
 _SHAPES = {
     "o": "M14 3.4a3.6 3.6 0 1 0 .01 0z",
     "s": "M10.6 3.6h6.8v6.8h-6.8z",
@@ -99,7 +114,7 @@ def swatch(key: Key) -> Markup:
             colour, key.look.share
         )
         return _SWATCH.format(body)
-    dashes = {"-": "", "--": "5 3", ":": "2 2"}.get(key.look.dash)
+    dashes = _DASHES.get(key.look.dash)
     line = Markup("")
     if dashes is not None:
         line = Markup('<path d="M1 7H27" stroke="{}" stroke-width="2" stroke-dasharray="{}"/>').format(colour, dashes)

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,6 +21,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Sheet
 
 from loadtest.report.cells import Cell
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
 
 INK, MUTED, GRID, CARD = "#1d2733", "#5b6672", "#dfe3e8", "#fffffe"
 SGLANG, VLLM, OTHER, GOOD, BAD = "#0072b2", "#c25100", "#007a5a", "#007a5b", "#b00021"
@@ -72,13 +76,16 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
+Dash = Literal["-", "--", "-.", ":", ""] | tuple[float, tuple[float, ...]]  # as matplotlib has them
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """How one thing is drawn wherever it appears. `share` is the opacity of its fill."""
 
     colour: str
     marker: str = ""
-    dash: Any = "-"
+    dash: Dash = "-"
     share: float = 1.0
 
 
@@ -175,7 +182,7 @@ def legend(cells: Iterable[Cell]) -> tuple[Key, ...]:
     return tuple({cell.engine: Key(cell.engine, look_of(cell), hollow=cell.simulated) for cell in cells}.values())
 
 
-def nothing(axes: Any, why: str = "no data") -> None:
+def nothing(axes: Axes, why: str = "no data") -> None:
     """Say in the drawing itself that there is nothing to draw."""
     axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=MUTED)
 
@@ -219,7 +226,7 @@ def _head(sheet: Sheet, figure: Figure) -> None:
     )
 
 
-def _handle(key: Key) -> Any:
+def _handle(key: Key) -> Artist:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
