@@ -61,7 +61,7 @@ class Templates:
             if self._edited is None:
                 raise
             where = self._place(error, name)
-            raise UsageError(f"{where}: {error}; correct the template, or leave --templates out") from error
+            raise UsageError(f"{where}: {str(error).rstrip('.')}; correct the template, or leave --templates out") from error
 
     def _text(self, name: str) -> str:
         path = next(path for folder in self._folders if (path := folder / name).is_file())
@@ -87,7 +87,7 @@ def _check(folder: Path, names: set[str]) -> None:
     if not folder.is_dir():
         raise UsageError(f"{folder}: expected a folder of templates, found none; loadtest init DIR copies them for editing")
     if not names & {path.name for path in folder.iterdir()}:
-        raise UsageError(f"{folder}: expected at least one of {', '.join(sorted(names))}, found none of them")
+        raise UsageError(f"{folder}: expected at least one of {', '.join(sorted(names))}, found none; init puts them into reports/templates")
 
 
 # Samples of a legend -------------------------------------------------------------------------------------------------
