@@ -124,12 +124,12 @@ METRICS: Mapping[str, Metric] = {
     "goodput_answers_per_hour": Metric(
         "Answers per hour within the SLOs", "answers/h",
         "Answers per hour, of answers that met every SLO on a single request; a limit on token gaps is held against the "
-        "request's time per output token. None without an SLO.",
+        "request's time per output token. Unknown without an SLO.",
         "estimate", "more", "value", objective=True, short="goodput, answers/h",
     ),
     "accuracy": Metric(
         "Share of right answers", "share",
-        "Right answers / answers that can be checked. None where none can, and where the engine is simulated. "
+        "Right answers / answers that can be checked. Unknown where there are none, or the engine is simulated. "
         "Interval: Wilson's.",
         "estimate", "more", "value", objective=True, short="right answers",
     ),
@@ -146,14 +146,14 @@ METRICS: Mapping[str, Metric] = {
     ),
     "joules_per_answer": Metric(
         "Energy per answer", "joules",
-        "Power of all GPUs, integrated over the steady window by trapezoids, / answers of the window. None where the power "
-        "was not read throughout it. Interval: over passes.",
+        "Power of all GPUs, integrated over the steady window by trapezoids, / answers of the window. Unknown where the "
+        "power was not read throughout it. Interval: over passes.",
         "estimate", "less", "value", short="J/answer",
     ),
     "joules_per_output_token": Metric(
         "Energy per output token", "joules",
-        "Power of all GPUs, integrated over the steady window by trapezoids, / tokens of the window. None where the power "
-        "was not read throughout it. Interval: over passes.",
+        "Power of all GPUs, integrated over the steady window by trapezoids, / tokens of the window. Unknown where the "
+        "power was not read throughout it. Interval: over passes.",
         "estimate", "less", "value", short="J/token",
     ),
     "context_tokens": Metric(

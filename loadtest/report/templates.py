@@ -87,7 +87,8 @@ def _check(folder: Path, names: set[str]) -> None:
     if not folder.is_dir():
         raise UsageError(f"{folder}: expected a folder of templates, found none; loadtest init DIR copies them for editing")
     if not names & {path.name for path in folder.iterdir()}:
-        raise UsageError(f"{folder}: expected at least one of {', '.join(sorted(names))}, found none; init puts them into reports/templates")
+        listed = ", ".join(sorted(names))
+        raise UsageError(f"{folder}: expected at least one of {listed}, found none; init puts them into reports/templates")
 
 
 # Samples of a legend -------------------------------------------------------------------------------------------------
