@@ -251,6 +251,7 @@ def _deciding_commands(command: _Command) -> None:
     add("baseline", type=_path, metavar="BASELINE")
     add("candidate", type=_path, metavar="CANDIDATE")
     add("--tolerance", type=float, default=0.0, metavar="PCT", help="a regression up to this many percent is let pass")
+    add("--start-sd", type=float, metavar="PCT", help="how much starts of a server differ, where the runs do not say")
     add("--allow", action="append", default=[], metavar="KEY", help="compare although this key of the contract differs")
     add("--json", action="store_true")
 

@@ -22,13 +22,15 @@ from loadtest.perfmodel import models
 
 
 class _Judgement(NamedTuple):
-    """What the cells say of a claim: held or not (None: not judged), the figure that says so, and the cells."""
+    """What the cells say of a claim: held or not (None: not judged), the figure that says so, and the cells. `undecided`:
+    it was measured, and its interval holds both answers."""
 
     held: bool | None
     measured: float | str | None
     ci95: OpenInterval | None
     reason: str
     cells: Sequence[CellFigures]
+    undecided: bool = False
 
 
 def _unjudged(reason: str, cells: Sequence[CellFigures] = ()) -> _Judgement:
@@ -125,19 +127,19 @@ def _result(claim: Claim, found: _Judgement) -> ClaimResult:
         ci95=found.ci95,
         kind=claim.kind,
         metric=claim.metric,
-        verdict=_verdict(found.held, predicted=simulated or claim.kind == "weights"),
+        verdict=_verdict(found, predicted=simulated or claim.kind == "weights"),
         simulated=simulated,
         reason=found.reason,
         cells=tuple(cell.id for cell in found.cells),
     )
 
 
-def _verdict(held: bool | None, *, predicted: bool) -> FindingVerdict:
-    if held is None:
-        return "not_measured"
+def _verdict(found: _Judgement, *, predicted: bool) -> FindingVerdict:
+    if found.held is None:
+        return "undecided" if found.undecided else "not_measured"
     if predicted:
-        return "predicted" if held else "not_predicted"
-    return "reproduced" if held else "contradicted"
+        return "predicted" if found.held else "not_predicted"
+    return "reproduced" if found.held else "contradicted"
 
 
 def _model(cell: CellFigures) -> str:
@@ -190,8 +192,8 @@ def _figures(claim: Claim, cells: Sequence[CellFigures]) -> list[_Figure]:
 
 
 def _value(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
-    """The better engine's figure against the claim's band. Held: its interval meets the band and is no wider than it;
-    not held: no engine's interval meets it."""
+    """The best engine's figure against the claim's band. Held: its whole interval is inside; not held: all of it is outside;
+    else undecided."""
     chosen = _chosen(claim, cells)
     measured = _figures(claim, chosen)
     if not measured:
@@ -205,9 +207,8 @@ def _value(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
         return _Judgement(None, value, ends, reason, used)
     low, high = claim.value * (1 - claim.tolerance), claim.value * (1 + claim.tolerance)
     band = f"band {low:.4g} to {high:.4g} ({claim.because}): {each}"
-    if ends[1] - ends[0] > 2 * (high - low):
-        return _Judgement(None, value, ends, f"the interval is too wide to judge by; {band}", used)
-    return _Judgement(ends[0] <= high and ends[1] >= low, value, ends, band, used)
+    held = True if low <= ends[0] and ends[1] <= high else False if ends[1] < low or high < ends[0] else None
+    return _Judgement(held, value, ends, band, used, undecided=held is None)
 
 
 def _fit(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
@@ -275,17 +276,15 @@ def _ahead(claim: Claim, cells: Sequence[CellFigures], comparisons: Sequence[Com
     used = [cell for cell in cells if any(cell.id in (row.a, row.b) for row in rows)]
     faster, slower = (sum(row.verdict == word for row in rows) for word in ("faster", "slower"))
     found = intervals.share(faster, len(rows))
-    reason = (
-        f"faster in {faster}, slower in {slower}, no detectable difference in {len(rows) - faster - slower} of {len(rows)}"
-        f" scenarios by {claim.metric}"
-    )
+    neither = len(rows) - faster - slower
+    reason = f"faster in {faster}, slower in {slower}, neither in {neither} of {len(rows)} scenarios by {claim.metric}"
     if any(cell.simulated for cell in used):
         reason = f"the simulator treats the runtimes alike where no difference between them is known; {reason}"
     if elsewhere:
         reason = f"claimed of {_either(claim.gpus)}, measured on {elsewhere}: {reason}"
         return _Judgement(None, found.value, found.ci95, reason, used)
     held = True if faster > claim.value * len(rows) else False if slower >= claim.value * len(rows) else None
-    return _Judgement(held, found.value, found.ci95, reason, used)
+    return _Judgement(held, found.value, found.ci95, reason, used, undecided=held is None)
 
 
 def _gain(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
@@ -306,7 +305,7 @@ def _gain(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
     reason = f"{engine}: {math.exp(large):.3g}x for {ordered[-1]}, {math.exp(small):.3g}x for {ordered[0]}; their ratio"
     held = True if ends[0] > 1 else False if ends[1] < 1 else None
     used = [one.cell for pair in by_model.values() for one in pair]
-    return _Judgement(held, math.exp(large - small), ends, reason, used)
+    return _Judgement(held, math.exp(large - small), ends, reason, used, undecided=held is None)
 
 
 def _place(cell: CellFigures) -> tuple[str, str, str | None]:

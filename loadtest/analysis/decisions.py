@@ -8,7 +8,7 @@ import msgspec
 
 from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.level_schema import SloResult
-from loadtest.metrics.schema import Binding, Comparison
+from loadtest.metrics.schema import Binding, Comparison, PairDecision
 from loadtest.records.schema import about
 
 
@@ -20,6 +20,7 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
     simulated: Annotated[bool, about("Either run is simulated.")]
     tolerance: Annotated[float, about("A share: 0.05 lets a metric be 5 % worse.")]
     allowed: Annotated[tuple[str, ...], about("Keys in which they differ or may differ.")]
+    decisions: Annotated[tuple[PairDecision, ...], about("Which side of each pair is faster, over its levels.")]
     comparisons: tuple[Comparison, ...]
     regressions: Annotated[tuple[Comparison, ...], about("Slower, with the whole interval worse than the tolerance.")]
     not_compared: Annotated[tuple[str, ...], about("Cells and levels without a partner, and doubts about either run.")]

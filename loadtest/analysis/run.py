@@ -41,7 +41,7 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
         for concurrency, group in groupby((columns for _, columns in passes), key=lambda columns: columns.concurrency):
             samples[cell.id, concurrency] = list(group)
     templates = comparability.templates(run.cells)
-    comparisons = compare.compare_engines(cells, samples, templates.keys())
+    judged = compare.compare_engines(cells, samples, run.manifest, templates.keys())
     health = validity.judge_run(cells, run.manifest, templates.values())
     return Metrics(
         schema_version=SCHEMA_VERSION,
@@ -51,8 +51,9 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
         run=_run(run.manifest, cells),
         health=health,
         cells=tuple(cells),
-        comparisons=tuple(comparisons),
-        findings=published.judge_claims(claims, *_of_mode(run.manifest.mode, cells, comparisons)),
+        comparisons=tuple(judged.comparisons),
+        decisions=tuple(judged.decisions),
+        findings=published.judge_claims(claims, *_of_mode(run.manifest.mode, cells, judged.comparisons)),
     )
 
 

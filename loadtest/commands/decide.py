@@ -29,8 +29,11 @@ def compare(arguments: argparse.Namespace, say: Say) -> str:
 
     if arguments.tolerance < 0:
         raise UsageError(f"--tolerance: expected a percentage from 0 up, got {arguments.tolerance:g}")
+    if arguments.start_sd is not None and not 0 <= arguments.start_sd < 100:
+        raise UsageError(f"--start-sd: expected a percentage from 0 up and below 100, got {arguments.start_sd:g}")
     baseline, candidate = (read_run(path) for path in (arguments.baseline, arguments.candidate))
-    found = comparisons.compare_runs(baseline, candidate, arguments.tolerance / 100, arguments.allow)
+    known_start_sd = None if arguments.start_sd is None else arguments.start_sd / 100
+    found = comparisons.compare_runs(baseline, candidate, arguments.tolerance / 100, arguments.allow, known_start_sd)
     for side, run in (("baseline", baseline), ("candidate", candidate)):
         doubts = tuple(f"{side}: DOUBTFUL: {reason}" for reason in analyze(run).health.reasons)
         found = msgspec.structs.replace(found, not_compared=(*found.not_compared, *doubts))

@@ -54,7 +54,7 @@ class Lengths:
         return float(np.mean(self.tokens))
 
 
-def lengths(by_prompt: dict[str, list[float]], prompt_tokens: float) -> Lengths:
+def pool_lengths(by_prompt: dict[str, list[float]], prompt_tokens: float) -> Lengths:
     """The lengths of both engines together, by prompt."""
     answers = [sorted(by_prompt[prompt]) for prompt in sorted(by_prompt) if by_prompt[prompt]]
     starts = np.cumsum([0, *(len(one) for one in answers)])[:-1]
@@ -93,7 +93,7 @@ class Composed:
     these_prompts: Interval | None
 
 
-def figures(speed: Speed, drawn: Lengths) -> dict[str, Composed]:
+def composed_figures(speed: Speed, drawn: Lengths) -> dict[str, Composed]:
     """`mean`, `p50` and `p90` of the time to the final answer (s), over starts.
 
     Speed (t over starts) and length (by prompt) are independent: their errors add up in quadrature on the log scale. A

@@ -18,14 +18,14 @@ from loadtest.metrics.figures import Estimate
 from loadtest.metrics.intervals import Floats
 
 
-def output_tokens_per_s(concurrency: int, tokens: Floats, first_token_s: Floats, gap_s: Floats) -> Estimate:
+def renewal_tokens_per_s(concurrency: int, tokens: Floats, first_token_s: Floats, gap_s: Floats) -> Estimate:
     """The rate with its 95 % interval, by the delta method on its logarithm.
 
     `tokens`: one entry an answer; `first_token_s`: lone first tokens; `gap_s`: mean gaps of independent stretches of the
     run (ten parts of it, or its passes). No interval where one of the three has fewer than two entries.
 
     >>> import numpy as np
-    >>> round(output_tokens_per_s(8, np.full(4, 101.0), np.full(4, 0.25), np.full(4, 0.02)).value, 2)
+    >>> round(renewal_tokens_per_s(8, np.full(4, 101.0), np.full(4, 0.25), np.full(4, 0.02)).value, 2)
     202.0
     """
     if not (len(tokens) and len(first_token_s) and len(gap_s)):

@@ -17,7 +17,7 @@ from loadtest.metrics.intervals import Floats
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PairedStarts:
     """Two engines, a and b: the log of one figure of each start. `within_error`: the standard error of log(a / b) that
     requests alone explain; it matters only where starts cannot show theirs."""
 
@@ -76,7 +76,7 @@ class _Variance:
     df: float
 
 
-def effects(pairs: Sequence[Pair], start_sd: float | None = None) -> list[Effect]:
+def effects_of_starts(pairs: Sequence[PairedStarts], start_sd: float | None = None) -> list[Effect]:
     """log(a / b) of every pair, in the order given.
 
     A pair's variance is the larger of its own (Welch) and that pooled over the starts of all pairs; its degrees of freedom
@@ -87,7 +87,7 @@ def effects(pairs: Sequence[Pair], start_sd: float | None = None) -> list[Effect
     return [_effect(pair, shared) for pair in pairs]
 
 
-def _effect(pair: Pair, shared: _Variance | None) -> Effect:
+def _effect(pair: PairedStarts, shared: _Variance | None) -> Effect:
     n_a, n_b = len(pair.a), len(pair.b)
     sd = None if shared is None else math.sqrt(shared.value)
     known = shared is not None and math.isinf(shared.df)
@@ -101,14 +101,14 @@ def _effect(pair: Pair, shared: _Variance | None) -> Effect:
     return Effect(pair.log_ratio, math.sqrt(taken.value + once), taken.df, n_a, n_b, sd)
 
 
-def _own(pair: Pair) -> _Variance:
+def _own(pair: PairedStarts) -> _Variance:
     """The variance of one pair's difference (Welch 1947)."""
     errors = [float(np.std(side, ddof=1)) / math.sqrt(len(side)) for side in (pair.a, pair.b)]
     error, df = intervals.combined_error(errors[0], len(pair.a), errors[1], len(pair.b))
     return _Variance(error**2, df)
 
 
-def _pooled(pairs: Sequence[Pair]) -> _Variance | None:
+def _pooled(pairs: Sequence[PairedStarts]) -> _Variance | None:
     """The variance of one start, over all sides that have two or more; None where none has."""
     sides = [(len(side) - 1, float(np.var(side, ddof=1))) for pair in pairs for side in (pair.a, pair.b) if len(side) > 1]
     if not sides:

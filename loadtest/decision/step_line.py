@@ -31,12 +31,12 @@ class StepLine:
         return self.a_s + self.b_s * context_tokens
 
 
-def fit(context_tokens: Floats, step_s: Floats) -> StepLine:
+def fit_step_line(context_tokens: Floats, step_s: Floats) -> StepLine:
     """The line through bursts of one concurrency, by relative least squares: the last axis holds the bursts.
 
     Errors of a step are a share of it, so each burst weighs `1 / step_s**2`. At least two different contexts.
 
-    >>> line = fit(np.array([1000.0, 2000.0, 3000.0]), np.array([0.021, 0.022, 0.023]))
+    >>> line = fit_step_line(np.array([1000.0, 2000.0, 3000.0]), np.array([0.021, 0.022, 0.023]))
     >>> round(float(line.a_s), 6), round(float(line.b_s), 9)
     (0.02, 1e-06)
     """
@@ -68,7 +68,7 @@ def bend(context_tokens: Floats, step_s: Floats) -> Bend:
 
     Jitter moves each burst; only what all starts share is a bend, so the starts are the unit.
     """
-    line = fit(context_tokens, step_s)
+    line = fit_step_line(context_tokens, step_s)
     expected_s = line.a_s[..., None] + line.b_s[..., None] * context_tokens
     inner = (context_tokens > np.min(context_tokens)) & (context_tokens < np.max(context_tokens))
     share = step_s / expected_s - 1

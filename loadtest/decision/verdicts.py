@@ -56,19 +56,25 @@ class Verdict:
     def decided(self) -> bool:
         return self.word in ("faster", "slower", "equal")
 
+    @property
+    def differs(self) -> bool:
+        """Does the interval exclude 1, whether that matters or not?"""
+        return self.interval is not None and not self.interval[0] <= 1 <= self.interval[1]
 
-def judge(effect: Effect, level: float, matters: float = MATTERS, *, more_is_faster: bool = False) -> Verdict:
+
+def verdict_on(effect: Effect, level: float, matters: float = MATTERS, *, more_is_faster: bool = False) -> Verdict:
     """The verdict on a against b, of a figure of which less is faster, unless `more_is_faster`.
 
-    *faster* or *slower*: the interval excludes 1. *equal*: it lies within 1 / (1 + matters) to 1 + matters.
+    *equal*: the interval lies within 1 / (1 + matters) to 1 + matters, so that whatever differs does not matter. Else
+    *faster* or *slower*: it excludes 1.
     """
     ratio, ends = math.exp(effect.log_ratio), effect.interval(level)
     if ends is None:
         return Verdict("one start each", ratio, None, more_starts=max(1, 2 - min(effect.starts_a, effect.starts_b)))
-    if not ends[0] <= 1 <= ends[1]:
-        return Verdict("faster" if (ratio > 1) == more_is_faster else "slower", ratio, ends)
     if is_equal(ends, matters):
         return Verdict("equal", ratio, ends)
+    if not ends[0] <= 1 <= ends[1]:
+        return Verdict("faster" if (ratio > 1) == more_is_faster else "slower", ratio, ends)
     more = starts_needed(effect, level, matters)
     return Verdict("undecided", ratio, ends, more, too_close=more is None)
 

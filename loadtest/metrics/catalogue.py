@@ -178,11 +178,10 @@ DISTRIBUTIONS = tuple(name for name, metric in METRICS.items() if metric.shape !
 ESTIMATES = tuple(name for name, metric in METRICS.items() if metric.shape == "estimate")
 OBJECTIVES = tuple(name for name, metric in METRICS.items() if metric.objective)
 
-# In the order in which `comparisons` lists them, and the ones that decide which engine is ahead, best first.
+# In the order in which `comparisons` lists them.
 COMPARED = (
     "time_to_final_answer_s", "time_to_first_answer_s", "ttft_s", "tokens_per_s_per_user", "output_tokens_per_s",
 )  # fmt: skip
-DECIDING = ("time_to_final_answer_s", "output_tokens_per_s", "tokens_per_s_per_user")
 
 
 def is_wait(name: str) -> bool:

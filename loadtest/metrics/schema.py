@@ -21,9 +21,9 @@ from loadtest.records.engine_facts import CellStatus, ClockError, MemoryFit
 from loadtest.records.manifest import RunWorkload
 from loadtest.records.schema import SCHEMA_VERSION, Mode, TokenCountSource, about, explained
 
-ComparisonVerdict = Literal["faster", "slower", "no detectable difference", "too few samples", "not comparable"]
+ComparisonVerdict = Literal["faster", "slower", "equal", "undecided", "one start each", "too few samples", "not comparable"]
 LengthVerdict = Literal["fewer", "more", "no detectable difference", "too few samples"]
-FindingVerdict = Literal["reproduced", "contradicted", "predicted", "not_predicted", "not_measured"]
+FindingVerdict = Literal["reproduced", "contradicted", "undecided", "predicted", "not_predicted", "not_measured"]
 ClaimKind = Literal["value", "fit", "weights", "maximum_concurrency", "ahead", "gain"]
 Binding = Literal["slo", "kv_cache", "not_reached"]
 
@@ -164,16 +164,41 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     concurrency: Annotated[int, about("Requests in flight at once, of both.")]
     metric: Annotated[str, about("One of `COMPARED`.")]
     ratio: Annotated[Bounded, about("a / b, with the 95 % interval of this one ratio, not corrected.")]
-    verdict: Annotated[ComparisonVerdict, about("Whether a is faster, at 5 % after Holm's correction.")]
+    verdict: Annotated[ComparisonVerdict, about("Whether a is faster, at 5 % after correction; of a pair: `decisions`.")]
     p_value: Annotated[float | None, about("Two-sided, of no difference; None without a verdict.")]
-    p_value_holm: Annotated[float | None, about("After Holm's correction, times the number of metrics.")]
+    p_value_holm: Annotated[float | None, about("Behind the pair's decision, after Holm's correction; 0.05 decides.")]
     smallest_detectable_ratio: Annotated[float | None, about("The ratio above 1 that would be found with 80 % power.")]
-    n_a: Annotated[int, about("Units of a: passes, prompts or requests, by the method.")]
-    n_b: Annotated[int, about("Units of b.")]
+    n_a: Annotated[int, about("Starts of a's server.")]
+    n_b: Annotated[int, about("Starts of b's server.")]
     method: Annotated[str | None, about("How the ratio was found; None without a verdict.")]
     reason: Annotated[str, about("The method and its limits, or why there is no verdict.")]
     why: Annotated[Why | None, about("Only of `time_to_final_answer_s` of comparable cells; else left out.")] = None
     output_tokens: Annotated[OutputLengths | None, about("Likewise.")] = None
+
+
+class PairDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of two engines is faster: one question for each pair, over all levels that both have."""
+
+    model: Annotated[str | None, about("Model of a.")]
+    tp: Annotated[int | None, about("GPUs of a.")]
+    gpu: Annotated[str | None, about("GPU of a.")]
+    a: Annotated[str, about("Id of the first cell (of `compare`: of the candidate).")]
+    b: Annotated[str, about("Id of the second cell (of `compare`: of the baseline).")]
+    simulated: Annotated[bool, about("Either side is simulated.")]
+    metric: Annotated[str, about("`time_to_final_answer_s` at equal length; without finished answers, tokens/s per user.")]
+    concurrency: Annotated[tuple[int, ...], about("Levels that it is the mean over.")]
+    verdict: Annotated[ComparisonVerdict, about("Of a against b. At most 5 % of studies of equal engines have a wrong one.")]
+    ratio: Annotated[
+        Bounded, about("a / b, with the interval that holds for all pairs at once: the verdict is read off it.")
+    ]
+    raw_ratio: Annotated[Bounded, about("a / b as it was seen, luck of lengths and all; its own 95 % interval.")]
+    equal_within_share: Annotated[float, about("A difference below it does not matter: `equal`.")]
+    n_a: Annotated[int, about("Starts of a's server.")]
+    n_b: Annotated[int, about("Starts of b's server.")]
+    start_sd: Annotated[float | None, about("How much starts differ, as a share; None: no cell has two.")]
+    n_more_starts: Annotated[int | None, about("More starts of each that would decide; None: decided, or over 40.")]
+    population: Annotated[str, about("What the interval holds for.")]
+    reason: Annotated[str, about("What it rests on, or why there is no verdict.")]
 
 
 class ClaimResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +232,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     health: RunHealth
     cells: Annotated[tuple[CellFigures, ...], about("By id.")]
     comparisons: Annotated[tuple[Comparison, ...], about("Every two engines with the same model, GPUs and mode.")]
+    decisions: Annotated[tuple[PairDecision, ...], about("Which engine of each pair is faster, over its levels.")]
     findings: Annotated[tuple[ClaimResult, ...], about("The claims that the study names, in the order of their file.")]
 
 

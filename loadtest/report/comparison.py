@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from loadtest.analysis.decisions import RunComparison
-from loadtest.metrics.catalogue import DECIDING, METRICS
+from loadtest.metrics.catalogue import METRICS
 from loadtest.metrics.schema import Comparison, Metrics
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import Cell, Groups, cells_of
-from loadtest.report.decision import Line, envelope, verdict_words
+from loadtest.report.decision import Line
 from loadtest.report.formatting import at_concurrency, clean, number, signed, span
 from loadtest.report.plots.catalogue import shared_figures
 from loadtest.report.plots.figure import Figure, Table
 from loadtest.report.plots.ratios import PARTS, Compared, between_runs, explained, ratios_figure, reasons_figure
+from loadtest.report.verdicts import Named, evidence, summary
 
 ALIKE = "Yes, in every key"
 
@@ -73,15 +74,15 @@ def places(baseline: Side, candidate: Side) -> dict[str, str]:
 
 def comparison_lines(candidate: Side, compared: Sequence[Compared]) -> tuple[Line, ...]:
     """The decision for one candidate, most important first."""
-    known = {one.row.metric for one in compared if one.row.ratio.known}
-    metric = next((metric for metric in DECIDING if metric in known), None)
-    if metric is None:
-        none = Line("What changed", "No verdict", "No level could be compared with a confidence interval.")
-        return (none, _asked_alike(candidate))
-    chosen = [one.row for one in compared if one.row.metric == metric]
-    words = verdict_words("the candidate", "the baseline", chosen)
-    because = f"{METRICS[metric].title}, candidate / baseline: {envelope(chosen)}."
-    changed = Line("What changed", f"{words[:1].upper()}{words[1:]}", because)
+    names = {one.row.a: one.place for one in compared}
+    decisions = () if candidate.comparison is None else candidate.comparison.decisions
+    found = [
+        Named(one, "the candidate", "the baseline", names.get(one.a, clean(one.a))) for one in decisions if one.ratio.known
+    ]
+    if not found:
+        return (Line("What changed", "No verdict", "No level could be compared."), _asked_alike(candidate))
+    words = summary(found)
+    changed = Line("What changed", f"{words[:1].upper()}{words[1:]}", " ".join(evidence(found)))
     return (changed, _largest(compared), _reason(compared), _asked_alike(candidate))
 
 
@@ -108,7 +109,7 @@ def _largest(compared: Sequence[Compared]) -> Line:
         f"The runs would have shown ratios beyond {number(min(smallest))} to {number(max(smallest))}, by level and metric "
         "(80 % power)."
     )
-    return Line(asks, "No detectable difference in any metric", because)
+    return Line(asks, "No difference is shown in any metric", because)
 
 
 def _reason(compared: Sequence[Compared]) -> Line:

@@ -6,19 +6,19 @@ say so.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from loadtest.errors import UsageError
 from loadtest.metrics import slo
-from loadtest.metrics.catalogue import DECIDING, METRICS, Statistic
+from loadtest.metrics.catalogue import METRICS, Statistic
 from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.level_schema import LevelFigures
-from loadtest.metrics.schema import Comparison, Metrics
+from loadtest.metrics.schema import Metrics
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import FAMILIES, Cell, by_level, cells_of, typical_statistic
 from loadtest.report.formatting import at_concurrency, clean, listed, number, span, with_interval
+from loadtest.report.verdicts import Named, evidence, summary
 
 ENGINE, CONFIGURATION, CONCURRENCY = "Which engine", "Which configuration", "Maximum concurrency"
 COST, RESULT = "Cost of 1,000 answers", "Result"
@@ -73,63 +73,23 @@ def decision_lines(metrics: Metrics, manifest: Manifest) -> tuple[Line, ...]:
 
 
 def _engine(metrics: Metrics, cells: tuple[Cell, ...]) -> Line | None:
-    if len({cell.family for cell in cells}) < 2 and not metrics.comparisons:
+    if len({cell.family for cell in cells}) < 2 and not metrics.decisions:
         return None
-    for metric in DECIDING:
-        chosen = [row for row in metrics.comparisons if row.metric == metric]
-        if any(row.ratio.known for row in chosen):
-            return _faster(metrics, metric, chosen)
-    return Line(ENGINE, "No verdict", "No pair of cells could be compared with a confidence interval.")
-
-
-def _faster(metrics: Metrics, metric: str, chosen: list[Comparison]) -> Line:
-    """Which engine was faster in one metric, each pair of engines by itself."""
-    names = {cell.figures.id: FAMILIES[cell.family] for cell in cells_of(metrics)}
-    pairs: dict[tuple[str, str], list[Comparison]] = {}
-    for row in chosen:
-        pairs.setdefault((names.get(row.a, clean(row.a)), names.get(row.b, clean(row.b))), []).append(row)
-    ratios = [f"{first} / {second}: {envelope(rows)}" for (first, second), rows in pairs.items()]
-    because = f"{METRICS[metric].title}, {'; '.join(ratios)}."
+    found = [one for one in _named(metrics) if one.of.ratio.known]
+    if not found:
+        reasons = "; ".join(dict.fromkeys(clean(one.reason) for one in metrics.decisions))
+        return Line(ENGINE, "No verdict", f"No pair of cells could be compared{f': {reasons}' if reasons else ''}.")
+    because = " ".join(evidence(found))
     if metrics.simulated:
         alike = "The simulator treats two engines alike wherever no difference between them is known."
         return Line(ENGINE, "No verdict: simulated run", f"{alike} {because}")
-    answers = [verdict_words(first, second, rows, several=len(pairs) > 1) for (first, second), rows in pairs.items()]
-    return Line(ENGINE, ". ".join(answers), because)
+    return Line(ENGINE, summary(found), because)
 
 
-def verdict_words(first: str, second: str, rows: Sequence[Comparison], *, several: bool = False) -> str:
-    """Who was faster in how many of these comparisons; `several`: other pairs stand beside this one."""
-    n, found = len(rows), Counter(row.verdict for row in rows)
-    ties = found["no detectable difference"]
-    unjudged = n - ties - found["faster"] - found["slower"]
-    rest = [f"{unjudged} could not be judged"] if 0 < unjudged < n else []
-    if ties and ties + unjudged == n:
-        between = f" between {first} and {second}" if several else ""
-        return "; ".join([f"No detectable difference{between} in {ties} of {n} comparisons", *rest])
-    sides = [(first, second, found["faster"]), (second, first, found["slower"])]
-    said = [
-        f"{one} was faster{f' than {other}' if several else ''} in {times} of {n} comparisons"
-        for one, other, times in sorted(sides, key=lambda side: -side[2])
-        if times
-    ]
-    said[1:] = [text.replace(f" of {n} comparisons", "") for text in said[1:]]
-    said += [f"no detectable difference in {ties}"] if ties else []
-    return "; ".join([*said, *rest]) or f"No verdict in {n} comparisons"
-
-
-def envelope(rows: Iterable[Comparison]) -> str:
-    """The range of several ratios, and what all of their intervals lie between, in words."""
-    ratios = [row.ratio for row in rows]
-    values = [one.value for one in ratios if one.value is not None]
-    if not values:
-        return "no ratio"
-    ends = [end for one in ratios for end in (one.low, one.high) if end is not None]
-    low, high = number(min(values)), number(max(values))
-    text = f"ratio {low}" if low == high else f"ratios from {low} to {high}"
-    if not ends:
-        return f"{text}, no confidence interval"
-    outer = f"{number(min(ends))} to {number(max(ends))}"
-    return f"{text} (95 % CI {outer})" if len(values) == 1 else f"{text} (95 % CIs within {outer})"
+def _named(metrics: Metrics) -> list[Named]:
+    cells = {cell.figures.id: cell for cell in cells_of(metrics)}
+    sides = [(one, cells[one.a], cells[one.b]) for one in metrics.decisions if one.a in cells and one.b in cells]
+    return [Named(one, FAMILIES[a.family], FAMILIES[b.family], a.deployment) for one, a, b in sides]
 
 
 # Which configuration, what concurrency, what it costs ----------------------------------------------------------------

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 from loadtest.analysis.decisions import CapacityOption, CapacityPlan, GateReport, RunComparison
 from loadtest.metrics.figures import Bounded
-from loadtest.metrics.schema import Binding, Comparison, Metrics
+from loadtest.metrics.schema import Binding, Comparison, Metrics, PairDecision
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import cells_of
 from loadtest.report.checklist import clock_error_words, failure_lines, gate_checks, not_measured
 from loadtest.report.decision import decision_lines
 from loadtest.report.formatting import DASH, count, number
 from loadtest.report.tables import Column, level_columns
+from loadtest.report.verdicts import Named, evidence
 
 SIMULATED = "SIMULATED: these figures are predictions"
 UNKNOWN_TERMINAL, WIDEST = (100, 24), 120
@@ -70,11 +71,17 @@ def comparison_text(found: RunComparison) -> str:
     text = [f"candidate {found.candidate} / baseline {found.baseline}", *([SIMULATED] if found.simulated else [])]
     if found.allowed:
         text.append(f"compared although they differ in {', '.join(found.allowed)}")
+    if decisions := [_named(one) for one in found.decisions if one.ratio.known]:
+        text += ["", *evidence(decisions)]
     head = ("cell", "concurrency", "metric", "ratio", "95 % CI", "verdict", "detectable")
     text += ["", *_left_aligned([head, *map(_comparison_row, found.comparisons)]), ""]
     text += [line for row in found.comparisons if (line := _why(row))]
     text += [f"not compared: {one}" for one in found.not_compared]
     return "\n".join(text).rstrip()
+
+
+def _named(one: PairDecision) -> Named:
+    return Named(one, "the candidate", "the baseline", one.a if one.a == one.b else f"{one.a} / {one.b}")
 
 
 def _comparison_row(row: Comparison) -> tuple[str, ...]:

@@ -88,22 +88,35 @@ def test_the_maximum_concurrency_is_the_last_level_within_the_slos():
 
 
 def test_ahead_counts_verdicts_not_figures():
-    ahead = judged([measured(45, "sglang", seed=1), measured(35, "vllm", seed=2)])["sglang-ahead"]
+    ahead = judged([measured(45, "sglang", seed=1), measured(35, "vllm", seed=2)], start_sd=0.01)["sglang-ahead"]
     assert (ahead.verdict, ahead.measured) == ("reproduced", 1.0)
-    behind = judged([measured(30, "sglang", seed=1), measured(40, "vllm", seed=2)])["sglang-ahead"]
+    behind = judged([measured(30, "sglang", seed=1), measured(40, "vllm", seed=2)], start_sd=0.01)["sglang-ahead"]
     assert behind.verdict == "contradicted"
-    equal = judged([measured(35, "sglang", seed=1), measured(35, "vllm", seed=2)])["sglang-ahead"]
-    assert equal.verdict == "not_measured"
+    equal = judged([measured(35, "sglang", seed=1), measured(35, "vllm", seed=2)], start_sd=0.01)["sglang-ahead"]
+    assert equal.verdict == "undecided"
+    once = judged([measured(45, "sglang"), measured(35, "vllm")])["sglang-ahead"]
+    assert once.verdict == "not_measured"
+
+
+def test_a_speed_whose_interval_reaches_over_the_edge_of_the_band_is_undecided():
+    """Band 29.75 to 40.25."""
+    records = builders.closed_loop(1, 12, gap_s=1 / 30, noise=0.1, seed=3)
+    row = judged([builders.cell([builders.level(records)])])["awq-tp1-speed"]
+    low, high = row.ci95
+    assert low < 29.75 < high
+    assert row.verdict == "undecided"
 
 
 def test_ahead_is_not_judged_by_a_cpu():
     cpu = [measured(speed, engine, seed=seed, gpu=None) for speed, engine, seed in ((30, "sglang", 1), (40, "vllm", 2))]
-    alone = judged(cpu)["sglang-ahead"]
+    alone = judged(cpu, start_sd=0.01)["sglang-ahead"]
     assert (alone.verdict, alone.measured) == ("not_measured", 0.0)
     assert alone.reason.startswith(
         "claimed of l20 or l40s or rtx-6000-ada, measured on unknown cards: faster in 0, slower in 1"
     )
-    both = judged([*cpu, measured(45, "sglang", tp=2, seed=3), measured(35, "vllm", tp=2, seed=4)])["sglang-ahead"]
+    both = judged([*cpu, measured(45, "sglang", tp=2, seed=3), measured(35, "vllm", tp=2, seed=4)], start_sd=0.01)[
+        "sglang-ahead"
+    ]
     assert (both.verdict, both.measured) == ("reproduced", 1.0)
 
 

@@ -8,9 +8,10 @@ from loadtest import cli
 from tests.support import builders
 
 
-def run_folder(path, gap_s=0.03, engine="vllm", **manifest):
-    made = builders.closed_loop(1, 12, gap_s=gap_s)
-    return str(builders.write(builders.run([builders.cell([builders.level(made)], engine)], **manifest), path))
+def run_folder(path, gap_s=0.03, engine="vllm", starts=3, **manifest):
+    """Three starts of one cell."""
+    made = [builders.level(builders.closed_loop(1, 12, gap_s=gap_s, seed=r), repeat=r) for r in range(1, 1 + starts)]
+    return str(builders.write(builders.run([builders.cell(made, engine)], **manifest), path))
 
 
 def said(argv, capsys):
@@ -31,6 +32,16 @@ def test_compare_ends_in_3_on_a_regression_and_says_why(tmp_path, capsys):
     assert said(["compare", slow, old], capsys)[0] == 0
     code, out, _ = said(["compare", old, slow, "--json"], capsys)
     assert (code, len(json.loads(out)["regressions"]) > 0) == (3, True)
+
+
+def test_one_start_each_says_what_it_would_take(tmp_path, capsys):
+    old, slow = (run_folder(tmp_path / f"r{gap_s}", gap_s=gap_s, starts=1) for gap_s in (0.03, 0.04))
+    code, out, _ = said(["compare", old, slow], capsys)
+    assert code == 0
+    assert "No verdict from one start each (the baseline was 2" in out
+    assert "measure two or more starts of each, or say start_sd" in out
+    assert said(["compare", old, slow, "--start-sd", "1"], capsys)[0] == 3
+    assert "--start-sd: expected a percentage" in said(["compare", old, slow, "--start-sd", "-1"], capsys)[2]
 
 
 def test_compare_names_the_key_and_the_way_around_it(tmp_path, capsys):

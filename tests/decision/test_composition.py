@@ -5,7 +5,7 @@ from loadtest.decision import composition
 from loadtest.decision.composition import Speed
 from loadtest.decision.step_line import StepLine
 
-EQUAL = composition.lengths({"p1": [101.0, 101.0], "p2": [101.0, 101.0]}, 50.0)
+EQUAL = composition.pool_lengths({"p1": [101.0, 101.0], "p2": [101.0, 101.0]}, 50.0)
 
 
 def speed(users, a_s, b_s=0.0, first_s=0.5):
@@ -30,26 +30,26 @@ def test_a_step_reads_the_contexts_of_all():
 
 
 def test_a_longer_answer_is_met_more_often():
-    mixed = composition.lengths({"p1": [100.0], "p2": [300.0]}, 0.0)
+    mixed = composition.pool_lengths({"p1": [100.0], "p2": [300.0]}, 0.0)
     assert composition.others_tokens(2, mixed) == pytest.approx((100**2 + 300**2) / 2 / (2 * 200))
 
 
 def test_twice_as_slow_is_one_log_2_at_any_lengths():
-    drawn = composition.lengths({f"p{i}": [100.0 + 40 * i] for i in range(20)}, 30.0)
+    drawn = composition.pool_lengths({f"p{i}": [100.0 + 40 * i] for i in range(20)}, 30.0)
     slow, fast = (composition.log_mean_s(speed(8, a, b, q), drawn) for a, b, q in ((0.04, 2e-6, 1), (0.02, 1e-6, 0.5)))
     assert float(slow[0] - fast[0]) == pytest.approx(np.log(2))
 
 
 def test_lengths_are_in_order_of_prompts_whatever_came_first():
-    found = composition.lengths({"b": [3.0], "a": [2.0, 1.0], "c": []}, 0.0)
+    found = composition.pool_lengths({"b": [3.0], "a": [2.0, 1.0], "c": []}, 0.0)
     assert found.tokens.tolist() == [1, 2, 3]
     assert found.prompt_of.tolist() == [0, 0, 1]
 
 
 def test_without_a_second_start_or_a_second_answer_no_interval_is_made_up():
-    drawn = composition.lengths({f"p{i:02}": [100.0 + i] for i in range(40)}, 0.0)
-    assert composition.figures(speed(1, 0.02), drawn)["mean"].of_this_kind is None
-    found = composition.figures(speed(1, [0.02, 0.0201, 0.0199]), drawn)["mean"]
+    drawn = composition.pool_lengths({f"p{i:02}": [100.0 + i] for i in range(40)}, 0.0)
+    assert composition.composed_figures(speed(1, 0.02), drawn)["mean"].of_this_kind is None
+    found = composition.composed_figures(speed(1, [0.02, 0.0201, 0.0199]), drawn)["mean"]
     assert found.of_this_kind is not None
     assert found.these_prompts is None
 
@@ -57,7 +57,7 @@ def test_without_a_second_start_or_a_second_answer_no_interval_is_made_up():
 def test_the_same_prompts_again_are_more_certain_than_others_of_their_kind():
     rng = np.random.default_rng(1)
     answers = {f"p{i:02}": (np.exp(rng.normal(6, 0.6)) * rng.lognormal(0, 0.1, 4)).tolist() for i in range(64)}
-    found = composition.figures(speed(1, [0.02, 0.0201, 0.0199]), composition.lengths(answers, 0.0))
+    found = composition.composed_figures(speed(1, [0.02, 0.0201, 0.0199]), composition.pool_lengths(answers, 0.0))
     for name in ("mean", "p50", "p90"):
         kind, these = found[name].of_this_kind, found[name].these_prompts
         assert kind[0] < these[0] < found[name].value < these[1] < kind[1], name

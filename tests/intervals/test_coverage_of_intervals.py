@@ -5,13 +5,12 @@ it does cover, and in docs/metrics.md.
 """
 
 import math
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 
-from loadtest.analysis import effects, level
+from loadtest.analysis import level
 from loadtest.metrics import distributions, steady_window, survival
 from loadtest.metrics.catalogue import METRICS, QUANTILES
 from loadtest.metrics.intervals import special, weighted_quantiles
@@ -152,34 +151,3 @@ def test_kaplan_meier_is_covered(p, horizon_s):
     if true is None:
         true = float(np.mean(np.minimum(50 * rng.lognormal(0, spread, 10**6), horizon_s)))
     assert COVERED[0] <= coverage(found, true) <= COVERED[1]
-
-
-RATIOS = [
-    ("paired by pass", Loop(4, 24, drift=0.01), 3, True),
-    ("paired by pass", Loop(4, 24, drift=0.01), 3, False),
-    ("whole passes", Loop(4, 24, drift=0.01), (3, 4), False),
-    ("paired by prompt, equal work", Loop(4, 24), 1, True),
-    ("requests of unequal work, geometric means", Loop(4, 24), 1, False),
-    ("some times censored: means up to a common time", Loop(4, duration_s=300, ramp=True), 1, False),
-]
-
-
-@pytest.mark.parametrize(("method", "loop", "passes", "equal"), RATIOS, ids=[f"{one[0]}, {one[3]}" for one in RATIOS])
-def test_the_ratio_of_two_runtimes_is_covered(method, loop, passes, equal):
-    """A candidate 5 % slower in everything: each design of the comparison, by real passes."""
-    n_a, n_b = passes if isinstance(passes, tuple) else (passes, passes)
-    rng, slow, found = np.random.default_rng(5), replace(loop, slower=1.05), []
-    for run in range(RUNS):
-        a, b = (
-            [one.one(rng, repeat, np.random.default_rng((run, repeat)) if equal else None) for repeat in range(n)]
-            for one, n in ((slow, n_a), (loop, n_b))
-        )
-        found.append(effects.effect(a, b, "time_to_final_answer_s"))
-    assert {one.method for one in found} == {method}
-    assert COVERED[0] <= coverage([one.interval() for one in found], 1.05) <= COVERED[1]
-
-
-def test_the_ratio_of_throughputs_is_covered_by_batches():
-    rng, slow = np.random.default_rng(6), replace(SHAKEN, slower=1.05)
-    found = [effects.effect([slow.one(rng)], [SHAKEN.one(rng)], "output_tokens_per_s").interval() for _ in range(RUNS)]
-    assert COVERED[0] <= coverage(found, 1 / 1.05) <= COVERED[1]

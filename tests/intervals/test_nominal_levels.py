@@ -26,7 +26,7 @@ def patterns(k):
 
 
 def p_values(figures, n):
-    """Of every pair after n starts: `starts.effects` for all studies at once."""
+    """Of every pair after n starts: `starts.effects_of_starts` for all studies at once."""
     seen = figures[..., :n]
     variances = seen.var(axis=-1, ddof=1)
     own, pooled = variances.mean(axis=-1), variances.mean(axis=(-2, -1))[:, None]
@@ -47,7 +47,7 @@ def smallest(pattern, seed):
 def test_all_studies_at_once_are_judged_as_one_is():
     figures = np.random.default_rng(1).normal(size=(20, 3, 2, 4)) * patterns(3)["by pair"][..., None]
     for study, expected in zip(figures, p_values(figures, 4), strict=True):
-        found = starts.effects([starts.Pair(a, b) for a, b in study])
+        found = starts.effects_of_starts([starts.PairedStarts(a, b) for a, b in study])
         assert [one.p_value for one in found] == pytest.approx(expected)
 
 

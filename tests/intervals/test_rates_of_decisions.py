@@ -22,7 +22,7 @@ import pytest
 
 from loadtest.decision import composition, renewal, starts, verdicts
 from loadtest.decision.composition import Lengths, Speed
-from loadtest.decision.starts import Pair
+from loadtest.decision.starts import PairedStarts
 from tests.intervals import worlds
 from tests.intervals.worlds import PUBLISHED, World
 
@@ -53,8 +53,10 @@ def by_bursts(study):
     level = verdicts.nominal_level(len(study), sequential=True)
     for look in verdicts.LOOKS:
         n = [used if word else look for used, word in zip(n, words, strict=True)]
-        effects = starts.effects([Pair(one.pair.a[:k], one.pair.b[:k]) for one, k in zip(study, n, strict=True)])
-        judged = [verdicts.judge(effect, level) for effect in effects]
+        effects = starts.effects_of_starts(
+            [PairedStarts(one.pair.a[:k], one.pair.b[:k]) for one, k in zip(study, n, strict=True)]
+        )
+        judged = [verdicts.verdict_on(effect, level) for effect in effects]
         words = [word or (found.word if found.decided else "") for word, found in zip(words, judged, strict=True)]
         if all(words):
             break
@@ -73,8 +75,8 @@ def share(found, *words):
 def natural(world, seed):
     """The verdicts of a study of three natural passes."""
     rng = np.random.default_rng(seed)
-    effects = starts.effects([worlds.natural(world, one, rng)[0] for one in PUBLISHED])
-    return [verdicts.judge(one, verdicts.nominal_level(len(effects))).word for one in effects]
+    effects = starts.effects_of_starts([worlds.natural(world, one, rng)[0] for one in PUBLISHED])
+    return [verdicts.verdict_on(one, verdicts.nominal_level(len(effects))).word for one in effects]
 
 
 @pytest.mark.parametrize("name", EQUAL)
@@ -122,7 +124,7 @@ def test_the_ratio_is_covered(deployed):
     """Pooling takes the larger variance: never too narrow, and of five pairs a little too wide."""
     hits = []
     for study in worlds.studies(World(slower=1.05), 1000 // len(deployed) * 2, deployed):
-        effects = starts.effects([Pair(one.pair.a[:3], one.pair.b[:3]) for one in study])
+        effects = starts.effects_of_starts([PairedStarts(one.pair.a[:3], one.pair.b[:3]) for one in study])
         hits += [one.interval()[0] <= 1.05 <= one.interval()[1] for one in effects]
     assert 0.93 <= np.mean(hits) <= (0.975 if len(deployed) == 1 else 0.99)
 
@@ -143,7 +145,7 @@ def test_absolute_figures_are_covered():
     for (one,) in worlds.studies(world, 600, (deployed,)):
         speed = worlds.side(one.speeds[1], 1)
         three = Speed(8, composition.StepLine(speed.line.a_s[:3], speed.line.b_s[:3]), speed.first_token_s[:3])
-        for kind, figure in composition.figures(three, one.drawn).items():
+        for kind, figure in composition.composed_figures(three, one.drawn).items():
             low, high = figure.of_this_kind
             hits[kind].append(low <= true[kind] <= high)
     assert 0.93 <= np.mean(hits["p50"]) <= 0.98
@@ -156,7 +158,7 @@ def test_the_rate_of_a_short_run_is_covered():
     rng, hits, rates = np.random.default_rng(3), [], []
     for _ in range(1000):
         tokens = np.exp(rng.normal(7, 0.5, 12))
-        found = renewal.output_tokens_per_s(8, tokens, rng.lognormal(-1.4, 0.05, 12), rng.lognormal(-3.9, 0.02, 10))
+        found = renewal.renewal_tokens_per_s(8, tokens, rng.lognormal(-1.4, 0.05, 12), rng.lognormal(-3.9, 0.02, 10))
         hits.append(found.ci95[0] <= RENEWAL_TRUTH <= found.ci95[1])
         rates.append(found.value)
     assert np.mean(rates) == pytest.approx(RENEWAL_TRUTH, rel=0.01)

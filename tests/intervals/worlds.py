@@ -18,7 +18,7 @@ import numpy as np
 from loadtest.decision import composition, step_line
 from loadtest.decision.adjustment import Answers, at_common_length
 from loadtest.decision.composition import Lengths, Speed
-from loadtest.decision.starts import Pair
+from loadtest.decision.starts import PairedStarts
 from loadtest.perfmodel.gpus import gpu
 from loadtest.perfmodel.memory import Deployment
 from loadtest.perfmodel.models import model
@@ -114,7 +114,7 @@ class Bursts:
     of both engines' natural runs (inside a start)."""
 
     deployed: Deployed
-    pair: Pair
+    pair: PairedStarts
     speeds: tuple[Speed, ...]
     drawn: Lengths
     start_h: float
@@ -132,12 +132,12 @@ def by_bursts(world: World, deployed: Deployed, place: int, pairs: int, rng: np.
         true_s = (a_s + b_s * users * contexts) * speeds[..., i, None]
         step_s = true_s * jitter(rng, world.jitter_sd, BURST_TOKENS * true_s)
         lone_s = first_s * speeds[..., i] * jitter(rng, world.jitter_sd, np.ones(speeds.shape[:2]))
-        made.append(Speed(users, step_line.fit(users * contexts, step_s), lone_s))
+        made.append(Speed(users, step_line.fit_step_line(users * contexts, step_s), lone_s))
         filled_s = sum(users * prefill_s(deployed.on, context, 8192) for context in CONTEXTS)
         busy_s += BURST_TOKENS * float(np.mean(np.sum(step_s, axis=-1))) + filled_s
     a, b = (np.mean([composition.log_mean_s(side(one, engine), drawn) for one in made], axis=0) for engine in (0, 1))
     start_h = (deployed.start_s + busy_s) / 3600
-    return Bursts(deployed, Pair(a, b), tuple(made), drawn, start_h, natural_h(deployed, drawn))
+    return Bursts(deployed, PairedStarts(a, b), tuple(made), drawn, start_h, natural_h(deployed, drawn))
 
 
 def natural_h(deployed: Deployed, drawn: Lengths) -> float:
@@ -163,7 +163,7 @@ def lengths(world: World, deployed: Deployed, rng: np.random.Generator) -> Lengt
     """Both engines' answers to the prompts of the natural run."""
     tokens = world.tokens(rng, deployed.median_tokens, rng.normal(0, BETWEEN, PROMPTS), 1)
     by_prompt = {f"{prompt:03}": [float(one) for one in tokens[:, prompt, 0]] for prompt in range(PROMPTS)}
-    return composition.lengths(by_prompt, PROMPT_TOKENS)
+    return composition.pool_lengths(by_prompt, PROMPT_TOKENS)
 
 
 def studies(world: World, n: int, deployed: tuple[Deployed, ...] = PUBLISHED, seed: int = 1) -> Iterator[list[Bursts]]:
@@ -175,7 +175,7 @@ def studies(world: World, n: int, deployed: tuple[Deployed, ...] = PUBLISHED, se
 
 def natural(
     world: World, deployed: Deployed, rng: np.random.Generator, *, levels: tuple[int, ...] = (1, 2, 4, 8), repeats: int = 3
-) -> tuple[Pair, list[float]]:
+) -> tuple[PairedStarts, list[float]]:
     """One pair by natural answers, every level asked the same 24 prompts; and the log ratio of its raw times by level."""
     prompts = rng.normal(0, BETWEEN, 24)
     speeds = world.speeds(rng, repeats, began(0, 1, repeats, 0.5), len(levels))
@@ -192,7 +192,7 @@ def natural(
         times = [float(np.mean(np.log(one.time_s))) for one in starts]
         raw.append(float(np.mean(times[:repeats]) - np.mean(times[repeats:])))
     a, b = np.mean(figures, axis=0)
-    return Pair(a, b, math.sqrt(variances)), raw
+    return PairedStarts(a, b, math.sqrt(variances)), raw
 
 
 def answers(

@@ -293,7 +293,7 @@ def test_every_duration_rate_and_size_names_its_unit(numbers):
     plain = re.compile(
         r".*(_s|_bytes|_tokens|_per_s|_per_hour|_per_user|_token|_per_card|_ratio|_share|_at_once|tokens_total|_tokens_per_s)$"
         r"|^(n|n_.*|p\d\d|mean|min|max|value|ci95|limit|p_value.*|likely|met|measured|horizon_s)$"
-        r"|^(schema_version|tp|concurrency|repeat|torn_lines|clock_speed|max_streams|tried|by_slo|by_kv_cache|by_kv_workload|user|seq|running|waiting"
+        r"|^(start_sd|schema_version|tp|concurrency|repeat|torn_lines|clock_speed|max_streams|tried|by_slo|by_kv_cache|by_kv_workload|user|seq|running|waiting"
         r"|kv_usage|shares|time_to_final_answer_survival|told_by_chunk|spread_over_chunks|client_requests|server_requests)$"
     )
     wrong = {
@@ -321,14 +321,14 @@ def flat(value):
 
 
 def test_a_comparison_has_a_verdict_with_its_interval(numbers):
-    words = {"faster", "slower", "no detectable difference", "not comparable", "too few samples"}
+    words = {"faster", "slower", "equal", "undecided", "one start each", "not comparable", "too few samples"}
     assert numbers["comparisons"]
     for row in numbers["comparisons"]:
         assert {row["a"], row["b"]} == set(MEASURED)
         assert row["verdict"] in words
         assert row["simulated"] is True
         assert {"metric", "concurrency", "ratio", "smallest_detectable_ratio", "n_a", "n_b", "reason"} <= set(row)
-        if row["verdict"] in ("faster", "slower", "no detectable difference"):
+        if row["verdict"] in ("faster", "slower", "equal", "undecided"):
             low, high = row["ratio"]["ci95"]
             assert low <= row["ratio"]["value"] <= high
 

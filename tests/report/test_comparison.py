@@ -28,7 +28,7 @@ def lines(side: Side) -> dict[str, Line]:
 
 def test_a_slower_candidate_is_called_slower_with_the_reason() -> None:
     found = lines(comparison()[1])
-    assert found["What changed"].answer == "The baseline was faster in 8 of 8 comparisons"
+    assert found["What changed"].answer == "The baseline is faster in 4 of 4 pairs"
     assert found["Why"].answer == "Mostly time per token"
     assert found["Same settings"].answer == "No: top k differs"
 
@@ -38,7 +38,7 @@ def test_largest_difference_is_the_verified_one_farthest_from_one() -> None:
         if row.metric == "ttft_s" and row.concurrency == 1:
             return change(row, ratio=Bounded(0.1, (0.05, 0.2)), verdict="faster")
         if row.metric == "ttft_s":
-            return change(row, ratio=Bounded(30.0, (0.9, 99.0)), verdict="no detectable difference")
+            return change(row, ratio=Bounded(30.0, (0.9, 99.0)), verdict="undecided")
         return row
 
     answer = lines(with_rows(comparison()[1], edit))["Largest difference"].answer
@@ -46,18 +46,23 @@ def test_largest_difference_is_the_verified_one_farthest_from_one() -> None:
 
 
 def test_equal_runs_say_what_they_would_have_shown() -> None:
-    equal = with_rows(comparison()[1], lambda row: change(row, verdict="no detectable difference"))
+    equal = with_rows(comparison()[1], lambda row: change(row, verdict="equal"))
     ratios = [row.smallest_detectable_ratio for row in equal.comparisons if row.smallest_detectable_ratio is not None]
     found = lines(equal)
-    assert found["What changed"].answer == "No detectable difference in 8 of 8 comparisons"
-    assert found["Largest difference"].answer == "No detectable difference in any metric"
+    assert found["Largest difference"].answer == "No difference is shown in any metric"
     assert f"{min(ratios):.2f}" in found["Largest difference"].because
     assert found["Why"].answer == "No difference to explain"
 
 
 def test_no_ratio_is_no_verdict() -> None:
-    none = with_rows(comparison()[1], lambda row: change(row, ratio=Bounded(None, None), verdict="not comparable", why=None))
-    assert lines(none)["What changed"].answer == "No verdict"
+    side = comparison()[1]
+    assert side.comparison is not None
+    none = tuple(
+        change(one, ratio=Bounded(None, None), verdict="not comparable", reason="different top_k")
+        for one in side.comparison.decisions
+    )
+    found = lines(replace(side, comparison=change(side.comparison, decisions=none)))["What changed"]
+    assert found.answer == "No verdict"
 
 
 def test_every_key_that_differs_is_a_row_with_the_value_of_each_run() -> None:

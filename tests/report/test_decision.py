@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.metrics.figures import Estimate
-from loadtest.metrics.schema import Comparison
+from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.report.cells import cells_of
 from loadtest.report.decision import (
     CONCURRENCY,
@@ -16,52 +15,76 @@ from loadtest.report.decision import (
     decision_lines,
     question_of,
     slo_words,
-    verdict_words,
 )
 from loadtest.report.page import Source
 from tests.support import runs
 from tests.support.runs import change
+
+SLOWER = Bounded(1.051, (1.029, 1.074))
 
 
 def lines(source: Source) -> dict[str, Line]:
     return {line.asks: line for line in decision_lines(source.metrics, source.manifest)}
 
 
-def judged(source: Source, verdict: str) -> Source:
-    return runs.with_comparisons(source, lambda row: change(row, verdict=verdict))
-
-
-def row(verdict: str) -> Comparison:
-    return change(runs.simulated().metrics.comparisons[0], verdict=verdict)
+def judged(source: Source, *verdicts: str, ratio: Bounded = SLOWER) -> Source:
+    """The same run with these verdicts of its pairs, in turn; pairs without one stay as they are."""
+    given = dict(enumerate(verdicts))
+    found = [one for one in source.metrics.decisions if one.ratio.known]
+    changed = [change(one, verdict=given.get(i, verdicts[-1]), ratio=ratio) for i, one in enumerate(found)]
+    return runs.with_metrics(source, decisions=tuple(changed))
 
 
 def test_every_sentence_of_the_decision_carries_its_interval() -> None:
     found = lines(runs.simulated())
     assert len(found) == 4
     for line in found.values():
-        assert "95 % CI" in line.because or "confidence intervals" in line.because, line
+        assert "95 % CI" in line.because or "confidence intervals" in line.because or " [" in line.because, line
 
 
-def test_faster_is_said_only_where_comparisons_say_so() -> None:
-    assert lines(judged(runs.measured(), "faster"))[ENGINE].answer == "SGLang was faster in 6 of 6 comparisons"
-    none = lines(judged(runs.measured(), "no detectable difference"))[ENGINE].answer
-    assert none == "No detectable difference in 6 of 6 comparisons"
+def test_one_pair_is_one_sentence_with_the_interval_of_its_verdict() -> None:
+    line = lines(judged(runs.small(), "slower"))[ENGINE]
+    assert line.answer == "vLLM is 5.1 % faster [2.9, 7.4]"
+    assert line.because.startswith("Time to final answer, mean over levels, at equal length, for these prompts. ")
+    assert "3 starts each; starts vary by" in line.because
 
 
-def test_lost_comparisons_count_for_the_other_engine() -> None:
-    assert lines(judged(runs.measured(), "slower"))[ENGINE].answer == "vLLM was faster in 6 of 6 comparisons"
+def test_what_is_faster_is_the_side_whose_time_is_less() -> None:
+    quick = Bounded(1 / 1.051, (1 / 1.074, 1 / 1.029))
+    assert lines(judged(runs.small(), "faster", ratio=quick))[ENGINE].answer == "SGLang is 5.1 % faster [2.9, 7.4]"
 
 
-def test_a_simulation_gives_no_verdict_whatever_its_comparisons_say() -> None:
+def test_of_several_pairs_the_verdicts_are_counted() -> None:
+    line = lines(judged(runs.measured(), "slower", "slower", "equal"))[ENGINE]
+    assert line.answer == "vLLM is faster in 2 of 3 pairs; equal within 5 % in 1"
+    assert "QwQ-32B-AWQ, 1 GPU: vLLM is 5.1 % faster [2.9, 7.4]" in line.because
+    tied = lines(judged(runs.measured(), "equal"))[ENGINE]
+    assert tied.answer == "Equal within 5 % in 3 of 3 pairs"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "answer"),
+    [
+        ("equal", "SGLang and vLLM are equal within 5 % (vLLM 5.1 % faster [2.9, 7.4])"),
+        ("undecided", "Undecided: vLLM seems 5.1 % faster [2.9, 7.4]"),
+        ("one start each", "No verdict from one start each (vLLM was 5.1 % faster)"),
+    ],
+)
+def test_what_is_not_decided_is_not_called_faster(verdict: str, answer: str) -> None:
+    ratio = Bounded(1.051, None) if verdict == "one start each" else SLOWER
+    assert lines(judged(runs.small(), verdict, ratio=ratio))[ENGINE].answer == answer
+
+
+def test_without_a_ratio_the_reason_is_given() -> None:
+    sample = runs.with_decisions(
+        runs.small(), lambda one: change(one, verdict="not comparable", ratio=Bounded(None, None), reason="different top_k")
+    )
+    line = lines(sample)[ENGINE]
+    assert (line.answer, line.because) == ("No verdict", "No pair of cells could be compared: different top_k.")
+
+
+def test_a_simulation_gives_no_verdict_whatever_its_pairs_say() -> None:
     assert lines(judged(runs.simulated(), "faster"))[ENGINE].answer == "No verdict: simulated run"
-
-
-def test_what_could_not_be_judged_is_counted_beside_what_could() -> None:
-    rows = [row("faster"), row("too few samples"), row("not comparable")]
-    assert verdict_words("SGLang", "vLLM", rows) == "SGLang was faster in 1 of 3 comparisons; 2 could not be judged"
-    tied = [row("no detectable difference"), row("too few samples")]
-    assert verdict_words("a", "b", tied) == "No detectable difference in 1 of 2 comparisons; 1 could not be judged"
-    assert verdict_words("a", "b", rows[1:]) == "No verdict in 2 comparisons"
 
 
 def test_maximum_concurrency_is_that_of_the_cell_that_holds_most() -> None:

@@ -95,12 +95,12 @@ def test_unknown_quantile_is_a_dash_with_the_n_it_needs(drawings: dict[str, Draw
 def test_ratio_table_names_the_faster_engine() -> None:
     sample = runs.with_comparisons(
         runs.measured(),
-        lambda row: change(row, verdict="faster" if row.metric == "ttft_s" else "no detectable difference"),
+        lambda row: change(row, verdict="faster" if row.metric == "ttft_s" else "equal"),
     )
     rows = figures(sample.metrics)["ratios"].table.rows
     assert rows[0][:3] == ("Time to final answer", "QwQ-32B-AWQ, 1 GPU", "1")
     assert {row[5] for row in rows if row[0] == "Time to first token"} == {"SGLang faster"}
-    assert {row[5] for row in rows if row[0] == "Time to final answer"} == {"no detectable difference"}
+    assert {row[5] for row in rows if row[0] == "Time to final answer"} == {"equal"}
 
 
 def test_axis_of_a_ratio_says_which_side_is_better(drawings: dict[str, Drawing]) -> None:

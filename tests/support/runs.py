@@ -21,7 +21,7 @@ from loadtest.analysis import claims
 from loadtest.analysis.run import analyze
 from loadtest.metrics.figures import unknown
 from loadtest.metrics.level_schema import LevelFigures
-from loadtest.metrics.schema import CellFigures, Comparison, Metrics
+from loadtest.metrics.schema import CellFigures, Comparison, Metrics, PairDecision
 from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.records.environment import Environment
 from loadtest.records.read import Run, read_run
@@ -102,6 +102,10 @@ def with_comparisons(source: Source, edit: Callable[[Comparison], Comparison]) -
     return with_metrics(source, comparisons=tuple(map(edit, source.metrics.comparisons)))
 
 
+def with_decisions(source: Source, edit: Callable[[PairDecision], PairDecision]) -> Source:
+    return with_metrics(source, decisions=tuple(map(edit, source.metrics.decisions)))
+
+
 def without_distribution(level: LevelFigures, metric: str) -> LevelFigures:
     """A level at which no request has the metric."""
     found = getattr(level, metric)
@@ -120,6 +124,7 @@ def measured() -> Source:
         source, lambda cell: change(cell, id=_real(cell.id), engine=cell.family, engine_version="1.0", simulated=False)
     )
     found = with_comparisons(found, lambda row: change(row, a=_real(row.a), b=_real(row.b), simulated=False))
+    found = with_decisions(found, lambda one: change(one, a=_real(one.a), b=_real(one.b), simulated=False))
     findings = tuple(
         change(row, simulated=False, verdict=_MEASURED.get(row.verdict, row.verdict), cells=tuple(map(_real, row.cells)))
         for row in source.metrics.findings
@@ -158,6 +163,7 @@ def damaged() -> Source:
         health=health,
         cells=(first, second, refused, third, *others),
         comparisons=tuple(rows),
+        decisions=tuple(one for one in source.metrics.decisions if not {one.a, one.b} & {first.id, second.id}),
     )
     manifest = change(source.manifest, incomplete_reason="interrupted by the user")
     return replace(source, metrics=metrics, manifest=manifest)
@@ -179,6 +185,9 @@ def hostile() -> Source:
         cells=cells,
         comparisons=tuple(
             change(row, a=f"{row.a}{bad}", b=f"{row.b}{bad}", model=bad, reason=bad) for row in source.metrics.comparisons
+        ),
+        decisions=tuple(
+            change(one, a=f"{one.a}{bad}", b=f"{one.b}{bad}", model=bad, reason=bad) for one in source.metrics.decisions
         ),
         findings=tuple(
             change(row, id=bad, claim=bad, expected=bad, measured=bad, reason=bad) for row in source.metrics.findings

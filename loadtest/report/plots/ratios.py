@@ -94,8 +94,8 @@ def ratios_figure(rows: Sequence[Compared], name: str, title: str) -> Figure | N
     return Figure(
         name=name,
         title=title,
-        caption="Each point is a ratio with its 95 % confidence interval. Filled: a difference, after Holm's correction "
-        "over the levels. Hollow grey: no detectable difference."
+        caption="Each point is a ratio with its 95 % confidence interval over starts of the server. Filled: a difference "
+        "that holds after correction. Hollow grey: equal, undecided, or one start each."
         f"{f' The first {MOST_ROWS} levels are drawn; the table has all.' if cut else ''}",
         says="Forest plot of the ratio between the two sides for each metric, deployment and concurrency.",
         panels=tuple(
@@ -113,7 +113,7 @@ def ratios_figure(rows: Sequence[Compared], name: str, title: str) -> Figure | N
 def _keys(rows: Iterable[Compared]) -> tuple[Key, ...]:
     sides = {look for one in rows for look in ((one.a, one.better), (one.b, one.worse))}
     named = [Key(f"{name} better", look) for name, look in sorted(sides, key=lambda side: side[0])]
-    return (*named, Key("no detectable difference", Look(MUTED, "D"), hollow=True))
+    return (*named, Key("equal or undecided", Look(MUTED, "D"), hollow=True))
 
 
 def _forest(axes: Axes, *, rows: Sequence[Compared], reach: float) -> None:

@@ -1,0 +1,308 @@
+"""Verdicts on pairs of engines: one question for each pair, and behind its answer each level and metric.
+
+The question: who is faster at equal work, by the mean over levels of the log ratio of times to the final answer at equal
+length. Starts of servers are the unit, the level of the interval makes at most 5 % of studies of equal engines wrong
+(`decision.verdicts`). Levels and other metrics cost that question nothing: where it is answered, Holm's correction runs
+over the pair's own levels, then over its other metrics; where not, over those of all such pairs at a tenth of 5 %.
+Rules and reasons: docs/deciding.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from loadtest.analysis import effects
+from loadtest.analysis.effects import ALPHA, ANSWER, MIN_PROMPTS, Sides
+from loadtest.analysis.why import explain_difference
+from loadtest.decision import starts, verdicts
+from loadtest.decision.starts import Effect
+from loadtest.decision.verdicts import MATTERS, Verdict
+from loadtest.metrics import intervals
+from loadtest.metrics.catalogue import COMPARED, METRICS
+from loadtest.metrics.figures import Bounded
+from loadtest.metrics.request_arrays import Pass
+from loadtest.metrics.schema import Comparison, ComparisonVerdict, OutputLengths, PairDecision
+
+PACE = "tokens_per_s_per_user"
+CLOSED_GATE = 0.1  # share of 5 % for what differs although its pair is not decided
+POPULATION = "at equal length, for these prompts"
+FEW = "at least 2 finished requests of each start needed"
+
+_NO_RATIO = Bounded(None, None)
+
+
+class PairedLevel(NamedTuple):
+    """One concurrency at which both cells were measured, and their passes."""
+
+    concurrency: int
+    a: Sequence[Pass]
+    b: Sequence[Pass]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two cells, a and b, at each level that both have.
+
+    `model`, `tp`, `gpu`: of a. `restarted`: does each repeat of a, of b start its server anew? `different`: keys in which
+    they are not comparable (none: they are).
+    """
+
+    a: str
+    b: str
+    model: str | None = None
+    tp: int | None = None
+    gpu: str | None = None
+    simulated: bool = False
+    levels: Sequence[PairedLevel]
+    restarted: tuple[bool, bool] = (True, True)
+    different: tuple[str, ...] = ()
+
+
+class Judged(NamedTuple):
+    """What is said of every pair, and of each of its levels in every metric."""
+
+    decisions: list[PairDecision]
+    comparisons: list[Comparison]
+
+
+Place = tuple[int, str]  # concurrency, metric
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A pair's question: the metric, the levels, each start's mean over them, and the same as it was seen."""
+
+    metric: str
+    levels: tuple[int, ...]
+    by_start: starts.PairedStarts
+    raw: starts.PairedStarts | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A pair with its sides at every place, and its question; without both where it is not comparable."""
+
+    pair: Pair
+    sides: Mapping[Place, Sides]
+    question: _Question | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    effect: Effect
+    verdict: Verdict
+
+
+def judge_pairs(pairs: Sequence[Pair], start_sd: float | None = None, matters: float = MATTERS) -> Judged:
+    """Verdicts on every pair, and at every level in every metric; `why` beside each time to the final answer.
+
+    `start_sd`: how much starts of a server differ, as a share, where it is known from elsewhere.
+    """
+    measured = [_measured(pair) for pair in pairs]
+    asked = [index for index, one in enumerate(measured) if one.question is not None]
+    questions = [one.question for one in measured if one.question is not None]
+    found = starts.effects_of_starts([one.by_start for one in questions], start_sd)
+    level = verdicts.nominal_level(sum(effect.error is not None for effect in found))
+    answers = {
+        index: _Answer(effect, verdicts.verdict_on(effect, level, matters, more_is_faster=question.metric == PACE))
+        for index, question, effect in zip(asked, questions, found, strict=True)
+    }
+    rows = _rows(measured, {index for index, one in answers.items() if one.verdict.differs}, level, start_sd)
+    return Judged(
+        [_decision(one, answers.get(index), start_sd, matters) for index, one in enumerate(measured)],
+        [
+            _comparison(one, at, metric, rows.get((index, (at.concurrency, metric))), level, matters)
+            for index, one in enumerate(measured)
+            for metric in COMPARED
+            for at in one.pair.levels
+        ],
+    )
+
+
+# The question --------------------------------------------------------------------------------------------------------
+
+
+def _measured(pair: Pair) -> _Measured:
+    if pair.different:
+        return _Measured(pair, {}, None)
+    sides: dict[Place, Sides] = {}
+    seen: dict[int, Sides] = {}
+    for level in pair.levels:
+        a, b = (effects.by_start(side, new) for side, new in zip((level.a, level.b), pair.restarted, strict=True))
+        if a and b:
+            sides |= {(level.concurrency, metric): effects.compared(a, b, metric) for metric in COMPARED}
+            seen[level.concurrency] = effects.raw(a, b, ANSWER)
+    return _Measured(pair, sides, _question(sides, seen))
+
+
+def _question(sides: Mapping[Place, Sides], seen: Mapping[int, Sides]) -> _Question | None:
+    """Time to the final answer at equal length over all levels that have it; where none has, tokens/s per user."""
+    for metric in (ANSWER, PACE):
+        levels = tuple(level for level in seen if sides[level, metric].whole)
+        found = effects.over_levels([sides[level, metric] for level in levels])
+        if found is not None:
+            raw = effects.over_levels([seen[level] for level in levels]) if metric == ANSWER else found
+            return _Question(metric, levels, found, raw)
+    return None
+
+
+def _decision(one: _Measured, answer: _Answer | None, start_sd: float | None, matters: float) -> PairDecision:
+    pair, question = one.pair, one.question
+    effect, verdict = (None, None) if answer is None else (answer.effect, answer.verdict)
+    word, reason = _said(pair, answer)
+    raw = (
+        starts.effects_of_starts([question.raw], start_sd)[0] if question is not None and question.raw is not None else None
+    )
+    return PairDecision(
+        model=pair.model,
+        tp=pair.tp,
+        gpu=pair.gpu,
+        a=pair.a,
+        b=pair.b,
+        simulated=pair.simulated,
+        metric=ANSWER if question is None else question.metric,
+        concurrency=() if question is None else question.levels,
+        verdict=word,
+        ratio=_NO_RATIO if verdict is None else Bounded(verdict.ratio, verdict.interval),
+        raw_ratio=_NO_RATIO if raw is None else Bounded(math.exp(raw.log_ratio), raw.interval()),
+        equal_within_share=matters,
+        n_a=0 if effect is None else effect.starts_a,
+        n_b=0 if effect is None else effect.starts_b,
+        start_sd=None if effect is None else effect.start_sd,
+        n_more_starts=None if verdict is None else verdict.more_starts,
+        population=POPULATION,
+        reason=reason,
+    )
+
+
+def _said(pair: Pair, answer: _Answer | None) -> tuple[ComparisonVerdict, str]:
+    if pair.different:
+        return "not comparable", f"different {', '.join(pair.different)}"
+    if answer is None:
+        return "too few samples", FEW
+    if answer.verdict.word == "one start each":
+        return "one start each", "start-to-start variation unknown: measure two or more starts of each, or say start_sd"
+    return answer.verdict.word, _basis(answer.effect, answer.verdict)
+
+
+def _basis(effect: Effect, verdict: Verdict) -> str:
+    """What a verdict rests on, in words."""
+    counts = {effect.starts_a, effect.starts_b}
+    each = (
+        f"{_counted(counts.pop(), 'start')} each" if len(counts) == 1 else f"{effect.starts_a} and {effect.starts_b} starts"
+    )
+    vary = "are taken to vary" if math.isinf(effect.df) else "vary"
+    text = f"{each}; starts {vary} by {100 * (effect.start_sd or 0):.1f} %"
+    if verdict.more_starts is not None:
+        return f"{text}; about {_counted(verdict.more_starts, 'more start')} of each would decide"
+    return f"{text}; more than {verdicts.MOST_STARTS} starts of each would be needed" if verdict.too_close else text
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+# Levels and metrics --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One metric at one level: its effect, its p-value after correction, and among how many it was corrected."""
+
+    effect: Effect
+    p_adjusted: float
+    family: int
+
+
+def _rows(
+    measured: Sequence[_Measured], open_gates: Collection[int], level: float, start_sd: float | None
+) -> dict[tuple[int, Place], _Row]:
+    """Every usable row by the index of its pair and its place; `p_adjusted` is at most 0.05 where the difference holds."""
+    found = _effects(measured, start_sd)
+    families: dict[tuple[int, bool] | None, list[tuple[int, Place]]] = defaultdict(list)
+    for index, place in found:
+        families[(index, place[1] == ANSWER) if index in open_gates else None].append((index, place))
+    rows = {}
+    for family, places in families.items():
+        scale = 1 / CLOSED_GATE if family is None else ALPHA / level
+        adjusted = intervals.holm([found[one].p_value for one in places])
+        for one, p in zip(places, adjusted, strict=True):
+            rows[one] = _Row(found[one], min(1.0, scale * p), len(places))
+    return rows
+
+
+def _effects(measured: Sequence[_Measured], start_sd: float | None) -> dict[tuple[int, Place], Effect]:
+    """The effects at each place, with the variance of starts pooled over the pairs."""
+    found = {}
+    for place in sorted({place for one in measured for place in one.sides}):
+        pairs = {
+            index: pair
+            for index, one in enumerate(measured)
+            if place in one.sides and (pair := one.sides[place].pair) is not None
+        }
+        for index, effect in zip(pairs, starts.effects_of_starts(list(pairs.values()), start_sd), strict=True):
+            found[index, place] = effect
+    return found
+
+
+def _comparison(one: _Measured, at: PairedLevel, metric: str, row: _Row | None, level: float, matters: float) -> Comparison:
+    pair = one.pair
+    explained = metric == ANSWER and not pair.different
+    known = row is not None and row.effect.error is not None
+    method = one.sides[at.concurrency, metric].method if row is not None else None
+    verdict, reason = _word(pair, metric, row, method, level, matters)
+    return Comparison(
+        model=pair.model,
+        tp=pair.tp,
+        gpu=pair.gpu,
+        a=pair.a,
+        b=pair.b,
+        simulated=pair.simulated,
+        concurrency=at.concurrency,
+        metric=metric,
+        ratio=_NO_RATIO if row is None else Bounded(math.exp(row.effect.log_ratio), row.effect.interval()),
+        verdict=verdict,
+        p_value=row.effect.p_value if row is not None and known else None,
+        p_value_holm=row.p_adjusted if row is not None and known else None,
+        smallest_detectable_ratio=None if row is None else verdicts.detectable_ratio(row.effect, level / row.family),
+        n_a=0 if row is None else row.effect.starts_a,
+        n_b=0 if row is None else row.effect.starts_b,
+        method=method,
+        reason=reason,
+        why=explain_difference(at.a, at.b) if explained else None,
+        output_tokens=output_lengths(effects.output_tokens(at.a, at.b)) if explained else None,
+    )
+
+
+def _word(
+    pair: Pair, metric: str, row: _Row | None, method: str | None, level: float, matters: float
+) -> tuple[ComparisonVerdict, str]:
+    if pair.different:
+        return "not comparable", f"different {', '.join(pair.different)}"
+    if row is None or method is None:
+        return "too few samples", FEW
+    ends = row.effect.interval(level)
+    if ends is None:
+        return "one start each", f"{method}; start-to-start variation unknown"
+    if verdicts.is_equal(ends, matters):
+        return "equal", method
+    if row.p_adjusted > ALPHA:
+        return "undecided", method
+    return "faster" if (row.effect.log_ratio > 0) == (METRICS[metric].better == "more") else "slower", method
+
+
+def output_lengths(one: Effect) -> OutputLengths:
+    """How long a's outputs are against b's. Its interval is its own, not corrected with the others: it explains a verdict,
+    and says nothing of speed."""
+    ends = one.interval()
+    if ends is None:
+        reason = f"at least {MIN_PROMPTS} prompts needed that both finished"
+        return OutputLengths(ratio=_NO_RATIO, verdict="too few samples", n=one.starts_a, reason=reason)
+    ratio, method = Bounded(math.exp(one.log_ratio), ends), "paired by prompt"
+    if one.p_value > ALPHA:
+        return OutputLengths(ratio=ratio, verdict="no detectable difference", n=one.starts_a, reason=method)
+    return OutputLengths(ratio=ratio, verdict="fewer" if one.log_ratio < 0 else "more", n=one.starts_a, reason=method)
