@@ -102,10 +102,10 @@ def _why(row: Comparison) -> str:
         (why.tokens_thought_s, "tokens thought"), (why.tokens_answered_s, "tokens answered"),
         (why.seconds_per_token_s, "time per token"), (why.waiting_s, "wait for the first token"),
     )  # fmt: skip
-    sums = " ".join(f"{_signed_s(seconds or 0.0)} {words}" for seconds, words in parts)
+    sums = ", ".join(f"{words} {_signed_s(seconds or 0.0)}" for seconds, words in parts)
     lost = f"; {why.reason}" if why.reason else ""
     return (
-        f"why, {row.a} at concurrency {row.concurrency}: {_signed_s(why.difference_s)} to the final answer = {sums}{lost}"
+        f"why, {row.a} at concurrency {row.concurrency}: time to final answer {_signed_s(why.difference_s)} = {sums}{lost}"
         f"{_output_lengths(row)}"
     )
 
@@ -150,7 +150,7 @@ _LIMITS: dict[Binding | None, str] = {"slo": "SLO", "kv_cache": "KV cache", "not
 def options_text(found: CapacityPlan) -> str:
     predicted = found.source == "performance model"
     source = "PREDICTED" if predicted else "SIMULATED" if found.simulated else "measured"
-    text = [f"{_demand(found)} within {', '.join(found.slo)}, {found.headroom:.0%} of each replica kept free; by "
+    text = [f"{_demand(found)} within {', '.join(found.slo)}, {found.headroom:.0%} of each replica kept free; source: "
             f"{found.source} ({source})"]  # fmt: skip
     if predicted:
         text.append("intervals: variation between requests, without the error of the model (docs/performance-model.md)")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.analysis.validity import window_doubts
 from loadtest.errors import RecordError
 from loadtest.metrics.catalogue import METRICS
 from loadtest.report.page import Source, run_page, write_run_page
@@ -171,7 +172,8 @@ def test_claims_that_this_run_has_no_cell_for_are_one_line_to_open() -> None:
 def test_doubts_about_windows_are_told_apart_from_failures(full: str) -> None:
     text = Page(full).text
     assert "doubts about the steady windows (they do not fail the run)" in text
-    assert "sglang-sim_qwq-32b-awq_tp1 at concurrency 4: warm: first requests took" in text
+    doubt = next(window_doubts(runs.simulated().metrics.cells))
+    assert f"{doubt.cell} at concurrency {doubt.concurrency}: {doubt.reason}" in text
     assert "The run is sound" in text
 
 
