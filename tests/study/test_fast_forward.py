@@ -407,7 +407,7 @@ def test_a_study_is_predicted_to_its_page(study_file, tmp_path, capsys, monkeypa
     assert "DO NOT RELY" not in said
     assert "vllm-sim_qwq-32b-awq_tp1" in said
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "fast-forwarded in virtual time" in page
+    assert "simulated in virtual time" in page
     assert "The run is sound" in page
     assert {"metrics.json", "metrics.csv", "plots", "manifest.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
 
