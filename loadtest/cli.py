@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from io import TextIOWrapper
 
 _GPUS = "a registry name (l20, l40s, a10, rtx-4090, rtx-6000-ada, a100-80gb, h20, h100, h200) or a TOML file"
+_WORKLOADS = "a generator with its options (math, ledger:n=64,seed=7, ...) or a JSONL file"
 _Command = Callable[..., Callable[..., Any]]
 _MODELS = "a registry name, a hub name, or a directory with config.json"
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    """Arguments of one command; what stands after `--` is the runtime's own."""
+    """Arguments of one command; what follows `--` belongs to the engine."""
     ours, theirs = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = _parser()
     arguments = parser.parse_args(ours)
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"loadtest {__version__}")
     command = _commands_of(parser)
     _measuring_commands(command)
+    _attaching_command(command)
     _serving_command(command)
     _file_commands(command)
     _model_commands(command)
@@ -134,90 +136,124 @@ def _handler(name: str) -> Callable[[argparse.Namespace, Progress], str]:
 
 
 def _measuring_commands(command: _Command) -> None:
-    add = command("demo", "measure.demo", "the whole job against the embedded simulator, in about a minute")
+    add = command("demo", "measure.demo", "measure, analyse and report against the built-in simulator, in about a minute")
     add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/demo-TIME)")
 
-    add = command("run", "measure.run", "start each cell's runtime, drive it at every level, stop it, analyse, report")
+    add = command("run", "measure.run", "start the engine of each cell, measure it at every level, stop it, analyse, report")
     add("study", type=_path, metavar="STUDY.toml")
     add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/NAME-TIME)")
-    add("--resume", action="store_true", help="go on with an unfinished run in --out; finished levels are kept")
+    add("--resume", action="store_true", help="continue the unfinished run in --out; finished levels are kept")
     add("--dry-run", action="store_true", help="show the plan, the fit and the exact commands; start nothing")
     add(
         "--force",
         action="store_true",
-        help="start a cell although it does not fit or cards are missing, to record how it fails",
+        help="start a cell although it does not fit or GPUs are missing, and record how it fails",
     )
     add("--only", action="append", default=[], metavar="KEY=VALUE", help="keep matching cells or levels (repeatable)")
-    add("--workers", type=int, metavar="N", help="processes of Locust that share the streams (default: the study's, else 1)")
+    add("--workers", type=int, metavar="N", help="Locust processes that share the users (default: the study's, else 1)")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
-    add = command("attach", "measure.attach", "the same measurement of a server that already runs, local or hosted")
+
+def _attaching_command(command: _Command) -> None:
+    add = command("attach", "measure.attach", "measure a server that is already running, local or hosted")
     add(
         "--base-url",
         required=True,
         metavar="URL",
         help="such as http://127.0.0.1:8000 (the key comes from LOADTEST_API_KEY)",
     )
-    add("--model", metavar="M", help="served name (default: what /v1/models says)")
-    add("--engine", choices=("sglang", "vllm", "sglang-sim", "vllm-sim", "other"), help="default: found out")
-    add("--tp", type=int, metavar="N", help="cards the server uses (default: found out, else 1)")
-    add("--gpu", metavar="G", help=f"{_GPUS}: draws the bound beside the figures")
-    add("--concurrency", default="1,2,4,8", metavar="1-8", help="levels: 4, 1,2,4,8, or 1-8 for each of them")
-    add("--requests", type=int, metavar="N", help="measured requests a level (default: 2 a stream, at least 8)")
-    add("--duration", type=float, metavar="S", help="seconds a level instead; what still runs then is recorded as cut_off")
-    add("--workload", default="math", metavar="W", help="math, ledger, choice, ..., with :n=64,seed=7; or a JSONL file")
-    add("--mode", choices=("natural", "equal-work"), default="natural")
-    add("--max-tokens", type=int, metavar="N", help="output limit of a request (default: the contract's 32768)")
-    add("--tokenizer", metavar="PATH", help="tokenizer.json or its folder, to count tokens of a server that never tells")
-    add("--extra-body", metavar="JSON", help="fields merged into each request's body, recorded with the contract")
-    add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
-    add("--warmup-requests", type=int, default=1, metavar="N", help="requests of each stream before the measured ones")
-    add("--workers", type=int, default=1, metavar="N", help="processes of Locust that share the streams (default: 1)")
-    add("--seed", type=int, default=0)
+    add("--model", metavar="M", help="served model name (default: the one in /v1/models)")
+    add(
+        "--engine",
+        choices=("sglang", "vllm", "sglang-sim", "vllm-sim", "other"),
+        help="which engine it is (default: detected)",
+    )
+    add("--tp", type=int, metavar="N", help="tensor-parallel size: GPUs that the server uses (default: detected, else 1)")
+    add("--gpu", metavar="G", help=f"{_GPUS}: adds the bound of memory bandwidth to the figures (default: detected)")
+    add("--concurrency", default="1,2,4,8", metavar="1-8", help="levels, such as 4, 1,2,4,8 or 1-8 (default: %(default)s)")
+    add("--requests", type=int, metavar="N", help="measured requests per level (default: 2 per user, at least 8)")
+    add(
+        "--duration",
+        type=float,
+        metavar="S",
+        help="seconds per level instead; requests that are still running then are recorded as cut_off",
+    )
+    add("--workload", default="math", metavar="W", help=f"{_WORKLOADS} (default: %(default)s)")
+    add(
+        "--mode",
+        choices=("natural", "equal-work"),
+        default="natural",
+        help="equal-work forces the output lengths that the workload records (default: %(default)s)",
+    )
+    add("--max-tokens", type=int, metavar="N", help="most output tokens of a request (default: 32768)")
+    add("--tokenizer", metavar="PATH", help="tokenizer.json or its folder, to count tokens where the server reports none")
+    add("--extra-body", metavar="JSON", help="JSON object merged into the body of each request, and recorded")
+    add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="SLO, such as ttft_s:p90<2 (repeatable)")
+    add(
+        "--warmup-requests",
+        type=int,
+        default=1,
+        metavar="N",
+        help="warm-up requests of each user before the measured ones (default: %(default)s)",
+    )
+    add("--workers", type=int, default=1, metavar="N", help="Locust processes that share the users (default: %(default)s)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the workload's order and of sampling (default: %(default)s)",
+    )
     add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
 
 def _serving_command(command: _Command) -> None:
-    add = command("serve", "measure.serve", "start one runtime in the foreground; what follows -- goes to it as it is")
+    add = command("serve", "measure.serve", "start one engine in the foreground; arguments after -- go to it unchanged")
     add("engine", choices=("sglang", "vllm", "sglang-sim", "vllm-sim"))
     add("--model", required=True, metavar="M", help=_MODELS)
     add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: how many cards")
-    add("--gpu", metavar="G", help=f"{_GPUS}: checks the fit first")
-    add("--port", type=int, default=8000, metavar="P")
+    add("--gpu", metavar="G", help=f"{_GPUS}: check first that the model fits")
+    add("--port", type=int, default=8000, metavar="P", help="port to listen on (default: %(default)s)")
     add("--context", type=int, metavar="T", help="context length in tokens (default: the model's own)")
     add(
         "--yarn",
         action="store_true",
-        help="stretch the context to 131072: for prompts over 8192 tokens only, it slows others",
+        help="extend the context to 131072 tokens: only for prompts over 8192 tokens, it slows shorter ones",
     )
-    add("--memory-fraction", type=float, metavar="F", help="share of a card it may use in all, on both alike (default: 0.9)")
-    add("--reasoning-parser", metavar="R", help="on both alike, or none (default: qwen3, or none for an instruct model)")
-    add("--no-prefix-caching", action="store_true", help="turn prefix caching off; on both it is on")
+    add("--memory-fraction", type=float, metavar="F", help="share of each GPU's memory that it may use (default: 0.9)")
+    add("--reasoning-parser", metavar="R", help="such as qwen3, or none (default: qwen3; none for an instruct model)")
+    add("--no-prefix-caching", action="store_true", help="turn prefix caching off (default: on)")
     add("--served-name", metavar="NAME", help="what the server calls the model (default: the last part of its name)")
-    add("--seed", type=int, default=0, metavar="N")
-    add("--force", action="store_true", help="start it although it does not fit or cards are missing, to see how it fails")
-    add("--print", action="store_true", help="show the exact command and start nothing")
+    add("--seed", type=int, default=0, metavar="N", help="the engine's random seed (default: %(default)s)")
+    add("--force", action="store_true", help="start it although it does not fit or GPUs are missing")
+    add("--print", action="store_true", help="print the exact command and start nothing")
 
 
 def _file_commands(command: _Command) -> None:
-    add = command("analyze", "analyze.analyze", "records to metrics.json and metrics.csv")
+    add = command("analyze", "analyze.analyze", "compute metrics.json and metrics.csv from the records of a run")
     add("run", type=_path, metavar="RUN")
     add(
         "--run-programs",
         action="store_true",
-        help="run the programs that the model wrote, each in a sandbox, and judge what they print",
+        help="first run the programs that the model wrote, each in a sandbox, and judge their output",
     )
     add("--json", action="store_true", help="print metrics.json instead of the table")
 
-    add = command("report", "analyze.report", "one self-contained HTML page, and each plot as PNG and SVG")
-    add("runs", type=_path, nargs="+", metavar="RUN", help="one run; several, the first as baseline; or a folder of runs")
+    add = command("report", "analyze.report", "write one self-contained HTML page, and each plot as PNG and SVG")
+    add(
+        "runs",
+        type=_path,
+        nargs="+",
+        metavar="RUN",
+        help="one run; several runs, the first as baseline; or a folder of runs",
+    )
     add(
         "-o",
         "--output",
         type=_path,
         metavar="FILE",
-        help="default: report.html in RUN, or comparison.html beside it, or index.html",
+        help="page to write (default: report.html in RUN, comparison.html beside it, or index.html)",
     )
     add("--templates", type=_path, metavar="DIR", help="your edited templates, as init copies them (DIR/reports/templates)")
 
@@ -229,7 +265,7 @@ def _model_commands(command: _Command) -> None:
     _add_deployment(add)
     add("--context", type=int, default=16384, metavar="T", help="tokens of context a stream (default: %(default)s)")
     add("--concurrency", type=int, default=1, metavar="C", help="streams that must fit (default: %(default)s)")
-    add("--json", action="store_true")
+    add("--json", action="store_true", help="print JSON instead of text")
 
     add = command("predict", "predict.predict", "what the performance model expects (a prediction, not a measurement)")
     add("--model", metavar="M", help=_MODELS)
@@ -246,69 +282,75 @@ def _model_commands(command: _Command) -> None:
 
 def _deciding_commands(command: _Command) -> None:
     add = command(
-        "compare", "decide.compare", "paired verdict for every level and metric of two runs; exit 3 on a regression"
+        "compare", "decide.compare", "compare two runs, level by level and metric by metric; exit 3 on a regression"
     )
     add("baseline", type=_path, metavar="BASELINE")
     add("candidate", type=_path, metavar="CANDIDATE")
-    add("--tolerance", type=float, default=0.0, metavar="PCT", help="a regression up to this many percent is let pass")
-    add("--start-sd", type=float, metavar="PCT", help="how much starts of a server differ, where the runs do not say")
-    add("--allow", action="append", default=[], metavar="KEY", help="compare although this key of the contract differs")
-    add("--json", action="store_true")
+    add("--tolerance", type=float, default=0.0, metavar="PCT", help="allow regressions up to this many percent (default: 0)")
+    add("--start-sd", type=float, metavar="PCT", help="how much starts of a server differ (default: what the runs show)")
+    add("--allow", action="append", default=[], metavar="KEY", help="compare although this key differs (repeatable)")
+    add("--json", action="store_true", help="print JSON instead of text")
 
-    add = command("check", "decide.check", "a gate for CI: exit 3 when a run does not meet what is required")
+    add = command("check", "decide.check", "a gate for CI: exit 3 if a run does not meet its requirements")
     add("run", type=_path, metavar="RUN")
-    add("--require", action="append", required=True, metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
-    add("--concurrency", type=int, metavar="C", help="judge this level alone (default: each level)")
-    add("--allow-unhealthy", action="store_true", help="judge although the run's own health failed")
-    add("--json", action="store_true")
+    add(
+        "--require", action="append", required=True, metavar="METRIC:pQ<VALUE", help="SLO, such as ttft_s:p90<2 (repeatable)"
+    )
+    add("--concurrency", type=int, metavar="C", help="judge only this level (default: each level)")
+    add("--allow-unhealthy", action="store_true", help="judge although the run's health checks failed")
+    add("--json", action="store_true", help="print JSON instead of text")
 
-    add = command("plan", "decide.plan", "how many replicas and cards hold so many users under an SLO")
-    add("--users", type=int, metavar="U", help="concurrent users to hold")
-    add("--answers-per-hour", type=float, metavar="N", help="finished answers an hour instead")
-    add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="such as ttft_s:p90<2 (repeatable)")
+    add = command("plan", "decide.plan", "how many replicas and GPUs a number of users needs within the SLOs")
+    add("--users", type=int, metavar="U", help="concurrent users to serve")
+    add("--answers-per-hour", type=float, metavar="N", help="finished answers per hour to deliver instead")
+    add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="SLO, such as ttft_s:p90<2 (repeatable)")
     add(
         "--from",
         dest="source",
         type=_path,
         metavar="RUN",
-        help="measurements (default: the performance model, said plainly)",
+        help="measured run to plan from (default: predict with the performance model)",
     )
     add(
         "--study",
         type=_path,
         metavar="STUDY.toml",
-        help="without --from: cells and workload to predict (default: the published)",
+        help="without --from: the study to predict (default: the published one)",
     )
-    add("--gpu-hour-price", type=float, metavar="P", help="price of one card for one hour (default: the run's)")
+    add("--gpu-hour-price", type=float, metavar="P", help="price of one GPU for one hour (default: the run's)")
     add(
-        "--headroom", type=float, default=0.2, metavar="SHARE", help="share of each replica kept free (default: %(default)s)"
+        "--headroom",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share of each replica to keep free (default: %(default)s)",
     )
-    add("--json", action="store_true")
+    add("--json", action="store_true", help="print JSON instead of text")
 
 
 def _workload_commands(command: _Command) -> None:
-    within = command("workload", None, "workloads: list, show, validate, and turn a run into one")
-    add = within("list", "workloads.list_all", "the built-in workloads")
-    add("--json", action="store_true")
-    add = within("show", "workloads.show", "the prompts of a workload")
-    add("workload", metavar="SPEC", help="math, ledger, choice, ..., with :n=64,seed=7; or a JSONL file")
-    add("--json", action="store_true")
-    add = within("validate", "workloads.validate", "is a file a workload; errors with their line")
+    within = command("workload", None, "list, show and validate workloads, or make one from a run")
+    add = within("list", "workloads.list_all", "list the built-in workloads")
+    add("--json", action="store_true", help="print JSON instead of text")
+    add = within("show", "workloads.show", "show the prompts of a workload")
+    add("workload", metavar="SPEC", help=_WORKLOADS)
+    add("--json", action="store_true", help="print JSON instead of text")
+    add = within("validate", "workloads.validate", "check a workload file; errors name the line")
     add("file", type=_path, metavar="FILE")
-    add("--json", action="store_true")
-    add = within("from-run", "workloads.from_run", "a finished run as a workload to replay")
+    add("--json", action="store_true", help="print JSON instead of text")
+    add = within("from-run", "workloads.from_run", "make a workload from a finished run, to replay it")
     add("run", type=_path, metavar="RUN")
     add("-o", "--output", type=_path, required=True, metavar="FILE")
-    add("--cell", metavar="CELL", help="which cell's requests (default: the first that finished any)")
-    add("--concurrency", type=int, metavar="C", help="which level's requests (default: the lowest)")
+    add("--cell", metavar="CELL", help="cell to take the requests from (default: the first that finished any)")
+    add("--concurrency", type=int, metavar="C", help="level to take the requests from (default: the lowest)")
 
 
 def _setup_commands(command: _Command) -> None:
-    add = command("init", "setup.init", "scenarios, studies, launchers and templates, copied for editing")
+    add = command("init", "setup.init", "copy scenarios, studies, launchers and templates into DIR, for editing")
     add("directory", type=_path, metavar="DIR")
 
-    add = command("doctor", "setup.doctor", "what this machine has, what is missing, and the command that cures it")
-    add("--json", action="store_true")
+    add = command("doctor", "setup.doctor", "list what this machine has, what is missing, and the command that installs it")
+    add("--json", action="store_true", help="print JSON instead of text")
 
 
 def _add_deployment(add: Callable[..., argparse.Action]) -> None:

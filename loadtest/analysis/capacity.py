@@ -175,7 +175,7 @@ def _ends(cases: _Cases, of: Callable[[Fleet], float]) -> OpenInterval | None:
 
 def _cost(cases: _Cases, price: float | None, gpus: Callable[[Fleet], float]) -> Cost:
     if price is None:
-        return Cost(None, None, "no price of a card-hour was given")
+        return Cost(None, None, "no price of a GPU hour was given")
     found = _figure(cases, lambda one: price * gpus(one))
     return Cost(found.value, found.ci95)
 

@@ -156,9 +156,9 @@ def _chosen(claim: Claim, cells: Sequence[CellFigures]) -> list[CellFigures]:
 
 
 def _where(claim: Claim) -> str:
-    cards = f" on {claim.tp} card(s)" if claim.tp else ""
+    gpus = f" on {claim.tp} GPU(s)" if claim.tp else ""
     kind = f" of {_either(claim.gpus)}" if claim.gpus else ""
-    return f"{claim.model}{cards}{kind}{f' at {claim.endpoint}' if claim.endpoint else ''}"
+    return f"{claim.model}{gpus}{kind}{f' at {claim.endpoint}' if claim.endpoint else ''}"
 
 
 def _either(names: Sequence[str]) -> str:
@@ -203,7 +203,7 @@ def _value(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
     each = "; ".join(str(one) for one in sorted(measured, key=lambda one: one.cell.id))
     used = [one.cell for one in measured]
     if claim.gpus and cell.gpu not in claim.gpus:
-        reason = f"claimed of {_either(claim.gpus)}, measured on {cell.gpu or 'unknown cards'}: {each}"
+        reason = f"claimed of {_either(claim.gpus)}, measured on {cell.gpu or 'an unknown GPU'}: {each}"
         return _Judgement(None, value, ends, reason, used)
     low, high = claim.value * (1 - claim.tolerance), claim.value * (1 + claim.tolerance)
     band = f"band {low:.4g} to {high:.4g} ({claim.because}): {each}"
@@ -234,7 +234,7 @@ def _weights(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
         return _unjudged(f"no cell of {_where(claim)} whose fit was counted; {claim.because}")
     cell, fit = found[0]
     weights = fit.weight_bytes_per_card * (cell.tp or 1)
-    reason = f"{weights / 1e9:.3g} GB of weights by arithmetic; what the runtime took was not read; {claim.because}"
+    reason = f"{weights / 1e9:.3g} GB of weights by arithmetic; what the engine used was not read; {claim.because}"
     return _Judgement(abs(weights / claim.value - 1) <= claim.tolerance, weights, None, reason, [cell])
 
 
@@ -271,7 +271,7 @@ def _ahead(claim: Claim, cells: Sequence[CellFigures], comparisons: Sequence[Com
     if not rows:
         return _unjudged("no scenario with a verdict between SGLang and vLLM")
     claimed = [row for row in rows if not claim.gpus or row.gpu in claim.gpus]
-    elsewhere = "" if claimed else _either(sorted({row.gpu or "unknown cards" for row in rows}))
+    elsewhere = "" if claimed else _either(sorted({row.gpu or "an unknown GPU" for row in rows}))
     rows = claimed or rows
     used = [cell for cell in cells if any(cell.id in (row.a, row.b) for row in rows)]
     faster, slower = (sum(row.verdict == word for row in rows) for word in ("faster", "slower"))
@@ -279,7 +279,7 @@ def _ahead(claim: Claim, cells: Sequence[CellFigures], comparisons: Sequence[Com
     neither = len(rows) - faster - slower
     reason = f"faster in {faster}, slower in {slower}, neither in {neither} of {len(rows)} scenarios by {claim.metric}"
     if any(cell.simulated for cell in used):
-        reason = f"the simulator treats the runtimes alike where no difference between them is known; {reason}"
+        reason = f"the simulator treats both engines alike where no difference between them is known; {reason}"
     if elsewhere:
         reason = f"claimed of {_either(claim.gpus)}, measured on {elsewhere}: {reason}"
         return _Judgement(None, found.value, found.ci95, reason, used)

@@ -1,4 +1,4 @@
-"""Did two cells really run alike: what their runtimes said of themselves, and what they counted of the same prompts."""
+"""Did two cells run alike: what their engines report of themselves, and how many tokens they count in the same prompts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TEMPLATE = "template"  # a key beside those of the contract
 
 
 def apart(a: CellRecords, b: CellRecords) -> dict[str, tuple[Any, Any]]:
-    """Every key in which two cells ran differently, with both values; what either does not tell is no difference.
+    """Every key in which two cells ran differently, with both values; a key that either does not report is no difference.
 
-    Keys of the contract by `contract.effective` of engine.json, both runtimes in the contract's words ("auto": the runtime's
+    Keys of the contract by `contract.effective` of engine.json, both engines in the contract's words ("auto": the engine's
     own choice, which is no difference). `template`: see `template`.
     """
     ours, theirs = _effective(a), _effective(b)
@@ -57,12 +57,12 @@ def _prompt_tokens(cell: CellRecords) -> dict[str, int]:
 
 
 def templates(cells: Sequence[CellRecords]) -> dict[frozenset[str], str]:
-    """Every two cells of one run and one model, by their ids, that were served through templates that differ: what keeps
-    them from being compared, in words."""
+    """Pairs of cells of one run and one model, by their ids, whose chat templates differ: the reason, in words, why they are
+    not compared."""
     pairs = ((a, b) for a, b in combinations(cells, 2) if a.engine.model == b.engine.model)
     return {
         frozenset((a.id, b.id)): f"{a.id} and {b.id}: template: {x} against {y}: not the same prompts, so not a comparison"
-        " of runtimes"
+        " of engines"
         for a, b in pairs
         for x, y in template(a, b).values()
     }
@@ -76,7 +76,7 @@ OF_CELL = ("model", "tp", "gpu", "simulated", "clock_speed")
 
 
 def manifest_differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
-    """Keys of two manifests in which the runs were not asked for the same, with both values: the workload, the mode, the
+    """Keys in which two runs were asked for different things, with both values: the workload, the mode, the
     scenario, the clock, and every key of the inference contract.
 
     >>> manifest_differences(Manifest(run_id="a", mode="natural"), Manifest(run_id="b", mode="equal-work"))
@@ -91,12 +91,12 @@ def manifest_differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]
 
 def _workload(manifest: Manifest) -> str:
     workload = manifest.workload
-    return "not said" if workload is None else f"{workload.source} ({workload.identity[:8]})"
+    return "unknown" if workload is None else f"{workload.source} ({workload.identity[:8]})"
 
 
 def matched(old: Sequence[CellRecords], new: Sequence[CellRecords]) -> list[tuple[CellRecords, CellRecords]]:
     """Which cell is held against which: those of one id; of the others, those that alone on each side have a model, tp,
-    GPU and mode (so that runtimes may differ); and, where that pairs none, the only cell of each run."""
+    GPU and mode (so that engines may differ); and, where that pairs none, the only cell of each run."""
     by_id = {cell.id: cell for cell in new}
     pairs = [(cell, by_id[cell.id]) for cell in old if cell.id in by_id]
     taken = {cell.id for cell, _ in pairs}
@@ -122,7 +122,7 @@ def _model(facts: EngineFacts) -> str:
 
 
 def all_differences(old: CellRecords, new: CellRecords) -> dict[str, tuple[Any, Any]]:
-    """Every key in which two cells are not alike, with both values: what they are, and how they really ran."""
+    """Every key in which two cells differ, with both values: what they are, and how they ran."""
     found = {key: (getattr(old.engine, key), getattr(new.engine, key)) for key in different(old.engine, new.engine)}
     ran = apart(old, new)
     if "model" in found:
@@ -131,6 +131,6 @@ def all_differences(old: CellRecords, new: CellRecords) -> dict[str, tuple[Any, 
 
 
 def different(a: EngineFacts, b: EngineFacts) -> tuple[str, ...]:
-    """Keys in which two cells differ, the runtime and its version apart; the same model under two names is the same."""
+    """Keys in which two cells differ, apart from the engine and its version; one model under two names is the same."""
     apart = [key for key in OF_CELL if key != "model" and getattr(a, key) != getattr(b, key)]
     return (*(["model"] if _model(a) != _model(b) else []), *apart)

@@ -1,6 +1,6 @@
 """The figures of one level: its records to distributions, rates with intervals, checks and health.
 
-Pure: same records, same numbers, whatever the order of lines or their split over files. Definitions: `metrics.catalogue`.
+Pure: same records, same numbers, in any order of lines, split over any files. Definitions: `metrics.catalogue`.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _joules(passes: Sequence[tuple[LevelRecords, Pass]], spans: Sequence[WindowS
     ]
     joules = [total for total, _, _ in found if total is not None]
     if not found or len(joules) < len(found):
-        absent = unknown("the power of the cards was not read throughout the steady window")
+        absent = unknown("GPU power was not read throughout the steady window")
         return _Joules(absent, absent)
     answers = [steady_window.answers_in(one, span, one.ok) for _, one, span in found]
     tokens = [float(steady_window.tokens_in(one, span)[0]) for _, one, span in found]
@@ -211,7 +211,7 @@ def _meets(columns: Pass, objectives: Iterable[slo.Slo]) -> Bools:
 
 def _accuracy(columns: Sequence[Pass], simulated: bool) -> Estimate:
     if simulated:
-        return unknown("simulated: the answers are not a model's")
+        return unknown("simulated: no model gave the answers")
     checked = [
         r.answer_correct for one in columns for r in one.records if r.phase == "measure" and r.answer_correct is not None
     ]

@@ -55,11 +55,11 @@ def gate(
     for cell in metrics.cells:
         levels = [level for level in cell.levels if concurrency in (None, level.concurrency)]
         if not levels and cell.status != "refused":
-            where = "" if concurrency is None else f" at {concurrency} users"
+            where = "" if concurrency is None else f" at concurrency {concurrency}"
             unmeasured.append(f"{cell.id}: nothing was measured{where}")
         for level in levels:
             rows += [_row(judge_slo(one, level), cell.id, level.concurrency, cell.simulated) for one in objectives]
-            unhealthy += [f"{cell.id} at {level.concurrency} users: {reason}" for reason in _failed_gates(level)]
+            unhealthy += [f"{cell.id} at concurrency {level.concurrency}: {reason}" for reason in _failed_gates(level)]
     if not rows and not unmeasured:
         unmeasured.append("nothing was measured")
     met = not unmeasured and all(row.result == "met" for row in rows) and (allow_unhealthy or not unhealthy)
@@ -120,7 +120,7 @@ def maximum_concurrency(
     )
     if found is not None and found.likely is None:
         needed = f": {found.n_needed} requests needed" if found.n_needed else ""
-        return _unjudged(f"{found.slo} cannot be judged from so few requests{needed}", room, fit)
+        return _unjudged(f"{found.slo} cannot be judged: too few requests{needed}", room, fit)
     broken = any(one.met is False for level in judged for one in level.slos)
     full = broke is not None and room.value is not None and broke > room.value
     return MaximumConcurrency(

@@ -125,7 +125,7 @@ def _roofline(facts: EngineFacts, levels: Sequence[LevelFigures]) -> Roofline:
     if bound is not None and speed is not None and reached is not None:
         share = Bounded(reached / bound, speed.ci95 and (speed.ci95[0] / bound, speed.ci95[1] / bound))
     elif bound is not None:
-        reason = "no request measured at concurrency 1"
+        reason = "no measured request at concurrency 1"
     return Roofline(bound_tokens_per_s=bound, reached_tokens_per_s=reached, reached_share=share, reason=reason)
 
 
@@ -134,7 +134,7 @@ def _bound(facts: EngineFacts) -> tuple[float | None, str | None]:
     if facts.fit is not None and facts.fit.bound_tokens_per_s:
         return facts.fit.bound_tokens_per_s, None
     if not facts.gpu:
-        return None, "the GPU is not known, so neither is the bound; name it with --gpu"
+        return None, "the GPU is unknown, so the bound is too; name it with --gpu"
     try:
         deployment = memory.Deployment(models.model(str(facts.model)), gpus.gpu(facts.gpu), facts.tp or 1, facts.engine)
     except UsageError as error:

@@ -39,8 +39,8 @@ def equal_work(records: Iterable[RequestRecord]) -> EqualWork:
         return EqualWork(status="pass" if counted else "not_applicable", reasons=(), n_forced=len(counted))
     first = min(wrong, key=lambda r: r.seq)
     reason = (
-        f"{len(wrong)} of {len(counted)} outputs have not the length that was forced (first: {first.prompt_id},"
-        f" {first.completion_tokens} tokens in place of {first.forced_tokens}): not equal work"
+        f"{len(wrong)} of {len(counted)} output lengths differ from the forced length (first: {first.prompt_id},"
+        f" {first.completion_tokens} tokens instead of {first.forced_tokens}): not equal work"
     )
     return EqualWork(status="fail", reasons=(reason,), n_forced=len(counted))
 
@@ -53,7 +53,7 @@ def judge_run(cells: Sequence[CellFigures], manifest: Manifest, templates: Itera
     levels = [level for cell in cells for level in cell.levels]
     reasons = [str(doubt) for doubt in doubts(cells)]
     if not manifest.complete:
-        reasons.append(manifest.incomplete_reason or "the run did not come to its end")
+        reasons.append(manifest.incomplete_reason or "the run did not finish")
     return RunHealth(
         client=_worst({level.client_health.status for level in levels}),
         reconciliation=_worst({level.reconciliation.status for level in levels}),

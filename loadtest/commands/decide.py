@@ -80,7 +80,7 @@ def _unmet(found: GateReport) -> str:
     if found.unmeasured:
         return f"not shown: {found.unmeasured[0]}"
     doubt = found.unhealthy[0]
-    return f"the run cannot be relied on: {doubt}; measure again, or judge all the same with --allow-unhealthy"
+    return f"the run cannot be relied on: {doubt}; measure again, or judge anyway with --allow-unhealthy"
 
 
 PREDICTED_LEVELS = (1, 2, 4, 8, 16, 32)
@@ -132,7 +132,7 @@ def _predicted(arguments: argparse.Namespace, say: Say) -> tuple[Metrics, Run]:
 
     study = studies.load(arguments.study or resources.path("scenarios/studies/qwq-32b-ada.toml"))
     study = replace(study, levels=PREDICTED_LEVELS, min_requests=PREDICTED_REQUESTS, duration_s=None)
-    say(f"no --from: predicting {study.name} by the performance model; nothing of it is measured")
+    say(f"no --from: predicting {study.name} by the performance model; nothing is measured")
     with tempfile.TemporaryDirectory() as folder:
         fast_forward.execute(study, Path(folder) / "run", say=say)
         return _measured(Path(folder) / "run")

@@ -1,4 +1,4 @@
-"""What this machine has for load tests, what it lacks, and the command that cures it. Nothing is started or changed."""
+"""What this machine has for load tests, what is missing, and the command that installs it. Nothing is started or changed."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Finding:
 
 
 def examine(port: int = 8000) -> tuple[Finding, ...]:
-    """Look at everything; `port` is the one that a runtime would be given."""
-    return (*_load_generator(), *_machine(port), *_runtimes(), *_secrets())
+    """Look at everything; `port`: where an engine would listen."""
+    return (*_load_generator(), *_machine(port), *_engines(), *_secrets())
 
 
 def _load_generator() -> Iterator[Finding]:
@@ -49,7 +49,7 @@ def _load_generator() -> Iterator[Finding]:
             yield Finding(package, "ok", metadata.version(package))
         except metadata.PackageNotFoundError:
             yield Finding(package, "broken", "not installed", f"{_PIP} {package}")
-    yield _extra("tokenizers", "tokenizers", "to count the tokens of a server that never tells")
+    yield _extra("tokenizers", "tokenizers", "to count tokens where the server reports none")
 
 
 def _machine(port: int) -> Iterator[Finding]:
@@ -64,7 +64,7 @@ def _machine(port: int) -> Iterator[Finding]:
     yield (
         room if free > _FREE_BYTES else Finding("disk here", "missing", f"{free / 1e9:.1f} GB free", "--out on another disk")
     )
-    clock = _CLOCK.read_text().strip() if _CLOCK.is_file() else "not told"
+    clock = _CLOCK.read_text().strip() if _CLOCK.is_file() else "unknown"
     slow = f"echo tsc | sudo tee {_CLOCK} (reading {clock} costs a system call for each token)"
     yield Finding(
         "clock source", "missing" if clock in _SLOW_CLOCKS else "ok", clock, slow if clock in _SLOW_CLOCKS else None
@@ -75,10 +75,10 @@ def _machine(port: int) -> Iterator[Finding]:
 _ONE_CORE = "run the load generator on another host: an engine on this one would take its CPU time"
 
 
-def _runtimes() -> Iterator[Finding]:
+def _engines() -> Iterator[Finding]:
     gpus = preflight.gpu_count()
     none = "QwQ-32B needs two of 48 GB, or one with AWQ; without: loadtest demo, or attach to a server elsewhere"
-    yield Finding("graphics cards", "ok" if gpus else "missing", str(gpus), None if gpus else none)
+    yield Finding("GPUs", "ok" if gpus else "missing", str(gpus), None if gpus else none)
     if gpus:
         yield _extra("pynvml", "nvidia-ml-py", "to measure power: joules per answer")
     for engine in ("vllm", "sglang"):

@@ -98,7 +98,7 @@ def _measure(
 
 
 def serve(arguments: argparse.Namespace, say: Say) -> str:
-    """Start one runtime in the foreground, or show how."""
+    """Start one engine in the foreground, or print its command."""
     cell = schema.Cell(
         engine=arguments.engine,
         model=arguments.model,
@@ -128,18 +128,18 @@ def _dry_run(study: schema.Study) -> str:
     times = {cell.id: estimate.of_cell(study, cell, workload, contract) for cell in study.cells}
     known = [one for time in times.values() if (one := time.all_s(study.repeats)) is not None]
     head = (
-        f"{study.name}: {len(study.cells)} cells, levels {list(study.levels)}, {study.repeats} pass(es); nothing is started"
+        f"{study.name}: {len(study.cells)} cells, levels {list(study.levels)}, {study.repeats} repeat(s); nothing is started"
     )
     lines = [line for cell in study.cells for line in _plan_of(study, cell, contract, times[cell.id])]
     missing = len(times) - len(known)
-    unknown = f"; {missing} cell(s) are not in it: refused, or no card is named" if missing else ""
+    unknown = f"; {missing} cell(s) are not included: refused, or no GPU is named" if missing else ""
     total = f"in all: about {estimate.spoken(sum(known))} (an estimate of the performance model{unknown})"
     return "\n".join([head, *lines, "", total])
 
 
 def _plan_of(study: schema.Study, cell: schema.Cell, contract: Contract, time: estimate.CellTime) -> list[str]:
     fit = plan.fit_of(cell, contract, max(study.levels))
-    unchecked = "fit: not checked (no card is named, the model is not known here, or the server runs already)"
+    unchecked = "fit: not checked (no GPU is named, the model is unknown, or the server is running already)"
     lines = ["", cell.id, *(fit.lines if fit is not None else [unchecked]), *_crowding(fit)]
     if cell.base_url is None:
         spec = plan.launch_spec(cell, contract, port=8000)
@@ -147,17 +147,19 @@ def _plan_of(study: schema.Study, cell: schema.Cell, contract: Contract, time: e
     target = locust_pass.Target(cell.base_url or "http://127.0.0.1:8000", cell.model, cell.clock_speed or 1.0)
     for level in study.levels:
         argv = locust_pass.command(study, cell, target, level, 1, Path("RUN"), "RUN-ID")
-        streams = f"{level} stream{'s' if level > 1 else ''}"
-        lines += [f"{streams}, {study.requests(level)} requests{_about(time.pass_s[level])}:", f"  {shlex.join(argv)}"]
-    return [*lines, f"{study.repeats} pass(es) and as many starts{_about(time.all_s(study.repeats))}"]
+        lines += [
+            f"concurrency {level}, {study.requests(level)} requests{_about(time.pass_s[level])}:",
+            f"  {shlex.join(argv)}",
+        ]
+    return [*lines, f"{study.repeats} repeat(s) and as many starts{_about(time.all_s(study.repeats))}"]
 
 
 def _crowding(fit: memory.Fit | None) -> list[str]:
-    """What a reader should know of levels at which not all streams of the longest kind fit together."""
+    """A warning where requests of the longest kind do not all fit at once."""
     if fit is None or not fit.fits or fit.fits_concurrency:
         return []
     return [
-        f"  beyond {fit.max_streams} such streams at once it preempts; shorter ones leave room, and preemptions are counted"
+        f"  above {fit.max_streams} such requests at once it preempts; shorter ones need less, and preemptions are counted"
     ]
 
 

@@ -1,4 +1,4 @@
-"""`init` and `doctor`: a place of one's own to work in, and what this machine lacks."""
+"""`init` and `doctor`: files to edit, and what this machine lacks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def init(arguments: argparse.Namespace, say: Say) -> str:
 
 
 def doctor(arguments: argparse.Namespace, say: Say) -> str:
-    """What this machine has, what is missing, and the command that cures it."""
+    """What this machine has, what is missing, and the command that installs it."""
     findings = examination.examine()
     said = as_json(msgspec.to_builtins(findings)) if arguments.json else _listed(findings)
     broken = [finding.name for finding in findings if finding.state == "broken"]
     if broken:
         say(said)
-        raise LoadtestError(f"{', '.join(broken)}: no load can be generated here; the cures stand above")
+        raise LoadtestError(f"{', '.join(broken)}: no load can be generated here; install what is listed above")
     return said
 
 

@@ -93,7 +93,7 @@ def _clock_checks(clock_error: ClockError) -> list[HealthCheck]:
     worst = clock_errors.worst(clock_error)
     if worst is None:
         return []
-    return [_check("simulated_clock", worst, CLOCK_ERROR_LIMIT, f"the fast clock put the times off by up to {worst:.1%}")]
+    return [_check("simulated_clock", worst, CLOCK_ERROR_LIMIT, f"the fast clock changed mean times by up to {worst:.1%}")]
 
 
 def _other_checks(samples: Sequence[HealthSample], requests: int) -> list[HealthCheck]:

@@ -1,4 +1,4 @@
-"""What a simulated clock that runs faster than the wall costs in truth.
+"""The error that a fast simulated clock adds to the measured times.
 
 The simulator knows in virtual time when each token left; the client stamps when it arrived, in wall time multiplied by
 the speed of the clock. So a wall delay of 0.1 ms counts as 2 ms of simulated time at speed 20. Here the two are compared.

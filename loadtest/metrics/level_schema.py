@@ -41,7 +41,7 @@ class SteadyWindow(msgspec.Struct, frozen=True, kw_only=True):
     end_s: Annotated[float | None, about("End of the last.")]
     length_s: Annotated[float | None, about("Their lengths, summed: without the time between passes.")]
     n_passes: Annotated[int, about("Passes that have a window.")]
-    n_passes_without: Annotated[int, about("Passes that never had so many requests in flight.")]
+    n_passes_without: Annotated[int, about("Passes that never had that many requests in flight.")]
 
 
 class WindowCheck(msgspec.Struct, frozen=True):
@@ -171,7 +171,7 @@ class Reconciliation(msgspec.Struct, frozen=True, kw_only=True):
     """Do client and server agree on tokens, requests and times to first token? Exact up to one token a request or 0.1 %."""
 
     status: Annotated[Literal["pass", "fail", "not_checked"], about("The worst of the passes.")]
-    reasons: Annotated[tuple[str, ...], about("What each pass found, with its number.")]
+    reasons: Annotated[tuple[str, ...], about("What each repeat found, with its number.")]
     client_output_tokens: Annotated[float | None, about("Sum over the passes.")]
     server_output_tokens: Annotated[float | None, about("Sum over the passes; None where any does not tell.")]
     passes: tuple[PassReconciliation, ...]
@@ -180,7 +180,7 @@ class Reconciliation(msgspec.Struct, frozen=True, kw_only=True):
 class ServerCounters(msgspec.Struct, frozen=True, kw_only=True):
     """What the server's own counters say of all passes, warm-up included. None: it does not tell."""
 
-    n_preemptions: Annotated[float | None, about("Requests put back for want of KV cache (SGLang: retractions).")]
+    n_preemptions: Annotated[float | None, about("Requests put back when the KV cache was full (SGLang: retractions).")]
     prefix_cache_hit_share: Annotated[float | None, about("Prompt tokens found in the prefix cache / prompt tokens.")]
     peak_kv_usage_share: Annotated[float | None, about("Largest share of the KV cache in use, of readings a second apart.")]
     peak_waiting_at_once: Annotated[float | None, about("Most requests waiting in the server, likewise.")]
@@ -208,7 +208,7 @@ class GapHistogram(msgspec.Struct, frozen=True, kw_only=True):
 class TimelineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request of the drawn pass; times are seconds since its first request was sent."""
 
-    user: Annotated[int, about("Which stream of its process.")]
+    user: Annotated[int, about("Number of the user within its process.")]
     seq: Annotated[int, about("Its place in the sequence of the level.")]
     phase: Annotated[Phase, about("`warmup` or `measure`.")]
     worker: Annotated[str, about("Which process of the load generator.")]

@@ -34,7 +34,7 @@ def reconcile(passes: Passes, anchor: float, tpot_s: float | None) -> Reconcilia
     states = {one.status for one in found}
     return Reconciliation(
         status="fail" if "fail" in states else "not_checked" if "not_checked" in states or not found else "pass",
-        reasons=tuple(f"pass {one.repeat}: {one.reason}" for one in found if one.reason),
+        reasons=tuple(f"repeat {one.repeat}: {one.reason}" for one in found if one.reason),
         client_output_tokens=_sum(one.client_output_tokens for one in found),
         server_output_tokens=_sum(one.server_output_tokens for one in found),
         passes=tuple(found),
@@ -49,7 +49,7 @@ def _sum(values: Iterable[float | None]) -> float | None:
 def count_server(passes: Passes, anchor: float) -> ServerCounters:
     """What the server's own counters say of whole passes, warm-up included; None where it does not tell.
 
-    `n_preemptions` (vLLM; retractions of SGLang): requests put back for want of KV cache, their work done anew.
+    `n_preemptions` (vLLM; retractions of SGLang): requests put back when the KV cache was full; their work is repeated.
     `prefix_cache_hit_share`: prompt tokens found in the prefix cache / prompt tokens. Both from the first reading of
     `/metrics` to the last, over all passes. `peak_kv_usage_share` (of the KV cache), `peak_waiting_at_once`: in any of them.
     """
@@ -99,7 +99,7 @@ def _reconcile_pass(level: LevelRecords, columns: Pass, anchor: float, tpot_s: f
     ttft = _ttft(first, last, columns, tpot_s)
     wrong.append(ttft.reason if ttft.status == "fail" else None)
     checked = any(value is not None for value in server.values())
-    reason = "; ".join(text for text in wrong if text) or (None if checked else "the server tells no totals")
+    reason = "; ".join(text for text in wrong if text) or (None if checked else "the server reports no totals")
     status: Literal["pass", "fail", "not_checked"] = "not_checked" if not checked else "fail" if any(wrong) else "pass"
     return replace(unchecked, status=status, reason=reason, ttft=ttft)
 
@@ -202,5 +202,9 @@ def _disagreement(name: str, span: tuple[float, float], server: float | None, re
     if span[0] - tolerance <= server <= span[1] + tolerance:
         return None
     expected = f"{span[0]:.0f}" if span[0] == span[1] else f"{span[0]:.0f} to {span[1]:.0f}"
-    cause = "records are missing, or others used the server" if server > span[1] else "the server counted less than arrived"
+    cause = (
+        "records are missing, or other clients used the server"
+        if server > span[1]
+        else "the server counted less than arrived"
+    )
     return f"{name.replace('_', ' ')}: client {expected}, server {server:.0f}: {cause}"

@@ -247,7 +247,7 @@ def encode(metrics: Metrics) -> bytes:
 
 def decode(raw: bytes, where: str) -> Metrics:
     """Read metrics.json; `where`: its path. Raises RecordError, one line: what is wrong, where, and the next step."""
-    again = f"make it anew with loadtest analyze {where.rpartition('/')[0] or '.'}"
+    again = f"make it again with loadtest analyze {where.rpartition('/')[0] or '.'}"
     try:
         version = msgspec.json.decode(raw, type=_Version).schema_version
         if version != SCHEMA_VERSION:

@@ -1,7 +1,7 @@
 """The steady window of a pass, and what arrived inside it: the same instants bound tokens and time.
 
 Window: from the first instant at which C measured requests are in flight until the last instant at which they are, C the
-level's concurrency; a request is in flight from `sent_s` to `ended_s`. Gaps between a stream's requests lie inside.
+level's concurrency; a request is in flight from `sent_s` to `ended_s`. Gaps between the requests of one user lie inside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loadtest.metrics.intervals import MIN_PASSES, Floats
 from loadtest.metrics.level_schema import WindowCheck, WindowChecks, WindowSpan
 from loadtest.metrics.request_arrays import Bools, Pass
 
-NO_WINDOW = "no steady window: the streams were never all in flight together"
+NO_WINDOW = "no steady window: the users never all had a request in flight at once"
 BATCHES = 10  # batch means of one window (Schmeiser 1982: 10 to 30)
 
 
@@ -64,7 +64,7 @@ def per_hour(passes: Windows, good: Sequence[Bools]) -> Estimate:
     """Answers among `good` (one mask a pass) an hour: what the tokens that arrived inside the windows amount to.
 
     Tokens in the window x answers per token of the measured requests / its length. Counting the answers that end there
-    would miss those under way when it closes, and streams begin together: per stream and pass (1 - cv^2) / 2 answers too
+    would miss those under way when it closes, and users begin together: per user and pass (1 - cv^2) / 2 answers too
     few, cv the variation of their length (Cox, Renewal Theory, 4.2). Tokens are credited as they arrive and have no such
     bias. Interval: t over passes from three on, else from the relative errors of both factors (batches, requests), on the
     log scale; with no answer at all, exact Poisson.
@@ -100,13 +100,13 @@ def _answers_per_token(passes: Sequence[Pass], good: Sequence[Bools]) -> Estimat
 def check_windows(passes: Windows, n_passes: int) -> WindowChecks:
     """Can the windows be trusted: long enough, without a trend, warm from their start."""
     if len(passes) < n_passes or not passes:
-        missing = _check(False, None, f"{n_passes - len(passes)} of {n_passes} passes have no steady window")
+        missing = _check(False, None, f"{n_passes - len(passes)} of {n_passes} repeats have no steady window")
         return WindowChecks(long_enough=missing, steady=_unchecked("no window"), warm=_unchecked("no window"))
     return WindowChecks(long_enough=_long_enough(passes), steady=_steady(passes), warm=_warm(passes))
 
 
 def _long_enough(passes: Windows) -> WindowCheck:
-    """Each stream's requests end at other times only after a few of them: at least two median requests long."""
+    """Users fall out of step only after a few requests each: at least two median requests long."""
     lengths = np.concatenate([(c.ended_s - c.sent_s)[c.measured & c.ok & np.isfinite(c.sent_s)] for c, _ in passes])
     if not len(lengths):
         return _unchecked("no finished request")
@@ -118,12 +118,12 @@ def _long_enough(passes: Windows) -> WindowCheck:
 def _steady(passes: Windows) -> WindowCheck:
     found = [intervals.trend(tokens_in(columns, window, BATCHES)) for columns, window in passes]
     change, p = max(found, key=lambda one: (one[1] < 0.01, abs(one[0])))
-    said = f"tokens/s change by {change:+.1%} over the window (p = {p:.2g}; a fault above 10 % at p < 0.01)"
+    said = f"tokens/s change by {change:+.1%} over the window (p = {p:.2g}; fails above 10 % at p < 0.01)"
     return _check(not (p < 0.01 and abs(change) > 0.1), change, said)
 
 
 def _warm(passes: Windows) -> WindowCheck:
-    """First measured request of each stream against its later ones, by median seconds per token."""
+    """First measured request of each user against its later ones, by median seconds per token."""
     first: list[float] = []
     later: list[float] = []
     for columns, _ in passes:
@@ -137,7 +137,7 @@ def _warm(passes: Windows) -> WindowCheck:
         return _unchecked(f"{len(first)} first and {len(later)} later requests: 3 of each needed")
     change = float(np.median(first) / np.median(later) - 1) if np.median(later) > 0 else 0.0
     return _check(
-        change < 0.1, change, f"first requests took {change:+.1%} more per token than later ones (a fault from +10 %)"
+        change < 0.1, change, f"first requests took {change:+.1%} more per token than later ones (fails from +10 %)"
     )
 
 

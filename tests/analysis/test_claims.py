@@ -112,7 +112,7 @@ def test_ahead_is_not_judged_by_a_cpu():
     alone = judged(cpu, start_sd=0.01)["sglang-ahead"]
     assert (alone.verdict, alone.measured) == ("not_measured", 0.0)
     assert alone.reason.startswith(
-        "claimed of l20 or l40s or rtx-6000-ada, measured on unknown cards: faster in 0, slower in 1"
+        "claimed of l20 or l40s or rtx-6000-ada, measured on an unknown GPU: faster in 0, slower in 1"
     )
     both = judged([*cpu, measured(45, "sglang", tp=2, seed=3), measured(35, "vllm", tp=2, seed=4)], start_sd=0.01)[
         "sglang-ahead"

@@ -74,7 +74,7 @@ def test_cells_of_one_run_whose_templates_differ_are_no_comparison():
     found = run.analyze(builders.run([a, b]))
     assert [one for one in found.health.reasons if "template" in one] == [
         "vllm_qwq-32b-awq_tp1 and sglang_qwq-32b-awq_tp1: template: 50 tokens of p0 against 52: not the same prompts, so not"
-        " a comparison of runtimes"
+        " a comparison of engines"
     ]
     rows = found.comparisons
     assert {(row.verdict, row.reason) for row in rows} == {("not comparable", "different template")}

@@ -79,7 +79,7 @@ def test_streams_never_all_in_flight_have_no_window():
     level = only(analyzed([request(0.0), request(5.0, user=1)], concurrency=2))
     assert level.window.start_s is None
     assert level.output_tokens_per_s.value is None
-    assert "never all in flight" in level.output_tokens_per_s.reason
+    assert "never all had a request in flight" in level.output_tokens_per_s.reason
     assert level.checks.long_enough.status == "fail"
 
 
@@ -197,7 +197,7 @@ def test_the_roofline_share_is_of_the_bound_of_one_stream():
     assert found.reached_share.value == pytest.approx(found.reached_tokens_per_s / found.bound_tokens_per_s)
     unknown = analyze(builders.run([builders.cell([builders.level([request()])], gpu=None)])).cells[0].roofline
     assert unknown.bound_tokens_per_s is None
-    assert "GPU is not known" in unknown.reason
+    assert "the GPU is unknown" in unknown.reason
 
 
 @pytest.mark.parametrize(("seed", "files"), [(1, 1), (2, 3), (3, 5)])

@@ -41,7 +41,7 @@ def test_doctor_names_a_cure_for_whatever_is_missing(capsys):
     found = json.loads(capsys.readouterr().out)
     assert {one["state"] for one in found} <= {"ok", "missing"}
     assert all(one["cure"] for one in found if one["state"] == "missing")
-    assert {"locust", "cores", "open files", "graphics cards", "vllm", "sglang"} <= {one["name"] for one in found}
+    assert {"locust", "cores", "open files", "GPUs", "vllm", "sglang"} <= {one["name"] for one in found}
 
 
 def test_a_cure_goes_into_the_environment_that_lacks_it(monkeypatch):

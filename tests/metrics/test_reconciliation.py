@@ -76,7 +76,7 @@ def test_equal_totals_pass_and_both_numbers_are_given():
 
 @pytest.mark.parametrize(
     ("field", "change", "said"),
-    [("generation_tokens_total", 40, "others used the server"), ("generation_tokens_total", -40, "counted less"),
+    [("generation_tokens_total", 40, "other clients used the server"), ("generation_tokens_total", -40, "counted less"),
      ("requests_finished_total", 1, "requests: client 5, server 6"), ("prompt_tokens_total", 90, "prompt tokens")],
 )  # fmt: skip
 def test_other_totals_fail(field, change, said):
@@ -175,7 +175,7 @@ def test_forced_lengths_are_verified(changes, status):
 def test_unequal_work_is_a_reason_not_to_rely_on_a_run():
     made = builders.run([builders.cell([builders.level([request(forced_tokens=12)])])])
     reasons = run.analyze(made).health.reasons
-    assert any("1 of 1 outputs have not the length that was forced" in one for one in reasons)
+    assert any("1 of 1 output lengths differ from the forced length" in one for one in reasons)
 
 
 def test_troubles_are_counted_and_simulated_text_is_not_read():

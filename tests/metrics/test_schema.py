@@ -105,18 +105,18 @@ def test_a_wrong_value_is_one_line_with_its_key(document, place, value, said):
     part[key] = value
     with pytest.raises(RecordError) as caught:
         schema.decode(json.dumps(document).encode(), "runs/mine/metrics.json")
-    assert str(caught.value) == f"runs/mine/metrics.json: {said}; make it anew with loadtest analyze runs/mine"
+    assert str(caught.value) == f"runs/mine/metrics.json: {said}; make it again with loadtest analyze runs/mine"
 
 
 def test_a_missing_key_is_named(document):
     del document["health"]["client"]
-    with pytest.raises(RecordError, match=r"metrics\.json: health\.client: expected a value, got none; make it anew"):
+    with pytest.raises(RecordError, match=r"metrics\.json: health\.client: expected a value, got none; make it again"):
         schema.decode(json.dumps(document).encode(), "metrics.json")
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"null", b"[" * 100_000, b"\xff\xfe{}", b'{"schema_version": 1}'])
 def test_what_is_no_metrics_json_is_one_line(raw):
-    with pytest.raises(RecordError, match=r"^metrics\.json: .*make it anew with loadtest analyze \.$"):
+    with pytest.raises(RecordError, match=r"^metrics\.json: .*make it again with loadtest analyze \.$"):
         schema.decode(raw, "metrics.json")
 
 
