@@ -16,7 +16,7 @@ from loadtest.analysis import objectives as slo_objectives
 from loadtest.analysis import validity
 from loadtest.grading.troubles import count_troubles
 from loadtest.metrics import client_health, distributions, energy, intervals, reconciliation, series, slo, steady_window
-from loadtest.metrics.catalogue import CENSORED_METRICS
+from loadtest.metrics.catalogue import CENSORED_METRICS, METRICS
 from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimate, GapDistribution, unknown
 from loadtest.metrics.level_schema import (
     LevelFigures,
@@ -26,7 +26,7 @@ from loadtest.metrics.level_schema import (
     TroubleCounts,
     WindowSpan,
 )
-from loadtest.metrics.request_arrays import Bools, Ints, Pass, per_request, values_of
+from loadtest.metrics.request_arrays import Bools, Ints, Pass, Small, per_request, values_of
 from loadtest.metrics.steady_window import Windows
 from loadtest.records.engine_facts import ClockError
 from loadtest.records.manifest import VIRTUAL_TIME
@@ -49,7 +49,7 @@ def level_figures(
     measured = [r for one in columns for r in one.records if r.phase == "measure"]
     outcomes = Counter(r.outcome for r in measured)
     finished = [one.measured & one.ok for one, _ in windows]
-    tpot_s, gaps_s = exact_distribution(columns, "tpot_s"), gap_distribution(columns)
+    tpot_s, gaps_s = exact_distribution(columns, "tpot_s"), gap_distribution([one.gaps() for one in columns])
     joules = _joules(passes, spans, anchor)
     level = LevelFigures(
         concurrency=columns[0].concurrency,
@@ -67,9 +67,11 @@ def level_figures(
         **{name: censored_distribution(columns, name) for name in CENSORED_METRICS},
         queued_s=exact_distribution(columns, "queued_s"),
         itl_s=gaps_s,
+        chunk_gap_s=_chunk_gaps(columns, gaps_s),
         tpot_s=tpot_s,
         tokens_per_s_per_user=exact_distribution(columns, "tokens_per_s_per_user"),
         output_tokens_per_s=steady_window.window_tokens_per_s(windows),
+        run_tokens_per_s=steady_window.run_tokens_per_s(columns),
         answers_per_hour=steady_window.per_hour(windows, finished),
         goodput_answers_per_hour=_goodput(windows, finished, objectives),
         accuracy=_accuracy(columns, simulated),
@@ -143,9 +145,16 @@ def exact_distribution(columns: Sequence[Pass], metric: str) -> Distribution:
     return distributions.plain(np.concatenate(parts), groups)
 
 
-def gap_distribution(columns: Sequence[Pass]) -> GapDistribution:
-    """Gaps between tokens."""
-    parts = [one.gaps() for one in columns]
+def _chunk_gaps(columns: Sequence[Pass], token_gaps: GapDistribution) -> GapDistribution:
+    """Gaps between chunks: those between tokens where every chunk carries one."""
+    if all(bool(np.all(one.token_weight == 1)) for one in columns):
+        return token_gaps
+    parts = [one.chunk_gaps() for one in columns]
+    return gap_distribution([(gaps, np.ones_like(tokens), starts) for gaps, tokens, starts in parts])
+
+
+def gap_distribution(parts: Sequence[tuple[Small, Small, Ints]]) -> GapDistribution:
+    """Gaps of all passes, each with its weights and where each request's begin."""
     offsets = np.cumsum([0, *(len(gaps) for gaps, _, _ in parts)])
     starts: Ints = np.concatenate([part[2] + offset for part, offset in zip(parts, offsets, strict=False)])
     groups = np.repeat(np.arange(len(parts)), [len(part[2]) for part in parts])
@@ -153,7 +162,6 @@ def gap_distribution(columns: Sequence[Pass]) -> GapDistribution:
         return distributions.weighted(*parts[0], groups)
     gaps = np.concatenate([part[0] for part in parts])
     weights = np.concatenate([part[1] for part in parts])
-    del parts  # as large as what was made of them
     return distributions.weighted(gaps, weights, starts, groups)
 
 
@@ -202,7 +210,7 @@ def _meets(columns: Pass, objectives: Iterable[slo.Slo]) -> Bools:
     for objective in objectives:
         if not objective.of_requests:
             continue
-        values, observed = per_request(columns, "tpot_s" if objective.metric == "itl_s" else objective.metric)
+        values, observed = per_request(columns, "tpot_s" if METRICS[objective.metric].shape == "gaps" else objective.metric)
         absent = ~np.isfinite(values)  # no thinking, one token: nothing to break the limit
         within = values < objective.limit if objective.below else values > objective.limit
         meets &= (within & observed) | absent

@@ -68,6 +68,12 @@ METRICS: Mapping[str, Metric] = {
         "Interval: Student's t over passes; with one or two passes, over ten parts of each window.",
         "estimate", "more", "value", objective=True, short="tokens/s, all",
     ),
+    "run_tokens_per_s": Metric(
+        "Output tokens/s of the whole run", "tokens/s",
+        "Tokens of the measured requests / time from the first one sent to the last token, as most other tools count. "
+        "Interval: over passes.",
+        "estimate", "more", "value", short="tokens/s, whole run",
+    ),
     "tokens_per_s_per_user": Metric(
         "Tokens/s per user", "tokens/s",
         "1 / time per output token: what one request receives while it decodes. One value per request.",
@@ -105,6 +111,11 @@ METRICS: Mapping[str, Metric] = {
         "as k gaps of g / k.",
         "gaps", "less", objective=True, short="gap, s", abbreviation="ITL",
     ),
+    "chunk_gap_s": Metric(
+        "Gap between chunks", "seconds",
+        "Time between two consecutive chunks of a request.",
+        "gaps", "less", objective=True, short="chunk gap, s",
+    ),
     "reasoning_tokens": Metric(
         "Tokens thought", "tokens",
         "Tokens of the thinking: the server's count, else those of the chunks before the answer.",
@@ -123,7 +134,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "goodput_answers_per_hour": Metric(
         "Answers per hour within the SLOs", "answers/h",
-        "Answers per hour, of answers that met every SLO on a single request; a limit on token gaps is held against the "
+        "Answers per hour, of answers that met every SLO on a single request; a limit on gaps is held against the "
         "request's time per output token. Unknown without an SLO.",
         "estimate", "more", "value", objective=True, short="goodput, answers/h",
     ),
@@ -141,8 +152,9 @@ METRICS: Mapping[str, Metric] = {
     ),
     "queued_s": Metric(
         "Wait in the load generator", "seconds",
-        "Sent - scheduled - time spent connecting: how long a request waited here before it was sent. In no latency.",
-        "plain", "less", "mean", short="queued, s",
+        "Sent - scheduled - time spent connecting: how long a request waited here before it was sent. In no "
+        "latency.",
+        "plain", "less", "mean", objective=True, short="queued, s",
     ),
     "joules_per_answer": Metric(
         "Energy per answer", "joules",
@@ -187,7 +199,7 @@ COMPARED = (
 def is_wait(name: str) -> bool:
     """Is it a time that a failed request never reached, so that failures count against its quantiles?
 
-    >>> is_wait("ttft_s"), is_wait("tokens_per_s_per_user")
-    (True, False)
+    >>> is_wait("ttft_s"), is_wait("tokens_per_s_per_user"), is_wait("queued_s")
+    (True, False, False)
     """
-    return METRICS[name].objective and METRICS[name].unit == "seconds"
+    return METRICS[name].objective and METRICS[name].unit == "seconds" and name != "queued_s"

@@ -74,14 +74,18 @@ class Pass:
         A chunk of k tokens that comes g after the one before it counts k gaps of g / k; a chunk of no token passes its
         gap on to the next. Single precision: a gap of 20 ms keeps 2 ns, and a long run its memory.
         """
+        gap, weight, starts = self.chunk_gaps()
+        gap /= weight
+        return gap, weight, starts
+
+    def chunk_gaps(self) -> tuple[Small, Small, Ints]:
+        """Gaps between chunks of measured requests, in their order: (gap_s, tokens of the later chunk, starts as `gaps`)."""
         keep = (self.token_weight > 0) & self.measured[self.token_owner]
         keep[_firsts(self.token_owner)] = True
         t, w, owner = self.token_s[keep], self.token_weight[keep], self.token_owner[keep]
         follows = (owner[1:] == owner[:-1]) & self.measured[owner[1:]]
-        weight = w[1:][follows]
         gap = np.asarray(np.maximum(np.diff(t)[follows], 0.0), np.float32)
-        gap /= weight
-        return gap, weight, np.flatnonzero(_firsts(owner[1:][follows]))
+        return gap, w[1:][follows], np.flatnonzero(_firsts(owner[1:][follows]))
 
 
 def _is_ok(record: RequestRecord) -> bool:

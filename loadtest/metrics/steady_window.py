@@ -60,6 +60,27 @@ def window_tokens_per_s(passes: Windows) -> Estimate:
     return estimate
 
 
+def run_tokens_per_s(passes: Sequence[Pass]) -> Estimate:
+    """Tokens of measured requests / seconds from the first sent to the last token, passes summed; idle ends count.
+
+    Interval: t over passes from three on; fewer have none.
+    """
+    spans = [(one, one.measured & np.isfinite(one.sent_s)) for one in passes]
+    tokens = np.array([float(np.sum(one.tokens[one.measured])) for one, _ in spans])
+    lengths = np.array([_run_length_s(one, use) for one, use in spans])
+    found = intervals.ratio(tokens, lengths)
+    if not found.value:
+        return Estimate(None, None, 0, reason="no token arrived")
+    if len(passes) < MIN_PASSES:
+        return Estimate(found.value, None, len(passes), MIN_PASSES, "an interval needs three passes")
+    return found
+
+
+def _run_length_s(one: Pass, use: Bools) -> float:
+    reached = one.last_s[use & np.isfinite(one.last_s)]
+    return float(np.max(reached) - np.min(one.sent_s[use])) if len(reached) else 0.0
+
+
 def per_hour(passes: Windows, good: Sequence[Bools]) -> Estimate:
     """Answers among `good` (one mask a pass) an hour: what the tokens that arrived inside the windows amount to.
 

@@ -59,6 +59,23 @@ def test_a_chunk_of_k_tokens_counts_k_gaps_and_an_empty_one_passes_its_gap_on():
     assert level.itl_s.n == 5
     assert level.itl_s.mean == pytest.approx(0.6 / 5)
     assert level.tpot_s.mean == pytest.approx(0.6 / 5)
+    assert (level.chunk_gap_s.n, level.chunk_gap_s.max) == (2, pytest.approx(0.3))  # what a user sees arrive at once
+
+
+def test_the_rate_of_the_whole_run_counts_its_idle_ends():
+    """20 tokens from 0 s to the last token at 4.4 s; only from 3 s on are both streams in flight."""
+    two = [request(0.0, user=0), request(3.0, user=1)]
+    level = only(analyzed(two, concurrency=2))
+    assert level.run_tokens_per_s.value == pytest.approx(20 / 4.4)
+    assert (level.run_tokens_per_s.ci95, level.run_tokens_per_s.n_needed) == (None, 3)
+
+
+def test_the_wait_in_the_load_generator_counts_in_goodput_where_an_slo_limits_it():
+    late = [request(10.0 * i, scheduled_s=10.0 * i - (3.0 if i % 2 else 0.0), seq=i) for i in range(8)]
+    run = builders.run([builders.cell([builders.level(late)])], slo=["ttft_s:p50<2", "queued_s:p50<1"])
+    level = only(analyze(run))
+    assert level.goodput_answers_per_hour.value == pytest.approx(level.answers_per_hour.value / 2)
+    assert [one.slo for one in level.slo] == ["ttft_s:p50<2", "queued_s:p50<1"]
 
 
 def test_the_window_holds_all_streams_and_both_sides_of_the_ratio():

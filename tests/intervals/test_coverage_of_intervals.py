@@ -55,7 +55,7 @@ def described(loop, passes):
 def distributions_of(columns):
     makers = {"censored": level.censored_distribution, "plain": level.exact_distribution}
     found = {name: makers[METRICS[name].shape](columns, name) for name in NAMES if name != "itl_s"}
-    return found | {"itl_s": level.gap_distribution(columns)}
+    return found | {"itl_s": level.gap_distribution([one.gaps() for one in columns])}
 
 
 @cache

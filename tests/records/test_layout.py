@@ -111,12 +111,14 @@ DISTRIBUTIONS = [
     "time_to_final_answer_s",
     "thinking_s",
     "itl_s",
+    "chunk_gap_s",
     "queued_s",
     "tpot_s",
     "tokens_per_s_per_user",
     "reasoning_tokens",
     "answer_tokens",
 ]
+GAPS = ("itl_s", "chunk_gap_s")
 QUANTILES = ["p50", "p90", "p95", "p99"]
 FIGURES = [
     "output_tokens_per_s",
@@ -274,10 +276,10 @@ def test_a_distribution_has_its_keys_and_bounds_what_it_gives(levels, name):
             interval = found["ci95"][statistic]
             assert (interval is None) == (found[statistic] is None)
             if interval is None:
-                assert found["n_needed"][statistic] > (found["n_requests"] if name == "itl_s" else found["n"])
+                assert found["n_needed"][statistic] > (found["n_requests"] if name in GAPS else found["n"])
             else:
                 assert interval[0] <= found[statistic] <= interval[1]
-    assert found["p99"] is None or name == "itl_s"  # of six requests
+    assert found["p99"] is None or name in GAPS  # of six requests
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -368,7 +370,7 @@ def test_metrics_csv_is_read_by_pandas(run, numbers):
         "n",
     ]
     assert list(frame.columns) == columns
-    assert set(frame.metric) == {*DISTRIBUTIONS, *FIGURES, "context_tokens"}
+    assert set(frame.metric) == {*DISTRIBUTIONS, *FIGURES, "context_tokens", "run_tokens_per_s"}
     assert frame.simulated.all()
     row = frame[(frame.cell == MEASURED[1]) & (frame.metric == "ttft_s") & (frame.statistic == "mean")].iloc[0]
     [level] = next(cell for cell in numbers["cells"] if cell["id"] == MEASURED[1])["levels"]
