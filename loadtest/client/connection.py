@@ -81,7 +81,7 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class Destination:
     """Where the connections go: resolved once, so that no request waits for a name."""
 
     host: str
@@ -89,12 +89,12 @@ class Server:
     path: str
     family: int
     address: Any
-    context: ssl.SSLContext | None  # null: not encrypted
+    context: ssl.SSLContext | None  # None: not encrypted
     proxy: SplitResult | None  # of https:// only; `address` is then the proxy's
 
     @classmethod
-    def of(cls, url: str) -> Server:
-        """The server of a URL; of several addresses the first that takes a connection. `https://` is verified against
+    def of(cls, url: str) -> Destination:
+        """That of a URL; of several addresses the first that takes a connection. `https://` is verified against
         certifi's roots, or those of the file in `SSL_CERT_FILE`, and honours `https_proxy` and `no_proxy`."""  # fmt: skip
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -205,7 +205,7 @@ def _explained(error: OSError, timeout_s: float) -> ConnectError:
     if isinstance(error, ssl.SSLError):
         return ConnectError("tls", f"no TLS with this server: {error.reason or error}")
     if isinstance(error, ConnectionRefusedError):
-        return ConnectError("refused", "nobody listens there (connection refused)")
+        return ConnectError("refused", "connection refused: no server listens there")
     return ConnectError("connection", f"cannot connect: {error.strerror or error}")
 
 

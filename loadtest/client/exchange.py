@@ -40,7 +40,7 @@ class Limits:
 class Exchange:
     """A request and what came back, raw: readings of `time.monotonic()` (wall s) and the bytes of each read.
 
-    `outcome` and `error` say how the transport failed; both are null where the response came to its end by itself.
+    `outcome` and `error` say how the transport failed; both are None where the response came to its end by itself.
     """
 
     body: bytes
@@ -74,7 +74,7 @@ class Exchange:
 
     @property
     def refused(self) -> bool:
-        """Whether nothing but a failure came back at once; whoever asks again should wait a little."""
+        """Whether the request failed at once, without any text; the user should wait a little before the next one."""
         if self.outcome == "cut_off" or len(self.pieces) > 2:
             return False
         return self.status != 200 or self.outcome is not None or b'"error"' in b"".join(self.pieces)
@@ -110,7 +110,7 @@ class Endpoint:
 
 
 def overdue(exchange: Exchange, now: float, limits: Limits, speed: float = 1.0) -> tuple[Outcome, str, str] | None:
-    """Which limit a running exchange has passed at `now` (monotonic wall s): outcome, kind, message; or null."""
+    """Which limit a running exchange has passed at `now` (monotonic wall s): outcome, kind, message; or None."""
     if exchange.sent is None:
         return None  # connecting has a limit of its own
     elapsed_s = (now - exchange.sent) * speed

@@ -25,7 +25,7 @@ class NotHttp(Exception):  # noqa: N818 - what the bytes are, like StopIteration
 class Response:
     """One response, fed read by read.
 
-    `status` is null and `head_done` false until the head has come whole (interim 1xx responses are passed over).
+    `status` is None and `head_done` false until the head has come whole (interim 1xx responses are passed over).
     `done` says that the body has come to its end, `reusable` that the connection may carry another request then.
     """
 
@@ -43,13 +43,13 @@ class Response:
         self.reusable = False
         self._held = b""  # bytes read, of which those from `_at` on wait for a step to take them
         self._at = 0
-        self._left: int | None = None  # bytes of this chunk, or of the body; null: the body ends with the connection
+        self._left: int | None = None  # bytes of this chunk, or of the body; None: the body ends with the connection
         self._chunked = False
         self._between_chunks = False  # the next byte is the first of a chunk's size, and nothing is held
         self._step = self._head
 
     def whole_chunk(self, data: bytes) -> bytes | None:
-        """The body of a read that is exactly one chunk, as almost every read of a stream is; null for any other read,
+        """The body of a read that is exactly one chunk, as almost every read of a stream is; None for any other read,
         which `feed` has to take."""  # fmt: skip
         if self._between_chunks:
             line = data.find(_END, 0, _SIZE_DIGITS + 2)
@@ -170,7 +170,7 @@ class Response:
         self._at += len(piece)
 
     def _up_to(self, mark: bytes, limit: int) -> bytes | None:
-        """What stands before `mark`, which is taken with it; null where it has not come yet."""
+        """What stands before `mark`, which is taken with it; None where it has not come yet."""
         end = self._held.find(mark, self._at, self._at + limit + len(mark))
         if end < 0:
             if len(self._held) - self._at >= limit + len(mark):

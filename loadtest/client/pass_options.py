@@ -12,7 +12,7 @@ from loadtest.workload.contract import Contract
 
 
 class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """One pass. Made once, by whoever opens the run folder; workers get it as `to_table` has it."""
+    """One pass. Made once, by the process that opens the run folder; workers get `to_table`."""
 
     out: str  # the run folder
     run_id: str
@@ -40,11 +40,11 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
     def chat_url(self) -> str:
         return f"{self.url}/v1/chat/completions"
 
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> PassOptions:
+        return msgspec.convert(table, cls)
+
     def to_table(self) -> dict[str, Any]:
         """Plain values, which Locust can send."""
         table: dict[str, Any] = msgspec.to_builtins(self)
         return table
-
-
-def from_table(table: dict[str, Any]) -> PassOptions:
-    return msgspec.convert(table, PassOptions)

@@ -36,7 +36,7 @@ BACKLOG_REPLIES = 64  # or one a user, where there are more of them: the most th
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request that has ended. `told`: whoever waits for the decoded reply."""
+    """A request that has ended. `told` gets the decoded reply, if the user waits for it."""
 
     item: Item
     user: int
@@ -123,7 +123,7 @@ class Recorder:
 
     def _record(self, ended: Ended) -> RequestRecord:
         item, exchange, endpoint, clock = ended.item, ended.exchange, ended.endpoint, self._clock
-        got = reply.read(
+        got = reply.decode(
             exchange,
             clock,
             opened=endpoint.opened,

@@ -37,7 +37,7 @@ CountTokens = Callable[[str], int]
 
 
 def token_counter(path: str | None) -> CountTokens | None:
-    """Counts the tokens of a text by a local tokenizer; null without one. Needs the `tokenizer` extra."""
+    """Counts the tokens of a text by a local tokenizer; None without one. Needs the `tokenizer` extra."""
     if path is None:
         return None
     found = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
@@ -150,7 +150,7 @@ class _Stream:
             self.total = total
 
     def tokens_by_chunk(self, total: int) -> tuple[int, ...] | None:
-        """Tokens of each text chunk, adding up to `total`; null where a chunk came without a running total.
+        """Tokens of each text chunk, adding up to `total`; None where a chunk came without a running total.
 
         Tokens that came with no text (the closing tag, half a character, the end mark) go to the next chunk with text,
         or to the last one.
@@ -179,7 +179,7 @@ class _Stream:
             return
         self.usage, self.counted = None, False
         if self.failure is None:
-            message = f"the server tells of {told} completion tokens where at most {limit_tokens} were asked for"
+            message = f"the server reports {told} completion tokens, expected at most {limit_tokens}"
             self._fail("protocol_error", "impossible_usage", message)
 
     def _fail(self, outcome: Outcome, kind: str, message: str, status: int | None = None) -> None:
@@ -187,7 +187,7 @@ class _Stream:
         self.failure = (outcome, RequestError(kind=kind, message=message, http_status=status))
 
 
-def read(
+def decode(
     exchange: Exchange,
     clock: Clock,
     *,
@@ -224,7 +224,7 @@ class _Asked(msgspec.Struct):
 
 
 def _limit_tokens(body: bytes) -> int | None:
-    """The output limit that a request asked for; null where it asked for none."""
+    """The output limit that a request asked for; None where it asked for none."""
     limit = msgspec.json.decode(body, type=_Asked).max_tokens if body else None
     return limit if isinstance(limit, int) else None
 

@@ -84,7 +84,7 @@ class LoopLag:
 
 
 def _descriptor() -> int | None:
-    """A timer as a file descriptor (Linux); null elsewhere."""
+    """A timer as a file descriptor (Linux); None elsewhere."""
     if sys.platform != "linux":
         return None
     made: int = ctypes.CDLL(None, use_errno=True).timerfd_create(_MONOTONIC, _NONBLOCK_CLOEXEC)

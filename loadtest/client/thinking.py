@@ -1,10 +1,10 @@
-"""Thinking and answer told apart on the stream itself, the same for every runtime.
+"""Thinking and answer told apart on the stream itself, the same for every engine.
 
 ==================  =======================================================================================
 reasoning           the server splits; vLLM's field. Content is the answer.
 reasoning_content   the server splits; the field of SGLang and of older vLLM. Content is the answer.
 inline              all comes as content. `</think>` ends the thinking; `<think>` may have come with the prompt
-null                no thinking: the whole content is the answer
+None                no thinking: the whole content is the answer
 ==================  =======================================================================================
 """
 
@@ -26,9 +26,9 @@ _THINKERS = re.compile(r"qwq|deepseek-r1|\br1\b|reason|think", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where the answer starts: index of the first chunk with answer text that is not blank (null: none came).
+    """Where the answer starts: index of the first chunk with answer text that is not blank (None: none came).
 
-    `field` says where thinking arrived (table above), `closed` whether inline thinking met its `</think>` (null where the
+    `field` says where thinking arrived (table above), `closed` whether inline thinking met its `</think>` (None where the
     server splits or there is none).
     """
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import gevent.socket
 
-from loadtest.client.connection import ConnectError, Connection, Server
+from loadtest.client.connection import ConnectError, Connection, Destination
 from loadtest.client.exchange import Exchange, Limits, overdue
 from loadtest.client.http1 import NotHttp, Response
 from loadtest.records.schema import Outcome
@@ -43,8 +43,8 @@ class SocketTransport:
     def __init__(self, url: str, *, api_key: str | None = None, limits: Limits | None = None, speed: float = 1.0) -> None:
         self.limits = limits or Limits()
         self._speed = speed
-        self._server = Server.of(url)
-        self._head = _head(self._server, api_key)
+        self._destination = Destination.of(url)
+        self._head = _head(self._destination, api_key)
         self._idle: list[Connection] = []
         self._active: dict[Exchange, _Stream] = {}
         self._unchecked: list[Exchange] = []
@@ -71,7 +71,7 @@ class SocketTransport:
             if kept and exchange.closed_unread and exchange.wall_s <= max(AT_ONCE_S, 2 * kept.round_trip_s):
                 self._resend(exchange)
         except ConnectError as error:
-            exchange.fail("connection_error", error.kind, f"{error} ({self._server.where})")
+            exchange.fail("connection_error", error.kind, f"{error} ({self._destination.where})")
         except gevent.GreenletExit:
             exchange.outcome = "cut_off"
             raise
@@ -119,11 +119,11 @@ class SocketTransport:
     def _connected(self) -> Connection:
         limit_s = self.limits.connect_s
         with gevent.Timeout(limit_s, ConnectError("connect_timeout", f"not connected within {limit_s:g} s")):
-            return self._server.connect(limit_s)
+            return self._destination.connect(limit_s)
 
     def _stream(self, exchange: Exchange, connection: Connection) -> None:
         """Write the request and sleep until its response has ended, well or badly."""
-        stream = _Stream(exchange, connection, self._server.where, self.limits.size_bytes)
+        stream = _Stream(exchange, connection, self._destination.where, self.limits.size_bytes)
         self._active[exchange] = stream
         reusable = False
         try:
@@ -272,11 +272,11 @@ class _Stream:
         self._watcher.close()
 
 
-def _head(server: Server, api_key: str | None) -> bytes:
+def _head(destination: Destination, api_key: str | None) -> bytes:
     """What the head of every request begins with."""
     fields = [
-        f"POST {server.path} HTTP/1.1",
-        f"Host: {server.authority}",
+        f"POST {destination.path} HTTP/1.1",
+        f"Host: {destination.authority}",
         "User-Agent: loadtest",
         "Content-Type: application/json",
         "Accept: text/event-stream",

@@ -134,5 +134,5 @@ def _predicted(arguments: argparse.Namespace, say: Say) -> tuple[Metrics, Run]:
     study = replace(study, levels=PREDICTED_LEVELS, min_requests=PREDICTED_REQUESTS, duration_s=None)
     say(f"no --from: predicting {study.name} by the performance model; nothing is measured")
     with tempfile.TemporaryDirectory() as folder:
-        fast_forward.execute(study, Path(folder) / "run", say=say)
+        fast_forward.simulate(study, Path(folder) / "run", say=say)
         return _measured(Path(folder) / "run")

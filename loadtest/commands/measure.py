@@ -14,6 +14,7 @@ from loadtest import resources
 from loadtest.commands.finish import Say, carry_out, new_folder
 from loadtest.errors import EngineError, UsageError
 from loadtest.perfmodel import memory
+from loadtest.records.schema import EngineName
 from loadtest.servers import flags, preflight, probe, server
 from loadtest.study import estimate, locust_pass, parse, plan, schema
 from loadtest.study.run import execute
@@ -46,7 +47,7 @@ def attach(arguments: argparse.Namespace, say: Say) -> str:
     info = probe.probe(arguments.base_url, model=arguments.model)
     cell = replace(
         study.cells[0],
-        engine=arguments.engine or cast("schema.Engine", info.engine),
+        engine=arguments.engine or cast("EngineName", info.engine),
         model=arguments.model or info.model or "model",
         tp=info.tp or 1 if arguments.tp is None else arguments.tp,
         gpu=arguments.gpu or info.gpu,

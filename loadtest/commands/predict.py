@@ -45,7 +45,7 @@ def _fast_forward(arguments: argparse.Namespace, say: Say) -> str:
 
     study = studies.load(arguments.study)
     out = arguments.out or new_folder(f"predicted-{study.name}")
-    return carry_out(lambda: fast_forward.execute(study, out, say=say), out, say, arguments.json)
+    return carry_out(lambda: fast_forward.simulate(study, out, say=say), out, say, arguments.json)
 
 
 def _predict_one(arguments: argparse.Namespace) -> str:

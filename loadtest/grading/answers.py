@@ -11,7 +11,7 @@ import re
 from fractions import Fraction
 
 from loadtest.grading.notation import Value, parse
-from loadtest.workload.answer_format import ANSWER_LIMIT_CHARS, extract
+from loadtest.workload.answer_format import ANSWER_LIMIT_CHARS, extract_answer
 from loadtest.workload.prompts import Prompt
 
 
@@ -27,7 +27,7 @@ def check(answer_text: str, prompt: Prompt) -> bool | None:
     """
     if prompt.answer is None or prompt.answer_format not in ("boxed", "json"):
         return None
-    got = extract(answer_text, prompt)
+    got = extract_answer(answer_text, prompt)
     if got is None:
         return False
     if prompt.answer_format == "json" and re.fullmatch("[A-Z]", prompt.answer):

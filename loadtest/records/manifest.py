@@ -55,6 +55,11 @@ class ManifestCell(_Open, frozen=True, kw_only=True):
     base_url: str | None = None  # None: started by the run
     clock_speed: ClockSpeed | None = None
 
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> ManifestCell:
+        """A cell from all that is said of it."""
+        return msgspec.convert(_split(table, cls), cls)
+
 
 class Manifest(_Open, frozen=True, kw_only=True):
     """The whole run. Made once by `begun`; changed by `msgspec.structs.replace`."""
@@ -88,6 +93,19 @@ class Manifest(_Open, frozen=True, kw_only=True):
     repeats: int = 0
     environment: Environment | None = None
     cells: tuple[ManifestCell, ...] = ()
+
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> Manifest:
+        """From the object that `manifest.json` holds. Raises `msgspec.ValidationError`."""
+        cells = table.get("cells")
+        if isinstance(cells, list):
+            table = table | {"cells": [_split(cell, ManifestCell) for cell in cells]}
+        return msgspec.convert(_split(table, cls), cls)
+
+    def to_table(self) -> dict[str, Any]:
+        """The object that `manifest.json` holds."""
+        table = _joined(msgspec.to_builtins(self))
+        return table | {"cells": [_joined(cell) for cell in table["cells"]]}
 
     def cell(self, cell_id: str) -> ManifestCell | None:
         return next((cell for cell in self.cells if cell.id == cell_id), None)
@@ -124,25 +142,6 @@ def ended(manifest: Manifest, problems: list[str], *, interrupted: bool) -> Mani
         interrupted=interrupted,
         ended_unix_s=time.time(),
     )
-
-
-def asked_cell(table: dict[str, Any]) -> ManifestCell:
-    """The row of a cell, from all that is said of it."""
-    return msgspec.convert(_split(table, ManifestCell), ManifestCell)
-
-
-def from_table(table: dict[str, Any]) -> Manifest:
-    """A manifest from the object that `manifest.json` holds. Raises `msgspec.ValidationError`."""
-    cells = table.get("cells")
-    if isinstance(cells, list):
-        table = table | {"cells": [_split(cell, ManifestCell) for cell in cells]}
-    return msgspec.convert(_split(table, Manifest), Manifest)
-
-
-def to_table(manifest: Manifest) -> dict[str, Any]:
-    """The object that `manifest.json` holds."""
-    table = _joined(msgspec.to_builtins(manifest))
-    return table | {"cells": [_joined(cell) for cell in table["cells"]]}
 
 
 def _split(table: Any, kind: type[_Part]) -> Any:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from loadtest.errors import RecordError
-from loadtest.records import manifest as manifests
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.folder import FAILURE_FILE, LEVEL_NAME
 from loadtest.records.manifest import Manifest
@@ -38,10 +37,11 @@ def read_bytes(path: Path) -> bytes:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object, or say what is wrong with it and where."""
-    return _read_as(path, dict[str, Any])
+    return read_as(path, dict[str, Any])
 
 
-def _read_as(path: Path, kind: type[_T]) -> _T:
+def read_as(path: Path, kind: type[_T]) -> _T:
+    """Read one JSON object of a kind, or say what is wrong with it and where."""
     try:
         return msgspec.json.decode(read_bytes(path), type=kind)
     except msgspec.ValidationError as error:
@@ -62,14 +62,14 @@ def read_manifest(path: Path) -> Manifest:
     table = read_json(path)
     _check_version(table.get("schema_version"), str(path))
     try:
-        return manifests.from_table(table)
+        return Manifest.from_table(table)
     except msgspec.ValidationError as error:
         raise _damaged(path, error) from error
 
 
 def read_engine(path: Path) -> EngineFacts:
     """Read `engine.json`."""
-    return _read_as(path, EngineFacts)
+    return read_as(path, EngineFacts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def read_run(path: Path) -> Run:
     cells_path = path / "cells"
     folders = sorted(p for p in cells_path.iterdir() if p.is_dir()) if cells_path.is_dir() else []
     programs = path / "programs.json"
-    verdicts = _read_as(programs, dict[str, bool | None]) if programs.is_file() else {}
+    verdicts = read_as(programs, dict[str, bool | None]) if programs.is_file() else {}
     return Run(path=path, manifest=manifest, cells=tuple(_read_cell(folder, manifest, verdicts) for folder in folders))
 
 
@@ -138,7 +138,7 @@ def _read_cell(folder: Path, manifest: Manifest, verdicts: Mapping[str, bool | N
 def read_failure(folder: Path) -> Failure | None:
     """Why the pass in this folder failed; None where it did not, or could not say so."""
     path = folder / FAILURE_FILE
-    return _read_as(path, Failure) if path.exists() else None
+    return read_as(path, Failure) if path.exists() else None
 
 
 def _asked(cell_id: str, manifest: Manifest) -> EngineFacts:

@@ -11,7 +11,7 @@ Layout (every field: docs/reference.md)::
     RUN/cells/CELL/engine.json, engine.log         `engine_facts.EngineFacts`, and what the engine printed
     RUN/cells/CELL/cNN-rR/requests-*.jsonl         one line per request, one file per process
     RUN/cells/CELL/cNN-rR/server_metrics.jsonl     the server's own counters, 1 Hz
-    RUN/cells/CELL/cNN-rR/gpu_metrics.jsonl        power, memory and utilisation of each card, 1 Hz, where NVML tells
+    RUN/cells/CELL/cNN-rR/gpu_metrics.jsonl        power, memory and utilisation of each GPU, 1 Hz, where NVML tells
     RUN/cells/CELL/cNN-rR/client_health.jsonl      the load generator's own state, 1 Hz
 
 All times are offsets in seconds on the clock of the process that wrote them (`loadtest.clock`); every line carries
@@ -39,6 +39,8 @@ FAILED = frozenset({"http_error", "timeout", "stalled", "connection_error", "pro
 SCHEMA_VERSION = 1
 
 Phase = Literal["warmup", "measure"]
+
+EngineName = Literal["sglang", "vllm", "sglang-sim", "vllm-sim", "other"]
 
 Mode = Literal["natural", "equal-work"]  # stop by itself, or at a length that is forced
 
@@ -105,10 +107,10 @@ class RequestError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
-    """One request as it happened. Times are offsets (s); counts are tokens; null means "not known", never 0.
+    """One request as it happened. Times are offsets (s); counts are tokens; None means "not known", never 0.
 
     `chunk_s` holds the arrival of each chunk that carried text, thinking or answer; `chunk_tokens` the tokens that the
-    server says each of them carried (same length) or null; `first_answer_chunk` the index of the first with answer text.
+    server says each of them carried (same length) or None; `first_answer_chunk` the index of the first with answer text.
     """
 
     run_id: str
@@ -143,16 +145,16 @@ class RequestRecord:
     clock_anchor_unix_s: UnixSeconds = 0.0  # wall clock (Unix s) at offset 0 of this process
     clock_speed: ClockSpeed = 1.0  # seconds of the run per wall second; not 1 only against a simulator
     connect_s: Seconds | None = None  # time spent connecting inside this request; 0 where a connection was open already
-    thinking_field: str | None = None  # where thinking arrived: reasoning, reasoning_content, inline; null if nowhere
-    think_closed: bool | None = None  # inline thinking: was `</think>` seen; null where the server splits
+    thinking_field: str | None = None  # where thinking arrived: reasoning, reasoning_content, inline; None if nowhere
+    think_closed: bool | None = None  # inline thinking: was `</think>` seen; None where the server splits
     forced_tokens: int | None = None  # equal-work: the output length that was forced
     prompt_chars: int | None = None
-    task: int | None = None  # which task of dependent requests it belongs to, counted over the level; null: on its own
+    task: int | None = None  # which task of dependent requests it belongs to, counted over the level; None: on its own
     turn: int | None = None  # its place in the task, from 0
     task_turns: int | None = None  # requests that the task takes when all goes well
     output_end: str | None = None  # last 4,000 characters of all text, thinking too, where `answer` does not hold them
     resends: int = 0  # times it was sent anew within its own wait: its kept connection had been closed before it came
-    endpoint: str | None = None  # which endpoint was asked, where a router has a second one; null: the cell's own
+    endpoint: str | None = None  # which endpoint was asked, where a router has a second one; None: the cell's own
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:
@@ -169,7 +171,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSample:
-    """One reading of a server's `/metrics`, under one set of names for every runtime. Null: the server does not tell.
+    """One reading of a server's `/metrics`, under one set of names for every engine. None: the server does not tell.
 
     Names ending in `_total` count since the server started; tokens unless the name says otherwise.
     """
@@ -216,7 +218,7 @@ class HealthSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSample:
-    """One reading of one graphics card of this machine by NVML. Null: the card does not tell."""
+    """One reading of one GPU of this machine by NVML. None: the GPU does not tell."""
 
     t_s: Seconds
     clock_anchor_unix_s: UnixSeconds

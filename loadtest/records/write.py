@@ -15,7 +15,7 @@ import msgspec
 
 from loadtest.credentials import redacted
 from loadtest.errors import RecordError, UsageError
-from loadtest.records.manifest import Manifest, to_table
+from loadtest.records.manifest import Manifest
 
 
 class JsonlWriter:
@@ -75,7 +75,7 @@ def write_json(path: Path, value: object) -> None:
 
 def write_manifest(run: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into the folder of a run."""
-    write_json(run / "manifest.json", to_table(manifest))
+    write_json(run / "manifest.json", manifest.to_table())
 
 
 def write_new(path: Path, content: bytes) -> None:

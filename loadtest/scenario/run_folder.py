@@ -36,8 +36,8 @@ def base_url(host: str | None) -> str:
 
 
 class Opening:
-    """A run folder, opened for one pass. `owned`: nobody else keeps its manifest, so we do. `pending`: what made the run
-    incomplete before this pass."""  # fmt: skip
+    """A run folder, opened for one pass. `owned`: we write the manifest, not a study. `pending`: why the run was incomplete
+    before this pass."""  # fmt: skip
 
     def __init__(self, asked: PassOptions, *, owned: bool, pending: str | None = None) -> None:
         self.asked = asked
@@ -64,8 +64,8 @@ class Opening:
                     raise RecordError(f"{path}: expected {summary.written} records, as its writer counted, found {lines}")
 
     def keep(self, failure: Failure) -> None:
-        """Leave word of why the pass failed, for whoever started Locust."""
-        with contextlib.suppress(RecordError):  # what it is about may be the disk
+        """Record why the pass failed, for the process that started Locust."""
+        with contextlib.suppress(RecordError):  # the failure may be that of the disk
             write.write_json(self.asked.folder / FAILURE_FILE, failure)
 
     def close(self, failure: Failure | None, *, interrupted: bool) -> None:

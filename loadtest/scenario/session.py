@@ -12,7 +12,6 @@ from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest import credentials
-from loadtest.client import pass_options
 from loadtest.client.connection import allow_files
 from loadtest.client.exchange import Endpoint
 from loadtest.client.level import Level
@@ -90,13 +89,13 @@ class Session:
     def _deal(self, runner: MasterRunner) -> None:
         """Share the users out among the workers."""
         options = self.options
-        self.workers = Workers(runner, options.loadtest_pass["concurrency"], self.fail)
+        self.workers = Workers(runner, self.fail)
         options.loadtest_workers = self.workers.names
         gevent.spawn(self.workers.watch)
 
     def _open_level(self, runner: LocalRunner | WorkerRunner) -> None:
         options = self.options
-        asked = pass_options.from_table(options.loadtest_pass)
+        asked = PassOptions.from_table(options.loadtest_pass)
         names = [None] if isinstance(runner, LocalRunner) else options.loadtest_workers
         number = 0 if isinstance(runner, LocalRunner) else names.index(runner.client_id)
         slots = slots_of(number, len(names), asked.concurrency)

@@ -26,7 +26,7 @@ BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.1, 5.0
 
 
 class ReasoningUser(User):
-    """One stream at a time, the next as soon as the last has ended: a closed loop of exactly `-u` streams.
+    """One request at a time, the next as soon as the last has ended: a closed loop of concurrency `-u`.
 
     Override `due_s` for another rhythm; Locust's `wait_time` is think time between two requests.
     """

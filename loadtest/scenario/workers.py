@@ -1,4 +1,4 @@
-"""The workers of a master: who has which users, who is still there, and what each says that it recorded."""
+"""The workers of a Locust master: which are still there, and what each reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import msgspec
 from locust.runners import STATE_MISSING, MasterRunner
 
 from loadtest.records.pass_facts import Failure, LevelSummary
-from loadtest.workload.script import slots_of
 
 FINISH, FINAL, DONE, FAILED = "loadtest_finish", "loadtest_final", "loadtest_done", "loadtest_failed"
 
@@ -20,14 +19,13 @@ FINAL_WAIT_S = 60.0
 
 
 class Workers:
-    """Those that are there when the test starts. `failed` is called when one is lost, or says that it failed."""
+    """The workers at the start of the test. `failed` is called when one is lost or reports a failure."""
 
-    def __init__(self, runner: MasterRunner, users: int, failed: Callable[[Failure], None]) -> None:
+    def __init__(self, runner: MasterRunner, failed: Callable[[Failure], None]) -> None:
         self._runner: Any = runner
         self._failed = failed
         clients = self._runner.clients
         self.names: list[str] = sorted(one.id for one in clients.ready + clients.running + clients.spawning)
-        self.n_users = {name: len(slots_of(i, len(self.names), users)) for i, name in enumerate(self.names)}
         self.summaries: dict[str, LevelSummary] = {}
         self.finishing = False
         self._done: set[str] = set()
@@ -43,7 +41,7 @@ class Workers:
         while not self.finishing:
             gevent.sleep(WATCH_INTERVAL_S)
             for worker in [] if self.finishing else self._lost():
-                why = f"worker {worker} was lost in the middle of the run, which is incomplete; look into its host's log"
+                why = f"worker {worker} was lost during the run, which is incomplete; read the log on its host"
                 self._failed(Failure(kind="workers", message=why))
 
     def _lost(self) -> list[str]:
@@ -74,7 +72,7 @@ class Workers:
     def problems(self) -> list[str]:
         """What is wrong with what they said at the end."""
         return [
-            f"worker {name} never said what it recorded; its records, if any, are in its own folder"
+            f"worker {name} never reported what it recorded; its records, if any, are on its host"
             for name in self.names
             if name not in self._ended
         ]

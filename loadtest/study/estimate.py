@@ -20,14 +20,14 @@ TEMPLATE_TOKENS = 12
 _CHARS_PER_TOKEN = 4
 _PASS_START_S = 3.0  # wall: Locust starts, connects, and ends
 _SIMULATOR_START_S = 2.0
-_RUNTIME_START_S = 60.0  # a runtime's imports, compilation and captured graphs
+_ENGINE_START_S = 60.0  # an engine's imports, compilation and captured graphs
 _LOADING_BYTES_PER_S = 1e9  # weights, from a disk of its own
 _LENGTH_SCALE = "--length-scale"
 
 
 @dataclass(frozen=True, slots=True)
 class CellTime:
-    """Wall seconds that a cell will take: one start, and one pass over each level; null where it cannot be foreseen."""
+    """Wall seconds that a cell will take: one start, and one pass over each level; None where it cannot be foreseen."""
 
     start_s: float
     pass_s: dict[int, float | None]
@@ -67,7 +67,7 @@ def _start_s(cell: Cell) -> float:
     if cell.simulated:
         return _SIMULATOR_START_S
     model = preflight.shape(cell.model)
-    return _RUNTIME_START_S + (model.weight_bytes / _LOADING_BYTES_PER_S if model is not None else 0.0)
+    return _ENGINE_START_S + (model.weight_bytes / _LOADING_BYTES_PER_S if model is not None else 0.0)
 
 
 def _mean_tokens(cell: Cell, prompts: Sequence[Prompt], contract: Contract) -> tuple[int, int]:
@@ -107,7 +107,7 @@ def _tokens_per_s(cell: Cell, contract: Contract, prompt_tokens: int, output_tok
 class Remaining:
     """The time that is left: what the performance model expects of the passes to come, corrected by how those done went.
 
-    Passes of which it expects nothing (no card is named) count as the mean of the others, or all alike.
+    Passes of which it expects nothing (no GPU is named) count as the mean of the others, or all alike.
     """
 
     def __init__(self, study: Study, workload: Workload, contract: Contract) -> None:

@@ -1,4 +1,4 @@
-"""A study carried out in virtual time: every cell simulated, no process started, no socket opened, nobody waits.
+"""Runs a study in virtual time: every cell is simulated, without a process, a socket or a wait.
 
 Cells, levels, warm-up, order and folder layout are those of `loadtest.study.run`, so that the same analysis and
 the same page follow. All of it predicts, and says so.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,28 @@ from loadtest.errors import FitError, UsageError
 from loadtest.records import schema, write
 from loadtest.records.folder import level_path
 from loadtest.records.manifest import VIRTUAL_TIME, Manifest
+from loadtest.records.schema import EngineName
 from loadtest.servers import flags, probe
 from loadtest.simulator import options as simulator_options
 from loadtest.simulator.core import engine as virtual
 from loadtest.simulator.setup import Simulation
 from loadtest.study import run
+from loadtest.study.engine_file import EngineFile, memory_fit, starting
+from loadtest.study.execution import Say
+from loadtest.study.passes import PASS_FILE, PassFacts
 from loadtest.study.plan import asked, launch_spec, refuse_misfit
-from loadtest.study.schema import Cell, Engine, Study
+from loadtest.study.schema import Cell, Study
 from loadtest.study.virtual_level import WORKER, Plan, VirtualLevel, VirtualServer
 from loadtest.workload.contract import Contract
 from loadtest.workload.script import Script
 from loadtest.workload.workload import Workload
 
-Say = Callable[[str], None]
 _SCENARIO = "long_reasoning"
 
 
 @dataclass(slots=True)
-class _Journey:
-    """What one execution carries along; `elapsed_s` counts the virtual seconds of all passes so far."""
+class _Prediction:
+    """The state of one simulation of a study; `elapsed_s` counts the virtual seconds of all passes so far."""
 
     study: Study
     out: Path
@@ -51,11 +53,11 @@ class _Journey:
 
 
 def predicted(study: Study) -> Study:
-    """The study with every runtime in its simulated form, on a clock of its own.
+    """The study with every engine simulated, on a clock of its own.
 
-    A real runtime's own arguments mean nothing to the simulator and are left out. One pass: a simulation repeats exactly,
+    The simulator does not know the arguments of a real engine; they are left out. One pass: a simulation repeats exactly,
     so more passes would only narrow intervals to nothing. Raises `UsageError`: a server that
-    already runs, no card named, a scenario other than the closed loop.
+    already runs, no GPU named, a scenario other than the closed loop.
 
     >>> study = Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b-awq", gpu="h20"),))
     >>> predicted(study).cells[0].id
@@ -73,41 +75,41 @@ def _predicted_cell(cell: Cell) -> Cell:
             " it and name engine and gpu"
         )
     if cell.gpu is None:
-        raise UsageError(f'{cell.id}: gpu: expected the card to predict for, got none; add gpu = "l20" to the cell')
+        raise UsageError(f'{cell.id}: gpu: expected the GPU to predict for, got none; add gpu = "l20" to the cell')
     args = cell.args if cell.simulated else ()
-    engine: Engine = "sglang-sim" if cell.engine.startswith("sglang") else "vllm-sim"
+    engine: EngineName = "sglang-sim" if cell.engine.startswith("sglang") else "vllm-sim"
     return replace(cell, engine=engine, clock_speed=None, args=args)
 
 
-def execute(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
-    """Fast-forward `study` into the folder `out`; returns what kept it from being complete (empty: nothing).
+def simulate(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
+    """Simulate `study` into the folder `out`. Returns why the run is incomplete; empty if it is complete.
 
     Raises `UsageError` before anything is written where the study cannot be predicted, `RecordError` where `out` is taken
     or can't be written, `KeyboardInterrupt` after the manifest says so.
     """
     for cell in study.cells:
         if cell.args and not cell.simulated:
-            say(f"{cell.id}: the simulator does not know the runtime's own {' '.join(cell.args)}: left out")
+            say(f"{cell.id}: the simulator does not know the engine's arguments {' '.join(cell.args)}; they are left out")
     study = predicted(study)
     workload, contract = asked(study)
     made = {cell.id: _simulate(cell, contract) for cell in study.cells}
-    manifest = run.open_run(study, workload, contract, out, driven=VIRTUAL_TIME)
-    journey = _Journey(study, out, manifest, workload, contract, say)
+    manifest = run.begin_run(study, workload, contract, out, driven=VIRTUAL_TIME)
+    prediction = _Prediction(study, out, manifest, workload, contract, say)
     levels = ", ".join(map(str, study.levels))
     say(f"{study.name}: {len(study.cells)} cells x levels {levels}, one pass: a simulation repeats exactly")
     interrupted, problems = True, list[str]()
     try:
         for cell in study.cells:
-            _run_cell(journey, cell, made[cell.id])
+            _run_cell(prediction, cell, made[cell.id])
         interrupted = False
     finally:
-        run.close_run(manifest, out, problems, interrupted=interrupted)
-    say(f"{study.name}: {journey.elapsed_s / 3600:.1f} simulated hours")
+        run.end_run(manifest, out, problems, interrupted=interrupted)
+    say(f"{study.name}: {prediction.elapsed_s / 3600:.1f} simulated hours")
     return tuple(problems)
 
 
 def _simulate(cell: Cell, contract: Contract) -> Simulation | FitError:
-    """The simulated runtime of a cell, set up from the command line that would start it; or why it does not fit."""
+    """The simulated engine of a cell, set up from the command line that would start it; or why it does not fit."""
     argv, _ = flags.launch_command(launch_spec(cell, contract, port=8000))
     said = io.StringIO()
     try:
@@ -125,25 +127,27 @@ def _simulate(cell: Cell, contract: Contract) -> Simulation | FitError:
         return error
 
 
-def _run_cell(journey: _Journey, cell: Cell, made: Simulation | FitError) -> None:
-    engine = run.EngineFile(journey.out, run.starting(cell))
-    engine.learn(fit=run.memory_fit(cell, journey.contract))
+def _run_cell(prediction: _Prediction, cell: Cell, made: Simulation | FitError) -> None:
+    engine = EngineFile(prediction.out, starting(cell))
+    engine.learn(fit=memory_fit(cell, prediction.contract))
     if isinstance(made, FitError):
         engine.learn(status="refused", reason=str(made))
-        journey.say(f"{cell.id}: refused: {made}")
+        prediction.say(f"{cell.id}: refused: {made}")
     else:
         engine.learn(status="ok", engine_version=made.served.behaviour.version, server_info=_info(cell, made))
         server = VirtualServer(virtual.Engine(made.config, made.step_time_s), made.served)
-        contract = replace(journey.contract, mode=cell.mode or journey.contract.mode)
-        script = Script(journey.workload, contract, model=made.served.model, engine=cell.engine, seed=journey.study.seed)
-        for level in journey.study.levels:
-            _run_pass(journey, cell, server, script, level)
+        contract = replace(prediction.contract, mode=cell.mode or prediction.contract.mode)
+        script = Script(
+            prediction.workload, contract, model=made.served.model, engine=cell.engine, seed=prediction.study.seed
+        )
+        for level in prediction.study.levels:
+            _run_pass(prediction, cell, server, script, level)
     engine.learn(stopped_unix_s=time.time())
     engine.write()
 
 
 def _info(cell: Cell, made: Simulation) -> dict[str, Any]:
-    """What the simulator would say of itself."""
+    """The server information that the simulator would give."""
     served = made.served
     info = probe.ServerInfo(
         engine=cell.engine,
@@ -157,28 +161,28 @@ def _info(cell: Cell, made: Simulation) -> dict[str, Any]:
     return dict(msgspec.to_builtins(info))
 
 
-def _run_pass(journey: _Journey, cell: Cell, server: VirtualServer, script: Script, level: int) -> None:
-    study = journey.study
+def _run_pass(prediction: _Prediction, cell: Cell, server: VirtualServer, script: Script, level: int) -> None:
+    study = prediction.study
     model = server.served.model
     plan = Plan(
-        run_id=journey.manifest.run_id,
+        run_id=prediction.manifest.run_id,
         cell=cell.id,
         concurrency=level,
         repeat=1,
         requests=study.requests(level) if study.duration_s is None else None,
         duration_s=study.duration_s,
         warmup_requests=study.warmup_requests,
-        opened=thinking.prompt_opens(journey.contract, model),
-        judges=journey.contract.output_format != "free",
-        anchor_unix_s=(journey.manifest.started_unix_s or 0.0) + journey.elapsed_s,
+        opened=thinking.prompt_opens(prediction.contract, model),
+        judges=prediction.contract.output_format != "free",
+        anchor_unix_s=(prediction.manifest.started_unix_s or 0.0) + prediction.elapsed_s,
     )
     one = VirtualLevel(plan, script, server)
-    folder = level_path(journey.out, cell.id, level, 1)
+    folder = level_path(prediction.out, cell.id, level, 1)
     n_requests = _write(one, folder)
     took_s = one.now_s - one.start_s
-    journey.elapsed_s += took_s
-    write.write_json(folder / "pass.json", {"complete": True, "n_requests": n_requests, "simulated_s": took_s})
-    journey.say(f"{cell.id}  {level:>2} streams  {n_requests:>4} requests in {took_s:7.1f} simulated s")
+    prediction.elapsed_s += took_s
+    write.write_json(folder / PASS_FILE, PassFacts(complete=True, n_requests=n_requests, simulated_s=took_s))
+    prediction.say(f"{cell.id} at {level:>2}  {n_requests:>4} requests in {took_s:7.1f} simulated s")
 
 
 def _write(one: VirtualLevel, folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""One pass over one level: a headless Locust run in a process of its own, watched until it ends."""
+"""One pass over one level: headless Locust in a process of its own, watched until it ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class PassEnd:
-    """How one pass ended: `exit_code` of Locust; `reason` is null for a pass that ran to its end."""
+    """How one pass ended: `exit_code` of Locust; `reason` is None for a pass that ran to its end."""
 
     exit_code: int
     reason: str | None
@@ -95,7 +95,7 @@ def shared(processes: int) -> list[str]:
 
 
 def cool_down(seconds: float, died: Callable[[], str | None]) -> None:
-    """Ask nothing for so long (wall), so that cards that have worked start the next pass as cool as the last; less where the
+    """Ask nothing for so long (wall), so that GPUs that have worked start the next pass as cool as the last; less where the
     server dies meanwhile."""
     until_s = time.monotonic() + seconds
     while (left_s := until_s - time.monotonic()) > 0 and died() is None:
@@ -129,7 +129,7 @@ def drive(
     n_requests = records.count()
     failure = read.read_failure(folder)
     if code != 0 and failure is not None and failure.kind == "records":
-        raise RecordError(failure.message)  # no other pass could be kept, either
+        raise RecordError(failure.message)  # later passes could not be recorded either
     if reason is None and (code != 0 or n_requests == 0):
         how = f"with exit code {code}" if code != 0 else "without a single request"
         reason = f"Locust ended {how}: {failure.message if failure else _last_line(folder / 'locust.log')}"

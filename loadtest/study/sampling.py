@@ -1,4 +1,4 @@
-"""What is watched while a pass runs, beside Locust: the server's counters, the cards, and the machine's own clocks."""
+"""What is sampled while a pass runs: the server's counters, the GPUs, and the machine's own clocks."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class ClockChanges:
 
     @property
     def suspended(self) -> str | None:
-        """Why the times of this pass mean nothing; null where they do."""
+        """Why the times of this pass are not valid; None if they are."""
         if self.suspended_s <= CLOCK_LIMIT_S:
             return None
-        return f"the machine was suspended for {self.suspended_s:.0f} s, which its times do not show"
+        return f"the machine was suspended for {self.suspended_s:.0f} s, so its times are not valid"
 
     @property
     def set_by(self) -> str | None:
-        """What to tell of the wall clock; null where it kept its pace. The times of a pass do not hang on it."""
+        """What to tell of the wall clock; None where it kept its pace. The times of a pass do not depend on it."""
         if abs(self.wall_set_s) <= CLOCK_LIMIT_S:
             return None
         way = "forward" if self.wall_set_s > 0 else "back"
@@ -68,8 +68,8 @@ class ClockChanges:
 
 
 @contextlib.contextmanager
-def sampling(target: Target, folder: Path, *, cards: bool) -> Iterator[Callable[[], str | None]]:
-    """Read the server's counters, and with `cards` this machine's cards too, once before, once a second during, and once
+def sampling(target: Target, folder: Path, *, gpus: bool) -> Iterator[Callable[[], str | None]]:
+    """Read the server's counters, and with `gpus` this machine's GPUs too, once before, once a second during, and once
     after what happens inside, which is handed a function that tells why one of them can no longer be written. The first
     reading is waited for: no request may come before it.
 
@@ -93,7 +93,7 @@ def sampling(target: Target, folder: Path, *, cards: bool) -> Iterator[Callable[
             begun.set()
 
     works: list[Callable[[], None]] = [counters]
-    if cards:
+    if gpus:
         works.append(lambda: nvml.sample_forever(folder, clock, stop))
     threads = [threading.Thread(target=keep, args=(work,), name="sampling", daemon=True) for work in works]
     for thread in threads:

@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from loadtest.credentials import first_secret
 from loadtest.decision.verdicts import MATTERS
@@ -25,11 +25,8 @@ from loadtest.errors import UsageError
 from loadtest.metrics import slo as slos
 from loadtest.perfmodel import gpus
 from loadtest.records.folder import cell_id
-from loadtest.records.schema import Mode
+from loadtest.records.schema import EngineName, Mode
 from loadtest.servers.probe import normalise_url
-
-Engine = Literal["sglang", "vllm", "sglang-sim", "vllm-sim", "other"]
-
 
 _OURS = ("--host", "--port")
 
@@ -53,7 +50,7 @@ class Cell:
     study's second mode (None: the study's own).
     """
 
-    engine: Engine
+    engine: EngineName
     model: str
     tp: int = 1
     gpu: str | None = None
@@ -68,7 +65,9 @@ class Cell:
 
     def __post_init__(self) -> None:
         require(self.tp >= 1, "tp", "a number of GPUs from 1 up", self.tp)
-        require(self.engine in get_args(Engine), "engine", f"one of {', '.join(get_args(Engine))}", repr(self.engine))
+        require(
+            self.engine in get_args(EngineName), "engine", f"one of {', '.join(get_args(EngineName))}", repr(self.engine)
+        )
         require(
             0 < len(self.model) <= _MODEL_CHARS and self.model.isprintable(),
             "model",
@@ -149,8 +148,8 @@ class Study:
 
     def __post_init__(self) -> None:
         require(bool(self.cells), "cells", "at least one cell", "none")
-        require(bool(self.levels) and min(self.levels) >= 1, "levels", "numbers of streams from 1 up", self.levels)
-        require(len(set(self.levels)) == len(self.levels), "levels", "each number of streams once", self.levels)
+        require(bool(self.levels) and min(self.levels) >= 1, "levels", "concurrencies from 1 up", self.levels)
+        require(len(set(self.levels)) == len(self.levels), "levels", "each concurrency once", self.levels)
         ours = sorted(key for key in self.scenario_options if not _OPTION.fullmatch(key) or _OF_A_PASS.fullmatch(key))
         require(not ours, "scenario_options", "options of the scenario's own, as rate = 0.5", ", ".join(ours))
         secret = first_secret(self.scenario_options)
@@ -174,7 +173,7 @@ class Study:
         require(not twice, "cells", "each engine x model x tp once", ", ".join(twice))
 
     def requests(self, concurrency: int) -> int:
-        """Measured requests in one pass over a level of `concurrency` streams."""
+        """Measured requests in one pass over a level of this concurrency."""
         return max(self.min_requests, self.requests_per_stream * concurrency)
 
     @property

@@ -32,7 +32,7 @@ BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.1, 5.0
 
 
 class VirtualServer:
-    """One simulated runtime from its start to its stop; passes follow one another on its virtual time."""
+    """One simulated engine from its start to its stop; passes follow one another on its virtual time."""
 
     def __init__(self, engine: Engine, served: Served) -> None:
         self.engine, self.served = engine, served
@@ -253,7 +253,7 @@ class VirtualLevel:
     # -- the records ---------------------------------------------------------------------------------------------------
 
     def _heard(self, one: _Live, *, finished: bool) -> RequestRecord:
-        reply = read(
+        reply = _reply(
             one.chat,
             [t - self.start_s for t in one.token_s],
             finished=finished,
@@ -279,7 +279,7 @@ def _refused(refusal: Refusal | QueueFull) -> Reply:
     return Reply(outcome="http_error", error=RequestError(kind=kind, message=message, http_status=refusal.status))
 
 
-def read(
+def _reply(
     asked: Chat,
     token_s: list[float],
     *,
@@ -289,7 +289,7 @@ def read(
     opened: bool,
     forced_tokens: int | None,
 ) -> Reply:
-    """What `reply.read` makes of the stream that carries these tokens (s each, since the start of the pass).
+    """What `reply.decode` makes of the stream that carries these tokens (s each, since the start of the pass).
 
     The closing `</think>`, where the server splits, and the end of text have no text: no chunk tells of them, and they
     count with the next chunk of text, or the last.

@@ -10,13 +10,13 @@ from loadtest.workload.prompts import Prompt
 ANSWER_LIMIT_CHARS = 2000
 
 
-def extract(answer_text: str, prompt: Prompt) -> str | None:
-    """The final answer as it was written, by the prompt's answer format; null where there is none."""
+def extract_answer(answer_text: str, prompt: Prompt) -> str | None:
+    """The final answer as it was written, by the prompt's answer format; None where there is none."""
     return extract_json(answer_text) if prompt.answer_format == "json" else extract_boxed(answer_text)
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{}` that is not empty, braces nested; null without one, or where the last one is cut off.
+    r"""Content of the last `\boxed{}` that is not empty, braces nested; None without one, or where the last one is cut off.
 
     >>> extract_boxed(r"\boxed{1}, no: \boxed{\frac{1}{2}}")
     '\\frac{1}{2}'
@@ -38,7 +38,7 @@ _BOX_START = re.compile(r"\s{0,8}(?:(\{)|([-+]?[0-9]{1,200}(?![0-9.,/])|(?=\S)|\
 
 
 def _braced(text: str, at: int) -> str | None:
-    """What stands in the braces at `at` (after spaces), or the bare number there; null where the braces do not close."""
+    """What stands in the braces at `at` (after spaces), or the bare number there; None where the braces do not close."""
     bare = _BOX_START.match(text, at)
     if bare is None:
         return None
@@ -56,7 +56,7 @@ _ANSWER_KEY = re.compile(r'(?:^|(?<=[{,`*\n ]))"answer"[ \t\n]{0,20}:[ \t\n]{0,2
 
 
 def extract_json(text: str) -> str | None:
-    """Value (text or number) of the last JSON `answer` field, in a fenced block or not; null without one.
+    """Value (text or number) of the last JSON `answer` field, in a fenced block or not; None without one.
 
     >>> extract_json('```json\\n{"answer": "C"}\\n```')
     'C'
@@ -77,7 +77,7 @@ _BRACES_BACK = 32  # so many opening braces before the last answer may be that o
 
 
 def _object_around(text: str, at: int) -> dict[str, object] | None:
-    """The outermost JSON object that holds place `at` and has an `answer` of its own; null where none can be read."""
+    """The outermost JSON object that holds place `at` and has an `answer` of its own; None where none can be read."""
     found, start = None, at
     for _ in range(_BRACES_BACK):
         start = text.rfind("{", max(0, at - ANSWER_LIMIT_CHARS), start)
@@ -90,7 +90,7 @@ def _object_around(text: str, at: int) -> dict[str, object] | None:
 
 
 def _decoded(text: str, past: int = 0) -> object:
-    """The JSON value at the start of a text; null where there is none, or it ends before `past`."""
+    """The JSON value at the start of a text; None where there is none, or it ends before `past`."""
     try:
         value, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):

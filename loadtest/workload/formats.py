@@ -22,7 +22,7 @@ import msgspec
 
 from loadtest.errors import UsageError
 from loadtest.workload.answer_format import extract_boxed
-from loadtest.workload.prompts import BOXED_INSTRUCTION, Prompt, expect, hint, show
+from loadtest.workload.prompts import BOXED_INSTRUCTION, Prompt, expect, hint, quoted
 
 
 def read(path: Path) -> Iterator[Prompt]:
@@ -152,18 +152,18 @@ def _user(text: str) -> dict[str, str]:
 def _messages(value: object, key: str) -> tuple[dict[str, str], ...]:
     """Chat messages; content in parts (`type`, `text`) is joined, for it must be text to be counted and hashed."""
     if not isinstance(value, list):
-        raise UsageError(f"{key}: expected a list of messages, got {show(value)}")
+        raise UsageError(f"{key}: expected a list of messages, got {quoted(value)}")
     return tuple(_message(message, key) for message in value)
 
 
 def _message(message: object, key: str) -> dict[str, str]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise UsageError(f"{key}: expected role and content in each message, got {show(message)}")
+        raise UsageError(f"{key}: expected role and content in each message, got {quoted(message)}")
     content = message.get("content")
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise UsageError(f"{key}: expected content as text, got {show(content)}")
+        raise UsageError(f"{key}: expected content as text, got {quoted(content)}")
     return {"role": message["role"], "content": content}
 
 
@@ -172,7 +172,7 @@ def _answer(row: dict[str, Any]) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
-        raise UsageError(f"answer: expected a text or a number, got {show(value)}")
+        raise UsageError(f"answer: expected a text or a number, got {quoted(value)}")
     return str(value)
 
 
@@ -181,14 +181,14 @@ def _text(row: dict[str, Any], key: str, default: str | None = None) -> str:
     if key in ("id", "custom_id") and isinstance(value, int):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
-        raise UsageError(f"{key}: expected a text that is not empty, got {show(value)}")
+        raise UsageError(f"{key}: expected a text that is not empty, got {quoted(value)}")
     return value
 
 
 def _number(row: dict[str, Any], key: str) -> int | None:
     value = row.get(key)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise UsageError(f"{key}: expected a whole number, got {show(value)}")
+        raise UsageError(f"{key}: expected a whole number, got {quoted(value)}")
     return value
 
 
@@ -197,7 +197,7 @@ def _seconds(row: dict[str, Any], key: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"{key}: expected seconds, got {show(value)}")
+        raise UsageError(f"{key}: expected seconds, got {quoted(value)}")
     return float(value)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from loadtest.errors import UsageError
-from loadtest.workload.problems import KINDS, MATH_KINDS, Problem
+from loadtest.workload.problems import MATH_KINDS, PROBLEM_KINDS, Problem
 from loadtest.workload.prompts import BOXED_INSTRUCTION, JSON_INSTRUCTION, Prompt
 
 _ATTEMPTS = 1000
@@ -35,7 +35,7 @@ _BOUNDS = {"n": (1, 100_000), "seed": (0, 2**63 - 1), "difficulty": (1, 5), "tok
 
 GENERATORS: dict[str, str] = {
     "math": f"mathematics of every kind in turn: {', '.join(MATH_KINDS)}",
-    **{name: kind.title for name, kind in KINDS.items()},
+    **{name: kind.title for name, kind in PROBLEM_KINDS.items()},
     "shared": "mathematics behind one long system prompt that all prompts share",
     "mixed": "easy arithmetic among hard mathematics, each marked for a router",
 }
@@ -74,7 +74,7 @@ def prompts(spec: str) -> tuple[Prompt, ...]:
     """
     name = spec.partition(":")[0]
     chosen = options(spec)
-    names = (name,) if name in KINDS else MATH_KINDS
+    names = (name,) if name in PROBLEM_KINDS else MATH_KINDS
     seen: set[str] = set()
     if name == "mixed":
         return tuple(_mixed(names[i % len(names)], i, chosen, seen, spec) for i in range(chosen.n))
@@ -95,13 +95,13 @@ def _mixed(kind: str, index: int, chosen: Options, seen: set[str], spec: str) ->
 
 def _handbook(chosen: Options) -> str:
     """A system prompt of about `tokens` tokens: rules and a register, as a product's assistant is given."""
-    register = KINDS["retrieval"].make(Random(f"shared/{chosen.seed}"), 1, chosen.tokens).text.rpartition("\n")[0]
+    register = PROBLEM_KINDS["retrieval"].make(Random(f"shared/{chosen.seed}"), 1, chosen.tokens).text.rpartition("\n")[0]
     return f"You are a careful assistant. Answer the question; use the register only where it is asked about.\n{register}"
 
 
 def _prompt(kind: str, index: int, chosen: Options, seen: set[str], spec: str) -> Prompt:
     """Problem `index`, drawn again for as long as it repeats an earlier one."""
-    make_problem: Callable[[Random, int, int], Problem] = KINDS[kind].make
+    make_problem: Callable[[Random, int, int], Problem] = PROBLEM_KINDS[kind].make
     for attempt in range(_ATTEMPTS):
         random = Random(f"{kind}/{chosen.seed}/{chosen.difficulty}/{chosen.tokens}/{index}/{attempt}")
         problem = make_problem(random, chosen.difficulty, chosen.tokens)

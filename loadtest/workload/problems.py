@@ -20,7 +20,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ProblemKind:
     """A kind of problem: one line that says what it is, and its maker."""
 
     title: str
@@ -272,15 +272,15 @@ def _digits_program(random: Random, difficulty: int) -> Problem:
     return Problem(f"{_PROGRAM} the sum of the decimal digits of {base} to the power of {power}.", str(answer), "program")
 
 
-KINDS: dict[str, Kind] = {
-    "arithmetic": Kind("chains of additions, subtractions and multiplications", arithmetic),
-    "modular": Kind("remainders of sums of powers", modular),
-    "linear": Kind("systems of linear equations", linear),
-    "counting": Kind("paths, committees, solutions in integers", counting),
-    "number-theory": Kind("divisors, greatest common divisors, congruences", number_theory),
-    "ledger": Kind("long word problems, 600 to 3,000 tokens, that track a stock over days", ledger),
-    "choice": Kind("multiple choice, the letter in a JSON field", choice),
-    "retrieval": Kind("sums of entries found in a register of tokens=N", retrieval),
-    "code": Kind("short programs to write; `analyze --run-programs` judges what they print", code),
+PROBLEM_KINDS: dict[str, ProblemKind] = {
+    "arithmetic": ProblemKind("chains of additions, subtractions and multiplications", arithmetic),
+    "modular": ProblemKind("remainders of sums of powers", modular),
+    "linear": ProblemKind("systems of linear equations", linear),
+    "counting": ProblemKind("paths, committees, solutions in integers", counting),
+    "number-theory": ProblemKind("divisors, greatest common divisors, congruences", number_theory),
+    "ledger": ProblemKind("long word problems, 600 to 3,000 tokens, that track a stock over days", ledger),
+    "choice": ProblemKind("multiple choice, the letter in a JSON field", choice),
+    "retrieval": ProblemKind("sums of entries found in a register of tokens=N", retrieval),
+    "code": ProblemKind("short programs to write; `analyze --run-programs` judges what they print", code),
 }
 MATH_KINDS = ("arithmetic", "modular", "linear", "counting", "number-theory")

@@ -15,7 +15,7 @@ ROLES = ("system", "user", "assistant")
 
 BOXED_INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 JSON_INSTRUCTION = (
-    "Please reason step by step, and show your choice in the `answer` field of a JSON object"
+    "Please reason step by step, and quoted your choice in the `answer` field of a JSON object"
     ' with only the choice letter, e.g., {"answer": "C"}.'
 )
 
@@ -26,7 +26,7 @@ class Prompt:
 
     `thinking_tokens` and `answer_tokens` are the lengths to replay, `max_tokens` this prompt's own limit on the output,
     `arrival_s` when it was asked, counted from the first prompt of the workload; `difficulty` is for a router to go by.
-    Null: not known.
+    None: not known.
     """
 
     id: str
@@ -54,7 +54,7 @@ class Prompt:
 
     @property
     def forced_tokens(self) -> int | None:
-        """Recorded length of the whole output (tokens), thinking and answer together; null where neither is known."""
+        """Recorded length of the whole output (tokens), thinking and answer together; None where neither is known."""
         if self.thinking_tokens is None and self.answer_tokens is None:
             return None
         return (self.thinking_tokens or 0) + (self.answer_tokens or 0)
@@ -68,10 +68,10 @@ class Prompt:
 def expect(condition: bool, key: str, expected: str, got: object) -> None:
     """Raise `UsageError` for this key unless the condition holds."""
     if not condition:
-        raise UsageError(f"{key}: expected {expected}, got {show(got)}")
+        raise UsageError(f"{key}: expected {expected}, got {quoted(got)}")
 
 
-def show(value: object) -> str:
+def quoted(value: object) -> str:
     """A value as an error message shows it: at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

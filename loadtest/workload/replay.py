@@ -74,7 +74,7 @@ def _started_s(request: RequestRecord, anchor: RequestRecord) -> float:
 
 
 def _lengths(request: RequestRecord) -> tuple[int | None, int | None]:
-    """Tokens of thinking and answer; the thinking is null where neither the server nor the chunks tell it."""
+    """Tokens of thinking and answer; the thinking is None where neither the server nor the chunks tell it."""
     total = request.completion_tokens or 0
     thinking = request.reasoning_tokens
     if not thinking and request.first_answer_chunk and request.chunk_tokens:

@@ -67,7 +67,7 @@ def slots_of(worker: int, workers: int, users: int) -> tuple[int, ...]:
 
 
 def indices(slots: Sequence[int], users: int, n: int | None) -> Iterator[int]:
-    """The measured items of the process that runs these users: all i below `n` (null: endless) with i mod users among them.
+    """The measured items of the process that runs these users: all i below `n` (None: endless) with i mod users among them.
 
     The shares of all processes are disjoint and make up the whole.
 

@@ -68,7 +68,7 @@ def _identity(prompts: tuple[Prompt, ...]) -> str:
 
 
 def _lines(prompts: tuple[Prompt, ...]) -> bytes:
-    """Canonical content: one JSON line a prompt, keys sorted, what is null left out."""
+    """Canonical content: one JSON line a prompt, keys sorted, what is None left out."""
     rows = ({key: value for key, value in msgspec.to_builtins(p).items() if value is not None} for p in prompts)
     return b"".join(msgspec.json.encode(row, order="sorted") + b"\n" for row in rows)
 

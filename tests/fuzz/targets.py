@@ -91,7 +91,7 @@ def _reply(reads: list[bytes], status: int) -> reply.Reply:
     exchange = Exchange(body=b"", status=status, content_type="text/event-stream", sent=0.0)
     exchange.pieces = reads
     exchange.reads = [float(i) for i in range(len(reads))]
-    return reply.read(exchange, _CLOCK, opened=True)
+    return reply.decode(exchange, _CLOCK, opened=True)
 
 
 def events(data: bytes) -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from loadtest.client import pass_options
+from loadtest.client.pass_options import PassOptions
 from loadtest.errors import RecordError, UsageError
 from loadtest.records.pass_facts import Failure, LevelSummary
 from loadtest.records.read import read_failure, read_json
@@ -55,7 +55,7 @@ def test_a_pass_under_plain_locust(tmp_path):
     opening = run_folder.open_run(given, HOST + "/v1", 8)
     settings = opening.asked
     assert settings.chat_url == HOST + "/v1/chat/completions"
-    assert pass_options.from_table(settings.to_table()) == settings
+    assert PassOptions.from_table(settings.to_table()) == settings
     assert (settings.cell, settings.concurrency, settings.repeat, settings.run_id) == ("other_qwq-32b_tp1", 8, 1, "run")
     manifest = read_json(tmp_path / "run" / "manifest.json")
     assert (manifest["complete"], manifest["scenario"], manifest["levels"]) == (False, "long_reasoning", [8])
@@ -158,7 +158,7 @@ def test_no_host():
 
 def test_both_who_open_a_run_say_the_same_of_it(tmp_path):
     study = Study(name="x", workload="math:n=3", cells=(Cell(engine="vllm", model="qwq-32b", gpu="l20"),))
-    run.open_run(study, *plan.asked(study), tmp_path / "a")
+    run.begin_run(study, *plan.asked(study), tmp_path / "a")
     run_folder.open_run(options(tmp_path / "b"), HOST, 1)
     ours, theirs = (read_json(tmp_path / name / "manifest.json") for name in "ab")
     assert ours.keys() == theirs.keys()

@@ -238,7 +238,7 @@ def moments(monkeypatch, *readings):
 def test_a_suspended_machine_breaks_its_pass_and_resume_measures_it_again(tmp_path, monkeypatch):
     moments(monkeypatch, (0, 0, 0), (650, 50, 650), (700, 100, 700), (710, 110, 710), (711, 111, 711), (720, 120, 720))
     problems = execute(STUDY, tmp_path / "run", say=silent)
-    assert problems == (f"{CELL}: 1 streams, pass 1: the machine was suspended for 600 s, which its times do not show",)
+    assert problems == (f"{CELL}: concurrency 1, repeat 1: the machine was suspended for 600 s, so its times are not valid",)
     ended = [read.read_json(path) for path in sorted((tmp_path / "run").rglob("pass.json"))]
     assert [(one["complete"], one["clocks"]["suspended_s"]) for one in ended] == [(False, 600), (True, 0)]
     assert execute(STUDY, tmp_path / "run", resume=True, say=silent) == ()

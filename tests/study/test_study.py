@@ -95,8 +95,8 @@ def test_requests_grow_with_the_level_from_a_minimum():
     ("old", "new", "message"),
     [
         ("levels = [1, 4]", 'levels = "1"', "s.toml:3: levels: expected array, got str"),
-        ("levels = [1, 4]", "levels = [0]", "s.toml:3: levels: expected numbers of streams from 1 up"),
-        ("levels = [1, 4]", "levels = [2, 2]", "s.toml:3: levels: expected each number of streams once"),
+        ("levels = [1, 4]", "levels = [0]", "s.toml:3: levels: expected concurrencies from 1 up"),
+        ("levels = [1, 4]", "levels = [2, 2]", "s.toml:3: levels: expected each concurrency once"),
         ("levels = [1, 4]", "level = [1]", "s.toml:3: level: unknown key; did you mean levels?"),
         ("tp = [1, 2]", "tp = 0", "s.toml:8: tp: expected a number of GPUs from 1 up, got 0"),
         ("gpu =", "gpus =", "s.toml:9: gpus: unknown key; did you mean gpu?"),

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from loadtest.records.engine_facts import EngineFacts
-from loadtest.records.manifest import from_table
+from loadtest.records.manifest import Manifest
 from loadtest.records.read import CellRecords, LevelRecords, Run
 from loadtest.records.schema import HealthSample, RequestRecord, ServerSample
 from loadtest.records.write import JsonlWriter, write_json, write_manifest
@@ -128,7 +128,7 @@ def run(cells: Sequence[CellRecords], **manifest: Any) -> Run:
         "scenario": "long_reasoning", "workload": workload,
         "contract": {"temperature": 0.6}, "slo": [], "cells": [_asked(c.engine) for c in cells],
     }  # fmt: skip
-    return Run(Path("run"), from_table(facts | manifest), tuple(cells))
+    return Run(Path("run"), Manifest.from_table(facts | manifest), tuple(cells))
 
 
 def _asked(engine: EngineFacts) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""The server of one cell: attached to by its URL, or started, waited for, and stopped again."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from loadtest.errors import EngineError
+from loadtest.servers import chat_template, flags, preflight, probe
+from loadtest.servers.server import Server
+from loadtest.study import locust_pass
+from loadtest.study.contract_check import check_contract
+from loadtest.study.engine_file import EngineFile, memory_fit
+from loadtest.study.execution import Execution, key_variables
+from loadtest.study.plan import launch_spec, refuse_misfit
+from loadtest.study.schema import Cell
+
+
+@contextlib.contextmanager
+def serving(
+    execution: Execution, cell: Cell, engine: EngineFile
+) -> Iterator[tuple[locust_pass.Target, Callable[[], str | None]]]:
+    """The server of a cell, which runs and answers: attached to by its URL, or started, and stopped at the end."""
+    if cell.base_url is not None:
+        yield _attached(execution, cell.base_url, cell, engine), lambda: None
+        return
+    _check_fit(execution, cell, engine)
+    if cell.id in execution.blocked:
+        raise EngineError(execution.blocked[cell.id])
+    spec = launch_spec(cell, execution.contract, port=preflight.free_port())
+    argv, variables = flags.launch_command(spec)
+    engine.learn(command=tuple(argv), env=variables)
+    execution.say(f"{cell.id}: starting")
+    log = execution.out / "cells" / cell.id / "engine.log"
+    with Server(spec, log, key_variables(execution.study)) as server:
+        server.wait_ready()
+        engine.learn(ready_unix_s=time.time())
+        yield _attached(execution, server.base_url, cell, engine), server.died
+    engine.learn(exit_code=server.exit_code)
+
+
+def _attached(execution: Execution, base_url: str, cell: Cell, engine: EngineFile) -> locust_pass.Target:
+    info = probe.probe(base_url, model=cell.model)
+    if info.engine not in ("other", cell.engine) and (info.simulated or cell.engine != "other"):
+        kind = "the simulator " if info.simulated else ""
+        raise EngineError(f"{base_url}: engine: expected {cell.engine}, got {kind}{info.engine}; say --engine {info.engine}")
+    engine.learn(engine_version=info.version, server_info=msgspec.to_builtins(info), clock_speed=info.clock_speed)
+    served = _served(base_url, cell, info)
+    told = chat_template.thinking_prelude(base_url, served) if info.engine in ("sglang", "vllm") else None
+    contract = check_contract(cell, execution.contract, engine.facts.command or (), info, told)
+    engine.learn(contract=contract)
+    tell = execution.note if cell.base_url is None else execution.say  # a server of others: no problem of ours
+    for violation in contract.violations:
+        tell(f"{cell.id}: differs from the contract: {violation}")
+    return locust_pass.Target(base_url=base_url, served_model=served, clock_speed=info.clock_speed)
+
+
+def _served(base_url: str, cell: Cell, info: probe.ServerInfo) -> str:
+    """The server's name of the cell's model: the same name, or that of the only model that it serves."""
+    if cell.model in info.models or not info.models:
+        return cell.model
+    if len(info.models) > 1:
+        known = ", ".join(info.models[:8])
+        raise EngineError(f"{base_url}: model: expected one of {known}, got {cell.model}; name it as the server does")
+    return info.models[0]
+
+
+def _check_fit(execution: Execution, cell: Cell, engine: EngineFile) -> None:
+    """Refuse a cell that does not fit its GPUs; `--force` starts it anyway."""
+    engine.learn(fit=memory_fit(cell, execution.contract))
+    if not execution.force:
+        refuse_misfit(cell, execution.contract)

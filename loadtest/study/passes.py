@@ -1,0 +1,113 @@
+"""One pass over one level of a cell: driven, watched, and in pass.json how it ended."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from loadtest import credentials
+from loadtest.errors import EngineError
+from loadtest.records import read, write
+from loadtest.records.folder import level_path, set_aside
+from loadtest.servers import probe
+from loadtest.study import estimate, locust_pass, sampling
+from loadtest.study.execution import Execution, key_variables
+from loadtest.study.schema import Cell, Study
+
+PASS_FILE = "pass.json"
+
+_TELL_EVERY_S = 15.0
+
+
+class PassFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """How a pass ended: `pass.json`. None: not known, or not of this kind of pass."""
+
+    complete: bool
+    n_requests: int | None = None
+    command: tuple[str, ...] | None = None  # of Locust
+    exit_code: int | None = None  # of Locust
+    reason: str | None = None  # why it is not complete
+    clocks: sampling.ClockChanges | None = None
+    cooldown_s: float | None = None
+    simulated_s: float | None = None  # in virtual time: how long it took
+
+
+def is_finished(execution: Execution, cell: Cell, level: int, repeat: int) -> bool:
+    """Whether this pass is complete on disk. The files of an earlier, incomplete attempt are kept under another name."""
+    folder = level_path(execution.out, cell.id, level, repeat)
+    if not folder.exists():
+        return False
+    marker = folder / PASS_FILE
+    if marker.exists() and read.read_as(marker, PassFacts).complete:
+        return True
+    aside = set_aside(folder)
+    execution.say(f"{cell.id}: an incomplete {folder.name} is kept as {aside.name}")
+    return False
+
+
+def run_pass(
+    execution: Execution, cell: Cell, target: locust_pass.Target, died: Callable[[], str | None], level: int, repeat: int
+) -> None:
+    folder = level_path(execution.out, cell.id, level, repeat)
+    argv = locust_pass.command(execution.study, cell, target, level, repeat, execution.out, execution.run_id)
+    locust_pass.cool_down(execution.study.cooldown_s, died)
+    if cell.base_url is None:  # a server that we did not start may serve others: its cache is not flushed
+        probe.flush_cache(target.base_url, cell.engine)
+    before = sampling.Moment.now()
+    with sampling.sampling(target, folder, gpus=_is_here(target)) as unwritable:
+        end = locust_pass.drive(
+            argv,
+            folder,
+            _environment(execution.study, cell),
+            died=lambda: unwritable() or died(),
+            tell=_teller(execution, cell, level),
+        )
+    after = sampling.Moment.now()
+    clocks = sampling.ClockChanges.between(before, after)
+    reason = end.reason or clocks.suspended
+    facts = PassFacts(
+        complete=reason is None,
+        n_requests=end.n_requests,
+        command=tuple(argv),
+        exit_code=end.exit_code,
+        reason=reason,
+        clocks=clocks,
+        cooldown_s=execution.study.cooldown_s,
+    )
+    write.write_json(folder / PASS_FILE, facts)
+    left = execution.remaining.after(cell, level)
+    took_s = after.monotonic_s - before.monotonic_s
+    execution.say(f"{cell.id} at {level:>2}  {end.n_requests:>4} requests in {took_s:5.1f} s{left}")
+    if clocks.set_by is not None:
+        execution.say(f"{cell.id} at {level:>2}  {clocks.set_by}")
+    if end.reason is not None:
+        raise EngineError(f"concurrency {level}, repeat {repeat}: {end.reason}")
+    if clocks.suspended is not None:  # --resume measures this pass again; the next may be sound
+        execution.note(f"{cell.id}: concurrency {level}, repeat {repeat}: {clocks.suspended}")
+
+
+def _is_here(target: locust_pass.Target) -> bool:
+    return probe.is_loopback(target.base_url)
+
+
+def _environment(study: Study, cell: Cell) -> dict[str, str]:
+    """The environment of Locust. It has an API key only if we did not start the server, and only the key of this cell."""
+    withheld = key_variables(study) | (set(credentials.WITHHELD) if cell.base_url is None else set())
+    withheld -= {credentials.KEY_VARIABLES[0]} if cell.base_url is not None else set()
+    return {name: value for name, value in os.environ.items() if name not in withheld}
+
+
+def _teller(execution: Execution, cell: Cell, level: int) -> Callable[[int], None]:
+    began_s = told_s = time.monotonic()
+
+    def tell(n_requests: int) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= _TELL_EVERY_S:
+            told_s = time.monotonic()
+            how_far = estimate.how_far(execution.study, level, n_requests, told_s - began_s)
+            execution.say(f"{cell.id} at {level:>2}  {how_far}")
+
+    return tell
