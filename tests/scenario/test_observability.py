@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from loadtest.study import run, schema
+from loadtest.study import passes, schema
 
 SCENARIO = Path(__file__).parents[2] / "scenarios/long_reasoning.py"
 
@@ -78,5 +78,5 @@ def test_a_study_hands_the_setting_on_to_locust(collector, monkeypatch):
     for name, value in settings(collector).items():
         monkeypatch.setenv(name, value)
     cell = schema.Cell(engine="other", model="m", base_url="http://127.0.0.1:1")
-    handed_on = run._environment(schema.Study(name="s", workload="math", cells=(cell,)), cell)
+    handed_on = passes._environment(schema.Study(name="s", workload="math", cells=(cell,)), cell)
     assert settings(collector).items() <= handed_on.items()
