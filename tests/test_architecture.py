@@ -126,6 +126,25 @@ def test_what_is_pure_reads_no_clock_and_no_disk(path):
     assert {name.split(".")[0] for name in imports(parse(path))} & IMPURE == set()
 
 
+# Words that need the module's name beside them, and are used so: `study.parse.load`, `workload.load`.
+SHARED_WORDS = {"check", "decode", "differences", "draw", "explained", "load", "log", "main", "parse", "plan", "read",
+                "simulate", "summary"}  # fmt: skip
+TO_BE_RENAMED = {"Estimate", "Workload"}  # in perfmodel.step_time and simulator.fleet
+
+
+def test_a_public_name_has_one_owner():
+    """Classes, and functions but for the words above. A handler in `commands` is named like its command."""
+    owners: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in parse(path).body:
+            is_named = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if is_named and not node.name.startswith("_") and not is_among(path, {"commands"}):
+                owners.setdefault(node.name, []).append(inside(path))
+    assert {
+        name: homes for name, homes in owners.items() if len(homes) > 1 and name not in SHARED_WORDS | TO_BE_RENAMED
+    } == {}
+
+
 @EACH
 def test_only_scenarios_import_locust_and_only_the_client_gevent(path):
     used = {name.split(".")[0] for name in imports(parse(path))}

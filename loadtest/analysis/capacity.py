@@ -20,7 +20,7 @@ from loadtest.metrics.schema import CellFigures, MaximumConcurrency
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class CapacityDemand:
     """What has to be held: `users` requests in flight at any time, or else `answers_per_hour` finished ones.
 
     `headroom` is the share of each replica that is kept free, `gpu_hour_price` the price of one GPU for an hour.
@@ -52,7 +52,7 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class Provision:
     """How many replicas hold a demand, and the answers and tokens per hour that they then deliver."""
 
     replicas: int
@@ -60,20 +60,20 @@ class Fleet:
     tokens: float
 
 
-def fleet(demand: Demand, one: Replica) -> Fleet:
+def provision(demand: CapacityDemand, one: Replica) -> Provision:
     """Replicas = ceil(demand / (what one holds x (1 - headroom))); delivered is what was asked for, not what could be.
 
-    >>> fleet(Demand(users=40), Replica(streams=8, answers=160.0, tokens=80_000.0))
-    Fleet(replicas=7, answers=800.0, tokens=400000.0)
+    >>> provision(CapacityDemand(users=40), Replica(streams=8, answers=160.0, tokens=80_000.0))
+    Provision(replicas=7, answers=800.0, tokens=400000.0)
     """
     held, asked = (one.streams, demand.users) if demand.users is not None else (one.answers, demand.answers_per_hour)
     assert asked is not None
     load = asked / held
     replicas = math.ceil(load / (1 - demand.headroom) - 1e-9)
-    return Fleet(replicas, load * one.answers, load * one.tokens)
+    return Provision(replicas, load * one.answers, load * one.tokens)
 
 
-def plan(cells: Sequence[CellFigures], objectives: Sequence[slo.Slo], demand: Demand) -> list[CapacityOption]:
+def plan(cells: Sequence[CellFigures], objectives: Sequence[slo.Slo], demand: CapacityDemand) -> list[CapacityOption]:
     """One option for each cell, cheapest first (fewest GPUs where no price is given), those that hold nothing last.
 
     Every figure is that of the highest level that meets every SLO. Its careful end is the worst, by the low ends of the
@@ -92,7 +92,7 @@ def _rank(option: CapacityOption) -> tuple[bool, float, float, str]:
     return gpus is None, gpus or 0.0, cost or 0.0, option.cell
 
 
-def _option(cell: CellFigures, objectives: Sequence[slo.Slo], demand: Demand) -> CapacityOption:
+def _option(cell: CellFigures, objectives: Sequence[slo.Slo], demand: CapacityDemand) -> CapacityOption:
     found = maximum_concurrency(cell.levels, objectives, cell.fit)
     cases = _cases(cell, found, demand)
     level = None if found.by_slo is None else cell.level(found.by_slo)
@@ -120,34 +120,36 @@ def _option(cell: CellFigures, objectives: Sequence[slo.Slo], demand: Demand) ->
 
 @dataclass(frozen=True, slots=True)
 class _Cases:
-    """The fleet by the figures, and those between it and each end of the intervals; none where nothing bounds that end."""
+    """The provision by the figures, and those from it to each end of the intervals; none where nothing bounds that end."""
 
-    typical: Fleet | None
-    hopeful: Sequence[Fleet]
-    careful: Sequence[Fleet]
+    typical: Provision | None
+    hopeful: Sequence[Provision]
+    careful: Sequence[Provision]
 
 
-def _cases(cell: CellFigures, found: MaximumConcurrency, demand: Demand) -> _Cases:
+def _cases(cell: CellFigures, found: MaximumConcurrency, demand: CapacityDemand) -> _Cases:
     low, high = found.ci95 or (None, None)
-    typical = _fleets(cell, found.by_slo, found.by_slo, demand, None)
+    typical = _provisions(cell, found.by_slo, found.by_slo, demand, None)
     return _Cases(
         typical=typical[0] if typical else None,
-        hopeful=_fleets(cell, found.by_slo, high, demand, 1),
-        careful=_fleets(cell, low, found.by_slo, demand, 0),
+        hopeful=_provisions(cell, found.by_slo, high, demand, 1),
+        careful=_provisions(cell, low, found.by_slo, demand, 0),
     )
 
 
-def _fleets(cell: CellFigures, lowest: int | None, highest: int | None, demand: Demand, end: int | None) -> Sequence[Fleet]:
-    """A fleet for each level from `lowest` to `highest`, by its figures (`end` None) or by one end of their intervals. None
+def _provisions(
+    cell: CellFigures, lowest: int | None, highest: int | None, demand: CapacityDemand, end: int | None
+) -> Sequence[Provision]:
+    """A provision for each level from `lowest` to `highest`, by its figures (`end` None) or one end of their intervals. None
     at all where such a level, or the rates of one, are missing."""
     if lowest is None or highest is None or cell.level(lowest) is None:
         return ()
     found = [_replica(level, demand, end) for level in cell.levels if lowest <= level.concurrency <= highest]
-    known = [fleet(demand, one) for one in found if one is not None]
+    known = [provision(demand, one) for one in found if one is not None]
     return known if len(known) == len(found) else ()
 
 
-def _replica(level: LevelFigures, demand: Demand, end: int | None) -> Replica | None:
+def _replica(level: LevelFigures, demand: CapacityDemand, end: int | None) -> Replica | None:
     """What a replica holds at a level. Where answers are demanded, the tokens follow from the mean tokens of an answer: its
     two rates have errors of very different size, so their ends say nothing of its length."""
     answers, tokens = (_rate(one, end) for one in (level.answers_per_hour, level.output_tokens_per_s))
@@ -162,25 +164,25 @@ def _rate(found: Estimate, end: int | None) -> float | None:
     return None if found.ci95 is None else found.ci95[end]
 
 
-def _figure(cases: _Cases, of: Callable[[Fleet], float]) -> Bounded:
-    """A figure of the fleet, from the hopeful to the careful end."""
+def _figure(cases: _Cases, of: Callable[[Provision], float]) -> Bounded:
+    """A figure of the provision, from the hopeful to the careful end."""
     return Bounded(None if cases.typical is None else of(cases.typical), _ends(cases, of))
 
 
-def _ends(cases: _Cases, of: Callable[[Fleet], float]) -> OpenInterval | None:
+def _ends(cases: _Cases, of: Callable[[Provision], float]) -> OpenInterval | None:
     low = min((of(one) for one in cases.hopeful), default=None)
     high = max((of(one) for one in cases.careful), default=None)
     return None if low is None and high is None else (low, high)
 
 
-def _cost(cases: _Cases, price: float | None, gpus: Callable[[Fleet], float]) -> Cost:
+def _cost(cases: _Cases, price: float | None, gpus: Callable[[Provision], float]) -> Cost:
     if price is None:
         return Cost(None, None, "no price of a GPU hour was given")
     found = _figure(cases, lambda one: price * gpus(one))
     return Cost(found.value, found.ci95)
 
 
-def _why_none(found: MaximumConcurrency, typical: Fleet | None) -> str | None:
+def _why_none(found: MaximumConcurrency, typical: Provision | None) -> str | None:
     if found.by_slo == 0:
         return f"not even the lowest level meets {found.binds}"
     return "no answer arrived inside the steady window" if typical is None else None

@@ -31,7 +31,7 @@ Start = Sequence[Pass]
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class LogFigure:
     """The log of one start's figure, and the variance of it that its requests alone explain."""
 
     log: float
@@ -42,8 +42,8 @@ class Figure:
 class Sides:
     """The figures of both engines' starts (None: a start without one), and how they were found."""
 
-    a: tuple[Figure | None, ...]
-    b: tuple[Figure | None, ...]
+    a: tuple[LogFigure | None, ...]
+    b: tuple[LogFigure | None, ...]
     method: str
 
     @property
@@ -57,14 +57,14 @@ class Sides:
         return _pair([one for one in self.a if one is not None], [one for one in self.b if one is not None])
 
 
-def _pair(a: Sequence[Figure], b: Sequence[Figure]) -> starts.PairedStarts | None:
+def _pair(a: Sequence[LogFigure], b: Sequence[LogFigure]) -> starts.PairedStarts | None:
     if not (a and b):
         return None
     within = sum(math.fsum(one.variance for one in side) / len(side) ** 2 for side in (a, b))
     return starts.PairedStarts(_logs(a), _logs(b), math.sqrt(within))
 
 
-def _logs(side: Sequence[Figure]) -> Floats:
+def _logs(side: Sequence[LogFigure]) -> Floats:
     return np.array([one.log for one in side], np.float64)
 
 
@@ -74,10 +74,10 @@ def over_levels(levels: Sequence[Sides]) -> starts.PairedStarts | None:
     return _pair(_means(one.a for one in whole), _means(one.b for one in whole)) if whole else None
 
 
-def _means(levels: Iterable[tuple[Figure | None, ...]]) -> list[Figure]:
+def _means(levels: Iterable[tuple[LogFigure | None, ...]]) -> list[LogFigure]:
     found = [[one for one in of_start if one is not None] for of_start in zip(*levels, strict=True)]
     return [
-        Figure(math.fsum(one.log for one in some) / len(some), math.fsum(one.variance for one in some) / len(some) ** 2)
+        LogFigure(math.fsum(one.log for one in some) / len(some), math.fsum(one.variance for one in some) / len(some) ** 2)
         for some in found
     ]
 
@@ -101,7 +101,7 @@ def at_equal_length(a: Sequence[Start], b: Sequence[Start]) -> Sides:
     """log time to the final answer at the length common to all starts of both, of answers that finished."""
     found = adjustment.at_common_length([_answers(one) for one in (*a, *b)])
     figures = [
-        None if log is None else Figure(log, variance)
+        None if log is None else LogFigure(log, variance)
         for log, variance in zip(found.log_s, found.within_variance, strict=True)
     ]
     return Sides(tuple(figures[: len(a)]), tuple(figures[len(a) :]), EQUAL_LENGTH)
@@ -129,7 +129,7 @@ def raw(a: Sequence[Start], b: Sequence[Start], metric: str) -> Sides:
     return _each(a, b, lambda one: _restricted(*_pooled(one, metric), horizon), CENSORED)
 
 
-def _each(a: Sequence[Start], b: Sequence[Start], figure: Callable[[Start], Figure | None], method: str) -> Sides:
+def _each(a: Sequence[Start], b: Sequence[Start], figure: Callable[[Start], LogFigure | None], method: str) -> Sides:
     return Sides(tuple(map(figure, a)), tuple(map(figure, b)), method)
 
 
@@ -138,28 +138,28 @@ def _pooled(start: Start, metric: str) -> tuple[Floats, np.ndarray[tuple[int], n
     return np.concatenate([values for values, _ in parts]), np.concatenate([seen for _, seen in parts])
 
 
-def _mean_log(values: Floats) -> Figure | None:
+def _mean_log(values: Floats) -> LogFigure | None:
     logs = np.log(values[values > 0])
     if len(logs) < adjustment.MIN_ANSWERS:
         return None
-    return Figure(float(np.mean(logs)), float(np.var(logs, ddof=1)) / len(logs))
+    return LogFigure(float(np.mean(logs)), float(np.var(logs, ddof=1)) / len(logs))
 
 
-def _restricted(values: Floats, seen: np.ndarray[tuple[int], np.dtype[np.bool_]], horizon: float) -> Figure | None:
+def _restricted(values: Floats, seen: np.ndarray[tuple[int], np.dtype[np.bool_]], horizon: float) -> LogFigure | None:
     if int(np.sum(seen)) < adjustment.MIN_ANSWERS:
         return None
     area, error = survival.restricted_mean(survival.kaplan_meier(values, seen), horizon)
-    return Figure(math.log(area), (error / area) ** 2) if area > 0 else None
+    return LogFigure(math.log(area), (error / area) ** 2) if area > 0 else None
 
 
-def _throughput(start: Start) -> Figure | None:
+def _throughput(start: Start) -> LogFigure | None:
     spans = [(one, span) for one in start if (span := steady_window.steady(one)) is not None]
     found = steady_window.window_tokens_per_s(spans)
     if not found.value:
         return None
     half = 0.0 if found.ci95 is None else found.ci95[1] - found.value
     error = half / intervals.t_critical(max(found.n - 1, 1)) / found.value
-    return Figure(math.log(found.value), error**2)
+    return LogFigure(math.log(found.value), error**2)
 
 
 # Lengths -------------------------------------------------------------------------------------------------------------

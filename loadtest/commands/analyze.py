@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadtest.commands.finish import Say, analyze_run, as_json, read_metrics, table, write_page
+from loadtest.commands.finish import Say, analyze_run, as_json, decision_table, read_metrics, write_page
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
 
@@ -26,7 +26,9 @@ def analyze(arguments: argparse.Namespace, say: Say) -> str:
         found = programs.verdicts(read.read_run(arguments.run), say)
         write.write_json(arguments.run / "programs.json", found)
     metrics = analyze_run(arguments.run)
-    return as_json(metrics) if arguments.json else f"{table(arguments.run, metrics)}\n{arguments.run / 'metrics.json'}"
+    return (
+        as_json(metrics) if arguments.json else f"{decision_table(arguments.run, metrics)}\n{arguments.run / 'metrics.json'}"
+    )
 
 
 def report(arguments: argparse.Namespace, say: Say) -> str:

@@ -95,13 +95,13 @@ def plan(arguments: argparse.Namespace, say: Say) -> str:
     from loadtest.metrics import slo
 
     objectives = [slo.parse_slo(text) for text in arguments.slo]
-    capacity.Demand(arguments.users, arguments.answers_per_hour, arguments.headroom, arguments.gpu_hour_price)
+    capacity.CapacityDemand(arguments.users, arguments.answers_per_hour, arguments.headroom, arguments.gpu_hour_price)
     if arguments.source is not None and arguments.study is not None:
         raise UsageError("plan: expected one of --from RUN (measurements) and --study (a prediction), got both")
     metrics, run = _predicted(arguments, say) if arguments.source is None else _measured(arguments.source)
     prices = run.manifest.prices
     price = prices.gpu_hour if arguments.gpu_hour_price is None else arguments.gpu_hour_price
-    demand = capacity.Demand(arguments.users, arguments.answers_per_hour, arguments.headroom, price)
+    demand = capacity.CapacityDemand(arguments.users, arguments.answers_per_hour, arguments.headroom, price)
     objectives = objectives or [slo.parse_slo(text) for text in metrics.run.slo]
     found = CapacityPlan(
         source="performance model" if arguments.source is None else f"run {metrics.run_id}",

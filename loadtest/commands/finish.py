@@ -43,7 +43,7 @@ def carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, json:
         raise LoadtestError(
             f"nothing could be measured: every request failed ({kinds}); read the server's log, and {out / 'report.html'}"
         )
-    return as_json(metrics) if json else f"{table(out, metrics)}\n{out / 'report.html'}"
+    return as_json(metrics) if json else f"{decision_table(out, metrics)}\n{out / 'report.html'}"
 
 
 def _conclude(out: Path, say: Say) -> Metrics:
@@ -64,7 +64,7 @@ def _only_failures(metrics: Metrics) -> str:
     return ", ".join(f"{kind} {n}" for kind, n in kinds.most_common())
 
 
-def table(folder: Path, metrics: Metrics) -> str:
+def decision_table(folder: Path, metrics: Metrics) -> str:
     """The decision, as a compact table for a terminal."""
     from loadtest.report.terminal import decision_text
 

@@ -30,7 +30,7 @@ def doctor(arguments: argparse.Namespace, say: Say) -> str:
     return said
 
 
-def _listed(findings: tuple[examination.Finding, ...]) -> str:
+def _listed(findings: tuple[examination.MachineCheck, ...]) -> str:
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:

@@ -27,7 +27,7 @@ QUANTILES = {"p50": 0.5, "p90": 0.9}
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class EngineSpeed:
     """How fast an engine is at one concurrency: its line, and the seconds of a lone first token; one entry a start."""
 
     concurrency: int
@@ -36,7 +36,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class AnswerLengths:
     """Output tokens of answers, prompt after prompt: `starts[i]` is where the answers to prompt i begin."""
 
     tokens: Floats
@@ -54,20 +54,20 @@ class Lengths:
         return float(np.mean(self.tokens))
 
 
-def pool_lengths(by_prompt: dict[str, list[float]], prompt_tokens: float) -> Lengths:
+def pool_lengths(by_prompt: dict[str, list[float]], prompt_tokens: float) -> AnswerLengths:
     """The lengths of both engines together, by prompt."""
     answers = [sorted(by_prompt[prompt]) for prompt in sorted(by_prompt) if by_prompt[prompt]]
     starts = np.cumsum([0, *(len(one) for one in answers)])[:-1]
-    return Lengths(np.array([tokens for one in answers for tokens in one], np.float64), starts, prompt_tokens)
+    return AnswerLengths(np.array([tokens for one in answers for tokens in one], np.float64), starts, prompt_tokens)
 
 
-def others_tokens(concurrency: int, drawn: Lengths) -> float:
+def others_tokens(concurrency: int, drawn: AnswerLengths) -> float:
     """Context that the other users hold at a random moment of a closed loop (tokens)."""
     length_biased = float(np.mean(drawn.tokens**2)) / (2 * drawn.mean_tokens)
     return (concurrency - 1) * (drawn.prompt_tokens + length_biased)
 
 
-def answer_s(speed: Speed, tokens: Floats, drawn: Lengths) -> Floats:
+def answer_s(speed: EngineSpeed, tokens: Floats, drawn: AnswerLengths) -> Floats:
     """Seconds of answers of so many tokens among others of the lengths `drawn`: starts in the rows, answers in columns."""
     context = others_tokens(speed.concurrency, drawn) + drawn.prompt_tokens + tokens / 2
     step_s = speed.line.a_s[..., None] + speed.line.b_s[..., None] * context
@@ -76,7 +76,7 @@ def answer_s(speed: Speed, tokens: Floats, drawn: Lengths) -> Floats:
     return np.asarray(first_s + (tokens - 1) * step_s + prefills_s, np.float64)
 
 
-def log_mean_s(speed: Speed, drawn: Lengths) -> Floats:
+def log_mean_s(speed: EngineSpeed, drawn: AnswerLengths) -> Floats:
     """log of the mean time to the final answer: one figure a start, of which two engines' difference is the decision."""
     return np.asarray(np.log(np.mean(answer_s(speed, drawn.tokens, drawn), axis=-1)), np.float64)
 
@@ -93,10 +93,10 @@ class Composed:
     these_prompts: Interval | None
 
 
-def composed_figures(speed: Speed, drawn: Lengths) -> dict[str, Composed]:
+def composed_figures(speed: EngineSpeed, drawn: AnswerLengths) -> dict[str, Composed]:
     """`mean`, `p50` and `p90` of the time to the final answer (s), over starts.
 
-    Speed (t over starts) and length (by prompt) are independent: their errors add up in quadrature on the log scale. A
+    EngineSpeed (t over starts) and length (by prompt) are independent: their errors add up in quadrature on the log scale. A
     quantile of the time is the time of that quantile of the length, for a longer answer takes longer.
     """
     times = np.exp(np.mean(np.log(answer_s(speed, drawn.tokens, drawn)), axis=0))
@@ -108,7 +108,9 @@ def composed_figures(speed: Speed, drawn: Lengths) -> dict[str, Composed]:
     return found
 
 
-def _figure(value: float, bounds: tuple[Interval | None, Interval | None], speed: Speed, drawn: Lengths) -> Composed:
+def _figure(
+    value: float, bounds: tuple[Interval | None, Interval | None], speed: EngineSpeed, drawn: AnswerLengths
+) -> Composed:
     spread = _speed_half_width(speed, drawn)
     kind, these = (None if ends is None or spread is None else _joined(value, ends, spread) for ends in bounds)
     return Composed(value, kind, these)
@@ -120,13 +122,13 @@ def _joined(value: float, ends: Interval, half_width: float) -> Interval:
     return value * math.exp(-low), value * math.exp(high)
 
 
-def _speed_half_width(speed: Speed, drawn: Lengths) -> float | None:
+def _speed_half_width(speed: EngineSpeed, drawn: AnswerLengths) -> float | None:
     """Half of the 95 % interval of log time that comes from starts; None for fewer than two."""
     found = intervals.mean(np.atleast_1d(log_mean_s(speed, drawn)))
     return None if found.ci95 is None else (found.ci95[1] - found.ci95[0]) / 2
 
 
-def _mean_bounds(times: Floats, drawn: Lengths) -> tuple[Interval | None, Interval | None]:
+def _mean_bounds(times: Floats, drawn: AnswerLengths) -> tuple[Interval | None, Interval | None]:
     totals = np.add.reduceat(times, drawn.starts)
     sizes = np.diff(drawn.starts, append=len(times)).astype(np.float64)
     kind = intervals.ratio(totals, sizes).ci95
@@ -141,7 +143,7 @@ def _around(value: float, error: float, df: int) -> Interval:
     return value / spread, value * spread
 
 
-def _quantile_bounds(times: Floats, drawn: Lengths, p: float) -> tuple[Interval | None, Interval | None]:
+def _quantile_bounds(times: Floats, drawn: AnswerLengths, p: float) -> tuple[Interval | None, Interval | None]:
     """Woodruff's bounds: those of the share below the quantile, read off the distribution."""
     weights = np.ones(len(times), np.float32)
     (kind,) = intervals.clustered_quantiles(times.astype(np.float32), weights, drawn.starts, [p])
@@ -155,7 +157,7 @@ def _quantile_bounds(times: Floats, drawn: Lengths, p: float) -> tuple[Interval 
     return kind.ci95, (intervals.sample_quantile(order, p - half), intervals.sample_quantile(order, p + half))
 
 
-def _within(values: Floats, drawn: Lengths) -> float | None:
+def _within(values: Floats, drawn: AnswerLengths) -> float | None:
     """Variance of the mean of all answers that asking the same prompts again would show; None where some prompt was
     asked once."""
     sizes = np.diff(drawn.starts, append=len(values))

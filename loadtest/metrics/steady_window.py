@@ -18,6 +18,7 @@ from loadtest.metrics.level_schema import WindowCheck, WindowChecks, WindowSpan
 from loadtest.metrics.request_arrays import Bools, Pass
 
 NO_WINDOW = "no steady window: the users never all had a request in flight at once"
+RESOLUTION_S = 1e-9  # of the clocks: two instants closer than that are one
 BATCHES = 10  # batch means of one window (Schmeiser 1982: 10 to 30)
 
 
@@ -36,7 +37,7 @@ def steady(columns: Pass) -> WindowSpan | None:
     if not len(full):
         return None
     window = WindowSpan(float(times[order][full[0]]), float(times[order][full[-1] + 1]))
-    return window if window.length_s > 0 else None
+    return window if window.length_s > RESOLUTION_S else None
 
 
 def tokens_in(columns: Pass, window: WindowSpan, edges: int = 1) -> Floats:

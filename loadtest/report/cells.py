@@ -15,7 +15,7 @@ _MODES = {"equal-work": "equal work", "natural": "natural stopping"}
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ShownCell:
     """One cell and the names it is shown by. Every text is safe to show (`clean`).
 
     `second_mode`: where a study pairs two modes, the second one, of the cells that it adds. On a page of several runs,
@@ -94,9 +94,9 @@ class Cell:
         return ", ".join(str(level.concurrency) for level in self.levels)
 
 
-def cells_of(metrics: Metrics) -> tuple[Cell, ...]:
+def cells_of(metrics: Metrics) -> tuple[ShownCell, ...]:
     """Every cell, in the order of `metrics.cells`."""
-    return tuple(Cell(one, second_mode=_second_mode(one, metrics.run.mode)) for one in metrics.cells)
+    return tuple(ShownCell(one, second_mode=_second_mode(one, metrics.run.mode)) for one in metrics.cells)
 
 
 def _second_mode(cell: CellFigures, first: str | None) -> str:
@@ -113,51 +113,51 @@ def title_of_model(name: str) -> str:
     return "QwQ-32B" + name[len("qwq-32b") :].upper() if name.lower().startswith("qwq-32b") else name
 
 
-Groups = Mapping[str, tuple[Cell, ...]]
+Groups = Mapping[str, tuple[ShownCell, ...]]
 
 
-def deployments(cells: Iterable[Cell]) -> Groups:
+def deployments(cells: Iterable[ShownCell]) -> Groups:
     """Cells with at least one level, by deployment, in order of appearance."""
-    groups: dict[str, tuple[Cell, ...]] = {}
+    groups: dict[str, tuple[ShownCell, ...]] = {}
     for cell in cells:
         if cell.levels:
             groups[cell.deployment] = (*groups.get(cell.deployment, ()), cell)
     return groups
 
 
-def flat(groups: Groups) -> tuple[Cell, ...]:
+def flat(groups: Groups) -> tuple[ShownCell, ...]:
     """The cells of all groups, in order."""
     return tuple(cell for group in groups.values() for cell in group)
 
 
-def by_level(cells: Iterable[Cell]) -> list[tuple[Cell, LevelFigures]]:
+def by_level(cells: Iterable[ShownCell]) -> list[tuple[ShownCell, LevelFigures]]:
     """Every level of every cell."""
     return [(cell, level) for cell in cells for level in cell.levels]
 
 
-def top_concurrency(group: Iterable[Cell]) -> int:
+def top_concurrency(group: Iterable[ShownCell]) -> int:
     """The highest at which every cell of the group has requests; the highest of any where they share none."""
     levels = [{level.concurrency for level in cell.levels if level.n_requests} for cell in group]
     return max(set.intersection(*levels) or set.union(*levels) or {1})
 
 
-def concurrencies(cells: Iterable[Cell]) -> tuple[int, ...]:
+def concurrencies(cells: Iterable[ShownCell]) -> tuple[int, ...]:
     """Every concurrency that any of the cells was tried at, ascending."""
     return tuple(sorted({level.concurrency for _, level in by_level(cells)}))
 
 
-def labelled(title: str, cells: Iterable[Cell]) -> str:
+def labelled(title: str, cells: Iterable[ShownCell]) -> str:
     """A title that says so where any of the cells is simulated."""
     return f"{title} (simulated)" if any(cell.simulated for cell in cells) else title
 
 
-def sample_sizes(cell: Cell) -> str:
+def sample_sizes(cell: ShownCell) -> str:
     """Number of requests at each level of a cell, in words."""
     sizes = [count(level.n_requests) for level in cell.levels]
     return f"{sizes[0]} at each level" if len(set(sizes)) == 1 else ", ".join(sizes)
 
 
-def typical_statistic(cells: Iterable[Cell], metric: str) -> Statistic:
+def typical_statistic(cells: Iterable[ShownCell], metric: str) -> Statistic:
     """`p50` where every level that has a mean has a median too, else `mean`: one statistic for all that is compared."""
     found = [(level.estimate(metric, "mean"), level.estimate(metric, "p50")) for _, level in by_level(cells)]
     return "mean" if any(average.known and not middle.known for average, middle in found) else "p50"

@@ -13,7 +13,7 @@ from loadtest.analysis.decisions import RunComparison
 from loadtest.metrics.catalogue import METRICS
 from loadtest.metrics.schema import Comparison, Metrics
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import Cell, Groups, cells_of
+from loadtest.report.cells import Groups, ShownCell, cells_of
 from loadtest.report.decision import Line
 from loadtest.report.formatting import at_concurrency, clean, number, signed, span
 from loadtest.report.plots.catalogue import shared_figures
@@ -174,7 +174,7 @@ def _groups(sides: Sequence[Side]) -> Groups:
     partners = {
         row.b: of[row.a] for side, of in zip(sides[1:], shared, strict=True) for row in side.comparisons if row.a in of
     }
-    groups: dict[str, tuple[Cell, ...]] = {}
+    groups: dict[str, tuple[ShownCell, ...]] = {}
     for number_of_run, (side, place_of, label) in enumerate(zip(sides, (partners, *shared), labels(sides), strict=True)):
         for cell in cells_of(side.metrics):
             if cell.levels and (place := place_of.get(cell.figures.id)):

@@ -16,7 +16,7 @@ from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.schema import Metrics
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import FAMILIES, Cell, by_level, cells_of, typical_statistic
+from loadtest.report.cells import FAMILIES, ShownCell, by_level, cells_of, typical_statistic
 from loadtest.report.formatting import at_concurrency, clean, listed, number, span, with_interval
 from loadtest.report.verdicts import Named, evidence, summary
 
@@ -72,7 +72,7 @@ def decision_lines(metrics: Metrics, manifest: Manifest) -> tuple[Line, ...]:
 # Which engine --------------------------------------------------------------------------------------------------------
 
 
-def _engine(metrics: Metrics, cells: tuple[Cell, ...]) -> Line | None:
+def _engine(metrics: Metrics, cells: tuple[ShownCell, ...]) -> Line | None:
     if len({cell.family for cell in cells}) < 2 and not metrics.decisions:
         return None
     found = [one for one in _named(metrics) if one.of.ratio.known]
@@ -95,7 +95,7 @@ def _named(metrics: Metrics) -> list[Named]:
 # Which configuration, what concurrency, what it costs ----------------------------------------------------------------
 
 
-def _configuration(cells: tuple[Cell, ...]) -> Line:
+def _configuration(cells: tuple[ShownCell, ...]) -> Line:
     alone = _best(cells, "tokens_per_s_per_user", typical_statistic(cells, "tokens_per_s_per_user"))
     total = _best(cells, "output_tokens_per_s", "value")
     parts = [
@@ -113,12 +113,12 @@ def _configuration(cells: tuple[Cell, ...]) -> Line:
     return Line(CONFIGURATION, answer, f"{because[:1].upper()}{because[1:]}.")
 
 
-def _best(cells: Iterable[Cell], metric: str, statistic: Statistic) -> tuple[Cell, LevelFigures, Estimate] | None:
+def _best(cells: Iterable[ShownCell], metric: str, statistic: Statistic) -> tuple[ShownCell, LevelFigures, Estimate] | None:
     found = [(cell, level, level.estimate(metric, statistic)) for cell, level in by_level(cells)]
     return max((row for row in found if row[2].known), key=lambda row: row[2].value or 0.0, default=None)
 
 
-def _place(cell: Cell, level: LevelFigures) -> str:
+def _place(cell: ShownCell, level: LevelFigures) -> str:
     return f"{cell.engine}, {cell.deployment}, {at_concurrency(level.concurrency)}"
 
 
@@ -147,7 +147,7 @@ def slos_in_words(metrics: Metrics) -> tuple[str, ...]:
     return tuple(map(slo_words, metrics.run.slo))
 
 
-def _concurrency(cells: tuple[Cell, ...], wanted: tuple[str, ...]) -> Line:
+def _concurrency(cells: tuple[ShownCell, ...], wanted: tuple[str, ...]) -> Line:
     slos = f"SLO{'' if len(wanted) == 1 else 's'}: {'; '.join(wanted)}."
     if not wanted:
         because = "Without an SLO there is no maximum: set one with slo in the study, or --slo of attach."
@@ -162,13 +162,13 @@ def _concurrency(cells: tuple[Cell, ...], wanted: tuple[str, ...]) -> Line:
     return Line(CONCURRENCY, f"{n} within the SLOs{more}", because)
 
 
-def surely_met(cell: Cell) -> int:
+def surely_met(cell: ShownCell) -> int:
     """The highest concurrency up to which every SLO is met with its whole confidence interval; 0 where none is."""
     ends = cell.figures.maximum_concurrency.ci95
     return 0 if ends is None else ends[0]
 
 
-def _binding(cells: tuple[Cell, ...]) -> str:
+def _binding(cells: tuple[ShownCell, ...]) -> str:
     found = {slo_words(binds) for cell in cells if (binds := cell.figures.maximum_concurrency.binds)}
     return f"Not met, or too few requests to tell: {'; '.join(sorted(found))}" if found else "Too few requests to tell"
 
@@ -177,7 +177,7 @@ def price(manifest: Manifest) -> Price:
     return Price(manifest.prices.gpu_hour, clean(manifest.prices.currency or ""))
 
 
-def cost_per_1000_answers(cell: Cell, level: LevelFigures, gpu_hour_price: float) -> Bounded:
+def cost_per_1000_answers(cell: ShownCell, level: LevelFigures, gpu_hour_price: float) -> Bounded:
     """Price of 1,000 finished answers: price of a GPU-hour x GPUs x 1,000 / answers per hour; the interval is inverted."""
     rate, hour = level.answers_per_hour, 1000 * gpu_hour_price * cell.gpus
     if not rate.value:
@@ -185,13 +185,13 @@ def cost_per_1000_answers(cell: Cell, level: LevelFigures, gpu_hour_price: float
     return Bounded(hour / rate.value, (hour / rate.high if rate.high else None, hour / rate.low if rate.low else None))
 
 
-def cheapest_level(cells: Iterable[Cell], gpu_hour_price: float) -> tuple[Bounded, Cell, LevelFigures] | None:
+def cheapest_level(cells: Iterable[ShownCell], gpu_hour_price: float) -> tuple[Bounded, ShownCell, LevelFigures] | None:
     """The level with the lowest cost of 1,000 answers; None where no level finished enough of them."""
     costs = [(cost_per_1000_answers(cell, level, gpu_hour_price), cell, level) for cell, level in by_level(cells)]
     return min((row for row in costs if row[0].known), key=lambda row: row[0].value or 0.0, default=None)
 
 
-def _cost(cells: tuple[Cell, ...], price: Price) -> Line:
+def _cost(cells: tuple[ShownCell, ...], price: Price) -> Line:
     if price.gpu_hour is None:
         because = "Give the price of a GPU-hour: gpu_hour in the prices of a study, or --gpu-hour-price of plan --from RUN."
         return Line(COST, "No price was given", because)

@@ -16,7 +16,7 @@ from loadtest.metrics.level_schema import GateStatus, LevelFigures
 from loadtest.metrics.schema import ClaimResult, FindingVerdict, Metrics
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import Cell, by_level, typical_statistic
+from loadtest.report.cells import ShownCell, by_level, typical_statistic
 from loadtest.report.checklist import violated_keys
 from loadtest.report.decision import Price, cheapest_level, price, slos_in_words, surely_met
 from loadtest.report.formatting import DASH, clean, count, needs, number, percent, span
@@ -112,7 +112,7 @@ def _measured(row: ClaimResult) -> str:
 # Concurrency and cost ------------------------------------------------------------------------------------------------
 
 
-def capacity_table(cells: Sequence[Cell], metrics: Metrics, manifest: Manifest) -> Table | None:
+def capacity_table(cells: Sequence[ShownCell], metrics: Metrics, manifest: Manifest) -> Table | None:
     """Each cell against the SLOs and the price; None where neither was given."""
     wanted, paid = slos_in_words(metrics), price(manifest)
     measured = [cell for cell in cells if cell.levels]
@@ -128,13 +128,13 @@ def capacity_table(cells: Sequence[Cell], metrics: Metrics, manifest: Manifest) 
     return Table(tuple(head), tuple(rows), (note,) if wanted else ())
 
 
-def _within_slos(cell: Cell) -> tuple[str, ...]:
+def _within_slos(cell: ShownCell) -> tuple[str, ...]:
     found = cell.figures.maximum_concurrency
     certain = None if found.ci95 is None else surely_met(cell)
     return count(found.by_slo), count(certain), count(found.by_kv_cache), cell.tried
 
 
-def _lowest_cost(cell: Cell, paid: Price) -> tuple[str, ...]:
+def _lowest_cost(cell: ShownCell, paid: Price) -> tuple[str, ...]:
     if paid.gpu_hour is None:
         return ()
     best = cheapest_level((cell,), paid.gpu_hour)
@@ -148,7 +148,7 @@ def _lowest_cost(cell: Cell, paid: Price) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class TableColumn:
     """One figure of every level."""
 
     metric: str
@@ -168,13 +168,13 @@ _COLUMNS: tuple[tuple[str, Statistic | None], ...] = (  # None: the median, or t
 _STATISTICS: Mapping[Statistic, str] = {"value": "", "p50": ", median", "mean": ", mean", "p90": ", p90"}
 
 
-def level_columns(cells: Sequence[Cell]) -> list[Column]:
+def level_columns(cells: Sequence[ShownCell]) -> list[TableColumn]:
     """The columns with their statistic."""
     chosen = [(metric, statistic or typical_statistic(cells, metric)) for metric, statistic in _COLUMNS]
-    return [Column(metric, one, f"{METRICS[metric].short}{_STATISTICS[one]}") for metric, one in chosen]
+    return [TableColumn(metric, one, f"{METRICS[metric].short}{_STATISTICS[one]}") for metric, one in chosen]
 
 
-def levels_table(cells: Sequence[Cell]) -> Table:
+def levels_table(cells: Sequence[ShownCell]) -> Table:
     levels, columns = by_level(cells), level_columns(cells)
     shown = [one for one in columns if any(level.estimate(one.metric, one.statistic).known for _, level in levels)]
     rows = [
@@ -187,7 +187,7 @@ def levels_table(cells: Sequence[Cell]) -> Table:
     return Table(("cell", "concurrency", "n", *(one.title for one in shown)), tuple(rows), (*notes, *_queued(cells)))
 
 
-def _queued(cells: Sequence[Cell]) -> list[str]:
+def _queued(cells: Sequence[ShownCell]) -> list[str]:
     """Where requests waited in the load generator for more than 10 ms on average: an open loop with too few users."""
     waits = [
         f"{cell.name} at concurrency {level.concurrency}: {number(wait.value)} s {span(wait)}".rstrip()
@@ -200,7 +200,7 @@ def _queued(cells: Sequence[Cell]) -> list[str]:
 # Failures ------------------------------------------------------------------------------------------------------------
 
 
-def failures_table(cells: Sequence[Cell]) -> Table:
+def failures_table(cells: Sequence[ShownCell]) -> Table:
     """Counts of each outcome and trouble by level; kinds that never occurred are named in a note instead."""
     levels = by_level(cells)
     counts = [_counts(level) for _, level in levels]
@@ -232,12 +232,12 @@ _GATES: Mapping[GateStatus, str] = {
 # Cells, contract, environment, commands ------------------------------------------------------------------------------
 
 
-def cells_table(cells: Sequence[Cell], engines: Mapping[str, EngineFacts]) -> Table:
+def cells_table(cells: Sequence[ShownCell], engines: Mapping[str, EngineFacts]) -> Table:
     head = ("cell", "version", "GPU", "status", "concurrencies", "ready after, s", "exit code")
     return Table(head, tuple(_cell_row(cell, engines.get(cell.figures.id)) for cell in cells))
 
 
-def _cell_row(cell: Cell, engine: EngineFacts | None) -> tuple[str, ...]:
+def _cell_row(cell: ShownCell, engine: EngineFacts | None) -> tuple[str, ...]:
     engine = engine or EngineFacts(id=cell.figures.id)
     started, ready = engine.started_unix_s, engine.ready_unix_s
     waited = None if started is None or ready is None else ready - started
@@ -245,7 +245,7 @@ def _cell_row(cell: Cell, engine: EngineFacts | None) -> tuple[str, ...]:
     return cell.name, version, gpu, cell.status, cell.tried or DASH, number(waited), count(engine.exit_code)
 
 
-def fit_texts(cells: Sequence[Cell]) -> list[tuple[str, tuple[str, ...]]]:
+def fit_texts(cells: Sequence[ShownCell]) -> list[tuple[str, tuple[str, ...]]]:
     """The fit arithmetic, once for all cells that share it."""
     found: dict[tuple[str, ...], list[str]] = {}
     for cell in cells:
@@ -254,7 +254,7 @@ def fit_texts(cells: Sequence[Cell]) -> list[tuple[str, tuple[str, ...]]]:
     return [(", ".join(names), lines) for lines, names in found.items()]
 
 
-def contract_table(manifest: Manifest, cells: Sequence[Cell], engines: Mapping[str, EngineFacts]) -> ContractTable:
+def contract_table(manifest: Manifest, cells: Sequence[ShownCell], engines: Mapping[str, EngineFacts]) -> ContractTable:
     """What was asked for, and cell by cell what each engine says it runs with, where it says so."""
     asked = manifest.contract
     told = {

@@ -14,7 +14,7 @@ from loadtest.report.cells import cells_of
 from loadtest.report.checklist import clock_error_words, failure_lines, gate_checks, not_measured
 from loadtest.report.decision import decision_lines
 from loadtest.report.formatting import DASH, count, number
-from loadtest.report.tables import Column, level_columns
+from loadtest.report.tables import TableColumn, level_columns
 from loadtest.report.verdicts import Named, evidence
 
 SIMULATED = "SIMULATED: these figures are predictions"
@@ -47,7 +47,7 @@ def _level_rows(metrics: Metrics) -> list[tuple[str, ...]]:
     return rows
 
 
-def _head(title: str, column: Column) -> str:
+def _head(title: str, column: TableColumn) -> str:
     return f"{title} mean" if column.statistic == "mean" else title
 
 

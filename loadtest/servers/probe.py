@@ -111,7 +111,7 @@ def headers(api_key: str | None) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class HttpReply:
     """A whole reply: its status, its body, and the two headers that say what it is."""
 
     status: int
@@ -127,7 +127,7 @@ def fetch(
     *,
     body: Mapping[str, Any] | None = None,
     limit_bytes: int = _LIMIT_BYTES,
-) -> Reply:
+) -> HttpReply:
     """One short reply: at most `limit_bytes`, uncompressed, complete within the client's timeout.
 
     Raises `httpx.HTTPError` where it is longer, compressed, late, or does not come.
@@ -140,7 +140,7 @@ def fetch(
         raise httpx.UnsupportedProtocol(f"not the name of a host: {error}") from None
 
 
-def _fetched(asking: httpx.Client, url: str, method: str, body: Mapping[str, Any] | None, limit_bytes: int) -> Reply:
+def _fetched(asking: httpx.Client, url: str, method: str, body: Mapping[str, Any] | None, limit_bytes: int) -> HttpReply:
     import httpx
 
     timeout_s = asking.timeout.read or _TIMEOUT_S
@@ -157,7 +157,7 @@ def _fetched(asking: httpx.Client, url: str, method: str, body: Mapping[str, Any
             if time.monotonic() > deadline:
                 raise httpx.ReadTimeout(f"not complete after {timeout_s:g} s")
         said = response.headers
-    return Reply(response.status_code, bytes(content), said.get("content-type", "no content type"), said.get("location"))
+    return HttpReply(response.status_code, bytes(content), said.get("content-type", "no content type"), said.get("location"))
 
 
 def _decoded(content: bytes) -> object:

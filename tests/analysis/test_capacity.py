@@ -57,7 +57,8 @@ def test_users_by_hand():
     """8 streams by the figures, 4 for certain, 16 certainly broken. 40 users, a fifth kept free: 40 / 6.4 = 7 replicas; for
     certain 40 / 3.2 = 13. Delivered: 40/8 x 160 = 800 answers an hour; 14 cards at 2 each: 35 a thousand. At the careful
     end 10 x 80 = 800 answers by 26 cards, 65; at the hopeful end 5 x 200 by 14 cards, 28. Tokens: 5 x 80 x 3600."""
-    option = capacity.plan([cell([FOUR, EIGHT, SIXTEEN])], SLO, capacity.Demand(users=40, gpu_hour_price=2.0))[0]
+    demand = capacity.CapacityDemand(users=40, gpu_hour_price=2.0)
+    (option,) = capacity.plan([cell([FOUR, EIGHT, SIXTEEN])], SLO, demand)
     assert ends(option.streams_per_replica) == (8, (4, 8))
     assert ends(option.replicas) == (7, (7, 13))
     assert ends(option.cards) == (14, (14, 26))
@@ -72,9 +73,9 @@ def test_users_by_hand():
 def test_answers_an_hour_by_hand():
     """1,000 an hour at 160 each, a fifth kept free: 1000 / 128 = 8 replicas; careful 1000 / (80 x 0.8) = 16; hopeful
     1000 / 160 = 7. What is delivered is what was asked for: 16 cards x 2 / 1,000 answers."""
-    option = capacity.plan([cell([FOUR, EIGHT, SIXTEEN])], SLO, capacity.Demand(answers_per_hour=1000, gpu_hour_price=2.0))[
-        0
-    ]
+    option = capacity.plan(
+        [cell([FOUR, EIGHT, SIXTEEN])], SLO, capacity.CapacityDemand(answers_per_hour=1000, gpu_hour_price=2.0)
+    )[0]
     assert ends(option.replicas) == (8, (7, 16))
     assert option.cost_per_1000_answers.value == pytest.approx(32.0)
 
@@ -109,7 +110,7 @@ def test_the_cheapest_is_first_and_what_holds_nothing_last():
         cell([FOUR, EIGHT], "two", tp=2),
         cell([FOUR, EIGHT], "one", tp=1),
     ]
-    found = capacity.plan(cells, SLO, capacity.Demand(users=40))
+    found = capacity.plan(cells, SLO, capacity.CapacityDemand(users=40))
     assert [one.cell for one in found] == ["one", "two", "refused", "slow"]
     assert [one.reason for one in found[2:]] == ["does not fit", "not even the lowest level meets ttft_s:p50<2"]
     assert ends(found[0].replicas) == (7, (None, 13))  # nothing broke: fewer might do
@@ -118,7 +119,9 @@ def test_the_cheapest_is_first_and_what_holds_nothing_last():
 
 @given(st.integers(1, 10_000), st.integers(1, 64), st.floats(0, 0.9))
 def test_a_fleet_holds_what_was_asked_and_keeps_its_headroom(users, streams, headroom):
-    found = capacity.fleet(capacity.Demand(users=users, headroom=headroom), capacity.Replica(streams, 100.0, 1e5))
+    found = capacity.provision(
+        capacity.CapacityDemand(users=users, headroom=headroom), capacity.Replica(streams, 100.0, 1e5)
+    )
     assert found.replicas * streams * (1 - headroom) >= users * (1 - 1e-6)
     assert (found.replicas - 1) * streams * (1 - headroom) < users
     assert found.answers == pytest.approx(users / streams * 100.0)
@@ -148,7 +151,7 @@ EQUAL = [
 @given(levels_and_ends(), st.integers(1, 100), st.booleans(), st.sampled_from([0.0, 0.2, 0.5]))
 def test_every_interval_holds_its_figure(levels, demanded, of_users, headroom):
     asked = {"users": demanded} if of_users else {"answers_per_hour": demanded * 17.0}
-    demand = capacity.Demand(**asked, headroom=headroom, gpu_hour_price=2.0)
+    demand = capacity.CapacityDemand(**asked, headroom=headroom, gpu_hour_price=2.0)
     (option,) = capacity.plan([cell(levels)], SLO, demand)
     for name in ("replicas", "cards", "cost_per_hour", "cost_per_1000_answers", "cost_per_million_output_tokens"):
         found = getattr(option, name)
@@ -161,7 +164,7 @@ def test_every_interval_holds_its_figure(levels, demanded, of_users, headroom):
 def test_a_token_costs_no_less_where_fewer_answers_arrive():
     """600 answers/h, 100 [80, 125] each: 8 replicas [6, 10]; an answer has 1,800 tokens whatever its rate: the fleet makes
     1.08 million tokens/h, by 16 GPUs at 2. By the low ends alone, 149,760 / 80, an answer would have 1,872 tokens."""
-    demand = capacity.Demand(answers_per_hour=600, gpu_hour_price=2.0)
+    demand = capacity.CapacityDemand(answers_per_hour=600, gpu_hour_price=2.0)
     measured = level(4, (1.0, 0.8, 1.2), (100.0, 80.0, 125.0), (50.0, 41.6, 60.0))
     broken = level(8, (9.0, 8.0, 9.5), (100.0, 80.0, 125.0), (50.0, 41.6, 60.0))
     cost = capacity.plan([cell([measured, broken])], SLO, demand)[0].cost_per_million_output_tokens
@@ -175,13 +178,13 @@ def test_a_token_costs_no_less_where_fewer_answers_arrive():
 )  # fmt: skip
 def test_a_demand_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(UsageError):
-        capacity.Demand(**wrong)
+        capacity.CapacityDemand(**wrong)
 
 
 def test_a_plan_from_records():
     cells = run.analyze(builders.study(engines=("vllm", "sglang-sim"), levels=(1, 2), n=12)).cells
-    found = capacity.plan(cells, SLO, capacity.Demand(users=3, gpu_hour_price=1.0))
+    found = capacity.plan(cells, SLO, capacity.CapacityDemand(users=3, gpu_hour_price=1.0))
     assert {one.streams_per_replica.value for one in found} == {2}
     assert {one.simulated for one in found} == {True, False}
     with pytest.raises(UsageError, match="--slo"):
-        capacity.plan(cells, [], capacity.Demand(users=3))
+        capacity.plan(cells, [], capacity.CapacityDemand(users=3))

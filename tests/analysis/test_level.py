@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loadtest.analysis import export
@@ -273,6 +273,7 @@ def any_request(draw):
     return replace(made, **changes)
 
 
+@example([request(ttft_s=8e-307, thinking=0, answer=0, outcome="no_answer")], 1)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(any_request(), max_size=12), st.integers(1, 3))
 def test_whatever_happened_there_is_an_answer_without_nan(made, concurrency):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from loadtest.decision import composition
-from loadtest.decision.composition import Speed
+from loadtest.decision.composition import EngineSpeed
 from loadtest.decision.step_line import StepLine
 
 EQUAL = composition.pool_lengths({"p1": [101.0, 101.0], "p2": [101.0, 101.0]}, 50.0)
@@ -10,7 +10,7 @@ EQUAL = composition.pool_lengths({"p1": [101.0, 101.0], "p2": [101.0, 101.0]}, 5
 
 def speed(users, a_s, b_s=0.0, first_s=0.5):
     a = np.atleast_1d(np.asarray(a_s, float))
-    return Speed(users, StepLine(a, np.full(len(a), b_s)), np.full(len(a), first_s))
+    return EngineSpeed(users, StepLine(a, np.full(len(a), b_s)), np.full(len(a), first_s))
 
 
 def test_alone_an_answer_is_its_first_token_and_its_steps():

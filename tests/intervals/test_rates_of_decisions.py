@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from loadtest.decision import composition, renewal, starts, verdicts
-from loadtest.decision.composition import Lengths, Speed
+from loadtest.decision.composition import AnswerLengths, EngineSpeed
 from loadtest.decision.starts import PairedStarts
 from tests.intervals import worlds
 from tests.intervals.worlds import PUBLISHED, World
@@ -133,9 +133,9 @@ def truth(world, deployed, users, kind):
     """A figure of an infinite natural run of the second engine: of prompts of this kind."""
     rng = np.random.default_rng(9)
     tokens = world.tokens(rng, deployed.median_tokens, rng.normal(0, worlds.BETWEEN, 200_000), 1)[1].ravel()
-    everything = Lengths(tokens, np.arange(len(tokens)), worlds.PROMPT_TOKENS)
+    everything = AnswerLengths(tokens, np.arange(len(tokens)), worlds.PROMPT_TOKENS)
     a_s, b_s, first_s = (np.array(x) for x in worlds.line(deployed, users))
-    times = composition.answer_s(Speed(users, composition.StepLine(a_s, b_s), first_s), tokens, everything)
+    times = composition.answer_s(EngineSpeed(users, composition.StepLine(a_s, b_s), first_s), tokens, everything)
     return float(np.mean(times)) if kind == "mean" else float(np.quantile(times, composition.QUANTILES[kind]))
 
 
@@ -144,7 +144,7 @@ def test_absolute_figures_are_covered():
     true = {kind: truth(world, deployed, 8, kind) for kind in hits}
     for (one,) in worlds.studies(world, 600, (deployed,)):
         speed = worlds.side(one.speeds[1], 1)
-        three = Speed(8, composition.StepLine(speed.line.a_s[:3], speed.line.b_s[:3]), speed.first_token_s[:3])
+        three = EngineSpeed(8, composition.StepLine(speed.line.a_s[:3], speed.line.b_s[:3]), speed.first_token_s[:3])
         for kind, figure in composition.composed_figures(three, one.drawn).items():
             low, high = figure.of_this_kind
             hits[kind].append(low <= true[kind] <= high)

@@ -17,7 +17,7 @@ import numpy as np
 
 from loadtest.decision import composition, step_line
 from loadtest.decision.adjustment import Answers, at_common_length
-from loadtest.decision.composition import Lengths, Speed
+from loadtest.decision.composition import AnswerLengths, EngineSpeed
 from loadtest.decision.starts import PairedStarts
 from loadtest.perfmodel.gpus import gpu
 from loadtest.perfmodel.memory import Deployment
@@ -115,8 +115,8 @@ class Bursts:
 
     deployed: Deployed
     pair: PairedStarts
-    speeds: tuple[Speed, ...]
-    drawn: Lengths
+    speeds: tuple[EngineSpeed, ...]
+    drawn: AnswerLengths
     start_h: float
     natural_h: float
 
@@ -132,7 +132,7 @@ def by_bursts(world: World, deployed: Deployed, place: int, pairs: int, rng: np.
         true_s = (a_s + b_s * users * contexts) * speeds[..., i, None]
         step_s = true_s * jitter(rng, world.jitter_sd, BURST_TOKENS * true_s)
         lone_s = first_s * speeds[..., i] * jitter(rng, world.jitter_sd, np.ones(speeds.shape[:2]))
-        made.append(Speed(users, step_line.fit_step_line(users * contexts, step_s), lone_s))
+        made.append(EngineSpeed(users, step_line.fit_step_line(users * contexts, step_s), lone_s))
         filled_s = sum(users * prefill_s(deployed.on, context, 8192) for context in CONTEXTS)
         busy_s += BURST_TOKENS * float(np.mean(np.sum(step_s, axis=-1))) + filled_s
     a, b = (np.mean([composition.log_mean_s(side(one, engine), drawn) for one in made], axis=0) for engine in (0, 1))
@@ -140,7 +140,7 @@ def by_bursts(world: World, deployed: Deployed, place: int, pairs: int, rng: np.
     return Bursts(deployed, PairedStarts(a, b), tuple(made), drawn, start_h, natural_h(deployed, drawn))
 
 
-def natural_h(deployed: Deployed, drawn: Lengths) -> float:
+def natural_h(deployed: Deployed, drawn: AnswerLengths) -> float:
     """Hours of both engines' natural runs: all prompts at 16 users, and the longest answer once they run out."""
     a_s, b_s, _ = line(deployed, NATURAL_USERS)
     step_s = a_s + b_s * composition.others_tokens(NATURAL_USERS + 1, drawn)
@@ -154,12 +154,12 @@ def hours(study: list[Bursts], starts: list[int]) -> float:
     return sum(2 * n * one.start_h for one, n in zip(study, starts, strict=True)) + sum(natural.values())
 
 
-def side(speed: Speed, engine: int) -> Speed:
+def side(speed: EngineSpeed, engine: int) -> EngineSpeed:
     one = speed.line
-    return Speed(speed.concurrency, step_line.StepLine(one.a_s[engine], one.b_s[engine]), speed.first_token_s[engine])
+    return EngineSpeed(speed.concurrency, step_line.StepLine(one.a_s[engine], one.b_s[engine]), speed.first_token_s[engine])
 
 
-def lengths(world: World, deployed: Deployed, rng: np.random.Generator) -> Lengths:
+def lengths(world: World, deployed: Deployed, rng: np.random.Generator) -> AnswerLengths:
     """Both engines' answers to the prompts of the natural run."""
     tokens = world.tokens(rng, deployed.median_tokens, rng.normal(0, BETWEEN, PROMPTS), 1)
     by_prompt = {f"{prompt:03}": [float(one) for one in tokens[:, prompt, 0]] for prompt in range(PROMPTS)}

@@ -23,7 +23,7 @@ from loadtest.simulator.core.behaviour import BEHAVIOURS, behaviour
 from loadtest.simulator.core.chat import Served, parse
 from loadtest.simulator.core.engine import Engine, EngineConfig
 from loadtest.simulator.http import routes, server, stream
-from loadtest.simulator.http.connection import Connection
+from loadtest.simulator.http.connection import ServedConnection
 from loadtest.simulator.http.event_loop import new_event_loop
 from tests.simulator.replay import fast_forward
 
@@ -496,7 +496,7 @@ def test_two_requests_on_one_connection() -> None:
     async def test(simulator: server.Simulator, ask: Ask) -> None:
         endpoints = routes.Face(simulator)
         listener = await asyncio.get_running_loop().create_server(
-            lambda: Connection(simulator, endpoints.answer), "127.0.0.1", 0
+            lambda: ServedConnection(simulator, endpoints.answer), "127.0.0.1", 0
         )
         reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
         body = json.dumps(chat()).encode()
@@ -515,7 +515,7 @@ def test_large_body_after_expect_continue() -> None:
     async def test(simulator: server.Simulator, ask: Ask) -> None:
         endpoints = routes.Face(simulator)
         loop = asyncio.get_running_loop()
-        listener = await loop.create_server(lambda: Connection(simulator, endpoints.answer), "127.0.0.1", 0)
+        listener = await loop.create_server(lambda: ServedConnection(simulator, endpoints.answer), "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
         body = json.dumps(chat(padding="x" * 2_000_000)).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\nconnection: close\r\n"

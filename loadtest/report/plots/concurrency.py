@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from loadtest.metrics.catalogue import METRICS, Statistic
 from loadtest.metrics.level_schema import LevelFigures
-from loadtest.report.cells import Cell, Groups, by_level, concurrencies, flat, labelled, sample_sizes, typical_statistic
+from loadtest.report.cells import Groups, ShownCell, by_level, concurrencies, flat, labelled, sample_sizes, typical_statistic
 from loadtest.report.formatting import count, number, value_and_span
 from loadtest.report.plots.figure import CARD, GRID, INK, MUTED, PHASES, Figure, Key, Look, Panel, Table, legend, look_of
 from loadtest.report.plots.tradeoffs import bound_tokens_per_s
@@ -101,13 +101,13 @@ def _below(groups: Groups) -> float:
     return 0.46 + 0.12 * max(map(len, groups.values()))
 
 
-def _highest(cells: Iterable[Cell], metric: str, statistics: tuple[Statistic, ...]) -> float | None:
+def _highest(cells: Iterable[ShownCell], metric: str, statistics: tuple[Statistic, ...]) -> float | None:
     found = [level.estimate(metric, one) for _, level in by_level(cells) for one in statistics]
     ends = (end for one in found if one.known for end in (one.value, one.high))
     return max((end for end in ends if end is not None), default=None)
 
 
-def _draw_curves(axes: Axes, *, cells: tuple[Cell, ...], curves: _Curves) -> None:
+def _draw_curves(axes: Axes, *, cells: tuple[ShownCell, ...], curves: _Curves) -> None:
     axes.set_ylim(0, curves.top)
     _concurrency_axis(axes, cells, curves.levels)
     axes.set_ylabel(METRICS[curves.metric].unit)
@@ -122,7 +122,7 @@ def _draw_curves(axes: Axes, *, cells: tuple[Cell, ...], curves: _Curves) -> Non
         axes.text(1, limit, "memory bandwidth ", transform=place, ha="right", va="bottom", color=MUTED, size=7)
 
 
-def _concurrency_axis(axes: Axes, cells: tuple[Cell, ...], levels: tuple[int, ...]) -> None:
+def _concurrency_axis(axes: Axes, cells: tuple[ShownCell, ...], levels: tuple[int, ...]) -> None:
     if len(levels) < 7:
         axes.set_xscale("log", base=2)
         axes.set_xlim(levels[0] * 0.84, levels[-1] * 1.19)
@@ -131,12 +131,12 @@ def _concurrency_axis(axes: Axes, cells: tuple[Cell, ...], levels: tuple[int, ..
     _concurrency_label(axes, cells)
 
 
-def _concurrency_label(axes: Axes, cells: tuple[Cell, ...]) -> None:
+def _concurrency_label(axes: Axes, cells: tuple[ShownCell, ...]) -> None:
     sizes = "\n".join(f"n {cell.short}: {sample_sizes(cell)}" for cell in cells)
     axes.set_xlabel(f"concurrency\n{sizes}", linespacing=1.35, fontsize=7.5)
 
 
-def _line(axes: Axes, cell: Cell, metric: str, statistic: Statistic, shift: float, *, faint: bool = False) -> None:
+def _line(axes: Axes, cell: ShownCell, metric: str, statistic: Statistic, shift: float, *, faint: bool = False) -> None:
     found = [(level.concurrency * shift, level.estimate(metric, statistic)) for level in cell.levels]
     known = [(x, one.value) for x, one in found if one.value is not None]
     look = look_of(cell)
@@ -159,7 +159,7 @@ def _line(axes: Axes, cell: Cell, metric: str, statistic: Statistic, shift: floa
         axes.plot(xs, ends, linestyle="", marker="_", color=look.colour, markersize=4, alpha=0.4 if faint else 1)
 
 
-def _concurrency_table(cells: tuple[Cell, ...], metric: str, statistics: tuple[Statistic, ...]) -> Table:
+def _concurrency_table(cells: tuple[ShownCell, ...], metric: str, statistics: tuple[Statistic, ...]) -> Table:
     unit = METRICS[metric].unit
     names = {"value": unit, "p50": f"median, {unit}", "p90": f"p90, {unit}", "mean": f"mean, {unit}"}
     head = ["cell", "concurrency", "n"]
@@ -205,7 +205,7 @@ def breakdown_figure(groups: Groups) -> Figure | None:
     )
 
 
-def _breakdown_table(cells: tuple[Cell, ...]) -> Table:
+def _breakdown_table(cells: tuple[ShownCell, ...]) -> Table:
     head = ("cell", "concurrency", "n", "waiting, s", "thinking, s", "answering, s", "final answer, s", "95 % CI")
     rows = []
     for cell, level in by_level(cells):
@@ -215,7 +215,7 @@ def _breakdown_table(cells: tuple[Cell, ...]) -> Table:
     return Table(head, tuple(rows))
 
 
-def _bars(axes: Axes, *, cells: tuple[Cell, ...], levels: tuple[int, ...], top: float) -> None:
+def _bars(axes: Axes, *, cells: tuple[ShownCell, ...], levels: tuple[int, ...], top: float) -> None:
     width = 0.76 / len(cells)
     for index, cell in enumerate(cells):
         for level in cell.levels:
@@ -229,7 +229,9 @@ def _bars(axes: Axes, *, cells: tuple[Cell, ...], levels: tuple[int, ...], top: 
     axes.set_ylim(0, top)
 
 
-def _bar(axes: Axes, cell: Cell, level: LevelFigures, x: float, width: float, phases: tuple[float, ...], top: float) -> None:
+def _bar(
+    axes: Axes, cell: ShownCell, level: LevelFigures, x: float, width: float, phases: tuple[float, ...], top: float
+) -> None:
     look, bottom, final = look_of(cell), 0.0, level.time_to_final_answer_s.average()
     for (_, share), seconds in zip(PHASES, phases, strict=True):
         colour = look.colour if share else GRID

@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Sheet
 
-from loadtest.report.cells import Cell
+from loadtest.report.cells import ShownCell
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -93,7 +93,7 @@ LOOKS = {"sglang": Look(SGLANG, "o", "-"), "vllm": Look(VLLM, "s", "--"), "other
 RUN_LOOKS = (*LOOKS.values(), Look(INK, "D", "-."), Look(BAD, "v", (0, (1, 1))), Look(MUTED, "P", (0, (6, 1, 1, 1))))
 
 
-def look_of(cell: Cell) -> Look:
+def look_of(cell: ShownCell) -> Look:
     """How a cell is drawn: by its engine, or, on a page of several runs, by its run."""
     return LOOKS[cell.family] if cell.run is None else RUN_LOOKS[cell.run % len(RUN_LOOKS)]
 
@@ -177,7 +177,7 @@ class Drawing:
         return stream.getvalue()
 
 
-def legend(cells: Iterable[Cell]) -> tuple[Key, ...]:
+def legend(cells: Iterable[ShownCell]) -> tuple[Key, ...]:
     """One entry for each engine (or run); hollow markers stand for simulated ones."""
     return tuple({cell.engine: Key(cell.engine, look_of(cell), hollow=cell.simulated) for cell in cells}.values())
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from loadtest.metrics.catalogue import METRICS
 from loadtest.metrics.schema import Comparison, Why
-from loadtest.report.cells import Cell, labelled
+from loadtest.report.cells import ShownCell, labelled
 from loadtest.report.formatting import clean, count, number, signed, value_and_span
 from loadtest.report.plots.figure import BAD, CARD, GOOD, GRID, INK, LOOKS, MUTED, Figure, Key, Look, Panel, Table
 
@@ -51,7 +51,7 @@ class Compared:
     worse: Look
 
 
-def between_engines(rows: Iterable[Comparison], cells: Iterable[Cell]) -> list[Compared]:
+def between_engines(rows: Iterable[Comparison], cells: Iterable[ShownCell]) -> list[Compared]:
     """The comparisons of one run; where it has more than two engines, the place names the pair too."""
     by_id = {cell.figures.id: cell for cell in cells}
     paired = [(row, by_id[row.a], by_id[row.b]) for row in rows if {row.a, row.b} <= by_id.keys()]
@@ -74,7 +74,7 @@ def between_runs(rows: Iterable[Comparison], places: Mapping[str, str]) -> list[
 # Ratios --------------------------------------------------------------------------------------------------------------
 
 
-def engine_ratios_figure(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> Figure | None:
+def engine_ratios_figure(comparisons: Sequence[Comparison], cells: Sequence[ShownCell]) -> Figure | None:
     """Forest plot of one engine against the other; None without a ratio."""
     rows = between_engines(comparisons, cells)
     sides = list(dict.fromkeys((one.a, one.b) for one in rows))
@@ -207,7 +207,7 @@ def explained(rows: Iterable[Compared]) -> list[Explained]:
     ]
 
 
-def engine_reasons_figure(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> Figure | None:
+def engine_reasons_figure(comparisons: Sequence[Comparison], cells: Sequence[ShownCell]) -> Figure | None:
     """What each difference of mean times to final answer is made of; None without one."""
     return reasons_figure(between_engines(comparisons, cells), "why", simulated=any(cell.simulated for cell in cells))
 

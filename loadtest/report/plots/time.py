@@ -16,7 +16,7 @@ from loadtest.metrics.level_schema import (
     SurvivalPoint,
     TimelineRequest,
 )
-from loadtest.report.cells import Cell, Groups, flat, labelled, top_concurrency
+from loadtest.report.cells import Groups, ShownCell, flat, labelled, top_concurrency
 from loadtest.report.formatting import DASH, at_concurrency, count, number, percent
 from loadtest.report.plots.figure import GRID, INK, MUTED, PHASES, Figure, Key, Look, Panel, Table, legend, look_of, nothing
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class _Top:
     """A cell at the highest level that it shares with its deployment; `level`: None where it was not tried there."""
 
-    cell: Cell
+    cell: ShownCell
     concurrency: int
     level: LevelFigures | None
 
@@ -42,7 +42,7 @@ class _Top:
         return f"n {self.cell.short} {count(self.level.n_requests if self.level else None)}"
 
 
-def _tops(group: tuple[Cell, ...]) -> list[_Top]:
+def _tops(group: tuple[ShownCell, ...]) -> list[_Top]:
     concurrency = top_concurrency(group)
     return [_Top(cell, concurrency, cell.level(concurrency)) for cell in group]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.figures import Estimate
 from loadtest.metrics.level_schema import LevelFigures
-from loadtest.report.cells import Cell, Groups, by_level, flat, labelled, typical_statistic
+from loadtest.report.cells import Groups, ShownCell, by_level, flat, labelled, typical_statistic
 from loadtest.report.formatting import at_concurrency, count, number, percent, value_and_span
 from loadtest.report.plots.figure import CARD, INK, MUTED, Figure, Key, Look, Panel, Table, legend, look_of
 
@@ -54,7 +54,7 @@ def _pareto_keys(groups: Groups) -> tuple[Key, ...]:
     return (*lines, *(Key(name, Look(MUTED, MARKERS[i % len(MARKERS)], "")) for i, name in enumerate(groups)))
 
 
-def _pareto_table(cells: tuple[Cell, ...], statistic: Statistic) -> Table:
+def _pareto_table(cells: tuple[ShownCell, ...], statistic: Statistic) -> Table:
     head = ("cell", "concurrency", "n", "tokens/s per user", "95 % CI", "in total", "95 % CI", "per GPU")
     rows = []
     for cell, level in by_level(cells):
@@ -77,7 +77,7 @@ def _trade_off(axes: Axes, *, groups: Groups, statistic: Statistic, per_gpu: boo
     axes.set_ylabel("output tokens/s" + (" per GPU" if per_gpu else ""))
 
 
-def _cell_points(axes: Axes, cell: Cell, statistic: Statistic, share: float, marker: str, *, numbered: bool) -> None:
+def _cell_points(axes: Axes, cell: ShownCell, statistic: Statistic, share: float, marker: str, *, numbered: bool) -> None:
     """The levels of a cell as a line; `numbered`: with their concurrency, or that of the first and last of many."""
     look = look_of(cell)
     known = []
@@ -105,7 +105,7 @@ def _crosshair(axes: Axes, x: Estimate, y: Estimate, share: float, colour: str) 
 # A single request against memory bandwidth ---------------------------------------------------------------------------
 
 
-def bound_tokens_per_s(cell: Cell) -> float | None:
+def bound_tokens_per_s(cell: ShownCell) -> float | None:
     """Tokens/s at which reading every weight once per token takes the whole bandwidth; None where no GPU is known."""
     return cell.figures.roofline.bound_tokens_per_s
 
@@ -139,10 +139,10 @@ def roofline_figure(groups: Groups) -> Figure | None:
     )
 
 
-_Bound = tuple[Cell, float, Estimate]
+_Bound = tuple[ShownCell, float, Estimate]
 
 
-def _bounded(group: tuple[Cell, ...]) -> list[_Bound]:
+def _bounded(group: tuple[ShownCell, ...]) -> list[_Bound]:
     """Cells whose bound and speed at concurrency 1 are known, with both."""
     return [
         (cell, limit, reached)

@@ -23,10 +23,10 @@ BUFFER_LIMIT_BYTES = 8 * 2**20  # a client that reads so slowly that this much p
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
-class Connection(asyncio.Protocol):
+class ServedConnection(asyncio.Protocol):
     """One HTTP/1.1 connection, read by h11; the chunks of a stream are framed beforehand and written as they are."""
 
-    def __init__(self, simulator: Simulator, answer: Callable[[Connection, h11.Request, bytes], None]) -> None:
+    def __init__(self, simulator: Simulator, answer: Callable[[ServedConnection, h11.Request, bytes], None]) -> None:
         self.simulator = simulator
         self.transport: asyncio.Transport
         self.stream: Stream | None = None

@@ -13,7 +13,7 @@ import h11
 from loadtest.simulator.core import chat as chats
 from loadtest.simulator.core.chat import Refusal
 from loadtest.simulator.http import exposition, frames
-from loadtest.simulator.http.connection import Connection
+from loadtest.simulator.http.connection import ServedConnection
 from loadtest.simulator.http.server import Simulator
 
 HOST = "127.0.0.1"
@@ -27,7 +27,7 @@ class Face:
         self.served = simulator.served
         self.sglang = not simulator.served.behaviour.knows_its_models
         self.created = int(time.time())
-        self._routes: dict[tuple[str, str], Callable[[Connection], None]] = {
+        self._routes: dict[tuple[str, str], Callable[[ServedConnection], None]] = {
             ("GET", "/health"): lambda c: c.whole(b""),
             ("GET", "/version"): lambda c: c.json(self.identity()),
             ("GET", "/v1/models"): lambda c: c.json(self.models()),
@@ -46,7 +46,7 @@ class Face:
         else:
             self._routes[("POST", "/reset_prefix_cache")] = self._flush
 
-    def answer(self, connection: Connection, request: h11.Request, body: bytes) -> None:
+    def answer(self, connection: ServedConnection, request: h11.Request, body: bytes) -> None:
         """Answer one request, now or when the engine is done with it."""
         path = request.target.split(b"?")[0].decode("latin-1")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
@@ -68,7 +68,7 @@ class Face:
             return True
         return hmac.compare_digest(authorization.encode(), f"Bearer {key}".encode())
 
-    def _chat(self, connection: Connection, body: bytes, request_id: str | None) -> None:
+    def _chat(self, connection: ServedConnection, body: bytes, request_id: str | None) -> None:
         try:
             chat = chats.parse(body, self.served)
         except Refusal as error:
@@ -85,7 +85,7 @@ class Face:
             if stream.fault.kind == "early-role":
                 connection.chunk(stream.framer.role())
 
-    def _refuse_full(self, connection: Connection, error: Refusal, stream: bool) -> None:
+    def _refuse_full(self, connection: ServedConnection, error: Refusal, stream: bool) -> None:
         """A full queue: 503, but to a stream both engines answer 200 with an error event."""
         if not stream:
             connection.json(frames.refusal(error, self.served.behaviour), error.status)
@@ -93,12 +93,12 @@ class Face:
         connection.begin()
         connection.end(frames.stream_error(error, self.served.behaviour) + frames.DONE)
 
-    def _metrics(self, connection: Connection) -> None:
+    def _metrics(self, connection: ServedConnection) -> None:
         self.simulator.pump()
         page = exposition.render(self.simulator.engine, self.simulator.seen, self.served.model)
         connection.whole(page.encode(), kind="text/plain; version=0.0.4; charset=utf-8")
 
-    def _flush(self, connection: Connection) -> None:
+    def _flush(self, connection: ServedConnection) -> None:
         engine = self.simulator.engine
         if self.sglang and (engine.running or engine.waiting):
             connection.whole(b"Flush cache failed: requests are running or waiting.\n", 400, "text/plain; charset=utf-8")
@@ -106,7 +106,7 @@ class Face:
         engine.cache.flush()
         connection.whole(b"Cache flushed.\n" if self.sglang else b"", kind="text/plain; charset=utf-8")
 
-    def _health_generate(self, connection: Connection) -> None:
+    def _health_generate(self, connection: ServedConnection) -> None:
         body = b'{"messages":[{"role":"user","content":"health"}],"max_tokens":1}'
         try:
             stream = self.simulator.start(chats.parse(body, self.served), "health", connection, connection.read_s)
@@ -168,7 +168,7 @@ async def serve(simulator: Simulator, port: int, ready: Callable[[int], None], s
     """Listen until `stop` is set; `ready` is told the port (0 asks for a free one)."""
     face = Face(simulator)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(simulator, face.answer), HOST, port, backlog=4096)
+    server = await loop.create_server(lambda: ServedConnection(simulator, face.answer), HOST, port, backlog=4096)
     ready(server.sockets[0].getsockname()[1])
     try:
         await stop.wait()

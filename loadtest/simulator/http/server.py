@@ -22,7 +22,7 @@ from loadtest.simulator.core.engine import Engine
 from loadtest.simulator.core.faults import NONE, Fault
 from loadtest.simulator.core.sequence import QueueFull, Request
 from loadtest.simulator.http import frames
-from loadtest.simulator.http.connection import Connection
+from loadtest.simulator.http.connection import ServedConnection
 from loadtest.simulator.http.stream import Identity, Stream
 
 log = logging.getLogger("loadtest.simulator")
@@ -50,7 +50,7 @@ class Simulator:
         self.seen = counters.Observations(served.behaviour.knows_its_models)
         self.api_key = api_key
         self.truth: deque[dict[str, Any]] = deque(maxlen=TRUTH_LIMIT)
-        self.connections: set[Connection] = set()
+        self.connections: set[ServedConnection] = set()
         self._streams: dict[str, Stream] = {}
         self._fresh: set[str] = set()  # streams that wait for their first token
         self._faults, self._fault_every = faults, fault_every
@@ -125,7 +125,7 @@ class Simulator:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def start(self, chat: Chat, request_id: str | None, connection: Connection | None, read_s: float) -> Stream:
+    def start(self, chat: Chat, request_id: str | None, connection: ServedConnection | None, read_s: float) -> Stream:
         """Queue a request that was read at `read_s` of the loop's clock; raises `Refusal` where the queue is full.
 
         An idle engine starts at that instant, not after the parsing: the plan makes up for what the server takes.

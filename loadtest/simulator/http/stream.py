@@ -9,7 +9,7 @@ from loadtest.simulator.core.chat import Chat
 from loadtest.simulator.core.faults import NONE, Fault
 from loadtest.simulator.core.sequence import Sequence
 from loadtest.simulator.http import frames
-from loadtest.simulator.http.connection import Connection
+from loadtest.simulator.http.connection import ServedConnection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,9 @@ class Stream:
         "sequence",
     )
 
-    def __init__(self, number: str, id_: str, chat: Chat, framer: frames.Framer, connection: Connection | None) -> None:
+    def __init__(
+        self, number: str, id_: str, chat: Chat, framer: frames.Framer, connection: ServedConnection | None
+    ) -> None:
         self.number, self.id, self.chat, self.framer, self.connection = number, id_, chat, framer, connection
         self.fault: Fault = NONE
         self.n = 0
