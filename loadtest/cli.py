@@ -212,7 +212,7 @@ def _serving_command(command: _Command) -> None:
     add = command("serve", "measure.serve", "start one engine in the foreground; arguments after -- go to it unchanged")
     add("engine", choices=("sglang", "vllm", "sglang-sim", "vllm-sim"))
     add("--model", required=True, metavar="M", help=_MODELS)
-    add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: how many cards")
+    add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: number of GPUs (default: %(default)s)")
     add("--gpu", metavar="G", help=f"{_GPUS}: check first that the model fits")
     add("--port", type=int, default=8000, metavar="P", help="port to listen on (default: %(default)s)")
     add("--context", type=int, metavar="T", help="context length in tokens (default: the model's own)")
@@ -260,11 +260,11 @@ def _file_commands(command: _Command) -> None:
 
 def _model_commands(command: _Command) -> None:
     add = command(
-        "fit", "predict.fit", "does a model fit the cards, what is left for KV cache, how fast could one stream be"
+        "fit", "predict.fit", "whether a model fits the GPUs, the memory left for KV cache, the bound on one request's speed"
     )
     _add_deployment(add)
-    add("--context", type=int, default=16384, metavar="T", help="tokens of context a stream (default: %(default)s)")
-    add("--concurrency", type=int, default=1, metavar="C", help="streams that must fit (default: %(default)s)")
+    add("--context", type=int, default=16384, metavar="T", help="tokens of context per request (default: %(default)s)")
+    add("--concurrency", type=int, default=1, metavar="C", help="requests that must fit at once (default: %(default)s)")
     add("--json", action="store_true", help="print JSON instead of text")
 
     add = command("predict", "predict.predict", "what the performance model expects (a prediction, not a measurement)")
@@ -356,7 +356,7 @@ def _setup_commands(command: _Command) -> None:
 def _add_deployment(add: Callable[..., argparse.Action]) -> None:
     add("--model", required=True, metavar="M", help=_MODELS)
     add("--gpu", required=True, metavar="G", help=_GPUS)
-    add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: how many cards")
+    add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: number of GPUs (default: %(default)s)")
 
 
 if __name__ == "__main__":

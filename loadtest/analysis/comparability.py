@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.records.read import CellRecords
 from loadtest.workload import contract
 
+Values = tuple[object, object]  # of a key in which two sides differ: a's, b's
+
 TEMPLATE = "template"  # a key beside those of the contract
 
 
-def apart(a: CellRecords, b: CellRecords) -> dict[str, tuple[Any, Any]]:
+def apart(a: CellRecords, b: CellRecords) -> dict[str, Values]:
     """Every key in which two cells ran differently, with both values; a key that either does not report is no difference.
 
     Keys of the contract by `contract.effective` of engine.json, both engines in the contract's words ("auto": the engine's
@@ -30,11 +31,11 @@ def apart(a: CellRecords, b: CellRecords) -> dict[str, tuple[Any, Any]]:
     return found | template(a, b)
 
 
-def _effective(cell: CellRecords) -> Mapping[str, Any]:
+def _effective(cell: CellRecords) -> Mapping[str, object]:
     return {} if cell.engine.contract is None else cell.engine.contract.effective
 
 
-def template(a: CellRecords, b: CellRecords) -> dict[str, tuple[Any, Any]]:
+def template(a: CellRecords, b: CellRecords) -> dict[str, Values]:
     """Under `template`, the first prompt of which the two servers counted different numbers of tokens: their chat templates,
     or tokenizers, put something else before the model. Empty where all prompts that both counted agree."""
     ours, theirs = _prompt_tokens(a), _prompt_tokens(b)
@@ -75,7 +76,7 @@ OF_PROMPTS = frozenset({"workload", "scenario", "scenario_options", "thinking_pr
 OF_CELL = ("model", "tp", "gpu", "simulated", "clock_speed")
 
 
-def manifest_differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
+def manifest_differences(a: Manifest, b: Manifest) -> dict[str, Values]:
     """Keys in which two runs were asked for different things, with both values: the workload, the mode, the
     scenario, the clock, and every key of the inference contract.
 
@@ -83,7 +84,7 @@ def manifest_differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]
     {'mode': ('natural', 'equal-work')}
     """
     identities = [one.workload and one.workload.identity for one in (a, b)]
-    found: dict[str, tuple[Any, Any]] = {} if identities[0] == identities[1] else {"workload": (_workload(a), _workload(b))}
+    found: dict[str, Values] = {} if identities[0] == identities[1] else {"workload": (_workload(a), _workload(b))}
     found |= {key: (getattr(a, key), getattr(b, key)) for key in OF_RUN if getattr(a, key) != getattr(b, key)}
     contracts = [contract.from_table(one.contract) for one in (a, b)]
     return contract.differences(*contracts) | found
@@ -121,7 +122,7 @@ def _model(facts: EngineFacts) -> str:
     return str(facts.model).rstrip("/").rsplit("/", 1)[-1].lower()
 
 
-def all_differences(old: CellRecords, new: CellRecords) -> dict[str, tuple[Any, Any]]:
+def all_differences(old: CellRecords, new: CellRecords) -> dict[str, Values]:
     """Every key in which two cells differ, with both values: what they are, and how they ran."""
     found = {key: (getattr(old.engine, key), getattr(new.engine, key)) for key in different(old.engine, new.engine)}
     ran = apart(old, new)

@@ -9,10 +9,17 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from itertools import combinations
-from typing import Any
 
 from loadtest.analysis import comparability
-from loadtest.analysis.comparability import OF_CELL, OF_PROMPTS, OF_RUN, all_differences, manifest_differences, matched
+from loadtest.analysis.comparability import (
+    OF_CELL,
+    OF_PROMPTS,
+    OF_RUN,
+    Values,
+    all_differences,
+    manifest_differences,
+    matched,
+)
 from loadtest.analysis.decisions import RunComparison
 from loadtest.analysis.judgement import Judged, Pair, PairedLevel, judge_pairs
 from loadtest.decision.verdicts import ALPHA, MATTERS
@@ -149,7 +156,7 @@ def _least_loss(row: Comparison) -> float:
     return (1 / high if METRICS[row.metric].better == "more" else low) - 1
 
 
-def _refusal(different: Mapping[str, tuple[Any, Any]]) -> str:
+def _refusal(different: Mapping[str, Values]) -> str:
     said = ", ".join(f"{key} ({old} against {new})" for key, (old, new) in different.items())
     allow = " ".join(f"--allow {key}" for key in different)
     return (

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -118,7 +118,7 @@ def _load_command(cell: Path) -> tuple[str, ...]:
     return tuple(read.read_json(passes[-1]).get("command") or ()) if passes else ()
 
 
-def as_json(value: Any) -> str:
+def as_json(value: object) -> str:
     """For `--json`: indented by two."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 

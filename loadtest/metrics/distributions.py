@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from msgspec.structs import asdict
@@ -23,6 +23,8 @@ from loadtest.metrics.figures import (
 )
 from loadtest.metrics.intervals import MIN_PASSES, Floats
 from loadtest.metrics.request_arrays import Bools, Ints, Small
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 def plain(values: Floats, groups: Ints) -> Distribution:
@@ -80,7 +82,7 @@ def weighted(values: Small, weights: Small, starts: Ints, groups: Ints) -> GapDi
     return GapDistribution(**asdict(common), n_requests=len(starts))
 
 
-def _by_pass(values: NDArray[Any], groups: Ints) -> list[NDArray[Any]]:
+def _by_pass(values: NDArray[_Scalar], groups: Ints) -> list[NDArray[_Scalar]]:
     return [values[groups == one] for one in np.unique(groups)]
 
 
