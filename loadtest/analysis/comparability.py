@@ -87,7 +87,7 @@ def manifest_differences(a: Manifest, b: Manifest) -> dict[str, Values]:
     found: dict[str, Values] = {} if identities[0] == identities[1] else {"workload": (_workload(a), _workload(b))}
     found |= {key: (getattr(a, key), getattr(b, key)) for key in OF_RUN if getattr(a, key) != getattr(b, key)}
     contracts = [contract.from_table(one.contract) for one in (a, b)]
-    return contract.differences(*contracts) | found
+    return contract.contract_differences(*contracts) | found
 
 
 def _workload(manifest: Manifest) -> str:

@@ -123,7 +123,7 @@ class Recorder:
 
     def _record(self, ended: Ended) -> RequestRecord:
         item, exchange, endpoint, clock = ended.item, ended.exchange, ended.endpoint, self._clock
-        got = reply.decode(
+        got = reply.read_reply(
             exchange,
             clock,
             opened=endpoint.opened,

@@ -187,7 +187,7 @@ class _Stream:
         self.failure = (outcome, RequestError(kind=kind, message=message, http_status=status))
 
 
-def decode(
+def read_reply(
     exchange: Exchange,
     clock: Clock,
     *,

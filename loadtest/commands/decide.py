@@ -130,9 +130,9 @@ def _predicted(arguments: argparse.Namespace, say: Say) -> tuple[Metrics, Run]:
     from loadtest.study import fast_forward
     from loadtest.study import parse as studies
 
-    study = studies.load(arguments.study or resources.path("scenarios/studies/qwq-32b-ada.toml"))
+    study = studies.load_study(arguments.study or resources.path("scenarios/studies/qwq-32b-ada.toml"))
     study = replace(study, levels=PREDICTED_LEVELS, min_requests=PREDICTED_REQUESTS, duration_s=None)
     say(f"no --from: predicting {study.name} by the performance model; nothing is measured")
     with tempfile.TemporaryDirectory() as folder:
-        fast_forward.simulate(study, Path(folder) / "run", say=say)
+        fast_forward.simulate_study(study, Path(folder) / "run", say=say)
         return _measured(Path(folder) / "run")

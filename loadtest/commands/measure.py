@@ -23,13 +23,13 @@ from loadtest.workload.contract import Contract
 
 def demo(arguments: argparse.Namespace, say: Say) -> str:
     """The whole matrix against the embedded simulator."""
-    study = parse.load(resources.path("scenarios/studies/demo.toml"))
+    study = parse.load_study(resources.path("scenarios/studies/demo.toml"))
     return _measure(study, arguments.out or new_folder("demo"), say)
 
 
 def run(arguments: argparse.Namespace, say: Say) -> str:
     """A study, from its file to its page."""
-    study = schema.select(parse.load(arguments.study, plan.asked), arguments.only)
+    study = schema.select(parse.load_study(arguments.study, plan.asked), arguments.only)
     if arguments.workers is not None:
         study = replace(study, workers=arguments.workers)
     if arguments.dry_run:

@@ -43,9 +43,9 @@ def predict(arguments: argparse.Namespace, say: Say) -> str:
 def _fast_forward(arguments: argparse.Namespace, say: Say) -> str:
     from loadtest.study import fast_forward
 
-    study = studies.load(arguments.study)
+    study = studies.load_study(arguments.study)
     out = arguments.out or new_folder(f"predicted-{study.name}")
-    return carry_out(lambda: fast_forward.simulate(study, out, say=say), out, say, arguments.json)
+    return carry_out(lambda: fast_forward.simulate_study(study, out, say=say), out, say, arguments.json)
 
 
 def _predict_one(arguments: argparse.Namespace) -> str:

@@ -19,7 +19,7 @@ from loadtest.metrics.figures import Bounded, Estimate, OpenInterval
 from loadtest.metrics.level_schema import GateStatus, LevelFigures
 from loadtest.records.engine_facts import CellStatus, ClockError, MemoryFit
 from loadtest.records.manifest import RunWorkload
-from loadtest.records.schema import SCHEMA_VERSION, Mode, TokenCountSource, about, explained
+from loadtest.records.schema import SCHEMA_VERSION, Mode, TokenCountSource, about, damage_text
 
 ComparisonVerdict = Literal["faster", "slower", "equal", "undecided", "one start each", "too few samples", "not comparable"]
 LengthVerdict = Literal["fewer", "more", "no detectable difference", "too few samples"]
@@ -254,7 +254,7 @@ def decode(raw: bytes, where: str) -> Metrics:
             raise RecordError(f"{where}: schema_version: expected {SCHEMA_VERSION}, got {version!r}; {again}")
         return msgspec.json.decode(raw, type=Metrics)
     except msgspec.ValidationError as error:
-        raise RecordError(f"{where}: {explained(str(error))}; {again}") from error
+        raise RecordError(f"{where}: {damage_text(str(error))}; {again}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"{where}: expected a JSON object, got something else ({error}); {again}") from error
 

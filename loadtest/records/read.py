@@ -15,7 +15,7 @@ from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.folder import FAILURE_FILE, LEVEL_NAME
 from loadtest.records.manifest import Manifest
 from loadtest.records.pass_facts import Failure
-from loadtest.records.schema import SCHEMA_VERSION, GpuSample, HealthSample, RequestRecord, ServerSample, explained
+from loadtest.records.schema import SCHEMA_VERSION, GpuSample, HealthSample, RequestRecord, ServerSample, damage_text
 
 _T = TypeVar("_T")
 
@@ -54,7 +54,7 @@ _NEXT_STEP = "bring the file back from a copy, or measure again"
 
 
 def _damaged(path: Path, error: msgspec.ValidationError) -> RecordError:
-    return RecordError(f"{path}: {explained(str(error))}; {_NEXT_STEP}")
+    return RecordError(f"{path}: {damage_text(str(error))}; {_NEXT_STEP}")
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -79,12 +79,12 @@ def about(description: str) -> msgspec.Meta:
 _ABSENT = re.compile(r"Object missing required field `(\w+)`")
 
 
-def explained(said: str) -> str:
+def damage_text(said: str) -> str:
     """The message of a `msgspec.ValidationError` with the key first.
 
-    >>> explained("Expected `int`, got `str` - at `$.cells[0].tp`")
+    >>> damage_text("Expected `int`, got `str` - at `$.cells[0].tp`")
     'cells[0].tp: expected int, got str'
-    >>> explained("Object missing required field `health` - at `$`")
+    >>> damage_text("Object missing required field `health` - at `$`")
     'health: expected a value, got none'
     """
     what, _, place = said.replace("Invalid enum value", "Expected a value of its list, got").partition(" - at ")

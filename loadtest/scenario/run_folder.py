@@ -187,7 +187,7 @@ def _refuse_other(run: Path, manifest: Manifest, new: Manifest) -> None:
         other["scenario"] = (manifest.scenario, new.scenario)
     known, given = manifest.scenario_options or {}, new.scenario_options or {}
     other |= {f"--{key}": (known[key], given[key]) for key in known.keys() & given.keys() if known[key] != given[key]}
-    other |= contracts.differences(*(contracts.from_table(one.contract) for one in (manifest, new)))
+    other |= contracts.contract_differences(*(contracts.from_table(one.contract) for one in (manifest, new)))
     for key, (expected, got) in other.items():
         raise UsageError(f"{run}: {key}: expected the run's own ({expected}), got {got}; name another --out")
 

@@ -81,7 +81,7 @@ def _predicted_cell(cell: Cell) -> Cell:
     return replace(cell, engine=engine, clock_speed=None, args=args)
 
 
-def simulate(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
+def simulate_study(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
     """Simulate `study` into the folder `out`. Returns why the run is incomplete; empty if it is complete.
 
     Raises `UsageError` before anything is written where the study cannot be predicted, `RecordError` where `out` is taken

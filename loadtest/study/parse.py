@@ -70,7 +70,7 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     prices: _PricesTable | None = None
 
 
-def load(path: Path, check: Callable[[Study], object] = lambda study: None) -> Study:
+def load_study(path: Path, check: Callable[[Study], object] = lambda study: None) -> Study:
     """Read and expand a study file. Raises `UsageError` with file, line and key, and the nearest known key.
 
     `check` may refuse what only others know (the workload, the contract): what it says is given the line of its key.
@@ -82,16 +82,16 @@ def load(path: Path, check: Callable[[Study], object] = lambda study: None) -> S
         raise UsageError(f"{path}: cannot read this study: {error}") from error
     if len(text) > _STUDY_CHARS:
         raise UsageError(f"{path}: expected a study of at most {_STUDY_CHARS:,} characters, got more")
-    study = parse(text, str(path))
+    study = parse_study(text, str(path))
     with _located(text, str(path)):
         check(study)
     return study
 
 
-def parse(text: str, where: str = "study") -> Study:
+def parse_study(text: str, where: str = "study") -> Study:
     """Parse the text of a study; `where` names it in messages.
 
-    >>> study = parse('name="x"\\nworkload="math"\\n[[cells]]\\nengine=["vllm","sglang"]\\nmodel="qwq-32b"\\ntp=2')
+    >>> study = parse_study('name="x"\\nworkload="math"\\n[[cells]]\\nengine=["vllm","sglang"]\\nmodel="qwq-32b"\\ntp=2')
     >>> [cell.id for cell in study.cells]
     ['vllm_qwq-32b_tp2', 'sglang_qwq-32b_tp2']
     """

@@ -26,7 +26,7 @@ from loadtest.study.execution import Execution, Say
 from loadtest.study.passes import is_finished, run_pass
 from loadtest.study.plan import asked, launch_spec
 from loadtest.study.schema import Cell, Study
-from loadtest.workload.contract import Contract, differences, from_table
+from loadtest.workload.contract import Contract, contract_differences, from_table
 from loadtest.workload.workload import Workload
 
 
@@ -143,7 +143,7 @@ def _reopen(study: Study, workload: Workload, contract: Contract, out: Path) -> 
             f"{out}: --resume: workload: expected the run's own ({known}), got {workload.identity}; start anew"
         )
     begun_with = from_table(manifest.contract)
-    for key, (expected, got) in differences(begun_with, contract).items():
+    for key, (expected, got) in contract_differences(begun_with, contract).items():
         raise RecordError(f"{out}: --resume: contract: {key}: expected the run's own {expected}, got {got}; start anew")
     return manifest
 

@@ -289,7 +289,7 @@ def _reply(
     opened: bool,
     forced_tokens: int | None,
 ) -> Reply:
-    """What `reply.decode` makes of the stream that carries these tokens (s each, since the start of the pass).
+    """What `reply.read_reply` makes of the stream that carries these tokens (s each, since the start of the pass).
 
     The closing `</think>`, where the server splits, and the end of text have no text: no chunk tells of them, and they
     count with the next chunk of text, or the last.

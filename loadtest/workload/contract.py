@@ -226,10 +226,10 @@ def prompt_tokens_at_most(prompt: Prompt) -> int:
     return _TEMPLATE_TOKENS + digits + (len(text.encode("utf-8", "surrogatepass")) - digits + 1) // 2
 
 
-def differences(a: Contract, b: Contract) -> dict[str, tuple[Any, Any]]:
+def contract_differences(a: Contract, b: Contract) -> dict[str, tuple[Any, Any]]:
     """Every key in which two contracts differ, with both values; empty where cells may be compared.
 
-    >>> differences(Contract(), Contract(top_k=20))
+    >>> contract_differences(Contract(), Contract(top_k=20))
     {'top_k': (40, 20)}
     """
     pairs = ((f.name, getattr(a, f.name), getattr(b, f.name)) for f in fields(Contract))

@@ -25,7 +25,7 @@ from loadtest.workload.answer_format import extract_boxed
 from loadtest.workload.prompts import BOXED_INSTRUCTION, Prompt, expect, hint, quoted
 
 
-def read(path: Path) -> Iterator[Prompt]:
+def read_prompts(path: Path) -> Iterator[Prompt]:
     """The prompts of a file, in its order. Raises `UsageError` that names file, line and key."""
     for number, (where, row) in enumerate(_rows(path), start=1):
         if not isinstance(row, dict):

@@ -90,7 +90,7 @@ def load(spec: str) -> Workload:
             f"workload {spec!r}: expected a file or one of {known}; got neither{hint(name, generators.GENERATORS)}"
         )
     path = Path(spec)
-    return make(path.stem, tuple(formats.read(path)), spec)
+    return make(path.stem, tuple(formats.read_prompts(path)), spec)
 
 
 def schedule(workload: Workload, *, seed: int, n: int, start: int = 0) -> tuple[Prompt, ...]:

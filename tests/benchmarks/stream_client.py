@@ -36,7 +36,7 @@ def transport(port: int, streams: int) -> Callable[[], int]:
     def one() -> int:
         exchange = Exchange(body=BODY)
         client.perform(exchange)
-        return len(reply.decode(exchange, clock, opened=True, pause=give_way).chunk_s)
+        return len(reply.read_reply(exchange, clock, opened=True, pause=give_way).chunk_s)
 
     return one
 

@@ -41,7 +41,7 @@ def counted(total: int | None) -> bytes:
 
 
 def read(x: Exchange, **options: object) -> reply.Reply:
-    return reply.decode(x, CLOCK, **({"opened": True} | options))  # type: ignore[arg-type]
+    return reply.read_reply(x, CLOCK, **({"opened": True} | options))  # type: ignore[arg-type]
 
 
 def test_vllm_thinking_then_answer():

@@ -91,7 +91,7 @@ gpu_hour = 1.5
 )
 def test_a_wrong_value_in_a_study_is_named_with_its_line(old, new, message):
     with pytest.raises(UsageError) as caught:
-        parse.parse(STUDY.replace(old, new), "s.toml")
+        parse.parse_study(STUDY.replace(old, new), "s.toml")
     assert message in str(caught.value)
 
 

@@ -16,7 +16,9 @@ def test_init_copies_what_can_be_edited_and_writes_nothing_over(tmp_path, capsys
     assert cli.main(["init", str(place)]) == 0
     assert f"next: loadtest run {place / 'scenarios/studies/demo.toml'}" in capsys.readouterr().out
     assert sorted(folder.name for folder in place.iterdir()) == sorted(resources.FOLDERS)
-    assert parse.load(place / "scenarios/studies/demo.toml") == parse.load(resources.path("scenarios/studies/demo.toml"))
+    assert parse.load_study(place / "scenarios/studies/demo.toml") == parse.load_study(
+        resources.path("scenarios/studies/demo.toml")
+    )
     assert not list(place.rglob("__pycache__"))
 
     mine = place / "scenarios/long_reasoning.py"

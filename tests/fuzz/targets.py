@@ -91,7 +91,7 @@ def _reply(reads: list[bytes], status: int) -> reply.Reply:
     exchange = Exchange(body=b"", status=status, content_type="text/event-stream", sent=0.0)
     exchange.pieces = reads
     exchange.reads = [float(i) for i in range(len(reads))]
-    return reply.decode(exchange, _CLOCK, opened=True)
+    return reply.read_reply(exchange, _CLOCK, opened=True)
 
 
 def events(data: bytes) -> None:
@@ -113,7 +113,7 @@ def metrics(data: bytes) -> None:
 def studies(data: bytes) -> None:
     """A study is one, or one line says why not."""
     try:
-        parse.parse(data.decode("utf-8", "replace"), "s.toml")
+        parse.parse_study(data.decode("utf-8", "replace"), "s.toml")
     except UsageError as error:
         assert str(error).startswith("s.toml:")
 

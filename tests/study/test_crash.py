@@ -45,7 +45,7 @@ MEASURE = """
 import sys; from pathlib import Path; from loadtest.study import parse, run
 out, resume = Path(sys.argv[2]), "--resume" in sys.argv
 say = lambda line: print(line, file=sys.stderr, flush=True)
-sys.exit(bool(run.execute(parse.load(Path(sys.argv[1])), out, resume=resume, say=say)))
+sys.exit(bool(run.execute(parse.load_study(Path(sys.argv[1])), out, resume=resume, say=say)))
 """
 
 

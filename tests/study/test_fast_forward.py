@@ -40,7 +40,7 @@ def silent(line: str) -> None:
 
 
 def carried_out(study: Study, out: Path) -> read.Run:
-    assert fast_forward.simulate(study, out, say=silent) == ()
+    assert fast_forward.simulate_study(study, out, say=silent) == ()
     return read.read_run(out)
 
 
@@ -138,7 +138,7 @@ def test_an_interrupted_prediction_keeps_what_it_has(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fast_forward.simulate(STUDY, tmp_path / "run", say=interrupt)
+        fast_forward.simulate_study(STUDY, tmp_path / "run", say=interrupt)
     found = read.read_run(tmp_path / "run")
     assert (found.manifest.interrupted, found.manifest.complete) == (True, False)
     assert len(found.cells[0].levels[0].requests) == 5
@@ -161,7 +161,7 @@ def test_an_interrupted_prediction_keeps_what_it_has(tmp_path):
 )
 def test_what_cannot_be_predicted_is_refused_in_one_line_before_anything_is_written(change, said, tmp_path):
     with pytest.raises(UsageError, match=said) as refused:
-        fast_forward.simulate(replace(STUDY, cells=(replace(REAL[1], **change),)), tmp_path / "run", say=silent)
+        fast_forward.simulate_study(replace(STUDY, cells=(replace(REAL[1], **change),)), tmp_path / "run", say=silent)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
@@ -174,13 +174,13 @@ def test_another_scenario_is_refused():
 def test_the_runtime_s_own_arguments_are_left_out_aloud(tmp_path):
     said: list[str] = []
     study = replace(STUDY, cells=(replace(REAL[1], args=("--enforce-eager",)),), levels=(1,), repeats=1)
-    fast_forward.simulate(study, tmp_path / "run", say=said.append)
+    fast_forward.simulate_study(study, tmp_path / "run", say=said.append)
     assert "--enforce-eager; they are left out" in said[0]
 
 
 def test_a_folder_with_a_run_is_neither_overwritten_nor_resumed_over_sockets(run):
     with pytest.raises(RecordError, match="expected a folder without a run"):
-        fast_forward.simulate(STUDY, run.path, say=silent)
+        fast_forward.simulate_study(STUDY, run.path, say=silent)
     with pytest.raises(RecordError, match="--resume: expected a run that Locust drove"):
         execute(STUDY, run.path, resume=True, say=silent)
 

@@ -25,7 +25,7 @@ gpu = "l20"
 
 
 def test_lists_multiply_with_the_engines_side_by_side():
-    assert [cell.id for cell in parse.parse(GOOD).cells] == [
+    assert [cell.id for cell in parse.parse_study(GOOD).cells] == [
         "sglang_qwq-32b-awq_tp1",
         "vllm_qwq-32b-awq_tp1",
         "sglang_qwq-32b-awq_tp2",
@@ -34,22 +34,22 @@ def test_lists_multiply_with_the_engines_side_by_side():
 
 
 def test_a_study_pairs_both_modes_on_every_cell():
-    one = parse.parse(GOOD.replace("levels", 'mode = ["natural", "equal-work"]\nlevels'))
+    one = parse.parse_study(GOOD.replace("levels", 'mode = ["natural", "equal-work"]\nlevels'))
     assert one.mode == "natural"
     assert [cell.id for cell in one.cells[3:5]] == ["vllm_qwq-32b-awq_tp2", "sglang_qwq-32b-awq_tp1_equal-work"]
     target = locust_pass.Target("http://127.0.0.1:1", "m")
     commands = [locust_pass.command(one, cell, target, 1, 1, Path("RUN"), "id") for cell in (one.cells[0], one.cells[4])]
     assert [argv[argv.index("--mode") + 1] for argv in commands] == ["natural", "equal-work"]
-    assert parse.parse(GOOD.replace("levels", 'mode = "equal-work"\nlevels')).cells[0].id == "sglang_qwq-32b-awq_tp1"
+    assert parse.parse_study(GOOD.replace("levels", 'mode = "equal-work"\nlevels')).cells[0].id == "sglang_qwq-32b-awq_tp1"
 
 
 def test_what_matters_and_what_starts_are_known_to_differ_by_are_shares():
-    assert (parse.parse(GOOD).matters, parse.parse(GOOD).start_sd) == (0.05, None)
-    said = parse.parse(GOOD.replace("levels", "matters = 0.02\nstart_sd = 0.01\nlevels"))
+    assert (parse.parse_study(GOOD).matters, parse.parse_study(GOOD).start_sd) == (0.05, None)
+    said = parse.parse_study(GOOD.replace("levels", "matters = 0.02\nstart_sd = 0.01\nlevels"))
     assert (said.matters, said.start_sd) == (0.02, 0.01)
     for line, key in (("matters = 5.0", "matters"), ("start_sd = 1.5", "start_sd")):
         with pytest.raises(UsageError, match=f"study:3: {key}: expected a share .*, got"):
-            parse.parse(GOOD.replace("levels", f"{line}\nlevels"))
+            parse.parse_study(GOOD.replace("levels", f"{line}\nlevels"))
 
 
 def test_every_second_repeat_runs_the_cells_in_reverse_order():
@@ -61,7 +61,7 @@ def test_options_of_a_scenario_go_to_its_command_line():
         "levels",
         'scenario = "open_loop"\nscenario_options = {rate = 0.5, arrivals = "constant", x_y = true, z = false}\nlevels',
     )
-    one = parse.parse(text)
+    one = parse.parse_study(text)
     argv = locust_pass.command(one, one.cells[0], locust_pass.Target("http://127.0.0.1:1", "m"), 1, 1, Path("RUN"), "id")
     start = argv.index("--rate")
     assert argv[start : start + 5] == ["--rate", "0.5", "--arrivals", "constant", "--x-y"]
@@ -72,7 +72,7 @@ def test_options_of_a_scenario_go_to_its_command_line():
     ("duration_s", "clock_speed", "run_time"), [(90.0, 1.0, "90s"), (8.0, 60.0, "1s"), (2e6, 1.0, "2000000s")]
 )
 def test_locust_gets_a_run_time_that_it_accepts(duration_s, clock_speed, run_time):
-    one = replace(parse.parse(GOOD), duration_s=duration_s)
+    one = replace(parse.parse_study(GOOD), duration_s=duration_s)
     target = locust_pass.Target("http://127.0.0.1:1", "m", clock_speed)
     argv = locust_pass.command(one, one.cells[0], target, 1, 1, Path("RUN"), "id")
     assert argv[argv.index("--run-time") + 1] == run_time
@@ -80,14 +80,14 @@ def test_locust_gets_a_run_time_that_it_accepts(duration_s, clock_speed, run_tim
 
 
 def test_processes_of_one_run_meet_on_a_port_of_their_own():
-    one = replace(parse.parse(GOOD), workers=2)
+    one = replace(parse.parse_study(GOOD), workers=2)
     argv = locust_pass.command(one, one.cells[0], locust_pass.Target("http://127.0.0.1:1", "m"), 1, 1, Path("RUN"), "id")
     assert argv[argv.index("--master-bind-port") + 1] == argv[argv.index("--master-port") + 1] != "5557"
     assert argv[argv.index("--master-bind-host") + 1] == "127.0.0.1"
 
 
 def test_requests_grow_with_the_level_from_a_minimum():
-    one = parse.parse(GOOD)
+    one = parse.parse_study(GOOD)
     assert [one.requests(c) for c in (1, 4, 8)] == [8, 8, 16]
 
 
@@ -122,7 +122,7 @@ def test_requests_grow_with_the_level_from_a_minimum():
 )
 def test_a_bad_study_is_one_line_with_file_line_and_key(old, new, message):
     with pytest.raises(UsageError) as caught:
-        parse.parse(GOOD.replace(old, new), "s.toml")
+        parse.parse_study(GOOD.replace(old, new), "s.toml")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value).split("expected TOML")[0]
 
@@ -137,7 +137,7 @@ def test_a_bad_study_is_one_line_with_file_line_and_key(old, new, message):
 )
 def test_a_wrong_key_of_a_later_cell_is_found_in_its_own_table(second, message):
     with pytest.raises(UsageError) as caught:
-        parse.parse(f'{GOOD}\n[[cells]]\nengine = "vllm"\nmodel = "a/b"\n{second}\n', "s.toml")
+        parse.parse_study(f'{GOOD}\n[[cells]]\nengine = "vllm"\nmodel = "a/b"\n{second}\n', "s.toml")
     assert message in str(caught.value)
 
 
@@ -145,33 +145,33 @@ def test_what_only_others_know_is_refused_with_its_line_too(tmp_path):
     path = tmp_path / "s.toml"
     path.write_text(GOOD + "\n[contract]\nmax_token = 5\n")
     with pytest.raises(UsageError, match=r"s\.toml:12: contract: max_token: .* did you mean 'max_tokens'"):
-        parse.load(path, plan.asked)
+        parse.load_study(path, plan.asked)
     path.write_text(GOOD.replace("math:n=8", "maths:n=8"))
     with pytest.raises(UsageError, match=r"s\.toml:2: workload 'maths:n=8'"):
-        parse.load(path, plan.asked)
+        parse.load_study(path, plan.asked)
 
 
 def test_a_study_is_never_read_in_part(tmp_path):
     path = tmp_path / "s.toml"
     path.write_text(GOOD + "#" * 2**20 + '\n[[cells]]\nengine = "vllm"\nmodel = "a/b"\n')
     with pytest.raises(UsageError, match="expected a study of at most 1,048,576 characters, got more"):
-        parse.load(path)
+        parse.load_study(path)
 
 
 def test_the_same_cell_twice_is_refused_by_name():
     twice = GOOD + '\n[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\n'
     with pytest.raises(UsageError, match="each engine x model x tp once, got vllm_qwq-32b-awq_tp1"):
-        parse.parse(twice)
+        parse.parse_study(twice)
 
 
 def test_only_selects_cells_and_levels():
-    one = schema.select(parse.parse(GOOD), ["engine=vllm", "tp=2", "concurrency=4"])
+    one = schema.select(parse.parse_study(GOOD), ["engine=vllm", "tp=2", "concurrency=4"])
     assert [cell.id for cell in one.cells] == ["vllm_qwq-32b-awq_tp2"]
     assert one.levels == (4,)
 
 
 def test_only_selects_a_mode():
-    both = parse.parse(GOOD.replace("levels", 'mode = ["natural", "equal-work"]\nlevels'))
+    both = parse.parse_study(GOOD.replace("levels", 'mode = ["natural", "equal-work"]\nlevels'))
     natural, equal = (schema.select(both, [f"mode={mode}"]).cells for mode in ("natural", "equal-work"))
     assert (*natural, *equal) == both.cells
     assert {cell.mode for cell in natural} == {None}
@@ -181,7 +181,7 @@ def test_only_selects_a_mode():
 @pytest.mark.parametrize("only", ["vllm", "colour=red", "engine=tgi", "concurrency=3"])
 def test_only_that_selects_nothing_or_is_no_condition_is_refused(only):
     with pytest.raises(UsageError, match="--only"):
-        schema.select(parse.parse(GOOD), [only])
+        schema.select(parse.parse_study(GOOD), [only])
 
 
 @pytest.mark.parametrize("text", ["", "0", "4-1", "a", "1..8", "-3", "1,,2"])
@@ -193,7 +193,7 @@ def test_levels_that_are_none_are_refused(text):
 @given(st.text(max_size=200))
 def test_no_text_makes_a_traceback(text):
     with pytest.raises(UsageError, match=r"^study:"):
-        parse.parse(text)
+        parse.parse_study(text)
 
 
 def test_a_cell_of_no_known_engine_is_refused_also_where_no_study_names_it():

@@ -73,7 +73,7 @@ def simulated() -> Source:
     """A study of eight cells in virtual time, two of them refused as they do not fit."""
     published = resources.path("reports/findings/qwq-32b-ada.toml")
     with tempfile.TemporaryDirectory() as folder:
-        fast_forward.simulate(studies.parse(STUDY), Path(folder) / "run", say=lambda _: None)
+        fast_forward.simulate_study(studies.parse_study(STUDY), Path(folder) / "run", say=lambda _: None)
         return analysed(read_run(Path(folder) / "run"), claims.parse_claims(published.read_bytes(), str(published)))
 
 

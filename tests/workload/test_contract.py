@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.errors import UsageError
-from loadtest.workload.contract import Contract, check_format, differences, from_table, prompt_tokens_at_most, within
+from loadtest.workload.contract import (
+    Contract,
+    check_format,
+    contract_differences,
+    from_table,
+    prompt_tokens_at_most,
+    within,
+)
 from loadtest.workload.prompts import Prompt
 from tests.support.engine_settings import EXAMPLES
 
@@ -116,8 +123,8 @@ def test_every_key_is_tried() -> None:
 @pytest.mark.parametrize("key", OTHERS)
 def test_each_difference_is_named(key: str) -> None:
     other = Contract(**{key: OTHERS[key][0]})
-    assert differences(Contract(), other) == {key: (getattr(Contract(), key), OTHERS[key][0])}
-    assert differences(other, other) == {}
+    assert contract_differences(Contract(), other) == {key: (getattr(Contract(), key), OTHERS[key][0])}
+    assert contract_differences(other, other) == {}
 
 
 @pytest.mark.parametrize("key", OTHERS)
@@ -189,7 +196,7 @@ def test_a_contract_survives_the_manifest(table: dict[str, Any]) -> None:
     contract = from_table(table)
     again = from_table(json.loads(json.dumps(asdict(contract))))
     assert again == contract
-    assert differences(contract, Contract()).keys() == table.keys()
+    assert contract_differences(contract, Contract()).keys() == table.keys()
 
 
 def test_one_answer_per_request_is_all_that_is_asked_for() -> None:
