@@ -108,7 +108,7 @@ def test_other_names(name):
 )
 def test_a_study_with_a_secret_is_refused_before_anything_is_written(line):
     with pytest.raises(UsageError) as caught:
-        parse.parse(CELL + line)
+        parse.parse_study(CELL + line)
     assert "hunter2" not in str(caught.value)
     assert str(caught.value).startswith("study:6: ")
 
