@@ -153,6 +153,16 @@ def test_the_reference_names_every_option_every_field_and_every_key():
     assert sorted(expected - named) == []
 
 
+def test_the_lines_for_a_notebook_work(tmp_path, capsys):
+    """Those of the reference, as they stand there."""
+    (lines,) = re.findall(r"```python\n(from pathlib.*?)```", (ROOT / "docs/reference.md").read_text(), re.DOTALL)
+    run = builders.write(builders.study(levels=(1,), n=8), tmp_path / "mine")
+    exec(lines.replace('"runs/mine"', repr(str(run))), {})
+    *levels, fit = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in levels] == ["sglang_qwq-32b-awq_tp1", "vllm_qwq-32b-awq_tp1"]
+    assert fit.startswith("True ")
+
+
 @pytest.mark.parametrize(
     ("document", "keys"),
     [
