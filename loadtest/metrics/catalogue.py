@@ -186,8 +186,6 @@ TERMS: Mapping[str, str] = {
 }
 
 CENSORED_METRICS = tuple(name for name, metric in METRICS.items() if metric.shape == "censored")
-DISTRIBUTIONS = tuple(name for name, metric in METRICS.items() if metric.shape != "estimate")
-ESTIMATES = tuple(name for name, metric in METRICS.items() if metric.shape == "estimate")
 OBJECTIVES = tuple(name for name, metric in METRICS.items() if metric.objective)
 
 # In the order in which `comparisons` lists them.

@@ -305,10 +305,3 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
     def estimate(self, metric: str, statistic: Statistic = "value") -> Estimate:
         """One statistic of a metric: `mean` or a quantile of a distribution, `value` of a single figure."""
         return self.figure(metric).at(statistic)
-
-    def censored(self, metric: str) -> CensoredDistribution:
-        """A metric of which requests may be cut short; KeyError where it is no such."""
-        found = self.figure(metric)
-        if not isinstance(found, CensoredDistribution):
-            raise KeyError(metric)
-        return found
