@@ -126,9 +126,8 @@ def test_what_is_pure_reads_no_clock_and_no_disk(path):
     assert {name.split(".")[0] for name in imports(parse(path))} & IMPURE == set()
 
 
-# Words that need the module's name beside them, and are used so: `study.parse.load`, `workload.load`.
-SHARED_WORDS = {"check", "decode", "differences", "draw", "explained", "load", "log", "main", "parse", "plan", "read",
-                "simulate", "summary"}  # fmt: skip
+# Words that need the module's name beside them, and are used so: `notation.parse`, `faults.parse`.
+SHARED_WORDS = {"check", "log", "main", "parse", "simulate", "summary"}
 TO_BE_RENAMED = {"Estimate", "Workload"}  # in perfmodel.step_time and simulator.fleet
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadtest.commands.finish import Say, analyze_run, as_json, decision_table, read_metrics, write_page
+from loadtest.commands.finish import analyze_run, as_json, decision_table, read_metrics, write_page
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from loadtest.metrics.schema import Metrics
     from loadtest.report.index import Entry
     from loadtest.report.templates import Templates
+    from loadtest.study.execution import Say
 
 MOST_RUNS = 6
 

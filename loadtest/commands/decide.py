@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from loadtest import resources
-from loadtest.commands.finish import Say, as_json
+from loadtest.commands.finish import as_json
 from loadtest.errors import GateError, UsageError
 from loadtest.records.read import read_run
 from loadtest.report.terminal import comparison_text, gate_text, number_text, options_text, ratio_text
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from loadtest.analysis.decisions import GateReport, RunComparison
     from loadtest.metrics.schema import Metrics
     from loadtest.records.read import Run
+    from loadtest.study.execution import Say
 
 
 def compare(arguments: argparse.Namespace, say: Say) -> str:

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from loadtest.analysis.claims import Claim
     from loadtest.metrics.schema import Metrics
     from loadtest.report.templates import Templates
-
-Say = Callable[[str], None]
+    from loadtest.study.execution import Say
 
 
 def carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, json: bool) -> str:

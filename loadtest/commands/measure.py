@@ -6,12 +6,12 @@ import argparse
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from loadtest import resources
-from loadtest.commands.finish import Say, carry_out, new_folder
+from loadtest.commands.finish import carry_out, new_folder
 from loadtest.errors import EngineError, UsageError
 from loadtest.perfmodel import memory
 from loadtest.records.schema import EngineName
@@ -19,6 +19,9 @@ from loadtest.servers import flags, preflight, probe, server
 from loadtest.study import estimate, locust_pass, parse, plan, schema
 from loadtest.study.run import execute
 from loadtest.workload.contract import Contract
+
+if TYPE_CHECKING:
+    from loadtest.study.execution import Say
 
 
 def demo(arguments: argparse.Namespace, say: Say) -> str:

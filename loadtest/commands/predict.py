@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from loadtest.commands.finish import Say, as_json, carry_out, new_folder
+from loadtest.commands.finish import as_json, carry_out, new_folder
 from loadtest.errors import UsageError
 from loadtest.study import parse as studies
+
+if TYPE_CHECKING:
+    from loadtest.study.execution import Say
 
 
 def fit(arguments: argparse.Namespace, say: Say) -> str:

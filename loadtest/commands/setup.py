@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from loadtest import resources
 from loadtest.commands import doctor as examination
-from loadtest.commands.finish import Say, as_json
+from loadtest.commands.finish import as_json
 from loadtest.errors import LoadtestError
+
+if TYPE_CHECKING:
+    from loadtest.study.execution import Say
 
 
 def init(arguments: argparse.Namespace, say: Say) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from loadtest.commands.finish import Say, as_json
+from loadtest.commands.finish import as_json
 from loadtest.errors import UsageError
 from loadtest.records import read, write
 from loadtest.workload import generators, replay, workload
 from loadtest.workload.prompts import Prompt
 from loadtest.workload.workload import Workload
+
+if TYPE_CHECKING:
+    from loadtest.study.execution import Say
 
 _SHOWN = 3
 

@@ -81,7 +81,7 @@ def _output_tokens(cell: Cell, prompt: Prompt, contract: Contract) -> int:
     forced = contract.forced_tokens(prompt)
     if forced is not None:
         return forced
-    drawn = lengths.draw(prompt.id, contract.seed, scale=_length_scale(cell.args))
+    drawn = lengths.draw_lengths(prompt.id, contract.seed, scale=_length_scale(cell.args))
     thought = drawn.thinking_tokens if thinking.opens_in_prompt(cell.model) else 0
     return min(prompt.forced_tokens or thought + drawn.answer_tokens, contract.limit_tokens(prompt))
 

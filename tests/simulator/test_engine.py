@@ -367,9 +367,9 @@ def test_fast_forward_keeps_exactly_c_in_flight() -> None:
 
 
 def test_lengths_depend_on_prompt_and_seed_alone() -> None:
-    draws = [lengths.draw(f"problem {i}", 0) for i in range(400)]
-    assert draws == [lengths.draw(f"problem {i}", 0) for i in range(400)]
-    assert draws != [lengths.draw(f"problem {i}", 1) for i in range(400)]
+    draws = [lengths.draw_lengths(f"problem {i}", 0) for i in range(400)]
+    assert draws == [lengths.draw_lengths(f"problem {i}", 0) for i in range(400)]
+    assert draws != [lengths.draw_lengths(f"problem {i}", 1) for i in range(400)]
     middle = sorted(d.thinking_tokens for d in draws)[200]
     assert 0.85 * lengths.THINKING_MEDIAN_TOKENS < middle < 1.15 * lengths.THINKING_MEDIAN_TOKENS
     assert chats_equal_over_runtimes()
@@ -396,7 +396,7 @@ def chats_equal_over_runtimes() -> bool:
     ],
 )
 def test_limits_of_a_request(limits: dict, tokens: int, thinking: int, closes: bool, finish: str) -> None:
-    output = lengths.plan(lengths.Lengths(10, 5), **limits)
+    output = lengths.limit_lengths(lengths.Lengths(10, 5), **limits)
     assert (output.output_tokens, output.thinking_tokens) == (tokens, thinking)
     assert (output.closes_thinking, output.finish_reason) == (closes, finish)
 

@@ -205,11 +205,13 @@ def _plan(
     data: dict[str, Any], extra: dict[str, Any], served: Served, messages: list[tuple[str, str]], max_tokens: int
 ) -> lengths.Output:
     text = "\0".join(part for message in messages for part in message)
-    drawn = lengths.draw(text, served.seed, scale=served.length_scale)
+    drawn = lengths.draw_lengths(text, served.seed, scale=served.length_scale)
     thinking = _count(extra, "thinking_tokens")
     answer = _count(extra, "answer_tokens")
     if thinking is None:
         thinking = drawn.thinking_tokens if served.thinks else 0
     chosen = lengths.Lengths(max(0, thinking), max(0 if thinking else 1, drawn.answer_tokens if answer is None else answer))
     ignore_eos = data.get("ignore_eos") is True
-    return lengths.plan(chosen, max_tokens=max_tokens, min_tokens=_count(data, "min_tokens") or 0, ignore_eos=ignore_eos)
+    return lengths.limit_lengths(
+        chosen, max_tokens=max_tokens, min_tokens=_count(data, "min_tokens") or 0, ignore_eos=ignore_eos
+    )

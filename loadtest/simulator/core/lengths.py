@@ -32,10 +32,10 @@ class Lengths:
     answer_tokens: int
 
 
-def draw(prompt: str, seed: int, *, scale: float = 1.0) -> Lengths:
+def draw_lengths(prompt: str, seed: int, *, scale: float = 1.0) -> Lengths:
     """Log-normal lengths by a hash of prompt and seed.
 
-    >>> draw("2 + 2?", 0) == draw("2 + 2?", 0)
+    >>> draw_lengths("2 + 2?", 0) == draw_lengths("2 + 2?", 0)
     True
     """
     digest = hashlib.sha256(f"{seed}\0{prompt}".encode("utf-8", "surrogatepass")).digest()
@@ -65,10 +65,10 @@ class Output:
         return self.thinking_tokens + 1 if texts > 0 else None
 
 
-def plan(lengths: Lengths, *, max_tokens: int, min_tokens: int = 0, ignore_eos: bool = False) -> Output:
+def limit_lengths(lengths: Lengths, *, max_tokens: int, min_tokens: int = 0, ignore_eos: bool = False) -> Output:
     """Apply the limits of a request: at least `min_tokens`, at most `max_tokens`, and exactly those with `ignore_eos`.
 
-    >>> plan(Lengths(10, 5), max_tokens=12)
+    >>> limit_lengths(Lengths(10, 5), max_tokens=12)
     Output(output_tokens=12, thinking_tokens=10, closes_thinking=True, finish_reason='length')
     """
     natural = max(lengths.thinking_tokens + lengths.answer_tokens, min_tokens)
