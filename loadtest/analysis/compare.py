@@ -47,7 +47,7 @@ def compare_engines(
     """
     ordered = sorted(described, key=lambda cell: (cell.engine, cell.id))
     pairs = [_pair_of_engines(a, b, samples, templates) for a, b in combinations(ordered, 2) if _rivals(a, b)]
-    return judge_pairs(pairs, start_sd(manifest), matters(manifest))
+    return judge_pairs(pairs, start_sd(manifest), matters(manifest), sequential=manifest.until_decided)
 
 
 def start_sd(*manifests: Manifest) -> float | None:
@@ -117,7 +117,7 @@ def compare_runs(
         raise UsageError(f"expected a cell with a level in both runs, got {ids[0]} and {ids[1]}; measure the same cells")
     manifests = (baseline.manifest, candidate.manifest)
     said = start_sd(*manifests) if known_start_sd is None else known_start_sd
-    judged = judge_pairs(pairs, said, matters(*manifests))
+    judged = judge_pairs(pairs, said, matters(*manifests), sequential=any(one.until_decided for one in manifests))
     return RunComparison(
         baseline=baseline.manifest.run_id,
         candidate=candidate.manifest.run_id,

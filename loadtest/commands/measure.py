@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +13,7 @@ import msgspec
 
 from loadtest import resources
 from loadtest.commands.finish import carry_out, new_folder
+from loadtest.decision import verdicts
 from loadtest.errors import EngineError, UsageError
 from loadtest.perfmodel import memory
 from loadtest.records.schema import EngineName
@@ -35,6 +37,8 @@ def run(arguments: argparse.Namespace, say: Say) -> str:
     study = schema.select(parse.load_study(arguments.study, plan.asked), arguments.only)
     if arguments.workers is not None:
         study = replace(study, workers=arguments.workers)
+    if arguments.until_decided:
+        study = replace(study, until_decided=True, repeats=study.repeats if study.repeats > 1 else verdicts.LOOKS[-1])
     if arguments.dry_run:
         return _dry_run(study)
     if arguments.resume and arguments.out is None:
@@ -137,8 +141,22 @@ def _dry_run(study: schema.Study) -> str:
     lines = [line for cell in study.cells for line in _plan_of(study, cell, contract, times[cell.id])]
     missing = len(times) - len(known)
     unknown = f"; {missing} cell(s) are not included: refused, or no GPU is named" if missing else ""
-    total = f"in all: about {estimate.spoken(sum(known))} (an estimate of the performance model{unknown})"
-    return "\n".join([head, *lines, "", total])
+    most = "in all, if no pair is decided sooner" if study.until_decided else "in all"
+    total = f"{most}: about {estimate.spoken(sum(known))} (an estimate of the performance model{unknown})"
+    return "\n".join([head, *lines, "", *_power(study), total])
+
+
+def _power(study: schema.Study) -> list[str]:
+    """What the study can tell of each pair of engines; nothing where it has none."""
+    places = Counter((cell.model, cell.tp, cell.gpu, cell.mode) for cell in study.cells)
+    pairs = sum(n * (n - 1) // 2 for n in places.values())
+    if not pairs:
+        return []
+    if study.repeats == 1 and study.start_sd is None:
+        return ["one start each gives no verdict: set repeats = 3, or --until-decided"]
+    least = verdicts.planned_ratio(pairs, study.repeats, study.start_sd, sequential=study.until_decided)
+    by = f"{100 * (verdicts.TYPICAL_START_SD if study.start_sd is None else study.start_sd):g} %"
+    return [f"a difference of {100 * (least - 1):.1f} % is found with about 80 % power, if starts vary by {by}"]
 
 
 def _plan_of(study: schema.Study, cell: schema.Cell, contract: Contract, time: estimate.CellTime) -> list[str]:

@@ -55,6 +55,7 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     mode: Mode | tuple[Mode, ...] = "natural"
     levels: tuple[int, ...] = (1, 2, 4, 8)
     repeats: int = 1
+    until_decided: bool = False
     requests_per_stream: int = 2
     min_requests: int = 8
     duration_s: float | None = None

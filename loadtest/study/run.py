@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from loadtest import credentials
+from loadtest.analysis.run import analyze
+from loadtest.decision.verdicts import LOOKS
 from loadtest.errors import EngineError, FitError, RecordError
 from loadtest.metrics import clock_error
 from loadtest.records import read, write
@@ -19,7 +21,7 @@ from loadtest.records.engine_facts import ClockError
 from loadtest.records.folder import claimed
 from loadtest.records.manifest import Manifest, ManifestCell, Prices, begun, ended
 from loadtest.servers import preflight, probe
-from loadtest.study import estimate, locust_pass
+from loadtest.study import estimate, locust_pass, stopping
 from loadtest.study.cell_server import serving
 from loadtest.study.engine_file import EngineFile, starting
 from loadtest.study.execution import Execution, Say
@@ -62,9 +64,7 @@ def _carry_out(execution: Execution, manifest: Manifest) -> None:
     """Run every repeat of every cell. However that ends, write it into the manifest."""
     interrupted = True
     try:
-        for repeat in range(1, execution.study.repeats + 1):
-            for cell in in_order(execution.study.cells, repeat):
-                _run_cell(execution, cell, repeat)
+        _run_repeats(execution)
         interrupted = False
     except RecordError as error:
         interrupted = False
@@ -72,6 +72,16 @@ def _carry_out(execution: Execution, manifest: Manifest) -> None:
         raise RecordError(f"{error}; what was measured is kept: make room, then --resume --out {execution.out}") from error
     finally:
         end_run(manifest, execution.out, execution.problems, interrupted=interrupted)
+
+
+def _run_repeats(execution: Execution) -> None:
+    """Every repeat of every cell; with `until_decided` only of cells that some pair still needs."""
+    study, cells = execution.study, execution.study.cells
+    for repeat in range(1, study.repeats + 1):
+        for cell in in_order(cells, repeat):
+            _run_cell(execution, cell, repeat)
+        if study.until_decided and LOOKS[0] <= repeat < study.repeats:
+            cells = stopping.undecided_cells(study.cells, analyze(read.read_run(execution.out)), execution.say)
 
 
 def in_order(cells: tuple[Cell, ...], repeat: int) -> tuple[Cell, ...]:
@@ -120,6 +130,7 @@ def begin_run(study: Study, workload: Workload, contract: Contract, out: Path, *
         levels=study.levels,
         duration_s=study.duration_s,
         repeats=study.repeats,
+        until_decided=study.until_decided,
         cells=tuple(ManifestCell.from_table({"id": cell.id, **asdict(cell)}) for cell in study.cells),
     )
     write.write_manifest(out, opened)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from loadtest.credentials import first_secret
-from loadtest.decision.verdicts import MATTERS
+from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics import slo as slos
 from loadtest.perfmodel import gpus
@@ -118,6 +118,7 @@ class Study:
     A pass over a level of C streams sends `max(min_requests, requests_per_stream * C)` measured requests, or as many as
     fit into `duration_s` where that is given; each stream sends `warmup_requests` before them. Before each
     pass no request is sent for `cooldown_s` (wall), so that GPUs cool down. `workers` processes of Locust share the streams.
+    `until_decided`: a pair of engines whose verdict is certain is not measured again; `repeats` is then the most.
     `matters`: the difference (a share) below which two engines are equal. `start_sd`: how much starts of a server are known
     to differ (a share). `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`.
     """
@@ -131,6 +132,7 @@ class Study:
     mode: Mode = "natural"
     levels: tuple[int, ...] = (1, 2, 4, 8)
     repeats: int = 1
+    until_decided: bool = False
     requests_per_stream: int = 2
     min_requests: int = 8
     duration_s: float | None = None
@@ -155,6 +157,8 @@ class Study:
         secret = first_secret(self.scenario_options)
         require(secret is None, "scenario_options", "no key on a command line, where it would be recorded", secret)
         require(self.repeats >= 1, "repeats", "a number from 1 up", self.repeats)
+        looked = not self.until_decided or self.repeats in LOOKS
+        require(looked, "repeats", f"{LOOKS[0]} to {LOOKS[-1]} with until_decided", self.repeats)
         require(self.requests_per_stream >= 1, "requests_per_stream", "a number from 1 up", self.requests_per_stream)
         require(self.min_requests >= 1, "min_requests", "a number from 1 up", self.min_requests)
         require(self.warmup_requests >= 0, "warmup_requests", "a number from 0 up", self.warmup_requests)

@@ -68,8 +68,3 @@ def test_what_can_be_detected_is_found_four_times_of_five():
     ratio = verdicts.detectable_ratio(effect(0.0, 0.01, df=1e9), 0.05)
     assert math.log(ratio) == pytest.approx(0.01 * (1.960 + 0.8416), rel=1e-3)
     assert verdicts.detectable_ratio(effect(0.0, None), 0.05) is None
-
-
-def test_behind_the_gate_a_pair_pays_for_its_own_questions_only():
-    assert verdicts.behind_gate(0.02, [0.004, 0.012, 0.009]) == [True, True, True]
-    assert verdicts.behind_gate(0.02, [0.004, 0.03, 0.009]) == [True, False, True]

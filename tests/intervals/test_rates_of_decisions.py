@@ -67,6 +67,21 @@ def decided(world, studies=STUDIES, deployed=PUBLISHED):
     return [by_bursts(study) for study in worlds.studies(world, studies, deployed)]
 
 
+def by_few_answers(world, seed):
+    """The study `qwq-32b-ada-decision`: few natural answers a start, looked at after every start."""
+    rng, pairs = np.random.default_rng(seed), len(PUBLISHED)
+    study = [worlds.sampled(world, one, place, pairs, rng) for place, one in enumerate(PUBLISHED)]
+    n, words = [2] * pairs, [""] * pairs
+    level = verdicts.nominal_level(pairs, sequential=True)
+    for look in verdicts.LOOKS:
+        n = [used if word else look for used, word in zip(n, words, strict=True)]
+        effects = starts.effects_of_starts([one.after(k) for one, k in zip(study, n, strict=True)])
+        judged = [verdicts.verdict_on(effect, level) for effect in effects]
+        words = [word or (found.word if found.decided else "") for word, found in zip(words, judged, strict=True)]
+    hours = sum(2 * k * one.start_h for one, k in zip(study, n, strict=True))
+    return Decided([word or "undecided" for word in words], hours)
+
+
 def share(found, *words):
     said = [word in words for study in found for word in study.words]
     return float(np.mean(said))
@@ -117,6 +132,20 @@ def test_natural_passes_give_as_few_false_verdicts(name):
 def test_natural_passes_find_ten_percent():
     found = [word for seed in range(STUDIES) for word in natural(World(slower=1.1), seed)]
     assert np.mean([word == "slower" for word in found]) >= 0.95
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_few_answers_give_as_few_false_verdicts(name):
+    found = [by_few_answers(EQUAL[name], seed) for seed in range(100)]
+    wrong = np.mean([any(word in ("faster", "slower") for word in one.words) for one in found])
+    assert wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 100)
+
+
+@pytest.mark.parametrize(("slower", "word"), [(1.0, "equal"), (1.05, "slower"), (1.1, "slower")])
+def test_few_answers_decide_in_a_quarter_of_the_hours(slower, word):
+    found = [by_few_answers(World(slower=slower), seed) for seed in range(60)]
+    assert share(found, word) >= 0.95
+    assert np.mean([one.hours for one in found]) <= 16.5 / 4 + 0.5
 
 
 @pytest.mark.parametrize("deployed", [PUBLISHED[:1], PUBLISHED], ids=["one pair", "five pairs"])

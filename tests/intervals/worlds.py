@@ -34,6 +34,7 @@ NATURAL_USERS = 16
 MOST_STARTS = 6
 BETWEEN, AGAIN = 0.50, 0.35
 START_H = 3 / 60  # about what a start takes, for the drift between starts
+PAUSE_S = 13.0  # between levels
 READY_S, LOADING_BYTES_PER_S = 60.0, 1e9  # as the plan of a study expects them
 
 
@@ -193,6 +194,44 @@ def natural(
         raw.append(float(np.mean(times[:repeats]) - np.mean(times[repeats:])))
     a, b = np.mean(figures, axis=0)
     return PairedStarts(a, b, math.sqrt(variances)), raw
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One pair by few natural answers: each level's answers by engine and start, and the hours of a start."""
+
+    levels: tuple[tuple[list[Answers], list[Answers]], ...]
+    start_h: float
+
+    def after(self, starts: int) -> PairedStarts:
+        """What is known after so many starts of each engine."""
+        figures = []
+        for a, b in self.levels:
+            found = at_common_length([*a[:starts], *b[:starts]])
+            figures.append(np.array(found.log_s, float).reshape(2, starts))
+        a, b = np.mean(figures, axis=0)
+        return PairedStarts(a, b)
+
+
+def sampled(world: World, deployed: Deployed, place: int, pairs: int, rng: np.random.Generator) -> Sampled:
+    """Six starts of both engines: two answers at one user, eight at eight users, each after a warm-up of its length."""
+    prompts = rng.normal(0, BETWEEN, 8)
+    speeds = world.speeds(rng, MOST_STARTS, began(place, pairs, MOST_STARTS, 2 * START_H), 2)
+    levels, busy_s = [], 0.0
+    for i, users in enumerate(LEVELS):
+        asked = prompts[: max(2, users)]
+        made = [
+            [
+                answers(world, deployed, users, asked, engine, float(speeds[engine, start, i]), rng)
+                for start in range(MOST_STARTS)
+            ]
+            for engine in (0, 1)
+        ]
+        levels.append((made[0], made[1]))
+        took = [one.time_s for side in made for one in side]
+        warm_s = float(np.mean([np.mean(times) if users == 1 else np.max(times) for times in took]))
+        busy_s += warm_s + float(np.mean([np.sum(times) if users == 1 else np.max(times) for times in took])) + PAUSE_S
+    return Sampled(tuple(levels), (deployed.start_s + busy_s) / 3600)
 
 
 def answers(

@@ -1,0 +1,113 @@
+"""A study that stops when its verdicts are certain: which cells are measured again, in which repeat."""
+
+from dataclasses import replace
+
+import pytest
+
+from loadtest.analysis.run import analyze
+from loadtest.errors import UsageError
+from loadtest.records import read
+from loadtest.study import run as study_run
+from loadtest.study import stopping
+from loadtest.study.schema import Cell, Study
+from tests.support import builders
+
+CELLS = tuple(Cell(engine=engine, model="qwq-32b-awq", tp=tp, gpu="l20") for tp in (1, 2) for engine in ("sglang", "vllm"))
+STUDY = Study(name="s", workload="math:n=8", cells=CELLS, levels=(1,), repeats=6, until_decided=True)
+PACES = (1.0, 1.004, 0.997, 1.002, 0.999, 1.003)
+
+
+def started(cell, repeats, gap_s=0.03, noise=1.0):
+    """One cell with the passes of these repeats; starts vary by `noise` times a third of a percent."""
+    levels = [
+        builders.level(
+            builders.closed_loop(
+                1, 10, seed=repeat + 7 * len(cell.engine), gap_s=gap_s * PACES[repeat - 1] ** noise, noise=0.01
+            ),
+            repeat=repeat,
+        )
+        for repeat in repeats
+    ]
+    return builders.cell(levels, cell.engine, tp=cell.tp)
+
+
+def measured(*cells):
+    return analyze(builders.run(cells, until_decided=True))
+
+
+def needed(metrics, said=lambda _: None):
+    return [cell.id for cell in stopping.undecided_cells(CELLS, metrics, said)]
+
+
+def test_a_pair_with_a_certain_verdict_is_not_measured_again():
+    slow, quick, one, other = CELLS
+    said = []
+    metrics = measured(
+        started(slow, (1, 2, 3), 0.04), started(quick, (1, 2, 3)),
+        started(one, (1, 2, 3), 0.031, noise=9), started(other, (1, 2, 3), noise=9),
+    )  # fmt: skip
+    assert needed(metrics, said.append) == [one.id, other.id]
+    assert said[0].startswith(f"{slow.id} against {quick.id}: slower; 3 starts each")
+    assert said[-1] == "2 of 4 cells are still needed"
+
+
+def test_equal_is_certain_too():
+    metrics = measured(started(CELLS[0], (1, 2, 3)), started(CELLS[1], (1, 2, 3)))
+    assert needed(metrics) == []
+
+
+def test_a_cell_that_does_not_fit_is_not_waited_for_and_one_that_failed_is():
+    for status, kept in (("refused", []), ("failed", [CELLS[0].id, CELLS[1].id])):
+        metrics = measured(builders.cell([], "sglang", status=status, reason="no"), started(CELLS[1], (1, 2)))
+        assert needed(metrics) == kept
+
+
+def test_one_look_more_asks_for_a_stricter_level():
+    passes = started(CELLS[0], (1, 2, 3), 0.0303), started(CELLS[1], (1, 2, 3))
+    once, often = (analyze(builders.run(passes, until_decided=looks)).decisions[0].ratio for looks in (False, True))
+    assert often.low < once.low < once.high < often.high
+
+
+@pytest.fixture
+def carried_out(monkeypatch, tmp_path):
+    """Run a study whose servers are made up; returns (cell, repeat) in order, and the run."""
+
+    def run(study, slower):
+        done, passes = [], {cell.id: [] for cell in study.cells}
+
+        def measure(execution, cell, repeat):
+            done.append((cell.id, repeat))
+            passes[cell.id].append(repeat)
+            builders.write(
+                builders.run(
+                    [started(one, passes[one.id], slower.get(one.id, 0.03)) for one in study.cells], until_decided=True
+                ),
+                execution.out,
+            )
+
+        monkeypatch.setattr(study_run, "_run_cell", measure)
+        monkeypatch.setattr(study_run, "_blocked", lambda *_: {})
+        assert study_run.execute(study, tmp_path / "run", say=lambda _: None) == ()
+        return done, read.read_run(tmp_path / "run")
+
+    return run
+
+
+def test_a_study_stops_as_soon_as_all_is_certain(carried_out):
+    done, run = carried_out(replace(STUDY, cells=CELLS[:2]), {CELLS[0].id: 0.06})
+    repeats = max(repeat for _, repeat in done)
+    assert repeats < 6
+    assert len(done) == 2 * repeats
+    assert run.manifest.complete
+    assert analyze(run).decisions[0].verdict == "slower"
+
+
+def test_without_until_decided_every_repeat_is_measured(carried_out):
+    done, _ = carried_out(replace(STUDY, cells=CELLS[:2], until_decided=False, repeats=4), {CELLS[0].id: 0.06})
+    assert [repeat for _, repeat in done] == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("repeats", [1, 7])
+def test_looks_are_counted_on_two_to_six_starts(repeats):
+    with pytest.raises(UsageError, match="repeats: expected 2 to 6 with until_decided, got"):
+        replace(STUDY, repeats=repeats)
