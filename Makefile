@@ -5,7 +5,10 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # Byte code of what is installed, on all cores: without it every start of a command would compile what it imports.
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib
 
-.PHONY: demo install lint test test-statistics test-newcomer engines test-engines benchmark peers benchmark-peers fuzz dist clean
+# Tests of processes and clocks wait half of their time.
+WORKERS := $(shell expr 2 '*' $$(nproc))
+
+.PHONY: demo install lint test test-statistics test-newcomer test-wheel test-documents engines test-engines benchmark peers benchmark-peers fuzz dist clean
 
 demo: .venv/runtime
 	$(BIN)/loadtest demo
@@ -18,15 +21,19 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist loadfile
 
 # Coverage of every 95 % interval, and the rates of false and of missed verdicts, over 1,000 simulated runs each (a minute).
 test-statistics: .venv/dev
 	$(BIN)/python -m pytest --quiet --numprocesses auto tests/intervals
 
 # What a stranger does: the wheel outside any checkout, the demo, every command of the documents.
-test-newcomer: .venv/dev
+test-newcomer: test-wheel test-documents
+
+test-wheel: .venv/dev
 	tests/newcomer/try_wheel.sh $(TRY_PYTHONS)
+
+test-documents: .venv/dev
 	$(BIN)/python -m pytest --quiet --numprocesses auto tests/newcomer
 
 # Real vLLM and real SGLang on the CPU, each in an environment of its own (about 5 GB, 3 minutes).
