@@ -30,7 +30,7 @@ _OTHER_FILES = 128  # descriptors beside those of the connections
 
 
 class ConnectError(Exception):
-    """No connection came about: `kind` is stable, the text a sentence."""
+    """The connection failed: `kind` is stable, the text is a sentence."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -94,8 +94,11 @@ class Destination:
 
     @classmethod
     def of(cls, url: str) -> Destination:
-        """That of a URL; of several addresses the first that takes a connection. `https://` is verified against
-        certifi's roots, or those of the file in `SSL_CERT_FILE`, and honours `https_proxy` and `no_proxy`."""  # fmt: skip
+        """The destination of a URL; of several addresses, the first that accepts a connection.
+
+        `https://` is verified against certifi's roots, or those of the file in `SSL_CERT_FILE`, and honours `https_proxy` and
+        `no_proxy`.
+        """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"URL: expected http://HOST:PORT or https://HOST, got {url!r}")
@@ -197,7 +200,7 @@ def _reachable(found: list[Any]) -> Any:
 
 
 def _explained(error: OSError, timeout_s: float) -> ConnectError:
-    """What kept a connection from coming about."""
+    """Why a connection failed."""
     if isinstance(error, TimeoutError):
         return ConnectError("connect_timeout", f"not connected within {timeout_s:g} s")
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -210,7 +213,7 @@ def _explained(error: OSError, timeout_s: float) -> ConnectError:
 
 
 def allow_files(connections: int) -> None:
-    """As many open files as the system lets us. Raises `LoadtestError` where they are too few for these connections."""
+    """Raise the limit of open files as far as allowed. Raises `LoadtestError` if that is too low for these connections."""
     needed = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

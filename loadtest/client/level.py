@@ -142,7 +142,7 @@ class Level:
         return exchange, told.get()
 
     def abandon(self, requests: int) -> None:
-        """Measured requests that will not be sent, for what they depend on failed."""
+        """Reduce the quota by measured requests that cannot be sent, because an earlier request of their task failed."""
         if self.quota is not None:
             self.quota -= requests
 
@@ -201,13 +201,13 @@ class Level:
         )
 
     def fail(self, failure: Failure) -> None:
-        """End the measurement: something of ours, or the server for good, does not work."""
+        """End the measurement: we or the server cannot go on."""
         if self.failure is None:
             self.failure = failure
             self._failed(failure)
 
     def _watch_server(self, record: RequestRecord) -> None:
-        """Give up when nothing but connection errors has come back for a while: the server has gone."""
+        """Give up when all requests have met connection errors for a while: the server has gone."""
         if record.outcome != "connection_error":
             self._trouble, self._trouble_since = 0, None
             return

@@ -91,7 +91,7 @@ class Recorder:
         self._room.wait()
 
     def take(self, ended: Ended) -> None:
-        """Take a request over; the caller goes on at once."""
+        """Queue a request that has ended; returns at once."""
         self._queue.put(ended)
         if self._behind:
             self._room.clear()
@@ -101,7 +101,7 @@ class Recorder:
         self._write(self._health, sample)
 
     def finish(self) -> None:
-        """Return when all that was taken over is on disk."""
+        """Return when all queued requests are on disk."""
         self._queue.put(StopIteration)
         self._clerk.join()
 
@@ -159,9 +159,9 @@ class Recorder:
 
     @property
     def _behind(self) -> bool:
-        """Whether so many replies wait that memory goes before time: a server at full speed can do that.
+        """Whether too many replies wait, so that memory would run out: a server at full speed can do that.
 
-        The clerk gives way no more then, and no request is sent. Health tells: late starts, a full core.
+        The recorder then stops giving way, and no request is sent. Health samples show it: late starts, a full core.
         """
         return bool(self._queue.qsize() >= self._backlog)
 
@@ -190,7 +190,7 @@ def encoded(record: RequestRecord, pause: Callable[[], None]) -> msgspec.Raw:
 
 
 def forget(exchange: Exchange, pause: Callable[[], None]) -> None:
-    """Let go of what came, in slices: to free tens of thousands of objects takes a millisecond."""
+    """Free the reads in slices: to free tens of thousands of objects takes a millisecond."""
     while exchange.pieces:
         del exchange.pieces[-SLICE_TIMES:], exchange.reads[-SLICE_TIMES:]
         pause()

@@ -169,11 +169,11 @@ class _Stream:
 
     @property
     def is_torn(self) -> bool:
-        """Whether nothing is wrong but the last event, which may have ended with the connection, in the middle."""
+        """Whether only the last event is damaged: the connection may have ended in the middle of it."""
         return self.failure is not None and self.failure[1].kind == "bad_chunk" and self.failed_event == self.events
 
     def hold_to(self, limit_tokens: int | None) -> None:
-        """Believe no count of the server's where it passed the limit of the request: that many it was not allowed."""
+        """Ignore the server's token count if it exceeds the limit of the request."""
         told = self.usage.completion_tokens if self.usage is not None else None
         if told is None or limit_tokens is None or told <= limit_tokens + SLACK_TOKENS:
             return
@@ -312,7 +312,7 @@ def _counted(stream: _Stream, split: Split, reply: Reply, count_tokens: CountTok
 
 
 def _thinking_tokens(usage: sse.Usage | None, split: Split, tokens: tuple[int, ...] | None) -> int | None:
-    """The server's count, unless it says 0 or nothing though thinking came (some parsers do): then by chunks."""
+    """The server's count; by chunks if it reports 0 or nothing although thinking came (some parsers do)."""
     told = usage.thinking_tokens if usage is not None else None
     if told or split.field is None:
         return told

@@ -52,7 +52,7 @@ def level_path(run: Path, cell: str, concurrency: int, repeat: int) -> Path:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename what a broken pass left to `cNN-rR.broken-N`, which no reader counts; where it is now."""
+    """Rename the folder of an incomplete pass to `cNN-rR.broken-N`, which readers ignore; returns the new path."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.broken-{number}")).exists():
         number += 1
@@ -64,7 +64,7 @@ def set_aside(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold a run folder, so that no other run writes into it; the system lets go of it however this process ends.
+    """Lock a run folder, so that no other run writes into it; the lock ends with this process, however it ends.
 
     Raises `RecordError`: another process holds it, or the disk refuses.
     """

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a run says of itself, in the same words whoever opens it: a study, or a scenario under Locust."""
+"""`manifest.json`: what a run says of itself, with the same keys for a study and for a scenario under Locust."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Part = TypeVar("_Part", bound="_Open")
 
 
 class _Open(msgspec.Struct, frozen=True, kw_only=True):
-    """A JSON object that may have more keys than ours: `others` keeps them, and they are written back as they came."""
+    """A JSON object that may have keys that we do not know: `others` keeps them, and they are written back unchanged."""
 
     others: dict[str, Any] = {}
 
@@ -44,7 +44,7 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ManifestCell(_Open, frozen=True, kw_only=True):
-    """One cell as it was asked for. `others`: what else a study says of it (its settings, its arguments)."""
+    """One cell as it was asked for. `others`: further keys of a study's cell (settings, arguments)."""
 
     id: str
     engine: str = "other"
@@ -146,7 +146,7 @@ def ended(manifest: Manifest, problems: list[str], *, interrupted: bool) -> Mani
 
 
 def _split(table: Any, kind: type[_Part]) -> Any:
-    """Keys of others apart, as the fields of `kind` have them; what is no object is left for the check."""
+    """Move the keys that `kind` does not know into `others`; a value that is no object is returned as it is."""
     if not isinstance(table, dict):
         return table
     ours = set(kind.__struct_fields__) - {"others"}

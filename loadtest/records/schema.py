@@ -199,7 +199,7 @@ class ServerSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSample:
-    """One second of the load generator's own life: did it have the time to stamp what arrived?"""
+    """One second of the load generator itself: was it fast enough to stamp what arrived?"""
 
     t_s: Seconds
     clock_anchor_unix_s: UnixSeconds

@@ -57,7 +57,7 @@ def _create(directory: Path, stem: str) -> tuple[Path, int]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    """Write JSON atomically: after a crash the file is the old one or the new one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -79,7 +79,7 @@ def write_manifest(run: Path, manifest: Manifest) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file that is not there yet. Raises `UsageError` where it is: nothing of the user's is ever written over."""
+    """Write a file that is not there yet. Raises `UsageError` if it exists: a file of the user is never overwritten."""
     try:
         with path.open("xb") as stream:
             stream.write(content)

@@ -1,4 +1,4 @@
-"""What a locustfile needs: users, load shapes and options. A name is loaded when it is asked for, Locust with it."""
+"""What a locustfile needs: users, load shapes and options. Names are imported, and Locust with them, on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

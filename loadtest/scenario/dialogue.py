@@ -1,4 +1,4 @@
-"""Tasks of several requests, each built from the answer before it: conversations and agents' loops."""
+"""Tasks of several requests, each built from the previous answer: conversations and the loops of agents."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def said(got: Reply, history: History) -> str:
 
 
 def answered(messages: Messages, answer: str, question: str) -> Messages:
-    """A conversation goes on: the answer without its thinking, then the next question.
+    """The messages so far, the answer without its thinking, and the next question.
 
     >>> [m["role"] for m in answered([{"role": "user", "content": "a"}], "b", "c")]
     ['user', 'assistant', 'user']

@@ -1,4 +1,4 @@
-"""Other shapes of load than the closed loop: arrivals by a clock of their own, and stairs of concurrency."""
+"""An open loop: requests arrive by a clock, not when earlier ones end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loadtest.workload.workload import Workload
 
 
 class Arrivals:
-    """When request i arrives (s after the first), whatever becomes of those before it: fixed by the seed and i.
+    """When request i arrives (s after the first). It depends on the seed and i only, not on earlier requests.
 
     "constant": i / rate. "poisson": the sum of i exponential gaps of mean 1 / rate.
 
@@ -48,7 +48,7 @@ class Arrivals:
 
 
 class Recorded:
-    """The arrivals of a workload made from a run, once more; from its end on again, a mean gap after the last.
+    """The recorded arrivals of a workload made from a run. At its end they repeat, a mean gap after the last.
 
     >>> recorded = Recorded((0.0, 1.0, 4.0))
     >>> [recorded.at_s(i) for i in range(5)]

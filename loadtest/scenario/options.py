@@ -11,7 +11,7 @@ _default_workload = "math"
 
 
 def default_workload(spec: str) -> None:
-    """What a scenario asks when `--workload` is not given; to be called as it is loaded."""
+    """Set the default of `--workload`; a scenario calls this when it is loaded."""
     global _default_workload
     _default_workload = spec
 
@@ -52,7 +52,7 @@ def _from(least: int) -> Callable[[str], int]:
 
 
 def _folder(text: str) -> str:
-    """The name of a cell, which is that of its folder in the run."""
+    """The name of a cell, which is also the name of its folder."""
     if not re.fullmatch(r"\w[\w.-]{0,199}", text):
         raise argparse.ArgumentTypeError(f"expected letters, digits, dots and hyphens, got {text[:40]!r}")
     return text

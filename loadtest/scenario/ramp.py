@@ -46,7 +46,7 @@ def add_stairs_options(parser: Any) -> None:
 
 
 def _steps_text(text: str) -> str:
-    """Refuse wrong steps with the command line: of a shape that fails, Locust makes a test that went well."""
+    """Refuse wrong steps on the command line: Locust reports success when a load shape fails."""
     try:
         parse_steps(text)
     except UsageError as error:

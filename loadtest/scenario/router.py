@@ -21,8 +21,8 @@ EASY = "easy"
 
 
 class RouterUser(ReasoningUser):
-    """A closed loop over both models. A prompt's own `difficulty` decides (the workload `mixed` has it): what is measured is
-    the serving of a given mixture, not how well a router tells easy from hard."""  # fmt: skip
+    """A closed loop over both models. The `difficulty` of each prompt decides (workload `mixed`). This measures how a given
+    mixture is served, not how well a router tells easy prompts from hard ones."""  # fmt: skip
 
     abstract = True
 

@@ -1,4 +1,4 @@
-"""From Locust's options to a settled pass: the server asked, the run folder opened, its manifest kept."""
+"""From Locust's options to a pass: asks the server, opens the run folder, keeps its manifest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from loadtest.workload.workload import Workload
 
 
 def base_url(host: str | None) -> str:
-    """The server's address from Locust's `--host`, as `endpoint.normalise_url` has it."""
+    """The server's address from Locust's `--host`, normalised by `probe.normalise_url`."""
     if not host:
         raise UsageError("--host: expected the URL of the server, got none; add --host http://127.0.0.1:8000")
     return probe.normalise_url(host)
@@ -48,14 +48,14 @@ class Opening:
         self._read_counters()
 
     def _read_counters(self) -> None:
-        """The server's own counts, before the first request and after the last: nothing is asked of it in between."""
+        """Read the server's counters, before the first request and after the last only."""
         if self._counters is not None:
             from loadtest.servers.prometheus import scrape
 
             self._counters.write(scrape(self.asked.url, self._clock))
 
     def count_lines(self, summaries: Iterable[LevelSummary]) -> None:
-        """Compare the records on disk with what each process says it wrote, where its file is on this host."""
+        """Compare the records on disk with what each process reports, if its file is on this host."""
         for summary in summaries:
             path = self.asked.folder / summary.file
             if path.is_file():
@@ -69,7 +69,7 @@ class Opening:
             write.write_json(self.asked.folder / FAILURE_FILE, failure)
 
     def close(self, failure: Failure | None, *, interrupted: bool) -> None:
-        """Mark the run complete, or say why it is not; one incomplete pass makes the run incomplete."""
+        """Mark the run complete or incomplete; one incomplete pass makes the run incomplete."""
         if self._counters is None:
             return
         self._read_counters()
@@ -82,7 +82,7 @@ class Opening:
 
 
 def open_run(options: Any, host: str | None, users: int) -> Opening:
-    """Settle what the options leave open, by asking the server, and open the run folder."""
+    """Resolve the options, ask the server for what they leave open, and open the run folder."""
     url = base_url(host)
     told = _ask_server(options, url)
     info = told or probe.ServerInfo(engine=options.engine)
@@ -104,7 +104,7 @@ def open_run(options: Any, host: str | None, users: int) -> Opening:
 
 
 def _ask_server(options: Any, url: str) -> probe.ServerInfo | None:
-    """What the server says of itself; None where the options leave nothing open, so that it is not asked."""
+    """What the server says of itself; None if the options leave nothing open."""
     return None if options.engine and options.model and options.clock_speed else probe.probe(url)
 
 
@@ -141,7 +141,7 @@ def _manifest_of(run: Path) -> Manifest | None:
 
 
 def _contract(options: Any, manifest: Manifest | None) -> Contract:
-    """The run's contract where there is one, with what the options say on top."""
+    """The contract of the run, if there is one, changed by the options."""
     table: dict[str, Any] = dict(manifest.contract) if manifest else {}
     table.setdefault("seed", options.seed)
     if options.mode:
@@ -178,7 +178,7 @@ def _new_manifest(options: Any, asked: PassOptions, loaded: Workload) -> Manifes
 
 
 def _refuse_other(run: Path, manifest: Manifest, new: Manifest) -> None:
-    """Raise `UsageError` where a pass asks for something else than the run that it joins: their figures are pooled."""
+    """Raise `UsageError` if a pass differs from the run that it joins, because their figures are pooled."""
     other: dict[str, tuple[object, object]] = {}
     ours, theirs = manifest.workload, new.workload
     if ours and theirs and ours.identity != theirs.identity:

@@ -35,7 +35,7 @@ _events: Any = locust.events
 
 
 class Asking(Protocol):
-    """What a session asks of a class of our users (`scenario.user.ReasoningUser`) before a level begins."""
+    """What a session needs of a user class (`scenario.user.ReasoningUser`) before a level begins."""
 
     turns: int
 
@@ -80,7 +80,7 @@ class Session:
             raise  # Locust logs it with its traceback; by itself it would go on for ever without a request
 
     def _open_run(self) -> None:
-        """Settle what the pass is, for every process: Locust sends its options to the workers with its spawn message."""
+        """Open the run folder and resolve the pass. Locust sends its options, with the pass, to the workers."""
         options = self.options
         users = max(self.runner.target_user_count or 0, options.num_users or 0, *_steps(options), 1)
         self.opening = run_folder.open_run(options, self.environment.host, users)
@@ -122,11 +122,11 @@ class Session:
 
     @property
     def _user_classes(self) -> list[type[Asking]]:
-        """Those of ours; a locustfile may have others."""
+        """Our user classes; a locustfile may have others."""
         return [cast("type[Asking]", cls) for cls in self.environment.user_classes if hasattr(cls, "second_endpoint")]
 
     def stopping(self) -> None:
-        """The test is about to stop. A master has its workers finish first, and waits for what they say."""
+        """The test is about to stop. A master has its workers finish first and waits for their summaries."""
         if self.workers is not None and not self.workers.finishing:
             self.workers.finish(self.environment.stop_timeout)
 
@@ -174,7 +174,7 @@ class Session:
             self.quit()
 
     def fail(self, failure: Failure) -> None:
-        """The measurement cannot go on, or cannot be trusted: say so, keep why, and end with its exit code."""
+        """End the test: the measurement cannot go on or cannot be trusted."""
         if self.failure is not None:
             return
         self.failure = failure
@@ -194,11 +194,11 @@ class Session:
             self.done()
 
     def quit(self) -> None:
-        """Stop the test from a greenlet of its own: the caller may be one that gets killed by it."""
+        """Stop the test from a greenlet of its own, because stopping may kill the caller's."""
         gevent.spawn(self.runner.quit if self.options.headless else self.runner.stop)
 
     def hear(self, kind: str, data: dict[str, Any], sender: str) -> None:
-        """A message of ours: of the master to a worker (FINISH), else the other way."""
+        """Handle a message: FINISH comes from the master, the others from workers."""
         if kind == FINISH:
             gevent.spawn(self.runner.stop)
         elif self.workers is not None:
@@ -209,7 +209,7 @@ class Session:
     # --- exit code
 
     def quitting(self) -> None:
-        """Locust works its exit code out next: an interrupted level is 130; requests cut off by plan are no error."""
+        """Set the exit code before Locust does: 130 if a level was interrupted; requests cut off by plan are no error."""
         self.shutting_down = True
         environment = self.environment
         if environment.process_exit_code is not None:

@@ -1,4 +1,4 @@
-"""What Locust's own statistics are told: a few rows for each request, after it has ended."""
+"""Rows of Locust's own statistics: a few for each request, after it has ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REASONS = {
 
 
 def add_rows(environment: Environment, record: RequestRecord) -> None:
-    """Tell Locust about a request that has ended: TTFT, first answer, final answer, in ms of the run.
+    """Add the rows of a request that has ended: TTFT, first answer, final answer, in ms of the run.
 
     Every outcome but `ok`, `cut_off` among them, is a failure of the final answer.
     """

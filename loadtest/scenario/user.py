@@ -1,4 +1,4 @@
-"""The user that scenarios are made of: it asks for one stream at a time.
+"""The user class of our scenarios: one streamed request at a time.
 
 A concrete user imported into a scenario would run as well, so the bases here are abstract. What is measured goes to
 record files (`loadtest.client.level`); Locust's own statistics get a few rows per request, after it has ended.
@@ -41,7 +41,7 @@ class ReasoningUser(User):
 
     @classmethod
     def check_options(cls, options: Any, workload: Workload) -> None:
-        """Raise `UsageError` where options of the scenario's own are wrong, before anything is sent."""
+        """Raise `UsageError` if an option of the scenario is wrong, before anything is sent."""
 
     def on_start(self) -> None:
         self.level = current_level(self.environment)
@@ -62,7 +62,7 @@ class ReasoningUser(User):
         self.carry_out(self.level, item)
 
     def carry_out(self, level: Level, item: Item) -> None:
-        """Do what an item of the sequence asks for: one request, unless a scenario makes more of it."""
+        """Carry out one item of the sequence: one request, or a task in some scenarios."""
         self.request(level, item, self.due_s(level, item))
 
     def due_s(self, level: Level, item: Item) -> float:

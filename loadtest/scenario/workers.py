@@ -49,7 +49,7 @@ class Workers:
         return [name for name in self.names if name not in clients or clients[name].state == STATE_MISSING]
 
     def finish(self, timeout_s: float) -> None:
-        """Have all workers finish, and wait for what they say."""
+        """Tell all workers to finish and wait for their summaries."""
         gone = set(self._lost())
         self.finishing = True
         self._runner.send_message(FINISH)
@@ -58,7 +58,7 @@ class Workers:
                 gevent.sleep(0.02)
 
     def hear(self, kind: str, data: dict[str, Any], sender: str) -> None:
-        """Take in a message of a worker."""
+        """Handle a message of a worker."""
         if kind == FINAL:
             self._ended.add(sender)
             if data:
@@ -70,7 +70,7 @@ class Workers:
             self._failed(msgspec.structs.replace(failure, message=f"worker {sender}: {failure.message}"))
 
     def problems(self) -> list[str]:
-        """What is wrong with what they said at the end."""
+        """Why their records are incomplete; empty if they are not."""
         return [
             f"worker {name} never reported what it recorded; its records, if any, are on its host"
             for name in self.names

@@ -15,7 +15,7 @@ from loadtest.workload.contract import Contract
 
 
 class EngineFile:
-    """`engine.json` of one cell while its facts come in."""
+    """`engine.json` of one cell while its facts become known."""
 
     def __init__(self, run: Path, facts: EngineFacts) -> None:
         self.facts = facts
@@ -29,7 +29,7 @@ class EngineFile:
 
 
 def starting(cell: Cell) -> EngineFacts:
-    """What is known of the engine of a cell that is about to start."""
+    """The facts of a cell's engine before it starts."""
     return EngineFacts(
         id=cell.id,
         engine=cell.engine,

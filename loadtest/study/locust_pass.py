@@ -87,7 +87,7 @@ def run_time_s(duration_s: float, clock_speed: float) -> int:
 
 
 def shared(processes: int) -> list[str]:
-    """Locust's options to share the streams among processes of this host, on a port that only they know: on Locust's own
+    """Locust's options to share the users among processes of this host, on a port of their own: on Locust's default port
     the workers of two runs would join each other's masters."""  # fmt: skip
     port = str(preflight.free_port())
     argv = ["--processes", str(processes), "--master-bind-host", "127.0.0.1"]
@@ -95,8 +95,8 @@ def shared(processes: int) -> list[str]:
 
 
 def cool_down(seconds: float, died: Callable[[], str | None]) -> None:
-    """Ask nothing for so long (wall), so that GPUs that have worked start the next pass as cool as the last; less where the
-    server dies meanwhile."""
+    """Send nothing for so long (wall s), so that the GPUs start every pass equally cool; return early if the server
+    dies."""
     until_s = time.monotonic() + seconds
     while (left_s := until_s - time.monotonic()) > 0 and died() is None:
         time.sleep(min(left_s, _POLL_S))
@@ -112,8 +112,8 @@ def drive(
 ) -> PassEnd:
     """Run Locust to its end, or stop it when the server dies or the user interrupts.
 
-    `died` is asked all the time whether the server has gone, and why; `tell` is told the number of records so far.
-    What Locust prints goes to `locust.log` in `folder`. Raises `RecordError` where Locust could not write its records.
+    `died` is polled: why the server has gone, or None. `tell` gets the number of records so far.
+    What Locust prints goes to `locust.log` in `folder`. Raises `RecordError` if Locust could not write its records.
     """
     with open_log(folder / "locust.log") as log:
         locust = Guarded(argv, log, grace_s=_STOP_GRACE_S, environment=environment)

@@ -1,7 +1,7 @@
 """One pass over one level in virtual time: `loadtest.client.level` without Locust, sockets or a clock.
 
-The same script of requests, the same reading of them, the same engine as behind the simulator's HTTP face; records and
-samples come out as a client and a scraper would have written them, less the cost of transport.
+Uses the same script of requests and the same engine as the simulator's HTTP server. Records and samples are those that a
+client and a scraper would have written, without the cost of transport.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class VirtualServer:
         self.seen = Observations(served.behaviour.knows_its_models)
 
     def settle(self) -> float:
-        """End the step that still runs and empty the prefix cache, as between two passes; the time then (s)."""
+        """End the running step and empty the prefix cache, as between two passes; returns the time (s)."""
         if self.engine.step_end_s is not None:
             self.engine.step()
         self.engine.cache.flush()
@@ -181,7 +181,7 @@ class VirtualLevel:
                 engine.advance(next_s)  # begins the step, which is not over yet
 
     def _take(self, events: list[Event]) -> Iterator[RequestRecord]:
-        """Tokens to their requests; whoever got the last one asks again, when the engine has begun its next step."""
+        """Give tokens to their requests. A user whose request ends asks again after the engine has begun its next step."""
         free = []
         for time_s, request_id, n_tokens, kind in events:
             self.now_s = time_s
@@ -206,7 +206,7 @@ class VirtualLevel:
         return self._heard(one, finished=True)
 
     def _cut(self) -> Iterator[RequestRecord]:
-        """Whatever still runs when the pass is over."""
+        """End the requests that still run when the pass is over."""
         for request_id, one in self._live.items():
             self.engine.abort(request_id)
             self.server.seen.end(one.sequence, "abort")

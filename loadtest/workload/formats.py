@@ -202,7 +202,7 @@ def _seconds(row: dict[str, Any], key: str) -> float | None:
 
 
 def _typos(row: dict[str, Any], known: tuple[str, ...]) -> None:
-    """Foreign keys are ignored, but not a slip of the pen: `anwser` would silently leave a prompt unchecked."""
+    """Refuse keys that look like a typing error; other unknown keys are ignored. `anwser` would leave a prompt unchecked."""
     for key in row:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         if key not in known and key not in _READERS and near and near[0] not in row:

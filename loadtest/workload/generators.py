@@ -1,4 +1,4 @@
-"""Built-in workloads: problems with one definite answer, made from a seed, so that nothing needs downloading.
+"""Built-in workloads: problems with one correct answer, generated from a seed, without any download.
 
 A spec is `NAME` or `NAME:key=value,...` with `n` (prompts, 64), `seed` (0), `difficulty` (1 to 5, 3); for `retrieval` and
 `shared`, `tokens` (size of the context or of the shared system prompt, about 4 characters a token, 4000); and for `mixed`,

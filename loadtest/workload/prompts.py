@@ -1,4 +1,4 @@
-"""One thing to ask, checked at construction, and how a wrong one is told."""
+"""One prompt, checked at construction, and the errors of a wrong one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ JSON_INSTRUCTION = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One thing to ask. `answer_format` says where the answer is looked for; "none" is never checked.
+    """One prompt. `answer_format` says where the answer is looked for; "none" is never checked.
 
     `thinking_tokens` and `answer_tokens` are the lengths to replay, `max_tokens` this prompt's own limit on the output,
     `arrival_s` when it was asked, counted from the first prompt of the workload; `difficulty` is for a router to go by.
