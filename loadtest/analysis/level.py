@@ -131,7 +131,7 @@ def _token_count_sources(columns: Sequence[Pass]) -> dict[TokenCountSource, int]
 
 
 def censored_distribution(columns: Sequence[Pass], metric: str) -> CensoredDistribution:
-    """One metric of which requests may be cut short."""
+    """One metric with right-censored values."""
     parts = [values_of(one, metric) for one in columns]
     groups = np.repeat(np.arange(len(parts)), [len(times) for times, _ in parts])
     times, observed = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -205,7 +205,7 @@ def _context(columns: Sequence[Pass]) -> Estimate:
 
 
 def _meets(columns: Pass, objectives: Iterable[slo.Slo]) -> Bools:
-    """Requests that meet the limit of every objective that speaks of requests; a gap limit is held against tpot."""
+    """Requests that meet the limit of every objective on requests; a gap limit is held against tpot."""
     meets = np.ones(len(columns.records), bool)
     for objective in objectives:
         if not objective.of_requests:

@@ -166,7 +166,7 @@ def _unjudged(reason: str, room: Bounded, fit: MemoryFit | None) -> MaximumConcu
 
 
 def _before(judged: Sequence[_Judged], fails: Callable[[SloResult], bool]) -> int:
-    """The highest level before the first of which some SLO fails; 0 where the lowest does."""
+    """The highest level below the first one that fails an SLO; 0 where the lowest level fails."""
     highest = 0
     for level in judged:
         if any(fails(one) for one in level.slos):

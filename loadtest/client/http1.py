@@ -41,7 +41,7 @@ class Response:
         self.head_done = False
         self.done = False
         self.reusable = False
-        self._held = b""  # bytes read, of which those from `_at` on wait for a step to take them
+        self._held = b""  # bytes read; those from `_at` on are not parsed yet
         self._at = 0
         self._left: int | None = None  # bytes of this chunk, or of the body; None: the body ends with the connection
         self._chunked = False
@@ -170,7 +170,7 @@ class Response:
         self._at += len(piece)
 
     def _up_to(self, mark: bytes, limit: int) -> bytes | None:
-        """What stands before `mark`, which is taken with it; None where it has not come yet."""
+        """What stands before `mark`, which is taken too; None while `mark` is still to come."""
         end = self._held.find(mark, self._at, self._at + limit + len(mark))
         if end < 0:
             if len(self._held) - self._at >= limit + len(mark):

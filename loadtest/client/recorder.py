@@ -177,7 +177,7 @@ def attempt(writer: JsonlWriter, value: object) -> RecordError | None:
 
 
 def encoded(record: RequestRecord, pause: Callable[[], None]) -> msgspec.Raw:
-    """A record as JSON; its times, of which there may be 100,000, are encoded in slices with `pause` between them."""
+    """A record as JSON; its times (up to 100,000) are encoded in slices with `pause` between them."""
     if len(record.chunk_s) <= SLICE_TIMES:
         return msgspec.Raw(msgspec.json.encode(record))
     slices = []

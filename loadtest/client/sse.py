@@ -46,7 +46,7 @@ class _Lines:
     """The general case: lines over any number of reads."""
 
     def __init__(self) -> None:
-        self._rest: list[bytes] = []  # of a line that has not ended: joined once, however many reads it takes
+        self._rest: list[bytes] = []  # of an unfinished line: joined once, however many reads it takes
         self._skip_lf = False  # the last read ended in CR: a LF at the start of the next one belongs to it
         self._first = True
         self._data: list[bytes] = []

@@ -1,6 +1,6 @@
 """Seconds of one decode step as a line of the contexts it reads: `step_s = a + b K`, K the sum of all contexts (tokens).
 
-A step reads the weights once, whoever waits (a), and every context's KV cache (b K). Two or three contexts at one
+A step reads the weights once for all requests (a), and every context's KV cache (b K). Two or three contexts at one
 concurrency so say what a step takes at any context, and no long answer has to be waited for. Every function takes
 leading axes: one line a start, a level, a simulated study.
 """

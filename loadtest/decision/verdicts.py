@@ -64,7 +64,7 @@ class Verdict:
 
 
 def verdict_on(effect: Effect, level: float, matters: float = MATTERS, *, more_is_faster: bool = False) -> Verdict:
-    """The verdict on a against b, of a figure of which less is faster, unless `more_is_faster`.
+    """The verdict on a against b. Less of the figure is faster, unless `more_is_faster`.
 
     *equal*: the interval lies within 1 / (1 + matters) to 1 + matters, so that whatever differs does not matter. Else
     *faster* or *slower*: it excludes 1.

@@ -40,7 +40,7 @@ def plain(values: Floats, groups: Ints) -> Distribution:
 
 
 def waiting(times: Floats, observed: Bools, groups: Ints) -> CensoredDistribution:
-    """Times of which some are only known to be longer (`observed` false: right-censored). None censored: `plain`.
+    """Times, some only known to be longer (`observed` false: right-censored). Without such times: `plain`.
 
     Quantiles by Kaplan-Meier. The mean is None where the longest time is censored; `restricted_mean` up to `horizon_s`
     stands in for it. `max` is the longest observed; `n` counts both kinds, `n_censored` the censored.

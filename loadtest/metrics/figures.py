@@ -110,7 +110,7 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class CensoredDistribution(Distribution, frozen=True, kw_only=True, omit_defaults=True):
-    """A metric of which some requests are only known to have more: they were still waited for when they stopped.
+    """A metric with right-censored values: some requests stopped before their value was known.
 
     With censored requests, quantiles are Kaplan-Meier's and their intervals invert its pointwise band (Brookmeyer and
     Crowley); without any, they are order statistics with exact binomial intervals (Hahn and Meeker).

@@ -41,7 +41,7 @@ def steady(columns: Pass) -> WindowSpan | None:
 
 
 def tokens_in(columns: Pass, window: WindowSpan, edges: int = 1) -> Floats:
-    """Tokens that arrived in each of `edges` equal parts of the window, whoever produced them, finished or not."""
+    """Tokens that arrived in each of `edges` equal parts of the window, from all requests, finished or not."""
     inside = (columns.token_s > window.start_s) & (columns.token_s <= window.end_s)
     parts = np.ceil((columns.token_s[inside] - window.start_s) / window.length_s * edges).astype(np.int64) - 1
     return np.asarray(np.bincount(np.clip(parts, 0, edges - 1), columns.token_weight[inside], edges), np.float64)

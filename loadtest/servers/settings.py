@@ -142,7 +142,7 @@ class Switch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YarnOverride:
-    """YaRN: a flag with JSON that replaces `key` of the model's own config. True where the JSON speaks of YaRN."""
+    """YaRN: a flag with JSON that replaces `key` of the model's own config. True where the JSON names YaRN."""
 
     name: str
     key: str

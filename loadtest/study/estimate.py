@@ -107,7 +107,7 @@ def _tokens_per_s(cell: Cell, contract: Contract, prompt_tokens: int, output_tok
 class Remaining:
     """The time that is left: what the performance model expects of the passes to come, corrected by how those done went.
 
-    Passes of which it expects nothing (no GPU is named) count as the mean of the others, or all alike.
+    Passes without a prediction (no GPU is named) count as the mean of the others, or all alike.
     """
 
     def __init__(self, study: Study, workload: Workload, contract: Contract) -> None:
