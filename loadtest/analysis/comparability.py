@@ -36,7 +36,7 @@ def _effective(cell: CellRecords) -> Mapping[str, object]:
 
 
 def template(a: CellRecords, b: CellRecords) -> dict[str, Values]:
-    """Under `template`, the first prompt for which the two servers counted different numbers of tokens: their chat templates,
+    """Under `template`, the first prompt that the two servers counted differently: their chat templates,
     or tokenizers, put something else before the model. Empty where all prompts that both counted agree."""
     ours, theirs = _prompt_tokens(a), _prompt_tokens(b)
     for prompt_id in sorted(ours.keys() & theirs.keys()):

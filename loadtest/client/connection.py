@@ -96,8 +96,8 @@ class Destination:
     def of(cls, url: str) -> Destination:
         """The destination of a URL; of several addresses, the first that accepts a connection.
 
-        `https://` is verified against certifi's roots, or those of the file in `SSL_CERT_FILE`, and honours `https_proxy` and
-        `no_proxy`.
+        `https://` is verified against certifi's roots, or those of the file in `SSL_CERT_FILE`, and honours `https_proxy`
+        and `no_proxy`.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
