@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from loadtest.errors import UsageError
 from loadtest.perfmodel import models
 from loadtest.servers import settings
+from loadtest.servers.process import python
 from loadtest.servers.settings import SETTINGS, YARN_CONTEXT_TOKENS, Column, EngineSettings, SettingValue, YarnOverride
 
 HOST = "127.0.0.1"
@@ -115,7 +115,7 @@ def _simulator_start(spec: LaunchSpec) -> list[str]:
     deployment = ["--engine", spec.engine, "--model", spec.model, "--tp", str(spec.tp), "--gpu", spec.gpu]
     clock = [] if spec.clock_speed is None else ["--clock-speed", str(spec.clock_speed)]
     place = ["--port", str(spec.port), *clock, "--seed", str(spec.seed), "--served-model-name", spec.name]
-    return [sys.executable, "-m", "loadtest.simulator", *deployment, *place]
+    return [*python("loadtest.simulator"), *deployment, *place]
 
 
 def _words(spec: LaunchSpec, *, override: bool) -> Iterator[str]:

@@ -74,7 +74,8 @@ def _modules(words: list[str]) -> list[tuple[str, str]]:
 
 
 def _has_module(python: str, module: str) -> bool:
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    here = "import sys; sys.path = [*filter(None, sys.path)]"  # not the current folder
+    code = f"{here}; import importlib.util; sys.exit(importlib.util.find_spec({module!r}) is None)"
     try:
         return subprocess.run([python, "-c", code], capture_output=True, timeout=_TIMEOUT_S, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):

@@ -9,10 +9,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from loadtest.errors import RecordError
-from loadtest.servers.supervisor import descendants
+from loadtest.errors import RecordError, UsageError
+from loadtest.servers import supervisor
 
 _KILL_S = 15.0  # how long the guard itself may take beyond the grace it gives
+_ROOT = str(Path(__file__).resolve().parents[2])
+
+
+def python(module: str) -> list[str]:
+    """The command of a module of ours; by `-P`, no file of the current folder is taken for a module.
+
+    Raises `UsageError` where loadtest is not installed and only the current folder has it.
+    """
+    safe = sys.path if sys.flags.safe_path else sys.path[1:]
+    if _ROOT not in {str(Path(place).resolve()) for place in safe}:
+        raise UsageError(f"loadtest: expected it installed, found it in {_ROOT} alone; python -m pip install -e {_ROOT}")
+    return [sys.executable, "-P", "-m", module]
 
 
 class Guarded:
@@ -22,11 +34,11 @@ class Guarded:
         self.exit_code: int | None = None
         self._grace_s = grace_s
         self._guard = subprocess.Popen(
-            [sys.executable, "-m", "loadtest.servers.supervisor", str(grace_s), *argv],
+            [sys.executable, "-P", supervisor.__file__, str(grace_s), *argv],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
-            env=dict(environment),
+            env={**environment, "PYTHONSAFEPATH": "1"},  # no file of the current folder is taken for a module
             start_new_session=True,
         )
 
@@ -44,7 +56,7 @@ class Guarded:
     def stop(self) -> int:
         """SIGTERM, the grace, SIGKILL to whatever is left; the exit code. Safe to call twice."""
         if self.exit_code is None:
-            left = descendants(self._guard.pid)
+            left = supervisor.descendants(self._guard.pid)
             self._close_input()
             try:
                 self._guard.wait(self._grace_s + _KILL_S)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from loadtest import resources
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read
 from loadtest.servers import preflight
-from loadtest.servers.process import Guarded, open_log
+from loadtest.servers.process import Guarded, open_log, python
 from loadtest.study.schema import Cell, Study
 
 _POLL_S = 0.1
@@ -50,7 +49,7 @@ def scenario_path(name: str) -> Path:
 
 def command(study: Study, cell: Cell, target: Target, concurrency: int, repeat: int, run: Path, run_id: str) -> list[str]:
     """The exact Locust command of one pass. The contract and SLOs are read from the manifest in `run`."""
-    argv = [sys.executable, "-m", "locust", "--locustfile", str(scenario_path(study.scenario)), "--headless"]
+    argv = [*python("loadtest.scenario"), "--locustfile", str(scenario_path(study.scenario)), "--headless"]
     argv += ["--users", str(concurrency), "--spawn-rate", str(max(concurrency, 100)), "--host", target.base_url]
     argv += ["--only-summary", "--skip-log-setup", "--exit-code-on-error", "0"]
     argv += ["--out", str(run), "--run-id", run_id, "--cell", cell.id, "--repeat", str(repeat), "--engine", cell.engine]

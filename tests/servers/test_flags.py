@@ -85,8 +85,8 @@ def test_sglang_wants_a_second_port_that_exists(port, settings):
 def test_a_simulator_by_hand():
     spec = LaunchSpec(engine="vllm-sim", model="qwq-32b", tp=2, gpu="l20", port=9000, clock_speed=20, seed=7)
     argv, settings = launch_command(spec)
-    assert argv[:3] == [sys.executable, "-m", "loadtest.simulator"]
-    assert " ".join(argv[3:]) == (
+    assert argv[:4] == [sys.executable, "-P", "-m", "loadtest.simulator"]
+    assert " ".join(argv[4:]) == (
         "--engine vllm-sim --model qwq-32b --tp 2 --gpu l20 --port 9000 --clock-speed 20 --seed 7 "
         "--served-model-name qwq-32b --reasoning-parser qwen3"
     )

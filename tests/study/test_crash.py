@@ -83,9 +83,9 @@ def family(process: subprocess.Popen) -> dict[str, int]:
     found = {"orchestrator": process.pid}
     for pid in descendants(process.pid):
         words = title(pid)
-        if "loadtest.servers.supervisor" in words:
-            found["guard of Locust" if "locust" in words else "guard of the engine"] = pid
-        elif "locust" in words:
+        if "supervisor.py" in words:
+            found["guard of Locust" if "loadtest.scenario" in words else "guard of the engine"] = pid
+        elif "loadtest.scenario" in words:
             found["a worker" if "Locust" in found else "Locust"] = pid
         elif "loadtest.simulator" in words:
             found["the engine"] = pid

@@ -14,7 +14,7 @@ import pytest
 from loadtest import credentials
 from loadtest.errors import EngineError, RecordError, UsageError
 from loadtest.records import read
-from loadtest.servers import preflight
+from loadtest.servers import preflight, process
 from loadtest.servers.server import Server
 from loadtest.servers.supervisor import descendants
 from loadtest.study import execution, locust_pass, plan
@@ -303,3 +303,33 @@ def test_a_pass_without_a_single_request_is_none(tmp_path):
     argv = [sys.executable, "-c", "print('done')"]
     end = locust_pass.drive(argv, tmp_path, os.environ, died=lambda: None, tell=lambda n_requests: None)
     assert end == locust_pass.PassEnd(0, "Locust ended without a single request: done", 0)
+
+
+AMBIENT = {
+    "json.py": "open('executed', 'w').close()\nfrom builtins import *",
+    "csv.py": "open('executed', 'w').close()",
+    "locust.conf": "tags = nothing",
+    "pyproject.toml": '[tool.locust]\nrun-time = "1s"\ntags = ["nothing"]',
+    ".locust.conf": "tags = nothing",
+}
+
+
+def test_nothing_in_the_current_folder_or_the_environment_changes_a_run(tmp_path):
+    for name, text in AMBIENT.items():
+        (tmp_path / name).write_text(text)
+    settings = {"HOME": str(tmp_path), "LOCUST_TAGS": "nothing", "LOCUST_RUN_TIME": "1s", "LOCUST_MODE_WORKER": "true"}
+    code = (
+        "import sys; from tests.study.test_run import *; ONE = replace(STUDY, levels=(1,));"
+        "sys.exit('; '.join(study_run.execute(ONE, Path('run'), say=silent)) or 0)"
+    )
+    told = os.environ | settings | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    argv = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(argv, cwd=tmp_path, env=told, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_checkout_that_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), "/usr/lib"])
+    with pytest.raises(UsageError, match="loadtest: expected it installed, found it in .* alone; python -m pip install -e"):
+        process.python("loadtest.simulator")
