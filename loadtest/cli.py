@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from loadtest import __version__
 from loadtest.credentials import redacted
@@ -27,25 +27,64 @@ _MODELS = "a registry name, a hub name, or a directory with config.json"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 could not measure, 2 usage, 3 gate not met, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")  # for a terminal without UTF-8
+    _open_streams()
     os.environ.pop("MPLBACKEND", None)  # nothing of ours is drawn on a screen, and a notebook's may be none here
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill keeps what was measured, as Ctrl-C does
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a polite kill keeps what was measured, as Ctrl-C does
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))
-        print(printable(_handler(arguments.handler)(arguments, Progress())))
+        done = _handler(arguments.handler)(arguments, Progress())
+        return 0 if _say(done, sys.stdout) or _is_on_disk(arguments) else _failed(LoadtestError(_UNSAID))
+    except SystemExit:  # of argparse, after its help
+        _say("", sys.stdout, end="")
+        raise
     except KeyboardInterrupt:
         return _failed(Interrupted("interrupted"))
     except GateError as error:
         if error.said:
-            print(printable(error.said))
+            _say(error.said, sys.stdout)
         return _failed(error)
     except LoadtestError as error:
         return _failed(error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing more to say
-        return 0
-    return 0
+    except OSError as error:
+        return _failed(LoadtestError(f"the system refused: {error}"))
+    except ImportError as error:
+        return _failed(LoadtestError(f"cannot load a library: {error}; is there memory left (ulimit -v)?"))
+    except MemoryError:
+        return _failed(LoadtestError("out of memory; free some, or raise the limit (ulimit -v)"))
+
+
+_UNSAID = "standard output: closed or full before everything was written"
+
+
+def _open_streams() -> None:
+    """Open those of the standard streams that are closed, so that no file of a run takes their place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")  # for a terminal without UTF-8
+
+
+def _say(text: str, stream: TextIO, end: str = "\n") -> bool:
+    """Print at once; whether somebody takes it. After the first refusal the stream leads nowhere."""
+    try:
+        print(printable(text), end=end, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
+
+
+def _is_on_disk(arguments: argparse.Namespace) -> bool:
+    """Is what the command prints in the page of a run as well?"""
+    measures = arguments.handler in ("measure.demo", "measure.run", "measure.attach")
+    return measures and not getattr(arguments, "json", False) and not getattr(arguments, "dry_run", False)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -60,8 +99,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _failed(error: LoadtestError) -> int:
-    line = printable(str(error)).replace("\n", "\\n")  # of a file's name, or of what a server said: still one line
-    print(f"loadtest: {line}", file=sys.stderr)
+    line = str(error).replace("\n", "\\n")  # of a file's name, or of what a server said: still one line
+    _say(f"loadtest: {line}", sys.stderr)
     return error.exit_code
 
 
@@ -93,7 +132,7 @@ class Progress:
 
     def __call__(self, line: str) -> None:
         passed_s = int(time.monotonic() - self._started_s)
-        print(f"[{passed_s // 60:02d}:{passed_s % 60:02d}] {printable(line)}", file=sys.stderr, flush=True)
+        _say(f"[{passed_s // 60:02d}:{passed_s % 60:02d}] {line}", sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

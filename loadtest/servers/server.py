@@ -211,7 +211,7 @@ def _generate(base_url: str, model: str) -> str | None:
         if answer.status_code != 200:
             return f"HTTP {answer.status_code}: {answer.text[:200]}"
         tokens = answer.json().get("usage", {}).get("completion_tokens", 0)
-    except (httpx.HTTPError, ValueError, AttributeError) as error:
+    except (httpx.HTTPError, OSError, MemoryError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None if tokens else "an answer without a token"
 

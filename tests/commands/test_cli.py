@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, errors in one line, exit codes, and what a terminal is shown."""
 
+import os
 import subprocess
 import sys
 
@@ -107,3 +108,22 @@ def test_text_from_a_server_cannot_steer_the_terminal():
     shown = cli.printable(hostile)
     assert shown.isprintable()
     assert shown == r"a\x1b[2J\x1b]0;title\x07\r\x9b31m\u202edesrever\u2028b\x7f\x00"
+
+
+FIT = [sys.executable, "-m", "loadtest", "fit", "--model", "qwq-32b", "--gpu", "l20"]
+
+
+@pytest.mark.parametrize("place", ["a pipe without a reader", "/dev/full"])
+def test_a_result_that_nobody_takes_is_exit_code_1(place):
+    reader, pipe = os.pipe()
+    os.close(reader)
+    with open("/dev/full" if place == "/dev/full" else pipe, "w") as output:
+        done = subprocess.run(FIT, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "loadtest: standard output: closed or full before everything was written\n"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_standard_stream_may_be_closed(number):
+    done = subprocess.run(FIT, capture_output=True, text=True, preexec_fn=lambda: os.close(number))
+    assert (done.returncode, done.stderr) == (0, "")

@@ -137,6 +137,25 @@ def lost(broken: Path) -> int:
     return torn + sum((max(seqs) - min(seqs)) // 2 + 1 - len(seqs) for seqs in found.values())
 
 
+def test_a_closed_pipe_ends_no_run(study):
+    """As of `loadtest run … 2>&1 | head -3`."""
+    folder = study(requests=3)
+    process = run(folder)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+    assert read.read_json(folder / "run" / "manifest.json")["complete"] is True
+    assert (folder / "run" / "report.html").exists()
+
+
+def test_hardly_any_descriptors_are_one_line(study):
+    process = run(study(), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8)))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.splitlines()[-1] == "loadtest: the system refused: [Errno 24] Too many open files"
+    assert "Traceback" not in said
+
+
 def limit_file_size():
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 

@@ -245,7 +245,8 @@ def test_a_server_that_dies_is_explained_and_the_next_cell_is_measured(tmp_path)
     assert dying.id in run.manifest.incomplete_reason
 
 
-def test_interrupted_it_keeps_what_it_has_and_leaves_no_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_interrupted_it_keeps_what_it_has_and_leaves_no_process(number, tmp_path):
     out = tmp_path / "run"
     study = tmp_path / "long.toml"
     study.write_text(
@@ -257,7 +258,7 @@ def test_interrupted_it_keeps_what_it_has_and_leaves_no_process(tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert wait_until(lambda: has_records(out))
     started = descendants(process.pid)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
