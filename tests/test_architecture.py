@@ -19,7 +19,7 @@ GROUND = {"errors", "clock", "credentials", "resources"}  # below all folders
 
 PURE = {"metrics", "decision", "analysis", "perfmodel.memory", "perfmodel.step_time", "simulator.core", "simulator.fleet"}
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
-WRITERS = {"records.folder", "records.write", "servers.process", "report.page", "resources"}
+WRITERS = {"records.folder", "records.write", "servers.process", "resources"}
 PRINTERS = {"cli", "__main__", "perfmodel.calibration", "metrics.schema"}  # the last two are tools for developers
 GEVENT = {"client", "scenario"}
 LOCUST = {"scenario"}
@@ -183,7 +183,7 @@ def writes(call: ast.Call) -> bool:
 
 
 @EACH
-def test_only_records_the_report_and_logs_are_written(path):
+def test_only_records_and_logs_are_written(path):
     lines = [f"{call.lineno}: {ast.unparse(call)}" for call in calls(path) if writes(call)]
     if inside(path) == "servers.server":  # our own standard output, handed to a runtime in the foreground
         lines = [line for line in lines if "os.dup" not in line]

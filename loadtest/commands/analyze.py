@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from loadtest.commands.finish import analyze_run, as_json, decision_table, read_metrics, write_page
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
+from loadtest.records.folder import check_run_folder
 
 if TYPE_CHECKING:
     from loadtest.metrics.schema import Metrics
@@ -50,6 +51,7 @@ def report(arguments: argparse.Namespace, say: Say) -> str:
 
 def _metrics(run: Path) -> Metrics:
     """The figures of a run: metrics.json, made first where it is missing or older than any record."""
+    check_run_folder(run)
     made = run / "metrics.json"
     newest_s = max((path.stat().st_mtime for path in run.glob("cells/*/*/*.jsonl")), default=0.0)
     return read_metrics(made) if made.exists() and made.stat().st_mtime >= newest_s else analyze_run(run)
@@ -90,6 +92,7 @@ def _entry(run: Path) -> Entry:
     from loadtest.report.index import Entry
 
     try:
+        check_run_folder(run)
         manifest = read.read_manifest(run / "manifest.json")
         made = run / "metrics.json"
         metrics = read_metrics(made) if made.exists() else None

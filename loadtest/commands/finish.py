@@ -14,6 +14,7 @@ import msgspec
 from loadtest import resources
 from loadtest.errors import Interrupted, LoadtestError, UsageError
 from loadtest.records import read, write
+from loadtest.records.folder import LEVEL_NAME, check_run_folder
 
 if TYPE_CHECKING:
     from loadtest.analysis.claims import Claim
@@ -105,6 +106,7 @@ def write_page(folder: Path, metrics: Metrics, page: Path, templates: Templates 
     """The page of one run, with each plot beside it in `plots/`."""
     from loadtest.report.page import Source, write_run_page
 
+    check_run_folder(folder)
     manifest = read.read_manifest(folder / "manifest.json")
     engines = {path.parent.name: read.read_engine(path) for path in sorted(folder.glob("cells/*/engine.json"))}
     loads = {cell: load for cell in engines if (load := _load_command(folder / "cells" / cell))}
@@ -113,7 +115,7 @@ def write_page(folder: Path, metrics: Metrics, page: Path, templates: Templates 
 
 def _load_command(cell: Path) -> tuple[str, ...]:
     """The command that drove the last pass of a cell; empty where Locust did not."""
-    passes = sorted(cell.glob("c*-r[0-9]*/pass.json"))
+    passes = [path for path in sorted(cell.glob("*/pass.json")) if LEVEL_NAME.fullmatch(path.parent.name)]
     return tuple(read.read_json(passes[-1]).get("command") or ()) if passes else ()
 
 

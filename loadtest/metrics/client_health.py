@@ -86,7 +86,7 @@ def _lag_checks(samples: Sequence[HealthSample], gap_s: float | None) -> list[He
 
 def _intervals_s(samples: Sequence[HealthSample]) -> list[float]:
     """Wall seconds that each sample speaks for: the last one of a level covers less than the others."""
-    return [s.interval_s for s in samples]
+    return [max(s.interval_s, 1e-3) for s in samples]
 
 
 def _clock_checks(clock_error: ClockError) -> list[HealthCheck]:

@@ -62,6 +62,23 @@ def set_aside(folder: Path) -> Path:
         raise RecordError(f"{folder}: cannot set aside what a broken pass left: {error.strerror}") from error
 
 
+def check_run_folder(run: Path) -> None:
+    """Raise `RecordError` where a run folder holds anything but folders and files: a link leads readers and writers out of
+    it, a pipe or a device has no end. The folder itself may be named by a link."""
+    folders = [str(run)]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif not entry.is_file(follow_symlinks=False):
+                        kind = "a link" if entry.is_symlink() else "a pipe, a socket or a device"
+                        raise RecordError(f"{entry.path}: expected a file or a folder of the run, got {kind}; remove it")
+        except OSError as error:
+            raise RecordError(f"{error.filename or run}: cannot read: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Lock a run folder, so that no other run writes into it; the lock ends with this process, however it ends.
@@ -71,7 +88,8 @@ def claimed(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        check_run_folder(folder)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:
         raise RecordError(f"{folder}: cannot write here: {error.strerror}; name another --out") from error
     try:
@@ -95,4 +113,4 @@ def requests_stem() -> str:
     return f"requests-{host}-{os.getpid()}"
 
 
-LEVEL_NAME = re.compile(r"c(\d+)-r(\d+)")
+LEVEL_NAME = re.compile(r"c(0[1-9]|[1-9][0-9]{1,6})-r([1-9][0-9]{0,6})")  # what `level_name` gives

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import itertools
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
 from loadtest.errors import RecordError
 from loadtest.records.engine_facts import EngineFacts
-from loadtest.records.folder import FAILURE_FILE, LEVEL_NAME
+from loadtest.records.folder import FAILURE_FILE, LEVEL_NAME, check_run_folder
 from loadtest.records.manifest import Manifest
 from loadtest.records.pass_facts import Failure
 from loadtest.records.schema import SCHEMA_VERSION, GpuSample, HealthSample, RequestRecord, ServerSample, damage_text
@@ -20,19 +25,34 @@ from loadtest.records.schema import SCHEMA_VERSION, GpuSample, HealthSample, Req
 _T = TypeVar("_T")
 
 
-def _regular(path: Path) -> Path:
-    """The path of a file, which has an end: a device or a pipe in a folder that somebody sent may have none."""
-    if path.exists() and not path.is_file():
-        raise RecordError(f"{path}: expected a file, got a folder or a device")
-    return path
+LARGEST_BYTES = 256 * 2**20  # of a JSON document, and of a line of records: twice the text of the longest reply
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file of a run, open for reading: never a link out of the folder, nor a pipe or a device, which may have no end."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        why = "expected a file, got a link" if error.errno == errno.ELOOP else f"cannot read: {error.strerror}"
+        raise RecordError(f"{path}: {why}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise RecordError(f"{path}: expected a file, got a folder, a pipe or a device")
+    with open(handle, "rb") as stream:
+        try:
+            yield stream
+        except OSError as error:
+            raise RecordError(f"{path}: cannot read: {error.strerror}") from error
 
 
 def read_bytes(path: Path) -> bytes:
     """What a file of a run holds. Raises RecordError where it cannot be read."""
-    try:
-        return _regular(path).read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path}: cannot read: {error.strerror}") from error
+    with _opened(path) as stream:
+        content = stream.read(LARGEST_BYTES + 1)
+    if len(content) > LARGEST_BYTES:
+        raise RecordError(f"{path}: expected at most {LARGEST_BYTES} bytes, got more; {_NEXT_STEP}")
+    return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -112,8 +132,9 @@ def read_run(path: Path) -> Run:
     line (a process was killed while it wrote) is reported in `LevelRecords.torn`, never fatal.
     """
     manifest_path = path / "manifest.json"
-    if not manifest_path.is_file():
+    if not os.path.lexists(manifest_path):
         raise RecordError(f"{path}: expected a run folder with manifest.json, found none; name the folder that --out made")
+    check_run_folder(path)
     manifest = read_manifest(manifest_path)
     cells_path = path / "cells"
     folders = sorted(p for p in cells_path.iterdir() if p.is_dir()) if cells_path.is_dir() else []
@@ -190,19 +211,14 @@ def _judged(requests: Iterator[RequestRecord], verdicts: Mapping[str, bool | Non
 def _read_lines(paths: Iterable[Path], kind: type[Any], torn: list[str]) -> Iterator[Any]:
     decoder = msgspec.json.Decoder(kind)
     for path in paths:
-        try:
-            content = _regular(path).read_bytes()
-        except OSError as error:
-            raise RecordError(f"{path}: cannot read: {error.strerror}") from error
-        lines = content.split(b"\n")
-        for number, line in enumerate(lines, start=1):
+        for number, line in _lines(path):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
             try:
                 value = decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RecordError) as error:
-                if number == len(lines):  # no newline after it: the writer was killed in mid-line
+                if not line.endswith(b"\n"):  # the writer was killed in mid-line
                     torn.append(f"{where}: torn line of {len(line)} bytes left out")
                     continue
                 _check_version(_version_of(line), where)
@@ -210,6 +226,20 @@ def _read_lines(paths: Iterable[Path], kind: type[Any], torn: list[str]) -> Iter
             if isinstance(value, RequestRecord):
                 _check_version(value.schema_version, where)
             yield value
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Each line of a file with its number, one at a time."""
+    with _opened(path) as stream:
+        for number in itertools.count(1):
+            line = stream.readline(LARGEST_BYTES + 1)
+            if len(line) > LARGEST_BYTES:
+                raise RecordError(
+                    f"{path}:{number}: expected a line of at most {LARGEST_BYTES} bytes, got more; {_NEXT_STEP}"
+                )
+            if not line:
+                return
+            yield number, line
 
 
 def _version_of(line: bytes) -> object:

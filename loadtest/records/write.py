@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import itertools
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +35,7 @@ class JsonlWriter:
             raise RecordError(f"{directory}: cannot create a record file: {error.strerror}") from error
 
     def write(self, value: object) -> None:
-        line = redacted(msgspec.json.encode(value).decode()).encode() + b"\n"
+        line = redacted(_encoded(value).decode()).encode() + b"\n"
         try:
             written = os.write(self._fd, line)
         except OSError as error:
@@ -56,14 +58,19 @@ def _create(directory: Path, stem: str) -> tuple[Path, int]:
     raise AssertionError("numbers do not end")
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically: after a crash the file is the old one or the new one."""
+def write_file(path: Path, content: bytes) -> None:
+    """Write a whole file atomically: after a crash it is the old one or the new one.
+
+    Raises `RecordError` where the disk refuses, or where a link, a folder or a device has that name: what came with a run
+    folder from elsewhere never leads a write out of it.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        _check_replaceable(path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(redacted(msgspec.json.format(msgspec.json.encode(value).decode(), indent=1)).encode() + b"\n")
+                stream.write(content)
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
@@ -71,6 +78,44 @@ def write_json(path: Path, value: object) -> None:
             raise
     except OSError as error:
         raise RecordError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def _check_replaceable(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise RecordError(f"{path}: expected a file to write anew, got a link, a folder or a device; remove it")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for files of ours. Raises `RecordError`: the disk refuses, or a link has that name."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot write: {error.strerror}") from error
+    if path.is_symlink():
+        raise RecordError(f"{path}: expected a folder to write to, got a link; remove it")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON document, indented, as `write_file` does."""
+    write_file(path, redacted(msgspec.json.format(_encoded(value).decode(), indent=1)).encode() + b"\n")
+
+
+def _encoded(value: object) -> bytes:
+    """A value as JSON, also with text that is not Unicode, as the name of a folder may be."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_readable(msgspec.to_builtins(value)))
+
+
+def _readable(value: object) -> object:
+    """The same with what is not Unicode written out, as `\\udcff`."""
+    if isinstance(value, dict):
+        return {_readable(key): _readable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(one) for one in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def write_manifest(run: Path, manifest: Manifest) -> None:
@@ -91,13 +136,11 @@ def write_new(path: Path, content: bytes) -> None:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows of equal keys as CSV; text that a spreadsheet would take for a formula is preceded by an apostrophe."""
-    try:
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else [])
-            writer.writeheader()
-            writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
-    except OSError as error:
-        raise RecordError(f"{path}: cannot write: {error.strerror}") from error
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+    write_file(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")  # how a cell begins that a spreadsheet may take for a formula

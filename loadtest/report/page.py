@@ -14,10 +14,10 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from loadtest.errors import RecordError
 from loadtest.metrics.schema import Metrics
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
+from loadtest.records.write import make_folder, write_file
 from loadtest.report.cells import cells_of
 from loadtest.report.checklist import (
     NO_ENGINES,
@@ -146,16 +146,13 @@ def write_index_page(folder: str, entries: list[Entry], out_html: Path, template
 
 
 def _save(page: str, drawings: Iterable[Drawing], out_html: Path, plots_dir: Path | None) -> None:
-    try:
-        out_html.parent.mkdir(parents=True, exist_ok=True)
-        if plots_dir is not None:
-            plots_dir.mkdir(parents=True, exist_ok=True)
-            for drawing in drawings:
-                (plots_dir / f"{drawing.figure.name}.svg").write_bytes(drawing.svg)
-                (plots_dir / f"{drawing.figure.name}.png").write_bytes(drawing.png())
-        out_html.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise RecordError(f"{error.filename or out_html}: cannot write the report: {error.strerror}") from error
+    """The figures first: where one cannot be written, the page before stays."""
+    if plots_dir is not None:
+        make_folder(plots_dir)
+        for drawing in drawings:
+            write_file(plots_dir / f"{drawing.figure.name}.svg", drawing.svg)
+            write_file(plots_dir / f"{drawing.figure.name}.png", drawing.png())
+    write_file(out_html, page.encode(errors="backslashreplace"))
 
 
 # One run -------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,9 @@ def from_run(run: Run, *, cell: str | None = None, concurrency: int | None = Non
     first_s = min((_started_s(request, requests[0]) for request in requests), default=0.0)
     counts: dict[str, int] = {}
     replayed = []
+    unknown = next((one.prompt_id for one in requests if one.prompt_id not in prompts), None)
+    if unknown is not None:
+        raise UsageError(f"{run.path}: prompt_id: expected one of workload {original.name}, got {unknown[:100]!r}")
     for request in sorted(requests, key=lambda r: (_started_s(r, requests[0]), r.worker, r.user, r.seq)):
         counts[request.prompt_id] = count = counts.get(request.prompt_id, 0) + 1
         name = request.prompt_id if count == 1 else f"{request.prompt_id}#{count}"

@@ -221,7 +221,7 @@ def test_write_leaves_page_and_figures(tmp_path: Path) -> None:
 
 def test_write_says_what_the_disk_refused(tmp_path: Path) -> None:
     (tmp_path / "plots").write_text("a file where the folder should be")
-    with pytest.raises(RecordError, match="plots: cannot write the report: File exists"):
+    with pytest.raises(RecordError, match="plots: cannot write: File exists"):
         write(runs.with_metrics(runs.small(), cells=()), tmp_path)
 
 
