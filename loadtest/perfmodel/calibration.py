@@ -1,38 +1,50 @@
-"""Fit the performance model's constants to measured speeds.
+"""Fit the performance model's constants to published measurements, and say how far off it is.
 
-`python -m loadtest.perfmodel.calibration [--check] DATA.csv...` reads CSV files. A CSV has the columns `model, quantization,
-gpu, gpu_count, engine, prompt_tokens, output_tokens, output_tokens_per_s`, the last being the output tokens of one lone
-request over its whole time, prefill included. The command prints the constants as rows of `constants.CALIBRATED`, each
-measurement's residual, and the errors when each model is predicted from the others. With `--check` nothing is fitted: the
-residuals are those of the constants as they stand.
+    python -m loadtest.perfmodel.calibration DATA.csv...            fit; the constants, residuals, errors with each part left out
+    python -m loadtest.perfmodel.calibration --check DATA.csv...    the residuals of the constants as they stand
 
-The fit minimises squared log errors (in units of 3 %, beyond two of them damped by soft L1) plus one weak prior a constant,
-which decides only what the data leave open; every constant stays within physical bounds.
+Rows that are held back (`held_back`) are never fitted; their residuals stand apart. The fit minimises squared log errors (in units
+of 3 %, beyond two of them damped by soft L1), each source with a weight of its own, plus one weak prior a constant, which decides
+only what the data leave open; every constant stays within physical bounds. Hosts differ: where several sources measured one
+generation of engines, each has a factor on what the engine adds to a step, with a prior of 1 +- 15 %, so that a slow host does not
+make an engine slow. Predictions are for a host between them.
 """
 
 from __future__ import annotations
 
-import csv
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from loadtest.errors import LoadtestError, UsageError
-from loadtest.perfmodel import gpus, models
-from loadtest.perfmodel.constants import Constants, constants_of
-from loadtest.perfmodel.memory import Deployment
-from loadtest.perfmodel.step_time import request_s
+from loadtest.perfmodel import measurements as published
+from loadtest.perfmodel import ranges, step_time
+from loadtest.perfmodel.constants import (
+    CURRENT,
+    GENERATIONS,
+    GPU_CONSTANTS,
+    KERNELS,
+    SGLANG_0_4,
+    VLLM_0_5,
+    VLLM_0_6,
+    VLLM_0_8,
+    Constants,
+    EngineConstants,
+    GpuConstants,
+    KernelConstants,
+    generation,
+    gpu_constants,
+    scaled,
+)
+from loadtest.perfmodel.interconnect import LINKS, Link
+from loadtest.perfmodel.measurements import Measurement
 
 Array = npt.NDArray[np.float64]
-
-_COLUMNS = ("model", "quantization", "gpu", "gpu_count", "engine", "prompt_tokens", "output_tokens", "output_tokens_per_s")
-_GPUS = {"a100-80gb": "a100-80gb", "h20-96gb": "h20"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,120 +57,210 @@ class Free:
     spread: float
 
 
-SHARED = {"quantised_prefill_factor": Free(0.3, 1.0, 0.7, 0.3)}
-PER_CARD = {
-    "step_s": Free(0.1e-3, 3e-3, 1e-3, 1.0),
-    "layer_s": Free(20e-6, 200e-6, 60e-6, 0.5),
-    "memory_efficiency": Free(0.2, 0.92, 0.7, 0.5),
-    "quantised_efficiency": Free(0.2, 0.92, 0.7, 0.5),
-    "prefill_efficiency": Free(0.2, 0.9, 0.7, 0.3),
-    "attention_efficiency": Free(0.15, 0.92, 0.7, 0.3),
+_ENGINE = {
+    "step_s": Free(0.1e-3, 6e-3, 1e-3, 1.0),
+    "layer_s": Free(5e-6, 150e-6, 30e-6, 0.7),
+    "stream_s": Free(1e-6, 200e-6, 20e-6, 1.0),
 }
+_ALONE = {key: _ENGINE[key] for key in ("step_s", "layer_s")}  # what single streams show
+_FREE_OF = {
+    VLLM_0_5: _ENGINE
+    | {
+        "context_s": Free(0.1e-9, 40e-9, 10e-9, 1.0),
+        "parallel_step_s": Free(0.01e-3, 3e-3, 0.5e-3, 1.0),
+        "parallel_context_s": Free(0.1e-9, 40e-9, 8e-9, 1.0),
+        "all_reduce_s": Free(0.5e-6, 40e-6, 6e-6, 0.5),
+    },
+    VLLM_0_6: _ALONE,
+    VLLM_0_8: _ENGINE,
+    SGLANG_0_4: _ALONE,
+    # Of a stream most is hidden behind the step that runs; no row shows the rest apart from the KV cache.
+    CURRENT: _ENGINE | {"stream_s": Free(1e-6, 200e-6, 15e-6, 0.4)},
+}
+_REST_FROM = {VLLM_0_6: VLLM_0_5, SGLANG_0_4: CURRENT}  # what single streams do not show
+_GPU = {
+    "bytes_per_cycle": Free(4, 40, 14, 0.4),
+    "kv_efficiency": Free(0.2, 0.95, 0.7, 0.3),
+    "prefill_efficiency": Free(0.2, 0.9, 0.65, 0.3),
+    "attention_efficiency": Free(0.15, 0.92, 0.6, 0.3),
+}
+_KERNELS = {
+    "memory_efficiency": Free(0.8, 0.96, 0.92, 0.03),
+    "weights_per_cycle_4bit": Free(5, 40, 15, 0.3),
+    "weights_per_cycle_8bit": Free(4, 40, 10, 0.3),
+    "weights_per_cycle_fp8": Free(4, 60, 15, 0.4),
+    "products_4bit": Free(0.3, 1.0, 0.7, 0.3),
+    "products_8bit": Free(0.3, 1.0, 0.7, 0.3),
+    "quantised_layer_s": Free(1e-6, 40e-6, 8e-6, 1.0),
+}
+_LINK = {
+    "wait_s": Free(10e-6, 60e-6, 30e-6, 0.4),
+    "step_s": Free(1e-6, 150e-6, 40e-6, 0.7),
+    "rate_bytes_per_s": Free(1e9, 20e9, 3.5e9, 0.4),
+}
+_HOST = Free(0.4, 2.5, 1.0, 0.15)
+_SHARED = (VLLM_0_8, CURRENT)  # the generations that more than one source measured
+_WEIGHTS = {"lone": 140, "static-batch": 60, "at-once": 40, "closed-loop": 20, "step": 12}
+"""Weight of all rows of one way of measuring together: many rows of one kind must not drown the others."""
+
 NOISE = 0.03  # what repeated measurements of this kind scatter by
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
-    """One published speed: a lone request on a deployment. `family` names the model without its quantisation."""
+class Fitted:
+    """All constants that the data decide; `hosts` are the factors of the sources' machines, which no prediction uses."""
 
-    deployment: Deployment
-    family: str
-    engine: str
-    prompt_tokens: int
-    output_tokens: int
-    output_tokens_per_s: float
+    engines: dict[str, EngineConstants]
+    gpus: dict[str, GpuConstants]
+    kernels: KernelConstants
+    link: Link
+    hosts: dict[str, float]
 
-    @property
-    def title(self) -> str:
-        """`Qwen3-8B-AWQ on 1 x NVIDIA H20, 6,144 tokens`."""
-        return f"{self.deployment.title}, {self.prompt_tokens:,} tokens"
-
-
-def read(path: Path) -> list[Measurement]:
-    """The measurements of one CSV file. Raises UsageError with file and line: no file, a wrong column or value."""
-    try:
-        with path.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}; expected a CSV of measured speeds") from None
-    if not rows or set(_COLUMNS) - rows[0].keys():
-        raise UsageError(f"{path}: expected rows with the columns {', '.join(_COLUMNS)}")
-    return [_measurement(row, f"{path}:{number}") for number, row in enumerate(rows, start=2)]
+    def constants(self, one: Measurement, *, on_its_host: bool = False) -> Constants:
+        """The constants of one measurement; on request those of the host that it was measured on."""
+        deployment = one.deployment
+        engine = self.engines[generation(deployment.engine, deployment.engine_version)]
+        if on_its_host:
+            engine = scaled(engine, self.hosts.get(one.source, 1.0))
+        name = _chip(deployment.gpu.name)
+        return Constants(engine, self.gpus[name], self.kernels, links=LINKS | {"pcie-host": self.link})
 
 
-def _measurement(row: Mapping[str, str], where: str) -> Measurement:
-    suffix = "" if row["quantization"] == "bf16" else f"-{row['quantization']}"
-    gpu = row["gpu"].lower()
-    try:
-        model = models.model(row["model"] + suffix)
-        card = gpus.gpu(_GPUS.get(gpu, gpu))
-        deployment = Deployment(model, card, int(row["gpu_count"]), row["engine"].split()[0].lower())
-        prompt, output, speed = int(row["prompt_tokens"]), int(row["output_tokens"]), float(row["output_tokens_per_s"])
-    except (ValueError, IndexError, UsageError) as error:
-        raise UsageError(f"{where}: {error}") from None
-    if prompt < 1 or output < 1 or not 0 < speed < float("inf"):
-        raise UsageError(f"{where}: expected positive tokens and speed, got {prompt}, {output}, {speed}")
-    return Measurement(deployment, row["model"], row["engine"], prompt, output, speed)
+STANDING = Fitted(GENERATIONS, GPU_CONSTANTS, KERNELS, LINKS["pcie-host"], {})
+"""The constants as they stand."""
 
 
-def speed(measurement: Measurement, constants: Constants) -> float:
-    """Predicted output tokens a second of one measurement, prefill included."""
-    seconds = request_s(measurement.deployment, measurement.prompt_tokens, measurement.output_tokens, constants)
-    return measurement.output_tokens / seconds
+def _chip(gpu_name: str) -> str:
+    """The calibrated GPU whose constants one takes."""
+    found = gpu_constants(gpu_name)
+    return next(name for name, row in GPU_CONSTANTS.items() if row is found)
 
 
-def errors(measurements: Sequence[Measurement], constants: Mapping[str, Constants]) -> Array:
-    """Predicted over measured speed, less one: +0.1 is 10 % too fast; in the order given."""
-    return np.array([speed(m, constants[m.deployment.gpu.name]) / m.output_tokens_per_s - 1 for m in measurements])
+def seconds(one: Measurement, constants: Constants) -> float:
+    """What the model says that the measurement should have been (s), in its own way of measuring."""
+    deployment, streams = one.deployment, max(1, round(one.streams))
+    prompt, output = round(one.prompt_tokens), round(one.output_tokens)
+    if one.way == "lone":
+        return step_time.request_s(deployment, prompt, output, constants)
+    if one.way == "step":
+        work = step_time.StepWork(decode_streams=streams, kv_read_tokens=round(streams * one.context_tokens))
+        return step_time.step_time_s(deployment, work, constants)
+    decode = step_time.decode_s(deployment, prompt, output - 1, streams, constants)
+    if one.way == "static-batch":
+        return decode + _batch_prefill_s(one, streams, constants)
+    if one.way == "at-once":
+        return decode / (output - 1) + one.wait_s / (output - 1)
+    chunk = step_time.chunk_tokens(deployment, prompt + output)
+    beside = step_time.beside_s(deployment, prompt, chunk, streams - 1, prompt + output // 2, constants)
+    return (decode + (streams - 1) * beside) / (output - 1)
 
 
-def calibrate(measurements: Sequence[Measurement]) -> dict[str, Constants]:
-    """The constants of each card that was measured, by the card's name; `SHARED` ones are equal on all of them.
+_OFFLINE_CHUNK_TOKENS = 8192  # tokens of prompts in one step of an offline batch: about the longest context of those models
 
-    Raises UsageError without measurements.
-    """
-    if not measurements:
-        raise UsageError("nothing to calibrate on: expected at least one measurement")
-    sources: dict[str, str] = {}
-    for m in measurements:
-        sources.setdefault(m.deployment.gpu.name, f"{m.deployment.gpu.title.removeprefix('NVIDIA ')}, {m.engine}")
-    free = [*SHARED.values(), *(one for _ in sources for one in PER_CARD.values())]
-    guesses = np.log([one.guess for one in free])
-    spreads = np.array([one.spread for one in free])
-    measured = np.log([m.output_tokens_per_s for m in measurements])
+
+def _batch_prefill_s(one: Measurement, streams: int, constants: Constants) -> float:
+    """Seconds of the prompts of a whole batch, several in each step (s)."""
+    prompt = round(one.prompt_tokens)
+    tokens = streams * prompt
+    steps = -(-tokens // _OFFLINE_CHUNK_TOKENS)
+    work = step_time.StepWork(prefill_tokens=tokens // steps, prefill_pairs=tokens // steps * (prompt + 1) // 2)
+    return steps * step_time.step_time_s(one.deployment, work, constants)
+
+
+def errors(rows: Sequence[Measurement], fitted: Fitted = STANDING) -> Array:
+    """Predicted over measured time, less one: +0.1 is 10 % too slow; in the order given."""
+    return np.array([seconds(one, fitted.constants(one)) / one.measured_s - 1 for one in rows])
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameter:
+    """Where one free constant goes."""
+
+    owner: str
+    key: str
+    free: Free
+
+
+def _parameters(rows: Sequence[Measurement]) -> list[_Parameter]:
+    generations = {generation(one.deployment.engine, one.deployment.engine_version) for one in rows}
+    chips = sorted({_chip(one.deployment.gpu.name) for one in rows})
+    found = [
+        _Parameter(name, key, free)
+        for name, keys in _FREE_OF.items()
+        if name in generations
+        for key, free in keys.items()
+    ]
+    found += [_Parameter(name, key, free) for name in chips for key, free in _shown(rows, name).items()]
+    found += [_Parameter("kernels", key, free) for key, free in _KERNELS.items()]
+    if any(one.deployment.topology == "pcie-host" and one.deployment.tp > 1 for one in rows):
+        found += [_Parameter("link", key, free) for key, free in _LINK.items()]
+    shared = {one.source for one in rows if generation(one.deployment.engine, one.deployment.engine_version) in _SHARED}
+    return found + [_Parameter("host", source, _HOST) for source in sorted(shared)]
+
+
+def _shown(rows: Sequence[Measurement], chip: str) -> dict[str, Free]:
+    """The constants of a GPU that its rows can show: only the reading of the KV cache where no row has a prompt."""
+    has_prompts = any(one.prompt_tokens and _chip(one.deployment.gpu.name) == chip for one in rows)
+    return _GPU if has_prompts else {"kv_efficiency": _GPU["kv_efficiency"]}
+
+
+def _fitted(parameters: Sequence[_Parameter], values: Array) -> Fitted:
+    """The constants as they stand, with these values instead."""
+    changes: dict[str, dict[str, float]] = {}
+    for parameter, value in zip(parameters, values, strict=True):
+        changes.setdefault(parameter.owner, {})[parameter.key] = float(value)
+    engines = {name: replace(row, **changes.get(name, {})) for name, row in GENERATIONS.items()}
+    for name, other in _REST_FROM.items():
+        rest = {key: getattr(engines[other], key) for key in _FREE_OF[VLLM_0_5] if key not in _ALONE}
+        engines[name] = replace(engines[name], **rest)
+    return Fitted(
+        engines,
+        {name: replace(row, **changes.get(name, {})) for name, row in GPU_CONSTANTS.items()},
+        replace(KERNELS, **changes.get("kernels", {})),
+        replace(LINKS["pcie-host"], **changes.get("link", {})),
+        changes.get("host", {}),
+    )
+
+
+def weights(rows: Sequence[Measurement]) -> Array:
+    """The weight of each row: those of one way of measuring share theirs."""
+    ways = [one.way for one in rows]
+    return np.sqrt([_WEIGHTS[way] / ways.count(way) for way in ways])
+
+
+def calibrate(rows: Sequence[Measurement]) -> Fitted:
+    """The constants that fit rows best; what no row shows stays as it stands. Raises UsageError without rows."""
+    if not rows:
+        raise UsageError("nothing to calibrate on: expected at least one measurement that is not held back")
+    parameters, weight = _parameters(rows), weights(rows)
+    guesses = np.log([one.free.guess for one in parameters])
+    spreads = np.array([one.free.spread for one in parameters])
+    measured = np.log([one.measured_s for one in rows])
 
     def misfit(logs: Array) -> Array:
-        constants = _constants(np.exp(logs), sources)
-        predicted = np.log([speed(m, constants[m.deployment.gpu.name]) for m in measurements])
-        return np.concatenate([(predicted - measured) / NOISE, (logs - guesses) / spreads])
+        fitted = _fitted(parameters, np.exp(logs))
+        predicted = np.log([seconds(one, fitted.constants(one, on_its_host=True)) for one in rows])
+        return np.concatenate([_damped((predicted - measured) / NOISE) * weight, (logs - guesses) / spreads])
 
-    bounds = (np.log([one.low for one in free]), np.log([one.high for one in free]))
-    answer = least_squares(misfit, guesses, bounds=bounds, loss="soft_l1", f_scale=2.0)
-    return _constants(np.exp(answer.x), sources)
-
-
-def _constants(values: Array, sources: Mapping[str, str]) -> dict[str, Constants]:
-    """Values in the order shared, then each card's own, as one row a card."""
-    shared = dict(zip(SHARED, values, strict=False))
-    own = values[len(SHARED) :].reshape(len(sources), len(PER_CARD))
-    rows: dict[str, Any] = {}
-    for (card, source), row in zip(sources.items(), own, strict=True):
-        keys = shared | dict(zip(PER_CARD, row, strict=True))
-        rows[card] = Constants(**{key: float(value) for key, value in keys.items()}, source=source)
-    return rows
+    bounds = (np.log([one.free.low for one in parameters]), np.log([one.free.high for one in parameters]))
+    answer = least_squares(misfit, guesses, bounds=bounds, xtol=1e-5, ftol=1e-6)
+    return _fitted(parameters, np.exp(answer.x))
 
 
-def leave_one_out(measurements: Sequence[Measurement]) -> dict[str, Array]:
-    """Each model's errors when the constants come from the other models alone, by family.
+def _damped(size: Array) -> Array:
+    """Errors whose squares grow as soft L1 does: quadratic below two units, linear beyond."""
+    damped: Array = np.sign(size) * 2 * np.sqrt(2 * (np.sqrt(1 + (size / 2) ** 2) - 1))
+    return damped
 
-    A model whose card no other model was measured on cannot be predicted and is left out.
-    """
-    found: dict[str, Array] = {}
-    for family in dict.fromkeys(m.family for m in measurements):
-        rest = [m for m in measurements if m.family != family]
-        unseen = [m for m in measurements if m.family == family]
-        if {m.deployment.gpu.name for m in unseen} <= {m.deployment.gpu.name for m in rest}:
-            found[family] = errors(unseen, calibrate(rest))
+
+def leave_one_out(rows: Sequence[Measurement], part: Callable[[Measurement], str]) -> dict[str, tuple[Sequence[Measurement], Array]]:
+    """The rows of each part, and their errors when the constants come from the other parts alone, by part."""
+    found: dict[str, tuple[Sequence[Measurement], Array]] = {}
+    for name in dict.fromkeys(map(part, rows)):
+        unseen = [one for one in rows if part(one) == name]
+        rest = [one for one in rows if part(one) != name]
+        if rest:
+            found[name] = (unseen, errors(unseen, calibrate(rest)))
     return found
 
 
@@ -169,37 +271,77 @@ def summary(of: Array) -> str:
     return f"median {np.median(size):.1f} %, 90 % within {within:.1f} %, worst {size.max():.1f} %, n = {size.size}"
 
 
-def report(measurements: Sequence[Measurement]) -> list[str]:
-    """The whole answer as lines: constants, residuals, errors on unseen models."""
-    constants = calibrate(measurements)
-    lines = [f'    "{card}": {_row(row)},' for card, row in constants.items()]
-    lines += residuals(measurements, constants)
-    unseen = leave_one_out(measurements)
-    lines += [f"without {family}: {summary(of)}" for family, of in unseen.items()]
-    if unseen:
-        lines.append(f"unseen models together: {summary(np.concatenate(list(unseen.values())))}")
+def kind(one: Measurement) -> str:
+    """The class of a measurement, by which errors are told: GPUs, engine generation, quantisation, batch."""
+    deployment = one.deployment
+    parts = (
+        f"{deployment.tp} x {deployment.gpu.name}" if deployment.tp > 1 else deployment.gpu.name,
+        generation(deployment.engine, deployment.engine_version),
+        "16 bit" if deployment.model.quantisation == "bf16" else "quantised",
+        "1 stream" if one.streams <= 1 else "several streams",
+    )
+    return ", ".join(parts) + (", below 2 B" if deployment.model.parameters < ranges.SMALL_PARAMETERS else "")
+
+
+def inside(one: Measurement, error: float) -> bool:
+    """Is the measured time inside the range that would have been stated?"""
+    half_width = ranges.error_of(one.deployment, round(one.streams)).half_width
+    return 1 / (1 + half_width) <= 1 + error <= 1 + half_width
+
+
+def residuals(rows: Sequence[Measurement], fitted: Fitted = STANDING) -> list[str]:
+    """A line for each measurement; then a summary of each class, of those fitted and of those held back."""
+    found = errors(rows, fitted)
+    lines = [
+        f"{one.title}: measured {one.measured_s:.5g} s, predicted {one.measured_s * (1 + error):.5g} s, {error:+.1%}"
+        f"{'' if inside(one, error) else ', OUTSIDE its range'}{', held back' if one.held_back else ''}"
+        for one, error in zip(rows, found, strict=True)
+    ]
+    for held_back in (False, True):
+        chosen = [(one, error) for one, error in zip(rows, found, strict=True) if one.held_back == held_back]
+        lines += _by_class("held back" if held_back else "fitted or not published apart", chosen)
     return lines
 
 
-def check(measurements: Sequence[Measurement]) -> list[str]:
-    """The residuals of the constants as they stand."""
-    return residuals(measurements, {m.deployment.gpu.name: constants_of(m.deployment.gpu.name) for m in measurements})
+def _by_class(title: str, rows: Sequence[tuple[Measurement, float]]) -> list[str]:
+    if not rows:
+        return []
+    lines = []
+    for name in sorted({kind(one) for one, _ in rows}):
+        lines.append(f"{title}: {name}: {_told([row for row in rows if kind(row[0]) == name])}")
+    for several in (False, True):
+        chosen = [row for row in rows if (row[0].deployment.tp > 1) == several]
+        if chosen:
+            lines.append(f"{title}: {'several GPUs' if several else 'one GPU'}: {_told(chosen)}")
+    return [*lines, f"{title}: all: {_told(rows)}"]
 
 
-def residuals(measurements: Sequence[Measurement], constants: Mapping[str, Constants]) -> list[str]:
-    """A line for each measurement, and a summary."""
-    found = errors(measurements, constants)
-    lines = [
-        f"{m.title}: measured {m.output_tokens_per_s:.2f}, predicted {m.output_tokens_per_s * (1 + error):.2f}, {error:+.1%}"
-        for m, error in zip(measurements, found, strict=True)
-    ]
-    return [*lines, f"all of these: {summary(found)}"]
+def _told(rows: Sequence[tuple[Measurement, float]]) -> str:
+    share = np.mean([inside(one, error) for one, error in rows])
+    return f"{summary(np.array([error for _, error in rows]))}, {share:.0%} inside their range"
 
 
-def _row(row: Constants) -> str:
-    """As source text, to three digits."""
-    values = [f"{key}={getattr(row, key):.3g}" for key in (*SHARED, *PER_CARD)]
-    return f'Constants({", ".join(values)}, source="{row.source}")'
+def report(rows: Sequence[Measurement]) -> list[str]:
+    """The whole answer as lines: constants, residuals, errors with each source, model and GPU left out."""
+    open_rows = [one for one in rows if not one.held_back]
+    fitted = calibrate(open_rows)
+    lines = [*_constants(fitted), *residuals(rows, fitted)]
+    parts: Mapping[str, Callable[[Measurement], str]] = {
+        "source": lambda one: one.source,
+        "model": lambda one: one.family,
+        "GPU": lambda one: _chip(one.deployment.gpu.name),
+    }
+    for title, part in parts.items():
+        for name, (unseen, of) in leave_one_out(open_rows, part).items():
+            lines += _by_class(f"without {title} {name}", list(zip(unseen, of, strict=True)))
+    return lines
+
+
+def _constants(fitted: Fitted) -> Iterable[str]:
+    for name, row in (fitted.engines | fitted.gpus | {"kernels": fitted.kernels, "pcie-host": fitted.link}).items():
+        values = {key: getattr(row, key) for key in row.__slots__}
+        yield f"{name}: " + ", ".join(f"{key}={value:.3g}" for key, value in values.items() if not isinstance(value, str))
+    yield "hosts: " + ", ".join(f"{source} {factor:.2f}" for source, factor in fitted.hosts.items())
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -210,8 +352,8 @@ def main(arguments: Sequence[str]) -> int:
             raise UsageError(
                 "expected CSV files of measured speeds: python -m loadtest.perfmodel.calibration [--check] DATA.csv..."
             )
-        measurements = [m for name in names for m in read(Path(name))]
-        lines = check(measurements) if "--check" in arguments else report(measurements)
+        rows = [one for name in names for one in published.read(Path(name))]
+        lines = residuals(rows) if "--check" in arguments else report(rows)
     except LoadtestError as error:
         sys.stderr.write(f"calibration: {error}\n")
         return error.exit_code

@@ -1,92 +1,223 @@
-"""The constants of the performance model: what kernels reach of a data sheet, and what starting them costs.
+"""The constants of the performance model: what kernels reach of a data sheet, and what an engine adds to each step.
 
-`CALIBRATED` is what `python -m loadtest.perfmodel.calibration DATA.csv...` prints for the two public tables of Qwen's speed
-benchmark; docs/performance-model.md has the residuals. What single-card measurements cannot show has its source beside it.
+Fitted by `python -m loadtest.perfmodel.calibration` to published measurements, of which a part was held back (`held_back`);
+what those cannot show has its source beside it. docs/performance-model.md says how far off they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-ALL_REDUCE_S = {"nvlink": 10e-6, "pcie": 20e-6}
-"""Seconds of one small all-reduce inside a CUDA graph, whatever its size.
-
-PCIe with peer access: 19 to 22 us for 4 to 16 KB by NCCL (github.com/haohervchb/sglang-V100 pull request 2). NVLink:
-taken as half of that.
-"""
+from loadtest.errors import UsageError
+from loadtest.perfmodel.interconnect import LINKS, Link
 
 QUERY_TILE = 128  # query rows that one attention block works on (FlashAttention-2 and later)
+SMOOTHNESS = 3  # of the roofline: (memory^3 + unpacking^3 + arithmetic^3)^(1/3); held against Marlin's own table
 
 
 @dataclass(frozen=True, slots=True)
-class Constants:
-    """One card's constants, measured under one engine.
+class EngineConstants:
+    """What one generation of engines adds to a step (seconds).
 
-    `step_s`: scheduling and sampling of a step. `layer_s`: launches and small kernels of one layer.
-    `memory_efficiency`: share of the bandwidth at which 16-bit weights and KV cache are read; `quantised_efficiency`: the
-    same for 4- and 8-bit weights. `prefill_efficiency`: share of the tensor rate in matrix products of a prompt;
-    `quantised_prefill_factor`: what is left of it with quantised weights. `attention_efficiency`: share of the tensor
-    rate in prompt attention when it fills the card. `source`: card, engine and version.
+    `step_s` a step (scheduling, sampling), `layer_s` a layer (launches, small kernels), `stream_s` a stream in the batch,
+    `context_s` a token of context in the batch (block tables built anew each step). With several GPUs also
+    `parallel_step_s` x log2(tp) a step, `parallel_context_s` a token of context, and `all_reduce_s` an all-reduce.
     """
 
     step_s: float
     layer_s: float
-    memory_efficiency: float
-    quantised_efficiency: float
+    stream_s: float
+    source: str
+    context_s: float = 0.0
+    parallel_step_s: float = 0.0
+    parallel_context_s: float = 0.0
+    all_reduce_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GpuConstants:
+    """What kernels reach on one GPU.
+
+    `bytes_per_cycle`: 16-bit weights that a multiprocessor takes in a clock cycle. `kv_efficiency`: share of the bandwidth at
+    which the KV cache is read. `prefill_efficiency`: share of the tensor rate in matrix products. `attention_efficiency`: the
+    same in prompt attention when it fills the GPU.
+    """
+
+    bytes_per_cycle: float
+    kv_efficiency: float
     prefill_efficiency: float
-    quantised_prefill_factor: float
     attention_efficiency: float
     source: str
 
 
-CALIBRATED: dict[str, Constants] = {
-    "a100-80gb": Constants(
-        step_s=0.00198,
-        layer_s=8.55e-05,
-        memory_efficiency=0.918,
-        quantised_efficiency=0.92,
-        prefill_efficiency=0.9,
-        quantised_prefill_factor=0.68,
-        attention_efficiency=0.588,
-        source="A100 80GB SXM, vLLM 0.6.2/0.6.3",
+@dataclass(frozen=True, slots=True)
+class KernelConstants:
+    """What holds on every GPU.
+
+    `memory_efficiency`: share of the bandwidth at which weights stream where nothing else is in the way. `weights_per_cycle_*`:
+    weights that a multiprocessor unpacks in a clock cycle (Marlin-class kernels; FP8 by its own). `products_*`: share of the
+    16-bit kernel's efficiency (FP8: of the FP8 rate) in matrix products. `quantised_layer_s`: a layer's extra launches.
+    """
+
+    memory_efficiency: float
+    weights_per_cycle_4bit: float
+    weights_per_cycle_8bit: float
+    weights_per_cycle_fp8: float
+    products_4bit: float
+    products_8bit: float
+    products_fp8: float
+    quantised_layer_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """How one machine differs from the model: factors that `loadtest calibrate` found from its own runs; 1 is no difference.
+
+    `overhead` of what an engine adds to a step, `weights` of reading them, `kv` of reading the KV cache, `all_reduce`,
+    `prefill` of matrix products and attention. `range` is the half-width that its residuals leave (None: the model's own).
+    """
+
+    overhead: float = 1.0
+    weights: float = 1.0
+    kv: float = 1.0
+    all_reduce: float = 1.0
+    prefill: float = 1.0
+    range: float | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("overhead", "weights", "kv", "all_reduce", "prefill"):
+            if not 0.05 <= getattr(self, key) <= 20:
+                raise UsageError(f"{key}: expected a factor from 0.05 to 20, got {getattr(self, key)!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """All constants of one deployment."""
+
+    engine: EngineConstants
+    gpu: GpuConstants
+    kernels: KernelConstants
+    machine: Machine = field(default_factory=Machine)
+    links: Mapping[str, Link] = field(default_factory=lambda: LINKS)
+
+
+VLLM_0_5, VLLM_0_6, VLLM_0_8, SGLANG_0_4, CURRENT = "vLLM 0.5", "vLLM 0.6", "vLLM 0.8", "SGLang 0.4", "current"
+
+GENERATIONS: dict[str, EngineConstants] = {
+    VLLM_0_5: EngineConstants(
+        step_s=0.00212,
+        layer_s=2.49e-05,
+        stream_s=6.25e-05,
+        context_s=8.12e-09,
+        parallel_step_s=0.00013,
+        parallel_context_s=1.21e-08,
+        all_reduce_s=7.51e-06,
+        source="vLLM before 0.6: scheduling, sampling and the model one after the other",
     ),
-    "h20": Constants(
-        step_s=0.000914,
-        layer_s=5.64e-05,
-        memory_efficiency=0.392,
-        quantised_efficiency=0.281,
-        prefill_efficiency=0.601,
-        quantised_prefill_factor=0.68,
-        attention_efficiency=0.867,
-        source="H20, SGLang 0.4.6.post1",
+    VLLM_0_6: EngineConstants(
+        step_s=0.00209,
+        layer_s=1.15e-05,
+        stream_s=6.25e-05,
+        context_s=8.12e-09,
+        parallel_step_s=0.00013,
+        parallel_context_s=1.21e-08,
+        all_reduce_s=7.51e-06,
+        source="vLLM 0.6 and 0.7 (V0): less time between steps; what several streams add is taken from versions before",
+    ),
+    VLLM_0_8: EngineConstants(
+        step_s=0.00163,
+        layer_s=1.24e-05,
+        stream_s=4.69e-05,
+        source="vLLM 0.8 to 0.13 (V1): the scheduler waits for each step",
+    ),
+    SGLANG_0_4: EngineConstants(
+        step_s=0.000867,
+        layer_s=4.79e-05,
+        stream_s=1.72e-05,
+        source="SGLang 0.4: the next step is scheduled during this one; what several streams add is taken from later versions",
+    ),
+    CURRENT: EngineConstants(
+        step_s=0.000799,
+        layer_s=2.91e-05,
+        stream_s=1.72e-05,
+        source="vLLM 0.14 and SGLang 0.5 or later: the next step is scheduled during this one; the same for both",
     ),
 }
-DEFAULT = "a100-80gb"  # for cards that nobody has calibrated: Ampere's tensor-core instructions, which Ada has too
 
-FP8_EFFICIENCY = {"h20": 0.548}
-"""Share of the bandwidth at which FP8 weights are read, where it is known to differ from `quantised_efficiency`.
+GPU_CONSTANTS: dict[str, GpuConstants] = {
+    "a100-80gb": GpuConstants(12.8, 0.947, 0.726, 0.634, "A100: vLLM 0.6 and 0.10, BF16"),
+    "h100": GpuConstants(21.9, 0.95, 0.859, 0.597, "H100 SXM: vLLM V0 and 0.11, SGLang 0.5.3, BF16"),
+    "h20": GpuConstants(10.3, 0.317, 0.659, 0.92, "H20: SGLang 0.4.6.post1, BF16"),
+    "rtx-4090": GpuConstants(12.7, 0.773, 0.745, 0.637, "RTX 4090: vLLM 0.19, decoding in BF16; the rest as the A100"),
+}
 
-The two tables have no FP8. Solved from one published figure, Qwen3-14B-FP8 on H20 after a prompt of 1 token (97.1 tokens/s).
-"""
+_SAME_CHIP = {"a100-40gb": "a100-80gb", "a100-80gb-pcie": "a100-80gb", "gh200": "h100"}  # other memory, same multiprocessors
+_ALIKE = {
+    "h100-pcie": "h100", "h200": "h100", "b200": "h100",
+    "l20": "rtx-4090", "l4": "rtx-4090", "l40s": "rtx-4090", "rtx-6000-ada": "rtx-4090",
+    "rtx-5090": "rtx-4090", "rtx-pro-6000": "rtx-4090", "a10": "rtx-4090",
+}  # fmt: skip
+_DEFAULT = "a100-80gb"  # for GPUs that nobody has calibrated
 
-FP8_PREFILL_FACTOR = {"h20": 0.753}
-"""Share of the FP8 tensor rate, on top of `prefill_efficiency`: from the same model after 63,488 tokens (34.0 tokens/s)."""
-
-RANGE_CALIBRATED = 0.15
-"""Half-width of a prediction's range (as a ratio) on a calibrated card: 9 of 10 errors on unseen models are inside."""
-
-RANGE_OTHER = 0.25
-"""The same on other cards and on several cards: nothing there was fitted, so this is a judgement, not a measurement."""
-
-SMALL_PARAMETERS = 2e9
-RANGE_SMALL = 0.45
-"""The same for models below `SMALL_PARAMETERS`: launches fitted on 7B to 14B models are too long for them."""
+KERNELS = KernelConstants(
+    memory_efficiency=0.93,
+    weights_per_cycle_4bit=14.5,
+    weights_per_cycle_8bit=10.6,
+    weights_per_cycle_fp8=12.6,
+    products_4bit=0.705,
+    products_8bit=0.812,
+    products_fp8=0.753,  # Qwen3-14B-FP8 on H20 after 63,488 tokens (34.0 tokens/s)
+    quantised_layer_s=1.07e-05,
+)
 
 
-def constants_of(gpu_name: str) -> Constants:
-    """The constants of a card, or those of the A100 where it has not been calibrated.
+def generation(engine: str, version: str = "") -> str:
+    """The generation of an engine: its overheads; without a version the current one, which both engines share.
 
-    >>> constants_of("l20") is constants_of("a100-80gb")
-    True
+    vLLM 0.6 cut the time between steps, 0.8 made V1 the default, 0.14 asynchronous scheduling (its pull request 27614).
+
+    >>> generation("vllm", "0.10.1"), generation("sglang", "0.4.6.post1"), generation("vllm-sim")
+    ('vLLM 0.8', 'SGLang 0.4', 'current')
     """
-    return CALIBRATED.get(gpu_name, CALIBRATED[DEFAULT])
+    found = re.match(r"v?(\d+)\.(\d+)", version)
+    if version and not found:
+        raise UsageError(f"engine version {version!r}: expected numbers as in 0.19.0")
+    name = engine.removesuffix("-sim")
+    if found is None or name not in ("vllm", "sglang"):
+        return CURRENT
+    number = (int(found[1]), int(found[2]))
+    if name == "sglang":
+        return SGLANG_0_4 if number < (0, 5) else CURRENT
+    for below, before in (((0, 6), VLLM_0_5), ((0, 8), VLLM_0_6), ((0, 14), VLLM_0_8)):
+        if number < below:
+            return before
+    return CURRENT
+
+
+def is_calibrated(gpu_name: str) -> bool:
+    """Were this GPU's multiprocessors measured?"""
+    return _SAME_CHIP.get(gpu_name, gpu_name) in GPU_CONSTANTS
+
+
+def gpu_constants(gpu_name: str) -> GpuConstants:
+    """The constants of a GPU: its own, those of the same chip, or those of the likeliest other one.
+
+    >>> gpu_constants("a100-40gb") is gpu_constants("a100-80gb"), gpu_constants("l20") is gpu_constants("rtx-4090")
+    (True, True)
+    """
+    name = _SAME_CHIP.get(gpu_name) or _ALIKE.get(gpu_name, gpu_name)
+    return GPU_CONSTANTS.get(name, GPU_CONSTANTS[_DEFAULT])
+
+
+def constants_of(gpu_name: str, engine: str = "other", version: str = "", machine: Machine | None = None) -> Constants:
+    """All constants of a deployment."""
+    return Constants(GENERATIONS[generation(engine, version)], gpu_constants(gpu_name), KERNELS, machine or Machine())
+
+
+def scaled(engine: EngineConstants, factor: float) -> EngineConstants:
+    """An engine whose overheads take `factor` times as long."""
+    keys = ("step_s", "layer_s", "stream_s", "context_s", "parallel_step_s", "parallel_context_s")
+    return replace(engine, **{key: getattr(engine, key) * factor for key in keys})

@@ -1,7 +1,7 @@
-"""GPUs as rows of data, each with its source; a card that is not here comes from a TOML file of the same keys.
+"""GPUs as rows of data, each with its source; a GPU that is not here comes from a TOML file of the same keys.
 
 All figures are data-sheet figures: dense rates (no sparsity), memory in decimal bytes, and the interconnect in ONE
-direction per card (a data sheet's "NVLink 600 GB/s" counts both). What a kernel reaches of them is in `roofline`.
+direction per GPU (a data sheet's "NVLink 600 GB/s" counts both). What a kernel reaches of them is in `constants`.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from loadtest.errors import UsageError
 
-Interconnect = Literal["pcie", "nvlink"]
+Interconnect = Literal["nvlink", "pcie", "pcie-host"]
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One card: what its data sheet says.
+    """One GPU: what its data sheet says.
 
     `memory_bytes` (1 GB = 1e9), `bandwidth_bytes_per_s` of that memory, `bf16_flop_per_s` dense tensor rate with 32-bit
-    accumulation, `fp8_flop_per_s` (0: no FP8 tensor cores), `interconnect` between the cards of one host and
-    its rate `interconnect_bytes_per_s` in one direction, `multiprocessors` (SMs), `source` of the figures.
+    accumulation, `fp8_flop_per_s` (0: no FP8 tensor cores). `interconnect` between the GPUs of one host: "nvlink" (or another
+    switched link), "pcie" (peer access depends on the machine) or "pcie-host" (the driver of these GPUs has no peer access);
+    `interconnect_bytes_per_s` in one direction. `multiprocessors` (SMs) at `clock_hz` (boost). `source` of the figures.
     """
 
     name: str
@@ -34,50 +35,70 @@ class Gpu:
     interconnect: Interconnect
     interconnect_bytes_per_s: float
     multiprocessors: int
+    clock_hz: float
     source: str
 
     def __post_init__(self) -> None:
-        if self.interconnect not in ("pcie", "nvlink"):
-            raise UsageError(f"GPU {self.name}: interconnect must be 'pcie' or 'nvlink', got {self.interconnect!r}")
+        if self.interconnect not in get_args(Interconnect):
+            raise UsageError(
+                f"GPU {self.name}: interconnect must be 'nvlink', 'pcie' or 'pcie-host', got {self.interconnect!r}"
+            )
         for key in (
             "memory_bytes",
             "bandwidth_bytes_per_s",
             "bf16_flop_per_s",
             "interconnect_bytes_per_s",
             "multiprocessors",
+            "clock_hz",
         ):
             if not 0 < getattr(self, key) < float("inf"):
                 raise UsageError(f"GPU {self.name}: {key} must be a positive number, got {getattr(self, key)!r}")
         if not 0 <= self.fp8_flop_per_s < float("inf"):
             raise UsageError(f"GPU {self.name}: fp8_flop_per_s must be 0 (none) or positive, got {self.fp8_flop_per_s!r}")
 
+    @property
+    def cycles_per_s(self) -> float:
+        """Clock cycles of all multiprocessors in a second: what bounds a kernel that unpacks weights."""
+        return self.multiprocessors * self.clock_hz
+
 
 _PCIE4 = 32e9  # PCIe 4.0 x16: 16 GT/s x 16 lanes / 8, one direction
+_PCIE5 = 64e9
 
-# name, title, GB, GB/s, TFLOP/s at BF16 and FP8, interconnect and its bytes/s, multiprocessors, source
-_ROWS: tuple[tuple[str, str, float, float, float, float, Interconnect, float, int, str], ...] = (
-    ("l20", "NVIDIA L20", 48, 864, 119.5, 239, "pcie", _PCIE4, 92, "NVIDIA L20 data sheet"),
-    ("l40s", "NVIDIA L40S", 48, 864, 362, 733, "pcie", _PCIE4, 142, "NVIDIA L40S data sheet"),
-    ("a10", "NVIDIA A10", 24, 600, 125, 0, "pcie", _PCIE4, 72, "NVIDIA A10 data sheet"),
-    ("rtx-4090", "NVIDIA GeForce RTX 4090", 24, 1008, 165, 330, "pcie", _PCIE4, 128, "NVIDIA Ada GPU white paper"),
-    ("rtx-6000-ada", "NVIDIA RTX 6000 Ada", 48, 960, 364, 728, "pcie", _PCIE4, 142, "NVIDIA RTX 6000 Ada data sheet"),
-    ("a100-80gb", "NVIDIA A100 80GB SXM", 80, 2039, 312, 0, "nvlink", 300e9, 108, "NVIDIA A100 data sheet"),
-    ("h20", "NVIDIA H20", 96, 4000, 148, 296, "nvlink", 450e9, 78, "NVIDIA H20 data sheet"),
-    ("h100", "NVIDIA H100 SXM", 80, 3350, 989, 1979, "nvlink", 450e9, 132, "NVIDIA H100 data sheet"),
-    ("h200", "NVIDIA H200 SXM", 141, 4800, 989, 1979, "nvlink", 450e9, 132, "NVIDIA H200 data sheet"),
+# name, title, GB, GB/s, TFLOP/s at BF16 and FP8, interconnect and its bytes/s, multiprocessors, boost MHz, source.
+# Clocks are those of the white papers and data sheets; that of the L20 follows from its rate: 119.5e12 / (92 x 512).
+_ROWS: tuple[tuple[str, str, float, float, float, float, Interconnect, float, int, int, str], ...] = (
+    ("l20", "NVIDIA L20", 48, 864, 119.5, 239, "pcie", _PCIE4, 92, 2520, "NVIDIA L20 data sheet"),
+    ("l4", "NVIDIA L4", 24, 300, 121, 242, "pcie", _PCIE4, 58, 2040, "NVIDIA L4 data sheet"),
+    ("l40s", "NVIDIA L40S", 48, 864, 362, 733, "pcie", _PCIE4, 142, 2520, "NVIDIA L40S data sheet"),
+    ("a10", "NVIDIA A10", 24, 600, 125, 0, "pcie", _PCIE4, 72, 1695, "NVIDIA A10 data sheet"),
+    ("rtx-4090", "NVIDIA GeForce RTX 4090", 24, 1008, 165, 330, "pcie-host", _PCIE4, 128, 2520, "NVIDIA Ada GPU white paper"),
+    ("rtx-5090", "NVIDIA GeForce RTX 5090", 32, 1792, 209.5, 419, "pcie-host", _PCIE5, 170, 2407, "NVIDIA RTX Blackwell white paper"),
+    ("rtx-6000-ada", "NVIDIA RTX 6000 Ada", 48, 960, 364, 728, "pcie", _PCIE4, 142, 2505, "NVIDIA RTX 6000 Ada data sheet"),
+    ("rtx-pro-6000", "NVIDIA RTX PRO 6000 Blackwell", 96, 1792, 503.8, 1007, "pcie", _PCIE5, 188, 2617, "NVIDIA RTX PRO 6000 data sheet"),
+    ("a100-40gb", "NVIDIA A100 40GB SXM", 40, 1555, 312, 0, "nvlink", 300e9, 108, 1410, "NVIDIA A100 data sheet"),
+    ("a100-80gb", "NVIDIA A100 80GB SXM", 80, 2039, 312, 0, "nvlink", 300e9, 108, 1410, "NVIDIA A100 data sheet"),
+    ("a100-80gb-pcie", "NVIDIA A100 80GB PCIe", 80, 1935, 312, 0, "pcie", _PCIE4, 108, 1410, "NVIDIA A100 data sheet"),
+    ("h20", "NVIDIA H20", 96, 4000, 148, 296, "nvlink", 450e9, 78, 1980, "NVIDIA H20 data sheet"),
+    ("h100", "NVIDIA H100 SXM", 80, 3350, 989, 1979, "nvlink", 450e9, 132, 1830, "NVIDIA H100 data sheet and white paper"),
+    ("h100-pcie", "NVIDIA H100 PCIe", 80, 2000, 756, 1513, "pcie", _PCIE5, 114, 1755, "NVIDIA H100 data sheet and white paper"),
+    ("gh200", "NVIDIA GH200 96GB", 96, 4000, 989, 1979, "nvlink", 450e9, 132, 1830, "NVIDIA GH200 data sheet"),
+    ("h200", "NVIDIA H200 SXM", 141, 4800, 989, 1979, "nvlink", 450e9, 132, 1830, "NVIDIA H200 data sheet"),
+    ("b200", "NVIDIA B200", 180, 7700, 2250, 4500, "nvlink", 900e9, 148, 1860, "NVIDIA DGX B200 data sheet, an eighth of it"),
+    ("mi300x", "AMD Instinct MI300X", 192, 5300, 1307, 2615, "nvlink", 448e9, 304, 2100, "AMD Instinct MI300X data sheet"),
 )  # fmt: skip
 
 GPUS: dict[str, Gpu] = {
-    name: Gpu(name, title, memory * 1e9, bandwidth * 1e9, bf16 * 1e12, fp8 * 1e12, link, link_rate, multiprocessors, source)
-    for name, title, memory, bandwidth, bf16, fp8, link, link_rate, multiprocessors, source in _ROWS
+    name: Gpu(name, title, memory * 1e9, bandwidth * 1e9, bf16 * 1e12, fp8 * 1e12, link, link_rate, processors, clock * 1e6, source)
+    for name, title, memory, bandwidth, bf16, fp8, link, link_rate, processors, clock, source in _ROWS
 }
 
 
 def gpu(name_or_toml_path: str) -> Gpu:
-    """The card of that registry name (case and spaces do not matter), or the one a TOML file describes.
+    """The GPU of that registry name (case and spaces do not matter), or the one a TOML file describes.
 
-    The file has the keys of `Gpu`. It must give memory, bandwidth and BF16 rate; without the others the card has no FP8,
-    PCIe 4.0 x16 and the 108 multiprocessors of an A100, and is called what the file is called.
+    The file has the keys of `Gpu`. It must give memory, bandwidth and BF16 rate; without the others it has no FP8,
+    PCIe 4.0 x16 and the 108 multiprocessors of an A100 at 1.41 GHz, and is called what the file is called.
     Raises UsageError: unknown name (lists the names), unreadable file, a missing, unknown or impossible value.
 
     >>> gpu("L20").memory_bytes / 1e9
@@ -99,6 +120,7 @@ _DEFAULTS: dict[str, Any] = {
     "interconnect": "pcie",
     "interconnect_bytes_per_s": _PCIE4,
     "multiprocessors": 108,
+    "clock_hz": 1.41e9,
 }
 
 
@@ -121,6 +143,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}; expected a TOML file with a card's figures") from None
+        raise UsageError(f"{path}: cannot be read: {error.strerror}; expected a TOML file with a GPU's figures") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is not TOML: {error}") from None

@@ -1,155 +1,23 @@
-"""Dense transformers as rows of data, and any other one from the `config.json` of its Hugging Face folder.
+"""Models as rows of data, by name; any other one comes from the `config.json` of its Hugging Face folder.
 
-A model here is its shape: enough to count weights, KV cache and arithmetic. Rows are the published `config.json` of each
-family (huggingface.co/Qwen/NAME); sizes are computed from the shape and checked against the published counts in the tests.
-Mixture-of-experts models are refused: which experts a batch touches is not modelled.
+Rows are the published `config.json` of each family; sizes are computed from the shape and checked against the published
+parameter counts in the tests.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from loadtest.errors import UsageError
-
-Quantisation = Literal["bf16", "fp8", "int4-awq", "int4-gptq", "int8-gptq"]
-
-_BITS: dict[str, float] = {"bf16": 16, "fp8": 8, "int4-awq": 4, "int4-gptq": 4, "int8-gptq": 8}
-_KV_BYTES = 2  # one 16-bit number; the runtimes keep the KV cache at 16 bit unless told otherwise
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """One dense decoder (grouped-query attention, gated MLP), in one quantisation.
-
-    Shape as in `config.json`. `qkv_bias` and `qk_norm` are the two small terms that differ between Qwen2 and Qwen3;
-    `group_size` is the number of weights that share a scale; `context_tokens` is what it serves with YaRN,
-    `native_context_tokens` without. Linear layers are quantised, embeddings, LM head and norms stay at 16 bit.
-    """
-
-    name: str
-    title: str
-    hub: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    tied_embeddings: bool
-    context_tokens: int
-    native_context_tokens: int
-    quantisation: Quantisation = "bf16"
-    group_size: int = 128
-    qkv_bias: bool = False
-    qk_norm: bool = False
-
-    def __post_init__(self) -> None:
-        if self.quantisation not in get_args(Quantisation):
-            raise UsageError(f"{self.name}: quantisation {self.quantisation!r} is not modelled; known: {', '.join(_BITS)}")
-        for key in (
-            "layers",
-            "hidden",
-            "heads",
-            "kv_heads",
-            "head_dim",
-            "intermediate",
-            "vocabulary",
-            "context_tokens",
-            "group_size",
-        ):
-            if getattr(self, key) < 1:
-                raise UsageError(f"{self.name}: {key} must be at least 1, got {getattr(self, key)}")
-        if self.heads % self.kv_heads:
-            raise UsageError(f"{self.name}: {self.heads} query heads cannot share {self.kv_heads} KV heads evenly")
-
-    @property
-    def linear_parameters(self) -> int:
-        """Weights of all matrices: layers x hidden x (2 x (heads + kv_heads) x head_dim + 3 x intermediate)."""
-        attention = 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
-
-    @property
-    def embedding_parameters(self) -> int:
-        """One vocabulary x hidden table; an untied model has two (input embedding and LM head)."""
-        return self.vocabulary * self.hidden
-
-    @property
-    def small_parameters(self) -> int:
-        """Biases and norms, at 16 bit in every quantisation."""
-        bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
-        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        return self.layers * (bias + norms) + self.hidden
-
-    @property
-    def parameters(self) -> int:
-        """All weights; a tied table counts once.
-
-        >>> model("qwq-32b").parameters
-        32763876352
-        """
-        tables = 1 if self.tied_embeddings else 2
-        return self.linear_parameters + tables * self.embedding_parameters + self.small_parameters
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits stored for one weight of a linear layer, with its group's scale (16 bit) and zero point (a weight's width).
-
-        FP8 keeps one 32-bit scale for a block of 128 x 128, which is not counted.
-        """
-        bits = _BITS[self.quantisation]
-        return bits if self.quantisation in ("bf16", "fp8") else bits + (16 + bits) / self.group_size
-
-    @property
-    def linear_bytes(self) -> float:
-        """Bytes of all layers' matrices."""
-        return self.linear_parameters * self.bits_per_weight / 8
-
-    @property
-    def weight_bytes(self) -> float:
-        """Bytes of all weights, over all cards.
-
-        >>> round(model("qwq-32b").weight_bytes / 1e9, 1), round(model("qwq-32b-awq").weight_bytes / 1e9, 1)
-        (65.5, 19.3)
-        """
-        return self.linear_bytes + 2 * (self.parameters - self.linear_parameters)
-
-    @property
-    def weight_bytes_read_per_token(self) -> float:
-        """Bytes that one decoding step reads: all weights but an untied input embedding, of which one row is looked up."""
-        return self.weight_bytes - (0 if self.tied_embeddings else 2 * self.embedding_parameters)
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """KV cache of one token over all cards, at 16 bit: 2 x layers x kv_heads x head_dim x 2 bytes.
-
-        >>> model("qwq-32b").kv_bytes_per_token
-        262144
-        """
-        return 2 * self.layers * self.kv_heads * self.head_dim * _KV_BYTES
-
-    @property
-    def attention_flop_per_pair(self) -> int:
-        """Arithmetic of one query token against one key token: 4 x layers x heads x head_dim (scores and values)."""
-        return 4 * self.layers * self.heads * self.head_dim
-
+from loadtest.perfmodel.architecture import Model, Quantisation
+from loadtest.perfmodel.config_file import from_config
 
 _COLUMNS = (
-    "layers",
-    "hidden",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "intermediate",
-    "vocabulary",
-    "tied_embeddings",
-    "context_tokens",
-)
+    "layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocabulary", "tied_embeddings", "context_tokens",
+)  # fmt: skip
 # a size, then the columns
 _QWEN25 = (
     ("0.5b", 24, 896, 14, 2, 64, 4864, 151936, True, 32768),
@@ -168,6 +36,70 @@ _QWEN3 = (
     ("14b", 40, 5120, 40, 8, 128, 17408, 151936, False, 131072),
     ("32b", 64, 5120, 64, 8, 128, 25600, 151936, False, 131072),
 )
+# Qwen3 with experts: layers, hidden, heads, kv_heads, ...; then experts, of a token, their width
+_QWEN3_MOE = (
+    (("30b-a3b", 48, 2048, 32, 4, 128, 6144, 151936, False, 131072), (128, 8, 768)),
+    (("235b-a22b", 94, 4096, 64, 4, 128, 12288, 151936, False, 131072), (128, 8, 1536)),
+)
+# hub name, columns, native context. meta-llama, mistralai and zai-org on huggingface.co.
+_DENSE = (
+    (("meta-llama/Llama-2-7b-hf", 32, 4096, 32, 32, 128, 11008, 32000, False, 4096), 4096),
+    (("meta-llama/Llama-2-70b-hf", 80, 8192, 64, 8, 128, 28672, 32000, False, 4096), 4096),
+    (("meta-llama/Meta-Llama-3-8B", 32, 4096, 32, 8, 128, 14336, 128256, False, 8192), 8192),
+    (("meta-llama/Meta-Llama-3-70B", 80, 8192, 64, 8, 128, 28672, 128256, False, 8192), 8192),
+    (("meta-llama/Llama-3.1-8B", 32, 4096, 32, 8, 128, 14336, 128256, False, 131072), 131072),
+    (("meta-llama/Llama-3.1-8B-Instruct", 32, 4096, 32, 8, 128, 14336, 128256, False, 131072), 131072),
+    (("meta-llama/Llama-3.3-70B-Instruct", 80, 8192, 64, 8, 128, 28672, 128256, False, 131072), 131072),
+    (("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", 32, 4096, 32, 8, 128, 14336, 128256, False, 131072), 131072),
+    (("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", 80, 8192, 64, 8, 128, 28672, 128256, False, 131072), 131072),
+    (("mistralai/Mistral-7B-v0.1", 32, 4096, 32, 8, 128, 14336, 32000, False, 32768), 32768),
+    (("mistralai/Mistral-Small-24B-Instruct-2501", 40, 5120, 32, 8, 128, 32768, 131072, False, 32768), 32768),
+    (("mistralai/Mistral-Small-3.2-24B-Instruct-2506", 40, 5120, 32, 8, 128, 32768, 131072, False, 131072), 131072),
+    (("mistralai/Magistral-Small-2506", 40, 5120, 32, 8, 128, 32768, 131072, False, 40960), 40960),
+    (("mistralai/Magistral-Small-2509", 40, 5120, 32, 8, 128, 32768, 131072, False, 131072), 131072),
+    (("zai-org/GLM-4-32B-0414", 61, 6144, 48, 2, 128, 23040, 151552, False, 32768), 32768),
+    (("zai-org/GLM-Z1-32B-0414", 61, 6144, 48, 2, 128, 23040, 151552, False, 32768), 32768),
+)
+# the Qwen2.5 shapes that were distilled from R1, by size
+_DISTILLED = ("1.5b", "7b", "14b", "32b")
+# DeepSeek-V3's config.json: latent attention, 256 experts of which a token takes 8 and one shared, 3 dense layers; FP8
+_DEEPSEEK_V3: dict[str, Any] = {
+    "layers": 61, "hidden": 7168, "heads": 128, "kv_heads": 128, "head_dim": 128, "intermediate": 18432, "vocabulary": 129280,
+    "tied_embeddings": False, "context_tokens": 163840, "native_context_tokens": 163840, "quantisation": "fp8",
+    "experts": 256, "experts_per_token": 8, "expert_intermediate": 2048, "shared_intermediate": 2048, "dense_layers": 3,
+    "kv_lora_rank": 512, "q_lora_rank": 1536, "rope_head_dim": 64, "value_head_dim": 128,
+}  # fmt: skip
+# gpt-oss's config.json: every second layer attends to 128 tokens, experts at MXFP4
+_GPT_OSS: dict[str, Any] = {
+    "hidden": 2880, "heads": 64, "kv_heads": 8, "head_dim": 64, "intermediate": 2880, "vocabulary": 201088,
+    "tied_embeddings": False, "context_tokens": 131072, "native_context_tokens": 131072, "quantisation": "mxfp4",
+    "group_size": 32, "full_bias": True, "experts_only": True, "experts_per_token": 4, "expert_intermediate": 2880,
+    "window_tokens": 128,
+}  # fmt: skip
+_GLM_45: dict[str, Any] = {
+    "heads": 96, "kv_heads": 8, "head_dim": 128, "vocabulary": 151552, "tied_embeddings": False, "context_tokens": 131072,
+    "native_context_tokens": 131072, "qkv_bias": True, "experts_per_token": 8,
+}  # fmt: skip
+# hub name, shape. The GLM shapes: github.com/THUDM/slime, scripts/models/glm4.5-*.sh
+_EXPERTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("deepseek-ai/DeepSeek-V3", _DEEPSEEK_V3),
+    ("deepseek-ai/DeepSeek-V3-0324", _DEEPSEEK_V3),
+    ("deepseek-ai/DeepSeek-V3.1", _DEEPSEEK_V3),
+    ("deepseek-ai/DeepSeek-R1", _DEEPSEEK_V3),
+    ("deepseek-ai/DeepSeek-R1-0528", _DEEPSEEK_V3),
+    ("openai/gpt-oss-20b", _GPT_OSS | {"layers": 24, "experts": 32, "window_layers": 12}),
+    ("openai/gpt-oss-120b", _GPT_OSS | {"layers": 36, "experts": 128, "window_layers": 18}),
+    (
+        "zai-org/GLM-4.5",
+        _GLM_45 | {"layers": 92, "hidden": 5120, "intermediate": 12288, "qk_norm": True, "experts": 160,
+                   "expert_intermediate": 1536, "shared_intermediate": 1536, "dense_layers": 3},
+    ),
+    (
+        "zai-org/GLM-4.5-Air",
+        _GLM_45 | {"layers": 46, "hidden": 4096, "intermediate": 10944, "experts": 128,
+                   "expert_intermediate": 1408, "shared_intermediate": 1408, "dense_layers": 1},
+    ),
+)  # fmt: skip
 _NATIVE_CONTEXT_TOKENS = 32768
 _SUFFIXES: dict[str, Quantisation] = {
     "": "bf16",
@@ -175,6 +107,7 @@ _SUFFIXES: dict[str, Quantisation] = {
     "-awq": "int4-awq",
     "-gptq-int4": "int4-gptq",
     "-gptq-int8": "int8-gptq",
+    "-nvfp4": "nvfp4",
 }
 _HUB_SUFFIXES: dict[Quantisation, str] = {
     "bf16": "",
@@ -182,37 +115,44 @@ _HUB_SUFFIXES: dict[Quantisation, str] = {
     "int4-awq": "-AWQ",
     "int4-gptq": "-GPTQ-Int4",
     "int8-gptq": "-GPTQ-Int8",
+    "nvfp4": "-NVFP4",
 }
 
 
-def _row(title: str, row: tuple[Any, ...], *, bias: bool, norm: bool) -> Model:
+def _row(hub: str, row: tuple[Any, ...], native_context_tokens: int = _NATIVE_CONTEXT_TOKENS, **more: Any) -> Model:
     shape = dict(zip(_COLUMNS, row[1:], strict=True))
-    return Model(
-        name=title.lower(),
-        title=title,
-        hub=f"Qwen/{title}",
-        native_context_tokens=_NATIVE_CONTEXT_TOKENS,
-        qkv_bias=bias,
-        qk_norm=norm,
-        **shape,
-    )
+    return _named(hub, native_context_tokens=native_context_tokens, **(shape | more))
+
+
+def _named(hub: str, **shape: Any) -> Model:
+    title = hub.rpartition("/")[2]
+    return Model(name=title.lower(), title=title, hub=hub, **shape)
 
 
 def _bases() -> dict[str, Model]:
-    rows = [_row(f"Qwen2.5-{row[0].upper()}-Instruct", row, bias=True, norm=False) for row in _QWEN25]
-    rows += [_row(f"Qwen3-{row[0].upper()}", row, bias=False, norm=True) for row in _QWEN3]
-    rows.append(_row("QwQ-32B", _QWEN25[5], bias=True, norm=False))
+    rows = [_row(f"Qwen/Qwen2.5-{row[0].upper()}-Instruct", row, qkv_bias=True) for row in _QWEN25]
+    rows += [_row(f"Qwen/Qwen3-{row[0].upper()}", row, qk_norm=True) for row in _QWEN3]
+    rows.append(_row("Qwen/QwQ-32B", _QWEN25[5], qkv_bias=True))
+    for row, (experts, of_a_token, width) in _QWEN3_MOE:
+        used = {"experts": experts, "experts_per_token": of_a_token, "expert_intermediate": width}
+        rows.append(_row(f"Qwen/Qwen3-{row[0].upper()}", row, qk_norm=True, **used))
+    for row in _QWEN25:
+        if row[0] in _DISTILLED:
+            untied = (*row[:-2], False, 131072)
+            rows.append(_row(f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{row[0].upper()}", untied, 131072, qkv_bias=True))
+    rows += [_row(row[0], row, native) for row, native in _DENSE]
+    rows += [_named(hub, **shape) for hub, shape in _EXPERTS]
     return {row.name: row for row in rows}
 
 
-MODELS: dict[str, Model] = _bases()  # at 16 bit; `model` adds the quantised variants by their suffix
+MODELS: dict[str, Model] = _bases()  # as published; `model` adds the quantised variants of 16-bit ones by their suffix
 
 
 def model(name_or_hub_or_dir: str) -> Model:
     """The model of a registry name, a hub name (its last part is the registry name), or a directory with `config.json`.
 
-    Quantised variants have a suffix: `-awq`, `-gptq-int4`, `-gptq-int8`, `-fp8`. Case does not matter.
-    Raises UsageError: unknown name (lists the names), a config that cannot be read, a mixture of experts.
+    Quantised variants have a suffix: `-awq`, `-gptq-int4`, `-gptq-int8`, `-fp8`, `-nvfp4`. Case does not matter.
+    Raises UsageError: unknown name (lists the names), a config that cannot be read or is not modelled.
 
     >>> model("Qwen/QwQ-32B-AWQ").quantisation
     'int4-awq'
@@ -222,7 +162,9 @@ def model(name_or_hub_or_dir: str) -> Model:
         return from_config(path)
     name = name_or_hub_or_dir.rstrip("/").rsplit("/", 1)[-1].lower()
     base, suffix = _split(name)
-    if base in MODELS:
+    if name in MODELS:
+        return MODELS[name]
+    if base in MODELS and MODELS[base].quantisation == "bf16":
         return _quantised(MODELS[base], _SUFFIXES[suffix])
     if name and os.path.isdir(path):
         return from_config(path)
@@ -241,116 +183,10 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _quantised(base: Model, quantisation: Quantisation) -> Model:
-    if quantisation == "bf16":
-        return base
     suffix = _HUB_SUFFIXES[quantisation]
-    # Qwen pads the quantised 72B, so that cards share whole groups of 128 (huggingface.co/Qwen/Qwen2.5-72B-Instruct-AWQ).
+    # Qwen pads the quantised 72B, so that GPUs share whole groups of 128 (huggingface.co/Qwen/Qwen2.5-72B-Instruct-AWQ).
     intermediate = 29696 if base.intermediate == 29568 else base.intermediate
     return replace(
         base, name=base.name + suffix.lower(), title=base.title + suffix, hub=base.hub + suffix,
-        quantisation=quantisation, intermediate=intermediate,
+        quantisation=quantisation, intermediate=intermediate, group_size=16 if quantisation == "nvfp4" else base.group_size,
     )  # fmt: skip
-
-
-def from_config(directory: Path) -> Model:
-    """The model that a Hugging Face folder's `config.json` describes; the folder's name becomes its name.
-
-    Reads the shape, `quantization_config` (awq or gptq at 4 bit, gptq at 8 bit, fp8) and `rope_scaling` (YaRN).
-    Raises UsageError: no file, no JSON, a missing key, a mixture of experts, another quantisation.
-    """
-    where = str(directory / "config.json")
-    config = _read_config(directory / "config.json")
-    if isinstance(config.get("text_config"), dict):
-        config = config["text_config"]
-    _refuse_unmodelled(config, where)
-    kind = str(config.get("model_type", ""))
-    heads, hidden = _integer(config, "num_attention_heads", where), _integer(config, "hidden_size", where)
-    quantisation, group_size = _quantisation(config.get("quantization_config"), where)
-    native, context = _context(config, where)
-    name = directory.resolve().name
-    return Model(
-        name=name.lower(),
-        title=name,
-        hub=str(config.get("_name_or_path") or name),
-        layers=_integer(config, "num_hidden_layers", where),
-        hidden=hidden,
-        heads=heads,
-        kv_heads=_integer(config, "num_key_value_heads", where, heads),
-        head_dim=_integer(config, "head_dim", where, hidden // heads),
-        intermediate=_integer(config, "intermediate_size", where),
-        vocabulary=_integer(config, "vocab_size", where),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        context_tokens=context,
-        native_context_tokens=native,
-        quantisation=quantisation,
-        group_size=group_size,
-        qkv_bias=bool(config.get("attention_bias", kind.startswith("qwen2"))),
-        qk_norm=kind.startswith("qwen3"),
-    )
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"{path}: cannot be read: {error.strerror}; expected the config.json of a Hugging Face model"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UsageError(f"{path}: expected an object, got {type(config).__name__}")
-    return config
-
-
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
-
-
-def _refuse_unmodelled(config: dict[str, Any], where: str) -> None:
-    for key in _EXPERTS:
-        if config.get(key):
-            raise UsageError(
-                f"{where}: {key} is {config[key]}: a mixture-of-experts model, which is not modelled; expected a dense one"
-            )
-    for key in ("kv_lora_rank", "linear_num_value_heads", "ssm_state_size"):
-        if config.get(key):
-            raise UsageError(
-                f"{where}: {key} is {config[key]}: not modelled; expected multi-head or grouped-query attention"
-            )
-
-
-def _integer(config: dict[str, Any], key: str, where: str, default: int | None = None) -> int:
-    value = config.get(key)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{where}: {key} must be a positive whole number, got {value!r}")
-    return value
-
-
-def _quantisation(config: dict[str, Any] | None, where: str) -> tuple[Quantisation, int]:
-    if not config:
-        return "bf16", 128
-    method, bits = str(config.get("quant_method", "")).lower(), config.get("bits", config.get("w_bit"))
-    group = config.get("group_size", 128)
-    group_size = group if isinstance(group, int) and group > 0 else 128
-    if method == "fp8":
-        return "fp8", group_size
-    if re.fullmatch(r"awq|awq_marlin", method) and bits in (4, None):
-        return "int4-awq", group_size
-    if re.fullmatch(r"gptq|gptq_marlin", method) and bits in (4, 8):
-        return ("int4-gptq" if bits == 4 else "int8-gptq"), group_size
-    raise UsageError(
-        f"{where}: quantization_config {method or '(no quant_method)'} at {bits} bit is not modelled; "
-        "expected awq or gptq at 4 bit, gptq at 8 bit, or fp8"
-    )
-
-
-def _context(config: dict[str, Any], where: str) -> tuple[int, int]:
-    """(native, served) context: YaRN multiplies the original length by its factor."""
-    limit = _integer(config, "max_position_embeddings", where)
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    factor, original = scaling.get("factor"), scaling.get("original_max_position_embeddings")
-    if not factor or factor <= 1:
-        return limit, limit
-    native = int(original or limit)
-    return native, max(limit, int(native * factor))

@@ -1,30 +1,18 @@
-"""What the hardware allows: does a model fit its cards, how fast could it decode, and how fast it probably will.
+"""How long one engine step takes, and the steps of a request.
 
-Pure arithmetic on the rows of `hardware` and `models`. `fit` counts bytes. `step_time_s` adds up one engine step from
-memory traffic, arithmetic, launches and all-reduces, each with a constant of `constants`; `predict` sums the steps of a
-request. Everything `predict` says is a prediction, never a measurement. How the constants were found, and how far off they
-are, is in docs/performance-model.md.
+Pure arithmetic on rows of data. `step_time_s` adds up memory traffic, arithmetic, launches and all-reduces, each with a constant
+of `constants`. Everything here is a prediction, never a measurement. How the constants were found, and how far off they are, is
+in docs/performance-model.md.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from loadtest.errors import UsageError
-from loadtest.perfmodel.constants import (
-    ALL_REDUCE_S,
-    CALIBRATED,
-    FP8_EFFICIENCY,
-    FP8_PREFILL_FACTOR,
-    QUERY_TILE,
-    RANGE_CALIBRATED,
-    RANGE_OTHER,
-    RANGE_SMALL,
-    SMALL_PARAMETERS,
-    Constants,
-    constants_of,
-)
-from loadtest.perfmodel.memory import MOST_TOKENS, Deployment, Fit, fit
+from loadtest.perfmodel.constants import QUERY_TILE, SMOOTHNESS, VLLM_0_5, VLLM_0_6, Constants, generation
+from loadtest.perfmodel.interconnect import all_reduce_s
+from loadtest.perfmodel.memory import Deployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,39 +31,23 @@ class StepWork:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A predicted value with the range that the model's error on unseen models allows."""
+class StepTime:
+    """What a step is made of (seconds): launches and scheduling, weights and products, KV cache, prompt attention, all-reduces."""
 
-    value: float
-    low: float
-    high: float
+    overhead_s: float
+    weights_s: float
+    kv_s: float
+    attention_s: float
+    all_reduce_s: float
 
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What equal streams see in a steady closed loop; `simulated` is always true, so that nobody takes it for measured.
-
-    `ttft_s`, `tpot_s` (mean gap after the first token; null for one token), `tokens_per_s_per_user` = 1 / tpot_s,
-    `output_tokens_per_s` over all streams, prefill included, `time_to_final_answer_s` of one stream, from send to last
-    token. `fits` is that of `Fit`, `running_streams` how many the KV cache lets run at once, `lines` the arithmetic.
-    """
-
-    simulated: bool
-    ttft_s: Estimate
-    tpot_s: Estimate | None
-    tokens_per_s_per_user: Estimate | None
-    output_tokens_per_s: Estimate
-    time_to_final_answer_s: Estimate
-    fits: bool
-    running_streams: int
-    lines: tuple[str, ...]
+    @property
+    def total_s(self) -> float:
+        """The step (s)."""
+        return self.overhead_s + self.weights_s + self.kv_s + self.attention_s + self.all_reduce_s
 
 
 def step_time_s(deployment: Deployment, work: StepWork, constants: Constants | None = None) -> float:
     """Seconds of one engine step over the whole batch; 0 for a step without work.
-
-    fixed + layers x launch + max(weights read, matrix products) + KV cache read + prompt attention + all-reduces, with the
-    constants of the deployment's card unless others are given.
 
     >>> from loadtest.perfmodel.gpus import gpu
     >>> from loadtest.perfmodel.models import model
@@ -83,45 +55,92 @@ def step_time_s(deployment: Deployment, work: StepWork, constants: Constants | N
     >>> 1 / 45 < step_time_s(one, StepWork(decode_streams=1, kv_read_tokens=1000)) < 1 / 25
     True
     """
-    tokens = work.prefill_tokens + work.decode_streams
-    if not tokens:
+    if not work.prefill_tokens + work.decode_streams:
         return 0.0
-    constants = constants or constants_of(deployment.gpu.name)
-    return (
-        constants.step_s
-        + deployment.model.layers * constants.layer_s
-        + max(_weights_s(deployment, constants), _products_s(deployment, tokens, constants))
-        + _kv_s(deployment, work, constants)
-        + _attention_s(deployment, work, constants)
-        + _all_reduce_s(deployment, tokens)
+    return step_time(deployment, work, constants or deployment.constants).total_s
+
+
+def step_time(deployment: Deployment, work: StepWork, constants: Constants) -> StepTime:
+    """The parts of a step that has work."""
+    tokens, machine = work.prefill_tokens + work.decode_streams, constants.machine
+    return StepTime(
+        _overhead_s(deployment, work, constants) * machine.overhead,
+        _weights_s(deployment, tokens, constants),
+        _kv_s(deployment, work, constants) * machine.kv,
+        _attention_s(deployment, work, constants) * machine.prefill,
+        _all_reduces_s(deployment, tokens, constants) * machine.all_reduce,
     )
 
 
-def _weights_s(deployment: Deployment, constants: Constants) -> float:
-    """Read the layers at their kernel's efficiency, the LM head at that of 16-bit weights."""
-    model, gpu = deployment.model, deployment.gpu
-    layers = constants.memory_efficiency if model.quantisation == "bf16" else constants.quantised_efficiency
-    if model.quantisation == "fp8":
-        layers = FP8_EFFICIENCY.get(gpu.name, layers)
-    head_bytes = model.weight_bytes_read_per_token - model.linear_bytes
-    return (
-        (model.linear_bytes / layers + head_bytes / constants.memory_efficiency) / gpu.bandwidth_bytes_per_s / deployment.tp
+def _overhead_s(deployment: Deployment, work: StepWork, constants: Constants) -> float:
+    """A fixed time a step and a layer, and a time for each stream and each token of its context."""
+    engine, model = constants.engine, deployment.model
+    layer_s = engine.layer_s + (0.0 if model.quantisation == "bf16" else constants.kernels.quantised_layer_s)
+    step_s, context_s = engine.step_s, engine.context_s
+    if deployment.tp > 1:
+        step_s += engine.parallel_step_s * math.log2(deployment.tp)
+        context_s += engine.parallel_context_s
+    return step_s + model.layers * layer_s + work.decode_streams * engine.stream_s + work.kv_read_tokens * context_s
+
+
+def _weights_s(deployment: Deployment, tokens: int, constants: Constants) -> float:
+    """Read, unpack and multiply the layers' weights, which overlap; then the LM head.
+
+    Weights stream at a share of the bandwidth, and no faster than the multiprocessors take them in. Experts: those that a batch
+    of this many tokens is expected to touch.
+    """
+    model, gpu, machine = deployment.model, deployment.gpu, constants.machine
+    routed = model.routed_bytes_read(tokens)
+    read_bytes = model.always_bytes + routed
+    weights = read_bytes / (2 if model.quantisation == "bf16" else model.bits_per_weight / 8)
+    memory_s = read_bytes / (gpu.bandwidth_bytes_per_s * constants.kernels.memory_efficiency)
+    unpack_s = weights / _weights_per_cycle(deployment, constants) / gpu.cycles_per_s
+    layers_s = _overlapped(
+        memory_s * machine.weights, unpack_s * machine.weights, _products_s(deployment, tokens, constants) * machine.prefill
     )
+    return (layers_s + _head_s(deployment, constants) * machine.weights) / deployment.tp
+
+
+def _overlapped(*times_s: float) -> float:
+    """Seconds of what runs at the same time: a little more than the longest."""
+    longest = max(times_s)
+    return longest * sum((one / longest) ** SMOOTHNESS for one in times_s) ** (1 / SMOOTHNESS)
+
+
+def _head_s(deployment: Deployment, constants: Constants) -> float:
+    gpu, head_bytes = deployment.gpu, deployment.model.head_bytes
+    return _overlapped(
+        head_bytes / (gpu.bandwidth_bytes_per_s * constants.kernels.memory_efficiency),
+        head_bytes / constants.gpu.bytes_per_cycle / gpu.cycles_per_s,
+    )
+
+
+def _weights_per_cycle(deployment: Deployment, constants: Constants) -> float:
+    """Weights that one multiprocessor takes in during a clock cycle, by the kernel of the quantisation."""
+    kernels, quantisation = constants.kernels, deployment.model.quantisation
+    if quantisation == "bf16":
+        return constants.gpu.bytes_per_cycle / 2
+    if quantisation == "fp8" and deployment.gpu.fp8_flop_per_s:
+        return kernels.weights_per_cycle_fp8
+    return kernels.weights_per_cycle_8bit if quantisation in ("fp8", "int8-gptq") else kernels.weights_per_cycle_4bit
 
 
 def _products_s(deployment: Deployment, tokens: int, constants: Constants) -> float:
-    """Two operations a weight and token; FP8 at the FP8 rate where the card has one, other weights widened to 16 bit."""
-    model, gpu = deployment.model, deployment.gpu
-    rate = gpu.bf16_flop_per_s
-    factor = 1.0 if model.quantisation == "bf16" else constants.quantised_prefill_factor
+    """Two operations a weight and token; FP8 at the FP8 rate where the GPU has one, other weights widened to 16 bit."""
+    model, gpu, kernels = deployment.model, deployment.gpu, constants.kernels
+    rate, factor = gpu.bf16_flop_per_s, 1.0
     if model.quantisation == "fp8" and gpu.fp8_flop_per_s:
-        rate, factor = gpu.fp8_flop_per_s, FP8_PREFILL_FACTOR.get(gpu.name, factor)
-    return 2 * model.linear_parameters * tokens / deployment.tp / (rate * constants.prefill_efficiency * factor)
+        rate, factor = gpu.fp8_flop_per_s, kernels.products_fp8
+    elif model.quantisation != "bf16":
+        factor = kernels.products_8bit if model.quantisation in ("fp8", "int8-gptq") else kernels.products_4bit
+    return 2 * model.active_parameters * tokens / (rate * constants.gpu.prefill_efficiency * factor)
 
 
 def _kv_s(deployment: Deployment, work: StepWork, constants: Constants) -> float:
-    kv_bytes = work.kv_read_tokens * deployment.kv_bytes_per_token_per_card
-    return kv_bytes / (deployment.gpu.bandwidth_bytes_per_s * constants.memory_efficiency)
+    """Read the KV cache of the streams that decode: their whole contexts, and of layers with a window the windows."""
+    kv_bytes = work.kv_read_tokens * deployment.kv_bytes_per_token_per_gpu
+    kv_bytes += work.decode_streams * deployment.window_bytes_per_gpu
+    return kv_bytes / (deployment.gpu.bandwidth_bytes_per_s * constants.gpu.kv_efficiency)
 
 
 def _attention_s(deployment: Deployment, work: StepWork, constants: Constants) -> float:
@@ -135,28 +154,40 @@ def _attention_s(deployment: Deployment, work: StepWork, constants: Constants) -
     blocks = model.heads // tp * -(-work.prefill_tokens // QUERY_TILE)
     filled = blocks / (gpu.multiprocessors * -(-blocks // gpu.multiprocessors))
     flop = work.prefill_pairs * model.attention_flop_per_pair / tp
-    return flop / (gpu.bf16_flop_per_s * constants.attention_efficiency * filled)
+    return flop / (gpu.bf16_flop_per_s * constants.gpu.attention_efficiency * filled)
 
 
-def _all_reduce_s(deployment: Deployment, tokens: int) -> float:
-    """Two all-reduces a layer: a fixed time each, and a ring's 2 (tp - 1) / tp of the 16-bit hidden states over the link."""
-    model, gpu, tp = deployment.model, deployment.gpu, deployment.tp
+def _all_reduces_s(deployment: Deployment, tokens: int, constants: Constants) -> float:
+    """Two all-reduces a layer, each of the 16-bit hidden states of the batch."""
+    model, tp = deployment.model, deployment.tp
     if tp == 1:
         return 0.0
-    traffic = 2 * (tp - 1) / tp * tokens * model.hidden * 2 / gpu.interconnect_bytes_per_s
-    return 2 * model.layers * (ALL_REDUCE_S[gpu.interconnect] + traffic)
+    one_s = all_reduce_s(deployment.topology, tp, tokens * model.hidden * 2, constants.links)
+    return 2 * model.layers * (one_s + constants.engine.all_reduce_s)
+
+
+_V0 = (VLLM_0_5, VLLM_0_6)
+
+
+def mixes_prefill(deployment: Deployment) -> bool:
+    """Do chunks of prompts share steps with streams that decode? In vLLM since V1; SGLang and older vLLM halt the others."""
+    engine = deployment.engine.removesuffix("-sim")
+    return engine == "vllm" and generation(engine, deployment.engine_version) not in _V0
 
 
 def chunk_tokens(deployment: Deployment, total_tokens: int) -> int:
-    """Prompt tokens of one prefill step, by the defaults of the engine versions that were calibrated.
+    """Prompt tokens of one prefill step, by the engines' defaults.
 
-    SGLang cuts prompts at 8,192 tokens. vLLM 0.6 prefills whole prompts up to a context of 32K, and beyond that in chunks of
-    512 (its pull request 4580). For `other`: what the card was calibrated with, and vLLM's rule elsewhere.
+    SGLang cuts prompts at 2,048 tokens below 35 GB of GPU memory, at 4,096 below 60 GB, else at 8,192 (its `server_args.py`);
+    vLLM since V1 at 2,048, at 8,192 on Hopper and later of 70 GB or more (its `arg_utils.py`). vLLM before prefilled whole
+    prompts up to a context of 32K, and beyond that in chunks of 512 (its pull request 4580). `other`: as SGLang.
     """
-    engine = deployment.engine.removesuffix("-sim")
-    if engine == "sglang" or (engine == "other" and "SGLang" in constants_of(deployment.gpu.name).source):
-        return 8192
-    return 512 if total_tokens > 32768 else 32768
+    engine, memory_gb = deployment.engine.removesuffix("-sim"), deployment.gpu.memory_bytes / 1e9
+    if engine != "vllm":
+        return 2048 if memory_gb < 35 else 4096 if memory_gb < 60 else 8192
+    if generation(engine, deployment.engine_version) in _V0:
+        return 512 if total_tokens > 32768 else 32768
+    return 8192 if memory_gb >= 70 and not deployment.gpu.name.startswith("a100") else 2048
 
 
 def prefill_s(deployment: Deployment, prompt_tokens: int, chunk: int, constants: Constants | None = None) -> float:
@@ -164,17 +195,36 @@ def prefill_s(deployment: Deployment, prompt_tokens: int, chunk: int, constants:
 
     A step is linear in its pairs, so the whole chunks take their number times the mean of the first and the last of them.
     """
+    return _chunks_s(deployment, prompt_tokens, chunk, 0, 0, constants or deployment.constants)
+
+
+def beside_s(
+    deployment: Deployment, prompt_tokens: int, chunk: int, streams: int, context_tokens: int, constants: Constants | None = None
+) -> float:
+    """Seconds by which one prompt delays each of `streams` streams that decode at this mean context.
+
+    Where the engine mixes them, what its chunks add to the steps that they share; else the whole prefill, which halts them.
+    """
+    constants = constants or deployment.constants
+    if not streams or not mixes_prefill(deployment):
+        return prefill_s(deployment, prompt_tokens, chunk, constants)
+    shared = _chunks_s(deployment, prompt_tokens, chunk, streams, streams * context_tokens, constants)
+    alone = step_time_s(deployment, StepWork(0, 0, streams, streams * context_tokens), constants)
+    return shared - -(-prompt_tokens // chunk) * alone
+
+
+def _chunks_s(
+    deployment: Deployment, prompt_tokens: int, chunk: int, streams: int, kv_read_tokens: int, constants: Constants
+) -> float:
+    """Seconds of the steps of one prompt in chunks, each beside so many decoding streams."""
+
+    def one(done: int, tokens: int) -> float:
+        pairs = tokens * done + tokens * (tokens + 1) // 2
+        return step_time_s(deployment, StepWork(tokens, pairs, streams, kv_read_tokens), constants) if tokens else 0.0
+
     whole, rest = divmod(prompt_tokens, chunk)
-    done = whole * chunk
-    seconds = step_time_s(deployment, _chunk(done, rest), constants)
-    if whole:
-        ends = (_chunk(0, chunk), _chunk(done - chunk, chunk))
-        seconds += whole * sum(step_time_s(deployment, end, constants) for end in ends) / 2
-    return seconds
-
-
-def _chunk(done: int, tokens: int) -> StepWork:
-    return StepWork(prefill_tokens=tokens, prefill_pairs=tokens * done + tokens * (tokens + 1) // 2)
+    seconds = one(whole * chunk, rest)
+    return seconds + whole * (one(0, chunk) + one((whole - 1) * chunk, chunk)) / 2 if whole else seconds
 
 
 def decode_s(
@@ -197,78 +247,3 @@ def request_s(deployment: Deployment, prompt_tokens: int, output_tokens: int, co
     chunk = chunk_tokens(deployment, prompt_tokens + output_tokens)
     first = prefill_s(deployment, prompt_tokens, chunk, constants)
     return first + decode_s(deployment, prompt_tokens, output_tokens - 1, 1, constants)
-
-
-def predict(deployment: Deployment, *, prompt_tokens: int, output_tokens: int, concurrency: int = 1) -> Prediction:
-    """Predict a steady closed loop of `concurrency` equal streams; those that the KV cache cannot hold wait their turn.
-
-    With R streams running, a request's cycle is R prefills (its own, and one of each other stream, which halts its decoding)
-    and its decoding steps in a batch of R; with R < `concurrency` it first waits for the others: cycle x concurrency / R.
-    A deployment that does not fit is predicted all the same, one stream at a time, with `fits` false and a line about it.
-    Raises UsageError for counts below 1 or above a billion.
-    """
-    for name, count in (("prompt tokens", prompt_tokens), ("output tokens", output_tokens), ("concurrency", concurrency)):
-        if not 1 <= count <= MOST_TOKENS:
-            raise UsageError(f"{name} {count}: expected {'at least 1' if count < 1 else f'at most {MOST_TOKENS:,}'}")
-    room = fit(deployment, context_tokens=prompt_tokens + output_tokens, concurrency=concurrency)
-    running = _running(room)
-    chunk = chunk_tokens(deployment, prompt_tokens + output_tokens)
-    prefill = prefill_s(deployment, prompt_tokens, chunk)
-    decode = decode_s(deployment, prompt_tokens, output_tokens - 1, running)
-    cycle = running * prefill + decode
-    final = cycle * concurrency / running
-    tpot = (cycle - prefill) / (output_tokens - 1) if output_tokens > 1 else None
-    width = _range(deployment)
-    return Prediction(
-        simulated=True,
-        ttft_s=_estimate(final - cycle + prefill, width),
-        tpot_s=None if tpot is None else _estimate(tpot, width),
-        tokens_per_s_per_user=None if tpot is None else _estimate(1 / tpot, width),
-        output_tokens_per_s=_estimate(running * output_tokens / cycle, width),
-        time_to_final_answer_s=_estimate(final, width),
-        fits=room.fits,
-        running_streams=running,
-        lines=_prediction_lines(deployment, room, prompt_tokens, output_tokens, prefill, decode, final),
-    )
-
-
-def _running(room: Fit) -> int:
-    return max(1, min(room.concurrency, room.max_streams))
-
-
-def _range(deployment: Deployment) -> float:
-    if deployment.model.parameters < SMALL_PARAMETERS:
-        return RANGE_SMALL
-    known = deployment.gpu.name in CALIBRATED and deployment.tp == 1
-    return RANGE_CALIBRATED if known else RANGE_OTHER
-
-
-def _estimate(value: float, width: float) -> Estimate:
-    return Estimate(value, value / (1 + width), value * (1 + width))
-
-
-def _prediction_lines(
-    deployment: Deployment, room: Fit, prompt_tokens: int, output_tokens: int, prefill: float, decode: float, final: float
-) -> tuple[str, ...]:
-    """The arithmetic of a prediction for a reader: what a decoding step is made of, and what the request comes to."""
-    constants = constants_of(deployment.gpu.name)
-    running = _running(room)
-    work = StepWork(decode_streams=running, kv_read_tokens=running * (prompt_tokens + output_tokens // 2))
-    weights, kv = _weights_s(deployment, constants), _kv_s(deployment, work, constants)
-    launches = constants.step_s + deployment.model.layers * constants.layer_s
-    reduces = _all_reduce_s(deployment, running)
-    total = room.concurrency * output_tokens / final
-    width = _range(deployment)
-    return (
-        f"{deployment.title}, {deployment.engine}: predicted, not measured; range +-{width:.0%}",
-        f"  constants    {constants.source}"
-        + ("" if deployment.gpu.name in CALIBRATED else "; this card is not calibrated"),
-        f"  decode step  weights {weights * 1e3:.1f} ms + KV cache {kv * 1e3:.1f} ms + launches {launches * 1e3:.1f} ms"
-        f" + all-reduces {reduces * 1e3:.1f} ms, {running} streams in a batch",
-        f"  prefill      {prompt_tokens:,} tokens in {prefill:.3g} s (chunks of"
-        f" {chunk_tokens(deployment, prompt_tokens + output_tokens):,})",
-        f"  decode       {output_tokens - 1:,} steps in {decode:.4g} s",
-        f"  in all       {total:.1f} tokens/s over {room.concurrency} streams, final answer after {final:.4g} s"
-        f" (bound for one stream: {room.bound_tokens_per_s:.1f} tokens/s)",
-        *([f"  does not fit: {room.reason}"] if room.reason else []),
-    )
