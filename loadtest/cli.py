@@ -19,7 +19,7 @@ from loadtest.errors import GateError, Interrupted, LoadtestError
 if TYPE_CHECKING:
     from io import TextIOWrapper
 
-_GPUS = "a registry name (l20, l40s, a10, rtx-4090, rtx-6000-ada, a100-80gb, h20, h100, h200) or a TOML file"
+_GPUS = "a registry name (such as l20, rtx-4090, a100-80gb, h20, h100, h200, b200, mi300x) or a TOML file"
 _WORKLOADS = "a generator with its options (math, ledger:n=64,seed=7, ...) or a JSONL file"
 _Command = Callable[..., Callable[..., Any]]
 _MODELS = "a registry name, a hub name, or a directory with config.json"
@@ -311,13 +311,26 @@ def _model_commands(command: _Command) -> None:
     add("--model", metavar="M", help=_MODELS)
     add("--gpu", metavar="G", help=_GPUS)
     add("--tp", type=int, metavar="N", help="tensor-parallel size: how many cards (default: 1)")
-    add("--engine", choices=("sglang", "vllm"), help="where the constants differ by runtime")
+    add("--engine", choices=("sglang", "vllm"), help="how prompts are cut and share steps with decoding")
+    add("--engine-version", metavar="V", help="such as 0.10.1: its generation's overheads (default: current)")
+    add(
+        "--interconnect",
+        choices=("nvlink", "pcie-p2p", "pcie-host", "here"),
+        help="how several GPUs reach each other; here: as nvidia-smi says (default: as the GPU's data sheet, a wider range)",
+    )
+    add("--calibration", type=_path, metavar="FILE", help="what loadtest calibrate wrote of this machine")
     add("--prompt-tokens", type=int, metavar="P")
     add("--output-tokens", type=int, metavar="O")
     add("--concurrency", type=int, metavar="C", help="streams (default: 1)")
     add("--study", type=_path, metavar="STUDY.toml", help="instead: fast-forward a whole study to its records and page")
     add("--out", type=_path, metavar="DIR", help="with --study: run folder to make (default: runs/predicted-NAME-TIME)")
     add("--json", action="store_true", help="print JSON: the prediction, or with --study metrics.json")
+
+    add = command("calibrate", "calibrate.calibrate", "fit the performance model to runs measured on this machine")
+    add("runs", type=_path, nargs="+", metavar="RUN", help="run folder of real engines, a few levels of one cell or more")
+    add("--out", type=_path, metavar="FILE", help="file to write, which must not exist (default: machine.toml)")
+    add("--interconnect", choices=("nvlink", "pcie-p2p", "pcie-host"), help="how the GPUs reach each other")
+    add("--json", action="store_true")
 
 
 def _deciding_commands(command: _Command) -> None:

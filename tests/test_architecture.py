@@ -17,7 +17,17 @@ FOLDERS = ("commands", "study", "scenario", "report", "analysis", "decision", "m
 DOORS = {"cli", "__main__"}  # above all folders
 GROUND = {"errors", "clock", "credentials", "resources"}  # below all folders
 
-PURE = {"metrics", "decision", "analysis", "perfmodel.memory", "perfmodel.step_time", "simulator.core", "simulator.fleet"}
+PURE = {
+    "metrics",
+    "decision",
+    "analysis",
+    "perfmodel.memory",
+    "perfmodel.step_time",
+    "perfmodel.prediction",
+    "perfmodel.ranges",
+    "simulator.core",
+    "simulator.fleet",
+}
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
 WRITERS = {"records.folder", "records.write", "servers.process", "resources"}
 PRINTERS = {"cli", "__main__", "perfmodel.calibration", "metrics.schema"}  # the last two are tools for developers

@@ -9,6 +9,8 @@ import msgspec
 
 from loadtest.commands.finish import as_json, carry_out, new_folder
 from loadtest.errors import UsageError
+from loadtest.perfmodel.interconnect import TOPOLOGIES
+from loadtest.servers import preflight
 from loadtest.study import parse as studies
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ def fit(arguments: argparse.Namespace, say: Say) -> str:
     return as_json(msgspec.to_builtins(answer)) if arguments.json else "\n".join(answer.lines)
 
 
-_DEPLOYMENT = ("model", "gpu", "prompt_tokens", "output_tokens", "tp", "engine", "concurrency")
+_DEPLOYMENT = (
+    "model", "gpu", "prompt_tokens", "output_tokens",
+    "tp", "engine", "engine_version", "interconnect", "calibration", "concurrency",
+)  # fmt: skip
 
 
 def predict(arguments: argparse.Namespace, say: Say) -> str:
@@ -53,14 +58,34 @@ def _fast_forward(arguments: argparse.Namespace, say: Say) -> str:
 
 
 def _predict_one(arguments: argparse.Namespace) -> str:
-    from loadtest.perfmodel import gpus, memory, models, step_time
+    from loadtest.perfmodel import constants, gpus, machine_fit, memory, models, prediction
 
-    tp = 1 if arguments.tp is None else arguments.tp
-    deployment = memory.Deployment(models.model(arguments.model), gpus.gpu(arguments.gpu), tp, arguments.engine or "other")
-    answer = step_time.predict(
+    deployment = memory.Deployment(
+        models.model(arguments.model),
+        gpus.gpu(arguments.gpu),
+        1 if arguments.tp is None else arguments.tp,
+        arguments.engine or "other",
+        engine_version=arguments.engine_version or "",
+        interconnect=_interconnect(arguments.interconnect),
+        machine=machine_fit.read(arguments.calibration) if arguments.calibration else constants.Machine(),
+    )
+    answer = prediction.predict(
         deployment,
         prompt_tokens=arguments.prompt_tokens,
         output_tokens=arguments.output_tokens,
         concurrency=1 if arguments.concurrency is None else arguments.concurrency,
     )
     return as_json(msgspec.to_builtins(answer)) if arguments.json else "\n".join(answer.lines)
+
+
+def _interconnect(name: str | None) -> str | None:
+    """The topology of that name; `here` is read from `nvidia-smi topo`."""
+    if name != "here":
+        return name
+    found = preflight.topology()
+    if found is None:
+        raise UsageError(
+            "--interconnect here: expected nvidia-smi and two GPUs or more on this machine, found neither; "
+            f"name one of {', '.join(TOPOLOGIES)}"
+        )
+    return found

@@ -121,7 +121,8 @@ class Model:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of all matrices that can be quantised; dense: layers x hidden x (2 (heads + KV heads) head_dim + 3 x intermediate)."""
+        """Weights of all matrices that can be quantised; dense: layers x hidden x (2 (heads + KV heads) head_dim + 3 x
+        intermediate)."""
         return self.always_parameters + self.routed_parameters
 
     @property
@@ -158,8 +159,8 @@ class Model:
     def bits_per_weight(self) -> float:
         """Bits stored for one quantised weight, with its share of the scales.
 
-        Integers: a 16-bit scale and a zero point of a weight's width a group. MXFP4: 8 bits for 32 weights, NVFP4: 8 bits for
-        16. FP8 keeps one 32-bit scale for a block of 128 x 128, which is not counted.
+        Integers: a 16-bit scale and a zero point of a weight's width a group. MXFP4: 8 bits for 32 weights, NVFP4: 8 bits
+        for 16. FP8 keeps one 32-bit scale for a block of 128 x 128, which is not counted.
         """
         bits = BITS[self.quantisation]
         if self.quantisation == "mxfp4":
@@ -186,7 +187,9 @@ class Model:
     @property
     def head_bytes(self) -> float:
         """Bytes that every step reads beside the layers' matrices: LM head, norms, biases, routers."""
-        return 2 * (self.parameters - self.linear_parameters) - (0 if self.tied_embeddings else 2 * self.embedding_parameters)
+        return 2 * (self.parameters - self.linear_parameters) - (
+            0 if self.tied_embeddings else 2 * self.embedding_parameters
+        )
 
     def distinct_experts(self, tokens: int) -> float:
         """Expected number of different experts of a layer that a batch of tokens is sent to, if all are equally likely.
@@ -209,9 +212,11 @@ class Model:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """KV cache that one more token of context takes, over all GPUs, at 16 bit: 2 x layers x kv_heads x head_dim x 2 bytes.
+        """KV cache that one more token of context takes, over all GPUs, at 16 bit: 2 x layers x kv_heads x head_dim x 2
+        bytes.
 
-        Layers with a window grow no further (`window_bytes`). A latent cache holds kv_lora_rank + rope_head_dim numbers a layer.
+        Layers with a window grow no further (`window_bytes`). A latent cache holds kv_lora_rank + rope_head_dim numbers a
+        layer.
         """
         return (self.layers - self.window_layers) * self.kv_bytes_per_token_and_layer
 

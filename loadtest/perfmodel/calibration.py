@@ -1,21 +1,22 @@
 """Fit the performance model's constants to published measurements, and say how far off it is.
 
-    python -m loadtest.perfmodel.calibration DATA.csv...            fit; the constants, residuals, errors with each part left out
-    python -m loadtest.perfmodel.calibration --check DATA.csv...    the residuals of the constants as they stand
+    python -m loadtest.perfmodel.calibration DATA.csv...          fit: constants, residuals, errors with each part left out
+    python -m loadtest.perfmodel.calibration --check DATA.csv...  the residuals of the constants as they stand
 
-Rows that are held back (`held_back`) are never fitted; their residuals stand apart. The fit minimises squared log errors (in units
-of 3 %, beyond two of them damped by soft L1), each source with a weight of its own, plus one weak prior a constant, which decides
-only what the data leave open; every constant stays within physical bounds. Hosts differ: where several sources measured one
-generation of engines, each has a factor on what the engine adds to a step, with a prior of 1 +- 15 %, so that a slow host does not
-make an engine slow. Predictions are for a host between them.
+Rows that are held back (`held_back`) are never fitted; their residuals stand apart. The fit minimises squared log errors (in
+units of 3 %, beyond two of them damped by soft L1), each source with a weight of its own, plus one weak prior a constant,
+which decides only what the data leave open; every constant stays within physical bounds. Hosts differ: where several sources
+measured one generation of engines, each has a factor on what the engine adds to a step, with a prior of 1 +- 15 %, so that a
+slow host does not make an engine slow. Predictions are for a host between them.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,13 @@ _FREE_OF = {
     CURRENT: _ENGINE | {"stream_s": Free(1e-6, 200e-6, 15e-6, 0.4)},
 }
 _REST_FROM = {VLLM_0_6: VLLM_0_5, SGLANG_0_4: CURRENT}  # what single streams do not show
+# Whose constants a generation or a GPU takes that no row shows, in this order.
+_STAND_INS = {
+    VLLM_0_5: (VLLM_0_8, CURRENT), VLLM_0_6: (VLLM_0_5, VLLM_0_8), VLLM_0_8: (CURRENT, VLLM_0_6),
+    SGLANG_0_4: (CURRENT, VLLM_0_8), CURRENT: (VLLM_0_8, SGLANG_0_4),
+    "a100-80gb": ("h100", "rtx-4090"), "h100": ("a100-80gb", "h20"), "h20": ("h100", "a100-80gb"),
+    "rtx-4090": ("a100-80gb", "h100"),
+}  # fmt: skip
 _GPU = {
     "bytes_per_cycle": Free(4, 40, 14, 0.4),
     "kv_efficiency": Free(0.2, 0.95, 0.7, 0.3),
@@ -173,29 +181,26 @@ def errors(rows: Sequence[Measurement], fitted: Fitted = STANDING) -> Array:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parameter:
-    """Where one free constant goes."""
+class Parameter:
+    """One free constant, and whose it is: a generation, a GPU, "kernels", "link" or "host"."""
 
     owner: str
     key: str
     free: Free
 
 
-def _parameters(rows: Sequence[Measurement]) -> list[_Parameter]:
+def free_parameters(rows: Sequence[Measurement]) -> list[Parameter]:
+    """The constants that these rows show."""
     generations = {generation(one.deployment.engine, one.deployment.engine_version) for one in rows}
     chips = sorted({_chip(one.deployment.gpu.name) for one in rows})
     found = [
-        _Parameter(name, key, free)
-        for name, keys in _FREE_OF.items()
-        if name in generations
-        for key, free in keys.items()
+        Parameter(name, key, free) for name, keys in _FREE_OF.items() if name in generations for key, free in keys.items()
     ]
-    found += [_Parameter(name, key, free) for name in chips for key, free in _shown(rows, name).items()]
-    found += [_Parameter("kernels", key, free) for key, free in _KERNELS.items()]
-    if any(one.deployment.topology == "pcie-host" and one.deployment.tp > 1 for one in rows):
-        found += [_Parameter("link", key, free) for key, free in _LINK.items()]
+    found += [Parameter(name, key, free) for name in chips for key, free in _shown(rows, name).items()]
+    found += [Parameter("kernels", key, free) for key, free in _KERNELS.items()]
+    found += [Parameter("link", key, free) for key, free in _LINK.items()]
     shared = {one.source for one in rows if generation(one.deployment.engine, one.deployment.engine_version) in _SHARED}
-    return found + [_Parameter("host", source, _HOST) for source in sorted(shared)]
+    return found + [Parameter("host", source, _HOST) for source in sorted(shared)]
 
 
 def _shown(rows: Sequence[Measurement], chip: str) -> dict[str, Free]:
@@ -204,22 +209,31 @@ def _shown(rows: Sequence[Measurement], chip: str) -> dict[str, Free]:
     return _GPU if has_prompts else {"kv_efficiency": _GPU["kv_efficiency"]}
 
 
-def _fitted(parameters: Sequence[_Parameter], values: Array) -> Fitted:
-    """The constants as they stand, with these values instead."""
-    changes: dict[str, dict[str, float]] = {}
+def _fitted(parameters: Sequence[Parameter], values: Array) -> Fitted:
+    """The constants with these values; what none of them decides is taken from the nearest one that was decided."""
+    changes: dict[str, dict[str, Any]] = {}
     for parameter, value in zip(parameters, values, strict=True):
         changes.setdefault(parameter.owner, {})[parameter.key] = float(value)
     engines = {name: replace(row, **changes.get(name, {})) for name, row in GENERATIONS.items()}
+    cards = {name: replace(row, **changes.get(name, {})) for name, row in GPU_CONSTANTS.items()}
+    for name in (name for name in cards if len(changes.get(name, {})) == 1):  # a GPU without prompts
+        like = cards[_stand_in(name, changes)]
+        cards[name] = replace(like, kv_efficiency=cards[name].kv_efficiency, source=cards[name].source)
     for name, other in _REST_FROM.items():
-        rest = {key: getattr(engines[other], key) for key in _FREE_OF[VLLM_0_5] if key not in _ALONE}
+        source = engines[other if other in changes else _stand_in(other, changes)]
+        rest = {key: getattr(source, key) for key in _FREE_OF[VLLM_0_5] if key not in _ALONE}
         engines[name] = replace(engines[name], **rest)
     return Fitted(
-        engines,
-        {name: replace(row, **changes.get(name, {})) for name, row in GPU_CONSTANTS.items()},
+        {name: row if name in changes else engines[_stand_in(name, changes)] for name, row in engines.items()},
+        {name: row if name in changes else cards[_stand_in(name, changes)] for name, row in cards.items()},
         replace(KERNELS, **changes.get("kernels", {})),
         replace(LINKS["pcie-host"], **changes.get("link", {})),
         changes.get("host", {}),
     )
+
+
+def _stand_in(name: str, decided: Iterable[str]) -> str:
+    return next((other for other in _STAND_INS[name] if other in decided), name)
 
 
 def weights(rows: Sequence[Measurement]) -> Array:
@@ -229,22 +243,23 @@ def weights(rows: Sequence[Measurement]) -> Array:
 
 
 def calibrate(rows: Sequence[Measurement]) -> Fitted:
-    """The constants that fit rows best; what no row shows stays as it stands. Raises UsageError without rows."""
+    """The constants that fit rows best. Raises UsageError without rows."""
     if not rows:
         raise UsageError("nothing to calibrate on: expected at least one measurement that is not held back")
-    parameters, weight = _parameters(rows), weights(rows)
+    parameters = free_parameters(rows)
     guesses = np.log([one.free.guess for one in parameters])
-    spreads = np.array([one.free.spread for one in parameters])
-    measured = np.log([one.measured_s for one in rows])
-
-    def misfit(logs: Array) -> Array:
-        fitted = _fitted(parameters, np.exp(logs))
-        predicted = np.log([seconds(one, fitted.constants(one, on_its_host=True)) for one in rows])
-        return np.concatenate([_damped((predicted - measured) / NOISE) * weight, (logs - guesses) / spreads])
-
     bounds = (np.log([one.free.low for one in parameters]), np.log([one.free.high for one in parameters]))
-    answer = least_squares(misfit, guesses, bounds=bounds, xtol=1e-5, ftol=1e-6)
+    answer = least_squares(lambda logs: misfit(rows, parameters, logs), guesses, bounds=bounds, xtol=1e-5, ftol=1e-6)
     return _fitted(parameters, np.exp(answer.x))
+
+
+def misfit(rows: Sequence[Measurement], parameters: Sequence[Parameter], logs: Array) -> Array:
+    """What the fit makes small: damped and weighted log errors of the rows, and how far each constant is from its prior."""
+    fitted = _fitted(parameters, np.exp(logs))
+    predicted = np.log([seconds(one, fitted.constants(one, on_its_host=True)) for one in rows])
+    measured = np.log([one.measured_s for one in rows])
+    guesses, spreads = (np.array([getattr(one.free, key) for one in parameters]) for key in ("guess", "spread"))
+    return np.concatenate([_damped((predicted - measured) / NOISE) * weights(rows), (logs - np.log(guesses)) / spreads])
 
 
 def _damped(size: Array) -> Array:
@@ -253,7 +268,9 @@ def _damped(size: Array) -> Array:
     return damped
 
 
-def leave_one_out(rows: Sequence[Measurement], part: Callable[[Measurement], str]) -> dict[str, tuple[Sequence[Measurement], Array]]:
+def leave_one_out(
+    rows: Sequence[Measurement], part: Callable[[Measurement], str]
+) -> dict[str, tuple[Sequence[Measurement], Array]]:
     """The rows of each part, and their errors when the constants come from the other parts alone, by part."""
     found: dict[str, tuple[Sequence[Measurement], Array]] = {}
     for name in dict.fromkeys(map(part, rows)):
@@ -330,6 +347,7 @@ def report(rows: Sequence[Measurement]) -> list[str]:
         "source": lambda one: one.source,
         "model": lambda one: one.family,
         "GPU": lambda one: _chip(one.deployment.gpu.name),
+        "GPUs in parallel": lambda one: "several GPUs" if one.deployment.tp > 1 else "one GPU",
     }
     for title, part in parts.items():
         for name, (unseen, of) in leave_one_out(open_rows, part).items():
@@ -338,8 +356,9 @@ def report(rows: Sequence[Measurement]) -> list[str]:
 
 
 def _constants(fitted: Fitted) -> Iterable[str]:
-    for name, row in (fitted.engines | fitted.gpus | {"kernels": fitted.kernels, "pcie-host": fitted.link}).items():
-        values = {key: getattr(row, key) for key in row.__slots__}
+    rows: dict[str, Any] = {**fitted.engines, **fitted.gpus, "kernels": fitted.kernels, "pcie-host": fitted.link}
+    for name, row in rows.items():
+        values = {field.name: getattr(row, field.name) for field in fields(row)}
         yield f"{name}: " + ", ".join(f"{key}={value:.3g}" for key, value in values.items() if not isinstance(value, str))
     yield "hosts: " + ", ".join(f"{source} {factor:.2f}" for source, factor in fitted.hosts.items())
 

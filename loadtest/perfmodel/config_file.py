@@ -170,7 +170,8 @@ def _not_modelled(what: str, where: str) -> UsageError:
 
 
 def _context(config: dict[str, Any], where: str) -> tuple[int, int]:
-    """(native, served) context: YaRN multiplies the original length by its factor, if the limit does not count it already."""
+    """(native, served) context: YaRN multiplies the original length by its factor, if the limit does not count it
+    already."""
     limit = _integer(config, "max_position_embeddings", where)
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     factor, original = scaling.get("factor"), scaling.get("original_max_position_embeddings")

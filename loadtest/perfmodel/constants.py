@@ -40,9 +40,9 @@ class EngineConstants:
 class GpuConstants:
     """What kernels reach on one GPU.
 
-    `bytes_per_cycle`: 16-bit weights that a multiprocessor takes in a clock cycle. `kv_efficiency`: share of the bandwidth at
-    which the KV cache is read. `prefill_efficiency`: share of the tensor rate in matrix products. `attention_efficiency`: the
-    same in prompt attention when it fills the GPU.
+    `bytes_per_cycle`: 16-bit weights that a multiprocessor takes in a clock cycle. `kv_efficiency`: share of the bandwidth
+    at which the KV cache is read. `prefill_efficiency`: share of the tensor rate in matrix products. `attention_efficiency`:
+    the same in prompt attention when it fills the GPU.
     """
 
     bytes_per_cycle: float
@@ -56,9 +56,10 @@ class GpuConstants:
 class KernelConstants:
     """What holds on every GPU.
 
-    `memory_efficiency`: share of the bandwidth at which weights stream where nothing else is in the way. `weights_per_cycle_*`:
-    weights that a multiprocessor unpacks in a clock cycle (Marlin-class kernels; FP8 by its own). `products_*`: share of the
-    16-bit kernel's efficiency (FP8: of the FP8 rate) in matrix products. `quantised_layer_s`: a layer's extra launches.
+    `memory_efficiency`: share of the bandwidth at which weights stream where nothing else is in the way.
+    `weights_per_cycle_*`: weights that a multiprocessor unpacks in a clock cycle (Marlin-class kernels; FP8 by its own).
+    `products_*`: share of the 16-bit kernel's efficiency (FP8: of the FP8 rate) in matrix products. `quantised_layer_s`: a
+    layer's extra launches.
     """
 
     memory_efficiency: float
@@ -69,6 +70,9 @@ class KernelConstants:
     products_8bit: float
     products_fp8: float
     quantised_layer_s: float
+
+
+FACTORS = ("overhead", "weights", "kv", "all_reduce", "prefill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,11 @@ class Machine:
     source: str = ""
 
     def __post_init__(self) -> None:
-        for key in ("overhead", "weights", "kv", "all_reduce", "prefill"):
+        for key in FACTORS:
             if not 0.05 <= getattr(self, key) <= 20:
                 raise UsageError(f"{key}: expected a factor from 0.05 to 20, got {getattr(self, key)!r}")
+        if self.range is not None and not 0 < self.range < 10:
+            raise UsageError(f"range: expected a ratio above 0 and below 10, got {self.range!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +131,7 @@ GENERATIONS: dict[str, EngineConstants] = {
         parallel_step_s=0.00013,
         parallel_context_s=1.21e-08,
         all_reduce_s=7.51e-06,
-        source="vLLM 0.6 and 0.7 (V0): less time between steps; what several streams add is taken from versions before",
+        source="vLLM 0.6 and 0.7 (V0): less time between steps; several streams as in versions before",
     ),
     VLLM_0_8: EngineConstants(
         step_s=0.00163,
@@ -137,7 +143,7 @@ GENERATIONS: dict[str, EngineConstants] = {
         step_s=0.000867,
         layer_s=4.79e-05,
         stream_s=1.72e-05,
-        source="SGLang 0.4: the next step is scheduled during this one; what several streams add is taken from later versions",
+        source="SGLang 0.4: the next step is scheduled during this one; several streams as in later versions",
     ),
     CURRENT: EngineConstants(
         step_s=0.000799,

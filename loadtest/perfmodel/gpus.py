@@ -21,9 +21,10 @@ class Gpu:
     """One GPU: what its data sheet says.
 
     `memory_bytes` (1 GB = 1e9), `bandwidth_bytes_per_s` of that memory, `bf16_flop_per_s` dense tensor rate with 32-bit
-    accumulation, `fp8_flop_per_s` (0: no FP8 tensor cores). `interconnect` between the GPUs of one host: "nvlink" (or another
-    switched link), "pcie" (peer access depends on the machine) or "pcie-host" (the driver of these GPUs has no peer access);
-    `interconnect_bytes_per_s` in one direction. `multiprocessors` (SMs) at `clock_hz` (boost). `source` of the figures.
+    accumulation, `fp8_flop_per_s` (0: no FP8 tensor cores). `interconnect` between the GPUs of one host: "nvlink" (or
+    another switched link), "pcie" (peer access depends on the machine) or "pcie-host" (the driver of these GPUs has no peer
+    access); `interconnect_bytes_per_s` in one direction. `multiprocessors` (SMs) at `clock_hz` (boost). `source` of the
+    figures.
     """
 
     name: str
@@ -72,24 +73,26 @@ _ROWS: tuple[tuple[str, str, float, float, float, float, Interconnect, float, in
     ("l4", "NVIDIA L4", 24, 300, 121, 242, "pcie", _PCIE4, 58, 2040, "NVIDIA L4 data sheet"),
     ("l40s", "NVIDIA L40S", 48, 864, 362, 733, "pcie", _PCIE4, 142, 2520, "NVIDIA L40S data sheet"),
     ("a10", "NVIDIA A10", 24, 600, 125, 0, "pcie", _PCIE4, 72, 1695, "NVIDIA A10 data sheet"),
-    ("rtx-4090", "NVIDIA GeForce RTX 4090", 24, 1008, 165, 330, "pcie-host", _PCIE4, 128, 2520, "NVIDIA Ada GPU white paper"),
-    ("rtx-5090", "NVIDIA GeForce RTX 5090", 32, 1792, 209.5, 419, "pcie-host", _PCIE5, 170, 2407, "NVIDIA RTX Blackwell white paper"),
+    ("rtx-4090", "NVIDIA GeForce RTX 4090", 24, 1008, 165, 330, "pcie-host", _PCIE4, 128, 2520, "Ada white paper"),
+    ("rtx-5090", "NVIDIA GeForce RTX 5090", 32, 1792, 209.5, 419, "pcie-host", _PCIE5, 170, 2407, "Blackwell white paper"),
     ("rtx-6000-ada", "NVIDIA RTX 6000 Ada", 48, 960, 364, 728, "pcie", _PCIE4, 142, 2505, "NVIDIA RTX 6000 Ada data sheet"),
-    ("rtx-pro-6000", "NVIDIA RTX PRO 6000 Blackwell", 96, 1792, 503.8, 1007, "pcie", _PCIE5, 188, 2617, "NVIDIA RTX PRO 6000 data sheet"),
+    ("rtx-pro-6000", "NVIDIA RTX PRO 6000", 96, 1792, 503.8, 1007, "pcie", _PCIE5, 188, 2617, "RTX PRO 6000 data sheet"),
     ("a100-40gb", "NVIDIA A100 40GB SXM", 40, 1555, 312, 0, "nvlink", 300e9, 108, 1410, "NVIDIA A100 data sheet"),
     ("a100-80gb", "NVIDIA A100 80GB SXM", 80, 2039, 312, 0, "nvlink", 300e9, 108, 1410, "NVIDIA A100 data sheet"),
     ("a100-80gb-pcie", "NVIDIA A100 80GB PCIe", 80, 1935, 312, 0, "pcie", _PCIE4, 108, 1410, "NVIDIA A100 data sheet"),
     ("h20", "NVIDIA H20", 96, 4000, 148, 296, "nvlink", 450e9, 78, 1980, "NVIDIA H20 data sheet"),
-    ("h100", "NVIDIA H100 SXM", 80, 3350, 989, 1979, "nvlink", 450e9, 132, 1830, "NVIDIA H100 data sheet and white paper"),
-    ("h100-pcie", "NVIDIA H100 PCIe", 80, 2000, 756, 1513, "pcie", _PCIE5, 114, 1755, "NVIDIA H100 data sheet and white paper"),
+    ("h100", "NVIDIA H100 SXM", 80, 3350, 989, 1979, "nvlink", 450e9, 132, 1830, "NVIDIA H100 data sheet"),
+    ("h100-pcie", "NVIDIA H100 PCIe", 80, 2000, 756, 1513, "pcie", _PCIE5, 114, 1755, "NVIDIA H100 data sheet"),
     ("gh200", "NVIDIA GH200 96GB", 96, 4000, 989, 1979, "nvlink", 450e9, 132, 1830, "NVIDIA GH200 data sheet"),
     ("h200", "NVIDIA H200 SXM", 141, 4800, 989, 1979, "nvlink", 450e9, 132, 1830, "NVIDIA H200 data sheet"),
-    ("b200", "NVIDIA B200", 180, 7700, 2250, 4500, "nvlink", 900e9, 148, 1860, "NVIDIA DGX B200 data sheet, an eighth of it"),
+    ("b200", "NVIDIA B200", 180, 7700, 2250, 4500, "nvlink", 900e9, 148, 1860, "DGX B200 data sheet, an eighth"),
     ("mi300x", "AMD Instinct MI300X", 192, 5300, 1307, 2615, "nvlink", 448e9, 304, 2100, "AMD Instinct MI300X data sheet"),
 )  # fmt: skip
 
 GPUS: dict[str, Gpu] = {
-    name: Gpu(name, title, memory * 1e9, bandwidth * 1e9, bf16 * 1e12, fp8 * 1e12, link, link_rate, processors, clock * 1e6, source)
+    name: Gpu(
+        name, title, memory * 1e9, bandwidth * 1e9, bf16 * 1e12, fp8 * 1e12, link, link_rate, processors, clock * 1e6, source
+    )
     for name, title, memory, bandwidth, bf16, fp8, link, link_rate, processors, clock, source in _ROWS
 }
 

@@ -1,12 +1,12 @@
 """Which published rows the fit never sees. Written, and committed, before the fit and before the rows were looked at.
 
-The rule names properties of a row (source, model, GPU, concurrency), never its speed. What had been printed on a screen before
-this file was written: the rows of Qwen2-7B on two A100, and the table of the H100. Everything else was unread.
+The rule names properties of a row (source, model, GPU, concurrency), never its speed. What had been printed on a screen
+before this file was written: the rows of Qwen2-7B on two A100, and the table of the H100. Everything else was unread.
 
 | source | held back |
 |---|---|
 | dennislee22, A100 | Qwen2-72B on two GPUs, Qwen2.5-32B on one GPU; of the others concurrency 20, 50 and 100 |
-| gpustack, H100 | concurrency 2; FP8 with other attention backends; EAGLE3 with concurrency 2 or 8, or without 4 draft steps |
+| gpustack, H100 | concurrency 2; FP8 with other attention backends; EAGLE3 at 2 or 8, or without 4 draft steps |
 | LLMServingSim, RTX 4090 | every second row of the seconds without prefill; the whole trace of requests |
 | Argonne, offline batches | Mistral-7B, Llama-3-70B and Qwen2-72B; every row of GH200 |
 | Qwen's speed benchmark | all models outside the two tables (`tests/data/published_speeds.csv`) |

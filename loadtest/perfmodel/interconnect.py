@@ -5,8 +5,8 @@ One all-reduce of s bytes a GPU takes
     wait + step x s / (s + knee) + s x 2 (tp - 1) / tp / rate
 
 `wait` for the smallest message; `step` more once NCCL leaves its low-latency protocol, half of it at `knee` bytes; then the
-ring's share of the bytes over the link. `wait` grows by 13 % with every GPU beyond two (42 us for 8 bytes over eight RTX 4090,
-github.com/NVIDIA/nccl issue 1530, against 24 us over two A100).
+ring's share of the bytes over the link. `wait` grows by 13 % with every GPU beyond two (42 us for 8 bytes over eight RTX
+4090, github.com/NVIDIA/nccl issue 1530, against 24 us over two A100).
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ class Link:
 _MORE_GPUS = 0.13
 
 LINKS: dict[str, Link] = {
-    # Custom one-shot kernels over NVLink: 7 us for 16 KB, 11 us for 512 KB, 17 us for 1 MB on B300 (vLLM pull request 37756),
-    # 7 and 10 us for 512 KB on two and four H100 (vLLM pull request 24111).
+    # Custom one-shot kernels over NVLink: 7 us for 16 KB, 11 us for 512 KB, 17 us for 1 MB on B300 (vLLM pull request
+    # 37756), 7 and 10 us for 512 KB on two and four H100 (vLLM pull request 24111).
     "nvlink": Link(6e-6, 0.0, 1.0, 110e9, "vLLM pull requests 24111 and 37756"),
-    # NCCL inside a CUDA graph, four V100 behind a PCIe switch: 19.4 us for 4 KB, 24.2 for 32 KB, 51.8 for 128 KB, 83.5 for 384 KB.
+    # NCCL inside a CUDA graph, four V100 behind a PCIe switch: 19.4 us for 4 KB, 24.2 for 32 KB, 51.8 for 128 KB, 83.5 for
+    # 384 KB.
     "pcie-p2p": Link(15e-6, 20e-6, 64e3, 12e9, "github.com/haohervchb/sglang-V100 pull request 2"),
-    # Fitted (`calibration`) to vLLM 0.10.1 on two A100 without peer access; NCCL through the host needs 39 us for 10 KB on two
-    # RTX 5070 Ti (SGLang pull request 39605), as these terms give.
+    # Fitted (`calibration`) to vLLM 0.10.1 on two A100 without peer access; NCCL through the host needs 39 us for 10 KB on
+    # two RTX 5070 Ti (SGLang pull request 39605), as these terms give.
     "pcie-host": Link(22.4e-6, 73.6e-6, 40e3, 6.46e9, "fitted: github.com/dennislee22/vLLM-benchmarking"),
 }
 
@@ -75,7 +76,6 @@ def check(name: str) -> Topology:
         if one == name:
             return one
     raise UsageError(f"interconnect {name!r} is not known: expected one of {', '.join(TOPOLOGIES)}")
-
 
 
 def from_matrix(topology: str, peer_access: str) -> Topology | None:

@@ -2,8 +2,8 @@
 
 Two kinds of CSV. Single streams: `model, quantization, gpu, gpu_count, engine, prompt_tokens, output_tokens,
 output_tokens_per_s`, the last being the output tokens of one lone request over its whole time. Batches: `source, engine,
-engine_version, model, precision, gpu, tp, input_tokens, output_tokens, concurrency, output_tokens_per_s_total, ttft_ms_mean_or_p50,
-tpot_ms, note`, where `note` says how it was measured.
+engine_version, model, precision, gpu, tp, input_tokens, output_tokens, concurrency, output_tokens_per_s_total,
+ttft_ms_mean_or_p50, tpot_ms, note`, where `note` says how it was measured.
 """
 
 from __future__ import annotations
@@ -29,15 +29,19 @@ _BATCHED = (
     "source", "engine", "engine_version", "model", "precision", "gpu", "tp", "input_tokens", "output_tokens", "concurrency",
     "output_tokens_per_s_total", "ttft_ms_mean_or_p50", "tpot_ms", "note",
 )  # fmt: skip
-# What sources call a GPU, in lower case, longest first where one name begins another. Argonne's A100 have 40 GB (their KV cache
-# overflows where that of 80 GB would not); those of dennislee22 are behind PCIe.
+# What sources call a GPU, in lower case, longest first where one name begins another. Argonne's A100 have 40 GB (their KV
+# cache overflows where that of 80 GB would not); those of dennislee22 are behind PCIe.
 _GPUS = (
     ("a100-80gb-pcie", "a100-80gb-pcie"), ("a100-80gb", "a100-80gb"), ("nvidia a100 gpu", "a100-40gb"),
     ("nvidia h100 gpu", "h100"), ("h100 sxm", "h100"), ("nvidia gh200 gpu", "gh200"), ("h20-96gb", "h20"),
     ("rtx 4090", "rtx-4090"),
 )  # fmt: skip
-_MODELS = {"qwen2-7b": "qwen2.5-7b-instruct", "qwen2-7b-instruct": "qwen2.5-7b-instruct", "qwen2-72b": "qwen2.5-72b-instruct",
-           "qwen2.5-32b": "qwen2.5-32b-instruct"}  # fmt: skip
+_MODELS = {  # by shape
+    "qwen2-7b": "qwen2.5-7b-instruct",
+    "qwen2-7b-instruct": "qwen2.5-7b-instruct",
+    "qwen2-72b": "qwen2.5-72b-instruct",
+    "qwen2.5-32b": "qwen2.5-32b-instruct",
+}
 _RTX_4090_KV_TOKENS = 44_500  # of LLMServingSim's run: tokens held by its requests over the cache's use
 _MOST_STREAMS = 100  # beyond that the sources queue, or recompute at a full cache
 
@@ -105,11 +109,11 @@ def _single(row: Mapping[str, str], where: str) -> Measurement:
 
 
 def _deployment(model: str, gpu: str, tp: str, engine: str, version: str, told: str = "") -> Deployment:
-    name = model.rpartition("/")[2].lower()
+    name = model.rpartition("/")[2]
     known = next((card for text, card in _GPUS if gpu.lower().startswith(text)), gpu)
     interconnect = "pcie-host" if "no GPU P2P" in told else None
     engine = engine.lower() if engine.lower() in ("vllm", "sglang") else "other"
-    shape = models.model(_MODELS.get(name, name))
+    shape = models.model(_MODELS.get(name.lower(), name))
     return Deployment(shape, gpus.gpu(known), int(tp), engine, engine_version=version, interconnect=interconnect)
 
 

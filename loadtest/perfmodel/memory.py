@@ -25,8 +25,8 @@ _ENGINES = ("sglang", "vllm", "other")
 class Deployment:
     """A model on `tp` GPUs of one kind under one engine, which takes `memory_fraction` of each GPU's memory.
 
-    `engine_version` as the engine says it ("": current). `interconnect` is how the GPUs reach each other (None: what the GPU's
-    data sheet tells). `machine` is how this machine differs from the model.
+    `engine_version` as the engine says it ("": current). `interconnect` is how the GPUs reach each other (None: what the
+    GPU's data sheet tells). `machine` is how this machine differs from the model.
     Raises UsageError: a `tp` that does not divide the heads, a fraction outside (0, 1], an unknown engine or interconnect.
     """
 
@@ -89,7 +89,8 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Bytes a GPU (`..._per_card`), tokens of KV cache over all GPUs, streams of `context_tokens`, and the single-stream bound.
+    """Bytes a GPU (`..._per_card`), tokens of KV cache over all GPUs, streams of `context_tokens`, and the single-stream
+    bound.
 
     `fits` says that the weights and at least one stream of `context_tokens` fit; `fits_concurrency` that `concurrency` of
     them do at once. `kv_capacity_tokens` is 0 where not even the weights fit. `reason` is empty when it fits.
@@ -119,8 +120,8 @@ def single_stream_bound_tokens_per_s(deployment: Deployment) -> float:
     """The most tokens a second that one stream can decode: bandwidth x tp / weight bytes, all weights read for each token.
 
     This is the arithmetic that published figures are held against. An untied input embedding is only looked up, so the
-    strict bound is higher by its share (2 % for a 32B model at 16 bit, 9 % at 4 bit): see `Fit`. Of a mixture of experts only
-    the experts of one token are read.
+    strict bound is higher by its share (2 % for a 32B model at 16 bit, 9 % at 4 bit): see `Fit`. Of a mixture of experts
+    only the experts of one token are read.
     """
     model = deployment.model
     idle = model.routed_parameters * model.bits_per_weight / 8 - model.routed_bytes_read(1)

@@ -64,10 +64,10 @@ _DENSE = (
 _DISTILLED = ("1.5b", "7b", "14b", "32b")
 # DeepSeek-V3's config.json: latent attention, 256 experts of which a token takes 8 and one shared, 3 dense layers; FP8
 _DEEPSEEK_V3: dict[str, Any] = {
-    "layers": 61, "hidden": 7168, "heads": 128, "kv_heads": 128, "head_dim": 128, "intermediate": 18432, "vocabulary": 129280,
-    "tied_embeddings": False, "context_tokens": 163840, "native_context_tokens": 163840, "quantisation": "fp8",
-    "experts": 256, "experts_per_token": 8, "expert_intermediate": 2048, "shared_intermediate": 2048, "dense_layers": 3,
-    "kv_lora_rank": 512, "q_lora_rank": 1536, "rope_head_dim": 64, "value_head_dim": 128,
+    "layers": 61, "hidden": 7168, "heads": 128, "kv_heads": 128, "head_dim": 128, "intermediate": 18432,
+    "vocabulary": 129280, "tied_embeddings": False, "context_tokens": 163840, "native_context_tokens": 163840,
+    "quantisation": "fp8", "experts": 256, "experts_per_token": 8, "expert_intermediate": 2048, "shared_intermediate": 2048,
+    "dense_layers": 3, "kv_lora_rank": 512, "q_lora_rank": 1536, "rope_head_dim": 64, "value_head_dim": 128,
 }  # fmt: skip
 # gpt-oss's config.json: every second layer attends to 128 tokens, experts at MXFP4
 _GPT_OSS: dict[str, Any] = {

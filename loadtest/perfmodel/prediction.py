@@ -82,14 +82,13 @@ def predict(deployment: Deployment, *, prompt_tokens: int, output_tokens: int, c
     final = times.total_s * concurrency / times.running
     tpot = (times.halted_s + times.decode_s) / (output_tokens - 1) if output_tokens > 1 else None
     error = ranges.error_of(deployment, times.running)
-    first = around(final - times.total_s + times.prefill_s, error.half_width)
     return Prediction(
         simulated=True,
-        ttft_s=PredictedRange(first.value, first.low, first.high + _REQUEST_S),
+        ttft_s=_with_request(around(final - times.total_s + times.prefill_s, error.half_width)),
         tpot_s=None if tpot is None else around(tpot, error.half_width),
         tokens_per_s_per_user=None if tpot is None else around(1 / tpot, error.half_width),
         output_tokens_per_s=around(times.running * output_tokens / times.total_s, error.half_width),
-        time_to_final_answer_s=around(final, error.half_width),
+        time_to_final_answer_s=_with_request(around(final, error.half_width)),
         fits=room.fits,
         running_streams=times.running,
         evidence=error.evidence,
@@ -106,9 +105,11 @@ def around(value: float, half_width: float) -> PredictedRange:
     return PredictedRange(value, value / (1 + half_width), value * (1 + half_width))
 
 
-def _lines(
-    deployment: Deployment, room: Fit, tokens: tuple[int, int], times: Cycle, final: float
-) -> tuple[str, ...]:
+def _with_request(told: PredictedRange) -> PredictedRange:
+    return PredictedRange(told.value, told.low, told.high + _REQUEST_S)
+
+
+def _lines(deployment: Deployment, room: Fit, tokens: tuple[int, int], times: Cycle, final: float) -> tuple[str, ...]:
     """The arithmetic of a prediction for a reader: what a decoding step is made of, and what the request comes to."""
     (prompt_tokens, output_tokens), running, constants = tokens, times.running, deployment.constants
     work = StepWork(decode_streams=running, kv_read_tokens=running * (prompt_tokens + output_tokens // 2))
@@ -116,7 +117,8 @@ def _lines(
     total = room.concurrency * output_tokens / final
     error = ranges.error_of(deployment, running)
     return (
-        f"{deployment.title}, {deployment.engine}: predicted, not measured; range x{1 + error.half_width:.2f}: {error.evidence}",
+        f"{deployment.title}, {deployment.engine}: predicted, not measured",
+        f"  range        x{1 + error.half_width:.2f}: {error.evidence}",
         f"  engine       {constants.engine.source}",
         f"  GPU          {constants.gpu.source}",
         *([f"  interconnect {ranges.spoken(deployment.topology)}"] if deployment.tp > 1 else []),

@@ -1,8 +1,8 @@
 """How long one engine step takes, and the steps of a request.
 
-Pure arithmetic on rows of data. `step_time_s` adds up memory traffic, arithmetic, launches and all-reduces, each with a constant
-of `constants`. Everything here is a prediction, never a measurement. How the constants were found, and how far off they are, is
-in docs/performance-model.md.
+Pure arithmetic on rows of data. `step_time_s` adds up memory traffic, arithmetic, launches and all-reduces, each with a
+constant of `constants`. Everything here is a prediction, never a measurement. How the constants were found, and how far off
+they are, is in docs/performance-model.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """What a step is made of (seconds): launches and scheduling, weights and products, KV cache, prompt attention, all-reduces."""
+    """What a step is made of (seconds): launches and scheduling, weights and products, KV cache, prompt attention,
+    all-reduces."""
 
     overhead_s: float
     weights_s: float
@@ -86,8 +87,8 @@ def _overhead_s(deployment: Deployment, work: StepWork, constants: Constants) ->
 def _weights_s(deployment: Deployment, tokens: int, constants: Constants) -> float:
     """Read, unpack and multiply the layers' weights, which overlap; then the LM head.
 
-    Weights stream at a share of the bandwidth, and no faster than the multiprocessors take them in. Experts: those that a batch
-    of this many tokens is expected to touch.
+    Weights stream at a share of the bandwidth, and no faster than the multiprocessors take them in. Experts: those that a
+    batch of this many tokens is expected to touch.
     """
     model, gpu, machine = deployment.model, deployment.gpu, constants.machine
     routed = model.routed_bytes_read(tokens)
@@ -104,7 +105,7 @@ def _weights_s(deployment: Deployment, tokens: int, constants: Constants) -> flo
 def _overlapped(*times_s: float) -> float:
     """Seconds of what runs at the same time: a little more than the longest."""
     longest = max(times_s)
-    return longest * sum((one / longest) ** SMOOTHNESS for one in times_s) ** (1 / SMOOTHNESS)
+    return longest * math.pow(sum((one / longest) ** SMOOTHNESS for one in times_s), 1 / SMOOTHNESS)
 
 
 def _head_s(deployment: Deployment, constants: Constants) -> float:
@@ -178,9 +179,10 @@ def mixes_prefill(deployment: Deployment) -> bool:
 def chunk_tokens(deployment: Deployment, total_tokens: int) -> int:
     """Prompt tokens of one prefill step, by the engines' defaults.
 
-    SGLang cuts prompts at 2,048 tokens below 35 GB of GPU memory, at 4,096 below 60 GB, else at 8,192 (its `server_args.py`);
-    vLLM since V1 at 2,048, at 8,192 on Hopper and later of 70 GB or more (its `arg_utils.py`). vLLM before prefilled whole
-    prompts up to a context of 32K, and beyond that in chunks of 512 (its pull request 4580). `other`: as SGLang.
+    SGLang cuts prompts at 2,048 tokens below 35 GB of GPU memory, at 4,096 below 60 GB, else at 8,192 (its
+    `server_args.py`); vLLM since V1 at 2,048, at 8,192 on Hopper and later of 70 GB or more (its `arg_utils.py`). vLLM
+    before prefilled whole prompts up to a context of 32K, and beyond that in chunks of 512 (its pull request 4580). `other`:
+    as SGLang.
     """
     engine, memory_gb = deployment.engine.removesuffix("-sim"), deployment.gpu.memory_bytes / 1e9
     if engine != "vllm":
@@ -199,7 +201,12 @@ def prefill_s(deployment: Deployment, prompt_tokens: int, chunk: int, constants:
 
 
 def beside_s(
-    deployment: Deployment, prompt_tokens: int, chunk: int, streams: int, context_tokens: int, constants: Constants | None = None
+    deployment: Deployment,
+    prompt_tokens: int,
+    chunk: int,
+    streams: int,
+    context_tokens: int,
+    constants: Constants | None = None,
 ) -> float:
     """Seconds by which one prompt delays each of `streams` streams that decode at this mean context.
 

@@ -13,7 +13,9 @@ import subprocess
 from pathlib import Path
 
 from loadtest.errors import EngineError, UsageError
-from loadtest.perfmodel import models
+from loadtest.perfmodel import config_file, models
+from loadtest.perfmodel.architecture import Model
+from loadtest.perfmodel.interconnect import Topology, from_matrix
 from loadtest.servers.flags import HOST, LaunchSpec, hub_name, program
 
 _CURES = {
@@ -113,7 +115,7 @@ def cached_snapshot(hub: str) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def shape(model: str) -> models.Model | None:
+def shape(model: str) -> Model | None:
     """The shape of any model: of the registry, of a directory, or of a hub model that is in the cache; else None.
 
     Raises `UsageError` where there is a config.json, but of an architecture that is not modelled.
@@ -127,7 +129,7 @@ def shape(model: str) -> models.Model | None:
         if (Path(model) / "config.json").is_file():
             raise
     snapshot = cached_snapshot(model)
-    return models.from_config(snapshot) if snapshot is not None else None
+    return config_file.from_config(snapshot) if snapshot is not None else None
 
 
 def gpu_count() -> int:
@@ -158,11 +160,21 @@ def _gpus_by_nvml() -> int | None:
 
 def _gpus_by_smi() -> int:
     """Lines `GPU 0: NVIDIA L20 (UUID: …)` of `nvidia-smi -L`; 0 where it is missing or fails."""
+    return sum(line.startswith("GPU ") for line in _smi("-L").splitlines())
+
+
+def _smi(*arguments: str) -> str:
+    """What `nvidia-smi` says; nothing where it is missing or fails."""
     try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+        return ""
+    return done.stdout
+
+
+def topology() -> Topology | None:
+    """How the GPUs here reach each other, by `nvidia-smi topo`; None where it is missing or there is only one."""
+    return from_matrix(_smi("topo", "-m"), _smi("topo", "-p2p", "r"))
 
 
 def check_gpus(tp: int, found: int) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 from loadtest.errors import UsageError
-from loadtest.perfmodel import gpus, memory, models
+from loadtest.perfmodel import gpus, machine_fit, memory, models
+from loadtest.perfmodel.constants import Machine
+from loadtest.perfmodel.interconnect import TOPOLOGIES
 from loadtest.simulator.core import faults
 from loadtest.simulator.core.behaviour import BEHAVIOURS
 from loadtest.simulator.setup import Simulation, simulate
@@ -38,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--reasoning-parser", default="qwen3", help="none leaves the thinking inline")
     add("--stream-interval", type=int, default=1, help="tokens in a chunk")
     add("--length-scale", type=float, default=1.0, help="factor on the drawn thinking and answer lengths")
+    add("--interconnect", choices=TOPOLOGIES, help="how the GPUs reach each other (default: as the GPU's data sheet says)")
+    add("--calibration", type=Path, metavar="FILE", help="what loadtest calibrate wrote of a machine")
     add("--step-time", type=float, help="a fixed time for every step (s) instead of the performance model")
     add("--fault", action="append", default=[], help=f"{', '.join(faults.KINDS)}; KIND:N; repeatable")
     add("--fault-every", type=int, default=1, help="only every Kth request meets the fault")
@@ -62,6 +67,8 @@ def build_simulation(options: argparse.Namespace) -> Simulation:
         tp=options.tp,
         engine=options.engine,
         memory_fraction=options.memory_fraction,
+        interconnect=options.interconnect,
+        machine=Machine() if options.calibration is None else machine_fit.read(options.calibration),
     )
     made = simulate(
         deployment,

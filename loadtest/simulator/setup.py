@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from loadtest.errors import FitError
 from loadtest.perfmodel import memory, step_time
+from loadtest.perfmodel.architecture import Model
 from loadtest.perfmodel.memory import Deployment
-from loadtest.perfmodel.models import Model
 from loadtest.perfmodel.step_time import StepWork
 from loadtest.simulator.core.behaviour import Behaviour, behaviour
 from loadtest.simulator.core.chat import Served

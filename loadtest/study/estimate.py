@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from loadtest.client import thinking
-from loadtest.perfmodel import gpus, memory, step_time
+from loadtest.perfmodel import gpus, machine_fit, memory, prediction
+from loadtest.perfmodel.constants import Machine
 from loadtest.servers import preflight
 from loadtest.simulator.core import lengths
 from loadtest.study import plan
@@ -99,8 +101,11 @@ def _tokens_per_s(cell: Cell, contract: Contract, prompt_tokens: int, output_tok
     if cell.gpu is None or model is None:
         return None
     fraction = plan.memory_fraction(cell, contract)
-    made = memory.Deployment(model, gpus.gpu(cell.gpu), cell.tp, cell.engine, fraction)
-    predicted = step_time.predict(made, prompt_tokens=prompt_tokens, output_tokens=output_tokens, concurrency=level)
+    machine = machine_fit.read(Path(cell.calibration)) if cell.calibration else Machine()
+    made = memory.Deployment(
+        model, gpus.gpu(cell.gpu), cell.tp, cell.engine, fraction, interconnect=cell.interconnect, machine=machine
+    )
+    predicted = prediction.predict(made, prompt_tokens=prompt_tokens, output_tokens=output_tokens, concurrency=level)
     return predicted.output_tokens_per_s.value if predicted.fits else None
 
 

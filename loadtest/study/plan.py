@@ -88,9 +88,15 @@ def launch_spec(cell: Cell, contract: Contract, port: int) -> LaunchSpec:
         gpu=cell.gpu,
         port=port,
         clock_speed=cell.clock_speed,
-        extra_args=cell.args,
+        extra_args=(*_prediction_args(cell), *cell.args),
         **settings.setting_values(engine_settings(cell, contract)),
     )
+
+
+def _prediction_args(cell: Cell) -> list[str]:
+    """What the simulator is told of the machine; a real engine is on it."""
+    told = (("--interconnect", cell.interconnect), ("--calibration", cell.calibration)) if cell.simulated else ()
+    return [word for flag, value in told if value is not None for word in (flag, value)]
 
 
 def memory_fraction(cell: Cell, contract: Contract) -> float:

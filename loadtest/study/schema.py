@@ -17,13 +17,14 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_args
 
 from loadtest.credentials import first_secret
 from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics import slo as slos
-from loadtest.perfmodel import gpus
+from loadtest.perfmodel import gpus, interconnect, machine_fit
 from loadtest.records.folder import cell_id
 from loadtest.records.schema import EngineName, Mode
 from loadtest.servers.probe import normalise_url
@@ -47,7 +48,8 @@ class Cell:
     """One engine x model x tensor-parallel size x GPU; with `base_url` it is measured as it runs, else it is started.
 
     `api_key_env` names the variable that holds its key (None: LOADTEST_API_KEY, else OPENAI_API_KEY). `mode` is that of a
-    study's second mode (None: the study's own).
+    study's second mode (None: the study's own). `interconnect` (how its GPUs reach each other) and `calibration` (a file
+    that `loadtest calibrate` wrote) are for predictions and the simulator.
     """
 
     engine: EngineName
@@ -61,6 +63,8 @@ class Cell:
     memory_fraction: float | None = None
     clock_speed: float | None = None
     args: tuple[str, ...] = ()
+    interconnect: str | None = None
+    calibration: str | None = None
     mode: Mode | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +101,10 @@ class Cell:
             _explained("base_url", normalise_url, self.base_url)
         if self.gpu is not None:
             _explained("gpu", gpus.gpu, self.gpu)
+        if self.interconnect is not None:
+            _explained("interconnect", interconnect.check, self.interconnect)
+        if self.calibration is not None:
+            _explained("calibration", lambda name: machine_fit.read(Path(name)), self.calibration)
         fraction = self.memory_fraction
         require(fraction is None or 0 < fraction < 1, "memory_fraction", "a share between 0 and 1", fraction)
 

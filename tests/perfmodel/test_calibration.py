@@ -1,8 +1,10 @@
-"""The fit of the constants: what it recovers, how far off it is on models it never saw, and what it refuses.
+"""The fit of the constants: what it recovers, how far off it is on rows it never saw, and what it refuses.
 
 `data/published_speeds.csv` holds Qwen's published speeds of models outside the two tables that were fitted: Qwen2.5 on A100
 under vLLM (github.com/QwenLM/Qwen2.5, docs/source/benchmark/speed_benchmark.rst) and Qwen3 on H20 under SGLang (the same
 repository, docs/source/getting_started/speed_benchmark.md, whose rate counts prompt tokens too: x 2048 / (prompt + 2048)).
+The batched tables lie beside the checkout (`../shared/data/batched`); `held_back` says which of their rows the fit never
+saw.
 """
 
 from dataclasses import replace
@@ -10,163 +12,211 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
 
 from loadtest.errors import UsageError
-from loadtest.perfmodel import calibration, gpus, models
-from loadtest.perfmodel.constants import CALIBRATED, RANGE_CALIBRATED, RANGE_SMALL, SMALL_PARAMETERS, constants_of
+from loadtest.perfmodel import calibration, gpus, measurements, models
+from loadtest.perfmodel.constants import (
+    GENERATIONS,
+    GPU_CONSTANTS,
+    KERNELS,
+    VLLM_0_8,
+    constants_of,
+)
+from loadtest.perfmodel.interconnect import LINKS
+from loadtest.perfmodel.measurements import Measurement
 from loadtest.perfmodel.memory import Deployment
+from loadtest.perfmodel.ranges import SMALL_PARAMETERS
 
 UNSEEN = Path(__file__).parents[1] / "data" / "published_speeds.csv"
-SEEN = sorted((Path(__file__).parents[3] / "shared" / "data").glob("qwen*_speed_*.csv"))
-HEADER = "model,quantization,gpu,gpu_count,engine,prompt_tokens,output_tokens,output_tokens_per_s\n"
-ROW = "Qwen3-8B,awq,H20-96GB,1,SGLang 0.4.6.post1,6144,2048,119.47\n"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+TABLES = (
+    SHARED / "qwen25_speed_vllm_a100.csv",
+    SHARED / "qwen3_speed_sglang_h20.csv",
+    *(SHARED / "batched" / f"batched_{name}.csv" for name in (
+        "argonne_offline", "dennislee22_a100", "gpustack_h100_qwen3_8b", "llmservingsim_rtx4090",
+    )),
+)  # fmt: skip
+beside = pytest.mark.skipif(
+    not all(path.is_file() for path in TABLES), reason="the published tables are not beside this checkout"
+)
 
 
-def unexplained(measurement):
-    """Two published rows that no arithmetic explains: the same kernel on two cards is 2.8 times as fast."""
-    return measurement.deployment.model.name == "qwen2.5-72b-instruct-gptq-int4" and measurement.deployment.tp == 1
+def unexplained(one):
+    """Two published rows that no arithmetic explains: the same kernel on two GPUs is 2.8 times as fast."""
+    return one.deployment.model.name == "qwen2.5-72b-instruct-gptq-int4" and one.deployment.tp == 1
 
 
-def small(measurement):
-    """Models whose launches take longer than their weights: the docs say that these are predicted too slow."""
-    return measurement.deployment.model.parameters < SMALL_PARAMETERS
+def crowded(one):
+    """Mistral-7B on one and two H100 at 32 and 64 streams takes twice as long as Llama-3-8B, which has the same shape."""
+    deployment = one.deployment
+    return "Mistral" in one.family and deployment.gpu.name == "h100" and deployment.tp <= 2 and one.streams >= 32
+
+
+# Published single streams outside the fit ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def unseen():
-    """Measurements beside their errors under the constants as they stand; two FP8 rows that set a constant are left out."""
+    """Measurements beside their absolute errors; two FP8 rows that set a constant are left out."""
     rows = [
-        m
-        for m in calibration.read(UNSEEN)
-        if not (m.deployment.model.name == "qwen3-14b-fp8" and m.prompt_tokens in (1, 63_488))
+        one
+        for one in measurements.read(UNSEEN)
+        if not (one.deployment.model.name == "qwen3-14b-fp8" and one.prompt_tokens in (1, 63_488)) and not unexplained(one)
     ]
-    errors = calibration.errors(rows, {m.deployment.gpu.name: constants_of(m.deployment.gpu.name) for m in rows})
-    return [(m, abs(e)) for m, e in zip(rows, errors, strict=True) if not unexplained(m)]
+    return list(zip(rows, np.abs(calibration.errors(rows)), strict=True))
 
 
 @pytest.fixture(scope="module")
 def larger(unseen):
-    return [(m, error) for m, error in unseen if not small(m)]
+    return [(one, error) for one, error in unseen if one.deployment.model.parameters >= SMALL_PARAMETERS]
 
 
-def test_unseen_models_are_predicted_within_8_percent_in_the_median_and_20_at_worst(larger):
+def test_unseen_models_are_predicted_within_5_percent_in_the_median_and_20_at_worst(larger):
     errors = [error for _, error in larger]
     assert len(errors) == 95
-    assert np.median(errors) <= 0.08
+    assert np.median(errors) <= 0.05
     assert max(errors) <= 0.20
 
 
-@pytest.mark.parametrize("part", ["Qwen2.5-32B", "Qwen2.5-72B", "Qwen3-4B", "Qwen3-32B", "FP8", "AWQ", "Int8", "Int4"])
+@pytest.mark.parametrize("part", ["Qwen2.5-32B", "Qwen2.5-72B", "Qwen3-4B", "Qwen3-32B", "FP8", "AWQ", "Int8"])
 def test_no_model_and_no_kernel_is_off_as_a_whole(larger, part):
-    errors = [error for m, error in larger if part in m.deployment.model.title]
+    errors = [error for one, error in larger if part in one.deployment.model.title]
     assert len(errors) >= 6
-    assert np.median(errors) <= 0.08
+    assert np.median(errors) <= 0.09
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
-def test_several_cards_are_predicted_as_well_as_one(larger, tp):
-    errors = [error for m, error in larger if m.deployment.tp == tp]
+def test_several_gpus_are_predicted_as_well_as_one(larger, tp):
+    errors = [error for one, error in larger if one.deployment.tp == tp]
     assert len(errors) >= 7
-    assert np.median(errors) <= 0.11
+    assert np.median(errors) <= 0.12
 
 
-def test_the_range_that_is_told_covers_nine_of_ten_unseen(unseen, larger):
-    assert np.quantile([error for m, error in larger if m.deployment.tp == 1], 0.9) <= RANGE_CALIBRATED
-    tiny = [error for m, error in unseen if small(m)]
-    assert len(tiny) == 54
-    assert np.quantile(tiny, 0.9) <= RANGE_SMALL / (1 + RANGE_SMALL)  # they are all predicted too slow
+def test_the_range_that_is_told_covers_nine_of_ten_unseen(unseen):
+    signed = calibration.errors([one for one, _ in unseen])
+    assert np.mean([calibration.inside(one, error) for (one, _), error in zip(unseen, signed, strict=True)]) >= 0.9
 
 
-def test_every_constant_is_physical():
-    for constants in CALIBRATED.values():
-        assert 0 < constants.step_s < 5e-3
-        assert 10e-6 < constants.layer_s < 300e-6
-        for key in ("memory", "quantised", "prefill", "attention"):
-            assert 0 < getattr(constants, f"{key}_efficiency") < 1
-        assert 0 < constants.quantised_prefill_factor <= 1
+# Rows held back ------------------------------------------------------------------------------------------------------
 
 
-TRUTH = replace(CALIBRATED["a100-80gb"], memory_efficiency=0.7, quantised_efficiency=0.6, attention_efficiency=0.5)
+@pytest.fixture(scope="module")
+def rows():
+    return [one for path in TABLES for one in measurements.read(path)]
 
 
-def invented(families, constants):
-    """Measurements that a card with these constants would give, without noise."""
+@beside
+@pytest.mark.parametrize(("several", "median", "worst"), [(False, 0.08, 0.25), (True, 0.12, 0.35)])
+def test_held_back_rows_are_predicted(rows, several, median, worst):
+    chosen = [one for one in rows if one.held_back and (one.deployment.tp > 1) == several]
+    assert len(chosen) >= 120
+    assert np.median(np.abs(calibration.errors(chosen))) <= median
+    usual = [one for one in chosen if not crowded(one)]
+    assert len(chosen) - len(usual) == 10
+    assert np.max(np.abs(calibration.errors(usual))) <= worst
+
+
+@beside
+def test_nine_of_ten_held_back_rows_are_inside_their_range(rows):
+    held = [one for one in rows if one.held_back]
+    inside = [calibration.inside(one, error) for one, error in zip(held, calibration.errors(held), strict=True)]
+    assert np.mean(inside) >= 0.9
+    several = [ok for one, ok in zip(held, inside, strict=True) if one.deployment.tp > 1]
+    assert np.mean(several) >= 0.9
+
+
+@beside
+def test_single_streams_are_fitted_as_well_as_ever(rows):
+    lone = [one for one in rows if one.way == "lone"]
+    assert len(lone) == 60
+    assert np.median(np.abs(calibration.errors(lone))) <= 0.014
+
+
+@beside
+def test_no_constant_can_be_moved_by_15_percent_for_a_better_fit(rows):
+    open_rows = [one for one in rows if not one.held_back]
+    parameters = calibration.free_parameters(open_rows)
+    owners = GENERATIONS | GPU_CONSTANTS | {"kernels": KERNELS, "link": LINKS["pcie-host"]}
+    standing = np.log([1.0 if one.owner == "host" else getattr(owners[one.owner], one.key) for one in parameters])
+    hosts = np.array([one.owner == "host" for one in parameters])
+
+    def at(host_logs):
+        return calibration.misfit(
+            open_rows, parameters, np.where(hosts, np.concatenate([np.zeros(sum(~hosts)), host_logs]), standing)
+        )
+
+    best = np.where(
+        hosts, np.concatenate([np.zeros(sum(~hosts)), least_squares(at, np.zeros(sum(hosts)), xtol=1e-3).x]), standing
+    )
+    loss = np.sum(calibration.misfit(open_rows, parameters, best) ** 2)
+    for number, one in enumerate(parameters):
+        for sign in (-1, 1):
+            moved = best.copy()
+            moved[number] += sign * np.log(1.15)
+            if one.free.low <= np.exp(moved[number]) <= one.free.high:
+                assert np.sum(calibration.misfit(open_rows, parameters, moved) ** 2) > loss - 1.0, one
+
+
+# The fit itself ------------------------------------------------------------------------------------------------------
+
+TRUTH = replace(
+    constants_of("a100-80gb", "vllm", "0.10.1"),
+    engine=replace(GENERATIONS[VLLM_0_8], step_s=2.5e-3, stream_s=30e-6),
+    gpu=replace(GPU_CONSTANTS["a100-80gb"], bytes_per_cycle=10.0, attention_efficiency=0.5),
+)
+
+
+def invented(families, constants, streams=(1, 4, 16, 64)):
+    """Measurements that a machine with these constants would give, without noise."""
     rows = []
     for name in (f"{family}{suffix}" for family in families for suffix in ("", "-awq")):
-        deployment = Deployment(models.model(name), gpus.gpu("a100-80gb"), 1, "vllm")
-        for prompt in (1, 6144, 30_720, 129_024):
-            blank = calibration.Measurement(deployment, name.removesuffix("-awq"), "vLLM", prompt, 2048, 1.0)
-            rows.append(replace(blank, output_tokens_per_s=calibration.speed(blank, constants)))
+        deployment = Deployment(models.model(name), gpus.gpu("a100-80gb"), 1, "vllm", engine_version="0.10.1")
+        for n, prompt in [(n, 1000) for n in streams] + [(1, 6144), (1, 30_720), (1, 120_000)]:
+            way = "closed-loop" if n > 1 else "lone"
+            blank = Measurement(deployment, name.removesuffix("-awq"), "made up", way, n, prompt, 2048, 1.0)
+            rows.append(replace(blank, measured_s=calibration.seconds(blank, constants)))
     return rows
 
 
-def test_a_card_that_obeys_the_model_is_recovered_and_predicted():
-    rows = invented(["qwen2.5-7b-instruct", "qwen2.5-14b-instruct"], TRUTH)
-    found = calibration.calibrate(rows)
-    assert np.max(np.abs(calibration.errors(rows, found))) < 0.01
+def test_a_machine_that_obeys_the_model_is_recovered_and_predicted():
+    found = calibration.calibrate(invented(["qwen2.5-7b-instruct", "qwen2.5-14b-instruct"], TRUTH))
     bigger = invented(["qwen2.5-32b-instruct"], TRUTH)
     assert np.max(np.abs(calibration.errors(bigger, found))) < 0.05
-    assert found["a100-80gb"].memory_efficiency == pytest.approx(0.7, rel=0.1)
+    assert found.gpus["a100-80gb"].bytes_per_cycle == pytest.approx(10.0, rel=0.15)
+    assert found.engines[VLLM_0_8].stream_s == pytest.approx(30e-6, rel=0.3)
 
 
-def test_a_model_is_left_out_only_where_another_shares_its_card():
-    rows = invented(["qwen2.5-7b-instruct", "qwen2.5-14b-instruct"], TRUTH)
-    h20 = Deployment(models.model("qwen3-8b"), gpus.gpu("h20"), 1, "sglang")
-    alone = calibration.Measurement(h20, "qwen3-8b", "SGLang", 1, 2048, 81.0)
-    found = calibration.leave_one_out([*rows, alone])
+def test_what_is_left_out_is_predicted_without_having_been_seen():
+    rows = invented(["qwen2.5-7b-instruct", "qwen2.5-14b-instruct"], TRUTH, streams=(1, 16))
+    found = calibration.leave_one_out(rows, lambda one: one.family)
     assert set(found) == {"qwen2.5-7b-instruct", "qwen2.5-14b-instruct"}
-    assert max(np.max(np.abs(errors)) for errors in found.values()) < 0.1
+    assert all(one.family == name for name, (unseen, _) in found.items() for one in unseen)
+    assert max(np.max(np.abs(errors)) for _, errors in found.values()) < 0.12
 
 
-beside = pytest.mark.skipif(len(SEEN) != 2, reason="the two published tables are not beside this checkout")
-
-
-@beside
-def test_the_constants_are_what_the_fit_finds():
-    found = calibration.calibrate([m for path in SEEN for m in calibration.read(path)])
-    assert set(found) == set(CALIBRATED)
-    for card, constants in CALIBRATED.items():
-        assert found[card].source == constants.source
-        for key in (*calibration.SHARED, *calibration.PER_CARD):
-            assert getattr(found[card], key) == pytest.approx(getattr(constants, key), rel=0.02)
-
-
-@beside
-def test_models_left_out_are_predicted_within_8_percent_in_the_median_and_20_at_worst(capsys):
-    assert calibration.main([str(path) for path in SEEN]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[-5:-1]] == [
-        f"without {name}" for name in ("Qwen2.5-7B-Instruct", "Qwen2.5-14B-Instruct", "Qwen3-8B", "Qwen3-14B")
-    ]
-    median, worst = (float(lines[-1].split(f"{word} ")[1].split(" ")[0]) for word in ("median", "worst"))
-    assert median <= 8
-    assert worst <= 20
+def test_every_constant_is_physical():
+    for engine in GENERATIONS.values():
+        assert 0 < engine.step_s < 5e-3
+        assert 5e-6 < engine.layer_s < 100e-6
+        assert 0 < engine.stream_s < 100e-6
+    for gpu in GPU_CONSTANTS.values():
+        for key in ("kv", "prefill", "attention"):
+            assert 0 < getattr(gpu, f"{key}_efficiency") < 1
+        assert 5 < gpu.bytes_per_cycle < 64  # a multiprocessor's port to the L2 cache is 64 bytes wide
+    assert 0.8 < KERNELS.memory_efficiency < 1
+    for key in ("4bit", "8bit", "fp8"):
+        assert 0 < getattr(KERNELS, f"products_{key}") <= 1
 
 
 def test_residuals_are_printed_without_fitting(capsys):
     assert calibration.main(["--check", str(UNSEEN)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 154
-    assert lines[0].startswith("Qwen2.5-32B-Instruct on 1 x NVIDIA A100 80GB SXM, 1 tokens: measured 22.13, predicted ")
-    assert lines[-1].startswith("all of these: median ")
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("", "expected rows with the columns model"),
-        ("model,gpu\nQwen3-8B,H20\n", "expected rows with the columns model"),
-        (HEADER + ROW.replace("6144", "many"), r":2: invalid literal"),
-        (HEADER + ROW + ROW.replace("awq", "int3"), r":3: model 'Qwen3-8B-int3' is not known"),
-        (HEADER + ROW.replace("H20-96GB", "B200"), r":2: GPU 'b200' is not known"),
-        (HEADER + ROW.replace("119.47", "0"), r":2: expected positive tokens and speed"),
-    ],
-)
-def test_a_wrong_table_names_file_line_and_value(tmp_path, text, complaint):
-    path = tmp_path / "speeds.csv"
-    path.write_text(text)
-    with pytest.raises(UsageError, match=complaint):
-        calibration.read(path)
+    measured = [line for line in lines if ": measured " in line]
+    assert len(measured) == 153
+    assert measured[0].startswith("Qwen2.5-32B-Instruct on 1 x NVIDIA A100 80GB SXM, vllm 0.6")
+    assert "predicted" in measured[0]
+    assert lines[-1].startswith("fitted or not published apart: all: median ")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--check"], ["none.csv"]])

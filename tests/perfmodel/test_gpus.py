@@ -1,4 +1,4 @@
-"""GPU rows against the data sheets, and cards from TOML files."""
+"""GPU rows against the data sheets, and GPUs from TOML files."""
 
 import pytest
 
@@ -11,15 +11,35 @@ SHEETS = {  # GB, GB/s, dense BF16 TFLOP/s
     "rtx-6000-ada": (48, 960, 364),
     "rtx-4090": (24, 1008, 165),
     "a10": (24, 600, 125),
+    "l4": (24, 300, 121),
+    "rtx-5090": (32, 1792, 209.5),
+    "rtx-pro-6000": (96, 1792, 503.8),
+    "a100-40gb": (40, 1555, 312),
     "a100-80gb": (80, 2039, 312),
+    "a100-80gb-pcie": (80, 1935, 312),
     "h20": (96, 4000, 148),
     "h100": (80, 3350, 989),
+    "h100-pcie": (80, 2000, 756),
+    "gh200": (96, 4000, 989),
     "h200": (141, 4800, 989),
+    "b200": (180, 7700, 2250),
+    "mi300x": (192, 5300, 1307),
+}
+# Multiply-adds of the tensor cores of one multiprocessor in a cycle: what a rate, a count and a clock must agree in.
+PER_CYCLE = {
+    "a100-80gb": 1024,
+    "h100": 2048,
+    "l20": 256,
+    "rtx-4090": 256,
+    "rtx-5090": 256,
+    "a10": 512,
+    "l4": 512,
+    "l40s": 512,
 }
 CARD = "memory_bytes = 16e9\nbandwidth_bytes_per_s = 320e9\nbf16_flop_per_s = 65e12\n"
 
 
-def test_every_card_is_known_and_no_other():
+def test_every_gpu_is_known_and_no_other():
     assert set(gpus.GPUS) == set(SHEETS)
 
 
@@ -27,7 +47,13 @@ def test_every_card_is_known_and_no_other():
 def test_a_row_says_what_the_data_sheet_says(name):
     card = gpus.gpu(name)
     assert (card.memory_bytes / 1e9, card.bandwidth_bytes_per_s / 1e9, card.bf16_flop_per_s / 1e12) == SHEETS[name]
-    assert "NVIDIA" in card.source
+    assert "data sheet" in card.source or "white paper" in card.source
+
+
+@pytest.mark.parametrize("name", PER_CYCLE)
+def test_rate_multiprocessors_and_clock_agree(name):
+    row = gpus.gpu(name)
+    assert row.bf16_flop_per_s == pytest.approx(2 * PER_CYCLE[name] * row.cycles_per_s, rel=0.03)
 
 
 @pytest.mark.parametrize(("name", "rate"), [("l20", 32e9), ("a100-80gb", 300e9), ("h100", 450e9)])
@@ -41,11 +67,11 @@ def test_a_name_may_be_written_as_people_do(name):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"b200.*l20, l40s, a10"):
-        gpus.gpu("b200")
+    with pytest.raises(UsageError, match=r"b300.*l20, l4, l40s, a10"):
+        gpus.gpu("b300")
 
 
-def test_a_card_comes_from_a_toml_file(tmp_path):
+def test_a_gpu_comes_from_a_toml_file(tmp_path):
     file = tmp_path / "t4.toml"
     file.write_text(CARD + 'interconnect = "nvlink"\ninterconnect_bytes_per_s = 50000000000\nmultiprocessors = 40\n')
     card = gpus.gpu(str(file))
@@ -68,7 +94,7 @@ def test_what_a_toml_file_leaves_out_is_pcie_without_fp8(tmp_path):
         (CARD.replace("16e9", '"16 GB"'), "memory_bytes must be a number"),
         (CARD.replace("16e9", "-1"), "memory_bytes must be a positive number"),
         (CARD.replace("16e9", "nan"), "memory_bytes must be a positive number"),
-        (CARD + 'interconnect = "string"\n', "'pcie' or 'nvlink'"),
+        (CARD + 'interconnect = "string"\n', "'nvlink', 'pcie' or 'pcie-host'"),
         ("not toml", "is not TOML"),
     ],
 )

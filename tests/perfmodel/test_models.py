@@ -1,13 +1,14 @@
 """Model rows against published counts, and models from config.json."""
 
 import json
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.errors import UsageError
-from loadtest.perfmodel import models
+from loadtest.perfmodel import config_file, models
 
 PARAMETERS = {  # safetensors totals on each model's hub page
     "qwen2.5-0.5b-instruct": 494_032_768,
@@ -22,6 +23,32 @@ PARAMETERS = {  # safetensors totals on each model's hub page
     "qwen3-14b": 14_768_307_200,
     "qwen3-32b": 32_762_123_264,
     "qwq-32b": 32_763_876_352,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "deepseek-v3": 671_026_419_200,
+    "deepseek-r1": 671_026_419_200,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+    "llama-2-7b-hf": 6_738_415_616,
+    "llama-2-70b-hf": 68_976_648_192,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.3-70b-instruct": 70_553_706_496,
+    "deepseek-r1-distill-qwen-1.5b": 1_777_088_000,
+    "deepseek-r1-distill-qwen-32b": 32_763_876_352,
+    "deepseek-r1-distill-llama-70b": 70_553_706_496,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "mistral-small-24b-instruct-2501": 23_572_403_200,
+    "magistral-small-2506": 23_572_403_200,
+}
+ABOUT = {  # what the makers say, in billions: all parameters, those of one token
+    "qwen3-30b-a3b": (30.5, 3.3),
+    "qwen3-235b-a22b": (235, 22),
+    "deepseek-v3": (671, 37),
+    "gpt-oss-20b": (20.9, 3.6),
+    "gpt-oss-120b": (117, 5.1),
+    "glm-4.5": (355, 32),
+    "glm-4.5-air": (106, 12),
+    "glm-4-32b-0414": (32, 32),
 }
 CONFIG = {  # Qwen2.5-7B-Instruct, as published
     "architectures": ["Qwen2ForCausalLM"],
@@ -35,7 +62,7 @@ CONFIG = {  # Qwen2.5-7B-Instruct, as published
     "tie_word_embeddings": False,
     "vocab_size": 152064,
 }
-names = st.sampled_from(sorted(models.MODELS))
+SIXTEEN_BIT = sorted(name for name, row in models.MODELS.items() if row.quantisation == "bf16")
 
 
 def folder(tmp_path, name="Qwen2.5-7B-Instruct", **changes):
@@ -49,6 +76,46 @@ def folder(tmp_path, name="Qwen2.5-7B-Instruct", **changes):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_shape_gives_the_published_number_of_parameters(name):
     assert models.model(name).parameters == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", ABOUT)
+def test_a_mixture_has_as_many_parameters_as_its_makers_say(name):
+    row, (total, of_a_token) = models.model(name), ABOUT[name]
+    assert row.parameters / 1e9 == pytest.approx(total, rel=0.03)
+    used = row.active_parameters + 2 * row.embedding_parameters  # makers count both tables, one, or none
+    assert row.active_parameters / 1e9 * 0.97 < of_a_token < used / 1e9 * 1.02
+
+
+@pytest.mark.parametrize(("name", "gib"), [("gpt-oss-120b", 60.8), ("gpt-oss-20b", 12.8)])
+def test_gpt_oss_is_as_large_as_its_checkpoint(name, gib):
+    """gpt-oss's model card: checkpoints of 60.8 and 12.8 GiB."""
+    assert models.model(name).weight_bytes / 2**30 == pytest.approx(gib, abs=0.1)
+
+
+def test_a_latent_kv_cache_is_small():
+    """DeepSeek-V3's report: 70 KB a token, where 128 heads of 192 + 128 would take 5 MB."""
+    assert models.model("deepseek-v3").kv_bytes_per_token == 61 * (512 + 64) * 2 == 70_272
+
+
+def test_layers_with_a_window_keep_a_fixed_cache():
+    row = models.model("gpt-oss-120b")
+    assert row.kv_bytes_per_token == 18 * 2 * 8 * 64 * 2
+    assert row.window_bytes == 18 * 128 * 2 * 8 * 64 * 2
+
+
+@given(st.sampled_from(["qwen3-30b-a3b", "deepseek-v3", "gpt-oss-20b"]), st.integers(1, 5000))
+def test_a_batch_touches_between_its_own_and_all_experts(name, tokens):
+    row = models.model(name)
+    touched = row.distinct_experts(tokens)
+    assert row.experts_per_token <= touched * (1 + 1e-9)
+    assert touched <= min(row.experts, tokens * row.experts_per_token) * (1 + 1e-9)
+    assert touched <= row.distinct_experts(tokens + 1)
+
+
+def test_distinct_experts_are_those_of_a_simulated_router():
+    row, random = models.model("qwen3-30b-a3b"), Random(0)
+    draws = [len({e for _ in range(16) for e in random.sample(range(128), 8)}) for _ in range(300)]
+    assert row.distinct_experts(16) == pytest.approx(sum(draws) / 300, rel=0.02)
 
 
 def test_qwq_32b_is_as_the_facts_say():
@@ -73,7 +140,7 @@ def test_a_step_reads_a_tied_table_and_looks_up_an_untied_one():
     assert untied.weight_bytes - untied.weight_bytes_read_per_token == 2 * 152064 * 3584
 
 
-@given(names, st.sampled_from(["-fp8", "-awq", "-gptq-int4", "-gptq-int8"]))
+@given(st.sampled_from(SIXTEEN_BIT), st.sampled_from(["-fp8", "-awq", "-gptq-int4", "-gptq-int8"]))
 def test_quantising_shrinks_the_weights_and_leaves_the_kv_cache(name, suffix):
     full, small = models.model(name), models.model(name + suffix)
     assert full.weight_bytes / 4 < small.weight_bytes < full.weight_bytes
@@ -136,12 +203,12 @@ def test_the_quantisation_of_a_config_is_read(tmp_path, config, expected):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        (
-            {"num_experts": 128, "model_type": "qwen3_moe"},
-            "num_experts is 128: a mixture-of-experts model, which is not modelled",
-        ),
-        ({"n_routed_experts": 256}, "not modelled"),
-        ({"kv_lora_rank": 512}, "kv_lora_rank is 512: not modelled"),
+        ({"linear_num_value_heads": 32}, "linear_num_value_heads is 32: not modelled"),
+        ({"index_topk": 2048}, "index_topk is 2048: not modelled"),
+        ({"layer_types": ["linear_attention"]}, "linear_attention, which is not modelled"),
+        ({"num_experts": 64, "num_experts_per_tok": 4, "decoder_sparse_step": 2}, "decoder_sparse_step is 2: not modelled"),
+        ({"num_experts": 64}, "num_experts_per_tok must be a positive whole number, got None"),
+        ({"num_experts": 4, "num_experts_per_tok": 8}, "8 of 4 experts"),
         ({"quantization_config": {"quant_method": "bitsandbytes", "bits": 4}}, "bitsandbytes at 4 bit is not modelled"),
         ({"quantization_config": {"quant_method": "awq", "bits": 8}}, "awq at 8 bit is not modelled"),
         ({"hidden_size": None}, "hidden_size must be a positive whole number, got None"),
@@ -173,3 +240,67 @@ def test_a_vision_models_language_half_is_read(tmp_path):
     inner = json.loads((tmp_path / "Qwen2.5-7B-Instruct" / "config.json").read_text())
     (outer / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "text_config": inner}))
     assert models.model(str(outer)).parameters == models.model(path).parameters
+
+
+MIXTURES = {  # the keys of each family's config.json that its row stands for
+    "Qwen3-30B-A3B": {
+        "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 32,
+        "head_dim": 128,
+        "num_hidden_layers": 48, "num_key_value_heads": 4, "vocab_size": 151936, "num_experts": 128,
+        "num_experts_per_tok": 8, "moe_intermediate_size": 768, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "max_position_embeddings": 40960,
+    },
+    "DeepSeek-R1": {
+        "model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432, "num_attention_heads": 128,
+        "num_hidden_layers": 61, "num_key_value_heads": 128, "vocab_size": 129280, "n_routed_experts": 256,
+        "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 2048, "first_k_dense_replace": 3,
+        "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128,
+        "attention_bias": False, "max_position_embeddings": 163840, "quantization_config": {"quant_method": "fp8",
+        "weight_block_size": [128, 128]}, "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings":
+        4096},
+    },
+    "gpt-oss-120b": {
+        "model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880, "num_attention_heads": 64, "head_dim": 64,
+        "num_hidden_layers": 36, "num_key_value_heads": 8, "vocab_size": 201088, "num_local_experts": 128,
+        "experts_per_token": 4, "attention_bias": True, "sliding_window": 128, "max_position_embeddings": 131072,
+        "layer_types": ["sliding_attention", "full_attention"] * 18, "quantization_config": {"quant_method": "mxfp4"},
+        "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096},
+    },
+    "GLM-4.5-Air": {
+        "model_type": "glm4_moe", "hidden_size": 4096, "intermediate_size": 10944, "num_attention_heads": 96,
+        "head_dim": 128,
+        "num_hidden_layers": 46, "num_key_value_heads": 8, "vocab_size": 151552, "n_routed_experts": 128,
+        "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 1408, "first_k_dense_replace": 1,
+        "attention_bias": True, "use_qk_norm": False, "max_position_embeddings": 131072,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixtures_config_gives_the_same_model_as_its_row(tmp_path, name):
+    directory = tmp_path / name
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"tie_word_embeddings": False} | MIXTURES[name]))
+    read, row = config_file.from_config(directory), models.model(name)
+    for key in ("parameters", "weight_bytes", "active_parameters", "kv_bytes_per_token", "window_bytes", "quantisation"):
+        assert getattr(read, key) == getattr(row, key), key
+    assert read.context_tokens in (row.context_tokens, 40_960)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, ("nvfp4", 4.5)),
+        ({"quant_method": "mxfp4"}, ("mxfp4", 4.25)),
+        ({"quant_method": "compressed-tensors",
+          "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}}}, ("fp8", 8)),
+        ({"quant_method": "compressed-tensors",
+          "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int", "group_size": 32}}}},
+         ("int4-gptq", 4 + 20 / 32)),
+        ({"quant_method": "compressed-tensors",
+          "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}}}}, ("nvfp4", 4.5)),
+    ],
+)  # fmt: skip
+def test_a_quantised_checkpoint_is_known_by_what_it_says(tmp_path, config, expected):
+    read = models.model(folder(tmp_path, quantization_config=config))
+    assert (read.quantisation, read.bits_per_weight) == expected

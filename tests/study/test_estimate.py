@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.perfmodel import gpus, memory, models, step_time
+from loadtest.perfmodel import gpus, memory, models, prediction
 from loadtest.study import estimate
 from loadtest.study.schema import Cell, Study
 from loadtest.workload.contract import Contract
@@ -24,7 +24,7 @@ def test_by_hand():
     made = memory.Deployment(models.model("qwq-32b-awq"), gpus.gpu("l20"), 1, "vllm", 0.9)
     found = estimate.of_cell(STUDY, CELL, WORKLOAD, Contract())
     for level, requests in ((1, 6 + 1), (4, 12 + 4)):  # measured and warm-up
-        rate = step_time.predict(made, prompt_tokens=112, output_tokens=1000, concurrency=level).output_tokens_per_s.value
+        rate = prediction.predict(made, prompt_tokens=112, output_tokens=1000, concurrency=level).output_tokens_per_s.value
         assert found.pass_s[level] == pytest.approx(requests * 1000 / rate + 3)
     assert found.start_s == pytest.approx(60 + models.model("qwq-32b-awq").weight_bytes / 1e9)
     assert found.all_s(2) == pytest.approx(2 * (found.start_s + found.pass_s[1] + found.pass_s[4]))

@@ -1,0 +1,110 @@
+"""`calibrate`: how this machine differs from the performance model, by runs measured on it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from loadtest.commands.finish import Say, as_json, read_metrics
+from loadtest.errors import UsageError
+from loadtest.records import write
+
+if TYPE_CHECKING:
+    from loadtest.metrics.level_schema import LevelFigures
+    from loadtest.metrics.schema import CellFigures
+    from loadtest.perfmodel.constants import Machine
+    from loadtest.perfmodel.machine_fit import MeasuredLevel
+    from loadtest.perfmodel.memory import Deployment
+
+_LEVELS = (1, 2, 4, 8, 16, 32, 64)  # predicted where they were not measured
+_DEFAULT_OUT = Path("machine.toml")
+
+
+def calibrate(arguments: argparse.Namespace, say: Say) -> str:
+    """Fit the machine to runs, write its file, and say what it predicts that was not measured."""
+    from loadtest.perfmodel import machine_fit
+
+    levels = [level for run in arguments.runs for level in _measured(run, arguments.interconnect)]
+    names = {level.deployment.gpu.name for level in levels}
+    if len(names) > 1:
+        raise UsageError(f"runs: expected runs on one kind of GPU, got {', '.join(sorted(names))}; calibrate each apart")
+    source = f"{len(levels)} levels of {', '.join(run.name for run in arguments.runs)}"
+    machine = machine_fit.fit(levels, source)
+    out = arguments.out or _DEFAULT_OUT
+    write.write_new(out, machine_fit.as_toml(machine).encode())
+    if arguments.json:
+        return as_json(msgspec.to_builtins(machine))
+    return "\n".join([*_factors(machine), *_residuals(levels, machine), *_predictions(levels, machine), f"wrote {out}"])
+
+
+def _measured(run: Path, interconnect: str | None) -> Iterator[MeasuredLevel]:
+    """The levels of a run that have a time per token, on a GPU and of a model that are known."""
+    metrics = read_metrics(run / "metrics.json")
+    for cell in metrics.cells:
+        deployment = _deployment(cell, interconnect)
+        for level in cell.levels if deployment is not None else ():
+            one = _level(deployment, level) if deployment is not None else None
+            if one is not None:
+                yield one
+
+
+def _deployment(cell: CellFigures, interconnect: str | None) -> Deployment | None:
+    from loadtest.perfmodel import gpus, memory
+    from loadtest.servers import preflight
+
+    model = preflight.shape(cell.model) if cell.model else None
+    if model is None or cell.gpu is None:
+        return None
+    version = "" if cell.simulated else (cell.engine_version or "")
+    return memory.Deployment(
+        model, gpus.gpu(cell.gpu), cell.tp or 1, cell.engine, engine_version=version, interconnect=interconnect
+    )
+
+
+def _level(deployment: Deployment, level: LevelFigures) -> MeasuredLevel | None:
+    from loadtest.perfmodel.machine_fit import MeasuredLevel
+
+    tpot, context = level.tpot_s.mean, level.context_tokens.value
+    told = [one.mean for one in (level.reasoning_tokens, level.answer_tokens)]
+    if tpot is None or context is None or None in told:
+        return None
+    output = round(sum(one for one in told if one is not None))
+    if output < 2:
+        return None
+    return MeasuredLevel(deployment, level.concurrency, max(1, round(context) - output), output, tpot)
+
+
+def _factors(machine: Machine) -> list[str]:
+    from loadtest.perfmodel.constants import FACTORS
+
+    told = ", ".join(f"{key} x{getattr(machine, key):.2f}" for key in FACTORS)
+    return [f"this machine against the model: {told}", f"range of its predictions: x{1 + (machine.range or 0):.2f}"]
+
+
+def _residuals(levels: Sequence[MeasuredLevel], machine: Machine) -> list[str]:
+    from loadtest.perfmodel import machine_fit
+
+    return [
+        f"  {one.title}: measured {one.tpot_s * 1e3:.2f} ms per token, {machine_fit.residual(one, machine):+.1%} predicted"
+        for one in levels
+    ]
+
+
+def _predictions(levels: Sequence[MeasuredLevel], machine: Machine) -> list[str]:
+    """The levels of each deployment that were not measured and whose KV cache fits."""
+    from loadtest.perfmodel import machine_fit, memory
+
+    lines = []
+    for deployment in dict.fromkeys(one.deployment for one in levels):
+        own = [one for one in levels if one.deployment == deployment]
+        room = memory.fit(deployment, context_tokens=own[-1].prompt_tokens + own[-1].output_tokens).max_streams
+        for concurrency in _LEVELS:
+            if concurrency <= room and concurrency not in {one.concurrency for one in own}:
+                other = replace(own[-1], concurrency=concurrency)
+                lines.append(f"  {other.title}: predicted {machine_fit.tpot_s(other, machine) * 1e3:.2f} ms per token")
+    return ["not measured:", *lines] if lines else []
