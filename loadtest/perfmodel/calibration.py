@@ -215,17 +215,17 @@ def _fitted(parameters: Sequence[Parameter], values: Array) -> Fitted:
     for parameter, value in zip(parameters, values, strict=True):
         changes.setdefault(parameter.owner, {})[parameter.key] = float(value)
     engines = {name: replace(row, **changes.get(name, {})) for name, row in GENERATIONS.items()}
-    cards = {name: replace(row, **changes.get(name, {})) for name, row in GPU_CONSTANTS.items()}
-    for name in (name for name in cards if len(changes.get(name, {})) == 1):  # a GPU without prompts
-        like = cards[_stand_in(name, changes)]
-        cards[name] = replace(like, kv_efficiency=cards[name].kv_efficiency, source=cards[name].source)
+    gpus = {name: replace(row, **changes.get(name, {})) for name, row in GPU_CONSTANTS.items()}
+    for name in (name for name in gpus if len(changes.get(name, {})) == 1):  # a GPU without prompts
+        like = gpus[_stand_in(name, changes)]
+        gpus[name] = replace(like, kv_efficiency=gpus[name].kv_efficiency, source=gpus[name].source)
     for name, other in _REST_FROM.items():
         source = engines[other if other in changes else _stand_in(other, changes)]
         rest = {key: getattr(source, key) for key in _FREE_OF[VLLM_0_5] if key not in _ALONE}
         engines[name] = replace(engines[name], **rest)
     return Fitted(
         {name: row if name in changes else engines[_stand_in(name, changes)] for name, row in engines.items()},
-        {name: row if name in changes else cards[_stand_in(name, changes)] for name, row in cards.items()},
+        {name: row if name in changes else gpus[_stand_in(name, changes)] for name, row in gpus.items()},
         replace(KERNELS, **changes.get("kernels", {})),
         replace(LINKS["pcie-host"], **changes.get("link", {})),
         changes.get("host", {}),

@@ -110,7 +110,7 @@ def _single(row: Mapping[str, str], where: str) -> Measurement:
 
 def _deployment(model: str, gpu: str, tp: str, engine: str, version: str, told: str = "") -> Deployment:
     name = model.rpartition("/")[2]
-    known = next((card for text, card in _GPUS if gpu.lower().startswith(text)), gpu)
+    known = next((name for text, name in _GPUS if gpu.lower().startswith(text)), gpu)
     interconnect = "pcie-host" if "no GPU P2P" in told else None
     engine = engine.lower() if engine.lower() in ("vllm", "sglang") else "other"
     shape = models.model(_MODELS.get(name.lower(), name))

@@ -36,7 +36,7 @@ def test_a_dry_run_shows_the_command_of_each_runtime(plan, model, tp):
 def test_a_dry_run_shows_fit_refusal_times_and_every_pass(plan):
     assert "12 cells, levels [1, 2, 3, 4, 5, 6, 8], 3 repeat(s); nothing is started" in plan
     assert "QwQ-32B on 1 x NVIDIA L20: does not fit" in plan
-    assert "needs 66.3 GB a card for weights and activations, and 43.2 GB of 48 GB may be used" in plan
+    assert "needs 66.3 GB a GPU for weights and activations, and 43.2 GB of 48 GB may be used" in plan
     assert "87,970 / 32,768 tokens = 2 at once (8 asked for)" in plan
     assert "above 2 such requests at once it preempts" in plan
     assert plan.count(" -m locust --locustfile ") == 12 * 7
