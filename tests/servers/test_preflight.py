@@ -50,6 +50,16 @@ def test_a_tool_that_fails_or_is_not_there_counts_none(tmp_path):
     assert preflight.gpu_count() == 0
 
 
+def test_the_topology_is_what_the_vendors_tool_says(tmp_path):
+    assert preflight.topology() is None
+    matrix = r"printf '\tGPU0\tGPU1\nGPU0\t X \tPHB\nGPU1\tPHB\t X \n'"
+    access = r"printf ' \tGPU0\tGPU1\n GPU0\tX\tOK\n GPU1\tOK\tX\n'"
+    program(tmp_path, "nvidia-smi", f'if [ "$2" = "-m" ]; then {matrix}; else {access}; fi')
+    assert preflight.topology() == "pcie-p2p"
+    program(tmp_path, "nvidia-smi", f'if [ "$2" = "-m" ]; then {matrix}; else exit 9; fi')
+    assert preflight.topology() == "pcie-host"
+
+
 def fake_nvml(count):
     module = types.ModuleType("pynvml")
     module.NVMLError = type("NVMLError", (Exception,), {})

@@ -1,0 +1,101 @@
+"""`predict` and `calibrate` from the command line: a machine's topology, and its own runs, change what is predicted."""
+
+import json
+
+import pytest
+
+from loadtest import cli
+from loadtest.perfmodel import machine_fit
+from loadtest.servers import preflight
+from loadtest.study import parse
+
+PAIR = ("--model", "qwq-32b", "--gpu", "l20", "--tp", "2", "--prompt-tokens", "500", "--output-tokens", "2000")
+HIDDEN = 'overhead = 1.6\nweights = 1.15\nkv = 1.3\nsource = "hidden"\n'
+STUDY = """
+name = "hidden"
+workload = "math:n=8"
+levels = [1, 4, 16]
+[[cells]]
+engine = "vllm-sim"
+model = ["qwq-32b-awq"]
+gpu = "l20"
+"""
+
+
+def predicted(capsys, *options):
+    assert cli.main(["predict", *PAIR, "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_interconnect_decides_how_fast_a_pair_is_and_how_sure(capsys):
+    unknown = predicted(capsys)["tpot_s"]
+    peer, host = (predicted(capsys, "--interconnect", name)["tpot_s"] for name in ("pcie-p2p", "pcie-host"))
+    assert peer["value"] < unknown["value"] < host["value"]
+    assert host["high"] / host["value"] < unknown["high"] / unknown["value"]
+
+
+def test_the_interconnect_is_read_here(capsys, monkeypatch):
+    monkeypatch.setattr(preflight, "topology", lambda: "pcie-host")
+    assert predicted(capsys, "--interconnect", "here") == predicted(capsys, "--interconnect", "pcie-host")
+    monkeypatch.setattr(preflight, "topology", lambda: None)
+    assert cli.main(["predict", *PAIR, "--interconnect", "here"]) == 2
+    assert "--interconnect here: expected nvidia-smi and two GPUs or more" in capsys.readouterr().err
+
+
+def test_an_older_engine_takes_longer(capsys):
+    old, new = (
+        predicted(capsys, "--engine", "vllm", *version)["tpot_s"]["value"] for version in (("--engine-version", "0.5"), ())
+    )
+    assert old > new
+    assert cli.main(["predict", *PAIR, "--engine", "vllm", "--engine-version", "latest"]) == 2
+    assert "engine version 'latest': expected numbers as in 0.19.0" in capsys.readouterr().err
+
+
+def test_hidden_constants_of_a_simulated_machine_are_found_by_its_runs(tmp_path, capsys):
+    hidden, study = tmp_path / "hidden.toml", tmp_path / "study.toml"
+    hidden.write_text(HIDDEN)
+    study.write_text(STUDY + f'calibration = "{hidden}"\n')
+    assert cli.main(["predict", "--study", str(study), "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert cli.main(["calibrate", str(tmp_path / "run"), "--out", str(tmp_path / "machine.toml")]) == 0
+    said = capsys.readouterr().out
+    assert said.count(": measured ") == 3
+    assert "not measured:" in said
+    assert "QwQ-32B-AWQ on 1 x NVIDIA L20, 8 streams: predicted" in said
+    found, true = machine_fit.read(tmp_path / "machine.toml"), machine_fit.read(hidden)
+    cell = parse.load(study).cells[0]
+    assert cell.calibration == str(hidden)
+    for streams in (2, 8, 24):
+        level = machine_fit.MeasuredLevel(deployment(), streams, 60, 2000, 1.0)
+        assert machine_fit.tpot_s(level, found) == pytest.approx(machine_fit.tpot_s(level, true), rel=0.05)
+    assert cli.main(["calibrate", str(tmp_path / "run"), "--out", str(tmp_path / "machine.toml")]) == 2
+    assert "expected a new file, got one that exists" in capsys.readouterr().err
+
+
+def deployment():
+    from loadtest.perfmodel import gpus, models
+    from loadtest.perfmodel.memory import Deployment
+
+    return Deployment(models.model("qwq-32b-awq"), gpus.gpu("l20"), 1, "vllm")
+
+
+def test_a_machines_own_file_is_what_predict_goes_by(tmp_path, capsys):
+    path = tmp_path / "machine.toml"
+    path.write_text(HIDDEN + "range = 0.1\n")
+    own, usual = predicted(capsys, "--calibration", str(path))["tpot_s"], predicted(capsys)["tpot_s"]
+    assert own["value"] > usual["value"]
+    assert own["high"] / own["value"] == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ('interconnect = "infiniband"', "interconnect 'infiniband' is not known: expected one of nvlink"),
+        ('calibration = "none.toml"', "none.toml: cannot be read"),
+    ],
+)
+def test_a_wrong_key_of_a_cell_is_one_line(tmp_path, capsys, key, message):
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY + key + "\n")
+    assert cli.main(["predict", "--study", str(study), "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
