@@ -9,6 +9,7 @@ import msgspec
 
 from loadtest.commands.finish import as_json, carry_out, new_folder
 from loadtest.errors import UsageError
+from loadtest.perfmodel import memory
 from loadtest.perfmodel.interconnect import TOPOLOGIES
 from loadtest.servers import preflight
 from loadtest.study import parse as studies
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def fit(arguments: argparse.Namespace, say: Say) -> str:
     """Does it fit, and what is left."""
-    from loadtest.perfmodel import gpus, memory, models
+    from loadtest.perfmodel import gpus, models
 
     deployment = memory.Deployment(models.model(arguments.model), gpus.gpu(arguments.gpu), arguments.tp)
     answer = memory.fit(deployment, context_tokens=arguments.context, concurrency=arguments.concurrency)
@@ -28,7 +29,7 @@ def fit(arguments: argparse.Namespace, say: Say) -> str:
 
 _DEPLOYMENT = (
     "model", "gpu", "prompt_tokens", "output_tokens",
-    "tp", "engine", "engine_version", "interconnect", "calibration", "concurrency",
+    "tp", "engine", "engine_version", "interconnect", "calibration", "speculation", "concurrency",
 )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def _fast_forward(arguments: argparse.Namespace, say: Say) -> str:
 
 
 def _predict_one(arguments: argparse.Namespace) -> str:
-    from loadtest.perfmodel import constants, gpus, machine_fit, memory, models, prediction
+    from loadtest.perfmodel import constants, gpus, machine_fit, models, prediction
 
     deployment = memory.Deployment(
         models.model(arguments.model),
@@ -68,6 +69,7 @@ def _predict_one(arguments: argparse.Namespace) -> str:
         engine_version=arguments.engine_version or "",
         interconnect=_interconnect(arguments.interconnect),
         machine=machine_fit.read(arguments.calibration) if arguments.calibration else constants.Machine(),
+        speculation=_speculation(arguments.speculation),
     )
     answer = prediction.predict(
         deployment,
@@ -89,3 +91,16 @@ def _interconnect(name: str | None) -> str | None:
             f"name one of {', '.join(TOPOLOGIES)}"
         )
     return found
+
+
+def _speculation(text: str | None) -> memory.Speculation | None:
+    """`A,T,S`: tokens accepted a step, tokens drafted, drafting passes."""
+    if text is None:
+        return None
+    try:
+        accepted, tokens, steps = text.split(",")
+        return memory.Speculation(float(accepted), int(tokens), int(steps))
+    except ValueError:
+        raise UsageError(
+            f"--speculation {text}: expected tokens accepted a step, tokens drafted and drafting passes, such as 3.2,16,4"
+        ) from None

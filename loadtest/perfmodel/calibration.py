@@ -246,11 +246,24 @@ def calibrate(rows: Sequence[Measurement]) -> Fitted:
     """The constants that fit rows best. Raises UsageError without rows."""
     if not rows:
         raise UsageError("nothing to calibrate on: expected at least one measurement that is not held back")
+    drafted = [one for one in rows if one.deployment.speculation is not None]
+    rows = [one for one in rows if one.deployment.speculation is None]
     parameters = free_parameters(rows)
     guesses = np.log([one.free.guess for one in parameters])
     bounds = (np.log([one.free.low for one in parameters]), np.log([one.free.high for one in parameters]))
     answer = least_squares(lambda logs: misfit(rows, parameters, logs), guesses, bounds=bounds, xtol=1e-5, ftol=1e-6)
-    return _fitted(parameters, np.exp(answer.x))
+    found = _fitted(parameters, np.exp(answer.x))
+    return _with_drafts(found, drafted) if drafted else found
+
+
+def _with_drafts(found: Fitted, drafted: Sequence[Measurement]) -> Fitted:
+    """The same with the time of a draft that fits the rows with drafts best: these decide nothing else."""
+
+    def with_step(log: Array) -> Fitted:
+        return replace(found, kernels=replace(found.kernels, draft_step_s=float(np.exp(log[0]))))
+
+    answer = least_squares(lambda log: np.log1p(errors(drafted, with_step(log))), [np.log(1e-3)])
+    return with_step(answer.x)
 
 
 def misfit(rows: Sequence[Measurement], parameters: Sequence[Parameter], logs: Array) -> Array:
@@ -296,6 +309,7 @@ def kind(one: Measurement) -> str:
         generation(deployment.engine, deployment.engine_version),
         "16 bit" if deployment.model.quantisation == "bf16" else "quantised",
         "1 stream" if one.streams <= 1 else "several streams",
+        *(["drafts"] if deployment.speculation else []),
     )
     return ", ".join(parts) + (", below 2 B" if deployment.model.parameters < ranges.SMALL_PARAMETERS else "")
 

@@ -70,6 +70,7 @@ class KernelConstants:
     products_8bit: float
     products_fp8: float
     quantised_layer_s: float
+    draft_step_s: float
 
 
 FACTORS = ("overhead", "weights", "kv", "all_reduce", "prefill")
@@ -177,6 +178,7 @@ KERNELS = KernelConstants(
     products_8bit=0.812,
     products_fp8=0.753,  # Qwen3-14B-FP8 on H20 after 63,488 tokens (34.0 tokens/s)
     quantised_layer_s=1.07e-05,
+    draft_step_s=0.001,
 )
 
 

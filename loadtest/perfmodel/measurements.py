@@ -11,14 +11,14 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from loadtest.errors import UsageError
 from loadtest.perfmodel import gpus, models
 from loadtest.perfmodel.held_back import is_held_back
-from loadtest.perfmodel.memory import Deployment
+from loadtest.perfmodel.memory import Deployment, Speculation
 
 Way = Literal["lone", "at-once", "closed-loop", "static-batch", "step"]
 """How requests were sent. lone: one request, measured whole. at-once: all together, time per token without prefill.
@@ -73,6 +73,7 @@ class Measurement:
         """`Qwen3-8B-AWQ on 1 x NVIDIA H20, 1 stream, 6,144 tokens`."""
         tokens = f"{self.prompt_tokens:,.0f} + {self.output_tokens:,.0f} tokens"
         engine = " ".join(filter(None, (self.deployment.engine, self.deployment.engine_version)))
+        engine += " with drafts" if self.deployment.speculation else ""
         return f"{self.deployment.title}, {engine}, {self.streams:g} streams, {tokens}"
 
 
@@ -130,6 +131,8 @@ def _batched(row: Mapping[str, str], line: int, where: str) -> Measurement | Non
         streams = float(row["concurrency"])
         prompt, output = float(row["input_tokens"] or 0), float(row["output_tokens"] or 0)
         measured = _seconds(row, way)
+        if "SPECULATIVE" in note:
+            deployment = replace(deployment, speculation=_speculation(note, measured))
     except (ValueError, UsageError) as error:
         raise UsageError(f"{where}: {error}") from None
     held_back = is_held_back(
@@ -145,6 +148,18 @@ def _batched(row: Mapping[str, str], line: int, where: str) -> Measurement | Non
     return None if _overflows(found, note) else found
 
 
+def _speculation(note: str, tpot_s: float) -> Speculation:
+    """What an SGLang command says of drafts; accepted tokens are the mean gap between its chunks over the time per token."""
+    used = note.rpartition("# --speculative")[2] or note
+    steps, tokens = (re.search(rf"--speculative-num-{key} (\d+)", used) for key in ("steps", "draft-tokens"))
+    gap_ms = re.search(r"mean ITL ([\d.]+)", note)
+    if steps is None or tokens is None or gap_ms is None:
+        raise UsageError(
+            "speculation: expected --speculative-num-steps, --speculative-num-draft-tokens and mean ITL in note"
+        )
+    return Speculation(float(gap_ms[1]) / 1e3 / tpot_s, int(tokens[1]), int(steps[1]))
+
+
 def _way(note: str) -> Way:
     if note.startswith("OFFLINE"):
         return "static-batch"
@@ -154,9 +169,12 @@ def _way(note: str) -> Way:
 
 
 def _excluded(row: Mapping[str, str], way: Way) -> bool:
-    """Rows that the model does not cover: GPUs in two nodes, other engines, speculation, more than 100 streams."""
+    """Rows that the model does not cover: GPUs in two nodes, other engines, drafts of unknown size, more than 100
+    streams."""
     elsewhere = "two nodes" in row["gpu"] or row["engine"].lower() not in ("vllm", "sglang")
-    return elsewhere or "SPECULATIVE" in row["note"] or float(row["concurrency"]) > _MOST_STREAMS
+    used = row["note"].rpartition("# --speculative")[2] or row["note"]
+    untold = "SPECULATIVE" in row["note"] and "num-steps" not in used
+    return elsewhere or untold or float(row["concurrency"]) > _MOST_STREAMS
 
 
 def _seconds(row: Mapping[str, str], way: Way) -> float:

@@ -22,11 +22,34 @@ _ENGINES = ("sglang", "vllm", "other")
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """Speculative decoding: `draft_steps` passes of a small head draft `draft_tokens` for each stream, one step verifies
+    them.
+
+    `accepted_tokens` is the mean number of tokens that a step yields, the one that costs nothing included: measured, as it
+    depends on the drafts and on what is asked. Raises UsageError: fewer than 1 token accepted, or more than were drafted and
+    1.
+    """
+
+    accepted_tokens: float
+    draft_tokens: int
+    draft_steps: int
+
+    def __post_init__(self) -> None:
+        if self.draft_tokens < 1 or self.draft_steps < 1:
+            raise UsageError(f"speculation: expected drafts of at least 1 token in 1 step, got {self}")
+        if not 1 <= self.accepted_tokens <= self.draft_tokens + 1:
+            raise UsageError(
+                f"speculation: expected 1 to {self.draft_tokens + 1} accepted tokens a step, got {self.accepted_tokens:g}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """A model on `tp` GPUs of one kind under one engine, which takes `memory_fraction` of each GPU's memory.
 
     `engine_version` as the engine says it ("": current). `interconnect` is how the GPUs reach each other (None: what the
-    GPU's data sheet tells). `machine` is how this machine differs from the model.
+    GPU's data sheet tells). `machine` is how this machine differs from the model. `speculation` is None without.
     Raises UsageError: a `tp` that does not divide the heads, a fraction outside (0, 1], an unknown engine or interconnect.
     """
 
@@ -38,6 +61,7 @@ class Deployment:
     engine_version: str = ""
     interconnect: str | None = None
     machine: Machine = field(default_factory=Machine)
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
         if self.tp < 1 or self.model.heads % self.tp:

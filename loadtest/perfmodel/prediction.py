@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loadtest.errors import UsageError
 from loadtest.perfmodel import ranges
@@ -125,6 +125,7 @@ def _lines(deployment: Deployment, room: Fit, tokens: tuple[int, int], times: Cy
         *([f"  machine      {constants.machine.source}"] if constants.machine.source else []),
         f"  decode step  weights {step.weights_s * 1e3:.1f} ms + KV cache {step.kv_s * 1e3:.1f} ms + overhead"
         f" {step.overhead_s * 1e3:.1f} ms + all-reduces {step.all_reduce_s * 1e3:.1f} ms, {running} streams in a batch",
+        *_speculation_lines(deployment, prompt_tokens, output_tokens, running),
         f"  prefill      {prompt_tokens:,} tokens in {times.prefill_s:.3g} s (chunks of"
         f" {chunk_tokens(deployment, prompt_tokens + output_tokens):,}); those of other streams delay a request"
         f" {times.halted_s:.3g} s",
@@ -133,3 +134,18 @@ def _lines(deployment: Deployment, room: Fit, tokens: tuple[int, int], times: Cy
         f" (bound for one stream: {room.bound_tokens_per_s:.1f} tokens/s)",
         *([f"  does not fit: {room.reason}"] if room.reason else []),
     )
+
+
+def _speculation_lines(deployment: Deployment, prompt_tokens: int, output_tokens: int, running: int) -> list[str]:
+    """What drafting gains at this batch."""
+    drafts = deployment.speculation
+    if drafts is None or output_tokens < 2:
+        return []
+    without, with_drafts = (
+        decode_s(one, prompt_tokens, output_tokens - 1, running)
+        for one in (replace(deployment, speculation=None), deployment)
+    )
+    return [
+        f"  speculation  {drafts.accepted_tokens:g} tokens a step of {drafts.draft_tokens} drafted in"
+        f" {drafts.draft_steps} passes: x{without / with_drafts:.2f} at this batch"
+    ]

@@ -21,6 +21,7 @@ OTHER_GPU = 0.20  # a GPU left out: within 16 % (A100), 22 % (H100), 9 % (RTX 40
 FAST_MEMORY = 0.35  # the H20 left out: within 43 %, as its memory outruns its multiprocessors
 UNKNOWN_TOPOLOGY = 0.15  # half of what peer access makes at 1 to 64 streams
 SMALL = 0.50  # below 2 B parameters: within 47 %, as launches were fitted on 7B to 70B models
+DRAFTS = 0.15  # rows held back: within 15 %
 NO_EVIDENCE = 0.40  # experts, latent caches and windows: a judgement, no published run was held against the model
 
 SMALL_PARAMETERS = 2e9
@@ -56,6 +57,8 @@ def _reasons(deployment: Deployment, streams: int) -> list[tuple[float, str]]:
             found.append((FAST_MEMORY, "memory faster than its multiprocessors were shown to take in"))
     if tp > 1 and deployment.topology == "pcie":
         found.append((UNKNOWN_TOPOLOGY, spoken(deployment.topology)))
+    if deployment.speculation is not None:
+        found.append((DRAFTS, "speculation, if as many tokens are accepted as told"))
     if model.parameters < SMALL_PARAMETERS:
         found.append((SMALL, "less than 2 B parameters"))
     if model.experts or model.kv_lora_rank or model.window_layers:

@@ -21,13 +21,14 @@ class StepWork:
 
     `prefill_tokens` prompt tokens processed, `prefill_pairs` query-key pairs they attend to (n tokens after c cached or
     already processed ones: n x c + n x (n + 1) / 2), `decode_streams` streams that gain one token, `kv_read_tokens` the sum
-    of their contexts.
+    of their contexts. `drafted_tokens` are those of all streams that speculation lets the step verify beside.
     """
 
     prefill_tokens: int = 0
     prefill_pairs: int = 0
     decode_streams: int = 0
     kv_read_tokens: int = 0
+    drafted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def step_time_s(deployment: Deployment, work: StepWork, constants: Constants | N
 
 def step_time(deployment: Deployment, work: StepWork, constants: Constants) -> StepTime:
     """The parts of a step that has work."""
-    tokens, machine = work.prefill_tokens + work.decode_streams, constants.machine
+    tokens, machine = work.prefill_tokens + work.decode_streams + work.drafted_tokens, constants.machine
     return StepTime(
         _overhead_s(deployment, work, constants) * machine.overhead,
         _weights_s(deployment, tokens, constants),
@@ -167,6 +168,8 @@ def _all_reduces_s(deployment: Deployment, tokens: int, constants: Constants) ->
     return 2 * model.layers * (one_s + constants.engine.all_reduce_s)
 
 
+_DRAFT_VOCABULARY = 32_000  # of EAGLE-3's heads
+
 _V0 = (VLLM_0_5, VLLM_0_6)
 
 
@@ -237,16 +240,30 @@ def _chunks_s(
 def decode_s(
     deployment: Deployment, prompt_tokens: int, steps: int, streams: int = 1, constants: Constants | None = None
 ) -> float:
-    """Seconds of `steps` decoding steps of equal streams; the context starts at the prompt and its first token.
+    """Seconds in which each of equal streams gains `steps` tokens; the context starts at the prompt and its first token.
 
-    It grows by one a step, and a step is linear in it: the sum is the number of steps times the step at the mean context.
+    It grows by one a token, and a step is linear in it: the sum is the number of steps times the step at the mean context.
+    With speculation a step verifies the drafts of all streams and yields several tokens.
     """
+    constants, speculation = constants or deployment.constants, deployment.speculation
     doubled = streams * (2 * prompt_tokens + steps + 1)  # twice the mean context of all streams, a whole number
+    drafted = speculation.draft_tokens * streams if speculation is not None else 0
     low, high = (
-        step_time_s(deployment, StepWork(decode_streams=streams, kv_read_tokens=context), constants)
+        step_time_s(deployment, StepWork(0, 0, streams, context, drafted), constants)
         for context in (doubled // 2, doubled - doubled // 2)
     )
-    return steps * (low + high) / 2
+    if speculation is None:
+        return steps * (low + high) / 2
+    drafts_s = speculation.draft_steps * _draft_s(deployment, constants)
+    return steps / speculation.accepted_tokens * ((low + high) / 2 + drafts_s)
+
+
+def _draft_s(deployment: Deployment, constants: Constants) -> float:
+    """Seconds of one pass of the head that drafts: launches, one 16-bit layer of the model's shape, a small vocabulary."""
+    model, gpu = deployment.model, deployment.gpu
+    read_bytes = 2 * (model.active_parameters / model.layers + _DRAFT_VOCABULARY * model.hidden)
+    read_s = read_bytes / (gpu.bandwidth_bytes_per_s * constants.kernels.memory_efficiency * deployment.tp)
+    return constants.kernels.draft_step_s * constants.machine.overhead + read_s * constants.machine.weights
 
 
 def request_s(deployment: Deployment, prompt_tokens: int, output_tokens: int, constants: Constants | None = None) -> float:

@@ -51,6 +51,12 @@ def test_an_older_engine_takes_longer(capsys):
     assert "engine version 'latest': expected numbers as in 0.19.0" in capsys.readouterr().err
 
 
+def test_drafts_are_told_in_one_option(capsys):
+    assert predicted(capsys, "--speculation", "3.2,16,4")["tpot_s"]["value"] < predicted(capsys)["tpot_s"]["value"]
+    assert cli.main(["predict", *PAIR, "--speculation", "eagle"]) == 2
+    assert "--speculation eagle: expected tokens accepted a step" in capsys.readouterr().err
+
+
 def test_hidden_constants_of_a_simulated_machine_are_found_by_its_runs(tmp_path, capsys):
     hidden, study = tmp_path / "hidden.toml", tmp_path / "study.toml"
     hidden.write_text(HIDDEN)

@@ -44,11 +44,19 @@ def test_each_way_of_measuring_is_known_by_its_note(tmp_path):
     assert (static.way, static.measured_s, static.deployment.gpu.name) == ("static-batch", 2.01254, "a100-40gb")
 
 
+def test_accepted_tokens_are_the_gap_between_chunks_over_the_time_per_token(tmp_path):
+    note = "SPECULATIVE; --speculative-num-steps 4 --speculative-num-draft-tokens 16' # BS=1; mean ITL 8.74"
+    (one,) = read(tmp_path, BATCHED + LOOP.replace("closed loop", note).replace("7.38", "2.67"))
+    drafts = one.deployment.speculation
+    assert (drafts.draft_tokens, drafts.draft_steps) == (16, 4)
+    assert drafts.accepted_tokens == pytest.approx(8.74 / 2.67)
+
+
 @pytest.mark.parametrize(
     "row",
     [
         LOOP.replace("vLLM", "TensorRT-LLM"),
-        LOOP.replace("closed loop", "SPECULATIVE DECODING; closed loop"),
+        LOOP.replace("closed loop", "SPECULATIVE DECODING; closed loop; mean ITL 11.05"),  # drafts of unknown size
         LOOP.replace("220.61,4,", "220.61,200,"),
         AT_ONCE.replace("same node", "in two nodes"),
         AT_ONCE.replace("1024,10,10", "60000,10,10"),  # more than the KV cache

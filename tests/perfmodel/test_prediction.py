@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.errors import UsageError
 from loadtest.perfmodel import gpus, memory, models, step_time
 from loadtest.perfmodel.constants import Machine
-from loadtest.perfmodel.memory import Deployment
+from loadtest.perfmodel.memory import Deployment, Speculation
 from loadtest.perfmodel.prediction import predict
 
 
@@ -17,7 +18,7 @@ def on(model, gpu, tp=1, engine="other", **options):
 deployments = st.builds(
     on,
     st.sampled_from(
-        ["qwen2.5-7b-instruct", "qwq-32b-awq", "qwen3-32b-fp8", "qwen2.5-72b-instruct-gptq-int8", "gpt-oss-20b"]
+        ["qwen2.5-7b-instruct", "qwq-32b-awq", "qwen3-32b-fp8", "qwen2.5-72b-instruct-gptq-int8"]
     ),
     st.sampled_from(sorted(gpus.GPUS)),
     st.sampled_from([1, 2, 4]),
@@ -121,3 +122,35 @@ def test_peer_access_makes_two_gpus_faster():
     values = [one.output_tokens_per_s.value for one in speeds]
     assert values == sorted(values, reverse=True)
     assert "peer access unknown" in "\n".join(speeds[1].lines)
+
+
+def drafting(accepted=3.2, tokens=16, steps=4, **options):
+    return on("qwen3-8b-fp8", "h100", 1, "sglang", speculation=Speculation(accepted, tokens, steps), **options)
+
+
+def test_drafts_gain_most_where_few_streams_share_the_weights():
+    gains = []
+    for concurrency in (1, 16, 64, 256):
+        plain, drafted = (
+            predict(one, prompt_tokens=100, output_tokens=500, concurrency=concurrency).tpot_s.value
+            for one in (on("qwen3-8b-fp8", "h100", 1, "sglang"), drafting())
+        )
+        gains.append(plain / drafted)
+    assert 1.4 < gains[0] < 2.0  # published: 1.6 to 1.7 at 4 streams
+    assert gains[-1] < gains[-2] < gains[1]
+
+
+def test_drafts_that_are_never_accepted_only_cost():
+    plain, wasted = (
+        predict(one, prompt_tokens=100, output_tokens=500) for one in (on("qwen3-8b-fp8", "h100", 1, "sglang"),
+        drafting(1.0))
+    )
+    assert wasted.tpot_s.value > plain.tpot_s.value
+    assert any(line.startswith("  speculation") for line in wasted.lines)
+    assert not any(line.startswith("  speculation") for line in plain.lines)
+
+
+@pytest.mark.parametrize(("accepted", "tokens", "steps"), [(0.5, 4, 2), (6, 4, 2), (2, 0, 1), (2, 4, 0)])
+def test_impossible_drafts_are_refused(accepted, tokens, steps):
+    with pytest.raises(UsageError, match="speculation: expected"):
+        Speculation(accepted, tokens, steps)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from loadtest.perfmodel import gpus, models, step_time
 from loadtest.perfmodel.constants import Constants, EngineConstants, GpuConstants, KernelConstants, Machine
 from loadtest.perfmodel.interconnect import all_reduce_s
-from loadtest.perfmodel.memory import Deployment
+from loadtest.perfmodel.memory import Deployment, Speculation
 from loadtest.perfmodel.step_time import StepWork, step_time_s
 
 
@@ -22,7 +22,7 @@ def on(model, gpu, tp=1, engine="other", **options):
 PLAIN = Constants(
     EngineConstants(1e-3, 1e-5, 1e-4, "made up", parallel_step_s=3e-3, all_reduce_s=1e-6),
     GpuConstants(1e9, 0.5, 0.5, 0.5, "made up"),
-    KernelConstants(0.5, 1e9, 1e9, 1e9, 0.5, 0.5, 0.5, 2e-5),
+    KernelConstants(0.5, 1e9, 1e9, 1e9, 0.5, 0.5, 0.5, 2e-5, 1e-3),
 )
 QUICK = replace(PLAIN, gpu=replace(PLAIN.gpu, prefill_efficiency=1e9))  # no time for products
 OVERHEAD = 1e-3 + 64e-5 + 1e-4
@@ -206,3 +206,12 @@ def test_vllm_mixes_prompts_with_decoding_and_sglang_halts_it():
 def test_prompts_are_cut_as_the_engine_does(gpu, engine, version, total, chunk):
     one = on("qwen2.5-7b-instruct", gpu, 1, engine, engine_version=version)
     assert step_time.chunk_tokens(one, total) == chunk
+
+
+def test_a_step_with_drafts_verifies_them_and_yields_several_tokens():
+    drafts = Speculation(2.5, 4, 3)
+    one = on("qwq-32b", "l20", speculation=drafts)
+    layer = 2 * (one.model.linear_parameters / 64 + 32_000 * 5120) / (864e9 * 0.5)
+    verify = step_time_s(one, StepWork(0, 0, 2, 2 * 1051, 8), QUICK)
+    expected = 100 / 2.5 * (verify + 3 * (1e-3 + layer))
+    assert step_time.decode_s(one, 1000, 101 - 1, 2, QUICK) == pytest.approx(expected, rel=1e-3)
