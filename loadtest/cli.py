@@ -318,6 +318,7 @@ def _model_commands(command: _Command) -> None:
         choices=("nvlink", "pcie-p2p", "pcie-host", "here"),
         help="how several GPUs reach each other; here: as nvidia-smi says (default: as the GPU's data sheet, a wider range)",
     )
+    add("--memory-fraction", type=float, metavar="F", help="share of each GPU's memory that the engine takes (default: 0.9)")
     add("--speculation", metavar="A,T,S", help="tokens accepted a step, tokens drafted, drafting passes; such as 3.2,16,4")
     add("--calibration", type=_path, metavar="FILE", help="what loadtest calibrate wrote of this machine")
     add("--prompt-tokens", type=int, metavar="P")

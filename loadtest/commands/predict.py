@@ -29,7 +29,8 @@ def fit(arguments: argparse.Namespace, say: Say) -> str:
 
 _DEPLOYMENT = (
     "model", "gpu", "prompt_tokens", "output_tokens",
-    "tp", "engine", "engine_version", "interconnect", "calibration", "speculation", "concurrency",
+    "tp", "engine", "engine_version", "interconnect", "calibration", "speculation", "memory_fraction",
+    "concurrency",
 )  # fmt: skip
 
 
@@ -66,6 +67,7 @@ def _predict_one(arguments: argparse.Namespace) -> str:
         gpus.gpu(arguments.gpu),
         1 if arguments.tp is None else arguments.tp,
         arguments.engine or "other",
+        memory.DEFAULT_MEMORY_FRACTION if arguments.memory_fraction is None else arguments.memory_fraction,
         engine_version=arguments.engine_version or "",
         interconnect=_interconnect(arguments.interconnect),
         machine=machine_fit.read(arguments.calibration) if arguments.calibration else constants.Machine(),

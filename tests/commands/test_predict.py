@@ -51,6 +51,11 @@ def test_an_older_engine_takes_longer(capsys):
     assert "engine version 'latest': expected numbers as in 0.19.0" in capsys.readouterr().err
 
 
+def test_more_memory_lets_more_streams_run(capsys):
+    few, many = (predicted(capsys, "--concurrency", "64", "--memory-fraction", share) for share in ("0.85", "0.95"))
+    assert few["running_streams"] < many["running_streams"]
+
+
 def test_drafts_are_told_in_one_option(capsys):
     assert predicted(capsys, "--speculation", "3.2,16,4")["tpot_s"]["value"] < predicted(capsys)["tpot_s"]["value"]
     assert cli.main(["predict", *PAIR, "--speculation", "eagle"]) == 2

@@ -17,9 +17,7 @@ def on(model, gpu, tp=1, engine="other", **options):
 
 deployments = st.builds(
     on,
-    st.sampled_from(
-        ["qwen2.5-7b-instruct", "qwq-32b-awq", "qwen3-32b-fp8", "qwen2.5-72b-instruct-gptq-int8"]
-    ),
+    st.sampled_from(["qwen2.5-7b-instruct", "qwq-32b-awq", "qwen3-32b-fp8", "qwen2.5-72b-instruct-gptq-int8"]),
     st.sampled_from(sorted(gpus.GPUS)),
     st.sampled_from([1, 2, 4]),
     st.sampled_from(["vllm", "sglang"]),
@@ -142,8 +140,8 @@ def test_drafts_gain_most_where_few_streams_share_the_weights():
 
 def test_drafts_that_are_never_accepted_only_cost():
     plain, wasted = (
-        predict(one, prompt_tokens=100, output_tokens=500) for one in (on("qwen3-8b-fp8", "h100", 1, "sglang"),
-        drafting(1.0))
+        predict(one, prompt_tokens=100, output_tokens=500)
+        for one in (on("qwen3-8b-fp8", "h100", 1, "sglang"), drafting(1.0))
     )
     assert wasted.tpot_s.value > plain.tpot_s.value
     assert any(line.startswith("  speculation") for line in wasted.lines)
