@@ -138,7 +138,7 @@ def test_what_is_pure_reads_no_clock_and_no_disk(path):
 
 # Words that need the module's name beside them, and are used so: `notation.parse`, `faults.parse`.
 SHARED_WORDS = {"check", "log", "main", "parse", "simulate", "summary"}
-TO_BE_RENAMED = {"Estimate", "Workload"}  # in perfmodel.step_time and simulator.fleet
+TO_BE_RENAMED = {"Workload"}  # in simulator.fleet
 
 
 def test_a_public_name_has_one_owner():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from loadtest.commands.finish import Say, as_json, read_metrics
+from loadtest.commands.finish import as_json, read_metrics
 from loadtest.errors import UsageError
 from loadtest.records import write
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from loadtest.metrics.level_schema import LevelFigures
     from loadtest.metrics.schema import CellFigures
     from loadtest.perfmodel.constants import Machine
-    from loadtest.perfmodel.machine_fit import MeasuredLevel
+    from loadtest.perfmodel.machine_fit import RunLevel
     from loadtest.perfmodel.memory import Deployment
+    from loadtest.study.execution import Say
 
 _LEVELS = (1, 2, 4, 8, 16, 32, 64)  # predicted where they were not measured
 _DEFAULT_OUT = Path("machine.toml")
@@ -34,7 +35,7 @@ def calibrate(arguments: argparse.Namespace, say: Say) -> str:
     if len(names) > 1:
         raise UsageError(f"runs: expected runs on one kind of GPU, got {', '.join(sorted(names))}; calibrate each apart")
     source = f"{len(levels)} levels of {', '.join(run.name for run in arguments.runs)}"
-    machine = machine_fit.fit(levels, source)
+    machine = machine_fit.fit_machine(levels, source)
     out = arguments.out or _DEFAULT_OUT
     write.write_new(out, machine_fit.as_toml(machine).encode())
     if arguments.json:
@@ -42,7 +43,7 @@ def calibrate(arguments: argparse.Namespace, say: Say) -> str:
     return "\n".join([*_factors(machine), *_residuals(levels, machine), *_predictions(levels, machine), f"wrote {out}"])
 
 
-def _measured(run: Path, interconnect: str | None) -> Iterator[MeasuredLevel]:
+def _measured(run: Path, interconnect: str | None) -> Iterator[RunLevel]:
     """The levels of a run that have a time per token, on a GPU and of a model that are known."""
     metrics = read_metrics(run / "metrics.json")
     for cell in metrics.cells:
@@ -66,8 +67,8 @@ def _deployment(cell: CellFigures, interconnect: str | None) -> Deployment | Non
     )
 
 
-def _level(deployment: Deployment, level: LevelFigures) -> MeasuredLevel | None:
-    from loadtest.perfmodel.machine_fit import MeasuredLevel
+def _level(deployment: Deployment, level: LevelFigures) -> RunLevel | None:
+    from loadtest.perfmodel.machine_fit import RunLevel
 
     tpot, context = level.tpot_s.mean, level.context_tokens.value
     told = [one.mean for one in (level.reasoning_tokens, level.answer_tokens)]
@@ -76,7 +77,7 @@ def _level(deployment: Deployment, level: LevelFigures) -> MeasuredLevel | None:
     output = round(sum(one for one in told if one is not None))
     if output < 2:
         return None
-    return MeasuredLevel(deployment, level.concurrency, max(1, round(context) - output), output, tpot)
+    return RunLevel(deployment, level.concurrency, max(1, round(context) - output), output, tpot)
 
 
 def _factors(machine: Machine) -> list[str]:
@@ -86,7 +87,7 @@ def _factors(machine: Machine) -> list[str]:
     return [f"this machine against the model: {told}", f"range of its predictions: x{1 + (machine.range or 0):.2f}"]
 
 
-def _residuals(levels: Sequence[MeasuredLevel], machine: Machine) -> list[str]:
+def _residuals(levels: Sequence[RunLevel], machine: Machine) -> list[str]:
     from loadtest.perfmodel import machine_fit
 
     return [
@@ -95,7 +96,7 @@ def _residuals(levels: Sequence[MeasuredLevel], machine: Machine) -> list[str]:
     ]
 
 
-def _predictions(levels: Sequence[MeasuredLevel], machine: Machine) -> list[str]:
+def _predictions(levels: Sequence[RunLevel], machine: Machine) -> list[str]:
     """The levels of each deployment that were not measured and whose KV cache fits."""
     from loadtest.perfmodel import machine_fit, memory
 

@@ -70,7 +70,7 @@ def _predict_one(arguments: argparse.Namespace) -> str:
         memory.DEFAULT_MEMORY_FRACTION if arguments.memory_fraction is None else arguments.memory_fraction,
         engine_version=arguments.engine_version or "",
         interconnect=_interconnect(arguments.interconnect),
-        machine=machine_fit.read(arguments.calibration) if arguments.calibration else constants.Machine(),
+        machine=machine_fit.read_machine(arguments.calibration) if arguments.calibration else constants.Machine(),
         speculation=_speculation(arguments.speculation),
     )
     answer = prediction.predict(

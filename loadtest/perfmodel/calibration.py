@@ -385,7 +385,7 @@ def main(arguments: Sequence[str]) -> int:
             raise UsageError(
                 "expected CSV files of measured speeds: python -m loadtest.perfmodel.calibration [--check] DATA.csv..."
             )
-        rows = [one for name in names for one in published.read(Path(name))]
+        rows = [one for name in names for one in published.read_measurements(Path(name))]
         lines = residuals(rows) if "--check" in arguments else report(rows)
     except LoadtestError as error:
         sys.stderr.write(f"calibration: {error}\n")

@@ -25,7 +25,7 @@ _LEAST_RANGE = 0.08  # a machine is not known better than this from a few levels
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredLevel:
+class RunLevel:
     """One level of a run: so many streams of this mean size, and the mean time per token that came out (s)."""
 
     deployment: Deployment
@@ -40,14 +40,14 @@ class MeasuredLevel:
         return f"{self.deployment.title}, {self.concurrency} streams"
 
 
-def tpot_s(level: MeasuredLevel, machine: Machine) -> float:
+def tpot_s(level: RunLevel, machine: Machine) -> float:
     """What the model says that the time per token should have been on this machine (s)."""
     deployment = replace(level.deployment, machine=machine)
     times = cycle(deployment, level.prompt_tokens, level.output_tokens, level.concurrency)
     return (times.halted_s + times.decode_s) / (level.output_tokens - 1)
 
 
-def fit(levels: Sequence[MeasuredLevel], source: str) -> Machine:
+def fit_machine(levels: Sequence[RunLevel], source: str) -> Machine:
     """The factors that explain the levels with the least departure from the model; its range is what they leave unexplained.
 
     Least squares on log errors in units of 2 %, with a prior of 1 +- 30 % on each factor: what the levels do not show stays
@@ -74,12 +74,12 @@ def fit(levels: Sequence[MeasuredLevel], source: str) -> Machine:
     return replace(found, range=max(_LEAST_RANGE, 2 * float(np.sqrt(np.mean(errors**2)))))
 
 
-def residual(level: MeasuredLevel, machine: Machine) -> float:
+def residual(level: RunLevel, machine: Machine) -> float:
     """Predicted over measured time per token, less one."""
     return tpot_s(level, machine) / level.tpot_s - 1
 
 
-def read(path: Path) -> Machine:
+def read_machine(path: Path) -> Machine:
     """The machine that a file describes. Raises UsageError with the file: unreadable, an unknown key, a wrong value."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -77,7 +77,7 @@ class Measurement:
         return f"{self.deployment.title}, {engine}, {self.streams:g} streams, {tokens}"
 
 
-def read(path: Path) -> list[Measurement]:
+def read_measurements(path: Path) -> list[Measurement]:
     """The measurements of one CSV file that the model covers; rows that it does not are left out (`_excluded`).
 
     Raises UsageError with file and line: no file, a wrong column or value.

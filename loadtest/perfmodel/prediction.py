@@ -121,7 +121,7 @@ def _lines(deployment: Deployment, room: Fit, tokens: tuple[int, int], times: Cy
         f"  range        x{1 + error.half_width:.2f}: {error.evidence}",
         f"  engine       {constants.engine.source}",
         f"  GPU          {constants.gpu.source}",
-        *([f"  interconnect {ranges.spoken(deployment.topology)}"] if deployment.tp > 1 else []),
+        *([f"  interconnect {ranges.topology_title(deployment.topology)}"] if deployment.tp > 1 else []),
         *([f"  machine      {constants.machine.source}"] if constants.machine.source else []),
         f"  decode step  weights {step.weights_s * 1e3:.1f} ms + KV cache {step.kv_s * 1e3:.1f} ms + overhead"
         f" {step.overhead_s * 1e3:.1f} ms + all-reduces {step.all_reduce_s * 1e3:.1f} ms, {running} streams in a batch",

@@ -56,7 +56,7 @@ def _reasons(deployment: Deployment, streams: int) -> list[tuple[float, str]]:
         if deployment.gpu.bandwidth_bytes_per_s / deployment.gpu.cycles_per_s > _MEASURED_BYTES_PER_CYCLE:
             found.append((FAST_MEMORY, "memory faster than its multiprocessors were shown to take in"))
     if tp > 1 and deployment.topology == "pcie":
-        found.append((UNKNOWN_TOPOLOGY, spoken(deployment.topology)))
+        found.append((UNKNOWN_TOPOLOGY, topology_title(deployment.topology)))
     if deployment.speculation is not None:
         found.append((DRAFTS, "speculation, if as many tokens are accepted as told"))
     if model.parameters < SMALL_PARAMETERS:
@@ -66,10 +66,10 @@ def _reasons(deployment: Deployment, streams: int) -> list[tuple[float, str]]:
     return found
 
 
-def spoken(topology: Topology) -> str:
+def topology_title(topology: Topology) -> str:
     """A topology for a reader.
 
-    >>> spoken("pcie-host")
+    >>> topology_title("pcie-host")
     'PCIe through the host (no peer access)'
     """
     return {

@@ -68,7 +68,7 @@ def build_simulation(options: argparse.Namespace) -> Simulation:
         engine=options.engine,
         memory_fraction=options.memory_fraction,
         interconnect=options.interconnect,
-        machine=Machine() if options.calibration is None else machine_fit.read(options.calibration),
+        machine=Machine() if options.calibration is None else machine_fit.read_machine(options.calibration),
     )
     made = simulate(
         deployment,

@@ -101,7 +101,7 @@ def _tokens_per_s(cell: Cell, contract: Contract, prompt_tokens: int, output_tok
     if cell.gpu is None or model is None:
         return None
     fraction = plan.memory_fraction(cell, contract)
-    machine = machine_fit.read(Path(cell.calibration)) if cell.calibration else Machine()
+    machine = machine_fit.read_machine(Path(cell.calibration)) if cell.calibration else Machine()
     made = memory.Deployment(
         model, gpus.gpu(cell.gpu), cell.tp, cell.engine, fraction, interconnect=cell.interconnect, machine=machine
     )

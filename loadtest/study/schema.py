@@ -104,7 +104,7 @@ class Cell:
         if self.interconnect is not None:
             _explained("interconnect", interconnect.check, self.interconnect)
         if self.calibration is not None:
-            _explained("calibration", lambda name: machine_fit.read(Path(name)), self.calibration)
+            _explained("calibration", lambda name: machine_fit.read_machine(Path(name)), self.calibration)
         fraction = self.memory_fraction
         require(fraction is None or 0 < fraction < 1, "memory_fraction", "a share between 0 and 1", fraction)
 

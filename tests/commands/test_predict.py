@@ -73,11 +73,11 @@ def test_hidden_constants_of_a_simulated_machine_are_found_by_its_runs(tmp_path,
     assert said.count(": measured ") == 3
     assert "not measured:" in said
     assert "QwQ-32B-AWQ on 1 x NVIDIA L20, 8 streams: predicted" in said
-    found, true = machine_fit.read(tmp_path / "machine.toml"), machine_fit.read(hidden)
-    cell = parse.load(study).cells[0]
+    found, true = machine_fit.read_machine(tmp_path / "machine.toml"), machine_fit.read_machine(hidden)
+    cell = parse.load_study(study).cells[0]
     assert cell.calibration == str(hidden)
     for streams in (2, 8, 24):
-        level = machine_fit.MeasuredLevel(deployment(), streams, 60, 2000, 1.0)
+        level = machine_fit.RunLevel(deployment(), streams, 60, 2000, 1.0)
         assert machine_fit.tpot_s(level, found) == pytest.approx(machine_fit.tpot_s(level, true), rel=0.05)
     assert cli.main(["calibrate", str(tmp_path / "run"), "--out", str(tmp_path / "machine.toml")]) == 2
     assert "expected a new file, got one that exists" in capsys.readouterr().err

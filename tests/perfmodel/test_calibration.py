@@ -61,7 +61,7 @@ def unseen():
     """Measurements beside their absolute errors; two FP8 rows that set a constant are left out."""
     rows = [
         one
-        for one in measurements.read(UNSEEN)
+        for one in measurements.read_measurements(UNSEEN)
         if not (one.deployment.model.name == "qwen3-14b-fp8" and one.prompt_tokens in (1, 63_488)) and not unexplained(one)
     ]
     return list(zip(rows, np.abs(calibration.errors(rows)), strict=True))
@@ -103,7 +103,7 @@ def test_the_range_that_is_told_covers_nine_of_ten_unseen(unseen):
 
 @pytest.fixture(scope="module")
 def rows():
-    return [one for path in TABLES for one in measurements.read(path)]
+    return [one for path in TABLES for one in measurements.read_measurements(path)]
 
 
 @beside

@@ -8,7 +8,7 @@ import pytest
 from loadtest.errors import UsageError
 from loadtest.perfmodel import gpus, machine_fit, measurements, models
 from loadtest.perfmodel.constants import FACTORS, Machine
-from loadtest.perfmodel.machine_fit import MeasuredLevel
+from loadtest.perfmodel.machine_fit import RunLevel
 from loadtest.perfmodel.memory import Deployment
 
 HIDDEN = Machine(overhead=1.6, weights=1.15, kv=1.3, all_reduce=1.5)
@@ -17,12 +17,12 @@ TABLE = Path(__file__).parents[3] / "shared" / "data" / "batched" / "batched_den
 
 def level(concurrency, model="qwq-32b", machine=HIDDEN, tp=2):
     deployment = Deployment(models.model(model), gpus.gpu("l20"), tp, "vllm", interconnect="pcie-host")
-    blank = MeasuredLevel(deployment, concurrency, 400, 2000, 1.0)
+    blank = RunLevel(deployment, concurrency, 400, 2000, 1.0)
     return replace(blank, tpot_s=machine_fit.tpot_s(blank, machine))
 
 
 def test_hidden_constants_are_found_by_what_they_do():
-    found = machine_fit.fit([level(n) for n in (1, 4, 16)], "made up")
+    found = machine_fit.fit_machine([level(n) for n in (1, 4, 16)], "made up")
     for n in (2, 8, 12, 24):
         assert abs(machine_fit.residual(level(n), found)) < 0.03
     other = level(4, "qwq-32b-awq")
@@ -31,14 +31,14 @@ def test_hidden_constants_are_found_by_what_they_do():
 
 
 def test_a_machine_like_the_model_stays_at_one():
-    found = machine_fit.fit([level(n, machine=Machine()) for n in (1, 8)], "made up")
+    found = machine_fit.fit_machine([level(n, machine=Machine()) for n in (1, 8)], "made up")
     assert [getattr(found, key) for key in FACTORS] == pytest.approx([1.0] * len(FACTORS), abs=0.01)
 
 
 def test_what_the_levels_leave_unexplained_becomes_the_range():
     odd = [replace(level(n), tpot_s=level(n).tpot_s * wobble) for n, wobble in ((1, 1.3), (2, 0.8), (4, 1.25), (8, 0.75))]
-    assert machine_fit.fit(odd, "made up").range > 0.2
-    assert machine_fit.fit([level(1)], "made up").range == pytest.approx(0.08)
+    assert machine_fit.fit_machine(odd, "made up").range > 0.2
+    assert machine_fit.fit_machine([level(1)], "made up").range == pytest.approx(0.08)
 
 
 @pytest.mark.skipif(not TABLE.is_file(), reason="the published table is not beside this checkout")
@@ -50,14 +50,14 @@ def test_two_published_levels_predict_the_others(family, tp, worst):
     all)."""
     rows = {
         round(one.streams): one
-        for one in measurements.read(TABLE)
+        for one in measurements.read_measurements(TABLE)
         if (one.family, one.deployment.tp, one.output_tokens) == (family, tp, 1024)
     }
     levels = {
-        n: MeasuredLevel(one.deployment, n, 1024, 1024, one.measured_s - one.wait_s / 1023 + _closed_loop_s(one, n))
+        n: RunLevel(one.deployment, n, 1024, 1024, one.measured_s - one.wait_s / 1023 + _closed_loop_s(one, n))
         for n, one in rows.items()
     }
-    found = machine_fit.fit([levels[1], levels[10]], "levels 1 and 10")
+    found = machine_fit.fit_machine([levels[1], levels[10]], "levels 1 and 10")
     predicted = [n for n in (20, 30, 50) if n in levels]
     assert len(predicted) >= 2
     for n in predicted:
@@ -75,7 +75,7 @@ def test_a_file_holds_what_was_found(tmp_path):
     machine = Machine(overhead=1.25, kv=0.9, range=0.11, source='two "runs"')
     path = tmp_path / "machine.toml"
     path.write_text(machine_fit.as_toml(machine))
-    assert machine_fit.read(path) == replace(machine, source="two 'runs'")
+    assert machine_fit.read_machine(path) == replace(machine, source="two 'runs'")
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,10 @@ def test_a_wrong_file_names_itself_and_the_key(tmp_path, text, complaint):
     path = tmp_path / "machine.toml"
     path.write_text(text)
     with pytest.raises(UsageError, match=complaint) as raised:
-        machine_fit.read(path)
+        machine_fit.read_machine(path)
     assert "machine.toml" in str(raised.value)
 
 
 def test_nothing_measured_is_a_usage_error():
     with pytest.raises(UsageError, match="nothing to calibrate on"):
-        machine_fit.fit([], "none")
+        machine_fit.fit_machine([], "none")

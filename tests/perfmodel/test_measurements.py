@@ -26,7 +26,7 @@ STATIC = (
 def read(tmp_path, text):
     path = tmp_path / "speeds.csv"
     path.write_text(text)
-    return measurements.read(path)
+    return measurements.read_measurements(path)
 
 
 def test_a_single_stream_is_the_time_of_its_request(tmp_path):
