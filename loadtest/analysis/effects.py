@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.decision import adjustment, starts
+from loadtest.decision import adjustment, renewal, starts
 from loadtest.decision.adjustment import Answers
-from loadtest.metrics import intervals, steady_window, survival
+from loadtest.metrics import intervals, survival
 from loadtest.metrics.intervals import Floats
 from loadtest.metrics.request_arrays import Pass, per_request, values_of
 
@@ -25,7 +25,7 @@ ANSWER = "time_to_final_answer_s"
 EQUAL_LENGTH = "at equal length"
 RAW = "geometric means of requests"
 CENSORED = "some times censored: means up to a common time"
-WINDOW = "tokens of the steady window"
+THROUGHPUT = "total output tokens/s"
 
 Start = Sequence[Pass]
 
@@ -121,7 +121,7 @@ def _answers(start: Start) -> Answers:
 def raw(a: Sequence[Start], b: Sequence[Start], metric: str) -> Sides:
     """A metric as it was seen, lengths and all."""
     if metric == "output_tokens_per_s":
-        return _each(a, b, _throughput, WINDOW)
+        return _each(a, b, _throughput, THROUGHPUT)
     found = [_pooled(one, metric) for one in (*a, *b)]
     if all(bool(np.all(seen)) for _, seen in found):
         return _each(a, b, lambda one: _mean_log(_pooled(one, metric)[0]), RAW)
@@ -153,8 +153,7 @@ def _restricted(values: Floats, seen: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 def _throughput(start: Start) -> LogFigure | None:
-    spans = [(one, span) for one in start if (span := steady_window.steady(one)) is not None]
-    found = steady_window.window_tokens_per_s(spans)
+    found, _ = renewal.tokens_per_s(start)
     if not found.value:
         return None
     half = 0.0 if found.ci95 is None else found.ci95[1] - found.value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 from loadtest.analysis import objectives as slo_objectives
 from loadtest.analysis import validity
+from loadtest.decision import renewal
 from loadtest.grading.troubles import count_troubles
 from loadtest.metrics import client_health, distributions, energy, intervals, reconciliation, series, slo, steady_window
 from loadtest.metrics.catalogue import CENSORED_METRICS, METRICS
@@ -27,7 +29,6 @@ from loadtest.metrics.level_schema import (
     WindowSpan,
 )
 from loadtest.metrics.request_arrays import Bools, Ints, Pass, Small, per_request, values_of
-from loadtest.metrics.steady_window import Windows
 from loadtest.records.engine_facts import ClockError
 from loadtest.records.manifest import VIRTUAL_TIME
 from loadtest.records.read import LevelRecords
@@ -48,7 +49,8 @@ def level_figures(
     windows = [(one, span) for one, span in zip(columns, spans, strict=True) if span is not None]
     measured = [r for one in columns for r in one.records if r.phase == "measure"]
     outcomes = Counter(r.outcome for r in measured)
-    finished = [one.measured & one.ok for one, _ in windows]
+    throughput, method = renewal.tokens_per_s(columns)
+    per_hour = partial(_per_hour, columns, spans, throughput if method == "renewal" else None)
     tpot_s, gaps_s = exact_distribution(columns, "tpot_s"), gap_distribution([one.gaps() for one in columns])
     joules = _joules(passes, spans, anchor)
     level = LevelFigures(
@@ -70,10 +72,13 @@ def level_figures(
         chunk_gap_s=_chunk_gaps(columns, gaps_s),
         tpot_s=tpot_s,
         tokens_per_s_per_user=exact_distribution(columns, "tokens_per_s_per_user"),
-        output_tokens_per_s=steady_window.window_tokens_per_s(windows),
+        output_tokens_per_s=throughput,
+        throughput_method=method,
         run_tokens_per_s=steady_window.run_tokens_per_s(columns),
-        answers_per_hour=steady_window.per_hour(windows, finished),
-        goodput_answers_per_hour=_goodput(windows, finished, objectives),
+        answers_per_hour=per_hour([one.measured & one.ok for one in columns]),
+        goodput_answers_per_hour=per_hour([one.measured & one.ok & _meets(one, objectives) for one in columns])
+        if objectives
+        else unknown("no SLO was given"),
         accuracy=_accuracy(columns, simulated),
         failed_share=intervals.share(sum(r.outcome in FAILED for r in measured), len(measured)),
         joules_per_answer=joules.per_answer,
@@ -165,11 +170,14 @@ def gap_distribution(parts: Sequence[tuple[Small, Small, Ints]]) -> GapDistribut
     return distributions.weighted(gaps, weights, starts, groups)
 
 
-def _goodput(windows: Windows, finished: Sequence[Bools], objectives: Sequence[slo.Slo]) -> Estimate:
-    if not objectives:
-        return unknown("no SLO was given")
-    good = [mask & _meets(one, objectives) for (one, _), mask in zip(windows, finished, strict=True)]
-    return steady_window.per_hour(windows, good)
+def _per_hour(
+    columns: Sequence[Pass], spans: Sequence[WindowSpan | None], rate: Estimate | None, good: Sequence[Bools]
+) -> Estimate:
+    """Answers per hour among `good`: by the steady windows, unless the tokens/s were found otherwise (`rate`)."""
+    if rate is not None:
+        return steady_window.per_hour_at(rate, columns, good)
+    held = [(one, span, mask) for one, span, mask in zip(columns, spans, good, strict=True) if span is not None]
+    return steady_window.per_hour([(one, span) for one, span, _ in held], [mask for _, _, mask in held])
 
 
 class _Joules(NamedTuple):

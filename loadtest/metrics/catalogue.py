@@ -64,8 +64,8 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     "output_tokens_per_s": Metric(
         "Total output tokens/s", "tokens/s",
-        "Tokens that arrive inside the steady window, of all requests together, finished or not, divided by its length. "
-        "Interval: Student's t over passes; with one or two passes, over ten parts of each window.",
+        "Tokens that arrive inside the steady window / its length, of all requests, finished or not; if it is short, by "
+        "renewal reward. Interval: over passes; of one or two, over ten parts.",
         "estimate", "more", "value", objective=True, short="tokens/s, all",
     ),
     "run_tokens_per_s": Metric(

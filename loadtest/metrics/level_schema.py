@@ -279,6 +279,9 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
     tpot_s: Annotated[Distribution, _metric("tpot_s")]
     tokens_per_s_per_user: Annotated[Distribution, _metric("tokens_per_s_per_user")]
     output_tokens_per_s: Annotated[Estimate, _metric("output_tokens_per_s")]
+    throughput_method: Annotated[
+        Literal["steady window", "renewal"], about("How `output_tokens_per_s` was found: a window too short is no window.")
+    ]
     run_tokens_per_s: Annotated[Estimate, _metric("run_tokens_per_s")]
     answers_per_hour: Annotated[Estimate, _metric("answers_per_hour")]
     goodput_answers_per_hour: Annotated[Estimate, _metric("goodput_answers_per_hour")]

@@ -103,6 +103,14 @@ def per_hour(passes: Windows, good: Sequence[Bools]) -> Estimate:
     return intervals.product(tokens, share, 3600.0)
 
 
+def per_hour_at(rate: Estimate, passes: Sequence[Pass], good: Sequence[Bools]) -> Estimate:
+    """Answers per hour among `good` (one mask a pass) at so many tokens/s: what `per_hour` says without a window."""
+    if not any(bool(np.any(mask)) for mask in good):
+        measured_s = math.fsum(_run_length_s(one, one.measured & np.isfinite(one.sent_s)) for one in passes)
+        return intervals.poisson_rate(0, measured_s / 3600)
+    return intervals.product(rate, _answers_per_token(passes, good), 3600.0)
+
+
 def answers_in(columns: Pass, window: WindowSpan, good: Bools) -> float:
     """Answers among `good` that the tokens in a window amount to, by the answers per token of its pass."""
     per_token = _answers_per_token([columns], [good]).value
@@ -127,13 +135,19 @@ def check_windows(passes: Windows, n_passes: int) -> WindowChecks:
     return WindowChecks(long_enough=_long_enough(passes), steady=_steady(passes), warm=_warm(passes))
 
 
-def _long_enough(passes: Windows) -> WindowCheck:
-    """Users fall out of step only after a few requests each: at least two median requests long."""
+def median_requests(passes: Windows) -> float | None:
+    """Median requests that the shortest window holds; None without a finished request."""
     lengths = np.concatenate([(c.ended_s - c.sent_s)[c.measured & c.ok & np.isfinite(c.sent_s)] for c, _ in passes])
     if not len(lengths):
+        return None
+    return min(window.length_s for _, window in passes) / max(float(np.median(lengths)), 1e-9)
+
+
+def _long_enough(passes: Windows) -> WindowCheck:
+    """Users fall out of step only after a few requests each: at least two median requests long."""
+    times = median_requests(passes)
+    if times is None:
         return _unchecked("no finished request")
-    shortest = min(window.length_s for _, window in passes)
-    times = shortest / max(float(np.median(lengths)), 1e-9)
     return _check(times >= 2, times, f"the shortest window holds {times:.1f} median requests (at least 2)")
 
 

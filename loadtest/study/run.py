@@ -82,6 +82,8 @@ def _run_repeats(execution: Execution) -> None:
             _run_cell(execution, cell, repeat)
         if study.until_decided and LOOKS[0] <= repeat < study.repeats:
             cells = stopping.undecided_cells(study.cells, analyze(read.read_run(execution.out)), execution.say)
+            if not cells:
+                return
 
 
 def in_order(cells: tuple[Cell, ...], repeat: int) -> tuple[Cell, ...]:

@@ -2,6 +2,91 @@ import numpy as np
 import pytest
 
 from loadtest.decision import renewal
+from loadtest.metrics import request_arrays, steady_window
+from tests.support import builders
+
+Q_S, GAP_S = 0.5, 0.02
+
+
+def serial(users, answers, *, seed=1, idle_s=0.0, tokens=200):
+    """A server that prefills one request at a time, halting all others: its requests, made step by step."""
+    rng = np.random.default_rng(seed)
+    lengths = np.maximum(20, rng.lognormal(np.log(tokens), 0.5, answers)).astype(int)
+    clock, made, busy, waiting, begun = 0.0, [], {}, [(0.0, user) for user in range(users)], 0
+    while waiting or busy:
+        due = sorted(one for one in waiting if one[0] <= clock)
+        if due and begun < answers:
+            sent, user = due[0]
+            waiting.remove(due[0])
+            clock += Q_S
+            busy[user] = (sent, begun, [clock])
+            begun += 1
+            continue
+        if not busy:
+            if begun >= answers:
+                break
+            clock = min(one[0] for one in waiting)
+            continue
+        clock += GAP_S
+        for user in list(busy):
+            sent, index, times = busy[user]
+            times.append(clock)
+            if len(times) == lengths[index]:
+                made.append((sent, user, index, times))
+                waiting.append((clock + idle_s, user))
+                del busy[user]
+    records = [
+        builders.request(sent, user=user, seq=index, prompt_id=f"p{index}", chunk_s=tuple(times), ended_s=times[-1],
+                         chunk_tokens=(1,) * len(times), first_answer_chunk=1, completion_tokens=len(times))
+        for sent, user, index, times in made
+    ]  # fmt: skip
+    return request_arrays.pass_arrays(builders.level(records, concurrency=users), builders.ANCHOR)
+
+
+@pytest.mark.parametrize("users", [2, 4, 8])
+def test_short_runs_say_what_a_long_one_does(users):
+    """Their windows, which begin with the prefills of all, do not at 8 users."""
+    long = serial(users, 100 * users)
+    true = steady_window.window_tokens_per_s([(long, steady_window.steady(long))]).value
+    short = [serial(users, 2 * users, seed=seed) for seed in range(2, 26)]
+    found = [renewal.tokens_per_s([one]) for one in short]
+    by_renewal = [one for one, method in found if method == "renewal"]
+    assert len(by_renewal) >= 20
+    assert np.mean([one.value for one in by_renewal]) == pytest.approx(true, rel=0.05)
+    assert np.mean([one.ci95[0] < true < one.ci95[1] for one in by_renewal]) >= 0.8
+    windows = [steady_window.window_tokens_per_s([(one, steady_window.steady(one))]).value for one in short]
+    assert users < 8 or np.mean(windows) < 0.95 * true
+
+
+def test_a_long_window_is_believed():
+    found, method = renewal.tokens_per_s([serial(2, 60)])
+    assert method == "steady window"
+    assert found == steady_window.window_tokens_per_s([(serial(2, 60), steady_window.steady(serial(2, 60)))])
+
+
+def test_one_user_alone_has_no_prefills_of_others():
+    assert renewal.tokens_per_s([serial(1, 3)])[1] == "steady window"
+
+
+def test_users_that_pause_are_no_closed_loop():
+    assert renewal.tokens_per_s([serial(4, 8, idle_s=2.0)])[1] == "steady window"
+
+
+def test_waiting_in_the_queue_of_the_server_is_no_prefill():
+    """Every first token comes 20 s late while the others go on."""
+    made = serial(4, 8)
+    late = builders.level(
+        [builders.request(0.0, ttft_s=0.5 + 10.0 * (i // 2), gap_s=0.02, thinking=400, user=i, seq=i) for i in range(4)]
+        + [builders.request(30.0, ttft_s=0.5, gap_s=0.02, thinking=400, user=i, seq=9 + i) for i in range(4)],
+        concurrency=4,
+    )
+    assert renewal.tokens_per_s([made])[1] == "renewal"
+    assert renewal.tokens_per_s([request_arrays.pass_arrays(late, builders.ANCHOR)])[1] == "steady window"
+
+
+def test_three_passes_are_the_unit():
+    found, method = renewal.tokens_per_s([serial(4, 8, tokens=tokens) for tokens in (180, 200, 220)])
+    assert (method, found.n) == ("renewal", 3)
 
 
 def test_one_user_is_one_answer_after_the_other():
@@ -24,8 +109,3 @@ def test_what_is_missing_is_said():
     assert renewal.renewal_tokens_per_s(4, np.zeros(0), np.ones(1), np.ones(1)).value is None
     once = renewal.renewal_tokens_per_s(4, np.array([100.0]), np.ones(2), np.ones(2))
     assert (once.ci95, once.reason) == (None, "one answer or one stretch has no interval")
-
-
-def test_the_rate_of_a_whole_run():
-    assert renewal.whole_run_rate(1000.0, 20.0) == 50.0
-    assert renewal.whole_run_rate(1000.0, 0.0) is None
