@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _LEVELS = (1, 2, 4, 8, 16, 32, 64)  # predicted where they were not measured
 _DEFAULT_OUT = Path("machine.toml")
+_VERSION = re.compile(r"v?\d+\.\d+")
 
 
 def calibrate(arguments: argparse.Namespace, say: Say) -> str:
@@ -44,7 +46,10 @@ def calibrate(arguments: argparse.Namespace, say: Say) -> str:
 
 
 def _measured(run: Path, interconnect: str | None) -> Iterator[RunLevel]:
-    """The levels of a run that have a time per token, on a GPU and of a model that are known."""
+    """The levels of a run that have a time per token, on a GPU and of a model that are known.
+
+    Levels whose figures the load generator may have distorted are left out.
+    """
     metrics = read_metrics(run / "metrics.json")
     for cell in metrics.cells:
         deployment = _deployment(cell, interconnect)
@@ -61,7 +66,8 @@ def _deployment(cell: CellFigures, interconnect: str | None) -> Deployment | Non
     model = preflight.shape(cell.model) if cell.model else None
     if model is None or cell.gpu is None:
         return None
-    version = "" if cell.simulated else (cell.engine_version or "")
+    told = cell.engine_version or ""
+    version = told if _VERSION.match(told) and not cell.simulated else ""
     return memory.Deployment(
         model, gpus.gpu(cell.gpu), cell.tp or 1, cell.engine, engine_version=version, interconnect=interconnect
     )
@@ -70,6 +76,8 @@ def _deployment(cell: CellFigures, interconnect: str | None) -> Deployment | Non
 def _level(deployment: Deployment, level: LevelFigures) -> RunLevel | None:
     from loadtest.perfmodel.machine_fit import RunLevel
 
+    if level.client_health.status == "fail":
+        return None
     tpot, context = level.tpot_s.mean, level.context_tokens.value
     told = [one.mean for one in (level.reasoning_tokens, level.answer_tokens)]
     if tpot is None or context is None or None in told:

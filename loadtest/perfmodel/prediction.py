@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from loadtest.errors import UsageError
 from loadtest.perfmodel import ranges
+from loadtest.perfmodel.constants import is_calibrated
 from loadtest.perfmodel.memory import MOST_TOKENS, Deployment, Fit, fit
 from loadtest.perfmodel.step_time import StepWork, beside_s, chunk_tokens, decode_s, prefill_s, step_time
 
@@ -120,7 +121,7 @@ def _lines(deployment: Deployment, room: Fit, tokens: tuple[int, int], times: Cy
         f"{deployment.title}, {deployment.engine}: predicted, not measured",
         f"  range        x{1 + error.half_width:.2f}: {error.evidence}",
         f"  engine       {constants.engine.source}",
-        f"  GPU          {constants.gpu.source}",
+        f"  GPU          {'' if is_calibrated(deployment.gpu.name) else 'as the '}{constants.gpu.source}",
         *([f"  interconnect {ranges.topology_title(deployment.topology)}"] if deployment.tp > 1 else []),
         *([f"  machine      {constants.machine.source}"] if constants.machine.source else []),
         f"  decode step  weights {step.weights_s * 1e3:.1f} ms + KV cache {step.kv_s * 1e3:.1f} ms + overhead"

@@ -22,7 +22,7 @@ from loadtest.simulator.core.engine import EngineConfig
 _PROMPT_ROOM_TOKENS = 8192
 # vLLM 0.32.0 as seen: this parser tells 0 reasoning tokens where the opening tag came with the prompt, as it does for QwQ.
 _COUNTS_NO_THINKING = (("vllm-sim", "deepseek_r1"),)
-_REASONING = ("qwq", "qwen3", "r1", "think", "reason")
+_REASONING = ("qwq", "qwen3", "r1", "think", "reason", "gpt-oss", "magistral", "glm-z1", "glm-4.5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def simulate(
         kv_tokens=room,
         max_running=max_running,
         max_queued=max_queued,
-        prefill_budget_tokens=prefill_budget_tokens,
+        prefill_budget_tokens=prefill_budget_tokens or step_time.chunk_tokens(deployment, context),
         prefix_cache=prefix_cache,
     )
     served = Served(
@@ -85,8 +85,9 @@ def simulate(
 
 
 def default_context_tokens(model: Model) -> int:
-    """Prompt and output together (tokens): the native context, and 8,192 more for a reasoning model."""
-    return model.native_context_tokens + (_PROMPT_ROOM_TOKENS if _thinks(model) else 0)
+    """Prompt and output together (tokens): the native context, and 8,192 more for a reasoning model that serves so many."""
+    native = model.native_context_tokens
+    return min(native + _PROMPT_ROOM_TOKENS, max(native, model.context_tokens)) if _thinks(model) else native
 
 
 def _thinks(model: Model) -> bool:

@@ -110,3 +110,16 @@ def test_a_wrong_key_of_a_cell_is_one_line(tmp_path, capsys, key, message):
     study.write_text(STUDY + key + "\n")
     assert cli.main(["predict", "--study", str(study), "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_levels_that_the_load_generator_distorted_are_not_fitted(tmp_path, capsys):
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY)
+    assert cli.main(["predict", "--study", str(study), "--out", str(tmp_path / "run")]) == 0
+    path = tmp_path / "run" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    for level in metrics["cells"][0]["levels"]:
+        level["client_health"]["status"] = "fail"
+    path.write_text(json.dumps(metrics))
+    assert cli.main(["calibrate", str(tmp_path / "run"), "--out", str(tmp_path / "machine.toml")]) == 2
+    assert "nothing to calibrate on" in capsys.readouterr().err
