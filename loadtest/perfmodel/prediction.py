@@ -45,7 +45,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
-class Cycle:
+class RequestCycle:
     """The times of one request in a steady closed loop of R equal streams (seconds)."""
 
     running: int
@@ -59,13 +59,13 @@ class Cycle:
         return self.prefill_s + self.halted_s + self.decode_s
 
 
-def cycle(deployment: Deployment, prompt_tokens: int, output_tokens: int, running: int) -> Cycle:
+def cycle(deployment: Deployment, prompt_tokens: int, output_tokens: int, running: int) -> RequestCycle:
     """One request among `running` equal ones: its own prefill, what the others' prompts take, its decoding steps."""
     chunk = chunk_tokens(deployment, prompt_tokens + output_tokens)
     own_s = prefill_s(deployment, prompt_tokens, chunk)
     others = running - 1
     each_s = beside_s(deployment, prompt_tokens, chunk, others, prompt_tokens + output_tokens // 2) if others else 0.0
-    return Cycle(running, own_s, others * each_s, decode_s(deployment, prompt_tokens, output_tokens - 1, running))
+    return RequestCycle(running, own_s, others * each_s, decode_s(deployment, prompt_tokens, output_tokens - 1, running))
 
 
 def predict(deployment: Deployment, *, prompt_tokens: int, output_tokens: int, concurrency: int = 1) -> Prediction:
@@ -110,7 +110,7 @@ def _with_request(told: PredictedRange) -> PredictedRange:
     return PredictedRange(told.value, told.low, told.high + _REQUEST_S)
 
 
-def _lines(deployment: Deployment, room: Fit, tokens: tuple[int, int], times: Cycle, final: float) -> tuple[str, ...]:
+def _lines(deployment: Deployment, room: Fit, tokens: tuple[int, int], times: RequestCycle, final: float) -> tuple[str, ...]:
     """The arithmetic of a prediction for a reader: what a decoding step is made of, and what the request comes to."""
     (prompt_tokens, output_tokens), running, constants = tokens, times.running, deployment.constants
     work = StepWork(decode_streams=running, kv_read_tokens=running * (prompt_tokens + output_tokens // 2))
