@@ -52,7 +52,7 @@ def tokens_per_s(passes: Sequence[Pass]) -> tuple[Estimate, Method]:
 
 
 @dataclass(frozen=True, slots=True)
-class Cycle:
+class UserCycle:
     """What a cycle of one pass is made of: `tokens` of its answers, and those after the first chunk; seconds of prefills
     (`first_token_s`, per request of each run of prefills without a pause) and mean gaps (`gap_s`, of ten parts of the
     pass). `halted`: the share of steps that prefills of others halt."""
@@ -65,7 +65,7 @@ class Cycle:
     halted: float
 
 
-def cycle_of(one: Pass, span: WindowSpan) -> Cycle | None:
+def cycle_of(one: Pass, span: WindowSpan) -> UserCycle | None:
     """The parts of a pass's cycle; None where its loop is not closed, requests queue in the server, or a part is missing.
 
     Warm-up requests that are still under way halt the others too, and so are among the prefills.
@@ -81,7 +81,7 @@ def cycle_of(one: Pass, span: WindowSpan) -> Cycle | None:
     length_s = float(np.max(one.last_s[began]) - np.min(one.sent_s[began]))
     if float(np.sum(ends - begins)) * (1 - halted) > MAX_QUEUED_SHARE * length_s:
         return None
-    return Cycle(
+    return UserCycle(
         concurrency=one.concurrency,
         tokens=one.tokens[finished],
         tokens_after_first=one.tokens_after_first[finished],
@@ -144,7 +144,7 @@ def _gaps(one: Pass, span: WindowSpan, begins: Floats, ends: Floats) -> Floats:
     return np.asarray(seconds[counted > 0] / counted[counted > 0], np.float64)
 
 
-def _pooled(cycles: Sequence[Cycle]) -> Estimate:
+def _pooled(cycles: Sequence[UserCycle]) -> Estimate:
     tokens, after, first_token_s, gap_s = (
         np.concatenate(of)
         for of in zip(*((c.tokens, c.tokens_after_first, c.first_token_s, c.gap_s) for c in cycles), strict=True)
