@@ -17,7 +17,7 @@ from loadtest.clock import Clock
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
 from loadtest.records.engine_facts import EngineFacts
-from loadtest.records.folder import FAILURE_FILE, cell_id
+from loadtest.records.folder import FAILURE_FILE, cell_id, claimed
 from loadtest.records.manifest import UNFINISHED, Manifest, ManifestCell, begun, ended
 from loadtest.records.pass_facts import Failure, LevelSummary
 from loadtest.records.write import JsonlWriter
@@ -36,15 +36,16 @@ def base_url(host: str | None) -> str:
 
 
 class Opening:
-    """A run folder, opened for one pass. `owned`: we write the manifest, not a study. `pending`: why the run was incomplete
-    before this pass."""  # fmt: skip
+    """A run folder, opened for one pass. `held`: we hold the folder and write the manifest, not a study. `pending`: why the
+    run was incomplete before this pass."""  # fmt: skip
 
-    def __init__(self, asked: PassOptions, *, owned: bool, pending: str | None = None) -> None:
+    def __init__(self, asked: PassOptions, held: contextlib.ExitStack | None = None, *, pending: str | None = None) -> None:
         self.asked = asked
         self._run = Path(asked.out)
         self._pending = pending
         self._clock = Clock.start(asked.clock_speed)
-        self._counters = JsonlWriter(asked.folder, "server_metrics") if owned else None
+        self._held = held
+        self._counters = JsonlWriter(asked.folder, "server_metrics") if held is not None else None
         self._read_counters()
 
     def _read_counters(self) -> None:
@@ -70,7 +71,7 @@ class Opening:
 
     def close(self, failure: Failure | None, *, interrupted: bool) -> None:
         """Mark the run complete or incomplete; one incomplete pass makes the run incomplete."""
-        if self._counters is None:
+        if self._counters is None or self._held is None:
             return
         self._read_counters()
         self._counters.close()
@@ -79,6 +80,7 @@ class Opening:
         if interrupted and not failure:
             problems.append(f"{self.asked.cell}/{self.asked.folder.name}: interrupted")
         write.write_manifest(self._run, ended(manifest, problems, interrupted=manifest.interrupted or interrupted))
+        self._held.close()
 
 
 def open_run(options: Any, host: str | None, users: int) -> Opening:
@@ -87,20 +89,24 @@ def open_run(options: Any, host: str | None, users: int) -> Opening:
     told = _ask_server(options, url)
     info = told or probe.ServerInfo(engine=options.engine)
     run = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%dT%H%M%S')}-{options.engine or info.engine}")
-    manifest = _manifest_of(run)
-    asked = _resolved(options, url, users, run, manifest, info)
-    loaded = workload.load(asked.workload)
-    check_format(asked.contract, loaded.prompts)
+    loaded = workload.load(options.workload)
     if options.run_id is not None:
-        return Opening(asked, owned=False)
-    new = _new_manifest(options, asked, loaded)
-    pending = None
-    if manifest is not None:
-        _refuse_other(run, manifest, new)
-        pending = manifest.incomplete_reason if manifest.levels and not manifest.complete else None
-    write.write_manifest(run, _joined(manifest or new, asked, info))
-    _write_engine(asked, told)
-    return Opening(asked, owned=True, pending=pending)
+        asked = _resolved(options, url, users, run, _manifest_of(run), info)
+        check_format(asked.contract, loaded.prompts)
+        return Opening(asked)
+    with contextlib.ExitStack() as held:
+        held.enter_context(claimed(run))
+        manifest = _manifest_of(run)
+        asked = _resolved(options, url, users, run, manifest, info)
+        check_format(asked.contract, loaded.prompts)
+        new = _new_manifest(options, asked, loaded)
+        pending = None
+        if manifest is not None:
+            _refuse_other(run, manifest, new)
+            pending = manifest.incomplete_reason if manifest.levels and not manifest.complete else None
+        write.write_manifest(run, _joined(manifest or new, asked, info))
+        _write_engine(asked, told)
+        return Opening(asked, held.pop_all(), pending=pending)
 
 
 def _ask_server(options: Any, url: str) -> probe.ServerInfo | None:

@@ -167,6 +167,23 @@ def test_an_interrupt_keeps_everything(port, tmp_path):
     assert manifest(tmp_path)["complete"] is False
 
 
+def test_a_second_run_into_the_folder_is_refused(port, tmp_path):
+    first = subprocess.Popen(locust(port, tmp_path, "--run-time", "60s"), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not records(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    second = run(locust(port, tmp_path, "--requests", "3"))
+    assert second.returncode == 1
+    assert f"expected a folder that no other run writes to, found process {first.pid}" in second.stderr
+    first.kill()
+    first.wait()
+    assert {r["user"] for r in records(tmp_path)} == {0, 1}
+    assert len({r["worker"] for r in records(tmp_path)}) == 1
+    after = run(locust(port, tmp_path, "--requests", "3"))  # the lock of the dead holds nobody up
+    assert [r["repeat"] for r in records(tmp_path)].count(2) == 3 + 2, after.stderr
+
+
 def test_refused_requests_are_data_and_fail_locust_as_it_is_used_to(tmp_path):
     done = run(locust(9, tmp_path, "--requests", "3", "--warmup-requests", "0"))  # nobody listens on port 9
     assert done.returncode == 1
