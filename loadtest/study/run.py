@@ -27,8 +27,9 @@ from loadtest.study.engine_file import EngineFile, starting
 from loadtest.study.execution import Execution, Say
 from loadtest.study.passes import is_finished, run_pass
 from loadtest.study.plan import asked, launch_spec
+from loadtest.study.resumption import reopened
 from loadtest.study.schema import Cell, Study
-from loadtest.workload.contract import Contract, contract_differences, from_table
+from loadtest.workload.contract import Contract
 from loadtest.workload.workload import Workload
 
 
@@ -49,7 +50,11 @@ def execute(study: Study, out: Path, *, resume: bool = False, force: bool = Fals
         first, why = next(iter(blocked.items()))
         raise EngineError(f"{first}: {why}; no cell of this study can start here, so none was started; --force tries it")
     with claimed(out):
-        manifest = _reopen(study, workload, contract, out) if resumed else begin_run(study, workload, contract, out)
+        if resumed:
+            manifest = reopened(out, read.read_run(out).manifest, _asked_for(study, workload, contract, out))
+            write.write_manifest(out, manifest)
+        else:
+            manifest = begin_run(study, workload, contract, out)
         remaining = estimate.Remaining(study, workload, contract)
         for cell_id in blocked:
             remaining.never(cell_id)
@@ -112,7 +117,14 @@ def begin_run(study: Study, workload: Workload, contract: Contract, out: Path, *
     """Write the manifest of a run that begins, driven by Locust or in virtual time. Raises `RecordError`: `out` is taken."""
     if has_run(out):
         raise RecordError(f"{out}: expected a folder without a run, found manifest.json; name another --out or --resume")
-    opened = begun(
+    opened = _asked_for(study, workload, contract, out, driven)
+    write.write_manifest(out, opened)
+    return opened
+
+
+def _asked_for(study: Study, workload: Workload, contract: Contract, out: Path, driven: str = "locust") -> Manifest:
+    """The manifest that a study begins with."""
+    return begun(
         run_id=f"{time.strftime('%Y%m%dT%H%M%S')}-{out.name}",
         name=study.name,
         scenario=study.scenario,
@@ -135,8 +147,6 @@ def begin_run(study: Study, workload: Workload, contract: Contract, out: Path, *
         until_decided=study.until_decided,
         cells=tuple(ManifestCell.from_table({"id": cell.id, **asdict(cell)}) for cell in study.cells),
     )
-    write.write_manifest(out, opened)
-    return opened
 
 
 def end_run(opened: Manifest, out: Path, problems: list[str], *, interrupted: bool) -> None:
@@ -144,21 +154,6 @@ def end_run(opened: Manifest, out: Path, problems: list[str], *, interrupted: bo
     if interrupted:
         problems.append("interrupted")
     write.write_manifest(out, ended(opened, problems, interrupted=interrupted))
-
-
-def _reopen(study: Study, workload: Workload, contract: Contract, out: Path) -> Manifest:
-    manifest = read.read_run(out).manifest
-    if manifest.driven != "locust":
-        raise RecordError(f"{out}: --resume: expected a run that Locust drove, got one in {manifest.driven}; start anew")
-    known = manifest.workload and manifest.workload.identity
-    if known != workload.identity:
-        raise RecordError(
-            f"{out}: --resume: workload: expected the run's own ({known}), got {workload.identity}; start anew"
-        )
-    begun_with = from_table(manifest.contract)
-    for key, (expected, got) in contract_differences(begun_with, contract).items():
-        raise RecordError(f"{out}: --resume: contract: {key}: expected the run's own {expected}, got {got}; start anew")
-    return manifest
 
 
 def _run_cell(execution: Execution, cell: Cell, repeat: int) -> None:

@@ -181,7 +181,7 @@ def test_the_runtime_s_own_arguments_are_left_out_aloud(tmp_path):
 def test_a_folder_with_a_run_is_neither_overwritten_nor_resumed_over_sockets(run):
     with pytest.raises(RecordError, match="expected a folder without a run"):
         fast_forward.simulate_study(STUDY, run.path, say=silent)
-    with pytest.raises(RecordError, match="--resume: expected a run that Locust drove"):
+    with pytest.raises(RecordError, match="--resume: driven: expected the run's own virtual time, got locust"):
         execute(STUDY, run.path, resume=True, say=silent)
 
 

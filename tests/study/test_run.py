@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,39 @@ def test_resume_of_another_workload_is_refused(finished):
 def test_resume_under_another_contract_is_refused(finished):
     with pytest.raises(RecordError, match="--resume: contract: top_k: expected the run's own 40, got 20"):
         study_run.execute(replace(STUDY, contract={"top_k": 20}), finished, resume=True, say=silent)
+
+
+ANOTHER = {
+    "cells": replace(STUDY, cells=(replace(SIMULATED, tp=2),)),
+    f"{SIMULATED.id}: gpu": replace(STUDY, cells=(replace(SIMULATED, gpu="l40s"),)),
+    f"{SIMULATED.id}: args": replace(STUDY, cells=(replace(SIMULATED, args=("--length-scale", "0.03")),)),
+    f"{SIMULATED.id}: clock_speed": replace(STUDY, cells=(replace(SIMULATED, clock_speed=100.0),)),
+    "scenario": replace(STUDY, scenario="multi_turn"),
+    "scenario_options": replace(STUDY, scenario_options={"tokenizer": "t"}),
+    "levels": replace(STUDY, levels=(1,)),
+    "duration_s": replace(STUDY, duration_s=5.0),
+    "contract: seed": replace(STUDY, seed=2),
+}
+
+
+@pytest.mark.parametrize("key", ANOTHER)
+def test_resume_of_another_study_is_refused_by_what_differs(key, finished, monkeypatch):
+    monkeypatch.setattr(plan, "token_counter", lambda path: None)
+    before = (finished / "manifest.json").read_bytes()
+    with pytest.raises(RecordError, match=f"--resume: {key}: expected the run's own .*, got .*; start anew"):
+        study_run.execute(ANOTHER[key], finished, resume=True, say=silent)
+    assert (finished / "manifest.json").read_bytes() == before
+
+
+def test_resume_may_ask_for_more_repeats_and_other_objectives(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    more = replace(STUDY, repeats=2, slo=("ttft_s:p90<9",))
+    assert study_run.execute(more, out, resume=True, say=silent) == ()
+    run = read.read_run(out)
+    assert (run.manifest.complete, run.manifest.repeats, run.manifest.slo) == (True, 2, more.slo)
+    assert [(level.concurrency, level.repeat) for level in run.cells[0].levels] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    with pytest.raises(RecordError, match="repeats: expected the run's own 2 or more, got 1"):
+        study_run.execute(STUDY, out, resume=True, say=silent)
 
 
 REAL = Cell(engine="vllm", model="qwq-32b-awq", gpu="l20", tp=2)
