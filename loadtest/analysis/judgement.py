@@ -177,8 +177,16 @@ def _decision(one: _Measured, answer: _Answer | None, start_sd: float | None, ma
         n_b=0 if effect is None else effect.starts_b,
         start_sd=None if effect is None else effect.start_sd,
         n_more_starts=None if verdict is None else verdict.more_starts,
+        output_tokens=None if pair.different else output_lengths(_all_outputs(pair)),
         population=POPULATION,
         reason=reason,
+    )
+
+
+def _all_outputs(pair: Pair) -> Effect:
+    """The outputs of all levels, by prompt."""
+    return effects.output_tokens(
+        [x for level in pair.levels for x in level.a], [x for level in pair.levels for x in level.b]
     )
 
 

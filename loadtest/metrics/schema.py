@@ -197,6 +197,7 @@ class PairDecision(msgspec.Struct, frozen=True, kw_only=True):
     n_b: Annotated[int, about("Starts of b's server.")]
     start_sd: Annotated[float | None, about("How much starts differ, as a share; None: no cell has two.")]
     n_more_starts: Annotated[int | None, about("More starts of each that would decide; None: decided, or over 40.")]
+    output_tokens: Annotated[OutputLengths | None, about("All levels together; None where the cells are not comparable.")]
     population: Annotated[str, about("What the interval holds for.")]
     reason: Annotated[str, about("What it rests on, or why there is no verdict.")]
 

@@ -77,7 +77,25 @@ def evidence(decisions: Sequence[Named]) -> tuple[str, ...]:
 
 
 def _placed(named: Named) -> str:
-    return f"{named.place}: {verdict_of(named)}" if named.place else verdict_of(named)
+    said = f"{verdict_of(named)}{outputs(named)}"
+    return f"{named.place}: {said}" if named.place else said
+
+
+def outputs(named: Named) -> str:
+    """Whether both sides think as long as each other: else the engine alone is not what the user waits for. Empty where the
+    lengths were forced, or too few prompts tell.
+
+    outputs alike (0.97 [0.85, 1.10])
+    """
+    found = named.of.output_tokens
+    if found is None or found.ratio.value is None or found.ratio.low is None or found.ratio.high is None:
+        return ""
+    if found.ratio.low == found.ratio.high == 1:
+        return ""
+    interval = f"({found.ratio.value:.2f} [{found.ratio.low:.2f}, {found.ratio.high:.2f}])"
+    if found.verdict in ("fewer", "more"):
+        return f"; outputs of {named.a} have {found.verdict} tokens {interval}"
+    return f"; outputs alike {interval}"
 
 
 def summary(decisions: Sequence[Named]) -> str:

@@ -58,6 +58,20 @@ def test_a_real_difference_is_named_by_the_pair_and_then_by_its_levels(ratio, ve
         assert row.method == "at equal length"
 
 
+def test_an_engine_that_thinks_longer_is_named_beside_its_verdict():
+    """Half as many tokens again at the same pace: equal, and more."""
+    levels = [
+        PairedLevel(
+            c, passes(c, (1, 1.002, 0.998), c, tokens=900, noise=0.01), passes(c, (1, 1.003, 1), c, tokens=600, noise=0.01)
+        )
+        for c in LEVELS
+    ]
+    (found,) = judgement.judge_pairs([Pair(a="a", b="b", levels=levels)]).decisions
+    assert found.verdict == "equal"
+    assert found.raw_ratio.value == pytest.approx(1.5, rel=0.03)
+    assert (found.output_tokens.verdict, found.output_tokens.ratio.value) == ("more", pytest.approx(1.5, rel=0.01))
+
+
 def test_pairs_share_what_their_starts_vary_by():
     pairs = [pair(seed, name=str(seed)) for seed in range(4)]
     together = judgement.judge_pairs(pairs).decisions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loadtest.metrics.figures import Bounded, Estimate
+from loadtest.metrics.schema import OutputLengths
 from loadtest.report.cells import cells_of
 from loadtest.report.decision import (
     CONCURRENCY,
@@ -52,6 +53,16 @@ def test_one_pair_is_one_sentence_with_the_interval_of_its_verdict() -> None:
 def test_what_is_faster_is_the_side_whose_time_is_less() -> None:
     quick = Bounded(1 / 1.051, (1 / 1.074, 1 / 1.029))
     assert lines(judged(runs.small(), "faster", ratio=quick))[ENGINE].answer == "SGLang is 5.1 % faster [2.9, 7.4]"
+
+
+def test_engines_that_think_longer_are_named() -> None:
+    def with_lengths(verdict: str) -> str:
+        lengths = OutputLengths(ratio=Bounded(1.2, (1.1, 1.3)), verdict=verdict, n=9, reason="")  # type: ignore[arg-type]
+        sample = runs.with_decisions(judged(runs.small(), "slower"), lambda one: change(one, output_tokens=lengths))
+        return lines(sample)[ENGINE].because
+
+    assert "vLLM is 5.1 % faster [2.9, 7.4]; outputs of SGLang have more tokens (1.20 [1.10, 1.30])" in with_lengths("more")
+    assert "; outputs alike (1.20 [1.10, 1.30])" in with_lengths("no detectable difference")
 
 
 def test_of_several_pairs_the_verdicts_are_counted() -> None:
