@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from collections import Counter
 from dataclasses import replace
@@ -43,8 +44,16 @@ def run(arguments: argparse.Namespace, say: Say) -> str:
         return _dry_run(study)
     if arguments.resume and arguments.out is None:
         raise UsageError("--resume: expected --out with the folder of the unfinished run, got none")
+    if arguments.budget is not None and not 0 < arguments.budget < math.inf:
+        raise UsageError(f"--budget: expected hours above 0, got {arguments.budget:g}")
     out = arguments.out or new_folder(study.name)
-    return _measure(study, out, say, resume=arguments.resume, force=arguments.force, as_json=arguments.json)
+    budget_s = None if arguments.budget is None else 3600 * arguments.budget
+    return carry_out(
+        lambda: execute(study, out, resume=arguments.resume, force=arguments.force, budget_s=budget_s, say=say),
+        out,
+        say,
+        arguments.json,
+    )
 
 
 def attach(arguments: argparse.Namespace, say: Say) -> str:
@@ -98,11 +107,9 @@ def _attached(arguments: argparse.Namespace) -> schema.Study:
     return study
 
 
-def _measure(
-    study: schema.Study, out: Path, say: Say, *, resume: bool = False, force: bool = False, as_json: bool = False
-) -> str:
+def _measure(study: schema.Study, out: Path, say: Say, *, as_json: bool = False) -> str:
     """Measure a study for real, and conclude."""
-    return carry_out(lambda: execute(study, out, resume=resume, force=force, say=say), out, say, as_json)
+    return carry_out(lambda: execute(study, out, say=say), out, say, as_json)
 
 
 def serve(arguments: argparse.Namespace, say: Say) -> str:

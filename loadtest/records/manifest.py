@@ -91,7 +91,7 @@ class Manifest(_Open, frozen=True, kw_only=True):
     levels: tuple[int, ...] = ()
     duration_s: float | None = None  # of a pass, as asked: Locust takes whole wall seconds; None: by requests
     repeats: int = 0
-    until_decided: bool = False  # judged after every repeat, and stopped when certain
+    until_decided: bool = False  # looked at between repeats: judged by a stricter level
     environment: Environment | None = None
     cells: tuple[ManifestCell, ...] = ()
 

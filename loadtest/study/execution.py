@@ -25,6 +25,7 @@ class Execution:
     force: bool
     blocked: dict[str, str]
     remaining: estimate.Remaining
+    budget_s: float | None = None  # no repeat starts that would end later
     problems: list[str] = field(default_factory=list)
 
     def note(self, problem: str) -> None:

@@ -12,7 +12,7 @@ from loadtest.records.manifest import UNFINISHED, Manifest
 from loadtest.workload.contract import contract_differences, from_table
 
 _MEASURED = ("scenario", "scenario_options", "seed", "levels", "duration_s")
-_JUDGING = ("name", "question", "slo", "matters", "start_sd", "prices", "findings", "until_decided")
+_JUDGING = ("name", "question", "slo", "matters", "start_sd", "prices", "findings")
 _FREE = ("api_key_env",)  # of a cell
 
 _Changes = dict[str, tuple[object, object]]
@@ -21,14 +21,22 @@ _Changes = dict[str, tuple[object, object]]
 def reopened(out: Path, known: Manifest, asked: Manifest) -> Manifest:
     """The manifest of the run in `out`, to be continued by a study that would begin with `asked`.
 
-    It may ask for more repeats than the run did. Raises `RecordError` where it measures something else.
+    It may ask for more repeats than the run did: then the first were looked at before the others, and the verdicts make up
+    for it as `until_decided` does. Raises `RecordError` where it measures something else.
     """
     for key, (expected, got) in _changes(known, asked).items():
         raise RecordError(f"{out}: --resume: {key}: expected the run's own {expected}, got {got}; start anew")
     judging = {key: getattr(asked, key) for key in _JUDGING}
+    looked = known.until_decided or asked.until_decided or asked.repeats > known.repeats
     commands = tuple(dict.fromkeys((*known.commands, *asked.commands)))
     return msgspec.structs.replace(
-        known, repeats=asked.repeats, commands=commands, complete=False, incomplete_reason=UNFINISHED, **judging
+        known,
+        repeats=asked.repeats,
+        until_decided=looked,
+        commands=commands,
+        complete=False,
+        incomplete_reason=UNFINISHED,
+        **judging,
     )
 
 

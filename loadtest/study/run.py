@@ -33,8 +33,12 @@ from loadtest.workload.contract import Contract
 from loadtest.workload.workload import Workload
 
 
-def execute(study: Study, out: Path, *, resume: bool = False, force: bool = False, say: Say) -> tuple[str, ...]:
+def execute(
+    study: Study, out: Path, *, resume: bool = False, force: bool = False, budget_s: float | None = None, say: Say
+) -> tuple[str, ...]:
     """Run `study` in the folder `out`. Returns why the run is incomplete; empty if it is complete.
+
+    `budget_s`: no repeat starts that would take the run beyond so many seconds, but for the first.
 
     Raises `UsageError` before anything starts where workload or contract are wrong, `EngineError` where this machine can
     start no cell at all, `RecordError` where `out` is taken or can't be written, `KeyboardInterrupt` after the engine is
@@ -58,7 +62,7 @@ def execute(study: Study, out: Path, *, resume: bool = False, force: bool = Fals
         remaining = estimate.Remaining(study, workload, contract)
         for cell_id in blocked:
             remaining.never(cell_id)
-        execution = Execution(study, contract, out, manifest.run_id, say, force, blocked, remaining)
+        execution = Execution(study, contract, out, manifest.run_id, say, force, blocked, remaining, budget_s)
         levels = ", ".join(map(str, study.levels))
         say(f"{study.name}: {len(study.cells)} cells x levels {levels} x {study.repeats} repeat(s)")
         _carry_out(execution, manifest)
@@ -82,9 +86,14 @@ def _carry_out(execution: Execution, manifest: Manifest) -> None:
 def _run_repeats(execution: Execution) -> None:
     """Every repeat of every cell; with `until_decided` only of cells that some pair still needs."""
     study, cells = execution.study, execution.study.cells
+    clock = stopping.Budget(execution.budget_s, time.monotonic())
     for repeat in range(1, study.repeats + 1):
+        if clock.is_spent(time.monotonic(), len(cells)):
+            execution.say(f"stopped before repeat {repeat}: it would not end within the budget")
+            return
         for cell in in_order(cells, repeat):
             _run_cell(execution, cell, repeat)
+        clock.repeat_ended(time.monotonic(), len(cells))
         if study.until_decided and LOOKS[0] <= repeat < study.repeats:
             cells = stopping.undecided_cells(study.cells, analyze(read.read_run(execution.out)), execution.say)
             if not cells:

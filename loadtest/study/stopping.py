@@ -6,9 +6,34 @@ when a run is interrupted.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from loadtest.metrics.schema import CellFigures, Metrics, PairDecision
 from loadtest.study.execution import Say
 from loadtest.study.schema import Cell
+
+
+@dataclass(slots=True)
+class Budget:
+    """Seconds that a run may take (None: any), and what its repeats have taken so far, each cell alike."""
+
+    seconds: float | None
+    started_s: float
+    last_s: float = 0.0
+    per_cell_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.last_s = self.started_s
+
+    def repeat_ended(self, now_s: float, cells: int) -> None:
+        self.per_cell_s = max(self.per_cell_s, (now_s - self.last_s) / max(1, cells))
+        self.last_s = now_s
+
+    def is_spent(self, now_s: float, cells: int) -> bool:
+        """Would another repeat of so many cells end too late?"""
+        first = self.per_cell_s == 0
+        return self.seconds is not None and not first and now_s - self.started_s + cells * self.per_cell_s > self.seconds
+
 
 _OPEN = ("undecided", "one start each", "too few samples")
 _GONE = ("refused", "skipped")  # such a cell will not be measured by another repeat either

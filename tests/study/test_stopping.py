@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace as replace_
 
 from loadtest.analysis.run import analyze
 from loadtest.errors import UsageError
 from loadtest.records import read
 from loadtest.study import run as study_run
 from loadtest.study import stopping
+from loadtest.study.resumption import reopened
 from loadtest.study.schema import Cell, Study
 from tests.support import builders
 
@@ -72,7 +74,7 @@ def test_one_look_more_asks_for_a_stricter_level():
 def carried_out(monkeypatch, tmp_path):
     """Run a study whose servers are made up; returns (cell, repeat) in order, and the run."""
 
-    def run(study, slower):
+    def run(study, slower, **options):
         done, passes = [], {cell.id: [] for cell in study.cells}
 
         def measure(execution, cell, repeat):
@@ -87,7 +89,7 @@ def carried_out(monkeypatch, tmp_path):
 
         monkeypatch.setattr(study_run, "_run_cell", measure)
         monkeypatch.setattr(study_run, "_blocked", lambda *_: {})
-        assert study_run.execute(study, tmp_path / "run", say=lambda _: None) == ()
+        assert study_run.execute(study, tmp_path / "run", say=lambda _: None, **options) == ()
         return done, read.read_run(tmp_path / "run")
 
     return run
@@ -105,6 +107,31 @@ def test_a_study_stops_as_soon_as_all_is_certain(carried_out):
 def test_without_until_decided_every_repeat_is_measured(carried_out):
     done, _ = carried_out(replace(STUDY, cells=CELLS[:2], until_decided=False, repeats=4), {CELLS[0].id: 0.06})
     assert [repeat for _, repeat in done] == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_a_budget_ends_before_a_repeat_that_would_not_end_within_it():
+    budget = stopping.Budget(100.0, started_s=1000.0)
+    assert not budget.is_spent(1000.0, 4)  # the first repeat is always measured
+    budget.repeat_ended(1040.0, 4)
+    assert not budget.is_spent(1040.0, 4)
+    budget.repeat_ended(1080.0, 4)
+    assert budget.is_spent(1080.0, 4)
+    assert not budget.is_spent(1080.0, 2)  # two cells are decided
+    assert not stopping.Budget(None, 0.0).is_spent(1e9, 4)
+
+
+def test_without_hours_for_a_second_repeat_there_is_one(carried_out, monkeypatch):
+    ticks = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(study_run.time, "monotonic", lambda: next(ticks))
+    done, _ = carried_out(replace(STUDY, cells=CELLS[:2]), {}, budget_s=1500.0)
+    assert [repeat for _, repeat in done] == [1, 1]
+
+
+def test_a_run_that_was_looked_at_and_extended_is_judged_more_strictly(tmp_path):
+    known = builders.run([], repeats=2).manifest
+    for asked, looked in ((replace_(known, repeats=2), False), (replace_(known, repeats=4), True)):
+        assert reopened(tmp_path, known, asked).until_decided is looked
+    assert reopened(tmp_path, replace_(known, until_decided=True), known).until_decided
 
 
 @pytest.mark.parametrize("repeats", [1, 7])
