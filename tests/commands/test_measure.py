@@ -39,7 +39,7 @@ def test_a_dry_run_shows_fit_refusal_times_and_every_pass(plan):
     assert "needs 66.3 GB a GPU for weights and activations, and 43.2 GB of 48 GB may be used" in plan
     assert "87,970 / 32,768 tokens = 2 at once (8 asked for)" in plan
     assert "above 2 such requests at once it preempts" in plan
-    assert plan.count(" -m locust --locustfile ") == 12 * 7
+    assert plan.count(" -m loadtest.scenario --locustfile ") == 12 * 7
     assert "concurrency 1, 12 requests, about" in plan
     assert "a difference of 5.1 % is found with about 80 % power, if starts vary by 1 %" in plan
     total = plan.splitlines()[-1]
