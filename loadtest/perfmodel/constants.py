@@ -115,50 +115,50 @@ VLLM_0_5, VLLM_0_6, VLLM_0_8, SGLANG_0_4, CURRENT = "vLLM 0.5", "vLLM 0.6", "vLL
 
 GENERATIONS: dict[str, EngineConstants] = {
     VLLM_0_5: EngineConstants(
-        step_s=0.00212,
-        layer_s=2.49e-05,
-        stream_s=6.25e-05,
-        context_s=8.12e-09,
-        parallel_step_s=0.00013,
-        parallel_context_s=1.21e-08,
-        all_reduce_s=7.51e-06,
+        step_s=0.00191,
+        layer_s=3e-05,
+        stream_s=6.38e-05,
+        context_s=7.11e-09,
+        parallel_step_s=0.000149,
+        parallel_context_s=1.4e-08,
+        all_reduce_s=7.97e-06,
         source="vLLM before 0.6: scheduling, sampling and the model one after the other",
     ),
     VLLM_0_6: EngineConstants(
-        step_s=0.00209,
-        layer_s=1.15e-05,
-        stream_s=6.25e-05,
-        context_s=8.12e-09,
-        parallel_step_s=0.00013,
-        parallel_context_s=1.21e-08,
-        all_reduce_s=7.51e-06,
+        step_s=0.0021,
+        layer_s=1.14e-05,
+        stream_s=6.38e-05,
+        context_s=7.11e-09,
+        parallel_step_s=0.000149,
+        parallel_context_s=1.4e-08,
+        all_reduce_s=7.97e-06,
         source="vLLM 0.6 and 0.7 (V0): less time between steps; several streams as in versions before",
     ),
     VLLM_0_8: EngineConstants(
-        step_s=0.00163,
+        step_s=0.00162,
         layer_s=1.24e-05,
-        stream_s=4.69e-05,
+        stream_s=4.66e-05,
         source="vLLM 0.8 to 0.13 (V1): the scheduler waits for each step",
     ),
     SGLANG_0_4: EngineConstants(
-        step_s=0.000867,
-        layer_s=4.79e-05,
+        step_s=0.000863,
+        layer_s=4.83e-05,
         stream_s=1.72e-05,
         source="SGLang 0.4: the next step is scheduled during this one; several streams as in later versions",
     ),
     CURRENT: EngineConstants(
-        step_s=0.000799,
-        layer_s=2.91e-05,
+        step_s=0.000794,
+        layer_s=2.89e-05,
         stream_s=1.72e-05,
         source="vLLM 0.14 and SGLang 0.5 or later: the next step is scheduled during this one; the same for both",
     ),
 }
 
 GPU_CONSTANTS: dict[str, GpuConstants] = {
-    "a100-80gb": GpuConstants(12.8, 0.947, 0.726, 0.634, "A100: vLLM 0.6 and 0.10, BF16"),
-    "h100": GpuConstants(21.9, 0.95, 0.859, 0.597, "H100 SXM: vLLM V0 and 0.11, SGLang 0.5.3, BF16"),
-    "h20": GpuConstants(10.3, 0.317, 0.659, 0.92, "H20: SGLang 0.4.6.post1, BF16"),
-    "rtx-4090": GpuConstants(12.7, 0.773, 0.745, 0.637, "RTX 4090: vLLM 0.19, decoding in BF16; the rest as the A100"),
+    "a100-80gb": GpuConstants(12.8, 0.95, 0.707, 0.635, "A100: vLLM 0.6 and 0.10, BF16"),
+    "h100": GpuConstants(21.6, 0.95, 0.755, 0.597, "H100 SXM: vLLM V0 and 0.11, SGLang 0.5.3, BF16"),
+    "h20": GpuConstants(10.3, 0.318, 0.656, 0.92, "H20: SGLang 0.4.6.post1, BF16"),
+    "rtx-4090": GpuConstants(12.8, 0.775, 0.707, 0.635, "RTX 4090: vLLM 0.19, decoding in BF16; the rest as the A100"),
 }
 
 _SAME_CHIP = {"a100-40gb": "a100-80gb", "a100-80gb-pcie": "a100-80gb", "gh200": "h100"}  # other memory, same multiprocessors
@@ -170,15 +170,15 @@ _ALIKE = {
 _DEFAULT = "a100-80gb"  # for GPUs that nobody has calibrated
 
 KERNELS = KernelConstants(
-    memory_efficiency=0.93,
+    memory_efficiency=0.929,
     weights_per_cycle_4bit=14.5,
     weights_per_cycle_8bit=10.6,
-    weights_per_cycle_fp8=12.6,
-    products_4bit=0.705,
-    products_8bit=0.812,
+    weights_per_cycle_fp8=12.5,
+    products_4bit=0.707,
+    products_8bit=0.814,
     products_fp8=0.753,  # Qwen3-14B-FP8 on H20 after 63,488 tokens (34.0 tokens/s)
-    quantised_layer_s=1.07e-05,
-    draft_step_s=0.001,
+    quantised_layer_s=1.06e-05,
+    draft_step_s=0.000998,
 )
 
 

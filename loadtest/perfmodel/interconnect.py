@@ -26,44 +26,57 @@ TOPOLOGIES: tuple[Topology, ...] = ("nvlink", "pcie-p2p", "pcie-host")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The terms of one all-reduce over one topology (see the module), and their source."""
+    """The terms of one all-reduce over one topology (see the module), and their source.
+
+    The rate is `link_share` of the link's own; where that is 0, `rate_bytes_per_s` over any link.
+    """
 
     wait_s: float
     step_s: float
     knee_bytes: float
+    link_share: float
     rate_bytes_per_s: float
     source: str
+
+    def rate(self, link_bytes_per_s: float) -> float:
+        """Bytes a second over a link of this rate in one direction."""
+        return self.link_share * link_bytes_per_s or self.rate_bytes_per_s
 
 
 _MORE_GPUS = 0.13
 
 LINKS: dict[str, Link] = {
     # Custom one-shot kernels over NVLink: 7 us for 16 KB, 11 us for 512 KB, 17 us for 1 MB on B300 (vLLM pull request
-    # 37756), 7 and 10 us for 512 KB on two and four H100 (vLLM pull request 24111).
-    "nvlink": Link(6e-6, 0.0, 1.0, 110e9, "vLLM pull requests 24111 and 37756"),
+    # 37756), 7 and 10 us for 512 KB on two and four H100 (vLLM pull request 24111); NCCL needs 219 us for 64 MB and 393 us
+    # for 128 MB on B300.
+    "nvlink": Link(6e-6, 8e-6, 1e6, 0.6, 0.0, "vLLM pull requests 24111 and 37756"),
     # NCCL inside a CUDA graph, four V100 behind a PCIe switch: 19.4 us for 4 KB, 24.2 for 32 KB, 51.8 for 128 KB, 83.5 for
-    # 384 KB.
-    "pcie-p2p": Link(15e-6, 20e-6, 64e3, 12e9, "github.com/haohervchb/sglang-V100 pull request 2"),
+    # 384 KB, over PCIe 3.0.
+    "pcie-p2p": Link(15e-6, 20e-6, 64e3, 0.76, 0.0, "github.com/haohervchb/sglang-V100 pull request 2"),
     # Fitted (`calibration`) to vLLM 0.10.1 on two A100 without peer access; NCCL through the host needs 39 us for 10 KB on
     # two RTX 5070 Ti (SGLang pull request 39605), as these terms give.
-    "pcie-host": Link(22.4e-6, 73.6e-6, 40e3, 6.46e9, "fitted: github.com/dennislee22/vLLM-benchmarking"),
+    "pcie-host": Link(22.4e-6, 73.7e-6, 40e3, 0.0, 6.46e9, "fitted: github.com/dennislee22/vLLM-benchmarking"),
 }
 
 
-def all_reduce_s(topology: Topology, tp: int, message_bytes: float, links: Mapping[str, Link] = LINKS) -> float:
-    """Seconds of one all-reduce of a message over `tp` GPUs; "pcie" is the mean of with and without peer access.
+def all_reduce_s(
+    topology: Topology, tp: int, message_bytes: float, link_bytes_per_s: float, links: Mapping[str, Link] = LINKS
+) -> float:
+    """Seconds of one all-reduce of a message over `tp` GPUs, whose link has this rate in one direction.
 
-    >>> round(all_reduce_s("pcie-host", 2, 10_240) * 1e6)
+    "pcie" is the mean of with and without peer access.
+
+    >>> round(all_reduce_s("pcie-host", 2, 10_240, 32e9) * 1e6)
     39
     """
     if tp == 1:
         return 0.0
     if topology == "pcie":
-        both = (all_reduce_s(one, tp, message_bytes, links) for one in ("pcie-p2p", "pcie-host"))
+        both = (all_reduce_s(one, tp, message_bytes, link_bytes_per_s, links) for one in ("pcie-p2p", "pcie-host"))
         return sum(both) / 2
     link = links[topology]
     wait = link.wait_s * (1 + _MORE_GPUS * (tp - 2)) + link.step_s * message_bytes / (message_bytes + link.knee_bytes)
-    return wait + message_bytes * 2 * (tp - 1) / tp / link.rate_bytes_per_s
+    return wait + message_bytes * 2 * (tp - 1) / tp / link.rate(link_bytes_per_s)
 
 
 def check(name: str) -> Topology:

@@ -164,7 +164,8 @@ def _all_reduces_s(deployment: Deployment, tokens: int, constants: Constants) ->
     model, tp = deployment.model, deployment.tp
     if tp == 1:
         return 0.0
-    one_s = all_reduce_s(deployment.topology, tp, tokens * model.hidden * 2, constants.links)
+    message_bytes = tokens * model.hidden * 2
+    one_s = all_reduce_s(deployment.topology, tp, message_bytes, deployment.gpu.interconnect_bytes_per_s, constants.links)
     return 2 * model.layers * (one_s + constants.engine.all_reduce_s)
 
 

@@ -63,7 +63,7 @@ def test_a_long_prompts_step_is_arithmetic():
 def test_tensor_parallelism_shares_the_work_and_pays_for_all_reduces(topology):
     work = StepWork(decode_streams=1, kv_read_tokens=1000)
     single, double = (step_time_s(on("qwq-32b", "l20", tp, interconnect=topology), work, QUICK) for tp in (1, 2))
-    reduces = 128 * (all_reduce_s(topology, 2, 5120 * 2) + 1e-6)
+    reduces = 128 * (all_reduce_s(topology, 2, 5120 * 2, 32e9) + 1e-6)
     assert double == pytest.approx(OVERHEAD + 3e-3 + (single - OVERHEAD) / 2 + reduces)
 
 
