@@ -332,7 +332,7 @@ def _model_commands(command: _Command) -> None:
     add = command("calibrate", "calibrate.calibrate", "fit the performance model to runs measured on this machine")
     add("runs", type=_path, nargs="+", metavar="RUN", help="run folder of real engines, a few levels of one cell or more")
     add("--out", type=_path, metavar="FILE", help="file to write, which must not exist (default: machine.toml)")
-    add("--interconnect", choices=("nvlink", "pcie-p2p", "pcie-host"), help="how the GPUs reach each other")
+    add("--interconnect", choices=("nvlink", "pcie-p2p", "pcie-host", "here"), help="how the GPUs reach each other")
     add("--json", action="store_true")
 
 

@@ -69,7 +69,12 @@ def _deployment(cell: CellFigures, interconnect: str | None) -> Deployment | Non
     told = cell.engine_version or ""
     version = told if _VERSION.match(told) and not cell.simulated else ""
     return memory.Deployment(
-        model, gpus.gpu(cell.gpu), cell.tp or 1, cell.engine, engine_version=version, interconnect=interconnect
+        model,
+        gpus.gpu(cell.gpu),
+        cell.tp or 1,
+        cell.engine,
+        engine_version=version,
+        interconnect=preflight.topology_named(interconnect),
     )
 
 

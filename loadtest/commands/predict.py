@@ -10,7 +10,6 @@ import msgspec
 from loadtest.commands.finish import as_json, carry_out, new_folder
 from loadtest.errors import UsageError
 from loadtest.perfmodel import memory
-from loadtest.perfmodel.interconnect import TOPOLOGIES
 from loadtest.servers import preflight
 from loadtest.study import parse as studies
 
@@ -69,7 +68,7 @@ def _predict_one(arguments: argparse.Namespace) -> str:
         arguments.engine or "other",
         memory.DEFAULT_MEMORY_FRACTION if arguments.memory_fraction is None else arguments.memory_fraction,
         engine_version=arguments.engine_version or "",
-        interconnect=_interconnect(arguments.interconnect),
+        interconnect=preflight.topology_named(arguments.interconnect),
         machine=machine_fit.read_machine(arguments.calibration) if arguments.calibration else constants.Machine(),
         speculation=_speculation(arguments.speculation),
     )
@@ -80,19 +79,6 @@ def _predict_one(arguments: argparse.Namespace) -> str:
         concurrency=1 if arguments.concurrency is None else arguments.concurrency,
     )
     return as_json(msgspec.to_builtins(answer)) if arguments.json else "\n".join(answer.lines)
-
-
-def _interconnect(name: str | None) -> str | None:
-    """The topology of that name; `here` is read from `nvidia-smi topo`."""
-    if name != "here":
-        return name
-    found = preflight.topology()
-    if found is None:
-        raise UsageError(
-            "--interconnect here: expected nvidia-smi and two GPUs or more on this machine, found neither; "
-            f"name one of {', '.join(TOPOLOGIES)}"
-        )
-    return found
 
 
 def _speculation(text: str | None) -> memory.Speculation | None:

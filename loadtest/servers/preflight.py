@@ -15,7 +15,7 @@ from pathlib import Path
 from loadtest.errors import EngineError, UsageError
 from loadtest.perfmodel import config_file, models
 from loadtest.perfmodel.architecture import Model
-from loadtest.perfmodel.interconnect import Topology, from_matrix
+from loadtest.perfmodel.interconnect import TOPOLOGIES, Topology, from_matrix
 from loadtest.servers.flags import HOST, LaunchSpec, hub_name, program
 
 _CURES = {
@@ -24,6 +24,7 @@ _CURES = {
     'LOADTEST_SGLANG="$PWD/sglang-env/bin/python -m sglang.launch_server"',
 }
 _TIMEOUT_S = 20.0
+HERE = "here"  # the interconnect of this machine
 _LISTENING = "0A"  # state of a socket in /proc/net/tcp
 
 
@@ -175,6 +176,19 @@ def _smi(*arguments: str) -> str:
 def topology() -> Topology | None:
     """How the GPUs here reach each other, by `nvidia-smi topo`; None where it is missing or there is only one."""
     return from_matrix(_smi("topo", "-m"), _smi("topo", "-p2p", "r"))
+
+
+def topology_named(name: str | None) -> str | None:
+    """The topology of that name; `here` is what `topology` finds. Raises UsageError where it finds none."""
+    if name != HERE:
+        return name
+    found = topology()
+    if found is None:
+        raise UsageError(
+            "interconnect here: expected nvidia-smi and two GPUs or more on this machine, found neither; "
+            f"name one of {', '.join(TOPOLOGIES)}"
+        )
+    return found
 
 
 def check_gpus(tp: int, found: int) -> None:

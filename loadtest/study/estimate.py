@@ -103,7 +103,13 @@ def _tokens_per_s(cell: Cell, contract: Contract, prompt_tokens: int, output_tok
     fraction = plan.memory_fraction(cell, contract)
     machine = machine_fit.read_machine(Path(cell.calibration)) if cell.calibration else Machine()
     made = memory.Deployment(
-        model, gpus.gpu(cell.gpu), cell.tp, cell.engine, fraction, interconnect=cell.interconnect, machine=machine
+        model,
+        gpus.gpu(cell.gpu),
+        cell.tp,
+        cell.engine,
+        fraction,
+        interconnect=preflight.topology_named(cell.interconnect),
+        machine=machine,
     )
     predicted = prediction.predict(made, prompt_tokens=prompt_tokens, output_tokens=output_tokens, concurrency=level)
     return predicted.output_tokens_per_s.value if predicted.fits else None

@@ -95,7 +95,9 @@ def launch_spec(cell: Cell, contract: Contract, port: int) -> LaunchSpec:
 
 def _prediction_args(cell: Cell) -> list[str]:
     """What the simulator is told of the machine; a real engine is on it."""
-    told = (("--interconnect", cell.interconnect), ("--calibration", cell.calibration)) if cell.simulated else ()
+    if not cell.simulated:
+        return []
+    told = (("--interconnect", preflight.topology_named(cell.interconnect)), ("--calibration", cell.calibration))
     return [word for flag, value in told if value is not None for word in (flag, value)]
 
 

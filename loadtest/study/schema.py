@@ -27,6 +27,7 @@ from loadtest.metrics import slo as slos
 from loadtest.perfmodel import gpus, interconnect, machine_fit
 from loadtest.records.folder import cell_id
 from loadtest.records.schema import EngineName, Mode
+from loadtest.servers.preflight import HERE
 from loadtest.servers.probe import normalise_url
 
 _OURS = ("--host", "--port")
@@ -101,7 +102,7 @@ class Cell:
             _explained("base_url", normalise_url, self.base_url)
         if self.gpu is not None:
             _explained("gpu", gpus.gpu, self.gpu)
-        if self.interconnect is not None:
+        if self.interconnect not in (None, HERE):
             _explained("interconnect", interconnect.check, self.interconnect)
         if self.calibration is not None:
             _explained("calibration", lambda name: machine_fit.read_machine(Path(name)), self.calibration)

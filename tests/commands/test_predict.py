@@ -7,7 +7,8 @@ import pytest
 from loadtest import cli
 from loadtest.perfmodel import machine_fit
 from loadtest.servers import preflight
-from loadtest.study import parse
+from loadtest.study import parse, plan
+from loadtest.workload.contract import Contract
 
 PAIR = ("--model", "qwq-32b", "--gpu", "l20", "--tp", "2", "--prompt-tokens", "500", "--output-tokens", "2000")
 HIDDEN = 'overhead = 1.6\nweights = 1.15\nkv = 1.3\nsource = "hidden"\n'
@@ -39,7 +40,14 @@ def test_the_interconnect_is_read_here(capsys, monkeypatch):
     assert predicted(capsys, "--interconnect", "here") == predicted(capsys, "--interconnect", "pcie-host")
     monkeypatch.setattr(preflight, "topology", lambda: None)
     assert cli.main(["predict", *PAIR, "--interconnect", "here"]) == 2
-    assert "--interconnect here: expected nvidia-smi and two GPUs or more" in capsys.readouterr().err
+    assert "interconnect here: expected nvidia-smi and two GPUs or more" in capsys.readouterr().err
+
+
+def test_a_cell_takes_the_interconnect_of_this_machine(monkeypatch):
+    monkeypatch.setattr(preflight, "topology", lambda: "pcie-p2p")
+    study = parse.parse_study(STUDY + 'interconnect = "here"\n')
+    spec = plan.launch_spec(study.cells[0], Contract(), 8000)
+    assert spec.extra_args == ("--interconnect", "pcie-p2p")
 
 
 def test_an_older_engine_takes_longer(capsys):
