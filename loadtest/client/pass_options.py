@@ -28,6 +28,7 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     clock_speed: float
     workload: str
+    workload_identity: str  # SHA-256 of its prompts
     contract: Contract
     tokenizer: str | None = None  # where it is, to count the tokens of a server that never tells
 

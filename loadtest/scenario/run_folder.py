@@ -91,13 +91,13 @@ def open_run(options: Any, host: str | None, users: int) -> Opening:
     run = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%dT%H%M%S')}-{options.engine or info.engine}")
     loaded = workload.load(options.workload)
     if options.run_id is not None:
-        asked = _resolved(options, url, users, run, _manifest_of(run), info)
+        asked = _resolved(options, url, users, run, _manifest_of(run), info, loaded)
         check_format(asked.contract, loaded.prompts)
         return Opening(asked)
     with contextlib.ExitStack() as held:
         held.enter_context(claimed(run))
         manifest = _manifest_of(run)
-        asked = _resolved(options, url, users, run, manifest, info)
+        asked = _resolved(options, url, users, run, manifest, info, loaded)
         check_format(asked.contract, loaded.prompts)
         new = _new_manifest(options, asked, loaded)
         pending = None
@@ -115,7 +115,7 @@ def _ask_server(options: Any, url: str) -> probe.ServerInfo | None:
 
 
 def _resolved(
-    options: Any, url: str, users: int, run: Path, manifest: Manifest | None, info: probe.ServerInfo
+    options: Any, url: str, users: int, run: Path, manifest: Manifest | None, info: probe.ServerInfo, loaded: Workload
 ) -> PassOptions:
     engine, model, tp = options.engine or info.engine, options.model or info.model, options.tp or info.tp or 1
     if not model:
@@ -136,6 +136,7 @@ def _resolved(
         seed=options.seed,
         clock_speed=options.clock_speed or info.clock_speed or 1.0,
         workload=options.workload,
+        workload_identity=loaded.identity,
         contract=_contract(options, manifest),
         tokenizer=options.tokenizer,
     )

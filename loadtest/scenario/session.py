@@ -19,11 +19,12 @@ from loadtest.client.pass_options import PassOptions
 from loadtest.client.reply import token_counter
 from loadtest.client.thinking import prompt_opens
 from loadtest.client.transport import SocketTransport
-from loadtest.errors import LoadtestError, RecordError
+from loadtest.errors import LoadtestError, RecordError, UsageError
 from loadtest.records.pass_facts import Failure, FailureKind, LevelSummary
 from loadtest.records.schema import RequestRecord
 from loadtest.scenario import options as scenario_options
 from loadtest.scenario import run_folder, statistics
+from loadtest.scenario.admission import PROOF, PROVE, REFUSED, Admission, proof_of
 from loadtest.scenario.workers import DONE, FAILED, FINAL, FINISH, Workers
 from loadtest.workload import workload as workloads
 from loadtest.workload.script import Script, slots_of
@@ -56,6 +57,7 @@ class Session:
         self.level: Level | None = None
         self.opening: run_folder.Opening | None = None
         self.workers: Workers | None = None
+        self.admission = Admission(environment, self.runner) if isinstance(self.runner, MasterRunner) else None
         self.failure: Failure | None = None
         self.shutting_down = False
         self.ended = False
@@ -65,6 +67,8 @@ class Session:
     def start(self) -> None:
         runner = self.runner
         self.failure, self.ended, self.level, self.workers = None, False, None, None
+        if self.admission is not None:
+            self.admission.close()
         try:
             if not isinstance(runner, WorkerRunner):
                 self._open_run()
@@ -100,6 +104,9 @@ class Session:
         number = 0 if isinstance(runner, LocalRunner) else names.index(runner.client_id)
         slots = slots_of(number, len(names), asked.concurrency)
         workload = workloads.load(asked.workload)
+        if workload.identity != asked.workload_identity:
+            wanted = f"the master's prompts ({asked.workload_identity}), got {workload.identity}"
+            raise UsageError(f"{asked.workload}: expected {wanted}; copy them to every host")
         classes = self._user_classes
         for cls in classes:
             cls.check_options(options, workload)
@@ -147,6 +154,8 @@ class Session:
             self._reconcile([], {summary.worker: summary} if summary else {})
         if self.opening is not None:
             self.opening.close(self.failure, interrupted=self.shutting_down)
+        if self.admission is not None:
+            self.admission.open()
 
     def _reconcile(self, problems: list[str], summaries: dict[str, LevelSummary]) -> None:
         """Every request that was started has its record, in every process."""
@@ -198,9 +207,14 @@ class Session:
         gevent.spawn(self.runner.quit if self.options.headless else self.runner.stop)
 
     def hear(self, kind: str, data: dict[str, Any], sender: str) -> None:
-        """Handle a message: FINISH comes from the master, the others from workers."""
+        """Handle a message: FINISH, PROVE and REFUSED come from the master, the others from workers."""
         if kind == FINISH:
             gevent.spawn(self.runner.stop)
+        elif kind == PROVE:
+            self.runner.send_message(PROOF, msgspec.to_builtins(proof_of(self.environment)))
+        elif kind == REFUSED:
+            self.fail(Failure(kind="workers", message=str(data.get("message"))))
+            gevent.spawn(self.runner.quit)
         elif self.workers is not None:
             self.workers.hear(kind, data, sender)
             if kind == DONE and self.workers.done:
@@ -211,6 +225,8 @@ class Session:
     def quitting(self) -> None:
         """Set the exit code before Locust does: 130 if a level was interrupted; requests cut off by plan are no error."""
         self.shutting_down = True
+        if self.admission is not None:
+            self.admission.dismiss()
         environment = self.environment
         if environment.process_exit_code is not None:
             return
@@ -261,8 +277,10 @@ def _init(environment: Environment, **_: Any) -> None:
     fired.user_error.add_listener(
         lambda exception, **_: session.fail(Failure(kind="bug", message=f"a bug: a user ended with {exception!r}"))
     )
-    for kind in (FINISH, FINAL, DONE, FAILED):
+    for kind in (FINISH, FINAL, DONE, FAILED, PROVE, REFUSED):
         session.runner.register_message(kind, _hand_over(session, kind))
+    if isinstance(session.runner, WorkerRunner):
+        session.hear(PROVE, {}, "")
 
 
 def _hand_over(session: Session, kind: str) -> Any:

@@ -58,7 +58,9 @@ class Workers:
                 gevent.sleep(0.02)
 
     def hear(self, kind: str, data: dict[str, Any], sender: str) -> None:
-        """Handle a message of a worker."""
+        """Handle a message of a worker of this level."""
+        if sender not in self.names:
+            return
         if kind == FINAL:
             self._ended.add(sender)
             if data:

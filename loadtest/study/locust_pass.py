@@ -89,7 +89,7 @@ def shared(processes: int) -> list[str]:
     """Locust's options to share the users among processes of this host, on a port of their own: on Locust's default port
     the workers of two runs would join each other's masters."""  # fmt: skip
     port = str(preflight.free_port())
-    argv = ["--processes", str(processes), "--master-bind-host", "127.0.0.1"]
+    argv = ["--processes", str(processes), "--expect-workers-max-wait", "120", "--master-bind-host", "127.0.0.1"]
     return [*argv, "--master-bind-port", port, "--master-port", port]
 
 

@@ -75,7 +75,8 @@ def main() -> None:
     for field in ("reasoning", "content"):
         options = PassOptions(
             out=str(h.scratch()), run_id="r", cell="c", engine="other", model="qwq", tp=1, url="http://x", concurrency=1,
-            repeat=1, requests=None, warmup_requests=0, seed=0, clock_speed=1.0, workload="math:n=5", contract=Contract(),
+            repeat=1, requests=None, warmup_requests=0, seed=0, clock_speed=1.0, workload="math:n=5", workload_identity="",
+            contract=Contract(),
         )  # fmt: skip
         script = Script(load("math:n=5"), options.contract, model="qwq", engine="other", seed=0)
         endpoint = Endpoint(transport=Canned(args.tokens, field), script=script, opened=True)

@@ -76,7 +76,8 @@ def make(tmp_path):
         chosen = PassOptions(
             out=str(tmp_path), run_id="r", cell="other_qwq_tp1", engine="other", model="qwq-32b", tp=1, url="http://x",
             concurrency=2, repeat=1, requests=requests, warmup_requests=1, seed=3,
-            clock_speed=settings.pop("clock_speed", 1.0), workload="math:n=5", contract=Contract(**settings),
+            clock_speed=settings.pop("clock_speed", 1.0), workload="math:n=5", workload_identity="",
+            contract=Contract(**settings),
         )  # fmt: skip
         failures, kept = [], []
         made = Level(chosen, slots, endpoint(chosen, transport or Canned()), kept=kept.append, failed=failures.append)
@@ -288,7 +289,8 @@ def test_cut(limit, text):
 def test_a_tokenizer_counts_where_the_server_does_not(tmp_path):
     settings = PassOptions(
         out=str(tmp_path), run_id="r", cell="c", engine="other", model="m", tp=1, url="http://x", concurrency=1, repeat=1,
-        requests=1, warmup_requests=0, seed=0, clock_speed=1.0, workload="math:n=5", contract=Contract(),
+        requests=1, warmup_requests=0, seed=0, clock_speed=1.0, workload="math:n=5", workload_identity="",
+        contract=Contract(),
     )  # fmt: skip
     kept = []
     level = Level(settings, (0,), endpoint(settings, Canned()), kept=kept.append, failed=kept.append, count_tokens=len)
