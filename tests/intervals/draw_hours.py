@@ -1,4 +1,4 @@
-"""Draw docs/deciding.svg (`python -m tests.intervals.draw_hours`): simulated GPU-hours against the share of pairs decided."""
+"""Draw docs/deciding.svg (`python -m tests.intervals.draw_hours`): simulated GPU-hours against pairs decided."""
 
 from __future__ import annotations
 
