@@ -119,8 +119,10 @@ def _runs(sent_s: Floats, first_s: Floats) -> tuple[Floats, Floats, Floats]:
 def _halted(one: Pass, begins: Floats, ends: Floats, gap_s: float) -> float:
     """Of the steps that users could take while a first token is waited for, the share that they do not."""
     decoding = one.measured & np.isfinite(one.first_s)
-    overlap = np.minimum(one.last_s[decoding][:, None], ends) - np.maximum(one.first_s[decoding][:, None], begins)
-    could = float(np.sum(np.maximum(overlap, 0.0))) / gap_s
+    edges = np.column_stack((begins, ends)).ravel()  # prefills before each edge, so that an overlap is a difference
+    before = np.concatenate(([0.0], np.cumsum(np.diff(edges) * (np.arange(len(edges) - 1) % 2 == 0))))
+    reached, left = (np.interp(times[decoding], edges, before) for times in (one.last_s, one.first_s))
+    could = float(np.sum(reached - left)) / gap_s
     place = np.searchsorted(ends, one.token_s)
     during = (place < len(ends)) & (np.append(begins, np.inf)[place] < one.token_s)
     later = one.token_s > one.first_s[one.token_owner]

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -109,3 +111,17 @@ def test_what_is_missing_is_said():
     assert renewal.renewal_tokens_per_s(4, np.zeros(0), np.ones(1), np.ones(1)).value is None
     once = renewal.renewal_tokens_per_s(4, np.array([100.0]), np.ones(2), np.ones(2))
     assert (once.ci95, once.reason) == (None, "one answer or one stretch has no interval")
+
+
+def test_many_users_take_little_memory():
+    """A thousand users with five answers each: an overlap of every request with every prefill would take gigabytes."""
+    records = [
+        builders.request(0.001 * user + 3.0 * turn, ttft_s=0.0005, gap_s=0.25, thinking=8, user=user, seq=turn)
+        for user in range(1000)
+        for turn in range(4)
+    ]
+    made = request_arrays.pass_arrays(builders.level(records, concurrency=1000), builders.ANCHOR)
+    tracemalloc.start()
+    renewal.tokens_per_s([made])
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
