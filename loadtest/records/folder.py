@@ -33,8 +33,10 @@ def request_id(run_id: str, cell: str, concurrency: int, repeat: int, phase: Pha
 
     >>> request_id("r", "vllm_m_tp1", 8, 1, "measure", 3)
     'r.vllm_m_tp1.c08-r1.measure-3'
+    >>> request_id("r\\r\\nhost: x", "vllm_m_tp1", 8, 1, "measure", 3)  # as the name of a folder may be
+    'r-host:-x.vllm_m_tp1.c08-r1.measure-3'
     """
-    return f"{run_id}.{cell}.{level_name(concurrency, repeat)}.{phase}-{seq}"
+    return re.sub("[^!-~]+", "-", f"{run_id}.{cell}.{level_name(concurrency, repeat)}.{phase}-{seq}")
 
 
 def level_name(concurrency: int, repeat: int) -> str:

@@ -89,7 +89,7 @@ class Manifest(_Open, frozen=True, kw_only=True):
     commands: tuple[str, ...] = ()
     seed: int | None = None
     levels: tuple[int, ...] = ()
-    duration_s: float | None = None  # of a pass, as asked: Locust takes whole wall seconds; None: by requests
+    duration_s: float | None = None  # of a pass; None: by requests
     repeats: int = 0
     until_decided: bool = False  # looked at between repeats: judged by a stricter level
     environment: Environment | None = None

@@ -29,8 +29,9 @@ def add_options(parser: Any) -> None:
     group.add_argument("--run-id", help="a run that somebody else opened and will close in --out")
     group.add_argument("--workload", default=_default_workload, help="a generator (math:n=64,seed=7) or a JSONL file")
     group.add_argument(
-        "--requests", type=_from(1), help="measured requests of this level; it ends when they have (default: --run-time)"
+        "--requests", type=_from(1), help="measured requests of this level; it ends when they have (default: --duration)"
     )
+    group.add_argument("--duration", type=_seconds, help="seconds of the run's clock, from the start of the users on")
     group.add_argument("--warmup-requests", type=_from(0), default=1, help="requests of each user before the measured ones")
     group.add_argument("--max-tokens", type=_from(1), help="most tokens of one output, thinking included (default: 32768)")
     group.add_argument(
@@ -49,6 +50,13 @@ def _from(least: int) -> Callable[[str], int]:
         return int(text)
 
     return whole
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e8:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, and below 1e8, got {text[:40]}")
+    return seconds
 
 
 def _folder(text: str) -> str:

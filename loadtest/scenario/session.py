@@ -61,6 +61,7 @@ class Session:
         self.failure: Failure | None = None
         self.shutting_down = False
         self.ended = False
+        self._time_limit: gevent.Greenlet[..., None] | None = None
 
     # --- the start and the end of a level
 
@@ -76,6 +77,7 @@ class Session:
                 self._deal(runner)
             else:
                 self._open_level(runner)
+            self._limit_duration()
         except LoadtestError as error:
             kind: FailureKind = "records" if isinstance(error, RecordError) else "start"
             self.fail(Failure(kind=kind, message=str(error), exit_code=error.exit_code))
@@ -89,6 +91,12 @@ class Session:
         users = max(self.runner.target_user_count or 0, options.num_users or 0, *_steps(options), 1)
         self.opening = run_folder.open_run(options, self.environment.host, users)
         options.loadtest_pass = self.opening.asked.to_table()
+
+    def _limit_duration(self) -> None:
+        """End the level when its time is over; Locust's own `--run-time` also counts the start, in whole seconds."""
+        if self.opening is not None and self.options.duration is not None:
+            wall_s = self.options.duration / self.opening.asked.clock_speed
+            self._time_limit = gevent.spawn_later(wall_s, self.quit)
 
     def _deal(self, runner: MasterRunner) -> None:
         """Share the users out among the workers."""
@@ -141,6 +149,8 @@ class Session:
         """The users have stopped: close the level, and tell the master or the manifest."""
         runner = self.runner
         self.ended = True
+        if self._time_limit is not None:
+            self._time_limit.kill()
         summary: LevelSummary | None = None
         if self.level is not None:
             self.level.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -71,18 +70,8 @@ def command(study: Study, cell: Cell, target: Target, concurrency: int, repeat: 
     if study.duration_s is None:
         argv += ["--requests", str(study.requests(concurrency))]
     else:
-        argv += ["--run-time", f"{run_time_s(study.duration_s, target.clock_speed)}s"]
+        argv += ["--duration", repr(study.duration_s)]
     return argv
-
-
-def run_time_s(duration_s: float, clock_speed: float) -> int:
-    """Wall seconds of a pass that is to last `duration_s` of the run's clock: whole ones, as Locust takes no others, so a
-    pass is never shorter than was asked.
-
-    >>> run_time_s(90, 1.0), run_time_s(8, 60.0), run_time_s(0.1 * 3, 0.1)
-    (90, 1, 3)
-    """
-    return max(1, math.ceil(duration_s / clock_speed - 1e-9))
 
 
 def shared(processes: int) -> list[str]:

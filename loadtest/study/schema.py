@@ -36,7 +36,7 @@ _OPTION = re.compile("[a-z][a-z_]{0,40}")
 
 _OF_A_PASS = re.compile(  # what a study says by keys of its own, or Locust is told by us
     "cell|clock_speed|engine|exit_code_on_error|headless|host|locustfile|max_tokens|mode|model|only_summary|out|processes"
-    "|repeat|requests|run_id|run_time|seed|skip_log_setup|spawn_rate|tp|users|warmup_requests|workload"
+    "|duration|repeat|requests|run_id|run_time|seed|skip_log_setup|spawn_rate|tp|users|warmup_requests|workload"
 )
 
 _ONLY = ("engine", "model", "tp", "gpu", "mode", "cell", "concurrency")
@@ -174,7 +174,7 @@ class Study:
         require(0 <= self.cooldown_s < math.inf, "cooldown_s", "seconds from 0 up", self.cooldown_s)
         require(self.workers >= 1, "workers", "a number of processes from 1 up", self.workers)
         duration_s, price = self.duration_s, self.gpu_hour_price
-        require(duration_s is None or 0 < duration_s < math.inf, "duration_s", "seconds above 0", duration_s)
+        require(duration_s is None or 0 < duration_s < 1e8, "duration_s", "seconds above 0, and below 1e8", duration_s)
         require(price is None or 0 <= price < math.inf, "gpu_hour", "a price from 0 up", price)
         require(0 < self.matters < 1, "matters", "a share between 0 and 1, such as 0.05", self.matters)
         sd = self.start_sd

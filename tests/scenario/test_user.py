@@ -106,6 +106,15 @@ def test_a_run_that_ends_by_time_cuts_off_and_counts_no_success(port, tmp_path):
     assert manifest(tmp_path / "run")["complete"] is True
 
 
+def test_a_duration_counts_from_the_first_user_on_by_the_clock_of_the_run(port, tmp_path):
+    done = run(locust(port, tmp_path, "--duration", "37.5", "--clock-speed", "25"))
+    assert done.returncode == 0, done.stderr
+    ends = [r["ended_s"] for r in records(tmp_path)]
+    assert [r["outcome"] for r in records(tmp_path)].count("cut_off") == 2
+    assert 37.5 <= max(ends) < 37.5 + 25 * 1.0  # a second of the machine's
+    assert manifest(tmp_path)["complete"] is True
+
+
 def test_rows_of_locusts_own_files_lose_nothing(port, tmp_path):
     stats, page = tmp_path / "stats", tmp_path / "page.html"
     done = run(locust(port, tmp_path / "run", "--requests", "8", "--csv", str(stats), "--html", str(page), users=4))
