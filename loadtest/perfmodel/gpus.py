@@ -1,6 +1,6 @@
 """GPUs as rows of data, each with its source; a GPU that is not here comes from a TOML file of the same keys.
 
-All figures are data-sheet figures: dense rates (no sparsity), memory in decimal bytes, and the interconnect in ONE
+Figures are those of data sheets: dense rates (no sparsity), memory as an engine finds it, and the interconnect in ONE
 direction per GPU (a data sheet's "NVLink 600 GB/s" counts both). What a kernel reaches of them is in `constants`.
 """
 
@@ -20,11 +20,11 @@ Interconnect = Literal["nvlink", "pcie", "pcie-host"]
 class Gpu:
     """One GPU: what its data sheet says.
 
-    `memory_bytes` (1 GB = 1e9), `bandwidth_bytes_per_s` of that memory, `bf16_flop_per_s` dense tensor rate with 32-bit
-    accumulation, `fp8_flop_per_s` (0: no FP8 tensor cores). `interconnect` between the GPUs of one host: "nvlink" (or
-    another switched link), "pcie" (peer access depends on the machine) or "pcie-host" (the driver of these GPUs has no peer
-    access); `interconnect_bytes_per_s` in one direction. `multiprocessors` (SMs) at `clock_hz` (boost). `source` of the
-    figures.
+    `memory_bytes` that an engine finds, `bandwidth_bytes_per_s` of that memory, `bf16_flop_per_s` dense tensor rate with
+    32-bit accumulation, `fp8_flop_per_s` (0: no FP8 tensor cores). `interconnect` between the GPUs of one host: "nvlink"
+    (or another switched link), "pcie" (peer access depends on the machine) or "pcie-host" (the driver of these GPUs has no
+    peer access); `interconnect_bytes_per_s` in one direction. `multiprocessors` (SMs) at `clock_hz` (boost). `source` of
+    the figures.
     """
 
     name: str
@@ -89,9 +89,25 @@ _ROWS: tuple[tuple[str, str, float, float, float, float, Interconnect, float, in
     ("mi300x", "AMD Instinct MI300X", 192, 5300, 1307, 2615, "nvlink", 448e9, 304, 2100, "AMD Instinct MI300X data sheet"),
 )  # fmt: skip
 
+# What an engine finds of a data sheet's GB: with ECC inside GDDR6 about decimal GB (46 GiB of 48: vLLM issue 7721); else the
+# sheet counts GiB, of which the driver keeps 1 to 2 % (79.15 GiB of 80: vLLM issue 4408; 23.5 of 24: vLLM issue 42049;
+# 178.35 of 180: pytorch/ao pull request 4002).
+_ECC_INSIDE = ("l20", "l4", "l40s", "a10", "rtx-6000-ada")
+_FOUND_OF_GIB = 0.985 * 2**30
+
 GPUS: dict[str, Gpu] = {
     name: Gpu(
-        name, title, memory * 1e9, bandwidth * 1e9, bf16 * 1e12, fp8 * 1e12, link, link_rate, processors, clock * 1e6, source
+        name,
+        title,
+        memory * (1e9 if name in _ECC_INSIDE else _FOUND_OF_GIB),
+        bandwidth * 1e9,
+        bf16 * 1e12,
+        fp8 * 1e12,
+        link,
+        link_rate,
+        processors,
+        clock * 1e6,
+        source,
     )
     for name, title, memory, bandwidth, bf16, fp8, link, link_rate, processors, clock, source in _ROWS
 }

@@ -193,7 +193,7 @@ def _overflows(one: Measurement, note: str) -> bool:
         return False
     told = re.search(r"KV cache memory[^:]*: ([\d.]+) GiB", note)
     deployment = one.deployment
-    usable = deployment.gpu.memory_bytes * 0.9 - deployment.model.weight_bytes / deployment.tp - 1.5e9
+    usable = deployment.gpu.memory_bytes * 0.851 - deployment.model.weight_bytes / deployment.tp - 1.5e9
     room = float(told[1]) * 2**30 if told else usable
     return one.streams * (one.prompt_tokens + one.output_tokens) * deployment.kv_bytes_per_token_per_gpu > room
 

@@ -67,15 +67,15 @@ def test_claim_123_gb_of_files_is_not_one_copy_of_the_weights():
 def test_claim_24_gb_is_enough_is_never_true_for_bf16(card):
     best = on("qwq-32b", card, memory_fraction=1.0)
     assert not fit(best, context_tokens=1, concurrency=1).fits
-    assert best.model.weight_bytes > 2.7 * best.gpu.memory_bytes
+    assert best.model.weight_bytes > 2.5 * best.gpu.memory_bytes
 
 
 @pytest.mark.parametrize("card", ["a10", "rtx-4090"])
 def test_claim_24_gb_is_enough_at_4_bits_with_little_room(card):
     answer = fit(on("qwq-32b-awq", card), context_tokens=4096, concurrency=1)
     assert answer.fits
-    assert answer.max_streams == 1
-    assert answer.kv_capacity_tokens < 8192
+    assert answer.max_streams <= 2
+    assert answer.kv_capacity_tokens < 12_000
 
 
 def test_claim_4_bits_need_about_20_gb_agrees_with_the_weights():
@@ -127,3 +127,18 @@ def test_a_fit_and_a_prediction_become_json():
 def test_impossible_input_is_a_usage_error(make, complaint):
     with pytest.raises(UsageError, match=complaint):
         make()
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "kv_bytes"),
+    [
+        (
+            "qwen2.5-32b-instruct",
+            "a100-80gb-pcie",
+            9.70 * 2**30,
+        ),  # vLLM 0.10.1: github.com/dennislee22/vLLM-benchmarking, test 7
+        ("llama-3.1-8b", "rtx-4090", 44_500 * 131_072),  # vLLM 0.19: LLMServingSim's trace, tokens held over share in use
+    ],
+)
+def test_the_kv_cache_is_as_large_as_vllm_made_it(model, gpu, kv_bytes):
+    assert fit(on(model, gpu), context_tokens=1000).kv_bytes_per_card == pytest.approx(kv_bytes, rel=0.08)
