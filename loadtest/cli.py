@@ -357,8 +357,9 @@ def _deciding_commands(command: _Command) -> None:
     add("--json", action="store_true", help="print JSON instead of text")
 
     add = command("plan", "decide.plan", "how many replicas and GPUs a number of users needs within the SLOs")
-    add("--users", type=int, metavar="U", help="concurrent users to serve")
+    add("--users", type=int, metavar="U", help="concurrent users to serve; with --sessions-per-day: users of a day")
     add("--answers-per-hour", type=float, metavar="N", help="finished answers per hour to deliver instead")
+    _add_arrivals(add)
     add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="SLO, such as ttft_s:p90<2 (repeatable)")
     add(
         "--from",
@@ -377,11 +378,22 @@ def _deciding_commands(command: _Command) -> None:
     add(
         "--headroom",
         type=float,
-        default=0.2,
         metavar="SHARE",
-        help="share of each replica to keep free (default: %(default)s)",
+        help="share of each replica to keep free (default: 0.2; with arrivals 0)",
     )
+    add("--out", type=_path, metavar="FILE", help="with arrivals: chart to write, .png or .svg")
     add("--json", action="store_true", help="print JSON instead of text")
+
+
+def _add_arrivals(add: Callable[..., argparse.Action]) -> None:
+    """Options of `plan` for requests that come when they come, however many are still in flight."""
+    add("--arrivals-per-hour", type=float, metavar="N", help="requests that arrive per hour, mean of the day")
+    add("--sessions-per-day", type=float, metavar="S", help="sessions that each of the users begins per day")
+    add("--requests-per-session", type=float, metavar="R", help="requests of a session, one after another (default: 1)")
+    add("--think-time", type=float, metavar="S", help="mean seconds from an answer to the next request (default: 60)")
+    add("--peak-factor", type=float, metavar="P", help="highest rate of the day over its mean (default: 2)")
+    routers = ("random", "round-robin", "least-loaded", "all")
+    add("--router", choices=routers, help="how requests are spread over replicas (default: least-loaded)")
 
 
 def _workload_commands(command: _Command) -> None:

@@ -138,7 +138,6 @@ def test_what_is_pure_reads_no_clock_and_no_disk(path):
 
 # Words that need the module's name beside them, and are used so: `notation.parse`, `faults.parse`.
 SHARED_WORDS = {"check", "log", "main", "parse", "simulate", "summary"}
-TO_BE_RENAMED = {"Workload"}  # in simulator.fleet
 
 
 def test_a_public_name_has_one_owner():
@@ -149,9 +148,7 @@ def test_a_public_name_has_one_owner():
             is_named = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
             if is_named and not node.name.startswith("_") and not is_among(path, {"commands"}):
                 owners.setdefault(node.name, []).append(inside(path))
-    assert {
-        name: homes for name, homes in owners.items() if len(homes) > 1 and name not in SHARED_WORDS | TO_BE_RENAMED
-    } == {}
+    assert {name: homes for name, homes in owners.items() if len(homes) > 1 and name not in SHARED_WORDS} == {}
 
 
 @EACH

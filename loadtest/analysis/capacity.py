@@ -18,6 +18,8 @@ from loadtest.metrics.figures import Bounded, Estimate, OpenInterval
 from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.schema import CellFigures, MaximumConcurrency
 
+HEADROOM = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class CapacityDemand:
@@ -28,7 +30,7 @@ class CapacityDemand:
 
     users: int | None = None
     answers_per_hour: float | None = None
-    headroom: float = 0.2
+    headroom: float = HEADROOM
     gpu_hour_price: float | None = None
 
     def __post_init__(self) -> None:

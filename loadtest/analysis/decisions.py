@@ -89,3 +89,74 @@ class CapacityPlan(msgspec.Struct, frozen=True, kw_only=True):
     currency: Annotated[str | None, about("Of the study's price; None where another was given.")]
     options: tuple[CapacityOption, ...]
     doubts: Annotated[tuple[str, ...], about("As `health.reasons` of the run.")]
+
+
+class FleetEnds(msgspec.Struct, frozen=True):
+    """A figure of a fleet at the likely speed of a replica, and at the careful end of the interval of that speed."""
+
+    likely: Annotated[float | None, about("None where no number of replicas holds the SLOs, or no price was given.")]
+    careful: Annotated[float | None, about("None also where the speed has no interval.")]
+
+
+class PeakFigure(msgspec.Struct, frozen=True):
+    """What the requests of the peak hour see of one SLO."""
+
+    slo: Annotated[str, about("The SLO as it was given.")]
+    value: Annotated[float | None, about("The figure that it limits; None: longer than the simulation waited.")]
+    met: Annotated[bool, about("What the figure says.")]
+
+
+class FleetSize(msgspec.Struct, frozen=True, kw_only=True):
+    """A number of replicas that was simulated over the peak hour, at the likely speed."""
+
+    replicas: int
+    peak: Annotated[tuple[PeakFigure, ...], about("One for each SLO.")]
+
+
+class FleetLoss(msgspec.Struct, frozen=True, kw_only=True):
+    """Replicas lost at the daily peak. What they had in flight is sent again; nothing is added for them."""
+
+    lost: Annotated[int, about("Replicas; of the largest of three zones otherwise.")]
+    peak: Annotated[tuple[PeakFigure, ...], about("Of the requests of the next quarter of an hour.")]
+
+
+class FleetOption(msgspec.Struct, frozen=True, kw_only=True):
+    """Replicas of one cell behind one router."""
+
+    engine: Annotated[str, about("As of the cell.")]
+    model: Annotated[str | None, about("As of the cell.")]
+    tp: Annotated[int | None, about("GPUs of one replica.")]
+    gpu: Annotated[str | None, about("As of the cell.")]
+    simulated: Annotated[bool, about("Its speed is a prediction.")]
+    cell: Annotated[str, about("Its id.")]
+    router: Annotated[str, about("`random`, `round-robin` or `least-loaded`.")]
+    replicas: Annotated[FleetEnds, about("Fewest that meet every SLO at the daily peak, the headroom added.")]
+    cards: Annotated[FleetEnds, about("GPUs: replicas x `tp`.")]
+    cost_per_day: Annotated[FleetEnds, about("GPUs x 24 x price.")]
+    cost_per_1000_answers: Annotated[FleetEnds, about("Cost of a day over the requests of a day.")]
+    peak: Annotated[tuple[PeakFigure, ...], about("What is seen with the likely number, before headroom.")]
+    losses: Annotated[tuple[FleetLoss, ...], about("One replica, then a zone; of the cheapest cell alone.")]
+    tried: Annotated[tuple[FleetSize, ...], about("Every size simulated at the likely speed.")]
+    binds: Annotated[str | None, about("The SLO that the next smaller size breaks.")]
+    known_streams: Annotated[int | None, about("Highest concurrency measured: no replica is given more. None: no limit.")]
+    at_most: Annotated[bool, about("That limit may cost replicas: they are an upper bound.")]
+    next_measurement: Annotated[str | None, about("What to measure for a firmer answer.")]
+    reason: Annotated[str | None, about("Why it holds nothing.")]
+
+
+class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Every cell behind every router asked for, fewest GPUs first."""
+
+    source: Annotated[str, about("`performance model`, or the run.")]
+    simulated: Annotated[bool, about("Its speeds are predictions. The fleet is simulated in any case.")]
+    slo: Annotated[tuple[str, ...], about("What the requests of the peak hour must see.")]
+    requests_per_day: float
+    peak_requests_per_hour: float
+    peak_factor: Annotated[float, about("Highest rate of the day over its mean.")]
+    requests_per_session: float
+    think_time_s: Annotated[float | None, about("Mean, between an answer and the next request; None: single requests.")]
+    headroom: Annotated[float, about("Share of the replicas that is added on top.")]
+    gpu_hour_price: Annotated[float | None, about("Price of one GPU for an hour; None: not given.")]
+    currency: Annotated[str | None, about("Of the study's price; None where another was given.")]
+    options: tuple[FleetOption, ...]
+    doubts: Annotated[tuple[str, ...], about("As `health.reasons` of the run.")]

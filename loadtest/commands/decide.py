@@ -95,14 +95,20 @@ def plan(arguments: argparse.Namespace, say: Say) -> str:
     from loadtest.analysis.decisions import CapacityPlan
     from loadtest.metrics import slo
 
-    objectives = [slo.parse_slo(text) for text in arguments.slo]
-    capacity.CapacityDemand(arguments.users, arguments.answers_per_hour, arguments.headroom, arguments.gpu_hour_price)
     if arguments.source is not None and arguments.study is not None:
         raise UsageError("plan: expected one of --from RUN (measurements) and --study (a prediction), got both")
+    if arguments.arrivals_per_hour is not None or arguments.sessions_per_day is not None:
+        from loadtest.commands import fleet
+
+        return fleet.plan_fleet(arguments, say)
+    _refuse_arrival_options(arguments)
+    objectives = [slo.parse_slo(text) for text in arguments.slo]
+    headroom = capacity.HEADROOM if arguments.headroom is None else arguments.headroom
+    capacity.CapacityDemand(arguments.users, arguments.answers_per_hour, headroom, arguments.gpu_hour_price)
     metrics, run = _predicted(arguments, say) if arguments.source is None else _measured(arguments.source)
     prices = run.manifest.prices
     price = prices.gpu_hour if arguments.gpu_hour_price is None else arguments.gpu_hour_price
-    demand = capacity.CapacityDemand(arguments.users, arguments.answers_per_hour, arguments.headroom, price)
+    demand = capacity.CapacityDemand(arguments.users, arguments.answers_per_hour, headroom, price)
     objectives = objectives or [slo.parse_slo(text) for text in metrics.run.slo]
     found = CapacityPlan(
         source="performance model" if arguments.source is None else f"run {metrics.run_id}",
@@ -117,6 +123,13 @@ def plan(arguments: argparse.Namespace, say: Say) -> str:
         doubts=metrics.health.reasons,
     )
     return as_json(found) if arguments.json else options_text(found)
+
+
+def _refuse_arrival_options(arguments: argparse.Namespace) -> None:
+    for name in ("requests_per_session", "think_time", "peak_factor", "router", "out"):
+        if getattr(arguments, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option}: expected with --arrivals-per-hour or --sessions-per-day, got neither")
 
 
 def _measured(folder: Path) -> tuple[Metrics, Run]:

@@ -145,6 +145,13 @@ def write_index_page(folder: str, entries: list[Entry], out_html: Path, template
     _save(index_page(folder, entries, templates), (), out_html, None)
 
 
+def write_figure(figure: Figure, path: Path) -> None:
+    """Draw one figure into a file, PNG or SVG by its name. Raises `RecordError` where the disk refuses."""
+    drawing = draw(figure)
+    make_folder(path.parent)
+    write_file(path, drawing.png() if path.suffix == ".png" else drawing.svg)
+
+
 def _save(page: str, drawings: Iterable[Drawing], out_html: Path, plots_dir: Path | None) -> None:
     """The figures first: where one cannot be written, the page before stays."""
     if plots_dir is not None:

@@ -74,9 +74,17 @@ def _start_s(cell: Cell) -> float:
 
 def _mean_tokens(cell: Cell, prompts: Sequence[Prompt], contract: Contract) -> tuple[int, int]:
     """Mean prompt and output of the workload (tokens)."""
-    chars = sum(len(message["content"]) for prompt in prompts for message in prompt.messages)
-    output = sum(_output_tokens(cell, prompt, contract) for prompt in prompts)
-    return round(chars / _CHARS_PER_TOKEN / len(prompts)) + TEMPLATE_TOKENS, max(1, round(output / len(prompts)))
+    pairs = request_tokens(cell, prompts, contract)
+    prompt, output = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    return round(prompt), max(1, round(output))
+
+
+def request_tokens(cell: Cell, prompts: Sequence[Prompt], contract: Contract) -> list[tuple[int, int]]:
+    """Prompt and output of each request of the workload (tokens): recorded lengths, else those that the simulator draws."""
+    chars = [sum(len(message["content"]) for message in prompt.messages) for prompt in prompts]
+    outputs = [_output_tokens(cell, prompt, contract) for prompt in prompts]
+    pairs = zip(chars, outputs, strict=True)
+    return [(round(n / _CHARS_PER_TOKEN) + TEMPLATE_TOKENS, max(1, output)) for n, output in pairs]
 
 
 def _output_tokens(cell: Cell, prompt: Prompt, contract: Contract) -> int:

@@ -92,7 +92,7 @@ def simulate_study(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
             say(f"{cell.id}: the simulator does not know the engine's arguments {' '.join(cell.args)}; they are left out")
     study = predicted(study)
     workload, contract = asked(study)
-    made = {cell.id: _simulate(cell, contract) for cell in study.cells}
+    made = {cell.id: simulate_cell(cell, contract) for cell in study.cells}
     manifest = run.begin_run(study, workload, contract, out, driven=VIRTUAL_TIME)
     prediction = _Prediction(study, out, manifest, workload, contract, say)
     levels = ", ".join(map(str, study.levels))
@@ -108,7 +108,7 @@ def simulate_study(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def _simulate(cell: Cell, contract: Contract) -> Simulation | FitError:
+def simulate_cell(cell: Cell, contract: Contract) -> Simulation | FitError:
     """The simulated engine of a cell, set up from the command line that would start it; or why it does not fit."""
     argv, _ = flags.launch_command(launch_spec(cell, contract, port=8000))
     said = io.StringIO()

@@ -14,10 +14,10 @@ def run_folder(path, gap_s=0.03, engine="vllm", starts=3, **manifest):
     return str(builders.write(builders.run([builders.cell(made, engine)], **manifest), path))
 
 
-def said(argv, capsys):
+def said(argv, capsys, lines=1):
     code = cli.main(argv)
     captured = capsys.readouterr()
-    assert captured.err.count("\n") <= 1
+    assert captured.err.count("\n") <= lines
     return code, captured.out, captured.err
 
 
@@ -98,3 +98,64 @@ def test_plan_without_measurements_predicts_and_says_so(tmp_path, capsys):
     assert code == 0
     assert "nothing is measured" in captured.err
     assert next(line for line in captured.out.splitlines() if "vllm-sim_qwq-32b-awq_tp1" in line).startswith("PREDICTED")
+
+
+def study_of(tmp_path, levels="[1, 8]"):
+    study = tmp_path / "study.toml"
+    study.write_text(
+        f'name = "small"\nworkload = "math:n=8"\nlevels = {levels}\n\n[[cells]]\nengine = "vllm"\n'
+        'model = "qwen2.5-7b-instruct"\ntp = 1\ngpu = "l20"\n'
+    )
+    return str(study)
+
+
+ARRIVALS = ["--arrivals-per-hour", "9000", "--slo", "time_to_final_answer_s:p90<60", "--router", "round-robin"]
+
+
+@pytest.fixture
+def short_peaks(monkeypatch):
+    monkeypatch.setattr("loadtest.analysis.fleet.ENOUGH_REQUESTS", 200)
+    monkeypatch.setattr("loadtest.analysis.fleet.MOST_DAYS", 1)
+    monkeypatch.setattr("loadtest.analysis.fleet.SAMPLE", 4)
+
+
+@pytest.mark.usefixtures("short_peaks")
+def test_plan_with_arrivals_predicts_a_fleet_and_draws_it(tmp_path, capsys):
+    chart = tmp_path / "made" / "chart.svg"
+    asked = ["plan", *ARRIVALS, "--study", study_of(tmp_path), "--gpu-hour-price", "2", "--out", str(chart)]
+    assert cli.main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    option = found["options"][0]
+    assert found["simulated"]
+    assert (found["requests_per_day"], found["peak_requests_per_hour"]) == pytest.approx((216_000, 18_000))
+    assert option["cost_per_day"]["likely"] == 48 * option["replicas"]["likely"]
+    assert option["replicas"]["careful"] >= option["replicas"]["likely"] >= 1
+    assert chart.read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.usefixtures("short_peaks")
+def test_plan_with_arrivals_names_the_next_measurement(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", gap_s=0.2)
+    code, out, _ = said(["plan", *ARRIVALS, "--from", run], capsys, lines=9)
+    assert code == 0
+    assert "216,000 requests a day, 18,000 in the peak hour (2 x the mean)" in out
+    assert "at most" in out
+    assert "as no replica is given more than the 1 users that were measured; measure 2 users next" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--arrivals-per-hour", "10", "--users", "3"], "--arrivals-per-hour N alone"),
+        (["--sessions-per-day", "2"], "--users U --sessions-per-day S"),
+        (["--arrivals-per-hour", "10", "--answers-per-hour", "3"], "without --answers-per-hour"),
+        (["--arrivals-per-hour", "10", "--think-time", "3"], "--requests-per-session above 1"),
+        (["--arrivals-per-hour", "10", "--out", "chart.pdf"], "ends in .png or .svg"),
+        (["--arrivals-per-hour", "-1"], "sessions a day: expected from above 0"),
+        (["--users", "3", "--peak-factor", "2"], "--peak-factor: expected with --arrivals-per-hour"),
+        (["--arrivals-per-hour", "10", "--slo", "itl_s:p90<1"], "with arrivals expected one of ttft_s"),
+    ],
+)
+def test_plan_refuses_arrivals_that_make_no_sense(argv, expected, capsys):
+    assert cli.main(["plan", *argv]) == 2
+    assert expected in capsys.readouterr().err

@@ -321,7 +321,7 @@ def test_a_full_queue_refuses_and_the_totals_still_agree(tmp_path):
 
 @pytest.mark.parametrize("cell", [VLLM, SGLANG], ids=["vllm", "sglang"])
 def test_a_sample_is_what_a_scrape_of_metrics_would_tell(cell):
-    made = fast_forward._simulate(cell, Contract())
+    made = fast_forward.simulate_cell(cell, Contract())
     server = virtual_level.VirtualServer(Engine(made.config, made.step_time_s), made.served)
     script = Script(workload.load(STUDY.workload), Contract(), model="qwq-32b-awq", engine=cell.engine, seed=1)
     plan = virtual_level.Plan(

@@ -85,7 +85,7 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Workload:
+class RequestMix:
     """What requests ask for: equally likely pairs of prompt and output tokens."""
 
     prompt_tokens: Tokens
@@ -94,6 +94,10 @@ class Workload:
     def __post_init__(self) -> None:
         if not len(self.prompt_tokens) or len(self.prompt_tokens) != len(self.output_tokens):
             raise UsageError("workload of a fleet: expected as many prompts as outputs, at least one")
+
+    @property
+    def mean_prompt_tokens(self) -> float:
+        return float(self.prompt_tokens.mean())
 
     @property
     def mean_output_tokens(self) -> float:
@@ -130,7 +134,7 @@ def poisson(rng: np.random.Generator, curve: Curve, per_day: float, from_s: floa
     return times
 
 
-def traffic(demand: Demand, workload: Workload, from_s: float, to_s: float, seed: int) -> Traffic:
+def traffic(demand: Demand, workload: RequestMix, from_s: float, to_s: float, seed: int) -> Traffic:
     """Draw the sessions that begin in a stretch of the day, with all their requests."""
     rng = np.random.default_rng(seed)
     starts = poisson(rng, demand.curve, demand.sessions_per_day, from_s, to_s)

@@ -54,7 +54,7 @@ class Outcome:
     resent: int
 
 
-def simulate(
+def simulate_fleet(
     fleet: Fleet, traffic: Traffic, *, until_s: float = math.inf, loss: Loss | None = None, seed: int = 0
 ) -> Outcome:
     """Send the traffic through the fleet, up to a time or to the end of all requests. Waits are written to its requests."""
@@ -130,6 +130,9 @@ class _Day:
             ids = due[begin : begin + batch]
             times = arrival[ids]
             replicas.advance(float(times[0]))
+            if len(ids) == 1:
+                replicas.enqueue(self.router.choose(1, replicas.load()), ids)
+                continue
             load, (ends_s, ending) = replicas.load(), replicas.ending(float(times[-1]))
             to = []
             for first in range(0, len(ids), look):

@@ -104,6 +104,9 @@ class Replicas:
 
     def enqueue(self, to: Rows, ids: Ids) -> None:
         """Queue requests, sorted by arrival, at these replicas."""
+        if len(ids) == 1:
+            self._enqueue_one(to, int(ids[0]))
+            return
         order = np.argsort(to, kind="stable")
         to, ids = to[order], ids[order]
         begins = np.empty(len(to), bool)
@@ -119,6 +122,19 @@ class Replicas:
         self.queued[rows] += np.diff(np.append(np.flatnonzero(begins), len(to)))
         if empty.any():
             self._plan(rows[empty])
+
+    def _enqueue_one(self, to: Rows, name: int) -> None:
+        row = int(to[0])
+        self.requests.after[name] = NOBODY
+        self.queued[row] += 1
+        empty = self.head[row] == NOBODY
+        if empty:
+            self.head[row] = name
+        else:
+            self.requests.after[self.tail[row]] = name
+        self.tail[row] = name
+        if empty:
+            self._plan(to)
 
     def advance(self, until_s: float) -> None:
         """Run every event up to this time."""

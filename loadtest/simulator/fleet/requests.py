@@ -13,7 +13,7 @@ from loadtest.errors import UsageError
 Times: TypeAlias = npt.NDArray[np.float64]
 Ids: TypeAlias = npt.NDArray[np.int64]
 Tokens: TypeAlias = npt.NDArray[np.int32]
-Waits: TypeAlias = npt.NDArray[np.float32]
+Seconds: TypeAlias = npt.NDArray[np.float32]
 
 NOBODY = -1
 
@@ -31,8 +31,8 @@ class Requests:
     prompt_tokens: Tokens
     output_tokens: Tokens
     after: npt.NDArray[np.int32]
-    ttft_s: Waits
-    final_s: Waits
+    ttft_s: Seconds
+    final_s: Seconds
 
     @property
     def count(self) -> int:

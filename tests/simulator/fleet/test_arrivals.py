@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from loadtest.errors import UsageError
 from loadtest.simulator.fleet import arrivals
-from loadtest.simulator.fleet.arrivals import Curve, Demand, Workload
+from loadtest.simulator.fleet.arrivals import Curve, Demand, RequestMix
 
-ONE = Workload(np.array([100], np.int32), np.array([10], np.int32))
+ONE = RequestMix(np.array([100], np.int32), np.array([10], np.int32))
 
 
 @given(st.floats(1.0, 6.0), st.floats(0.0, 23.9))
@@ -68,7 +68,7 @@ def test_the_peak_rate_by_hand():
         lambda: Demand(math.inf),
         lambda: Demand(10, 0.5),
         lambda: Demand(10, 2, 0.0),
-        lambda: Workload(np.zeros(0, np.int32), np.zeros(0, np.int32)),
+        lambda: RequestMix(np.zeros(0, np.int32), np.zeros(0, np.int32)),
     ],
 )
 def test_what_makes_no_sense_is_refused(wrong):

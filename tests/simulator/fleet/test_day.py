@@ -15,7 +15,7 @@ from loadtest.perfmodel.step_time import StepWork
 from loadtest.simulator.core.behaviour import behaviour
 from loadtest.simulator.core.engine import EngineConfig
 from loadtest.simulator.fleet import arrivals, day, routers, speed
-from loadtest.simulator.fleet.arrivals import Demand, Traffic, Workload
+from loadtest.simulator.fleet.arrivals import Demand, RequestMix, Traffic
 from tests.simulator.fleet.token_level import TokenLevelFleet
 
 DEPLOYMENT = Deployment(model("qwq-32b-awq"), gpu("l20"), 2)
@@ -29,10 +29,10 @@ def step_s(work: StepWork) -> float:
 SPEED = speed.from_steps(step_s, 4096, 256)
 
 
-def workload(seed: int) -> Workload:
+def workload(seed: int) -> RequestMix:
     rng = np.random.default_rng(seed)
     outputs = 300 * np.exp(0.6 * rng.standard_normal(2048))
-    return Workload(rng.integers(200, 900, 2048).astype(np.int32), outputs.astype(np.int32))
+    return RequestMix(rng.integers(200, 900, 2048).astype(np.int32), outputs.astype(np.int32))
 
 
 def draw(rate: float, requests: int, *, each: float = 1.0, seed: int = 1) -> Traffic:
@@ -53,7 +53,7 @@ def quantiles(values) -> np.ndarray:
 def test_four_replicas_wait_as_token_by_token(kind, rate, router):
     """Half loaded and near saturation (8 requests a second): p50 and p90 of both waits within 3 %."""
     one = fleet(kind, router)
-    found = day.simulate(one, draw(rate, 500), seed=7).requests
+    found = day.simulate_fleet(one, draw(rate, 500), seed=7).requests
     ttft, final = TokenLevelFleet(one.config, step_s, routers.router(router, REPLICAS, 7), REPLICAS).run(draw(rate, 500))
     assert quantiles(found.ttft_s) == pytest.approx(quantiles(ttft), rel=0.03)
     assert quantiles(found.final_s) == pytest.approx(quantiles(final), rel=0.03)
@@ -61,7 +61,7 @@ def test_four_replicas_wait_as_token_by_token(kind, rate, router):
 
 def test_sessions_come_back_as_token_by_token():
     one = fleet("vllm-sim", "least-loaded")
-    found = day.simulate(one, draw(4.0, 300, each=2.5)).requests
+    found = day.simulate_fleet(one, draw(4.0, 300, each=2.5)).requests
     reference = TokenLevelFleet(one.config, step_s, routers.router("least-loaded", REPLICAS), REPLICAS)
     ttft, final = reference.run(draw(4.0, 300, each=2.5))
     assert quantiles(found.ttft_s) == pytest.approx(quantiles(ttft), rel=0.03)
@@ -70,7 +70,7 @@ def test_sessions_come_back_as_token_by_token():
 
 def test_nobody_follows_up_before_the_end_and_a_thought():
     traffic = draw(4.0, 300, each=3.0)
-    found = day.simulate(fleet("vllm-sim", "random"), traffic).requests
+    found = day.simulate_fleet(fleet("vllm-sim", "random"), traffic).requests
     later = np.flatnonzero(traffic.follows)
     gap = found.arrival_s[later] - found.arrival_s[later - 1] - found.final_s[later - 1]
     assert gap == pytest.approx(traffic.think_s[later], abs=1e-2)
@@ -79,17 +79,17 @@ def test_nobody_follows_up_before_the_end_and_a_thought():
 
 def test_a_router_that_predicts_loads_waits_as_one_that_asks_each_time(monkeypatch):
     """64 replicas near saturation: batches of four arrivals against one at a time, p50 and p90 within 3 %."""
-    exact = day.simulate(fleet("vllm-sim", "least-loaded", 64), draw(100.0, 5_000)).requests
+    exact = day.simulate_fleet(fleet("vllm-sim", "least-loaded", 64), draw(100.0, 5_000)).requests
     monkeypatch.setattr(routers, "EXACT_REPLICAS", 32)
-    found = day.simulate(fleet("vllm-sim", "least-loaded", 64), draw(100.0, 5_000)).requests
+    found = day.simulate_fleet(fleet("vllm-sim", "least-loaded", 64), draw(100.0, 5_000)).requests
     assert quantiles(found.ttft_s) == pytest.approx(quantiles(exact.ttft_s), rel=0.03)
     assert quantiles(found.final_s) == pytest.approx(quantiles(exact.final_s), rel=0.03)
 
 
 @pytest.mark.parametrize("router", routers.KINDS)
 def test_a_lost_replica_loses_no_request_and_lengthens_waits(router):
-    calm = day.simulate(fleet("vllm-sim", router), draw(4.0, 600)).requests
-    found = day.simulate(fleet("vllm-sim", router), draw(4.0, 600), loss=day.Loss(60.0, 1))
+    calm = day.simulate_fleet(fleet("vllm-sim", router), draw(4.0, 600)).requests
+    found = day.simulate_fleet(fleet("vllm-sim", router), draw(4.0, 600), loss=day.Loss(60.0, 1))
     assert found.resent > 0
     assert not np.isnan(found.requests.final_s).any()
     assert (found.requests.final_s >= found.requests.ttft_s).all()
@@ -108,8 +108,8 @@ def test_what_was_in_flight_waits_from_its_first_sending():
     )
     alone = replace(rows, requests=arrivals.table(np.zeros(1), np.array([500], np.int32), np.array([400], np.int32)))
     router = fleet("vllm-sim", "round-robin", 2)
-    expected = day.simulate(router, alone).requests
-    lost = _swapped(day.simulate, router, rows)
+    expected = day.simulate_fleet(router, alone).requests
+    lost = _swapped(day.simulate_fleet, router, rows)
     assert lost.requests.final_s[0] == pytest.approx(expected.final_s[0] + 5.0, rel=1e-4)
     assert lost.requests.ttft_s[0] == pytest.approx(expected.ttft_s[0] + 5.0, rel=1e-4)
 
@@ -123,7 +123,7 @@ def _swapped(simulate, router, rows):
 
 
 def test_a_time_limit_leaves_the_rest_unknown():
-    found = day.simulate(fleet("vllm-sim", "random"), draw(4.0, 400), until_s=50.0).requests
+    found = day.simulate_fleet(fleet("vllm-sim", "random"), draw(4.0, 400), until_s=50.0).requests
     assert np.isnan(found.ttft_s[found.arrival_s > 50]).all()
     assert not np.isnan(found.final_s[found.arrival_s < 10]).all()
 
@@ -131,11 +131,11 @@ def test_a_time_limit_leaves_the_rest_unknown():
 @pytest.mark.parametrize("lost", [0, 4])
 def test_losing_nobody_or_everybody_is_refused(lost):
     with pytest.raises(UsageError, match="from 1 to 3"):
-        day.simulate(fleet("vllm-sim", "random"), draw(4.0, 10), loss=day.Loss(1.0, lost))
+        day.simulate_fleet(fleet("vllm-sim", "random"), draw(4.0, 10), loss=day.Loss(1.0, lost))
 
 
 def test_the_day_of_nobody():
     nobody = arrivals.traffic(Demand(0.001), workload(1), 0, 60, seed=1)
     assert nobody.requests.count == 0
-    assert day.simulate(fleet("vllm-sim", "random"), nobody).resent == 0
+    assert day.simulate_fleet(fleet("vllm-sim", "random"), nobody).resent == 0
     assert math.isinf(nobody.floor_s)

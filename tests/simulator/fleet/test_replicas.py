@@ -39,7 +39,7 @@ def config(kind: str, kv_tokens: int = 4096, budget: int = 48, **limits: int) ->
 
 
 def ran(rows, engine: EngineConfig, replicas: int = 1, router: str = "round-robin"):
-    return day.simulate(day.Fleet(engine, SPEED, replicas, router), traffic(rows))
+    return day.simulate_fleet(day.Fleet(engine, SPEED, replicas, router), traffic(rows))
 
 
 def test_two_requests_by_hand():
@@ -47,7 +47,7 @@ def test_two_requests_by_hand():
     at 2.5 s, during that step: the next one computes its prompt beside A's third token, until 5 s; B ends at 6 s."""
     by_hand = speed.from_steps(lambda work: 1.0 + work.prefill_tokens / 8, 48, 8)
     fleet = day.Fleet(config("vllm-sim"), by_hand, 1, "random")
-    found = day.simulate(fleet, traffic([(0.0, 8, 3), (2.5, 8, 2)])).requests
+    found = day.simulate_fleet(fleet, traffic([(0.0, 8, 3), (2.5, 8, 2)])).requests
     assert found.ttft_s == pytest.approx([2.0, 2.5])
     assert found.final_s == pytest.approx([5.0, 3.5])
 
@@ -56,7 +56,7 @@ def test_prompts_stop_decoding_where_batches_are_not_mixed():
     """As above, but B's prompt has its step alone: A's third token comes at 6 s, with B's second."""
     by_hand = speed.from_steps(lambda work: 1.0 + work.prefill_tokens / 8, 48, 8)
     fleet = day.Fleet(config("sglang-sim"), by_hand, 1, "random")
-    found = day.simulate(fleet, traffic([(0.0, 8, 3), (2.5, 8, 2)])).requests
+    found = day.simulate_fleet(fleet, traffic([(0.0, 8, 3), (2.5, 8, 2)])).requests
     assert found.ttft_s == pytest.approx([2.0, 2.5])
     assert found.final_s == pytest.approx([6.0, 3.5])
 
@@ -104,7 +104,9 @@ def test_a_step_of_a_fixed_time_is_never_wasted(rows):
     """With one seat and steps of 1 s, the last request ends when the work is done: a second for each token of each request,
     plus the time in which nobody was there."""
     fixed = speed.from_steps(lambda work: 1.0, 64, 2)
-    found = day.simulate(day.Fleet(config("vllm-sim", budget=64, max_running=1), fixed, 1, "random"), traffic(rows)).requests
+    found = day.simulate_fleet(
+        day.Fleet(config("vllm-sim", budget=64, max_running=1), fixed, 1, "random"), traffic(rows)
+    ).requests
     free_s = 0.0
     for at_s, _, output in sorted(rows):
         free_s = max(free_s, at_s) + output

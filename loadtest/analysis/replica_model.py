@@ -1,0 +1,123 @@
+"""What is known of one replica for a fleet: its speed from measured levels, or from the performance model of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loadtest.analysis.fleet import ReplicaModel
+from loadtest.errors import UsageError
+from loadtest.metrics.figures import Estimate
+from loadtest.metrics.level_schema import LevelFigures
+from loadtest.metrics.schema import CellFigures
+from loadtest.perfmodel.step_time import StepWork
+from loadtest.records.schema import RequestRecord
+from loadtest.simulator.core.behaviour import behaviour
+from loadtest.simulator.core.engine import EngineConfig
+from loadtest.simulator.fleet import speed
+from loadtest.simulator.fleet.arrivals import RequestMix
+from loadtest.simulator.fleet.speed import MeasuredLevel, Speed
+
+MOST_STREAMS = 1024  # of a predicted replica
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """One end of the intervals of a cell's levels: seconds per token of each level, and to the first token of the lowest."""
+
+    levels: tuple[MeasuredLevel, ...]
+    prefill_s: float
+
+
+def measured_mix(records: Sequence[RequestRecord]) -> RequestMix:
+    """Prompts and outputs of the measured requests that came to an end of their own or at their limit."""
+    pairs = [
+        (one.prompt_tokens, one.completion_tokens)
+        for one in records
+        if one.phase == "measure" and one.outcome in ("ok", "no_answer", "truncated")
+        and one.prompt_tokens and one.completion_tokens
+    ]  # fmt: skip
+    if not pairs:
+        raise UsageError("no finished request tells its prompt and output tokens; measure some")
+    return request_mix(pairs)
+
+
+def request_mix(pairs: Sequence[tuple[int, int]]) -> RequestMix:
+    """Equally likely pairs of prompt and output tokens.
+
+    >>> request_mix([(100, 10), (200, 30)]).mean_output_tokens
+    20.0
+    """
+    prompts, outputs = zip(*pairs, strict=True)
+    return RequestMix(np.array(prompts, np.int32), np.array(outputs, np.int32))
+
+
+def from_cell(cell: CellFigures, asked: RequestMix, max_tokens: int) -> ReplicaModel:
+    """A replica like a measured cell: nothing is known of more streams than its highest level.
+
+    Raises UsageError, with the next measurement to make, where the cell does not tell enough.
+    """
+    levels = [level for level in cell.levels if level.tpot_s.average().value]
+    if not levels:
+        raise UsageError(cell.reason or "no level has a time per output token; measure 1 user next")
+    like = behaviour("sglang-sim" if cell.engine.startswith("sglang") else "vllm-sim")
+    most = levels[-1].concurrency
+    longest = int((asked.prompt_tokens + asked.output_tokens).max())
+    unbound = 4 * most * (longest + like.page_tokens)  # nothing is known of its memory: streams bind first
+    room = cell.fit.kv_capacity_tokens if cell.fit is not None else unbound
+    if room - room % like.page_tokens < longest:
+        raise UsageError(f"its KV cache of {room:,} tokens does not hold the longest request, {longest:,} tokens")
+    config = EngineConfig(behaviour=like, kv_tokens=room, max_running=most)
+    made = [
+        None if end is None else _speed(end, asked, like.prefill_budget_tokens)
+        for end in (_end(levels, careful=False), _end(levels, careful=True))
+    ]
+    if made[0] is None:
+        raise UsageError(f"no time to first token at {levels[0].concurrency} users; measure 1 user next")
+    return ReplicaModel(config, made[0], made[1], most, max_tokens)
+
+
+def _end(levels: Sequence[LevelFigures], *, careful: bool) -> _End | None:
+    tokens_s = [_of(level.tpot_s.average(), careful) for level in levels]
+    prefill_s = _of(levels[0].ttft_s.at("p50"), careful)
+    if prefill_s is None or any(one is None for one in tokens_s):
+        return None
+    pairs = zip(levels, tokens_s, strict=True)
+    return _End(tuple(MeasuredLevel(level.concurrency, one) for level, one in pairs if one), prefill_s)
+
+
+def _of(found: Estimate, careful: bool) -> float | None:
+    if not careful:
+        return found.value
+    return None if found.ci95 is None else found.ci95[1]
+
+
+def _speed(end: _End, asked: RequestMix, most_prompt_tokens: int) -> Speed:
+    return speed.from_levels(
+        end.levels,
+        prefill_s=end.prefill_s,
+        prompt_tokens=asked.mean_prompt_tokens,
+        output_tokens=asked.mean_output_tokens,
+        most_prompt_tokens=most_prompt_tokens,
+    )
+
+
+def from_model(
+    config: EngineConfig, step_time_s: Callable[[StepWork], float], width: float, asked: RequestMix, max_tokens: int
+) -> ReplicaModel:
+    """A predicted replica; `width` is the share by which the model's steps may be too short.
+
+    Raises UsageError where a request does not fit the KV cache.
+    """
+    longest = int((asked.prompt_tokens + asked.output_tokens).max())
+    if longest > config.kv_tokens - config.kv_tokens % config.behaviour.page_tokens:
+        raise UsageError(
+            f"its KV cache of {config.kv_tokens:,} tokens does not hold the longest request, {longest:,} tokens"
+        )
+    seats = config.max_running or config.behaviour.max_running
+    streams = max(1, min(seats, MOST_STREAMS, config.kv_tokens // int(asked.prompt_tokens.min())))
+    budget = config.prefill_budget_tokens or config.behaviour.prefill_budget_tokens
+    likely = speed.from_steps(step_time_s, budget, streams)
+    return ReplicaModel(config, likely, likely.times(1 + width), None, max_tokens)
