@@ -179,8 +179,8 @@ METRICS: Mapping[str, Metric] = {
 TERMS: Mapping[str, str] = {
     "Confidence interval (CI)": "At 95 %. A quantile whose interval cannot be bounded from n requests is left out (—), "
     "with the n it needs.",
-    "Faster, slower, equal": "Read off an interval over starts of the server, for all pairs at once: it excludes 1, or lies where "
-    "no difference matters. One start each decides nothing.",
+    "Faster, slower, equal": "Read off an interval over starts of the server, for all pairs at once: it excludes 1, or lies "
+    "where no difference matters. One start each decides nothing.",
     "Simulated": "An engine that this suite imitates from a performance model. Its figures predict; they measure no engine "
     "and no GPU.",
 }
