@@ -23,8 +23,8 @@ STANDS_FOR = (
     (r"^(\S+ )?make (\S+).*", r"make --dry-run --always-make \2 > make.txt"),
     (r"^(sudo )?(\.venv/bin/)?python (tests/benchmarks/\w+\.py)( .*)?$", r"python \3 --help > help.txt"),
     (
-        r"^python -m loadtest\.perfmodel\.calibration qwen.*",
-        r"python -m loadtest.perfmodel.calibration --check tests/data/published_speeds.csv",
+        r"^python -m loadtest\.perfmodel\.calibration (--check )?DATA\.csv.*",
+        r"python -m loadtest.perfmodel.calibration \1tests/data/published_speeds.csv",
     ),
     # A server in the foreground, for as long as its reader wants.
     (r"^python -m loadtest\.simulator .*", r"python -m loadtest.simulator --help > help.txt"),
@@ -33,7 +33,7 @@ STANDS_FOR = (
     (r"^loadtest run tests/engines/study\.toml .*", r"true"),  # tests/engines runs it
     (r" --run-programs$", r""),  # refused where the answers are a simulator's
     # Two GPUs, or a network: the plan instead of the run.
-    (r"^(.*loadtest run \S*qwq-32b-ada\.toml(?!.*--dry-run).*)$", r"\1 --dry-run"),
+    (r"^(.*loadtest run \S*qwq-32b-ada[\w-]*\.toml(?!.*--dry-run).*)$", r"\1 --dry-run"),
     (r"^(.*loadtest run STUDY\.toml.*)$", r"loadtest run scenarios/studies/demo.toml --dry-run"),
     (r"^(.*) --resume( --dry-run)?$", r"\1 --dry-run"),
     (r"^(\.venv/bin/python -m pip|python3 -m venv|vllm-env/|git clone|export LOADTEST_VLLM|curl|nvidia-smi).*", r"true"),
