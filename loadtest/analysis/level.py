@@ -59,6 +59,7 @@ def level_figures(
         n_prompts=len({r.prompt_id for r in measured}),
         n_warmup=sum(int(np.sum(~one.measured)) for one in columns),
         torn_lines=sum(len(level.torn) for level, _ in passes),
+        damaged_files=tuple(f"{level.path.name}/{one}" for level, _ in passes for one in level.damaged),
         outcomes=dict(sorted(outcomes.items())),
         error_kinds=dict(sorted(Counter(r.error.kind for r in measured if r.error is not None).items())),
         window=_window([span for _, span in windows], len(columns)),

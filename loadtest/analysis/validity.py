@@ -45,7 +45,9 @@ def equal_work(records: Iterable[RequestRecord]) -> EqualWork:
     return EqualWork(status="fail", reasons=(reason,), n_forced=len(counted))
 
 
-def judge_run(cells: Sequence[CellFigures], manifest: Manifest, templates: Iterable[str] = ()) -> RunHealth:
+def judge_run(
+    cells: Sequence[CellFigures], manifest: Manifest, templates: Iterable[str] = (), missing: Sequence[str] = ()
+) -> RunHealth:
     """May the run be relied on? `templates`: cells that were given different prompts (`comparability.templates`), in words.
 
     A record that was torn, as its writer was killed in mid-line, is missing: such a run is not complete.
@@ -57,9 +59,9 @@ def judge_run(cells: Sequence[CellFigures], manifest: Manifest, templates: Itera
     return RunHealth(
         client=_worst({level.client_health.status for level in levels}),
         reconciliation=_worst({level.reconciliation.status for level in levels}),
-        complete=manifest.complete and not any(level.torn_lines for level in levels),
+        complete=manifest.complete and not missing and not any(one.torn_lines or one.damaged_files for one in levels),
         counted_by=next((one for one in _COUNTERS if any(one in level.token_count_sources for level in levels)), None),
-        reasons=(*reasons, *templates),
+        reasons=(*reasons, *missing, *templates),
         windows=tuple(str(doubt) for doubt in window_doubts(cells)),
     )
 
@@ -74,6 +76,7 @@ def doubts(cells: Iterable[CellFigures]) -> list[Doubt]:
 def _reasons(level: LevelFigures) -> Iterator[str]:
     if level.torn_lines:
         yield f"{level.torn_lines} torn line(s) left out"
+    yield from level.damaged_files
     yield from level.equal_work.reasons
     for gate in (level.client_health, level.reconciliation):
         if gate.status in ("fail", "not_checked"):

@@ -18,7 +18,7 @@ from loadtest.client.reply import CountTokens, Reply
 from loadtest.client.self_health import Telemetry
 from loadtest.clock import Clock
 from loadtest.errors import RecordError
-from loadtest.records.folder import request_id, requests_stem
+from loadtest.records.folder import own_stem, request_id
 from loadtest.records.pass_facts import Failure, LevelSummary
 from loadtest.records.schema import RequestRecord
 from loadtest.records.write import write_json
@@ -61,7 +61,7 @@ class Level:
         self.quota = None if n is None else turns * sum(1 for _ in indices(slots, options.concurrency, n))
         self._kept = kept
         self._failed = failed
-        self.worker = requests_stem().removeprefix("requests-")
+        self.worker = own_stem("requests").removeprefix("requests-")
         self.recorder = Recorder(
             options.folder,
             self._builder(),

@@ -19,7 +19,7 @@ from loadtest.client.exchange import Endpoint, Exchange
 from loadtest.client.record_builder import RecordBuilder, Sending
 from loadtest.clock import Clock
 from loadtest.errors import RecordError
-from loadtest.records.folder import requests_stem
+from loadtest.records.folder import own_stem
 from loadtest.records.pass_facts import Failure
 from loadtest.records.schema import RequestRecord
 from loadtest.records.write import JsonlWriter
@@ -71,7 +71,7 @@ class Recorder:
         self._kept = kept
         self._failed = failed
         self._count_tokens = count_tokens
-        self._requests = JsonlWriter(folder, requests_stem())
+        self._requests = JsonlWriter(folder, own_stem("requests"))
         self._health = JsonlWriter(folder, "client_health")
         self._pool = ThreadPool(1)
         self._queue: Queue[Ended] = Queue()

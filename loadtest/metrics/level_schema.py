@@ -258,6 +258,9 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
     n_prompts: Annotated[int, about("Different prompts among them: intervals hold for these prompts.")]
     n_warmup: Annotated[int, about("Warm-up requests; in no distribution.")]
     torn_lines: Annotated[int, about("Records that a crash cut off; they are missing.")]
+    damaged_files: Annotated[
+        tuple[str, ...], about("Record files that are not as they were written: expected and found.")
+    ] = ()
     outcomes: Annotated[dict[Outcome, int], about("How many measured requests ended in each way.")]
     error_kinds: Annotated[dict[str, int], about("Why requests failed, by the kind of error.")]
     window: SteadyWindow

@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from loadtest.errors import RecordError
@@ -82,9 +82,10 @@ def check_run_folder(run: Path) -> None:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[Callable[[], None]]:
     """Lock a run folder, so that no other run writes into it; the lock ends with this process, however it ends.
 
+    Gives what raises `RecordError` where the folder was renamed or removed since.
     Raises `RecordError`: another process holds it, or the disk refuses.
     """
     path = folder / ".lock"
@@ -104,15 +105,24 @@ def claimed(folder: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
-        yield
+        yield lambda: _check_still_there(path, handle)
     finally:
         os.close(handle)
 
 
-def requests_stem() -> str:
-    """File stem for the requests of this process: unique over hosts and processes."""
+def _check_still_there(lock: Path, handle: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.lstat(lock), os.fstat(handle)):
+            return
+    raise RecordError(
+        f"{lock.parent}: expected the folder of this run, found it renamed or removed; what it holds is incomplete"
+    )
+
+
+def own_stem(kind: str) -> str:
+    """File stem for what this process writes of a kind, `requests` for one: unique over hosts and processes."""
     host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:32] or "host"
-    return f"requests-{host}-{os.getpid()}"
+    return f"{kind}-{host}-{os.getpid()}"
 
 
 LEVEL_NAME = re.compile(r"c(0[1-9]|[1-9][0-9]{1,6})-r([1-9][0-9]{0,6})")  # what `level_name` gives

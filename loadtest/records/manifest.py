@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -92,6 +93,7 @@ class Manifest(_Open, frozen=True, kw_only=True):
     duration_s: float | None = None  # of a pass; None: by requests
     repeats: int = 0
     until_decided: bool = False  # looked at between repeats: judged by a stricter level
+    passes: tuple[str, ...] = ()  # `CELL/cNN-rR`: ended as they should, so each of their files was closed
     environment: Environment | None = None
     cells: tuple[ManifestCell, ...] = ()
 
@@ -134,7 +136,7 @@ def _typed() -> str:
     return credentials.redacted(shlex.join((name, *sys.argv[1:])))
 
 
-def ended(manifest: Manifest, problems: list[str], *, interrupted: bool) -> Manifest:
+def ended(manifest: Manifest, problems: list[str], passes: Iterable[str], *, interrupted: bool) -> Manifest:
     """The manifest of a run that has ended: complete where nothing went wrong, else with every problem."""
     return msgspec.structs.replace(
         manifest,
@@ -142,6 +144,7 @@ def ended(manifest: Manifest, problems: list[str], *, interrupted: bool) -> Mani
         incomplete_reason="; ".join(problems) or None,
         interrupted=interrupted,
         ended_unix_s=time.time(),
+        passes=tuple(sorted(passes)),
     )
 
 

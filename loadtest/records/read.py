@@ -8,7 +8,8 @@ import hashlib
 import itertools
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 
 from loadtest.errors import RecordError
+from loadtest.records.digests import DIGESTS, FileDigest, Written, differences_from, missing_passes
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.folder import FAILURE_FILE, LEVEL_NAME, check_run_folder
 from loadtest.records.manifest import Manifest
@@ -105,6 +107,7 @@ class LevelRecords:
     health: tuple[HealthSample, ...]
     torn: tuple[str, ...] = ()
     gpu: tuple[GpuSample, ...] = ()
+    damaged: tuple[str, ...] = ()  # files that are not as they were written, and records that are there twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,7 @@ class Run:
     path: Path
     manifest: Manifest
     cells: tuple[CellRecords, ...] = field(default=())
+    missing: tuple[str, ...] = ()  # passes that ended, and are not there
 
 
 def read_run(path: Path) -> Run:
@@ -140,7 +144,8 @@ def read_run(path: Path) -> Run:
     folders = sorted(p for p in cells_path.iterdir() if p.is_dir()) if cells_path.is_dir() else []
     programs = path / "programs.json"
     verdicts = read_as(programs, dict[str, bool | None]) if programs.is_file() else {}
-    return Run(path=path, manifest=manifest, cells=tuple(_read_cell(folder, manifest, verdicts) for folder in folders))
+    cells = tuple(_read_cell(folder, manifest, verdicts) for folder in folders)
+    return Run(path=path, manifest=manifest, cells=cells, missing=missing_passes(path, manifest.passes))
 
 
 def program_key(record: RequestRecord) -> str:
@@ -151,7 +156,11 @@ def program_key(record: RequestRecord) -> str:
 def _read_cell(folder: Path, manifest: Manifest, verdicts: Mapping[str, bool | None]) -> CellRecords:
     engine_path = folder / "engine.json"
     engine = read_engine(engine_path) if engine_path.exists() else _asked(folder.name, manifest)
-    levels = [read_level(level, verdicts) for level in sorted(folder.iterdir()) if LEVEL_NAME.fullmatch(level.name)]
+    levels = [
+        read_level(level, verdicts, ended=f"{folder.name}/{level.name}" in manifest.passes)
+        for level in sorted(folder.iterdir())
+        if LEVEL_NAME.fullmatch(level.name)
+    ]
     levels.sort(key=lambda level: (level.concurrency, level.repeat))
     return CellRecords(id=folder.name, engine=engine, levels=tuple(levels))
 
@@ -180,26 +189,48 @@ def _asked(cell_id: str, manifest: Manifest) -> EngineFacts:
     )
 
 
-def read_level(folder: Path, verdicts: Mapping[str, bool | None] | None = None) -> LevelRecords:
-    """Read one pass over one level (`cNN-rR`); `verdicts`: of `programs.json`, which judge answers left unjudged."""
+def read_level(folder: Path, verdicts: Mapping[str, bool | None] | None = None, *, ended: bool = False) -> LevelRecords:
+    """Read one pass over one level (`cNN-rR`).
+
+    `verdicts`: of `programs.json`, which judge answers left unjudged. `ended`: the manifest lists it as ended.
+    """
     match = LEVEL_NAME.fullmatch(folder.name)
     if match is None:
         raise RecordError(f"{folder}: expected a level folder named cNN-rR, got {folder.name!r}")
-    torn: list[str] = []
+    lines = _Lines(folder)
+    requests = _each_once(lines.of("requests-*.jsonl", RequestRecord))
+    server = tuple(lines.of("server_metrics*.jsonl", ServerSample))
+    health = tuple(lines.of("client_health*.jsonl", HealthSample))
+    gpu = tuple(lines.of("gpu_metrics*.jsonl", GpuSample))
+    closed = tuple(_Lines(folder).of(DIGESTS, FileDigest))
+    counted = [read_as(path, Written) for path in sorted(folder.glob("level-*.json"))]
+    twice = lines.counts[RequestRecord] - len(requests)
     return LevelRecords(
         cell=folder.parent.name,
         concurrency=int(match[1]),
         repeat=int(match[2]),
         path=folder,
-        requests=tuple(_judged(_read_lines(sorted(folder.glob("requests-*.jsonl")), RequestRecord, torn), verdicts or {})),
-        server=tuple(_read_lines(sorted(folder.glob("server_metrics*.jsonl")), ServerSample, torn)),
-        health=tuple(_read_lines(sorted(folder.glob("client_health*.jsonl")), HealthSample, torn)),
-        gpu=tuple(_read_lines(sorted(folder.glob("gpu_metrics*.jsonl")), GpuSample, torn)),
-        torn=tuple(torn),
+        requests=tuple(_judged(requests, verdicts or {})),
+        server=server,
+        health=health,
+        gpu=gpu,
+        torn=tuple(lines.torn),
+        damaged=(
+            *differences_from(closed, counted, lines.found, ended=ended),
+            *([f"{twice} request(s) recorded twice: each counts once"] if twice else []),
+        ),
     )
 
 
-def _judged(requests: Iterator[RequestRecord], verdicts: Mapping[str, bool | None]) -> Iterator[RequestRecord]:
+def _each_once(requests: Iterable[RequestRecord]) -> Collection[RequestRecord]:
+    """The first record of each request: a pass has one of each phase and number."""
+    first: dict[tuple[str, int], RequestRecord] = {}
+    for one in requests:
+        first.setdefault((one.phase, one.seq), one)
+    return first.values()
+
+
+def _judged(requests: Iterable[RequestRecord], verdicts: Mapping[str, bool | None]) -> Iterable[RequestRecord]:
     if not verdicts:
         return requests
     return (
@@ -208,24 +239,41 @@ def _judged(requests: Iterator[RequestRecord], verdicts: Mapping[str, bool | Non
     )
 
 
-def _read_lines(paths: Iterable[Path], kind: type[Any], torn: list[str]) -> Iterator[Any]:
-    decoder = msgspec.json.Decoder(kind)
-    for path in paths:
-        for number, line in _lines(path):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                value = decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RecordError) as error:
-                if not line.endswith(b"\n"):  # the writer was killed in mid-line
-                    torn.append(f"{where}: torn line of {len(line)} bytes left out")
-                    continue
-                _check_version(_version_of(line), where)
-                raise RecordError(f"{where}: expected a {kind.__name__}: {error}") from error
-            if isinstance(value, RequestRecord):
-                _check_version(value.schema_version, where)
-            yield value
+class _Lines:
+    """Reads the files of lines of one pass, and keeps what it met."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.torn: list[str] = []
+        self.found: dict[str, FileDigest] = {}
+        self.counts: Counter[type[Any]] = Counter()
+
+    def of(self, pattern: str, kind: type[_T]) -> Iterator[_T]:
+        """The values in the files of this pattern, in file order."""
+        decoder = msgspec.json.Decoder(kind)
+        for path in sorted(self._folder.glob(pattern)):
+            content, complete = hashlib.sha256(), 0
+            for number, line in _lines(path):
+                content.update(line)
+                complete += line.endswith(b"\n")
+                if line.strip() and (value := self._decoded(decoder, line, f"{path}:{number}")) is not None:
+                    self.counts[kind] += 1
+                    yield value
+            self.found[path.name] = FileDigest(path.name, complete, content.hexdigest())
+
+    def _decoded(self, decoder: msgspec.json.Decoder[_T], line: bytes, where: str) -> _T | None:
+        """What a line holds; None where its writer was killed in mid-line."""
+        try:
+            value = decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RecordError) as error:
+            if not line.endswith(b"\n"):
+                self.torn.append(f"{where}: torn line of {len(line)} bytes left out")
+                return None
+            _check_version(_version_of(line), where)
+            raise RecordError(f"{where}: expected a {decoder.type.__name__}: {error}") from error
+        if isinstance(value, RequestRecord):
+            _check_version(value.schema_version, where)
+        return value
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

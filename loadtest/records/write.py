@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import itertools
 import os
@@ -17,6 +18,8 @@ import msgspec
 
 from loadtest.credentials import redacted
 from loadtest.errors import RecordError, UsageError
+from loadtest.records.digests import FileDigest
+from loadtest.records.folder import own_stem
 from loadtest.records.manifest import Manifest
 
 
@@ -31,6 +34,7 @@ class JsonlWriter:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self.path, self._fd = _create(directory, stem)
+            self._lines, self._content = 0, hashlib.sha256()
         except OSError as error:
             raise RecordError(f"{directory}: cannot create a record file: {error.strerror}") from error
 
@@ -42,11 +46,26 @@ class JsonlWriter:
             raise RecordError(f"{self.path}: cannot write a record: {error.strerror}") from error
         if written != len(line):
             raise RecordError(f"{self.path}: the disk took {written} of {len(line)} bytes of a record; is it full?")
+        self._content.update(line)
+        self._lines += 1
 
     def close(self) -> None:
+        """Close the file, and keep what it holds in `digests-HOST-PID.jsonl`: a reader can tell that it is whole."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            _append_digest(self.path.parent, FileDigest(self.path.name, self._lines, self._content.hexdigest()))
+
+
+def _append_digest(folder: Path, digest: FileDigest) -> None:
+    """A disk that refuses says so at the records themselves, and a file without a digest is named in reading."""
+    path = folder / f"{own_stem('digests')}.jsonl"
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        try:
+            os.write(handle, msgspec.json.encode(digest) + b"\n")
+        finally:
+            os.close(handle)
 
 
 def _create(directory: Path, stem: str) -> tuple[Path, int]:

@@ -92,8 +92,10 @@ def _gate(status: GateStatus, good: str, bad: str) -> tuple[State, str]:
 def _completeness(metrics: Metrics, manifest: Manifest) -> Check:
     if metrics.complete:
         return Check("Completeness", "pass", f"every cell and level has ended{_failures(metrics)}")
-    torn = any(level.torn_lines for cell in metrics.cells for level in cell.levels)
-    why = manifest.incomplete_reason or ("some records are torn" if torn else "the run ended early")
+    levels = [level for cell in metrics.cells for level in cell.levels]
+    torn = "some records are torn" if any(level.torn_lines for level in levels) else ""
+    damaged = "records are missing, or not as they were written" if manifest.complete else "the run ended early"
+    why = manifest.incomplete_reason or torn or damaged
     return Check("Completeness", "fail", f"incomplete: {clean(why)}")
 
 

@@ -79,7 +79,9 @@ class Opening:
         problems = [reason for reason in (self._pending, failure and failure.message) if reason]
         if interrupted and not failure:
             problems.append(f"{self.asked.cell}/{self.asked.folder.name}: interrupted")
-        write.write_manifest(self._run, ended(manifest, problems, interrupted=manifest.interrupted or interrupted))
+        own = [] if failure or interrupted else [f"{self.asked.cell}/{self.asked.folder.name}"]
+        passes = {*manifest.passes, *own}
+        write.write_manifest(self._run, ended(manifest, problems, passes, interrupted=manifest.interrupted or interrupted))
         self._held.close()
 
 

@@ -25,6 +25,7 @@ class Execution:
     force: bool
     blocked: dict[str, str]
     remaining: estimate.Remaining
+    check_folder: Callable[[], None]  # raises `RecordError` where the run folder is no longer there
     budget_s: float | None = None  # no repeat starts that would end later
     problems: list[str] = field(default_factory=list)
 

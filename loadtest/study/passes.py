@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from loadtest import credentials
-from loadtest.errors import EngineError
+from loadtest.errors import EngineError, RecordError
 from loadtest.records import read, write
-from loadtest.records.folder import level_path, set_aside
+from loadtest.records.folder import LEVEL_NAME, level_path, set_aside
 from loadtest.servers import probe
 from loadtest.study import estimate, locust_pass, sampling
 from loadtest.study.execution import Execution, key_variables
@@ -40,17 +41,40 @@ def is_finished(execution: Execution, cell: Cell, level: int, repeat: int) -> bo
     folder = level_path(execution.out, cell.id, level, repeat)
     if not folder.exists():
         return False
-    marker = folder / PASS_FILE
-    if marker.exists() and read.read_as(marker, PassFacts).complete:
+    problem = _problem(folder)
+    if problem is None:
         return True
     aside = set_aside(folder)
-    execution.say(f"{cell.id}: an incomplete {folder.name} is kept as {aside.name}")
+    execution.say(f"{cell.id}: an incomplete {folder.name} is kept as {aside.name}{problem and f': {problem}'}")
     return False
+
+
+def _problem(folder: Path) -> str | None:
+    """Why a pass on disk is to be measured again, empty where it only did not end; None: it is whole."""
+    try:
+        facts = read.read_as(folder / PASS_FILE, PassFacts) if (folder / PASS_FILE).exists() else None
+        if facts is None or not facts.complete:
+            return ""
+        level = read.read_level(folder)
+    except RecordError as error:
+        return str(error)
+    if level.torn or level.damaged:
+        return (*level.damaged, *level.torn)[0]
+    if facts.n_requests not in (None, len(level.requests)):
+        return f"expected {facts.n_requests} requests, as pass.json counts, found {len(level.requests)}"
+    return None
+
+
+def finished_passes(out: Path) -> list[str]:
+    """`CELL/cNN-rR` of each pass in a run folder that ended as it should."""
+    markers = [path for path in out.glob(f"cells/*/*/{PASS_FILE}") if LEVEL_NAME.fullmatch(path.parent.name)]
+    return ["/".join(path.parts[-3:-1]) for path in markers if read.read_as(path, PassFacts).complete]
 
 
 def run_pass(
     execution: Execution, cell: Cell, target: locust_pass.Target, died: Callable[[], str | None], level: int, repeat: int
 ) -> None:
+    execution.check_folder()
     folder = level_path(execution.out, cell.id, level, repeat)
     argv = locust_pass.command(execution.study, cell, target, level, repeat, execution.out, execution.run_id)
     locust_pass.cool_down(execution.study.cooldown_s, died)
@@ -67,6 +91,7 @@ def run_pass(
         )
     after = sampling.Moment.now()
     clocks = sampling.ClockChanges.between(before, after)
+    execution.check_folder()
     reason = end.reason or clocks.suspended
     facts = PassFacts(
         complete=reason is None,

@@ -25,7 +25,7 @@ from loadtest.study import estimate, locust_pass, stopping
 from loadtest.study.cell_server import serving
 from loadtest.study.engine_file import EngineFile, starting
 from loadtest.study.execution import Execution, Say
-from loadtest.study.passes import is_finished, run_pass
+from loadtest.study.passes import finished_passes, is_finished, run_pass
 from loadtest.study.plan import asked, launch_spec
 from loadtest.study.resumption import reopened
 from loadtest.study.schema import Cell, Study
@@ -53,16 +53,16 @@ def execute(
     if len(blocked) == len(study.cells) and not resumed:
         first, why = next(iter(blocked.items()))
         raise EngineError(f"{first}: {why}; no cell of this study can start here, so none was started; --force tries it")
-    with claimed(out):
+    with claimed(out) as check_folder:
         if resumed:
-            manifest = reopened(out, read.read_run(out).manifest, _asked_for(study, workload, contract, out))
+            manifest = reopened(out, read.read_manifest(out / "manifest.json"), _asked_for(study, workload, contract, out))
             write.write_manifest(out, manifest)
         else:
             manifest = begin_run(study, workload, contract, out)
         remaining = estimate.Remaining(study, workload, contract)
         for cell_id in blocked:
             remaining.never(cell_id)
-        execution = Execution(study, contract, out, manifest.run_id, say, force, blocked, remaining, budget_s)
+        execution = Execution(study, contract, out, manifest.run_id, say, force, blocked, remaining, check_folder, budget_s)
         levels = ", ".join(map(str, study.levels))
         say(f"{study.name}: {len(study.cells)} cells x levels {levels} x {study.repeats} repeat(s)")
         _carry_out(execution, manifest)
@@ -80,6 +80,7 @@ def _carry_out(execution: Execution, manifest: Manifest) -> None:
         execution.note(str(error))
         raise RecordError(f"{error}; what was measured is kept: make room, then --resume --out {execution.out}") from error
     finally:
+        execution.check_folder()
         end_run(manifest, execution.out, execution.problems, interrupted=interrupted)
 
 
@@ -162,7 +163,7 @@ def end_run(opened: Manifest, out: Path, problems: list[str], *, interrupted: bo
     """Write how the run ended into its manifest; an interruption counts as a problem."""
     if interrupted:
         problems.append("interrupted")
-    write.write_manifest(out, ended(opened, problems, interrupted=interrupted))
+    write.write_manifest(out, ended(opened, problems, finished_passes(out), interrupted=interrupted))
 
 
 def _run_cell(execution: Execution, cell: Cell, repeat: int) -> None:

@@ -72,7 +72,7 @@ DOCUMENTS = {
         EngineFacts, id=TEXT, server_info=maybe(TABLE), reason=maybe(TEXT), env=maybe(st.dictionaries(TEXT, TEXT))
     ),
     "failure": st.builds(Failure, message=TEXT),
-    "level": st.builds(LevelSummary, worker=TEXT, host=TEXT, file=TEXT),
+    "level": st.builds(LevelSummary, worker=TEXT, host=TEXT, file=TEXT, connections_wall_s=OFFSET_S),
 }
 MANIFESTS = st.builds(
     Manifest,
@@ -101,9 +101,9 @@ def test_a_line_that_is_written_can_be_read(kind):
             for value in values:
                 writer.write(value)
             writer.close()
-            torn: list[str] = []
-            found = list(read._read_lines([writer.path], type(values[0]), torn))
-            assert (len(found), torn) == (len(values), [])
+            lines = read._Lines(Path(place))
+            found = list(lines.of("lines.jsonl", type(values[0])))
+            assert (len(found), lines.torn) == (len(values), [])
             if kind == "requests":
                 assert [one.chunk_s for one in found] == [one.chunk_s for one in values]
 

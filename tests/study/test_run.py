@@ -97,6 +97,33 @@ def test_resume_repeats_nothing_that_is_finished(finished):
     assert {path: path.read_bytes() for path in finished.rglob("requests-*.jsonl")} == before
 
 
+def test_resume_measures_passes_again_whose_records_are_not_whole(finished, tmp_path):
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    first, second = sorted(out.glob("cells/*/c0?-r1"))
+    next(first.glob("requests-*.jsonl")).write_bytes(b"")
+    next(second.glob("client_health*.jsonl")).unlink()
+    said: list[str] = []
+    assert study_run.execute(STUDY, out, resume=True, say=said.append) == ()
+    kept = [line for line in said if "is kept as" in line]
+    assert [("found 0" in line, "found no file" in line) for line in kept] == [(True, False), (False, True)]
+    assert all(level.damaged == () for level in read.read_run(out).cells[0].levels)
+    assert read.read_manifest(out / "manifest.json").complete
+
+
+def test_a_run_whose_folder_is_renamed_does_not_end_complete(tmp_path):
+    out, moved = tmp_path / "run", tmp_path / "moved"
+
+    def rename(line: str) -> None:
+        if " requests in " in line and out.exists():
+            out.rename(moved)
+
+    with pytest.raises(RecordError, match="found it renamed or removed"):
+        study_run.execute(STUDY, out, say=rename)
+    assert not (out / "manifest.json").exists()
+    assert read.read_manifest(moved / "manifest.json").complete is False
+    assert len(read.read_run(moved).cells[0].levels[0].requests) > 0
+
+
 def test_resume_of_another_workload_is_refused(finished):
     with pytest.raises(RecordError, match="--resume: workload"):
         study_run.execute(replace(STUDY, workload="math:n=8,seed=2"), finished, resume=True, say=silent)
