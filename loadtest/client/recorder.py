@@ -72,7 +72,7 @@ class Recorder:
         self._failed = failed
         self._count_tokens = count_tokens
         self._requests = JsonlWriter(folder, own_stem("requests"))
-        self._health = JsonlWriter(folder, "client_health")
+        self._health = JsonlWriter(folder, own_stem("client_health"))
         self._pool = ThreadPool(1)
         self._queue: Queue[Ended] = Queue()
         self._room = gevent.event.Event()

@@ -1,0 +1,286 @@
+"""Damages a finished run folder at random, and asks the commands that read one for one line or a right result.
+
+    python -m tests.fuzz.folders                          # 1,000 folders
+    python -m tests.fuzz.folders --folders 10000 --seed 7
+
+No traceback, no hang; and where records were damaged, no figure that differs from the undamaged run without a reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadtest import cli
+from loadtest.study import fast_forward
+from loadtest.study import parse as studies
+
+LONGEST_S = 20
+STUDY = """
+name = "small"
+workload = "ledger:n=8,seed=7,difficulty=2"
+levels = [1, 2]
+min_requests = 6
+slo = ["ttft_s:p50<2"]
+[prices]
+gpu_hour = 1.0
+[contract]
+max_tokens = 128
+[[cells]]
+engine = ["sglang-sim", "vllm-sim"]
+model = "qwq-32b-awq"
+tp = [1]
+gpu = "l20"
+"""
+Damage = Callable[[Path, random.Random], None]
+
+
+def finished(folder: Path) -> Path:
+    """A small run in virtual time, with its figures."""
+    fast_forward.simulate_study(studies.parse_study(STUDY), folder, say=lambda _: None)
+    assert asked("analyze", str(folder)) == (0, "")
+    return folder
+
+
+# Damage --------------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, dice: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    for _ in range(dice.randrange(1, 4) if content else 0):
+        content[dice.randrange(len(content))] = dice.randrange(256)
+    path.write_bytes(content)
+
+
+def digit(path: Path, dice: random.Random) -> None:
+    """Another digit in the place of one: what is left is as valid as before."""
+    content = bytearray(path.read_bytes())
+    places = [i for i, byte in enumerate(content) if chr(byte).isdigit()]
+    for place in dice.sample(places, min(len(places), 3)):
+        content[place] = dice.choice(b"0123456789")
+    path.write_bytes(content)
+
+
+def cut(path: Path, dice: random.Random) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: dice.randrange(len(content) + 1)])
+
+
+def lines(path: Path, dice: random.Random) -> None:
+    """Lines gone, twice, or in another order."""
+    kept = path.read_bytes().splitlines(keepends=True)
+    kept = dice.choices(kept, k=dice.randrange(len(kept) + 2)) if kept else kept
+    path.write_bytes(b"".join(kept))
+
+
+def value(path: Path, dice: random.Random) -> None:
+    """A wrong value, or none, for a key of a JSON object."""
+    kept = path.read_bytes().splitlines(keepends=True) if path.suffix == ".jsonl" else [path.read_bytes()]
+    number = dice.randrange(len(kept)) if kept else 0
+    try:
+        table = json.loads(kept[number])
+        key = dice.choice(sorted(table))
+    except (ValueError, IndexError, TypeError):
+        return
+    table[key] = dice.choice((None, 0, -1, 1e308, "x" * dice.choice((1, 20_000)), [], {}, True, 10**30, "\ud800"))
+    if dice.random() < 0.2:
+        del table[key]
+    kept[number] = json.dumps(table).encode() + b"\n"
+    path.write_bytes(b"".join(kept))
+
+
+def empty(path: Path, dice: random.Random) -> None:
+    path.write_bytes(b"")
+
+
+def grow(path: Path, dice: random.Random) -> None:
+    with path.open("ab") as stream:
+        stream.write(dice.choice((b"\0" * 5000, b"[" * 100_000 + b"\n", b"{}\n", b"null", dice.randbytes(300), b"\xff\xfe\n")))
+
+
+def sparse(path: Path, dice: random.Random) -> None:
+    with path.open("r+b") as stream:
+        stream.truncate(2**40)
+
+
+def remove(path: Path, dice: random.Random) -> None:
+    path.unlink()
+
+
+def copy(path: Path, dice: random.Random) -> None:
+    shutil.copy(path, path.with_name(f"{path.stem}-{dice.randrange(9)}{path.suffix}"))
+
+
+def swap(path: Path, dice: random.Random) -> None:
+    """The file of another pass in the place of this one."""
+    others = sorted(one for one in path.parents[3].glob(f"cells/*/*/{path.name}") if one != path)
+    if others:
+        shutil.copy(dice.choice(others), path)
+
+
+def link(path: Path, dice: random.Random) -> None:
+    path.unlink()
+    path.symlink_to(dice.choice(("/dev/zero", "/etc/passwd", path, "/nowhere", path.parent)))
+
+
+def pipe(path: Path, dice: random.Random) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def become_a_folder(path: Path, dice: random.Random) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def move_its_folder(path: Path, dice: random.Random) -> None:
+    name = dice.choice(("c0-r0", "c03-r1", "c01-r1.broken-1", "x" * 200, "c" + "9" * 99 + "-r1", "é\n"))
+    with contextlib.suppress(OSError):
+        path.parent.rename(path.parent.with_name(name))
+
+
+def remove_its_folder(path: Path, dice: random.Random) -> None:
+    shutil.rmtree(path.parent)
+
+
+DAMAGES: tuple[Damage, ...] = (flip, flip, digit, digit, cut, lines, lines, value, value, empty, grow, sparse, remove, copy,
+                               swap, link, pipe, become_a_folder, move_its_folder, remove_its_folder)  # fmt: skip
+
+
+def damage(run: Path, dice: random.Random) -> list[str]:
+    """Damage a run in one place or two; what was done."""
+    done = []
+    for _ in range(dice.choice((1, 1, 2))):
+        files = sorted(path for path in run.rglob("*") if path.is_file() and not path.is_symlink())
+        if not files:
+            break
+        path, one = dice.choice(files), dice.choice(DAMAGES)
+        if one in (swap, move_its_folder, remove_its_folder) and len(path.relative_to(run).parts) < 3:
+            continue
+        if one is sparse and dice.random() < 0.9:  # 256 MiB are read before it is refused
+            continue
+        one(path, dice)
+        done.append(f"{one.__name__} {path.relative_to(run)}")
+    return done
+
+
+# What is asked -------------------------------------------------------------------------------------------------------
+
+
+def commands(run: Path, whole: Path, dice: random.Random) -> Iterator[tuple[str, ...]]:
+    """`analyze`, one other command, and now and then the page, which takes a second to draw."""
+    yield ("analyze", str(run))
+    yield dice.choice(
+        (
+            ("compare", str(whole), str(run)),
+            ("check", str(run), "--require", "ttft_s:p50<2"),
+            ("plan", "--from", str(run), "--users", "4", "--slo", "ttft_s:p50<2"),
+            ("workload", "from-run", str(run), "--output", str(run.with_name("workload.json"))),
+        )
+    )
+    if dice.random() < 0.02:
+        yield dice.choice((("report", str(run)), ("report", str(whole), str(run), "--output", str(run) + ".html")))
+
+
+def asked(*arguments: str) -> tuple[int, str]:
+    """Exit code of a command and what it said of errors. Raises what it raises, and `TimeoutError`."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"{arguments[0]} took more than {LONGEST_S} s")
+
+    said = io.TextIOWrapper(io.BytesIO())
+    out = io.TextIOWrapper(io.BytesIO())
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(LONGEST_S)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            code = cli.main(list(arguments))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    said.flush()
+    return code, said.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+
+def judged(run: Path, whole: Path, done: list[str], dice: random.Random) -> str:
+    """How the commands took it, in a word. Raises `AssertionError` where a promise is broken."""
+    outcome = ""
+    for arguments in commands(run, whole, dice):
+        code, said = asked(*arguments)
+        assert code in (0, 1, 2, 3), (arguments, code)
+        errors = [line for line in said.splitlines() if line.startswith("loadtest: ")]
+        assert len(errors) == (1 if code else 0), (arguments, code, said)
+        if arguments[0] == "analyze":
+            outcome = "refused" if code else _compared(run, whole, done)
+    return outcome
+
+
+_DESCRIPTIONS = ("manifest.json", "engine.json")
+
+
+def _compared(run: Path, whole: Path, done: list[str]) -> str:
+    expected, found = (msgspec.json.decode((one / "metrics.json").read_bytes()) for one in (whole, run))
+    if _figures(expected) == _figures(found):
+        return "same figures"
+    if any(one.endswith(_DESCRIPTIONS) for one in done):
+        return "other figures of another description"
+    reasons = set(found["health"]["reasons"]) - set(expected["health"]["reasons"])
+    assert reasons, "other figures without a reason"
+    return "other figures with a reason"
+
+
+def _figures(metrics: dict[str, Any]) -> object:
+    """The levels of a run without what only says how sure they are."""
+    judgements = ("damaged_files", "torn_lines", "client_health", "reconciliation")
+    return {
+        cell["id"]: [{key: level[key] for key in level if key not in judgements} for level in cell["levels"]]
+        for cell in metrics["cells"]
+    }
+
+
+def fuzz(n_folders: int, seed: int) -> Counter[str]:
+    """Damage so many copies of one run; how often each outcome came. Raises `AssertionError` with what was done."""
+    outcomes: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="loadtest-fuzz-") as place:
+        whole = finished(Path(place) / "whole")
+        for number in range(n_folders):
+            dice = random.Random(f"{seed}-{number}")
+            run = Path(place) / "run"
+            shutil.copytree(whole, run)
+            done = damage(run, dice)
+            try:
+                outcomes[judged(run, whole, done, dice)] += 1
+            except Exception as error:
+                raise AssertionError(f"folder {number} of seed {seed}, {done}: {error!r}") from error
+            for path in Path(place).iterdir():
+                if path != whole:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return outcomes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folders", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    for outcome, n in fuzz(args.folders, args.seed).most_common():
+        print(f"{n:>6} {outcome}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
