@@ -46,11 +46,14 @@ engines:
 test-engines: .venv/dev engines
 	$(BIN)/python -m pytest --quiet --numprocesses 2 tests/engines
 
-# The parsers of what a server or a study may say, fuzzed by coverage: `make fuzz`, or `make fuzz SECONDS=600` for each.
+# The parsers of what a server or a study may say, fuzzed by coverage, then finished run folders, damaged at random:
+# `make fuzz`, or `make fuzz SECONDS=600 FOLDERS=10000`.
 SECONDS ?= 60
+FOLDERS ?= 1000
 fuzz: .venv/dev
 	$(PIP) atheris==3.0.0
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+	$(BIN)/python -m tests.fuzz.folders --folders $(FOLDERS)
 
 benchmark: .venv/dev
 	$(BIN)/python -m tests.benchmarks

@@ -48,7 +48,6 @@ def level_figures(
     spans = [steady_window.steady(one) for one in columns]
     windows = [(one, span) for one, span in zip(columns, spans, strict=True) if span is not None]
     measured = [r for one in columns for r in one.records if r.phase == "measure"]
-    outcomes = Counter(r.outcome for r in measured)
     throughput, method = renewal.tokens_per_s(columns)
     per_hour = partial(_per_hour, columns, spans, throughput if method == "renewal" else None)
     tpot_s, gaps_s = exact_distribution(columns, "tpot_s"), gap_distribution([one.gaps() for one in columns])
@@ -60,7 +59,7 @@ def level_figures(
         n_warmup=sum(int(np.sum(~one.measured)) for one in columns),
         torn_lines=sum(len(level.torn) for level, _ in passes),
         damaged_files=tuple(f"{level.path.name}/{one}" for level, _ in passes for one in level.damaged),
-        outcomes=dict(sorted(outcomes.items())),
+        outcomes=dict(sorted(Counter(r.outcome for r in measured).items())),
         error_kinds=dict(sorted(Counter(r.error.kind for r in measured if r.error is not None).items())),
         window=_window([span for _, span in windows], len(columns)),
         checks=steady_window.check_windows(windows, len(columns)),

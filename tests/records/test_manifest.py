@@ -39,9 +39,9 @@ def test_a_run_begins_incomplete_and_ends_with_its_problems():
     begun = manifests.begun(run_id="r", workload=load("math:n=3").facts, contract={"mode": "natural"}, name="x")
     assert (begun.complete, begun.incomplete_reason, begun.mode, begun.name) == (False, manifests.UNFINISHED, "natural", "x")
     assert begun.environment is not None
-    ended = manifests.ended(begun, ["a", "b"], interrupted=True)
+    ended = manifests.ended(begun, ["a", "b"], ["c/c01-r1"], interrupted=True)
     assert (ended.complete, ended.incomplete_reason, ended.interrupted) == (False, "a; b", True)
-    assert manifests.ended(begun, [], interrupted=False).complete
+    assert manifests.ended(begun, [], [], interrupted=False).complete
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""Damaged run folders, as in `make fuzz`: enough to see that it runs, and that it can fail."""
+
+from dataclasses import replace
+
+from loadtest.records import read
+from tests.fuzz import folders
+
+
+def test_no_command_breaks_a_promise_on_a_damaged_folder():
+    outcomes, broken = folders.fuzz(120, seed=1)
+    assert broken == []
+    assert min(outcomes["refused"], outcomes["same figures"], outcomes["other figures with a reason"]) >= 10
+
+
+def test_a_broken_promise_is_seen(monkeypatch):
+    """Records that nobody holds against their digests."""
+    whole = read.read_level
+    monkeypatch.setattr(read, "read_level", lambda *args, **kwargs: replace(whole(*args, **kwargs), damaged=(), torn=()))
+    _, broken = folders.fuzz(40, seed=1)
+    assert any("other figures without a reason" in one for one in broken)
