@@ -99,6 +99,8 @@ class Admission:
                 logger.error(why)
                 self._tell(client, REFUSED, {"message": why})
                 return None
+        if client in self._runner.clients:
+            return None
         if self._closed:
             logger.warning("worker %s came while a level runs; it waits for the next", client)
             return None

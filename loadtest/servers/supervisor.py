@@ -1,6 +1,6 @@
 """The guard: a small process between us and an engine, so that no orphan remains, whichever ends first.
 
-`python -m loadtest.servers.supervisor GRACE_S COMMAND...` starts the command in a session of its own and waits. When the
+`python -P supervisor.py GRACE_S COMMAND...` starts the command in a session of its own and waits. When the
 command ends, or standard input closes (we asked to stop, or died, be it by SIGKILL), it ends whatever is left: SIGTERM to
 the command, `GRACE_S` to go, then SIGKILL to every descendant; Python's resource tracker is given time to unlink the shared
 memory that they leave. Being a subreaper, it is handed every descendant whose own parent has gone, those that left the

@@ -74,7 +74,7 @@ def wait_for_records(out, n=1):
 
 def test_foreign_and_late_workers_get_no_users(deployed, tmp_path):
     (tmp_path / "foreign.py").write_text(FOREIGN)
-    master = deployed.master("--run-time", "8s")
+    master = deployed.master("--duration", "15")
     foreign = deployed.worker(tmp_path / "foreign.py")
     workers = [deployed.worker(), deployed.worker()]
     wait_for_records(deployed.out)
