@@ -75,7 +75,7 @@ def cycle_of(one: Pass, span: WindowSpan) -> UserCycle | None:
         return None
     begins, ends, requests = _runs(one.sent_s[began], one.first_s[began])
     gap_s = _gaps(one, span, begins, ends)
-    if not len(gap_s):
+    if not len(gap_s) or not float(np.mean(gap_s)) > 0 or not np.any(one.tokens_after_first[finished] > 0):
         return None
     halted = _halted(one, begins, ends, float(np.mean(gap_s)))
     length_s = float(np.max(one.last_s[began]) - np.min(one.sent_s[began]))
@@ -140,7 +140,7 @@ def _gaps(one: Pass, span: WindowSpan, begins: Floats, ends: Floats) -> Floats:
     if not np.any(use):
         return np.zeros(0)
     early, late, tokens = early[use], late[use], tokens[use]
-    length = float(np.max(late) - np.min(early))
+    length = max(float(np.max(late) - np.min(early)), 1e-9)
     part = np.minimum((late - np.min(early)) / length * STRETCHES, STRETCHES - 1).astype(np.int64)
     seconds, counted = np.bincount(part, late - early, STRETCHES), np.bincount(part, tokens, STRETCHES)
     return np.asarray(seconds[counted > 0] / counted[counted > 0], np.float64)

@@ -125,3 +125,10 @@ def test_many_users_take_little_memory():
     renewal.tokens_per_s([made])
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("gap_s", "tokens"), [(0.0, 6), (0.1, 1), (1e-12, 6)])
+def test_tokens_that_come_at_once_are_no_cycle(gap_s, tokens):
+    made = [builders.request(0.0, gap_s=gap_s, thinking=tokens, answer=0, user=user) for user in (0, 1)]
+    found, method = renewal.tokens_per_s([request_arrays.pass_arrays(builders.level(made, concurrency=2), builders.ANCHOR)])
+    assert method == "steady window" or np.isfinite(found.value)
