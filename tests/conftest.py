@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def temporary(tmp_path_factory):
     """A place of its own for temporary files, and a mark that every process started by these tests inherits."""
     folder = tmp_path_factory.mktemp("temporary")
     before = {name: os.environ.get(name) for name in (MARK, "TMPDIR")}
@@ -37,7 +36,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _nothing_is_left(temporary: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+def _nothing_is_left(temporary, request):
     files, ports = entries(temporary), listening()
     yield
     end_s = time.monotonic() + PATIENCE_S
@@ -49,7 +48,7 @@ def _nothing_is_left(temporary: Path, request: pytest.FixtureRequest) -> Iterato
         assert entries(temporary) - files == set(), f"{request.node.name} left temporary files"
 
 
-def listening() -> set[str]:
+def listening():
     """Inodes of the TCP sockets on which this process listens."""
     ours = set()
     for path in Path("/proc/self/fd").iterdir():
@@ -62,7 +61,7 @@ def listening() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def known_time_port(_nothing_is_left: None) -> Iterator[int]:
+def known_time_port(_nothing_is_left):
     """The port of a server whose replies are 8 tokens long, 4 of them thinking, 2 ms each."""
     server = Path(__file__).parent / "benchmarks/known_time_server.py"
     argv = [
@@ -86,12 +85,12 @@ def known_time_port(_nothing_is_left: None) -> Iterator[int]:
     process.communicate()
 
 
-def entries(folder: Path) -> set[str]:
+def entries(folder):
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return {name for name in names if not name.startswith(THEIRS)}
 
 
-def marked() -> list[str]:
+def marked():
     """Processes that carry the mark of these tests, but for this one: whoever their parent is by now."""
     mark = f"{MARK}={os.environ[MARK]}".encode()
     found = []

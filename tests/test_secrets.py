@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -30,7 +29,7 @@ class Telltale(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         if self.path.endswith("/v1/models"):
             self.reply(200, json.dumps({"data": [{"id": "m", "owned_by": self.key}]}).encode())
         elif self.path.endswith("/metrics"):
@@ -38,7 +37,7 @@ class Telltale(BaseHTTPRequestHandler):
         else:
             self.reply(404, json.dumps({"error": {"message": f"no such page for {self.key}"}}).encode())
 
-    def do_POST(self) -> None:
+    def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
         if self.path.startswith("/refuse"):
             self.reply(401, json.dumps({"error": {"message": f"Incorrect API key provided: {self.key}"}}).encode())
@@ -48,14 +47,14 @@ class Telltale(BaseHTTPRequestHandler):
             self.stream(EVENTS)
 
     @property
-    def key(self) -> str:
+    def key(self):
         return self.headers.get("Authorization", "nobody")
 
-    def stream(self, events: Sequence[object]) -> None:
+    def stream(self, events):
         lines = [f"data: {json.dumps(event)}\n\n" for event in events]
         self.reply(200, "".join([*lines, "data: [DONE]\n\n"]).encode(), "text/event-stream")
 
-    def reply(self, status: int, body: bytes, kind: str = "application/json") -> None:
+    def reply(self, status, body, kind="application/json"):
         self.send_response(status, f"for {self.key}")
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -63,12 +62,12 @@ class Telltale(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         pass
 
 
 @pytest.fixture(scope="module")
-def telltale() -> Iterator[str]:
+def telltale():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Telltale)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -78,14 +77,14 @@ def telltale() -> Iterator[str]:
     thread.join()
 
 
-def started(argv: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+def started(argv, folder):
     settings = {**os.environ, "LOADTEST_API_KEY": KEY}
     return subprocess.Popen(
         [sys.executable, "-m", *argv], cwd=folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def command_lines() -> str:
+def command_lines():
     """The command line of every process that is alive now."""
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -94,7 +93,7 @@ def command_lines() -> str:
     return "\n".join(lines)
 
 
-def finished(process: subprocess.Popen[str]) -> str:
+def finished(process):
     """What a command printed; while it ran, no command line held the key."""
     watched = []
     while process.poll() is None:
@@ -104,7 +103,7 @@ def finished(process: subprocess.Popen[str]) -> str:
     return process.communicate()[0]
 
 
-def holding_the_key(folder: Path) -> list[str]:
+def holding_the_key(folder):
     return [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
 
 

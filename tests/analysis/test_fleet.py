@@ -28,7 +28,7 @@ def short(monkeypatch):
     monkeypatch.setattr(fleet, "SAMPLE", 8)
 
 
-def model(known: int = 4, token_s: float = 0.05, careful: float | None = 1.3) -> ReplicaModel:
+def model(known=4, token_s=0.05, careful=1.3):
     """Steps of 0.05 s with 1 to `known` streams, a prefill of 0.1 s: an answer takes 5 s alone."""
     levels = [MeasuredLevel(1, token_s), MeasuredLevel(known, token_s + (known - 1) * 0.001)]
     likely = speed.from_levels(levels, prefill_s=0.1, prompt_tokens=100, output_tokens=100, most_prompt_tokens=2048)
@@ -36,7 +36,7 @@ def model(known: int = 4, token_s: float = 0.05, careful: float | None = 1.3) ->
     return ReplicaModel(config, likely, None if careful is None else likely.times(careful), known)
 
 
-def peak(router: str = "round-robin", per_hour: float = 10_000, objectives=(FINAL,), **changes) -> Peak:
+def peak(router="round-robin", per_hour=10_000, objectives=(FINAL,), **changes):
     return Peak(model(**changes), router, Demand(24 * per_hour, curve=Curve(1.0)), MIX, objectives)
 
 

@@ -30,7 +30,7 @@ OTHERS = (("end_of_reply",), ("soak",), ("simulator_speed",), ("scheduler_replay
 SETS = {"required": REQUIRED, "all": (*REQUIRED, *OTHERS)}
 
 
-def main() -> int:
+def main():
     asked = tuple(sys.argv[1:]) or ("all",)
     for name, *arguments in SETS.get(asked[0], (asked,)):
         one, five, _ = os.getloadavg()

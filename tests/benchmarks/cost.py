@@ -24,7 +24,7 @@ import harness as h
 CLIENTS = ("floor", "transport", "loadtest", "pycurl", "geventhttpclient")
 
 
-def alone(kind: str, port: int, streams: int, requests: int, tokens: int) -> tuple[float, float]:
+def alone(kind, port, streams, requests, tokens):
     script = ["floor_reader.py"] if kind == "floor" else ["stream_client.py", kind]
     argv = [sys.executable, str(h.HERE / script[0]), *script[1:], str(port), str(streams), str(requests), str(tokens)]
     pin = lambda: h.favour(h.CLIENT_CORE)  # noqa: E731
@@ -33,7 +33,7 @@ def alone(kind: str, port: int, streams: int, requests: int, tokens: int) -> tup
     return seen["cpu_s"] / (requests * tokens) * 1e6, seen["wakes"] / (requests * tokens)
 
 
-def one(kind: str, port: int, streams: int, requests: int, tokens: int) -> tuple[float, float | None]:
+def one(kind, port, streams, requests, tokens):
     """CPU us per token, and wake-ups per token where they are known."""
     if kind != "loadtest":
         return alone(kind, port, streams, requests, tokens)
@@ -44,7 +44,7 @@ def one(kind: str, port: int, streams: int, requests: int, tokens: int) -> tuple
     return cpu_s / read * 1e6, drive.wakes / read
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=200)

@@ -15,8 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import harness as h
 
@@ -25,12 +23,12 @@ from loadtest.study import locust_pass
 USERS, REQUESTS, SUBNET, BRIDGE = 8, 48, "10.77.0", "ltbench0"
 
 
-def ip(*args: str) -> None:
+def ip(*args):
     subprocess.run(["ip", *args], check=True, capture_output=True)
 
 
 @contextlib.contextmanager
-def hosts(n: int) -> Iterator[list[list[str]] | None]:
+def hosts(n):
     """Command prefixes that run something on host 1 to n; null where namespaces cannot be made."""
     names = [f"ltbench-{i}" for i in range(1, n + 1)]
     try:
@@ -57,11 +55,11 @@ def hosts(n: int) -> Iterator[list[list[str]] | None]:
         subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
 
 
-def locust(*extra: str) -> list[str]:
+def locust(*extra):
     return [sys.executable, "-m", "locust", "-f", str(h.SCENARIO), *extra]
 
 
-def load(port: int, host: str, out: Path) -> list[str]:
+def load(port, host, out):
     argv = [
         "--headless",
         "-u",
@@ -78,7 +76,7 @@ def load(port: int, host: str, out: Path) -> list[str]:
     return [*argv, "--clock-speed", "1", "--only-summary", "--requests", str(REQUESTS), "--out", str(out)]
 
 
-def over_hosts(port: int, out: Path, places: list[list[str]] | None) -> tuple[int, str]:
+def over_hosts(port, out, places):
     server = f"{SUBNET}.254" if places else "127.0.0.1"
     master, *workers = places or [[], [], []]
     first = subprocess.Popen(
@@ -95,7 +93,7 @@ def over_hosts(port: int, out: Path, places: list[list[str]] | None) -> tuple[in
     return first.returncode, text
 
 
-def summary(name: str, code: int, text: str, out: Path, reference: list[tuple[int, str]] | None) -> list[tuple[int, str]]:
+def summary(name, code, text, out, reference):
     lines = [line for path in out.glob("cells/*/*/requests-*.jsonl") for line in path.read_bytes().splitlines()]
     records = [json.loads(line) for line in lines]
     asked = sorted((r["seq"], r["prompt_id"]) for r in records if r["phase"] == "measure")
@@ -112,7 +110,7 @@ def summary(name: str, code: int, text: str, out: Path, reference: list[tuple[in
     return asked
 
 
-def main() -> None:
+def main():
     root = h.scratch()
     print(
         "way                      exit  records  workers  same set  complete  Locust  TTFT p50     p99  final p50      p99"

@@ -12,12 +12,11 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Callable
 
 import gevent
 import harness as h
 
-from loadtest.client.exchange import Endpoint, Exchange
+from loadtest.client.exchange import Endpoint
 from loadtest.client.level import Level
 from loadtest.client.pass_options import PassOptions
 from loadtest.client.self_health import LoopLag
@@ -29,8 +28,8 @@ from loadtest.workload.workload import load
 class Canned:
     """A transport that has the whole reply already."""
 
-    def __init__(self, tokens: int, field: str) -> None:
-        def event(i: int) -> bytes:
+    def __init__(self, tokens, field):
+        def event(i):
             text = "</think>" if field == "content" and i == tokens // 2 else f" word{i}"
             delta = {"content": text} if i >= tokens // 2 or field == "content" else {field: text}
             usage = {"prompt_tokens": 9, "completion_tokens": i + 1}
@@ -39,21 +38,21 @@ class Canned:
 
         self.events = [event(i) for i in range(tokens)]
 
-    def open(self, connections: int) -> float:
+    def open(self, connections):
         return 0.0
 
-    def perform(self, exchange: Exchange) -> None:
+    def perform(self, exchange):
         exchange.status, exchange.content_type = 200, "text/event-stream"
         exchange.began = exchange.sent = time.monotonic()
         exchange.pieces += [bytes(bytearray(event)) for event in self.events]
         exchange.reads += [exchange.sent + i * 0.02 for i in range(len(self.events))]
         exchange.ended = exchange.reads[-1]
 
-    def close(self) -> None:
+    def close(self):
         return
 
 
-def lag(finished: Callable[[], bool]) -> str:
+def lag(finished):
     """How late (ms) the loop came to a descriptor made ready every 0.3 ms, until `finished`: mean and worst."""
     probe = LoopLag(lambda: 1, interval_s=0.0003)
     probe.start()
@@ -65,7 +64,7 @@ def lag(finished: Callable[[], bool]) -> str:
     return f"{mean_s * 1e3:8.3f} {worst_s * 1e3:8.3f} {(time.monotonic() - began) * 1e3:9.1f}"
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=8000)
     parser.add_argument("--passes", type=int, default=5)

@@ -24,7 +24,7 @@ HEADINGS = (
 )
 
 
-def line(streams: int, client: str, n: int, e: h.Errors, cpu_us: float, lag_ms: float | None) -> str:
+def line(streams, client, n, e, cpu_us, lag_ms):
     rate = max((abs(r) for r in e.rate), default=float("nan"))
     lag = f"{lag_ms:10.2f}" if lag_ms is not None else f"{'-':>10}"
     gaps = [abs(gap) for gap in e.gap]
@@ -37,7 +37,7 @@ def line(streams: int, client: str, n: int, e: h.Errors, cpu_us: float, lag_ms: 
     )
 
 
-def health(run: h.Path) -> str:
+def health(run):
     """What the report would say of the load generator, where it says anything."""
     from loadtest.analysis.run import analyze
     from loadtest.records import read
@@ -46,7 +46,7 @@ def health(run: h.Path) -> str:
     return "".join(f"\n        client health {j.status}: {'; '.join(j.reasons)}" for j in judged if j.status != "pass")
 
 
-def ours(port: int, streams: int, requests: int, tokens: int, extra: list[str]) -> tuple[float, str]:
+def ours(port, streams, requests, tokens, extra):
     h.get(port, "/reset")
     run = h.scratch() / "run"
     drive = h.locust(port, streams, run, "--requests", str(requests), "--warmup-requests", "0", *extra, pin=not extra)
@@ -62,7 +62,7 @@ def ours(port: int, streams: int, requests: int, tokens: int, extra: list[str]) 
     return h.quantile(e.ttft, 0.99) + h.quantile([abs(g) for g in e.gap], 0.99), text
 
 
-def floor(port: int, streams: int, requests: int, tokens: int) -> tuple[float, str]:
+def floor(port, streams, requests, tokens):
     h.get(port, "/reset")
     seen, cpu_s = h.floor(port, streams, requests, tokens)
     e = h.errors(seen, h.get(port, "/log")["requests"])
@@ -70,7 +70,7 @@ def floor(port: int, streams: int, requests: int, tokens: int) -> tuple[float, s
     return h.quantile(e.ttft, 0.99) + h.quantile([abs(g) for g in e.gap], 0.99), text
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", default="1,4,8")
     parser.add_argument("--tokens", type=int, default=50)

@@ -25,7 +25,7 @@ OUTPUT_MEDIAN_TOKENS, OUTPUT_SIGMA = 1200, 0.6
 REQUESTS_PER_REPLICA = 20_000  # a day; the peak is twice the mean
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("routers", nargs="*", default=KINDS)
     parser.add_argument("--replicas", type=int, default=1000)
@@ -37,7 +37,7 @@ def main() -> None:
         one.join()
 
 
-def measure(router: str, replicas: int, hours: float) -> None:
+def measure(router, replicas, hours):
     deployment = Deployment(model("qwen2.5-7b-instruct"), gpu("h100"), 1, "vllm-sim")
     made = simulate(deployment)
     table = speed.from_steps(

@@ -14,12 +14,12 @@ import sys
 import time
 
 
-def request_body(i: int) -> bytes:
+def request_body(i):
     content = f"{i} " + "x" * 400
     return json.dumps({"model": "known", "stream": True, "messages": [{"role": "user", "content": content}]}).encode()
 
 
-def main() -> None:
+def main():
     port, streams, requests, tokens = map(int, sys.argv[1:])
     bodies = [request_body(i) for i in range(requests)]
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

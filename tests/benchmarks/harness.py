@@ -12,7 +12,6 @@ import tempfile
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ SERVER_CORE, CLIENT_CORE = (0, 1) if len(os.sched_getaffinity(0)) > 1 else (0, 0
 
 
 @contextlib.contextmanager
-def known_time_server(*, pin: bool = True, **options: object) -> Iterator[int]:
+def known_time_server(*, pin=True, **options):
     """Run the known-time server; yields its port."""
     argv = [sys.executable, str(HERE / "known_time_server.py"), "--port", "0"]
     for name, value in options.items():
@@ -38,7 +37,7 @@ def known_time_server(*, pin: bool = True, **options: object) -> Iterator[int]:
         process.wait()
 
 
-def favour(core: int | None) -> None:
+def favour(core):
     """Give this process a core and, where we may, precedence over whatever else runs on the machine."""
     if core is not None:
         os.sched_setaffinity(0, {core})
@@ -46,7 +45,7 @@ def favour(core: int | None) -> None:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
-def get(port: int, path: str) -> Any:
+def get(port, path):
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=120) as answer:
         return json.load(answer)
 
@@ -71,7 +70,7 @@ class Drive:
     output: str
 
 
-def locust(port: int, users: int, out: Path, *extra: str, pin: bool = True) -> Drive:
+def locust(port, users, out, *extra, pin=True):
     """Run the scenario under headless Locust; CPU is user and system time of all its processes."""
     argv = [sys.executable, "-m", "locust", "-f", str(SCENARIO), "--headless", "-u", str(users), "-r", str(max(users, 100))]
     argv += ["--host", f"http://127.0.0.1:{port}", "--engine", "other", "--model", "known", "--clock-speed", "1"]
@@ -84,7 +83,7 @@ def locust(port: int, users: int, out: Path, *extra: str, pin: bool = True) -> D
     return Drive(out, wall_s, cpu_s, after.ru_nvcsw - before.ru_nvcsw, done.returncode, done.stdout + done.stderr)
 
 
-def measured(run: Path) -> list[Timed]:
+def measured(run):
     """Every request on disk, its offsets turned back into readings of the monotonic clock."""
     shift = time.monotonic() - time.time()
     found = []
@@ -98,12 +97,12 @@ def measured(run: Path) -> list[Timed]:
     return found
 
 
-def health(run: Path) -> list[dict[str, Any]]:
+def health(run):
     lines = [line for path in run.glob("cells/*/*/client_health*.jsonl") for line in path.read_bytes().splitlines()]
     return [json.loads(line) for line in lines]
 
 
-def floor(port: int, users: int, requests: int, tokens: int) -> tuple[list[Timed], float]:
+def floor(port, users, requests, tokens):
     """The same load from a bare epoll loop: what it saw, and its CPU seconds while it streamed."""
     argv = [sys.executable, str(HERE / "floor_reader.py"), str(port), str(users), str(requests), str(tokens)]
     pin = lambda: favour(CLIENT_CORE)  # noqa: E731
@@ -112,7 +111,7 @@ def floor(port: int, users: int, requests: int, tokens: int) -> tuple[list[Timed
     return [Timed(x["sha256"], x["sent"], tuple(x["tokens"])) for x in seen["requests"]], seen["cpu_s"]
 
 
-def pairs(seen: Sequence[Timed], log: Sequence[dict[str, Any]]) -> list[tuple[Timed, dict[str, Any]]]:
+def pairs(seen, log):
     """Match what a client saw with what the server did: same body, same order of arrival."""
     by_body: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in sorted(log, key=lambda entry: entry["arrived"]):
@@ -132,7 +131,7 @@ class Errors:
     lost: int
 
 
-def errors(seen: Sequence[Timed], log: Sequence[dict[str, Any]]) -> Errors:
+def errors(seen, log):
     result = Errors([], [], [], [], [], len(log) - len(pairs(seen, log)))
     for x, entry in pairs(seen, log):
         sent = entry["before"]
@@ -147,14 +146,14 @@ def errors(seen: Sequence[Timed], log: Sequence[dict[str, Any]]) -> Errors:
     return result
 
 
-def quantile(values: Sequence[float], q: float) -> float:
+def quantile(values, q):
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else float("nan")
 
 
-def mean(values: Sequence[float]) -> float:
+def mean(values):
     return sum(values) / len(values) if values else float("nan")
 
 
-def scratch() -> Path:
+def scratch():
     return Path(tempfile.mkdtemp(prefix="loadtest-bench-"))

@@ -24,13 +24,13 @@ LIMIT_S = 180
 TOKENS, GAP_S = 400, 0.02
 
 
-def is_time(port: int) -> bool:
+def is_time(port):
     """Are enough requests answered, and others in mid-stream?"""
     sent = [len(entry["before"]) for entry in h.get(port, "/log")["requests"]]
     return sum(n == TOKENS for n in sent) >= ANSWERED and any(TOKENS // 4 <= n < TOKENS for n in sent)
 
 
-def outcome(tool: peers.Tool) -> str:
+def outcome(tool):
     out = h.scratch()
     with peers.server(tool, TOKENS, GAP_S) as port:
         process = peers.start(tool, peers.Load(f"http://127.0.0.1:{port}", 8, 64, TOKENS, out / "run"))
@@ -52,7 +52,7 @@ def outcome(tool: peers.Tool) -> str:
     return f"{ended}, {waited_s:.0f} s after the death of the server; {left}"
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names, with commas between them")
     args = parser.parse_args()

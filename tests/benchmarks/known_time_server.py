@@ -31,11 +31,11 @@ HEAD = (
 )
 
 
-def chunked(payload: bytes) -> bytes:
+def chunked(payload):
     return b"%x\r\n%s\r\n" % (len(payload), payload)
 
 
-def event(delta: dict[str, str], usage: dict[str, int] | None = None, finish: str | None = None) -> bytes:
+def event(delta, usage=None, finish=None):
     chunk = {
         "id": "chatcmpl-known",
         "object": "chat.completion.chunk",
@@ -48,7 +48,7 @@ def event(delta: dict[str, str], usage: dict[str, int] | None = None, finish: st
     return chunked(b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n")
 
 
-def word(i: int) -> str:
+def word(i):
     """Text of the i-th token: a space and two letters, one token of the tiny model's tokenizer too."""
     return f" {LETTERS[i // 26 % 26]}{LETTERS[i % 26]}"
 
@@ -56,8 +56,8 @@ def word(i: int) -> str:
 class Plan:
     """The bytes of one response, the same for every request: one piece of text a token, each a write of its own."""
 
-    def __init__(self, tokens: int, thinking: int, field: str, role_late: bool, continuous_usage: bool) -> None:
-        def usage(n: int) -> dict[str, int] | None:
+    def __init__(self, tokens, thinking, field, role_late, continuous_usage):
+        def usage(n):
             return {"prompt_tokens": 20, "completion_tokens": n, "total_tokens": 20 + n} if continuous_usage else None
 
         role = event({"role": "assistant", "content": ""})
@@ -71,7 +71,7 @@ class Plan:
 
 
 class Server:
-    def __init__(self, host: str, port: int, plan: Plan, first_s: float, gap_s: float, out_of_step: bool) -> None:
+    def __init__(self, host, port, plan, first_s, gap_s, out_of_step):
         self.plan, self.first_s, self.gap_s, self.out_of_step = plan, first_s, gap_s, out_of_step
         self.listener = socket.create_server((host, port), backlog=4096)
         self.listener.setblocking(False)
@@ -83,7 +83,7 @@ class Server:
         self.log: list[dict] = []
         self.serial = 0
 
-    def run(self) -> None:
+    def run(self):
         while True:
             now = time.monotonic()
             while self.due and self.due[0][0] <= now:
@@ -95,7 +95,7 @@ class Server:
             for fd, _ in self.poll.poll(0):
                 self.receive(fd)
 
-    def send(self, due: float, serial: int, fd: int, entry: dict) -> None:
+    def send(self, due, serial, fd, entry):
         if fd not in self.streams or entry.get("gone"):
             return
         sock, i, plan = self.streams[fd][0], len(entry["before"]), self.plan
@@ -112,11 +112,11 @@ class Server:
         if not last:
             heapq.heappush(self.due, (self.due_s(entry, serial, i + 1), serial, fd, entry))
 
-    def due_s(self, entry: dict, serial: int, i: int) -> float:
+    def due_s(self, entry, serial, i):
         late = serial * GOLDEN % 1 * self.gap_s if self.out_of_step else 0.0
         return entry["arrived"] + self.first_s + i * self.gap_s + late
 
-    def receive(self, fd: int) -> None:
+    def receive(self, fd):
         if fd == self.listener.fileno():
             with contextlib.suppress(BlockingIOError):
                 while True:
@@ -140,7 +140,7 @@ class Server:
         buffer += data
         self.requests(fd, sock, buffer, arrived)
 
-    def requests(self, fd: int, sock: socket.socket, buffer: bytearray, arrived: float) -> None:
+    def requests(self, fd, sock, buffer, arrived):
         while (end := buffer.find(b"\r\n\r\n")) >= 0:
             head = bytes(buffer[:end]).lower()
             length = int(head.split(b"content-length:")[1].split(b"\r\n")[0]) if b"content-length:" in head else 0
@@ -153,14 +153,14 @@ class Server:
             else:
                 self.answer(sock, head.split()[1].decode())
 
-    def stream(self, fd: int, sock: socket.socket, body: bytes, arrived: float) -> None:
+    def stream(self, fd, sock, body, arrived):
         sock.send(self.plan.head)
         entry = {"sha256": hashlib.sha256(body).hexdigest(), "arrived": arrived, "before": [], "after": []}
         self.log.append(entry)
         self.serial += 1
         heapq.heappush(self.due, (self.due_s(entry, self.serial, 0), self.serial, fd, entry))
 
-    def answer(self, sock: socket.socket, path: str) -> None:
+    def answer(self, sock, path):
         status = b"200 OK"
         if path == "/v1/models":
             content: object = {"object": "list", "data": [{"id": "known", "object": "model"}]}
@@ -183,7 +183,7 @@ class Server:
         sock.setblocking(False)
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9000)

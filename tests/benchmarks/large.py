@@ -34,7 +34,7 @@ args = ["--length-scale", "0.002"]
 """
 
 
-def step(name: str, *argv: str) -> None:
+def step(name, *argv):
     """One command of ours; how long it took and the memory of the largest process in it."""
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "loadtest", *argv], stdout=subprocess.DEVNULL)
@@ -44,7 +44,7 @@ def step(name: str, *argv: str) -> None:
     print(f"{name}: exit {process.returncode}, {took_s:.0f} s, {usage.ru_maxrss / 1024:.0f} MiB at most", flush=True)
 
 
-def main() -> int:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--streams", type=int, default=64)

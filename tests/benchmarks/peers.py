@@ -27,7 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,19 +81,19 @@ class Tool:
     thinking_field: str = "reasoning"
 
 
-def only(folder: Path, pattern: str) -> Any:
+def only(folder, pattern):
     """The one JSON file (or the first line of JSON) that a tool has written."""
     text = next(folder.rglob(pattern)).read_text()
     return json.loads(text.splitlines()[0] if pattern.endswith(".jsonl") else text)
 
 
-def ours(load: Load) -> Sequence[object]:
+def ours(load):
     asked = ["--users", load.streams, "--spawn-rate", load.streams, "--requests", load.requests, "--warmup-requests", 0]
     known = ["--host", load.url, "--engine", "other", "--model", "known", "--workload", "math:n=2000"]
     return ["-m", "locust", "-f", h.SCENARIO, "--headless", "--only-summary", *asked, *known, "--out", load.out / "run"]
 
 
-def ours_said(out: Path) -> Said:
+def ours_said(out):
     from loadtest.analysis import export
     from loadtest.analysis.run import analyze
     from loadtest.records import read
@@ -105,7 +105,7 @@ def ours_said(out: Path) -> Said:
     return Said(ttft.mean(), ttft.median(), ttft.quantile(0.99), e2e_mean_s, level.output_tokens_per_s.value)
 
 
-def vllm(load: Load) -> Sequence[object]:
+def vllm(load):
     asked = ["--num-prompts", load.requests, "--max-concurrency", load.streams, "--ignore-eos", "--disable-tqdm"]
     data = ["--dataset-name", "random", "--random-input-len", PROMPT_TOKENS, "--random-output-len", load.tokens]
     kept = ["--save-result", "--result-dir", load.out, "--result-filename", "vllm.json"]
@@ -114,13 +114,13 @@ def vllm(load: Load) -> Sequence[object]:
     return ["bench", "serve", *known, *asked, *data, *kept, *wanted]
 
 
-def vllm_said(out: Path) -> Said:
+def vllm_said(out):
     got = only(out, "vllm.json")
     ttft_s = [got[f"{name}_ttft_ms"] / 1e3 for name in ("mean", "median", "p99")]
     return Said(*ttft_s, got["mean_e2el_ms"] / 1e3, got["output_throughput"])
 
 
-def sglang(load: Load) -> Sequence[object]:
+def sglang(load):
     asked = ["--num-prompts", load.requests, "--max-concurrency", load.streams, "--disable-tqdm", "--warmup-requests", 0]
     data = ["--dataset-name", "random-ids", "--random-input-len", PROMPT_TOKENS, "--random-output-len", load.tokens]
     known = ["--backend", "sglang-oai-chat", "--base-url", load.url, "--model", TOKENIZER, "--served-model-name", "known"]
@@ -128,13 +128,13 @@ def sglang(load: Load) -> Sequence[object]:
     return ["-m", "sglang.bench_serving", *known, *asked, *data, *wanted]
 
 
-def sglang_said(out: Path) -> Said:
+def sglang_said(out):
     got = only(out, "sglang.jsonl")
     ttft_s = [got[f"{name}_ttft_ms"] / 1e3 for name in ("mean", "median", "p99")]
     return Said(*ttft_s, got["mean_e2e_latency_ms"] / 1e3, got["output_throughput"])
 
 
-def genai_bench(load: Load) -> Sequence[object]:
+def genai_bench(load):
     known = ["--api-backend", "openai", "--api-base", load.url, "--api-key", "none", "--api-model-name", "known"]
     asked = ["--num-concurrency", load.streams, "--max-requests-per-run", load.requests, "--max-time-per-run", 10]
     data = [
@@ -148,25 +148,25 @@ def genai_bench(load: Load) -> Sequence[object]:
     return ["benchmark", *known, *asked, *data, "--experiment-base-dir", load.out, "--experiment-folder-name", "genai"]
 
 
-def genai_bench_said(out: Path) -> Said:
+def genai_bench_said(out):
     got = only(out, "D*_text-to-text_*.json")["aggregated_metrics"]
     ttft, e2e = got["stats"]["ttft"], got["stats"]["e2e_latency"]
     return Said(ttft["mean"], ttft["p50"], ttft["p99"], e2e["mean"], got["mean_output_throughput_tokens_per_s"])
 
 
-def aiperf(load: Load) -> Sequence[object]:
+def aiperf(load):
     known = ["--model", "known", "--url", load.url, "--endpoint-type", "chat", "--streaming", "--tokenizer", TOKENIZER]
     asked = ["--concurrency", load.streams, "--request-count", load.requests, "--isl", PROMPT_TOKENS, "--osl", load.tokens]
     return ["profile", *known, *asked, "--output-artifact-dir", load.out, "--ui-type", "none"]
 
 
-def aiperf_said(out: Path) -> Said:
+def aiperf_said(out):
     got = only(out, "profile_export_aiperf.json")
     ttft_s = [got["time_to_first_token"][name] / 1e3 for name in ("avg", "p50", "p99")]
     return Said(*ttft_s, got["request_latency"]["avg"] / 1e3, got["output_token_throughput"]["avg"])
 
 
-def guidellm(load: Load) -> Sequence[object]:
+def guidellm(load):
     known = ["--backend", f"kind=openai_http,target={load.url},model=known"]
     asked = ["--profile", f"kind=concurrent,streams={load.streams}"]
     ends = ["--constraint", f"kind=max_requests,count={load.requests}", "--disable-console"]
@@ -175,14 +175,14 @@ def guidellm(load: Load) -> Sequence[object]:
     return ["run", *known, *asked, *ends, *data, *wanted]
 
 
-def guidellm_said(out: Path) -> Said:
+def guidellm_said(out):
     got = only(out, "said.json")["benchmarks"][0]["metrics"]
     ttft = got["time_to_first_token_ms"]["successful"]
     ttft_s = [value / 1e3 for value in (ttft["mean"], ttft["median"], ttft["percentiles"]["p99"])]
     return Said(*ttft_s, got["request_latency"]["successful"]["mean"], got["output_tokens_per_second"]["successful"]["mean"])
 
 
-def evalscope(load: Load) -> Sequence[object]:
+def evalscope(load):
     known = ["--url", f"{load.url}/v1/chat/completions", "--api", "openai", "--model", "known", "--stream"]
     asked = ["--parallel", load.streams, "--number", load.requests, "--min-tokens", load.tokens, "--max-tokens", load.tokens]
     data = ["--dataset", "random", "--tokenizer-path", TOKENIZER, "--prefix-length", 0]
@@ -190,14 +190,14 @@ def evalscope(load: Load) -> Sequence[object]:
     return ["perf", *known, *asked, *data, *size, "--outputs-dir", load.out, "--no-test-connection"]
 
 
-def evalscope_said(out: Path) -> Said:
+def evalscope_said(out):
     got, quantiles = only(out, "benchmark_summary.json"), only(out, "benchmark_percentile.json")
     ttft_s = {row["Percentiles"]: row["TTFT (ms)"] / 1e3 for row in quantiles}
     mean_s, rate = got["Avg TTFT (ms)"] / 1e3, got["Output Throughput (tok/s)"]
     return Said(mean_s, ttft_s["50%"], ttft_s["99%"], got["Avg Latency (s)"], rate)
 
 
-def inference_perf(load: Load) -> Sequence[object]:
+def inference_perf(load):
     """Its options are a file; of its synthetic data only `mock` asks for a chat, the others for completions."""
     asked = {
         "api": {"type": "chat", "streaming": True},
@@ -216,14 +216,14 @@ def inference_perf(load: Load) -> Sequence[object]:
     return ["--config_file", load.out / "asked.json"]
 
 
-def inference_perf_said(out: Path) -> Said:
+def inference_perf_said(out):
     got = only(out, "summary_lifecycle_metrics.json")["successes"]
     ttft, rate = got["latency"]["time_to_first_token"] or {}, got["throughput"]["output_tokens_per_sec"]
     ttft_s = [ttft.get(name) for name in ("mean", "median", "p99")]
     return Said(*ttft_s, got["latency"]["request_latency"]["mean"], rate or None)
 
 
-def installed(name: str) -> Path:
+def installed(name):
     return PEERS / name / "bin" / name
 
 
@@ -252,16 +252,16 @@ class Run:
     log: list[dict[str, Any]]
 
     @property
-    def tokens(self) -> int:
+    def tokens(self):
         return sum(len(entry["before"]) for entry in self.log)
 
     @property
-    def own_s(self) -> float:
+    def own_s(self):
         """Wall seconds that a run of one request takes beyond its answers (a trial before it is one too)."""
         return self.wall_s - sum(entry["before"][-1] - entry["arrived"] for entry in self.log)
 
 
-def start(tool: Tool, load: Load) -> subprocess.Popen[bytes]:
+def start(tool, load):
     """A tool on the client's core, in a session of its own; what it prints goes to `output.log`."""
     shutil.rmtree(load.out, ignore_errors=True)
     load.out.mkdir(parents=True)
@@ -278,14 +278,14 @@ def start(tool: Tool, load: Load) -> subprocess.Popen[bytes]:
         )
 
 
-def end(process: subprocess.Popen[bytes]) -> int:
+def end(process):
     """End what still runs of a tool, and say how it ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     return process.wait()
 
 
-def run(tool: Tool, port: int, load: Load) -> Run:
+def run(tool, port, load):
     """Start a tool, wait for its end, and read what it says; raises `RuntimeError` where it fails."""
     h.get(port, "/reset")
     before, began, most = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
@@ -302,19 +302,19 @@ def run(tool: Tool, port: int, load: Load) -> Run:
     return Run(wall_s, cpu_s, most / 1e6, tool.said(load.out), h.get(port, "/log")["requests"])
 
 
-def adopt_orphans() -> None:
+def adopt_orphans():
     """Become the parent of every process whose own parent ends, so that its CPU seconds are counted here."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def reap_children() -> None:
+def reap_children():
     """Wait for what a tool left behind, killed just now; the server is a child too, and goes on."""
     time.sleep(LOOK_S)
     while os.waitpid(-1, os.WNOHANG)[0]:
         pass
 
 
-def errors(of: Run, requests: int, tokens: int) -> dict[str, float | None]:
+def errors(of, requests, tokens):
     """What the tool reports minus what the server did: ms, and per cent for tokens/s."""
     trials = 1 if len(of.log) == requests + 1 else 0
     whole = [entry for entry in of.log[trials:] if len(entry["before"]) == tokens]
@@ -323,7 +323,7 @@ def errors(of: Run, requests: int, tokens: int) -> dict[str, float | None]:
     span_s = max(entry["before"][-1] for entry in whole) - min(entry["arrived"] for entry in whole)
     rate = sum(len(entry["before"]) for entry in whole) / span_s
 
-    def ms(said: float | None, true_s: float) -> float | None:
+    def ms(said, true_s):
         return None if said is None else (said - true_s) * 1e3
 
     said = of.said
@@ -337,7 +337,7 @@ def errors(of: Run, requests: int, tokens: int) -> dict[str, float | None]:
     }
 
 
-def passes(name: str, port: int, args: argparse.Namespace) -> list[dict[str, float | None]]:
+def passes(name, port, args):
     """Every pass: one smallest run, one whole; before them a smallest that does not count, to warm the disk's cache."""
     found = []
     url, out = f"http://127.0.0.1:{port}", h.scratch()
@@ -355,7 +355,7 @@ def passes(name: str, port: int, args: argparse.Namespace) -> list[dict[str, flo
     return found
 
 
-def cell(values: Sequence[float | None]) -> str:
+def cell(values):
     """Median, and the least and the most where there are several passes."""
     known = [value for value in values if value is not None]
     if not known:
@@ -364,7 +364,7 @@ def cell(values: Sequence[float | None]) -> str:
     return middle if len(known) == 1 else f"{middle} [{min(known):.4g}, {max(known):.4g}]"
 
 
-def version(tool: Tool, name: str) -> str:
+def version(tool, name):
     """As its environment lists it."""
     package = {"vllm": r"vllm", "sglang": r"sglang[\w-]*"}.get(name, re.escape(name))
     asked = [tool.program.parent / "python", "-m", "pip", "freeze", "--all"]
@@ -373,16 +373,16 @@ def version(tool: Tool, name: str) -> str:
     return match[1] if match else "of this checkout"
 
 
-def row(name: str, cells: Iterable[str]) -> str:
+def row(name, cells):
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def server(tool: Tool, tokens: int, gap_s: float) -> contextlib.AbstractContextManager[int]:
+def server(tool, tokens, gap_s):
     asked = {"tokens": tokens, "thinking": tokens // 4, "first": 0.2, "gap": gap_s}
     return h.known_time_server(**asked, thinking_field=tool.thinking_field, role_late=True)
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names, with commas between them")
     parser.add_argument("--concurrency", type=int, default=8)

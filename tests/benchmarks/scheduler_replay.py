@@ -18,7 +18,7 @@ from tests.simulator import real_trace
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
-def main() -> int:
+def main():
     if not real_trace.TRACE.is_file():
         print(f"skipped: {real_trace.TRACE.name} is not beside this checkout")
         return 0
@@ -34,7 +34,7 @@ def main() -> int:
     return 0
 
 
-def end_s(rows: list[dict[str, float]], served: list[real_trace.Served]) -> float:
+def end_s(rows, served):
     """When the last request was done (s)."""
     pairs = zip(rows, served, strict=True)
     return max(row["arrival_s"] + one.ttft_s + one.tpot_s * (row["output_tokens"] - 1) for row, one in pairs)

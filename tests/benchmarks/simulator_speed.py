@@ -17,12 +17,12 @@ import time
 import urllib.request
 
 
-def main() -> None:
+def main():
     for streams, rate, tokens in ((8, 50, 500), (64, 50, 400), (1000, 20, 200)):
         measure(streams, rate, tokens)
 
 
-def measure(streams: int, rate: float, tokens: int) -> None:
+def measure(streams, rate, tokens):
     argv = [sys.executable, "-m", "loadtest.simulator", "--engine", "vllm-sim", "--model", "qwq-32b-awq", "--port", "0"]
     argv += ["--kv-tokens", "4000000", "--max-running", "2000", "--step-time", str(1 / rate), "--prefill-budget", "100000"]
     server = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
@@ -53,13 +53,13 @@ def measure(streams: int, rate: float, tokens: int) -> None:
     )
 
 
-def cpu_s(pid: int) -> float:
+def cpu_s(pid):
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def drain(port: int, streams: int, tokens: int) -> int:
+def drain(port, streams, tokens):
     selector = selectors.EpollSelector()
     for number in range(streams):
         body = {"messages": [{"role": "user", "content": f"prompt {number}"}], "model": "qwq-32b-awq", "stream": True}
@@ -88,7 +88,7 @@ def drain(port: int, streams: int, tokens: int) -> int:
     return events
 
 
-def floor_us(streams: int, sends: int) -> float:
+def floor_us(streams, sends):
     """CPU microseconds of one bare send of 350 bytes, drained by the peer in the same process (peer's time left out)."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     pairs = []

@@ -22,7 +22,7 @@ import harness as h
 SETTLING = 0.1
 
 
-def ended(run: h.Path) -> tuple[list[float], list[int], int]:
+def ended(run):
     """When each request ended (s of the run), the tokens read until then, and the requests that did not end well."""
     found, failed = [], 0
     for path in run.glob("cells/*/*/requests-*.jsonl"):
@@ -39,23 +39,23 @@ def ended(run: h.Path) -> tuple[list[float], list[int], int]:
     return [at_s for at_s, _ in found], tokens, failed
 
 
-def slope(xs: list[float], ys: list[float]) -> float:
+def slope(xs, ys):
     x, y = h.mean(xs), h.mean(ys)
     return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
 
 
-def thirds(xs: list[float], ys: list[float]) -> list[tuple[list[float], list[float]]]:
+def thirds(xs, ys):
     """The run in three parts: a heap that fills up to its size grows in the first, a leak in each."""
     cuts = [len(xs) * i // 3 for i in range(4)]
     return [(xs[a:b], ys[a:b]) for a, b in pairwise(cuts)]
 
 
 @contextlib.contextmanager
-def forgetful(port: int, every_s: float = 2.0) -> h.Iterator[None]:
+def forgetful(port, every_s=2.0):
     """Have the server empty its log meanwhile: its memory is not what is measured, and it would run out of it."""
     over = threading.Event()
 
-    def forget() -> None:
+    def forget():
         while not over.wait(every_s):
             h.get(port, "/reset")
 
@@ -68,7 +68,7 @@ def forgetful(port: int, every_s: float = 2.0) -> h.Iterator[None]:
         thread.join()
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=2000, help="of each request")

@@ -26,7 +26,7 @@ PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 LOOK_S = 0.005
 
 
-def held_bytes(pid: int) -> int:
+def held_bytes(pid):
     """RSS of a process and all its descendants now."""
     try:
         own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
@@ -36,7 +36,7 @@ def held_bytes(pid: int) -> int:
     return own + sum(map(held_bytes, children))
 
 
-def timed(argv: list[str]) -> tuple[float, float]:
+def timed(argv):
     """Wall seconds of a command, and the most that it held (MB)."""
     with tempfile.TemporaryFile() as output:
         began = time.monotonic()
@@ -55,7 +55,7 @@ def timed(argv: list[str]) -> tuple[float, float]:
     return wall_s, most / 1e6
 
 
-def commands(port: int, out: Path) -> dict[str, list[str]]:
+def commands(port, out):
     url, one = f"http://127.0.0.1:{port}", ["--requests", "1", "--warmup-requests", "0"]
     plain = ["-m", "locust", "-f", str(h.SCENARIO), "--headless", "-u", "1", "--host", url, "--only-summary", *one]
     attach = ["-m", "loadtest", "attach", "--base-url", url, "--concurrency", "1", *one]
@@ -69,7 +69,7 @@ def commands(port: int, out: Path) -> dict[str, list[str]]:
     return {name: [sys.executable, *arguments] for name, arguments in found.items()}
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--passes", type=int, default=7)
     args = parser.parse_args()

@@ -13,7 +13,6 @@ import json  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
 
 import gevent  # noqa: E402
 import gevent.event  # noqa: E402
@@ -21,7 +20,7 @@ import gevent.event  # noqa: E402
 BODY = json.dumps({"model": "known", "stream": True, "messages": [{"role": "user", "content": "x" * 400}]}).encode()
 
 
-def transport(port: int, streams: int) -> Callable[[], int]:
+def transport(port, streams):
     """Our client and its decoding, without Locust, records and telemetry."""
     from loadtest.client import reply
     from loadtest.client.exchange import Exchange
@@ -33,7 +32,7 @@ def transport(port: int, streams: int) -> Callable[[], int]:
     client.open(streams)
     clock = Clock.start()
 
-    def one() -> int:
+    def one():
         exchange = Exchange(body=BODY)
         client.perform(exchange)
         return len(reply.read_reply(exchange, clock, opened=True, pause=give_way).chunk_s)
@@ -41,7 +40,7 @@ def transport(port: int, streams: int) -> Callable[[], int]:
     return one
 
 
-def libcurl(port: int, streams: int) -> Callable[[], int]:
+def libcurl(port, streams):
     """pycurl on the gevent loop, its reads stamped in the callback of libcurl, each reply decoded at its end."""
     import pycurl
 
@@ -50,7 +49,7 @@ def libcurl(port: int, streams: int) -> Callable[[], int]:
     waiting: dict[object, gevent.event.Event] = {}
     timer = loop.timer(0.001, 0.05)
 
-    def collect() -> None:
+    def collect():
         more = 1
         while more:
             more, good, bad = multi.info_read()
@@ -59,7 +58,7 @@ def libcurl(port: int, streams: int) -> Callable[[], int]:
                 multi.remove_handle(easy)
                 waiting.pop(easy).set()
 
-    def on_socket(what: int, fd: int, _multi: object, _data: object) -> None:
+    def on_socket(what, fd, _multi, _data):
         if fd in watchers:
             watchers.pop(fd).stop()
         if what != pycurl.POLL_REMOVE:
@@ -68,18 +67,18 @@ def libcurl(port: int, streams: int) -> Callable[[], int]:
         else:
             loop.run_callback(collect)
 
-    def on_time() -> None:
+    def on_time():
         multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
         collect()
 
     multi.setopt(pycurl.M_SOCKETFUNCTION, on_socket)
     timer.start(on_time)
 
-    def one() -> int:
+    def one():
         easy, reads, pieces, done = pycurl.Curl(), [], [], gevent.event.Event()
         stamp, keep, now = reads.append, pieces.append, time.monotonic
 
-        def read(data: bytes) -> None:
+        def read(data):
             stamp(now())
             keep(data)
 
@@ -104,13 +103,13 @@ def libcurl(port: int, streams: int) -> Callable[[], int]:
     return one
 
 
-def geventhttpclient(port: int, streams: int) -> Callable[[], int]:
+def geventhttpclient(port, streams):
     """Locust's own client, read by line, each line's text decoded as it comes."""
     from geventhttpclient import HTTPClient
 
     client = HTTPClient("127.0.0.1", port, concurrency=streams, connection_timeout=60, network_timeout=600)
 
-    def one() -> int:
+    def one():
         n = 0
         answer = client.post("/v1/chat/completions", BODY, headers={"content-type": "application/json"})
         while line := answer.readline(b"\n"):
@@ -126,13 +125,13 @@ def geventhttpclient(port: int, streams: int) -> Callable[[], int]:
     return one
 
 
-def main() -> None:
+def main():
     kind = sys.argv[1]
     port, streams, requests, tokens = map(int, sys.argv[2:])
     one = {"transport": transport, "pycurl": libcurl, "geventhttpclient": geventhttpclient}[kind](port, streams)
     counts: list[int] = []
 
-    def user(number: int) -> None:
+    def user(number):
         gevent.sleep(number * 0.02 / streams)
         for _ in range(requests // streams):
             counts.append(one())

@@ -13,7 +13,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTr
 STREAM = HEAD + b"3\r\nabc\r\n" + b"1a;name=value\r\n" + b"x" * 26 + b"\r\n0\r\nTrailer: x\r\n\r\n"
 
 
-def fed(response: Response, *reads: bytes) -> bytes:
+def fed(response, *reads):
     """The body, each read taken as the client takes it."""
     bodies = []
     for data in reads:
@@ -22,7 +22,7 @@ def fed(response: Response, *reads: bytes) -> bytes:
     return b"".join(bodies)
 
 
-def cut(data: bytes, places: list[int]) -> list[bytes]:
+def cut(data, places):
     ends = sorted({place % (len(data) + 1) for place in places} | {0, len(data)})
     return [data[a:b] for a, b in itertools.pairwise(ends) if a < b]
 
@@ -130,7 +130,7 @@ def test_what_is_not_http_is_refused(data):
         fed(Response(), data)
 
 
-def by_h11(reads: list[bytes]) -> tuple[int | None, bytes, bool] | None:
+def by_h11(reads):
     """Status, body and whether it ended, as h11 sees them; null where it sees no HTTP."""
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="POST", target="/", headers=[("Host", "x"), ("Content-Length", "0")]))

@@ -17,7 +17,7 @@ STREAMS = Path(__file__).parents[1] / "data" / "streams"
 CLOCK = Clock(origin_monotonic_s=100.0, anchor_unix_s=0.0, speed=2.0)
 
 
-def exchange(*pieces: bytes, status: int | None = 200, content_type: str = "text/event-stream") -> Exchange:
+def exchange(*pieces, status=200, content_type="text/event-stream"):
     """One read every second from monotonic 101 on, so at 2, 4, 6, ... s of a run at double speed."""
     x = Exchange(body=b"", status=status, content_type=content_type, sent=100.5)
     for i, piece in enumerate(pieces):
@@ -26,22 +26,22 @@ def exchange(*pieces: bytes, status: int | None = 200, content_type: str = "text
     return x
 
 
-def by_event(name: str) -> list[bytes]:
+def by_event(name):
     return [part + b"\n\n" for part in (STREAMS / name).read_bytes().split(b"\n\n") if part]
 
 
-def content(text: str, finish: str = "null") -> bytes:
+def content(text, finish="null"):
     return b'data: {"choices":[{"delta":{"content":"%s"},"finish_reason":%s}]}\n\n' % (text.encode(), finish.encode())
 
 
-def counted(total: int | None) -> bytes:
+def counted(total):
     """A chunk of text that tells the completion tokens so far, or does not."""
     usage = b"null" if total is None else b'{"completion_tokens":%d}' % total
     return b'data: {"choices":[{"delta":{"content":"x"}}],"usage":%s}\n\n' % usage
 
 
-def read(x: Exchange, **options: object) -> reply.Reply:
-    return reply.read_reply(x, CLOCK, **({"opened": True} | options))  # type: ignore[arg-type]
+def read(x, **options):
+    return reply.read_reply(x, CLOCK, **({"opened": True} | options))
 
 
 def test_vllm_thinking_then_answer():

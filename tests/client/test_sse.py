@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from loadtest.client import sse
 
 
-def payloads(*reads: bytes) -> list[tuple[float, bytes]]:
+def payloads(*reads):
     return [(at, data.rstrip(b"\n")) for at, data in sse.events([(float(i), piece) for i, piece in enumerate(reads)])]
 
 

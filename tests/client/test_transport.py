@@ -21,7 +21,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding
 EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
 
 
-def chunked(*payloads: bytes) -> bytes:
+def chunked(*payloads):
     return b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in payloads)
 
 

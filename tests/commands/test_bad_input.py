@@ -13,8 +13,8 @@ AWQ = ("--model", "qwq-32b-awq", "--gpu", "l20")
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ((*NOBODY, "--duration", "nan"), "duration_s: expected seconds above 0, got nan"),
-        ((*NOBODY, "--duration", "inf"), "duration_s: expected seconds above 0, got inf"),
+        ((*NOBODY, "--duration", "nan"), "duration_s: expected seconds above 0, and below 1e8, got nan"),
+        ((*NOBODY, "--duration", "inf"), "duration_s: expected seconds above 0, and below 1e8, got inf"),
         ((*NOBODY, "--requests", "0"), "min_requests: expected a number from 1 up, got 0"),
         ((*NOBODY, "--warmup-requests", "-1"), "warmup_requests: expected a number from 0 up, got -1"),
         ((*NOBODY, "--max-tokens", "0"), "max_tokens: expected a whole number from 1"),
@@ -81,7 +81,7 @@ gpu_hour = 1.5
     ("old", "new", "message"),
     [
         ("levels = [1, 4]", 'slo = ["ttft<2"]', "s.toml:3: slo: SLO 'ttft<2': expected METRIC:pQ<VALUE"),
-        ("levels = [1, 4]", "duration_s = inf", "s.toml:3: duration_s: expected seconds above 0, got inf"),
+        ("levels = [1, 4]", "duration_s = inf", "s.toml:3: duration_s: expected seconds above 0, and below 1e8, got inf"),
         ('gpu = "l20"', 'gpu = "l200"', "s.toml:8: gpu: GPU 'l200' is not known"),
         ('gpu = "l20"', "context_tokens = 0", "s.toml:8: context_tokens: expected at least 1, got 0"),
         ('gpu = "l20"', 'args = ["--port=1"]', "s.toml:8: args: expected neither --host nor --port"),

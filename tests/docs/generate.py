@@ -9,13 +9,13 @@ DOCUMENT = ROOT / "docs/metrics.md"
 BLOCK = re.compile(r"(?<=<!-- generated: metrics -->\n\n).*?(?=\n<!-- /generated -->)", re.DOTALL)
 
 
-def metrics_table() -> str:
+def metrics_table():
     """One row per metric of a level, in the order of the page."""
     rows = [f"| `{key}` | {metric.definition} |\n" for key, metric in METRICS.items()]
     return "".join(["| key | definition |\n|---|---|\n", *rows])
 
 
-def generated(text: str) -> str:
+def generated(text):
     """A document with its generated block made anew."""
     return BLOCK.sub(lambda _: metrics_table(), text)
 

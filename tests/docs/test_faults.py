@@ -12,7 +12,7 @@ LINES = list(re.finditer(r"^- (?P<said>.+) `(?P<file>\S+\.py)::(?P<test>\w+)`$",
 
 
 @cache
-def source() -> str:
+def source():
     """All of the package, and of the tests, with strings that are split over lines joined."""
     files = [*(ROOT / "loadtest").rglob("*.py"), *(ROOT / "tests").rglob("test_*.py")]
     return re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text(encoding="utf-8") for path in files))

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 VLLM_CORE = min(os.sched_getaffinity(0))
 
 
-def _environment() -> dict[str, str]:
+def _environment():
     """The variables of environment.sh, read without a shell, and vLLM on one core."""
     variables = {}
     for line in (HERE / "environment.sh").read_text().splitlines():

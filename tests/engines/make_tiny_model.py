@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def byte_alphabet() -> list[str]:
+def byte_alphabet():
     """The printable stand-in of each byte in byte-level BPE (GPT-2's table)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     other = [byte for byte in range(256) if byte not in plain]
@@ -45,7 +45,7 @@ def byte_alphabet() -> list[str]:
     return [table[byte] for byte in range(256)]
 
 
-def merges(count: int, rng: random.Random) -> list[tuple[str, str]]:
+def merges(count, rng):
     """Pairs to join: all pairs of letters, each of them after a space, then some of three letters."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     space = byte_alphabet()[32]
@@ -55,7 +55,7 @@ def merges(count: int, rng: random.Random) -> list[tuple[str, str]]:
     return pairs + spaced + sorted(rng.sample(triples, count - len(pairs) - len(spaced)))
 
 
-def tokenizer(words: list[str], joined: list[tuple[str, str]]) -> dict[str, object]:
+def tokenizer(words, joined):
     added = [
         {
             "id": VOCABULARY - len(SPECIAL) + n, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
@@ -75,11 +75,11 @@ def tokenizer(words: list[str], joined: list[tuple[str, str]]) -> dict[str, obje
     }  # fmt: skip
 
 
-def matrix(rows: int, columns: int) -> list[list[float]]:
+def matrix(rows, columns):
     return [[0.0] * columns for _ in range(rows)]
 
 
-def embeddings(rng: random.Random, speakable: range) -> list[list[float]]:
+def embeddings(rng, speakable):
     table = matrix(VOCABULARY, HIDDEN)
     for token, row in enumerate(table):
         row[:FEATURES] = [rng.gauss(0, 1) for _ in range(FEATURES)]
@@ -91,7 +91,7 @@ def embeddings(rng: random.Random, speakable: range) -> list[list[float]]:
     return table
 
 
-def head(rng: random.Random, speakable: range) -> list[list[float]]:
+def head(rng, speakable):
     """LM head: random over the features for words; `</think>` and `<|im_end|>` by their conditions; the rest never."""
     table = matrix(VOCABULARY, HIDDEN)
     for token, row in enumerate(table):
@@ -104,7 +104,7 @@ def head(rng: random.Random, speakable: range) -> list[list[float]]:
     return table
 
 
-def layer(rng: random.Random, number: int) -> dict[str, list[list[float]] | list[float]]:
+def layer(rng, number):
     """Layer 0 finds `</think>` (query head 0) and mixes the context into the walk (heads 2 and 3); layer 1 adds nothing."""
     queries, keys = matrix(HEADS * HEAD_DIM, HIDDEN), matrix(KV_HEADS * HEAD_DIM, HIDDEN)
     values, output = matrix(KV_HEADS * HEAD_DIM, HIDDEN), matrix(HIDDEN, HEADS * HEAD_DIM)
@@ -135,7 +135,7 @@ def layer(rng: random.Random, number: int) -> dict[str, list[list[float]] | list
     }
 
 
-def bfloat16(values: list[list[float]] | list[float]) -> tuple[list[int], bytes]:
+def bfloat16(values):
     """Shape and little-endian bytes: the upper half of each 32-bit float, rounded to nearest."""
     rows = values if isinstance(values[0], list) else [values]
     flat = array.array("f", [value for row in rows for value in row])
@@ -145,7 +145,7 @@ def bfloat16(values: list[list[float]] | list[float]) -> tuple[list[int], bytes]
     return shape, upper.tobytes()
 
 
-def safetensors(tensors: dict[str, list[list[float]] | list[float]]) -> bytes:
+def safetensors(tensors):
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     body = bytearray()
     for name, values in tensors.items():
@@ -157,7 +157,7 @@ def safetensors(tensors: dict[str, list[list[float]] | list[float]]) -> bytes:
     return struct.pack("<Q", len(text)) + text + bytes(body)
 
 
-def weights(rng: random.Random) -> bytes:
+def weights(rng):
     speakable = range(256, VOCABULARY - len(SPECIAL))
     tensors: dict[str, list[list[float]] | list[float]] = {"model.embed_tokens.weight": embeddings(rng, speakable)}
     for number in range(LAYERS):
@@ -167,7 +167,7 @@ def weights(rng: random.Random) -> bytes:
     return safetensors(tensors)
 
 
-def config() -> dict[str, object]:
+def config():
     return {
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": HIDDEN,
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
@@ -177,7 +177,7 @@ def config() -> dict[str, object]:
     }  # fmt: skip
 
 
-def main(directory: Path) -> None:
+def main(directory):
     rng = random.Random(20260101)
     directory.mkdir(parents=True, exist_ok=True)
     joined = merges(VOCABULARY - 256 - len(SPECIAL), rng)

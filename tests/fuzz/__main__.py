@@ -22,7 +22,7 @@ MEMORY_MB = 2048
 LONGEST_INPUT_S = 10
 
 
-def drive(target: str, *options: str) -> None:
+def drive(target, *options):
     """Hand one target to libFuzzer, which ends this process itself."""
     import atheris
 
@@ -32,7 +32,7 @@ def drive(target: str, *options: str) -> None:
     atheris.Fuzz()
 
 
-def fuzzed(target: str, seconds: int) -> int:
+def fuzzed(target, seconds):
     """Fuzz one target in a process of its own; its exit code."""
     from tests.fuzz import targets
 
@@ -52,7 +52,7 @@ def fuzzed(target: str, seconds: int) -> int:
     return done.returncode
 
 
-def main() -> int:
+def main():
     if sys.argv[1:2] == ["--drive"]:
         drive(sys.argv[2], *sys.argv[3:])
     from tests.fuzz import targets

@@ -19,9 +19,8 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -49,7 +48,7 @@ gpu = "l20"
 Damage = Callable[[Path, random.Random], None]
 
 
-def finished(folder: Path) -> Path:
+def finished(folder):
     """A small run in virtual time, with its figures."""
     fast_forward.simulate_study(studies.parse_study(STUDY), folder, say=lambda _: None)
     assert asked("analyze", str(folder)) == (0, "")
@@ -59,14 +58,14 @@ def finished(folder: Path) -> Path:
 # Damage --------------------------------------------------------------------------------------------------------------
 
 
-def flip(path: Path, dice: random.Random) -> None:
+def flip(path, dice):
     content = bytearray(path.read_bytes())
     for _ in range(dice.randrange(1, 4) if content else 0):
         content[dice.randrange(len(content))] = dice.randrange(256)
     path.write_bytes(content)
 
 
-def digit(path: Path, dice: random.Random) -> None:
+def digit(path, dice):
     """Another digit in the place of one: what is left is as valid as before."""
     content = bytearray(path.read_bytes())
     places = [i for i, byte in enumerate(content) if chr(byte).isdigit()]
@@ -75,19 +74,19 @@ def digit(path: Path, dice: random.Random) -> None:
     path.write_bytes(content)
 
 
-def cut(path: Path, dice: random.Random) -> None:
+def cut(path, dice):
     content = path.read_bytes()
     path.write_bytes(content[: dice.randrange(len(content) + 1)])
 
 
-def lines(path: Path, dice: random.Random) -> None:
+def lines(path, dice):
     """Lines gone, twice, or in another order."""
     kept = path.read_bytes().splitlines(keepends=True)
     kept = dice.choices(kept, k=dice.randrange(len(kept) + 2)) if kept else kept
     path.write_bytes(b"".join(kept))
 
 
-def value(path: Path, dice: random.Random) -> None:
+def value(path, dice):
     """A wrong value, or none, for a key of a JSON object."""
     kept = path.read_bytes().splitlines(keepends=True) if path.suffix == ".jsonl" else [path.read_bytes()]
     number = dice.randrange(len(kept)) if kept else 0
@@ -103,59 +102,59 @@ def value(path: Path, dice: random.Random) -> None:
     path.write_bytes(b"".join(kept))
 
 
-def empty(path: Path, dice: random.Random) -> None:
+def empty(path, dice):
     path.write_bytes(b"")
 
 
-def grow(path: Path, dice: random.Random) -> None:
+def grow(path, dice):
     with path.open("ab") as stream:
         stream.write(
             dice.choice((b"\0" * 5000, b"[" * 100_000 + b"\n", b"{}\n", b"null", dice.randbytes(300), b"\xff\xfe\n"))
         )
 
 
-def sparse(path: Path, dice: random.Random) -> None:
+def sparse(path, dice):
     with path.open("r+b") as stream:
         stream.truncate(2**40)
 
 
-def remove(path: Path, dice: random.Random) -> None:
+def remove(path, dice):
     path.unlink()
 
 
-def copy(path: Path, dice: random.Random) -> None:
+def copy(path, dice):
     shutil.copy(path, path.with_name(f"{path.stem}-{dice.randrange(9)}{path.suffix}"))
 
 
-def swap(path: Path, dice: random.Random) -> None:
+def swap(path, dice):
     """The file of another pass in the place of this one."""
     others = sorted(one for one in path.parents[3].glob(f"cells/*/*/{path.name}") if one != path)
     if others:
         shutil.copy(dice.choice(others), path)
 
 
-def link(path: Path, dice: random.Random) -> None:
+def link(path, dice):
     path.unlink()
     path.symlink_to(dice.choice(("/dev/zero", "/etc/passwd", path, "/nowhere", path.parent)))
 
 
-def pipe(path: Path, dice: random.Random) -> None:
+def pipe(path, dice):
     path.unlink()
     os.mkfifo(path)
 
 
-def become_a_folder(path: Path, dice: random.Random) -> None:
+def become_a_folder(path, dice):
     path.unlink()
     path.mkdir()
 
 
-def move_its_folder(path: Path, dice: random.Random) -> None:
+def move_its_folder(path, dice):
     name = dice.choice(("c0-r0", "c03-r1", "c01-r1.broken-1", "x" * 200, "c" + "9" * 99 + "-r1", "é\n"))
     with contextlib.suppress(OSError):
         path.parent.rename(path.parent.with_name(name))
 
 
-def remove_its_folder(path: Path, dice: random.Random) -> None:
+def remove_its_folder(path, dice):
     shutil.rmtree(path.parent)
 
 
@@ -163,7 +162,7 @@ DAMAGES: tuple[Damage, ...] = (flip, flip, digit, digit, cut, lines, lines, valu
                                swap, link, pipe, become_a_folder, move_its_folder, remove_its_folder)  # fmt: skip
 
 
-def damage(run: Path, dice: random.Random) -> list[str]:
+def damage(run, dice):
     """Damage a run in one place or two; what was done."""
     done = []
     for _ in range(dice.choice((1, 1, 2))):
@@ -183,7 +182,7 @@ def damage(run: Path, dice: random.Random) -> list[str]:
 # What is asked -------------------------------------------------------------------------------------------------------
 
 
-def commands(run: Path, whole: Path, dice: random.Random) -> Iterator[tuple[str, ...]]:
+def commands(run, whole, dice):
     """`analyze`, one other command, and now and then the page, which takes a second to draw."""
     yield ("analyze", str(run))
     yield dice.choice(
@@ -198,10 +197,10 @@ def commands(run: Path, whole: Path, dice: random.Random) -> Iterator[tuple[str,
         yield dice.choice((("report", str(run)), ("report", str(whole), str(run), "--output", str(run) + ".html")))
 
 
-def asked(*arguments: str) -> tuple[int, str]:
+def asked(*arguments):
     """Exit code of a command and what it said of errors. Raises what it raises, and `TimeoutError`."""
 
-    def late(*_: object) -> None:
+    def late(*_):
         raise TimeoutError(f"{arguments[0]} took more than {LONGEST_S} s")
 
     said = io.TextIOWrapper(io.BytesIO())
@@ -215,10 +214,10 @@ def asked(*arguments: str) -> tuple[int, str]:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     said.flush()
-    return code, said.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    return code, said.buffer.getvalue().decode()
 
 
-def judged(run: Path, whole: Path, done: list[str], dice: random.Random) -> str:
+def judged(run, whole, done, dice):
     """How the commands took it, in a word. Raises `AssertionError` where a promise is broken."""
     outcome = ""
     for arguments in commands(run, whole, dice):
@@ -234,7 +233,7 @@ def judged(run: Path, whole: Path, done: list[str], dice: random.Random) -> str:
 _DESCRIPTIONS = ("manifest.json", "engine.json")
 
 
-def _compared(run: Path, whole: Path, done: list[str]) -> str:
+def _compared(run, whole, done):
     expected, found = (msgspec.json.decode((one / "metrics.json").read_bytes()) for one in (whole, run))
     if _figures(expected) == _figures(found):
         return "same figures"
@@ -245,7 +244,7 @@ def _compared(run: Path, whole: Path, done: list[str]) -> str:
     return "other figures with a reason"
 
 
-def _figures(metrics: dict[str, Any]) -> object:
+def _figures(metrics):
     """The levels of a run without what only says how sure they are."""
     judgements = ("damaged_files", "torn_lines", "client_health", "reconciliation")
     return {
@@ -254,7 +253,7 @@ def _figures(metrics: dict[str, Any]) -> object:
     }
 
 
-def fuzz(n_folders: int, seed: int) -> tuple[Counter[str], list[str]]:
+def fuzz(n_folders, seed):
     """Damage so many copies of one run; how often each outcome came, and each promise that was broken."""
     outcomes: Counter[str] = Counter()
     broken: list[str] = []
@@ -277,7 +276,7 @@ def fuzz(n_folders: int, seed: int) -> tuple[Counter[str], list[str]]:
     return outcomes, broken
 
 
-def main() -> int:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folders", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)

@@ -46,13 +46,13 @@ temperature = 0.6
 """
 
 
-def cut(data: bytes) -> tuple[bytes, list[bytes]]:
+def cut(data):
     """Some bytes as a whole, and in reads whose lengths the first byte decides."""
     width, whole = (data[0] % 97 + 1, data[1:]) if data else (1, b"")
     return whole, [whole[i : i + width] for i in range(0, len(whole), width)]
 
 
-def http(data: bytes) -> None:
+def http(data):
     """However a response is cut into reads, it has one body and one end; what is not HTTP ends in one error."""
     whole, reads = cut(data)
     one, many = _response([whole]), _response(reads)
@@ -60,7 +60,7 @@ def http(data: bytes) -> None:
     assert one is None or one == many
 
 
-def _response(reads: list[bytes]) -> tuple[object, ...] | None:
+def _response(reads):
     """Status, body and end of a response, fed as the client feeds it; null where it is no HTTP."""
     response = http1.Response()
     body = b""
@@ -75,7 +75,7 @@ def _response(reads: list[bytes]) -> tuple[object, ...] | None:
     return response.status, body, response.done, response.content_type
 
 
-def stream(data: bytes) -> None:
+def stream(data):
     """However a stream is cut, it means the same, and nothing that is in it raises."""
     whole, reads = cut(data)
     for status in (200, 500):
@@ -87,14 +87,14 @@ def stream(data: bytes) -> None:
         assert msgspec.json.decode(msgspec.json.encode(one), type=reply.Reply) == one  # it can be kept, and read again
 
 
-def _reply(reads: list[bytes], status: int) -> reply.Reply:
+def _reply(reads, status):
     exchange = Exchange(body=b"", status=status, content_type="text/event-stream", sent=0.0)
     exchange.pieces = reads
     exchange.reads = [float(i) for i in range(len(reads))]
     return reply.read_reply(exchange, _CLOCK, opened=True)
 
 
-def events(data: bytes) -> None:
+def events(data):
     """Events are hardly more than came (an error may be named as one), and their times never run backwards."""
     whole, reads = cut(data)
     found = list(sse.events((float(i), read) for i, read in enumerate(reads)))
@@ -102,15 +102,15 @@ def events(data: bytes) -> None:
     assert [at for at, _ in found] == sorted(at for at, _ in found)
 
 
-def metrics(data: bytes) -> None:
+def metrics(data):
     """A page of metrics gives fields of a sample, finite, or nothing."""
     values = prometheus.normalise(data.decode("utf-8", "replace"))
-    sample = ServerSample(t_s=0.0, clock_anchor_unix_s=0.0, clock_speed=1.0, **values)  # type: ignore[arg-type]
+    sample = ServerSample(t_s=0.0, clock_anchor_unix_s=0.0, clock_speed=1.0, **values)
     assert len(msgspec.json.encode(sample)) < 5000
     assert msgspec.json.decode(msgspec.json.encode(sample), type=ServerSample) == sample
 
 
-def studies(data: bytes) -> None:
+def studies(data):
     """A study is one, or one line says why not."""
     try:
         parse.parse_study(data.decode("utf-8", "replace"), "s.toml")
@@ -127,7 +127,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 }
 
 
-def seeds(target: str) -> list[bytes]:
+def seeds(target):
     """Whole and right inputs of a target, to be damaged."""
     streams = [path.read_bytes() for path in sorted((DATA / "streams").glob("*"))]
     streams.append(b'event: error\ndata: {"error":{"message":"busy","code":"503"}}\n\n')

@@ -18,7 +18,7 @@ WORLDS = {"equal": World(), "5 % slower": World(slower=1.05), "10 % slower": Wor
 COLOURS = ("#4a5568", "#b7791f", "#2b6cb0")
 
 
-def grid(world: World, repeats: int) -> float:
+def grid(world, repeats):
     """Share of pairs that the whole grid decides, judged once after so many repeats."""
     words = []
     for seed in range(STUDIES):
@@ -29,7 +29,7 @@ def grid(world: World, repeats: int) -> float:
     return float(np.mean(words))
 
 
-def decision(world: World) -> tuple[list[float], list[float]]:
+def decision(world):
     """Hours, and the share of pairs decided by then, at each look of `qwq-32b-ada-decision`."""
     level, hours, shares = verdicts.nominal_level(len(PUBLISHED), sequential=True), [], []
     for seed in range(STUDIES):
@@ -46,7 +46,7 @@ def decision(world: World) -> tuple[list[float], list[float]]:
     return np.mean(hours, axis=0).tolist(), np.mean(shares, axis=0).tolist()
 
 
-def draw(path: Path) -> None:
+def draw(path):
     mpl.rcParams.update({"svg.hashsalt": "deciding", "font.size": 9, "svg.fonttype": "none"})
     figure, axes = plt.subplots(figsize=(6.4, 2.9), layout="constrained")
     for (name, world), colour in zip(WORLDS.items(), COLOURS, strict=True):

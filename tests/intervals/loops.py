@@ -10,7 +10,6 @@ from functools import cache
 import numpy as np
 
 from loadtest.metrics.request_arrays import Pass
-from loadtest.records.schema import RequestRecord
 from tests.support import builders
 
 CHUNKS = 48  # of each answer; a chunk carries its share of the tokens
@@ -21,7 +20,7 @@ SLOT_S = 2.0
 
 
 @cache
-def record(prompt: int, outcome: str) -> RequestRecord:
+def record(prompt, outcome):
     """What columns do not hold: whose answer it is, and how it ended."""
     return replace(builders.request(), prompt_id=f"p{prompt}", outcome=outcome)
 
@@ -48,12 +47,12 @@ class Loop:
     ramp: bool = False
 
     @property
-    def mean_s(self) -> float:
+    def mean_s(self):
         """Mean time of an answer."""
         paced_s = TOKENS * PACE_S * math.exp((self.noise**2 + self.drift**2) / 2)
         return self.slower * (self.ttft_s + paced_s)
 
-    def one(self, rng: np.random.Generator, repeat: int = 1, lengths: np.random.Generator | None = None) -> Pass:
+    def one(self, rng, repeat=1, lengths=None):
         """One pass; `lengths` draws what the prompts alone decide, so that two passes may be given equal work."""
         n = self.requests or math.ceil(4 * self.concurrency * (2 + self.duration_s / self.mean_s))
         tokens = np.maximum(CHUNKS, np.round(TOKENS * self._varied(lengths or rng, n)))
@@ -65,11 +64,11 @@ class Loop:
         begun = sent < (np.inf if self.requests else self.duration_s)
         return self._columns(repeat, sent[begun], arrivals[begun], tokens[begun])
 
-    def _varied(self, rng: np.random.Generator, n: int) -> np.ndarray:
+    def _varied(self, rng, n):
         spread = math.sqrt(math.log(1 + self.cv**2))
         return np.exp(rng.normal(-(spread**2) / 2, spread, n))
 
-    def _sent(self, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _sent(self, lengths, rng):
         """When each request is sent: by whichever stream is free first."""
         free = sorted(rng.uniform(0, self.mean_s if self.ramp else 0.0, self.concurrency).tolist())
         sent = []
@@ -78,7 +77,7 @@ class Loop:
             heapq.heapreplace(free, free[0] + length)
         return np.array(sent)
 
-    def _jittered(self, rng: np.random.Generator, *times: np.ndarray) -> list[np.ndarray]:
+    def _jittered(self, rng, *times):
         """The same moments on a machine whose pace changes from slot to slot, for all streams at once."""
         if not self.jitter:
             return list(times)
@@ -86,7 +85,7 @@ class Loop:
         took = SLOT_S * np.exp(rng.normal(-(self.jitter**2) / 2, self.jitter, len(slots) - 1))
         return [np.interp(one, slots, np.concatenate(([0.0], np.cumsum(took)))) for one in times]
 
-    def _columns(self, repeat: int, sent: np.ndarray, arrivals: np.ndarray, tokens: np.ndarray) -> Pass:
+    def _columns(self, repeat, sent, arrivals, tokens):
         end = np.inf if self.requests else self.duration_s
         came = arrivals <= end
         whole = came[:, -1]

@@ -9,7 +9,6 @@ their steps and starts those of the performance model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -47,11 +46,11 @@ class Deployed:
     median_tokens: float
 
     @property
-    def on(self) -> Deployment:
+    def on(self):
         return Deployment(model(self.name), gpu("l20"), self.tp)
 
     @property
-    def start_s(self) -> float:
+    def start_s(self):
         return READY_S + self.on.model.weight_bytes / LOADING_BYTES_PER_S
 
 
@@ -62,7 +61,7 @@ PUBLISHED = (
 
 
 @cache
-def line(deployed: Deployed, users: int) -> tuple[float, float, float]:
+def line(deployed, users):
     """True a, b (s) and the seconds of a lone first token."""
     near, far = (step_time_s(deployed.on, StepWork(decode_streams=users, kv_read_tokens=k)) for k in (0, 100_000))
     return near, (far - near) / 100_000, prefill_s(deployed.on, PROMPT_TOKENS, 8192)
@@ -81,7 +80,7 @@ class World:
     longer: float = 1.0
     tail: float = 0.0
 
-    def speeds(self, rng: np.random.Generator, starts: int, began_h: np.ndarray, levels: int) -> np.ndarray:
+    def speeds(self, rng, starts, began_h, levels):
         """Seconds of each engine's starts at its levels, against the true ones: engine x start x level."""
         own = np.array(self.start_sd)[:, None] * rng.normal(size=(2, starts))
         level = self.level_sd * rng.normal(size=(2, starts, levels))
@@ -89,7 +88,7 @@ class World:
         slower = np.log([self.slower, 1.0])[:, None]
         return np.exp((own + drift + slower)[..., None] + level)
 
-    def tokens(self, rng: np.random.Generator, median: float, prompts: np.ndarray, asked: int) -> np.ndarray:
+    def tokens(self, rng, median, prompts, asked):
         """Output tokens of both engines' answers to the same prompts: engine x prompt x times asked."""
         drawn = median * np.exp(prompts[:, None] + rng.normal(0, AGAIN, (2, len(prompts), asked)))
         drawn *= np.where(rng.random(drawn.shape) < self.tail, 4.0, 1.0)
@@ -97,12 +96,12 @@ class World:
         return np.maximum(np.round(drawn), 8)
 
 
-def jitter(rng: np.random.Generator, sd: float, seconds: np.ndarray) -> np.ndarray:
+def jitter(rng, sd, seconds):
     """What the mean pace of so many seconds is off, when the pace changes every 5 s."""
     return np.exp(rng.normal(size=seconds.shape) * sd / np.sqrt(np.maximum(seconds / 5, 1)))
 
 
-def began(pair: int, pairs: int, starts: int, start_h: float) -> np.ndarray:
+def began(pair, pairs, starts, start_h):
     """Hours at which the starts of a pair begin: every second round runs all cells in reverse order. Engine x start."""
     rounds = np.arange(starts)
     forth = np.array([[2 * pair], [2 * pair + 1]])
@@ -122,7 +121,7 @@ class Bursts:
     natural_h: float
 
 
-def by_bursts(world: World, deployed: Deployed, place: int, pairs: int, rng: np.random.Generator) -> Bursts:
+def by_bursts(world, deployed, place, pairs, rng):
     """Six starts of both engines, each with its bursts, and one natural run each for the lengths."""
     drawn = lengths(world, deployed, rng)
     contexts = np.add.outer(CONTEXTS, BURST_TOKENS * (np.arange(BURSTS) + 0.5)).ravel()  # one stream on, burst after burst
@@ -141,7 +140,7 @@ def by_bursts(world: World, deployed: Deployed, place: int, pairs: int, rng: np.
     return Bursts(deployed, PairedStarts(a, b), tuple(made), drawn, start_h, natural_h(deployed, drawn))
 
 
-def natural_h(deployed: Deployed, drawn: AnswerLengths) -> float:
+def natural_h(deployed, drawn):
     """Hours of both engines' natural runs: all prompts at 16 users, and the longest answer once they run out."""
     a_s, b_s, _ = line(deployed, NATURAL_USERS)
     step_s = a_s + b_s * composition.others_tokens(NATURAL_USERS + 1, drawn)
@@ -149,34 +148,32 @@ def natural_h(deployed: Deployed, drawn: AnswerLengths) -> float:
     return 2 * (PROMPTS * drawn.mean_tokens * step_s / NATURAL_USERS + alone_s) / 3600
 
 
-def hours(study: list[Bursts], starts: list[int]) -> float:
+def hours(study, starts):
     """GPU-hours of a study: so many starts of both engines of each pair, and one natural run per model and engine."""
     natural = {one.deployed.name: one.natural_h for one in study}
     return sum(2 * n * one.start_h for one, n in zip(study, starts, strict=True)) + sum(natural.values())
 
 
-def side(speed: EngineSpeed, engine: int) -> EngineSpeed:
+def side(speed, engine):
     one = speed.line
     return EngineSpeed(speed.concurrency, step_line.StepLine(one.a_s[engine], one.b_s[engine]), speed.first_token_s[engine])
 
 
-def lengths(world: World, deployed: Deployed, rng: np.random.Generator) -> AnswerLengths:
+def lengths(world, deployed, rng):
     """Both engines' answers to the prompts of the natural run."""
     tokens = world.tokens(rng, deployed.median_tokens, rng.normal(0, BETWEEN, PROMPTS), 1)
     by_prompt = {f"{prompt:03}": [float(one) for one in tokens[:, prompt, 0]] for prompt in range(PROMPTS)}
     return composition.pool_lengths(by_prompt, PROMPT_TOKENS)
 
 
-def studies(world: World, n: int, deployed: tuple[Deployed, ...] = PUBLISHED, seed: int = 1) -> Iterator[list[Bursts]]:
+def studies(world, n, deployed=PUBLISHED, seed=1):
     """So many studies by bursts, each of all deployments."""
     for study in range(n):
         rng = np.random.default_rng((seed, study))
         yield [by_bursts(world, one, place, len(deployed), rng) for place, one in enumerate(deployed)]
 
 
-def natural(
-    world: World, deployed: Deployed, rng: np.random.Generator, *, levels: tuple[int, ...] = (1, 2, 4, 8), repeats: int = 3
-) -> tuple[PairedStarts, list[float]]:
+def natural(world, deployed, rng, *, levels=(1, 2, 4, 8), repeats=3):
     """One pair by natural answers, every level asked the same 24 prompts; and the log ratio of its raw times by level."""
     prompts = rng.normal(0, BETWEEN, 24)
     speeds = world.speeds(rng, repeats, began(0, 1, repeats, 0.5), len(levels))
@@ -203,7 +200,7 @@ class Sampled:
     levels: tuple[tuple[list[Answers], list[Answers]], ...]
     start_h: float
 
-    def after(self, starts: int) -> PairedStarts:
+    def after(self, starts):
         """What is known after so many starts of each engine."""
         figures = []
         for a, b in self.levels:
@@ -213,7 +210,7 @@ class Sampled:
         return PairedStarts(a, b)
 
 
-def sampled(world: World, deployed: Deployed, place: int, pairs: int, rng: np.random.Generator) -> Sampled:
+def sampled(world, deployed, place, pairs, rng):
     """Six starts of both engines: two answers at one user, eight at eight users, each after a warm-up of its length."""
     prompts = rng.normal(0, BETWEEN, 8)
     speeds = world.speeds(rng, MOST_STARTS, began(place, pairs, MOST_STARTS, 2 * START_H), 2)
@@ -234,9 +231,7 @@ def sampled(world: World, deployed: Deployed, place: int, pairs: int, rng: np.ra
     return Sampled(tuple(levels), (deployed.start_s + busy_s) / 3600)
 
 
-def answers(
-    world: World, deployed: Deployed, users: int, prompts: np.ndarray, engine: int, speed: float, rng: np.random.Generator
-) -> Answers:
+def answers(world, deployed, users, prompts, engine, speed, rng):
     """One start's natural answers at one level. What the other users hold is of this engine's own lengths."""
     tokens = world.tokens(rng, deployed.median_tokens, prompts, 1)[engine, :, 0]
     a_s, b_s, first_s = line(deployed, users)

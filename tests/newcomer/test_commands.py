@@ -59,7 +59,7 @@ STANDS_FOR = (
 PYTHON = sys.executable
 
 
-def stands_for(command: str) -> str:
+def stands_for(command):
     for pattern, instead in STANDS_FOR:
         command = re.sub(pattern, instead, command, flags=re.DOTALL) if "\n" not in command else command
     return command
@@ -102,7 +102,7 @@ def place(tmp_path_factory):
     server.wait()
 
 
-def sh(folder: Path, url: str, script: str) -> None:
+def sh(folder, url, script):
     environment = {**os.environ, "PATH": f"{Path(PYTHON).parent}:{os.environ['PATH']}"}
     environment |= {"VLLM_CPU_ARGUMENTS": "--enforce-eager", "SGLANG_CPU_ARGUMENTS": "--device cpu"}
     done = subprocess.run(
@@ -116,7 +116,7 @@ def sh(folder: Path, url: str, script: str) -> None:
     assert done.returncode == 0, f"{script}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
 
 
-def fresh(folder: Path) -> None:
+def fresh(folder):
     """Without what an earlier document made, so that each can be followed alone."""
     for run in (folder / "runs").iterdir():
         if run.name not in ("mine", "first", "second", "wide"):

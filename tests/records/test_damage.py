@@ -4,9 +4,6 @@ import copy
 import json
 import random
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,15 +15,15 @@ WRONG = (None, "x", -1, 1e308, True, [], {}, ["a"], {"a": 1}, 10**30)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     return builders.write(RUN, tmp_path / "run")
 
 
-def named(folder: Path, name: str) -> Path:
+def named(folder, name):
     return next(path for path in sorted(folder.rglob("*.json*")) if path.name.startswith(name))
 
 
-def analysed(folder: Path, capsys: pytest.CaptureFixture[str]) -> int:
+def analysed(folder, capsys):
     """Exit code of `analyze`, after one line at most and no number that JSON lacks."""
     code = cli.main(["analyze", str(folder)])
     said = capsys.readouterr().err
@@ -39,7 +36,7 @@ def analysed(folder: Path, capsys: pytest.CaptureFixture[str]) -> int:
     return code
 
 
-def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def places(value, way=()):
     """The way to every value inside a JSON value; of a list, to the first two."""
     inside = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
     for key, one in inside:
@@ -47,7 +44,7 @@ def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(one, (*way, key))
 
 
-def with_wrong(value: Any, way: tuple[Any, ...], wrong: object) -> Any:
+def with_wrong(value, way, wrong):
     changed = copy.deepcopy(value)
     at = changed
     for key in way[:-1]:

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from loadtest.analysis.run import analyze
-from loadtest.metrics.schema import Metrics
 from loadtest.records import read
 from loadtest.study import fast_forward
 from loadtest.study import parse as studies
@@ -30,34 +28,34 @@ gpu = "l20"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("small") / "run"
     fast_forward.simulate_study(studies.parse_study(STUDY), out, say=lambda _: None)
     return out
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
+def run(finished, tmp_path):
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def analysed(run: Path) -> Metrics:
+def analysed(run):
     return analyze(read.read_run(run))
 
 
-def cut(path: Path) -> None:
+def cut(path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-2]))
 
 
-def empty(path: Path) -> None:
+def empty(path):
     path.write_bytes(b"")
 
 
-def change(path: Path) -> None:
+def change(path):
     path.write_bytes(path.read_bytes().replace(b'"clock_speed":1.0', b'"clock_speed":1.5', 1))
 
 
-def copy(path: Path) -> None:
+def copy(path):
     shutil.copy(path, path.with_name(f"{path.stem}-9.jsonl"))
 
 
@@ -78,7 +76,7 @@ def test_a_run_as_it_was_written_has_no_doubt(run):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["requests-*.jsonl", "server_metrics.jsonl"])
-def test_a_record_file_that_is_not_as_it_was_written_is_named(name, damage: Callable[[Path], None], run):
+def test_a_record_file_that_is_not_as_it_was_written_is_named(name, damage, run):
     path = next(run.glob(f"cells/*/c01-r1/{name}"))
     damage(path)
     found = analysed(run)

@@ -5,8 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -27,12 +25,12 @@ READ = (
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     made = builders.write(RUN, tmp_path / "run")
     return made.rename(made.with_name("sent"))
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def refused(capsys, *arguments):
     """The one line that a command ends with."""
     assert cli.main([str(one) for one in arguments]) == 1
     said = capsys.readouterr().err
@@ -67,7 +65,7 @@ def test_nor_does_one_beside_two_runs(page, folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path), lambda path: path.symlink_to("/dev/zero")])
 @pytest.mark.parametrize("name", READ)
-def test_a_pipe_or_a_link_in_the_place_of_anything_is_one_line(name, make: Callable[[Path], object], folder, capsys):
+def test_a_pipe_or_a_link_in_the_place_of_anything_is_one_line(name, make, folder, capsys):
     path = folder / name
     if path.exists():
         path.rename(folder / "before")
@@ -89,7 +87,7 @@ def test_a_report_that_fails_keeps_the_page_before(folder, capsys, monkeypatch):
     before = (folder / "report.html").read_bytes()
     capsys.readouterr()
 
-    def full(*_: object) -> None:
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(write.os, "replace", full)
@@ -124,7 +122,7 @@ def test_cells_that_may_not_be_read_are_one_line(folder, capsys):
 def test_cells_that_cannot_be_listed_are_one_line(folder, capsys, monkeypatch):
     scan = os.scandir
 
-    def refuse(path: str):
+    def refuse(path):
         if str(path).endswith("cells"):
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)

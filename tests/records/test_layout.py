@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -132,7 +131,7 @@ FIGURES = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("contract")
     (folder / "claims.toml").write_text(CLAIMS)
     (folder / "study.toml").write_text(STUDY.format(findings=folder / "claims.toml"))
@@ -141,24 +140,24 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def numbers(run) -> dict:
+def numbers(run):
     return read(run / "metrics.json")
 
 
 @pytest.fixture(scope="module")
-def levels(numbers) -> list[dict]:
+def levels(numbers):
     return [level for cell in numbers["cells"] for level in cell["levels"]]
 
 
-def refuse(token: str) -> None:
+def refuse(token):
     raise AssertionError(f"{token} is no JSON")
 
 
-def read(path: Path):
+def read(path):
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def lines(run: Path, pattern: str) -> list[dict]:
+def lines(run, pattern):
     found = [path for cell in MEASURED for path in (run / "cells" / cell / "c01-r1").glob(pattern)]
     assert len(found) == len(MEASURED), pattern
     return [json.loads(line, parse_constant=refuse) for path in found for line in path.read_text("utf-8").splitlines()]
@@ -306,7 +305,7 @@ def test_every_duration_rate_and_size_names_its_unit(numbers):
     assert wrong == set()
 
 
-def keyed(value, inside: str):
+def keyed(value, inside):
     """Each key with a number right under it (or in a list there), and the key that it stands in."""
     if isinstance(value, dict):
         for key, one in value.items():

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -78,16 +77,16 @@ CONTRACT_FIELDS = {
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path):
     write_json(tmp_path / "manifest.json", {"schema_version": 1, "run_id": "r"})
     return tmp_path
 
 
-def level(run: Path) -> Path:
+def level(run):
     return level_path(run, RECORD.cell, 4, 1)
 
 
-def write(run: Path, *values: RequestRecord, stem: str = "requests-a-1") -> Path:
+def write(run, *values, stem="requests-a-1"):
     writer = JsonlWriter(level(run), stem)
     for value in values:
         writer.write(value)

@@ -26,12 +26,12 @@ TABLE = st.dictionaries(TEXT, JSON, max_size=3)
 CLOCK: dict[str, Any] = {"clock_anchor_unix_s": st.floats(0, 1e11), "clock_speed": st.floats(1e-3, 1e6)}
 
 
-def maybe(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def maybe(values):
     return st.none() | values
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> RequestRecord:
+def requests(draw):
     chunk_s = tuple(draw(st.lists(OFFSET_S, max_size=5)))
     tokens = draw(maybe(st.tuples(*(COUNT for _ in chunk_s))))
     first = draw(maybe(st.integers(0, len(chunk_s) - 1))) if chunk_s else None
@@ -95,7 +95,7 @@ MANIFESTS = st.builds(
 def test_a_line_that_is_written_can_be_read(kind):
     @settings(max_examples=25, deadline=None)
     @given(st.lists(LINES[kind], min_size=1, max_size=3))
-    def holds(values: list[Any]) -> None:
+    def holds(values):
         with tempfile.TemporaryDirectory() as place:
             writer = write.JsonlWriter(Path(place), "lines")
             for value in values:
@@ -114,7 +114,7 @@ def test_a_line_that_is_written_can_be_read(kind):
 def test_a_document_that_is_written_can_be_read(kind):
     @settings(max_examples=25, deadline=None)
     @given(DOCUMENTS[kind])
-    def holds(value: Any) -> None:
+    def holds(value):
         with tempfile.TemporaryDirectory() as place:
             write.write_json(Path(place) / "one.json", value)
             read.read_as(Path(place) / "one.json", type(value))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loadtest.metrics.figures import Bounded
-from loadtest.metrics.schema import Comparison
 from loadtest.report.comparison import (
     Side,
     compared_rows,
@@ -14,27 +13,26 @@ from loadtest.report.comparison import (
     differences,
     places,
 )
-from loadtest.report.decision import Line
 from loadtest.report.page import comparison_page
 from loadtest.report.plots.ratios import reasons_figure
 from tests.support.pages import comparison, with_rows
 from tests.support.runs import HOSTILE, change
 
 
-def lines(side: Side) -> dict[str, Line]:
+def lines(side):
     rows = compared_rows(comparison()[0], side)
     return {line.asks: line for line in comparison_lines(side, rows)}
 
 
-def test_a_slower_candidate_is_called_slower_with_the_reason() -> None:
+def test_a_slower_candidate_is_called_slower_with_the_reason():
     found = lines(comparison()[1])
     assert found["What changed"].answer == "The baseline is faster in 4 of 4 pairs"
     assert found["Why"].answer == "Mostly time per token"
     assert found["Same settings"].answer == "No: top k differs"
 
 
-def test_largest_difference_is_the_verified_one_farthest_from_one() -> None:
-    def edit(row: Comparison) -> Comparison:
+def test_largest_difference_is_the_verified_one_farthest_from_one():
+    def edit(row):
         if row.metric == "ttft_s" and row.concurrency == 1:
             return change(row, ratio=Bounded(0.1, (0.05, 0.2)), verdict="faster")
         if row.metric == "ttft_s":
@@ -45,7 +43,7 @@ def test_largest_difference_is_the_verified_one_farthest_from_one() -> None:
     assert answer == "Time to first token: 0.100 times the baseline (faster)"
 
 
-def test_equal_runs_say_what_they_would_have_shown() -> None:
+def test_equal_runs_say_what_they_would_have_shown():
     equal = with_rows(comparison()[1], lambda row: change(row, verdict="equal"))
     ratios = [row.smallest_detectable_ratio for row in equal.comparisons if row.smallest_detectable_ratio is not None]
     found = lines(equal)
@@ -54,7 +52,7 @@ def test_equal_runs_say_what_they_would_have_shown() -> None:
     assert found["Why"].answer == "No difference to explain"
 
 
-def test_no_ratio_is_no_verdict() -> None:
+def test_no_ratio_is_no_verdict():
     side = comparison()[1]
     assert side.comparison is not None
     none = tuple(
@@ -65,7 +63,7 @@ def test_no_ratio_is_no_verdict() -> None:
     assert found.answer == "No verdict"
 
 
-def test_every_key_that_differs_is_a_row_with_the_value_of_each_run() -> None:
+def test_every_key_that_differs_is_a_row_with_the_value_of_each_run():
     old, new = comparison()
     table = differences((old, new, replace(new, differences={"mode": ("natural", "equal-work")})))
     assert table is not None
@@ -74,7 +72,7 @@ def test_every_key_that_differs_is_a_row_with_the_value_of_each_run() -> None:
     assert differences((old, replace(new, differences={}))) is None
 
 
-def test_runs_share_panels_and_scales_and_are_told_apart() -> None:
+def test_runs_share_panels_and_scales_and_are_told_apart():
     figures = {figure.name: figure for figure in comparison_figures(comparison())}
     assert [key.label for key in figures["ttft"].keys] == ["baseline", "candidate"]
     assert len({key.look for key in figures["ttft"].keys}) == 2
@@ -82,7 +80,7 @@ def test_runs_share_panels_and_scales_and_are_told_apart() -> None:
     assert {"ratios", "why"} <= set(figures)
 
 
-def test_engines_of_two_runs_are_compared_on_their_deployment() -> None:
+def test_engines_of_two_runs_are_compared_on_their_deployment():
     old, new = comparison()
     first, second, *others = new.metrics.cells
     moved = change(first, id="other_x_tp1", engine="other")
@@ -94,8 +92,8 @@ def test_engines_of_two_runs_are_compared_on_their_deployment() -> None:
     assert places(old, side)[second.id] == "SGLang QwQ-32B-AWQ, 2 GPUs"
 
 
-def test_parts_of_a_difference_stand_in_the_table_with_their_sign() -> None:
-    def edit(row: Comparison) -> Comparison:
+def test_parts_of_a_difference_stand_in_the_table_with_their_sign():
+    def edit(row):
         if row.why is None:
             return row
         return change(row, why=change(row.why, difference_s=-1.5, waiting_s=-2.0, seconds_per_token_s=0.5))
@@ -106,7 +104,7 @@ def test_parts_of_a_difference_stand_in_the_table_with_their_sign() -> None:
     assert figure.table.rows[0][2:5] == ("−1.50", "−2.00", "+0.500")
 
 
-def test_page_of_a_comparison_puts_warning_then_decision_before_any_figure() -> None:
+def test_page_of_a_comparison_puts_warning_then_decision_before_any_figure():
     old, new = comparison()
     sick = change(old.metrics, health=change(old.metrics.health, client="fail"))
     page = comparison_page((replace(old, metrics=sick), new))
@@ -120,7 +118,7 @@ def test_page_of_a_comparison_puts_warning_then_decision_before_any_figure() -> 
     assert positions == sorted(positions)
 
 
-def test_text_of_a_stranger_stays_text() -> None:
+def test_text_of_a_stranger_stays_text():
     old, new = comparison()
     assert new.comparison is not None
     bad = HOSTILE

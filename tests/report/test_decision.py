@@ -11,24 +11,22 @@ from loadtest.report.decision import (
     CONCURRENCY,
     COST,
     ENGINE,
-    Line,
     cost_per_1000_answers,
     decision_lines,
     question_of,
     slo_words,
 )
-from loadtest.report.page import Source
 from tests.support import runs
 from tests.support.runs import change
 
 SLOWER = Bounded(1.051, (1.029, 1.074))
 
 
-def lines(source: Source) -> dict[str, Line]:
+def lines(source):
     return {line.asks: line for line in decision_lines(source.metrics, source.manifest)}
 
 
-def judged(source: Source, *verdicts: str, ratio: Bounded = SLOWER) -> Source:
+def judged(source, *verdicts, ratio=SLOWER):
     """The same run with these verdicts of its pairs, in turn; pairs without one stay as they are."""
     given = dict(enumerate(verdicts))
     found = [one for one in source.metrics.decisions if one.ratio.known]
@@ -36,28 +34,28 @@ def judged(source: Source, *verdicts: str, ratio: Bounded = SLOWER) -> Source:
     return runs.with_metrics(source, decisions=tuple(changed))
 
 
-def test_every_sentence_of_the_decision_carries_its_interval() -> None:
+def test_every_sentence_of_the_decision_carries_its_interval():
     found = lines(runs.simulated())
     assert len(found) == 4
     for line in found.values():
         assert "95 % CI" in line.because or "confidence intervals" in line.because or " [" in line.because, line
 
 
-def test_one_pair_is_one_sentence_with_the_interval_of_its_verdict() -> None:
+def test_one_pair_is_one_sentence_with_the_interval_of_its_verdict():
     line = lines(judged(runs.small(), "slower"))[ENGINE]
     assert line.answer == "vLLM is 5.1 % faster [2.9, 7.4]"
     assert line.because.startswith("Time to final answer, mean over levels, at equal length, for these prompts. ")
     assert "3 starts each; starts vary by" in line.because
 
 
-def test_what_is_faster_is_the_side_whose_time_is_less() -> None:
+def test_what_is_faster_is_the_side_whose_time_is_less():
     quick = Bounded(1 / 1.051, (1 / 1.074, 1 / 1.029))
     assert lines(judged(runs.small(), "faster", ratio=quick))[ENGINE].answer == "SGLang is 5.1 % faster [2.9, 7.4]"
 
 
-def test_engines_that_think_longer_are_named() -> None:
-    def with_lengths(verdict: str) -> str:
-        lengths = OutputLengths(ratio=Bounded(1.2, (1.1, 1.3)), verdict=verdict, n=9, reason="")  # type: ignore[arg-type]
+def test_engines_that_think_longer_are_named():
+    def with_lengths(verdict):
+        lengths = OutputLengths(ratio=Bounded(1.2, (1.1, 1.3)), verdict=verdict, n=9, reason="")
         sample = runs.with_decisions(judged(runs.small(), "slower"), lambda one: change(one, output_tokens=lengths))
         return lines(sample)[ENGINE].because
 
@@ -65,7 +63,7 @@ def test_engines_that_think_longer_are_named() -> None:
     assert "; outputs alike (1.20 [1.10, 1.30])" in with_lengths("no detectable difference")
 
 
-def test_of_several_pairs_the_verdicts_are_counted() -> None:
+def test_of_several_pairs_the_verdicts_are_counted():
     line = lines(judged(runs.measured(), "slower", "slower", "equal"))[ENGINE]
     assert line.answer == "vLLM is faster in 2 of 3 pairs; equal within 5 % in 1"
     assert "QwQ-32B-AWQ, 1 GPU: vLLM is 5.1 % faster [2.9, 7.4]" in line.because
@@ -81,12 +79,12 @@ def test_of_several_pairs_the_verdicts_are_counted() -> None:
         ("one start each", "No verdict from one start each (vLLM was 5.1 % faster)"),
     ],
 )
-def test_what_is_not_decided_is_not_called_faster(verdict: str, answer: str) -> None:
+def test_what_is_not_decided_is_not_called_faster(verdict, answer):
     ratio = Bounded(1.051, None) if verdict == "one start each" else SLOWER
     assert lines(judged(runs.small(), verdict, ratio=ratio))[ENGINE].answer == answer
 
 
-def test_without_a_ratio_the_reason_is_given() -> None:
+def test_without_a_ratio_the_reason_is_given():
     sample = runs.with_decisions(
         runs.small(), lambda one: change(one, verdict="not comparable", ratio=Bounded(None, None), reason="different top_k")
     )
@@ -94,11 +92,11 @@ def test_without_a_ratio_the_reason_is_given() -> None:
     assert (line.answer, line.because) == ("No verdict", "No pair of cells could be compared: different top_k.")
 
 
-def test_a_simulation_gives_no_verdict_whatever_its_pairs_say() -> None:
+def test_a_simulation_gives_no_verdict_whatever_its_pairs_say():
     assert lines(judged(runs.simulated(), "faster"))[ENGINE].answer == "No verdict: simulated run"
 
 
-def test_maximum_concurrency_is_that_of_the_cell_that_holds_most() -> None:
+def test_maximum_concurrency_is_that_of_the_cell_that_holds_most():
     numbers = iter(range(8))
     sample = runs.with_cells(
         runs.simulated(),
@@ -113,7 +111,7 @@ def test_maximum_concurrency_is_that_of_the_cell_that_holds_most() -> None:
     )
 
 
-def test_no_concurrency_is_promised_where_no_level_meets_the_slos() -> None:
+def test_no_concurrency_is_promised_where_no_level_meets_the_slos():
     sample = runs.with_cells(
         runs.simulated(),
         lambda cell: change(
@@ -126,7 +124,7 @@ def test_no_concurrency_is_promised_where_no_level_meets_the_slos() -> None:
     assert line.because.startswith("Not met, or too few requests to tell: 90th percentile of time to first token < 2 s.")
 
 
-def test_without_an_slo_or_a_price_the_decision_says_what_to_give() -> None:
+def test_without_an_slo_or_a_price_the_decision_says_what_to_give():
     found = lines(runs.small())
     assert found[CONCURRENCY].answer == "No SLO was set"
     assert "--slo of attach" in found[CONCURRENCY].because
@@ -134,7 +132,7 @@ def test_without_an_slo_or_a_price_the_decision_says_what_to_give() -> None:
     assert "gpu_hour" in found[COST].because
 
 
-def test_cost_is_price_times_gpus_over_answers_with_the_interval_turned_round() -> None:
+def test_cost_is_price_times_gpus_over_answers_with_the_interval_turned_round():
     cell = cells_of(runs.simulated().metrics)[1]
     level = change(cell.levels[0], answers_per_hour=Estimate(100.0, (80.0, 125.0), 9))
     found = cost_per_1000_answers(cell, level, 1.5)
@@ -151,11 +149,11 @@ def test_cost_is_price_times_gpus_over_answers_with_the_interval_turned_round() 
         ("nonsense", "nonsense"),
     ],
 )
-def test_an_slo_is_said_as_a_person_would(text: str, words: str) -> None:
+def test_an_slo_is_said_as_a_person_would(text, words):
     assert slo_words(text) == words
 
 
-def test_question_is_made_of_what_was_asked_for() -> None:
+def test_question_is_made_of_what_was_asked_for():
     sample = runs.simulated()
     found = question_of(sample.metrics, sample.manifest)
     assert found == "SGLang or vLLM for QwQ-32B-AWQ and QwQ-32B: which is faster, and up to what concurrency?"
@@ -163,12 +161,12 @@ def test_question_is_made_of_what_was_asked_for() -> None:
     assert question_of(one, sample.manifest) == "How fast does SGLang serve QwQ-32B-AWQ, and up to what concurrency?"
 
 
-def test_unknown_hardware_is_not_called_a_gpu() -> None:
+def test_unknown_hardware_is_not_called_a_gpu():
     cell = change(runs.simulated().metrics.cells[0], model="Qwen/Qwen2.5-0.5B-Instruct", gpu=None)
     assert cells_of(change(runs.simulated().metrics, cells=(cell,)))[0].deployment == "Qwen2.5-0.5B-Instruct"
 
 
-def test_the_cells_of_a_second_mode_stand_apart_whichever_it_is() -> None:
+def test_the_cells_of_a_second_mode_stand_apart_whichever_it_is():
     metrics = runs.simulated().metrics
     cells = tuple(change(metrics.cells[1], mode=mode) for mode in ("natural", "equal-work"))
     for first, second in (("natural", "equal work"), ("equal-work", "natural stopping")):

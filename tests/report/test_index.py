@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from loadtest import cli
 from loadtest.report.index import Entry, index_rows
-from loadtest.report.page import Source, index_page
+from loadtest.report.page import index_page
 from tests.support import runs
 from tests.support.runs import HOSTILE, change
 
 
-def entry(folder: str, source: Source) -> Entry:
+def entry(folder, source):
     return Entry(folder, source.metrics, source.manifest, paged=True)
 
 
-def test_newest_run_stands_first_and_each_tells_its_health() -> None:
+def test_newest_run_stands_first_and_each_tells_its_health():
     old, new = runs.simulated(), runs.damaged()
     later = replace(new, manifest=change(new.manifest, started_unix_s=(old.manifest.started_unix_s or 0.0) + 60))
     rows = index_rows([entry("a", old), entry("b", later)])
@@ -31,12 +28,12 @@ def test_newest_run_stands_first_and_each_tells_its_health() -> None:
     assert "No verdict: simulated run" in rows[1].answer
 
 
-def test_a_run_that_cannot_be_read_is_a_row_that_says_why() -> None:
+def test_a_run_that_cannot_be_read_is_a_row_that_says_why():
     (row,) = index_rows([Entry("x", None, None, paged=False, problem="manifest.json: expected a JSON object")])
     assert (row.link, row.state, row.answer) == ("", "unknown", "manifest.json: expected a JSON object")
 
 
-def test_a_folder_of_any_name_is_neither_a_scheme_nor_an_element() -> None:
+def test_a_folder_of_any_name_is_neither_a_scheme_nor_an_element():
     sample = runs.hostile()
     (row,) = index_rows([entry("javascript:alert(1)", sample)])
     assert row.link == "./javascript%3Aalert%281%29/report.html"
@@ -45,7 +42,7 @@ def test_a_folder_of_any_name_is_neither_a_scheme_nor_an_element() -> None:
     assert page.count("<script") == 1
 
 
-def test_report_of_a_folder_of_runs_writes_its_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_a_folder_of_runs_writes_its_index(tmp_path, capsys):
     for name, manifest in (("one", '{"schema_version": 1, "run_id": "r", "name": "a run"}'), ("two", "{"), ("old", "{}")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text(manifest)

@@ -7,14 +7,13 @@ import hashlib
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from loadtest.analysis.validity import window_doubts
 from loadtest.errors import RecordError
 from loadtest.metrics.catalogue import METRICS
-from loadtest.report.page import Source, run_page, write_run_page
+from loadtest.report.page import run_page, write_run_page
 from tests.support import runs
 from tests.support.pages import page
 from tests.support.runs import change
@@ -25,57 +24,57 @@ VOID = {"meta", "br", "img", "link", "input", "hr"}
 class Page(HTMLParser):
     """Elements, attributes and text of a page, and whether every element was closed."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self.feed(html)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_startendtag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         assert self.open, tag
         assert self.open.pop() == tag
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         if not {"script", "style"} & set(self.open):
             self.words.append(data)
 
     @property
-    def text(self) -> str:
+    def text(self):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
 
 @pytest.fixture(scope="module")
-def full() -> str:
+def full():
     return page("simulated")
 
 
 @pytest.fixture(scope="module")
-def damaged() -> Page:
+def damaged():
     return Page(page("damaged"))
 
 
 @pytest.fixture(scope="module")
-def hostile() -> str:
+def hostile():
     return page("hostile")
 
 
-def test_page_is_well_formed_and_has_one_first_heading(full: str) -> None:
+def test_page_is_well_formed_and_has_one_first_heading(full):
     page = Page(full)
     assert page.open == []
     assert [tag for tag, _ in page.tags].count("h1") == 1
     assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
 
 
-def test_identifiers_are_unique_and_links_lead_somewhere(full: str) -> None:
+def test_identifiers_are_unique_and_links_lead_somewhere(full):
     found = [str(a["id"]) for _, a in Page(full).tags if "id" in a]
     assert len(found) == len(set(found))
     targets = [a.get("href") or a.get("xlink:href") or "" for _, a in Page(full).tags if "href" in a or "xlink:href" in a]
@@ -83,7 +82,7 @@ def test_identifiers_are_unique_and_links_lead_somewhere(full: str) -> None:
     assert {target[1:] for target in targets} <= set(found)
 
 
-def test_page_refers_to_nothing_outside_itself(full: str) -> None:
+def test_page_refers_to_nothing_outside_itself(full):
     for tag, attributes in Page(full).tags:
         assert tag not in ("link", "iframe", "object", "embed", "form", "img")
         for name in ("src", "href", "action", "xlink:href"):
@@ -92,7 +91,7 @@ def test_page_refers_to_nothing_outside_itself(full: str) -> None:
     assert "@import" not in full
 
 
-def test_policy_names_the_hash_of_the_only_script(full: str) -> None:
+def test_policy_names_the_hash_of_the_only_script(full):
     scripts = re.findall(r"<script>(.*?)</script>", full, flags=re.S)
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
     policy = next(
@@ -104,7 +103,7 @@ def test_policy_names_the_hash_of_the_only_script(full: str) -> None:
     assert policy.startswith("default-src 'none';")
 
 
-def test_every_metric_is_defined_once(full: str) -> None:
+def test_every_metric_is_defined_once(full):
     text = Page(full).text
     assert all(metric.definition in text for metric in METRICS.values())
 
@@ -112,14 +111,14 @@ def test_every_metric_is_defined_once(full: str) -> None:
 # Simulated or measured -----------------------------------------------------------------------------------------------
 
 
-def test_simulated_run_says_so_in_title_banner_and_headings(full: str) -> None:
+def test_simulated_run_says_so_in_title_banner_and_headings(full):
     assert re.search(r"<title>Simulated: ", full)
     assert "Every figure on this page is a prediction" in Page(full).text
     assert "No verdict: simulated run" in Page(full).text
     assert "reproduced" not in Page(full).text
 
 
-def test_measured_run_nowhere_says_simulated_but_in_the_definitions() -> None:
+def test_measured_run_nowhere_says_simulated_but_in_the_definitions():
     shown = Page(run_page(runs.small()))
     assert shown.text.lower().count("simulated") == 2  # the term, and where accuracy says so
     assert "Every figure on this page is a prediction" not in shown.text
@@ -128,7 +127,7 @@ def test_measured_run_nowhere_says_simulated_but_in_the_definitions() -> None:
 # What is missing -----------------------------------------------------------------------------------------------------
 
 
-def test_damaged_run_warns_first_and_lists_what_is_missing(damaged: Page) -> None:
+def test_damaged_run_warns_first_and_lists_what_is_missing(damaged):
     for words in (
         "Do not rely on this run",
         "the event loop woke up to 0.31 s late",
@@ -142,18 +141,18 @@ def test_damaged_run_warns_first_and_lists_what_is_missing(damaged: Page) -> Non
         assert words in damaged.text, words
 
 
-def test_failed_health_stands_before_the_verdict_it_spoils(damaged: Page, full: str) -> None:
+def test_failed_health_stands_before_the_verdict_it_spoils(damaged, full):
     assert damaged.text.index("Do not rely on this run") < damaged.text.index("Which engine")
     assert Page(full).text.index("The run is sound") > Page(full).text.index("Which engine")
 
 
-def test_verdict_of_a_failed_run_is_said_to_be_conditional(damaged: Page, full: str) -> None:
+def test_verdict_of_a_failed_run_is_said_to_be_conditional(damaged, full):
     words = "The verdict if the figures were reliable"
     assert damaged.text.index(words) < damaged.text.index("Which engine")
     assert words not in Page(full).text
 
 
-def test_long_list_of_what_is_missing_is_folded_and_lost_nowhere(full: str) -> None:
+def test_long_list_of_what_is_missing_is_folded_and_lost_nowhere(full):
     unjudged = [row for row in runs.simulated().metrics.findings if row.verdict == "not_measured"]
     assert len(unjudged) > 4
     text = Page(full).text
@@ -161,7 +160,7 @@ def test_long_list_of_what_is_missing_is_folded_and_lost_nowhere(full: str) -> N
     assert all(row.reason in text for row in unjudged)
 
 
-def test_claims_that_this_run_has_no_cell_for_are_one_line_to_open() -> None:
+def test_claims_that_this_run_has_no_cell_for_are_one_line_to_open():
     sample = runs.simulated()
     findings = tuple(change(row, verdict="not_measured") for row in sample.metrics.findings)
     shown = Page(run_page(runs.with_metrics(sample, findings=findings, cells=())))
@@ -169,7 +168,7 @@ def test_claims_that_this_run_has_no_cell_for_are_one_line_to_open() -> None:
     assert f"None of the {len(findings)} published claims: this run has no cell that they are about" in shown.text
 
 
-def test_doubts_about_windows_are_told_apart_from_failures(full: str) -> None:
+def test_doubts_about_windows_are_told_apart_from_failures(full):
     text = Page(full).text
     assert "doubts about the steady windows (they do not fail the run)" in text
     doubt = next(window_doubts(runs.simulated().metrics.cells))
@@ -177,20 +176,20 @@ def test_doubts_about_windows_are_told_apart_from_failures(full: str) -> None:
     assert "The run is sound" in text
 
 
-def test_run_without_a_cell_is_a_page_that_says_so() -> None:
+def test_run_without_a_cell_is_a_page_that_says_so():
     shown = Page(run_page(runs.with_metrics(runs.simulated(), cells=(), comparisons=(), findings=())))
     assert "Nothing was measured" in shown.text
     assert shown.open == []
 
 
-def test_no_number_is_nan_or_infinite(full: str) -> None:
+def test_no_number_is_nan_or_infinite(full):
     assert not re.search(r"\b(nan|inf|None|null)\b", re.sub(r"\. None (up to|where|without)", "", Page(full).text))
 
 
 # A stranger's text ---------------------------------------------------------------------------------------------------
 
 
-def test_hostile_text_stays_text(hostile: str) -> None:
+def test_hostile_text_stays_text(hostile):
     page = Page(hostile)
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert not any(tag == "img" for tag, _ in page.tags)
@@ -199,18 +198,18 @@ def test_hostile_text_stays_text(hostile: str) -> None:
     assert "\\u202egnp.exe\\u200b\\u0007" in page.text
 
 
-def test_no_invisible_character_reaches_the_page(hostile: str) -> None:
+def test_no_invisible_character_reaches_the_page(hostile):
     assert not set("\u202e\u200b\x07") & set(hostile)
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def write(source: Source, folder: Path) -> None:
+def write(source, folder):
     write_run_page(source, folder / "report.html", folder / "plots")
 
 
-def test_write_leaves_page_and_figures(tmp_path: Path) -> None:
+def test_write_leaves_page_and_figures(tmp_path):
     write(runs.small(), tmp_path)
     names = {path.stem for path in (tmp_path / "plots").glob("*.svg")}
     assert names == {path.stem for path in (tmp_path / "plots").glob("*.png")}
@@ -219,13 +218,13 @@ def test_write_leaves_page_and_figures(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
 
 
-def test_write_says_what_the_disk_refused(tmp_path: Path) -> None:
+def test_write_says_what_the_disk_refused(tmp_path):
     (tmp_path / "plots").write_text("a file where the folder should be")
     with pytest.raises(RecordError, match="plots: cannot write: File exists"):
         write(runs.with_metrics(runs.small(), cells=()), tmp_path)
 
 
-def test_question_of_the_study_stands_above_all() -> None:
+def test_question_of_the_study_stands_above_all():
     sample = runs.small()
     asked = replace(sample, manifest=change(sample.manifest, question="Is it fast?"))
     assert "<title>Is it fast?</title>" in run_page(runs.with_metrics(asked, cells=()))

@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "reports" / "examples").glob("*/r
 class Browser:
     """One Chromium and one page in it; every event it sent is kept in `events`."""
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, profile):
         from_us, to_us = os.pipe(), os.pipe()
         assert CHROMIUM is not None
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
@@ -64,7 +63,7 @@ class Browser:
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+    def call(self, method, **parameters):
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         if self.session:
@@ -78,16 +77,16 @@ class Browser:
                 return result
             self.events.append(answer)
 
-    def next_message(self) -> dict[str, Any]:
+    def next_message(self):
         while b"\0" not in self.rest:
-            read = self.into.read1(1 << 20)  # type: ignore[attr-defined]
+            read = self.into.read1(1 << 20)
             assert read, "Chromium has gone away"
             self.rest += read
         line, self.rest = self.rest.split(b"\0", 1)
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def open(self, page: Path, screen: tuple[int, int, bool], *, dark: bool = False) -> None:
+    def open(self, page, screen, *, dark=False):
         width, height, mobile = screen
         self.events.clear()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
@@ -97,21 +96,21 @@ class Browser:
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self.next_message())
 
-    def run(self, script: str) -> Any:
+    def run(self, script):
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def complaints(self) -> list[str]:
+    def complaints(self):
         """Everything the console, the log or an exception said."""
         said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         return [json.dumps(event["params"]) for event in self.events if event["method"] in said]
 
-    def requests(self) -> list[str]:
+    def requests(self):
         sent = [event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
         return [url for url in sent if not url.startswith("data:")]
 
-    def close(self) -> None:
+    def close(self):
         with contextlib.suppress(OSError):
             os.close(self.out)
         self.into.close()
@@ -120,14 +119,14 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(tmp_path_factory):
     found = Browser(tmp_path_factory.mktemp("profile"))
     yield found
     found.close()
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     found = {}
     for name in NAMES:
@@ -138,9 +137,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("name", NAMES)
-def test_page_is_silent_self_contained_and_as_wide_as_the_screen(
-    browser: Browser, pages: dict[str, Path], name: str, screen: tuple[int, int, bool]
-) -> None:
+def test_page_is_silent_self_contained_and_as_wide_as_the_screen(browser, pages, name, screen):
     browser.open(pages[name], screen)
     width = browser.run("document.documentElement.scrollWidth")
     assert browser.complaints() == []
@@ -149,14 +146,14 @@ def test_page_is_silent_self_contained_and_as_wide_as_the_screen(
     assert browser.run("document.querySelectorAll('figure svg[role=img]').length") > 10
 
 
-def test_strangers_text_neither_runs_nor_becomes_an_element(browser: Browser, pages: dict[str, Path]) -> None:
+def test_strangers_text_neither_runs_nor_becomes_an_element(browser, pages):
     browser.open(pages["hostile"], DESKTOP)
     assert browser.run("document.querySelectorAll('img, iframe, object, embed, link, form').length") == 0
     assert browser.run("document.scripts.length") == 1
     assert "<script>alert('x')</script>" in browser.run("document.body.innerText")
 
 
-def test_policy_stops_a_script_that_is_not_ours(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+def test_policy_stops_a_script_that_is_not_ours(browser, pages, tmp_path):
     broken = tmp_path / "injected.html"
     attack = "<script>window.ran = true</script><img src='https://127.0.0.1:9/x.png' onerror='window.ran = true'></main>"
     broken.write_text(pages["simulated"].read_text(encoding="utf-8").replace("</main>", attack), encoding="utf-8")
@@ -165,14 +162,14 @@ def test_policy_stops_a_script_that_is_not_ours(browser: Browser, pages: dict[st
     assert any("Content Security Policy" in complaint for complaint in browser.complaints())
 
 
-def test_first_screen_holds_question_verdict_and_simulation(browser: Browser, pages: dict[str, Path]) -> None:
+def test_first_screen_holds_question_verdict_and_simulation(browser, pages):
     browser.open(pages["simulated"], DESKTOP)
     bottom = "document.querySelector({!r}).getBoundingClientRect().bottom"
     for part in (".simulation", "h1", ".verdict", ".soundness .checks"):
         assert browser.run(bottom.format(part)) <= 900, part
 
 
-def test_a_click_on_a_header_sorts_its_table(browser: Browser, pages: dict[str, Path]) -> None:
+def test_a_click_on_a_header_sorts_its_table(browser, pages):
     browser.open(pages["simulated"], DESKTOP)
     rows = "Array.from(document.querySelectorAll('#levels ~ .scroll tbody tr'))"
     column = f"{rows}.map(row => parseFloat(row.cells[3].textContent))"
@@ -182,19 +179,19 @@ def test_a_click_on_a_header_sorts_its_table(browser: Browser, pages: dict[str, 
     assert before != sorted(before)
 
 
-def test_page_prints_on_few_sheets(browser: Browser, pages: dict[str, Path]) -> None:
+def test_page_prints_on_few_sheets(browser, pages):
     browser.open(pages["simulated"], DESKTOP)
     assert 5 <= sheets(browser) <= 20
 
 
-def sheets(browser: Browser) -> int:
+def sheets(browser):
     """How many sheets of paper the page that is open takes."""
     pdf = base64.b64decode(browser.call("Page.printToPDF", printBackground=True)["data"])
     assert pdf.startswith(b"%PDF")
     return pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ")
 
 
-def test_page_reads_without_javascript(browser: Browser, pages: dict[str, Path]) -> None:
+def test_page_reads_without_javascript(browser, pages):
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.open(pages["simulated"], DESKTOP)
@@ -209,12 +206,12 @@ def test_page_reads_without_javascript(browser: Browser, pages: dict[str, Path])
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", ["simulated", "damaged", "comparison"])
-def test_page_is_accessible(browser: Browser, pages: dict[str, Path], name: str, dark: bool) -> None:
+def test_page_is_accessible(browser, pages, name, dark):
     browser.open(pages[name], DESKTOP, dark=dark)
     assert violations(browser) == []
 
 
-def violations(browser: Browser) -> list[str]:
+def violations(browser):
     """What axe-core finds on the page that is open."""
     axe = os.environ.get("AXE_CORE")
     if not axe:
@@ -225,7 +222,7 @@ def violations(browser: Browser) -> list[str]:
     return found
 
 
-def test_choosing_a_cell_hides_the_rows_of_the_others(browser: Browser, pages: dict[str, Path]) -> None:
+def test_choosing_a_cell_hides_the_rows_of_the_others(browser, pages):
     browser.open(pages["simulated"], DESKTOP)
     shown = "Array.from(document.querySelectorAll('#levels ~ .scroll tbody tr')).filter(r => !r.hidden).length"
     whole = browser.run(shown)
@@ -235,7 +232,7 @@ def test_choosing_a_cell_hides_the_rows_of_the_others(browser: Browser, pages: d
     assert 0 < browser.run(shown) < whole
 
 
-def test_a_command_is_copied_or_at_least_selected(browser: Browser, pages: dict[str, Path]) -> None:
+def test_a_command_is_copied_or_at_least_selected(browser, pages):
     browser.open(pages["simulated"], DESKTOP)
     browser.run("document.querySelector('.command .copy').click()")
     assert browser.run("document.querySelector('.copy').textContent") in ("Copied", "Selected")
@@ -243,7 +240,7 @@ def test_a_command_is_copied_or_at_least_selected(browser: Browser, pages: dict[
 
 
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_index_is_silent_and_as_wide_as_the_screen(browser: Browser, tmp_path: Path, screen: tuple[int, int, bool]) -> None:
+def test_index_is_silent_and_as_wide_as_the_screen(browser, tmp_path, screen):
     sample = runs.simulated()
     entry = Entry('a "run" & <more>', sample.metrics, sample.manifest, paged=True)
     page = tmp_path / "index.html"
@@ -257,9 +254,7 @@ def test_index_is_silent_and_as_wide_as_the_screen(browser: Browser, tmp_path: P
 
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
-def test_finished_example_is_silent_and_as_wide_as_the_screen(
-    browser: Browser, page: Path, screen: tuple[int, int, bool]
-) -> None:
+def test_finished_example_is_silent_and_as_wide_as_the_screen(browser, page, screen):
     browser.open(page, screen)
     assert browser.complaints() == []
     assert browser.requests() == [page.as_uri()]
@@ -267,7 +262,7 @@ def test_finished_example_is_silent_and_as_wide_as_the_screen(
 
 
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
-def test_finished_example_prints_and_names_no_machine(browser: Browser, page: Path) -> None:
+def test_finished_example_prints_and_names_no_machine(browser, page):
     browser.open(page, DESKTOP)
     assert 5 <= sheets(browser) <= 24
     assert page.stat().st_size < 700_000
@@ -275,10 +270,10 @@ def test_finished_example_prints_and_names_no_machine(browser: Browser, page: Pa
 
 
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.parent.name)
-def test_finished_example_is_accessible(browser: Browser, page: Path) -> None:
+def test_finished_example_is_accessible(browser, page):
     browser.open(page, DESKTOP)
     assert violations(browser) == []
 
 
-def test_there_is_an_example_of_a_demo_of_real_engines_and_of_a_damaged_run() -> None:
+def test_there_is_an_example_of_a_demo_of_real_engines_and_of_a_damaged_run():
     assert {"demo", "cpu", "damaged"} <= {page.parent.name for page in EXAMPLES}

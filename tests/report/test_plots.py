@@ -10,11 +10,9 @@ import matplotlib
 import pytest
 
 from loadtest.metrics.figures import unknown
-from loadtest.metrics.level_schema import LevelFigures
-from loadtest.metrics.schema import Metrics
 from loadtest.report.formatting import number, span
 from loadtest.report.plots.catalogue import draw_run, run_figures
-from loadtest.report.plots.figure import HEADER_INCHES, LOOKS, PNG_DPI, Drawing, Figure, draw
+from loadtest.report.plots.figure import HEADER_INCHES, LOOKS, PNG_DPI, draw
 from tests.support import runs
 from tests.support.pages import page
 from tests.support.runs import change, without_distribution
@@ -27,24 +25,24 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def drawings() -> dict[str, Drawing]:
+def drawings():
     return {drawing.figure.name: drawing for drawing in draw_run(runs.simulated().metrics)}
 
 
-def figures(metrics: Metrics) -> dict[str, Figure]:
+def figures(metrics):
     return {figure.name: figure for figure in run_figures(metrics)}
 
 
-def test_study_gives_every_figure_once(drawings: dict[str, Drawing]) -> None:
+def test_study_gives_every_figure_once(drawings):
     assert list(drawings) == NAMES
 
 
-def test_every_title_of_a_simulated_run_says_so_and_of_a_measured_run_does_not(drawings: dict[str, Drawing]) -> None:
+def test_every_title_of_a_simulated_run_says_so_and_of_a_measured_run_does_not(drawings):
     assert all("(simulated)" in drawing.figure.title for drawing in drawings.values())
     assert not any("simulated" in figure.title for figure in run_figures(runs.measured().metrics))
 
 
-def test_files_carry_the_label_in_their_own_titles(drawings: dict[str, Drawing]) -> None:
+def test_files_carry_the_label_in_their_own_titles(drawings):
     for drawing in drawings.values():
         root = ElementTree.fromstring(drawing.svg)
         shown = {"".join(text.itertext()) for text in root.iter(f"{SVG}text")}
@@ -52,13 +50,13 @@ def test_files_carry_the_label_in_their_own_titles(drawings: dict[str, Drawing])
     assert b"(simulated)" in drawings["ttft"].png()  # the PNG's Title
 
 
-def test_one_panel_for_each_deployment_and_one_view_box_for_each_panel(drawings: dict[str, Drawing]) -> None:
+def test_one_panel_for_each_deployment_and_one_view_box_for_each_panel(drawings):
     titles = [panel.title for panel in drawings["ttft"].figure.panels]
     assert titles == ["QwQ-32B-AWQ, 1 GPU", "QwQ-32B-AWQ, 2 GPUs", "QwQ-32B, 2 GPUs"]
     assert all(len(d.boxes) == len(d.figure.panels) for d in drawings.values())
 
 
-def test_page_form_has_unique_identifiers_and_no_fixed_colour(drawings: dict[str, Drawing]) -> None:
+def test_page_form_has_unique_identifiers_and_no_fixed_colour(drawings):
     identifiers = [one for d in drawings.values() for one in re.findall(r' id="([^"]+)"', d.inner)]
     for one in set(identifiers):
         owners = [d.figure.name for d in drawings.values() if f' id="{one}"' in d.inner]
@@ -69,18 +67,18 @@ def test_page_form_has_unique_identifiers_and_no_fixed_colour(drawings: dict[str
         assert "<style" not in drawing.inner
 
 
-def test_same_metrics_draw_the_same_bytes(drawings: dict[str, Drawing]) -> None:
+def test_same_metrics_draw_the_same_bytes(drawings):
     assert draw(drawings["ttft"].figure).svg == drawings["ttft"].svg
 
 
-def test_png_is_one_picture_of_the_size_of_its_panels(drawings: dict[str, Drawing]) -> None:
+def test_png_is_one_picture_of_the_size_of_its_panels(drawings):
     drawing = drawings["ttft"]
     width, height = struct.unpack(">II", drawing.png()[16:24])
     assert width == round(3 * drawing.figure.width_inches * PNG_DPI)
     assert height == pytest.approx((drawing.figure.height_inches + HEADER_INCHES) * PNG_DPI, abs=1)
 
 
-def test_table_under_a_figure_holds_value_interval_and_sample_size(drawings: dict[str, Drawing]) -> None:
+def test_table_under_a_figure_holds_value_interval_and_sample_size(drawings):
     table = drawings["tokens-per-s-total"].figure.table
     total = runs.simulated().metrics.cells[0].levels[1].output_tokens_per_s
     assert table.head == ("cell", "concurrency", "n", "tokens/s", "95 % CI")
@@ -88,11 +86,11 @@ def test_table_under_a_figure_holds_value_interval_and_sample_size(drawings: dic
     assert table.rows[1] == ("SGLang-sim QwQ-32B-AWQ, 1 GPU", "4", "40", number(total.value), span(total))
 
 
-def test_unknown_quantile_is_a_dash_with_the_n_it_needs(drawings: dict[str, Drawing]) -> None:
+def test_unknown_quantile_is_a_dash_with_the_n_it_needs(drawings):
     assert drawings["ttft"].figure.table.rows[0][-2:] == ("—", "needs n ≥ 36")
 
 
-def test_ratio_table_names_the_faster_engine() -> None:
+def test_ratio_table_names_the_faster_engine():
     sample = runs.with_comparisons(
         runs.measured(),
         lambda row: change(row, verdict="faster" if row.metric == "ttft_s" else "equal"),
@@ -103,17 +101,17 @@ def test_ratio_table_names_the_faster_engine() -> None:
     assert {row[5] for row in rows if row[0] == "Time to final answer"} == {"equal"}
 
 
-def test_axis_of_a_ratio_says_which_side_is_better(drawings: dict[str, Drawing]) -> None:
+def test_axis_of_a_ratio_says_which_side_is_better(drawings):
     assert b"below 1: SGLang better" in drawings["ratios"].svg
     assert b"above 1: SGLang better" in drawings["ratios"].svg
 
 
-def test_grey_tells_engines_apart_by_marker_and_dash() -> None:
+def test_grey_tells_engines_apart_by_marker_and_dash():
     looks = list(LOOKS.values())
     assert len({look.marker for look in looks}) == len({look.dash for look in looks}) == len(looks)
 
 
-def without_curves(level: LevelFigures) -> LevelFigures:
+def without_curves(level):
     """A level whose requests left nothing to draw."""
     empty = change(
         level.curves,
@@ -134,8 +132,8 @@ def without_curves(level: LevelFigures) -> LevelFigures:
         ("tokens_per_s_per_user", {"tokens-per-s-per-user", "pareto", "roofline"}),
     ],
 )
-def test_figures_that_no_level_has_cost_their_plot_and_no_other(missing: str, gone: set[str]) -> None:
-    def edit(level: LevelFigures) -> LevelFigures:
+def test_figures_that_no_level_has_cost_their_plot_and_no_other(missing, gone):
+    def edit(level):
         if missing == "curves":
             return without_curves(level)
         if missing == "output_tokens_per_s":
@@ -145,21 +143,21 @@ def test_figures_that_no_level_has_cost_their_plot_and_no_other(missing: str, go
     assert set(NAMES) - set(figures(runs.with_levels(runs.simulated(), edit).metrics)) == gone
 
 
-def test_level_without_requests_has_no_time_line() -> None:
+def test_level_without_requests_has_no_time_line():
     asked_nothing = runs.with_levels(runs.simulated(), lambda level: change(level, n_requests=0))
     assert {"server", "timeline"} & set(figures(asked_nothing.metrics)) == set()
 
 
-def test_damaged_run_is_drawn_without_the_missing_cells() -> None:
+def test_damaged_run_is_drawn_without_the_missing_cells():
     assert sorted(re.findall(r'id="figure-([^"]+)"', page("damaged"))) == sorted(NAMES)
 
 
-def test_run_without_a_level_has_no_figure() -> None:
+def test_run_without_a_level_has_no_figure():
     sample = runs.with_cells(runs.simulated(), lambda cell: change(cell, levels=()))
     assert run_figures(sample.metrics) == ()
 
 
-def test_global_state_of_matplotlib_is_left_as_it_was(drawings: dict[str, Drawing]) -> None:
+def test_global_state_of_matplotlib_is_left_as_it_was(drawings):
     before = dict(matplotlib.rcParams)
     draw(drawings["roofline"].figure)
     assert dict(matplotlib.rcParams) == before

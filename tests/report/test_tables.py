@@ -9,7 +9,6 @@ from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import cells_of
 from loadtest.report.checklist import gate_checks
-from loadtest.report.page import Source
 from loadtest.report.plots.figure import Table
 from loadtest.report.tables import (
     capacity_table,
@@ -23,7 +22,7 @@ from tests.support import runs
 from tests.support.runs import change
 
 
-def test_commands_are_those_of_the_run_the_engines_and_the_load_without_folders() -> None:
+def test_commands_are_those_of_the_run_the_engines_and_the_load_without_folders():
     load = (
         "/usr/bin/python",
         "-m",
@@ -55,18 +54,18 @@ def test_commands_are_those_of_the_run_the_engines_and_the_load_without_folders(
         ("value", None, "", "—"),
     ],
 )
-def test_figure_of_a_claim_carries_its_unit(kind: str, measured: object, metric: str, text: str) -> None:
+def test_figure_of_a_claim_carries_its_unit(kind, measured, metric, text):
     metrics = runs.simulated().metrics
     row = change(metrics.findings[0], kind=kind, measured=measured, metric=metric)
     assert findings(change(metrics, findings=(row,)))[0].measured == text
 
 
-def test_columns_of_numbers_stand_flush_right() -> None:
+def test_columns_of_numbers_stand_flush_right():
     rows = (("vLLM", "1,234", "34.1 to 35.7", "—\nneeds n ≥ 6", "0.32.0"), ("SGLang", "−0.5", "—", "7\n6 to 8", "0.5.15"))
     assert Table(("cell", "a", "b", "c", "version"), rows).numeric == (False, True, True, True, False)
 
 
-def test_a_level_shows_each_figure_with_its_interval_or_the_n_that_it_needs() -> None:
+def test_a_level_shows_each_figure_with_its_interval_or_the_n_that_it_needs():
     table = levels_table(cells_of(runs.simulated().metrics))
     first, second = (dict(zip(table.head, row, strict=True)) for row in table.rows[:2])
     assert (first["concurrency"], first["n"], second["n"]) == ("1", "12", "40")
@@ -76,7 +75,7 @@ def test_a_level_shows_each_figure_with_its_interval_or_the_n_that_it_needs() ->
     assert any("Known at no level: right answers" in note for note in table.notes)
 
 
-def test_waits_in_the_load_generator_are_a_note_where_there_are_any() -> None:
+def test_waits_in_the_load_generator_are_a_note_where_there_are_any():
     sample = runs.simulated()
     assert "load generator" not in " ".join(levels_table(cells_of(sample.metrics)).notes)
     waited = runs.with_levels(
@@ -89,7 +88,7 @@ def test_waits_in_the_load_generator_are_a_note_where_there_are_any() -> None:
     assert "at concurrency 1: 0.400 s 0.300 to 0.500" in note
 
 
-def test_failures_have_a_column_where_they_occurred_and_are_named_where_not() -> None:
+def test_failures_have_a_column_where_they_occurred_and_are_named_where_not():
     sample = runs.with_levels(runs.simulated(), lambda level: change(level, outcomes={"ok": 10, "truncated": 2}))
     table = failures_table(cells_of(sample.metrics))
     row = dict(zip(table.head, table.rows[0], strict=True))
@@ -98,7 +97,7 @@ def test_failures_have_a_column_where_they_occurred_and_are_named_where_not() ->
     assert "truncated" not in table.notes[0]
 
 
-def test_capacity_is_a_row_for_each_cell_with_a_level() -> None:
+def test_capacity_is_a_row_for_each_cell_with_a_level():
     sample = runs.simulated()
     table = capacity_table(cells_of(sample.metrics), sample.metrics, sample.manifest)
     assert table is not None
@@ -107,7 +106,7 @@ def test_capacity_is_a_row_for_each_cell_with_a_level() -> None:
     assert capacity_table(cells_of(runs.small().metrics), runs.small().metrics, runs.small().manifest) is None
 
 
-def test_contract_marks_what_was_not_kept_and_what_differs() -> None:
+def test_contract_marks_what_was_not_kept_and_what_differs():
     sample = runs.simulated()
     told = (
         ContractFacts(effective={"kv_dtype": "fp8"}, violations=("kv_dtype: expected auto, got fp8",)),
@@ -125,11 +124,11 @@ def test_contract_marks_what_was_not_kept_and_what_differs() -> None:
 # Checks --------------------------------------------------------------------------------------------------------------
 
 
-def completeness(source: Source) -> str:
+def completeness(source):
     return next(one.words for one in gate_checks(source.metrics, source.manifest) if one.name == "Completeness")
 
 
-def test_a_run_that_ended_says_how_many_of_its_requests_failed() -> None:
+def test_a_run_that_ended_says_how_many_of_its_requests_failed():
     sample = runs.small()
     assert completeness(sample) == "every cell and level has ended"
     n = sum(level.n_requests for cell in sample.metrics.cells for level in cell.levels)
@@ -137,11 +136,11 @@ def test_a_run_that_ended_says_how_many_of_its_requests_failed() -> None:
     assert completeness(failed) == f"every cell and level has ended, but {0.75 * n:.0f} of {n} requests failed"
 
 
-def test_an_incomplete_run_says_why() -> None:
+def test_an_incomplete_run_says_why():
     torn = runs.with_metrics(runs.with_levels(runs.small(), lambda level: change(level, torn_lines=1)), complete=False)
     assert completeness(torn) == "incomplete: some records are torn"
 
 
-def test_the_health_of_a_fast_forwarded_run_has_no_load_generator() -> None:
+def test_the_health_of_a_fast_forwarded_run_has_no_load_generator():
     check = gate_checks(runs.simulated().metrics, runs.simulated().manifest)[0]
     assert (check.state, check.words) == ("none", "none ran: simulated in virtual time")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from loadtest import cli, resources
@@ -16,23 +14,23 @@ OWN = resources.path("reports/templates/style.css").parent
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     made = tmp_path / "templates"
     made.mkdir()
     return made
 
 
-def index(folder: Path | None, **values: object) -> str:
+def index(folder, **values):
     return Templates(folder).render("index.html.j2", **({"title": "Runs", "simulated": False, "rows": ()} | values))
 
 
-def edited(folder: Path, name: str, old: str, new: str) -> None:
+def edited(folder, name, old, new):
     text = (OWN / name).read_text(encoding="utf-8")
     assert old in text
     (folder / name).write_text(text.replace(old, new), encoding="utf-8")
 
 
-def test_a_file_of_the_folder_replaces_that_of_the_package_and_the_others_stay(folder: Path) -> None:
+def test_a_file_of_the_folder_replaces_that_of_the_package_and_the_others_stay(folder):
     edited(folder, "index.html.j2", "newest first", "the newest first of all")
     (folder / "style.css").write_text("h1 { color: teal }", encoding="utf-8")
     page = index(folder)
@@ -42,19 +40,19 @@ def test_a_file_of_the_folder_replaces_that_of_the_package_and_the_others_stay(f
     assert "the newest first of all" not in index(None)
 
 
-def test_policy_of_the_page_follows_an_edited_script(folder: Path) -> None:
+def test_policy_of_the_page_follows_an_edited_script(folder):
     (folder / "page.js").write_text("var ours;", encoding="utf-8")
     page, own = index(folder), index(None)
     assert "<script>var ours;</script>" in page
     assert page.partition("'sha256-")[2][:44] != own.partition("'sha256-")[2][:44]
 
 
-def test_text_stays_text_in_an_edited_template(folder: Path) -> None:
+def test_text_stays_text_in_an_edited_template(folder):
     (folder / "index.html.j2").write_text("<p>{{ title }}</p>", encoding="utf-8")
     assert index(folder, title="<script>x</script>") == "<p>&lt;script&gt;x&lt;/script&gt;</p>"
 
 
-def test_a_template_cannot_reach_into_python(folder: Path) -> None:
+def test_a_template_cannot_reach_into_python(folder):
     (folder / "index.html.j2").write_text("{{ title.__class__.__mro__ }}", encoding="utf-8")
     with pytest.raises(UsageError, match=r"index\.html\.j2:1: "):
         index(folder)
@@ -70,7 +68,7 @@ def test_a_template_cannot_reach_into_python(folder: Path) -> None:
         ("\n\n{% include 'none.j2' %}", 3, "none.j2"),
     ],
 )
-def test_a_template_with_an_error_is_named_with_its_line(folder: Path, text: str, line: int, said: str) -> None:
+def test_a_template_with_an_error_is_named_with_its_line(folder, text, line, said):
     path = folder / "index.html.j2"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError) as caught:
@@ -81,7 +79,7 @@ def test_a_template_with_an_error_is_named_with_its_line(folder: Path, text: str
     assert "\n" not in message
 
 
-def test_an_error_in_a_shared_part_is_named_where_it_is(folder: Path) -> None:
+def test_an_error_in_a_shared_part_is_named_where_it_is(folder):
     edited(folder, "parts.html.j2", "{{ line.answer }}", "{{ line.anser }}")
     with pytest.raises(UsageError, match=r"parts\.html\.j2:\d+: .*anser") as caught:
         Templates(folder).render("comparison.html.j2", **page_values())
@@ -89,26 +87,26 @@ def test_an_error_in_a_shared_part_is_named_where_it_is(folder: Path) -> None:
     assert "line.anser" in (folder / "parts.html.j2").read_text(encoding="utf-8").splitlines()[line - 1]
 
 
-def page_values() -> dict[str, object]:
+def page_values():
     lines = ({"asks": "a", "because": "b", "answer": "c"},)
     return {"title": "t", "simulated": False, "question": "q", "runs": (), "different": None, "failed": (),
             "decisions": [("x", "y", lines)]}  # fmt: skip
 
 
-def test_a_file_that_is_no_text_is_an_error(folder: Path) -> None:
+def test_a_file_that_is_no_text_is_an_error(folder):
     (folder / "style.css").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(UsageError, match=r"style\.css: "):
         index(folder)
 
 
-def test_a_wrong_folder_says_what_was_expected(folder: Path) -> None:
+def test_a_wrong_folder_says_what_was_expected(folder):
     with pytest.raises(UsageError, match="nowhere: expected a folder of templates, found none; loadtest init"):
         Templates(folder / "nowhere")
     with pytest.raises(UsageError, match=r"expected at least one of comparison\.html\.j2, .*, found none; init puts them"):
         Templates(folder)
 
 
-def test_init_then_a_changed_heading_then_a_report_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_then_a_changed_heading_then_a_report_with_it(tmp_path, capsys):
     run = builders.write(builders.study(levels=(1,), n=6), tmp_path / "run")
     assert cli.main(["init", str(tmp_path / "mine")]) == 0
     mine = tmp_path / "mine" / "reports" / "templates"
@@ -121,5 +119,5 @@ def test_init_then_a_changed_heading_then_a_report_with_it(tmp_path: Path, capsy
     assert capsys.readouterr().err.startswith(f"loadtest: {mine / 'page.html.j2'}:1: ")
 
 
-def test_the_pages_do_not_need_a_folder_of_their_own() -> None:
+def test_the_pages_do_not_need_a_folder_of_their_own():
     assert run_page(runs.with_metrics(runs.small(), cells=())).startswith("<!DOCTYPE html>")

@@ -31,18 +31,18 @@ class Served:
     tpot_s: float
 
 
-def recorded(path: Path = TRACE) -> list[dict[str, float]]:
+def recorded(path=TRACE):
     """The rows of the trace, by arrival."""
     with path.open(encoding="utf-8") as lines:
         rows = [{key: float(value) for key, value in row.items() if key != "request_id"} for row in csv.DictReader(lines)]
     return sorted(rows, key=lambda row: row["arrival_s"])
 
 
-def real(rows: list[dict[str, float]]) -> list[Served]:
+def real(rows):
     return [Served(row["queue_s"], row["ttft_s"], row["tpot_ms"] / 1e3) for row in rows]
 
 
-def replayed(rows: list[dict[str, float]]) -> list[Served]:
+def replayed(rows):
     """The same requests at the same times through the simulated engine."""
     deployment = Deployment(models.model("llama-3.1-8b"), gpus.gpu("rtx-4090"), 1, "vllm-sim")
     made = simulate(deployment, kv_tokens=KV_TOKENS, context_tokens=8192)

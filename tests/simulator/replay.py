@@ -6,13 +6,11 @@ is driven over HTTP differ by transport and lateness alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from loadtest.errors import UsageError
-from loadtest.perfmodel.step_time import StepWork
 from loadtest.simulator.core.chat import Chat
-from loadtest.simulator.core.engine import Engine, EngineConfig
+from loadtest.simulator.core.engine import Engine
 from loadtest.simulator.core.sequence import Request, Sequence
 
 
@@ -45,15 +43,15 @@ class _Live:
 
 
 def fast_forward(
-    config: EngineConfig,
-    step_time_s: Callable[[StepWork], float],
-    chats: Iterable[Chat],
-    concurrency: int,
+    config,
+    step_time_s,
+    chats,
+    concurrency,
     *,
-    start_s: float = 0.0,
-    until_s: float = float("inf"),
-    engine: Engine | None = None,
-) -> Iterator[Timeline]:
+    start_s=0.0,
+    until_s=float("inf"),
+    engine=None,
+):
     """Keep exactly `concurrency` requests in flight until `chats` runs out or `until_s` comes; timelines in order of end.
 
     Each stream sends its next request in the instant its last one ends. Requests that `until_s` cuts come last, with
@@ -87,7 +85,7 @@ def fast_forward(
         yield _timeline(cut, None, until_s)
 
 
-def _send(engine: Engine, source: Iterator[tuple[int, Chat]], live: dict[str, _Live], user: int, now_s: float) -> None:
+def _send(engine, source, live, user, now_s):
     index, chat = next(source, (0, None))
     if chat is None:
         return
@@ -97,7 +95,7 @@ def _send(engine: Engine, source: Iterator[tuple[int, Chat]], live: dict[str, _L
     live[request_id] = _Live(index, user, chat, engine.sequences[request_id], [])
 
 
-def _timeline(live: _Live, finished_s: float | None, ended_s: float) -> Timeline:
+def _timeline(live, finished_s, ended_s):
     output, sequence = live.chat.output, live.sequence
     n = len(live.token_s)
     silent = set()  # tokens without text, from 1

@@ -22,24 +22,24 @@ from tests.simulator import replay
 VLLM, SGLANG = behaviour("vllm-sim"), behaviour("sglang-sim")
 
 
-def prompt(tokens: int, name: str = "a") -> str:
+def prompt(tokens, name="a"):
     """A prompt of so many tokens that shares nothing with one of another name."""
     return "".join(f"{name}{i:03d}"[-TOKEN_CHARS:] for i in range(tokens))
 
 
-def by_hand(work: StepWork) -> float:
+def by_hand(work):
     return 1 + work.prefill_tokens / 16 + work.decode_streams / 8
 
 
-def unit(work: StepWork) -> float:
+def unit(work):
     return 1.0
 
 
-def engine(kind: str, kv_tokens: int, step_time_s=unit, **limits: int) -> Engine:
+def engine(kind, kv_tokens, step_time_s=unit, **limits):
     return Engine(EngineConfig(behaviour=behaviour(kind), kv_tokens=kv_tokens, **limits), step_time_s)
 
 
-def run(it: Engine, until_s: float = 1e6) -> dict[str, list[float]]:
+def run(it, until_s=1e6):
     """Token times of every request; preemptions are left out."""
     times: dict[str, list[float]] = {}
     for event in it.advance(until_s):
@@ -48,7 +48,7 @@ def run(it: Engine, until_s: float = 1e6) -> dict[str, list[float]]:
     return times
 
 
-def two_requests(kind: str) -> dict[str, list[float]]:
+def two_requests(kind):
     it = engine(kind, 1024, by_hand, prefill_budget_tokens=24)
     it.submit(Request(id="A", prompt=prompt(16, "a"), output_tokens=3), 0.0)
     events = it.advance(0.5)
@@ -57,19 +57,19 @@ def two_requests(kind: str) -> dict[str, list[float]]:
     return run(it)
 
 
-def test_mixed_batches_by_hand() -> None:
+def test_mixed_batches_by_hand():
     # 0: A 16 prefill = 2. 2: A decodes, B's first 23 of the budget = 1 + 23/16 + 1/8. 4.5625: A decodes, B's last 9.
     assert two_requests("vllm-sim") == {"A": [2.0, 4.5625, 6.25], "B": [6.25, 7.375]}
 
 
-def test_prefill_first_by_hand() -> None:
+def test_prefill_first_by_hand():
     # 0: A 16 = 2. 2: B 24 alone = 2.5. 4.5: B's last 8 = 1.5. 6: both decode = 1.25. 7.25: A alone = 1.125.
     assert two_requests("sglang-sim") == {"A": [2.0, 7.25, 8.375], "B": [6.0, 7.25]}
 
 
-def test_work_of_a_step_counts_pairs_and_context() -> None:
+def test_work_of_a_step_counts_pairs_and_context():
     seen: list[StepWork] = []
-    it = engine("vllm-sim", 1024, lambda work: seen.append(work) or 1.0, prefill_budget_tokens=6)  # type: ignore[func-returns-value]
+    it = engine("vllm-sim", 1024, lambda work: seen.append(work) or 1.0, prefill_budget_tokens=6)
     it.submit(Request(id="A", prompt=prompt(10), output_tokens=3), 0.0)
     run(it)
     assert seen == [
@@ -80,7 +80,7 @@ def test_work_of_a_step_counts_pairs_and_context() -> None:
     ]
 
 
-def test_preemption_by_recompute_by_hand() -> None:
+def test_preemption_by_recompute_by_hand():
     it = engine("vllm-sim", 64)
     for name in "AB":
         it.submit(Request(id=name, prompt=prompt(16, name), output_tokens=20), 0.0)
@@ -93,7 +93,7 @@ def test_preemption_by_recompute_by_hand() -> None:
     assert it.totals.generation_tokens == 40
 
 
-def test_retraction_by_hand() -> None:
+def test_retraction_by_hand():
     it = engine("sglang-sim", 100)
     for name in "AB":
         it.submit(Request(id=name, prompt=prompt(4, name), output_tokens=54), 0.0)
@@ -103,14 +103,14 @@ def test_retraction_by_hand() -> None:
     assert [(e.time_s, e.request_id) for e in events if e.kind == "finished"] == [(54.0, "A"), (61.0, "B")]
 
 
-def test_retraction_takes_the_longest_prompt_among_equals() -> None:
+def test_retraction_takes_the_longest_prompt_among_equals():
     it = engine("sglang-sim", 104)
     it.submit(Request(id="long", prompt=prompt(8, "l"), output_tokens=54), 0.0)
     it.submit(Request(id="short", prompt=prompt(4, "s"), output_tokens=54), 0.0)
     assert [(e.time_s, e.request_id) for e in it.advance(1e6) if e.kind == "preempted"] == [(48.0, "long")]
 
 
-def test_admission_holds_back_output_of_running_requests() -> None:
+def test_admission_holds_back_output_of_running_requests():
     it = engine("sglang-sim", 64)
     for name in "AB":
         it.submit(Request(id=name, prompt=prompt(16, name), output_tokens=20), 0.0)
@@ -120,7 +120,7 @@ def test_admission_holds_back_output_of_running_requests() -> None:
     assert times["B"] == list(range(21, 41))
 
 
-def test_max_running_is_a_limit() -> None:
+def test_max_running_is_a_limit():
     it = engine("vllm-sim", 1024, max_running=2)
     for name in "ABC":
         it.submit(Request(id=name, prompt=prompt(4, name), output_tokens=2), 0.0)
@@ -128,7 +128,7 @@ def test_max_running_is_a_limit() -> None:
 
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
-def test_queue_limit_refuses(kind: str) -> None:
+def test_queue_limit_refuses(kind):
     it = engine(kind, 1024, max_running=1, max_queued=1)
     for name, now_s in (("A", 0.0), ("B", 0.5)):
         it.submit(Request(id=name, prompt=prompt(4, name), output_tokens=5), now_s)
@@ -139,7 +139,7 @@ def test_queue_limit_refuses(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "cached"), [("vllm-sim", 32), ("sglang-sim", 39)])
-def test_same_prompt_again_is_cached_but_for_its_last_token(kind: str, cached: int) -> None:
+def test_same_prompt_again_is_cached_but_for_its_last_token(kind, cached):
     it = engine(kind, 1024, by_hand)
     it.submit(Request(id="A", prompt=prompt(40), output_tokens=2), 0.0)
     run(it)
@@ -152,7 +152,7 @@ def test_same_prompt_again_is_cached_but_for_its_last_token(kind: str, cached: i
 
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
-def test_flush_forgets_and_switch_disables(kind: str) -> None:
+def test_flush_forgets_and_switch_disables(kind):
     for flushed, config in ((True, {}), (False, {"prefix_cache": False})):
         it = engine(kind, 1024, **config)
         it.submit(Request(id="A", prompt=prompt(40), output_tokens=2), 0.0)
@@ -166,7 +166,7 @@ def test_flush_forgets_and_switch_disables(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
-def test_abort_frees_everything(kind: str) -> None:
+def test_abort_frees_everything(kind):
     it = engine(kind, 1024, max_running=1)
     for name in "AB":
         it.submit(Request(id=name, prompt=prompt(20, name), output_tokens=50), 0.0)
@@ -179,7 +179,7 @@ def test_abort_frees_everything(kind: str) -> None:
     assert it.next_time_s() is None
 
 
-def test_bad_requests_are_refused() -> None:
+def test_bad_requests_are_refused():
     it = engine("vllm-sim", 64)
     with pytest.raises(UsageError, match="multiple of 4 characters, got 3"):
         Request(id="A", prompt="abc", output_tokens=1)
@@ -195,7 +195,7 @@ def test_bad_requests_are_refused() -> None:
 # -- conservation and invariants -------------------------------------------------------------------------------------------
 
 
-def check_blocks(it: Engine, cache: BlockCache) -> None:
+def check_blocks(it, cache):
     held = Counter(block for s in it.sequences.values() for block in s.holding.blocks)
     assert [held[block] for block in range(len(cache._references))] == cache._references
     assert set(cache._free) == {block for block, n in enumerate(cache._references) if n == 0}
@@ -203,7 +203,7 @@ def check_blocks(it: Engine, cache: BlockCache) -> None:
     assert cache.used_tokens() == len(held) * cache.page_tokens
 
 
-def check_tree(it: Engine, cache: RadixCache) -> None:
+def check_tree(it, cache):
     holders: Counter[_Node] = Counter()
     for sequence in it.sequences.values():
         node = sequence.holding.node
@@ -219,11 +219,11 @@ def check_tree(it: Engine, cache: RadixCache) -> None:
     assert all(node.parent.children[node.key[:TOKEN_CHARS]] is node for node in nodes if node.parent)
 
 
-def depth(node: _Node | None) -> int:
+def depth(node):
     return 0 if node is None else node.tokens + depth(node.parent)
 
 
-def check(it: Engine) -> None:
+def check(it):
     """Everything that must hold between two steps."""
     if isinstance(it.cache, BlockCache):
         check_blocks(it, it.cache)
@@ -257,7 +257,7 @@ load = st.lists(
     seats=st.integers(1, 6),
     load=load,
 )
-def test_random_load_conserves_tokens_and_cache(kind: str, kv: int, budget: int, seats: int, load: list) -> None:
+def test_random_load_conserves_tokens_and_cache(kind, kv, budget, seats, load):
     it = engine(kind, kv, by_hand, prefill_budget_tokens=budget, max_running=seats)
     moments = [(at, "submit", i) for i, (at, *_) in enumerate(load)]
     moments += [(max(gone, load[i][0]), "abort", i) for i, (*_, gone) in enumerate(load) if gone is not None]
@@ -290,11 +290,11 @@ def test_random_load_conserves_tokens_and_cache(kind: str, kv: int, budget: int,
 class Walking(Engine):
     """An engine that never leaps."""
 
-    def leap(self, until_s: float) -> None:
+    def leap(self, until_s):
         return None
 
 
-def chats(kind: str, work: list[tuple[int, int, int]], kv_tokens: int) -> list[chat.Chat]:
+def chats(kind, work, kv_tokens):
     served = chat.Served(behaviour=behaviour(kind), model="m", context_tokens=kv_tokens - 16, kv_tokens=kv_tokens)
     made = []
     for i, (n_prompt, thinking, answer) in enumerate(work):
@@ -312,10 +312,10 @@ def chats(kind: str, work: list[tuple[int, int, int]], kv_tokens: int) -> list[c
     kv=st.integers(200, 500),
     until_s=st.one_of(st.just(1e9), st.floats(1, 300)),
 )
-def test_leaping_equals_walking(kind: str, work: list, concurrency: int, kv: int, until_s: float) -> None:
+def test_leaping_equals_walking(kind, work, concurrency, kv, until_s):
     config = EngineConfig(behaviour=behaviour(kind), kv_tokens=kv, max_running=4)
 
-    def step_time_s(w: StepWork) -> float:
+    def step_time_s(w):
         return by_hand(w) + w.kv_read_tokens / 64
 
     todo = chats(kind, work, kv)
@@ -326,7 +326,7 @@ def test_leaping_equals_walking(kind: str, work: list, concurrency: int, kv: int
     assert [flat(t) for t in leapt] == [pytest.approx(flat(t), rel=1e-9) for t in walked]
 
 
-def flat(t: replay.Timeline) -> list[float]:
+def flat(t):
     whole = [
         t.index,
         t.user,
@@ -340,7 +340,7 @@ def flat(t: replay.Timeline) -> list[float]:
     return [float(v) for v in (*whole, -1 if t.first_answer_chunk is None else t.first_answer_chunk, *t.chunk_s)]
 
 
-def test_fast_forward_by_hand() -> None:
+def test_fast_forward_by_hand():
     config = EngineConfig(behaviour=VLLM, kv_tokens=1024)
     todo = chats("vllm-sim", [(4, 3, 3), (4, 2, 2), (4, 2, 3)], 1024)
     first, second, third = replay.fast_forward(config, unit, todo, 2, until_s=6.5)
@@ -352,7 +352,7 @@ def test_fast_forward_by_hand() -> None:
     assert (third.finished_s, third.ended_s, third.completion_tokens, third.finish_reason) == (None, 6.5, 2, None)
 
 
-def test_fast_forward_keeps_exactly_c_in_flight() -> None:
+def test_fast_forward_keeps_exactly_c_in_flight():
     config = EngineConfig(behaviour=SGLANG, kv_tokens=4096)
     todo = chats("sglang-sim", [(5, 4 + i % 7, 3) for i in range(20)], 4096)
     timelines = list(replay.fast_forward(config, by_hand, todo, 3))
@@ -366,7 +366,7 @@ def test_fast_forward_keeps_exactly_c_in_flight() -> None:
 # -- lengths and text ------------------------------------------------------------------------------------------------------
 
 
-def test_lengths_depend_on_prompt_and_seed_alone() -> None:
+def test_lengths_depend_on_prompt_and_seed_alone():
     draws = [lengths.draw_lengths(f"problem {i}", 0) for i in range(400)]
     assert draws == [lengths.draw_lengths(f"problem {i}", 0) for i in range(400)]
     assert draws != [lengths.draw_lengths(f"problem {i}", 1) for i in range(400)]
@@ -375,7 +375,7 @@ def test_lengths_depend_on_prompt_and_seed_alone() -> None:
     assert chats_equal_over_runtimes()
 
 
-def chats_equal_over_runtimes() -> bool:
+def chats_equal_over_runtimes():
     body = b'{"model":"m","messages":[{"role":"user","content":"Why?"}]}'
     served = chat.Served(behaviour=VLLM, model="m", context_tokens=32768, kv_tokens=90000)
     return chat.parse(body, served).output == chat.parse(body, replace(served, behaviour=SGLANG)).output
@@ -395,13 +395,13 @@ def chats_equal_over_runtimes() -> bool:
         ({"max_tokens": 5, "ignore_eos": True}, 5, 5, False, "length"),
     ],
 )
-def test_limits_of_a_request(limits: dict, tokens: int, thinking: int, closes: bool, finish: str) -> None:
+def test_limits_of_a_request(limits, tokens, thinking, closes, finish):
     output = lengths.limit_lengths(lengths.Lengths(10, 5), **limits)
     assert (output.output_tokens, output.thinking_tokens) == (tokens, thinking)
     assert (output.closes_thinking, output.finish_reason) == (closes, finish)
 
 
-def test_words_cannot_be_taken_for_an_answer() -> None:
+def test_words_cannot_be_taken_for_an_answer():
     text = "".join((*lengths.THINKING_WORDS, *lengths.ANSWER_WORDS))
     assert not any(character.isdigit() or character in '\\{}"<>' for character in text)
     assert "simulated" in text
@@ -409,7 +409,7 @@ def test_words_cannot_be_taken_for_an_answer() -> None:
 
 
 @pytest.mark.parametrize("text", ["stall", "nothing", "stall:x", "stall:-1", "reset:nan", "die:inf"])
-def test_bad_faults_are_refused(text: str) -> None:
+def test_bad_faults_are_refused(text):
     with pytest.raises(UsageError, match="fault: expected"):
         faults.parse(text)
 
@@ -445,7 +445,7 @@ BODIES = st.fixed_dictionaries(
 
 @settings(max_examples=150, deadline=None)
 @given(kind=st.sampled_from(sorted(BEHAVIOURS)), body=BODIES)
-def test_any_body_is_accepted_within_the_limits_or_refused(kind: str, body: dict) -> None:
+def test_any_body_is_accepted_within_the_limits_or_refused(kind, body):
     served = chat.Served(behaviour=behaviour(kind), model="m", context_tokens=512, kv_tokens=600)
     try:
         accepted = chat.parse(json.dumps(body).encode(), served)
@@ -463,12 +463,12 @@ def test_any_body_is_accepted_within_the_limits_or_refused(kind: str, body: dict
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=40))
-def test_any_bytes_are_refused(body: bytes) -> None:
+def test_any_bytes_are_refused(body):
     served = chat.Served(behaviour=VLLM, model="m", context_tokens=512, kv_tokens=600)
     with pytest.raises(chat.Refusal):
         chat.parse(body, served)
 
 
-def test_unknown_runtime_is_refused() -> None:
+def test_unknown_runtime_is_refused():
     with pytest.raises(UsageError, match="expected one of vllm-sim, sglang-sim, got 'vllm'"):
         behaviour("vllm")

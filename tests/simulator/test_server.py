@@ -13,7 +13,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,7 +34,7 @@ Reply = tuple[int, dict[str, str], bytes]
 Ask = Callable[..., Awaitable[Reply]]
 
 
-def simulate(kind: str, test: Callable[[server.Simulator, Ask], Awaitable[None]], **settings: Any) -> None:
+def simulate(kind, test, **settings):
     """Run a test against a simulator in this process: a step takes 10 ms of simulated time."""
     context = settings.pop("context_tokens", 1024)
     config = EngineConfig(
@@ -52,14 +51,14 @@ def simulate(kind: str, test: Callable[[server.Simulator, Ask], Awaitable[None]]
     )
     speed = settings.pop("clock_speed", SPEED)
 
-    async def main() -> None:
+    async def main():
         identity = stream.Identity(tp=1, gpu="l20", model="qwq-32b", clock_speed=speed)
         simulator = server.Simulator(Engine(config, lambda work: 0.01), served, identity, **settings)
         stop, port = asyncio.Event(), asyncio.get_running_loop().create_future()
         task = asyncio.create_task(routes.serve(simulator, 0, port.set_result, stop))
         number = await port
 
-        async def ask(path: str, body: object = None, method: str | None = None, **headers: str) -> Reply:
+        async def ask(path, body=None, method=None, **headers):
             return await request(number, path, body, method, headers)
 
         try:
@@ -75,7 +74,7 @@ def simulate(kind: str, test: Callable[[server.Simulator, Ask], Awaitable[None]]
         loop.close()
 
 
-async def request(port: int, path: str, body: object, method: str | None, headers: dict[str, str]) -> Reply:
+async def request(port, path, body, method, headers):
     """One request on a connection of its own; the body comes back unchunked, as far as it came."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -94,7 +93,7 @@ async def request(port: int, path: str, body: object, method: str | None, header
     return int(status.split()[1]), names, unchunk(rest) if "transfer-encoding" in names else rest
 
 
-def unchunk(data: bytes) -> bytes:
+def unchunk(data):
     out = b""
     while data:
         size, _, data = data.partition(b"\r\n")
@@ -103,7 +102,7 @@ def unchunk(data: bytes) -> bytes:
     return out
 
 
-def chat(**extra: Any) -> dict[str, Any]:
+def chat(**extra):
     messages = [{"role": "user", "content": "Why?"}]
     return {"model": "qwq-32b", "messages": messages, "stream": True, "loadtest_sim": LENGTHS} | extra
 
@@ -111,13 +110,13 @@ def chat(**extra: Any) -> dict[str, Any]:
 WITH_USAGE = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
-def events(body: bytes) -> list[Any]:
+def events(body):
     """The JSON of every event; [DONE] as it is."""
     lines = [line[6:] for line in body.split(b"\n\n") if line.startswith(b"data: ")]
     return [line.decode() if line == b"[DONE]" else json.loads(line) for line in lines]
 
 
-def shape(value: Any) -> Any:
+def shape(value):
     """Keys all the way down; the type of what is no object."""
     if isinstance(value, dict):
         return {key: shape(inner) for key, inner in value.items()}
@@ -129,14 +128,14 @@ def shape(value: Any) -> Any:
 # -- shapes ----------------------------------------------------------------------------------------------------------------
 
 
-def split(text: bytes) -> tuple[int, Any]:
+def split(text):
     head, _, body = text.replace(b"\r\n", b"\n").partition(b"\n\n")
-    status = int(re.search(rb"HTTP(?:/1.1)? (\d+)", head)[1])  # type: ignore[index]
+    status = int(re.search(rb"HTTP(?:/1.1)? (\d+)", head)[1])
     body = body.strip()
     return status, events(body + b"\n\n") if body.startswith(b"data: ") else json.loads(body)
 
 
-def one_of_each(chunks: list[Any]) -> list[str]:
+def one_of_each(chunks):
     """The shapes of a stream in order, repeats dropped."""
     shapes = [json.dumps(shape(chunk)) for chunk in chunks]
     return [one for i, one in enumerate(shapes) if i == 0 or shapes[i - 1] != one]
@@ -152,13 +151,13 @@ STREAMS = [
 
 
 @pytest.mark.parametrize(("kind", "transcript", "options"), STREAMS)
-def test_stream_has_the_keys_of_the_real_one(kind: str, transcript: str, options: dict) -> None:
+def test_stream_has_the_keys_of_the_real_one(kind, transcript, options):
     path = TRANSCRIPTS / transcript
     if not path.is_file():
         pytest.skip("the transcripts of the real runtimes are not here")
     _, expected = split(path.read_bytes())
 
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+    async def test(simulator, ask):
         limits = {"max_tokens": 4, "ignore_eos": True, "loadtest_sim": {"thinking_tokens": 9, "answer_tokens": 9}}
         status, headers, body = await ask("/v1/chat/completions", chat(**options, **limits))
         assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
@@ -186,14 +185,14 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("kind", "transcript", "change"), ANSWERS)
-def test_answer_has_the_keys_of_the_real_one(kind: str, transcript: str, change: Any) -> None:
+def test_answer_has_the_keys_of_the_real_one(kind, transcript, change):
     path = TRANSCRIPTS / transcript
     if not path.is_file():
         pytest.skip("the transcripts of the real runtimes are not here")
     expected_status, expected = split(path.read_bytes())
     body = change if isinstance(change, bytes) else chat(loadtest_sim={"thinking_tokens": 9, "answer_tokens": 9}) | change
 
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+    async def test(simulator, ask):
         status, _, answer = await ask("/v1/chat/completions", body if isinstance(body, bytes) else body | {"stream": False})
         assert (status, shape(json.loads(answer))) == (expected_status, shape(expected))
 
@@ -203,8 +202,8 @@ def test_answer_has_the_keys_of_the_real_one(kind: str, transcript: str, change:
 VLLM_CHOICE = {"index": "int", "logprobs": "NoneType", "token_ids": "NoneType"}
 
 
-def test_vllm_like_chunks_key_by_key() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_vllm_like_chunks_key_by_key():
+    async def test(simulator, ask):
         _, _, body = await ask("/v1/chat/completions", chat(**WITH_USAGE))
         role, *tokens, stop, usage, done = events(body)
         assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -230,8 +229,8 @@ def test_vllm_like_chunks_key_by_key() -> None:
     simulate("vllm-sim", test)
 
 
-def test_sglang_like_chunks_key_by_key() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_sglang_like_chunks_key_by_key():
+    async def test(simulator, ask):
         _, _, body = await ask("/v1/chat/completions", chat(**WITH_USAGE))
         role, *tokens, stop, usage, done = events(body)
         assert role["choices"][0]["delta"] == {"reasoning_content": None, "role": "assistant", "content": ""}
@@ -249,7 +248,7 @@ def test_sglang_like_chunks_key_by_key() -> None:
     simulate("sglang-sim", test)
 
 
-def text_of(body: bytes, *fields: str) -> str:
+def text_of(body, *fields):
     deltas = [e["choices"][0]["delta"] for e in events(body) if e != "[DONE]" and e["choices"]]
     return "".join(delta.get(field) or "" for delta in deltas for field in fields)
 
@@ -258,8 +257,8 @@ THOUGHT, ANSWER = " let me try", " [simulated answer]"
 
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
-def test_thinking_inline(kind: str) -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_thinking_inline(kind):
+    async def test(simulator, ask):
         _, _, body = await ask("/v1/chat/completions", chat())
         assert text_of(body, "content") == f"{THOUGHT}</think>{ANSWER}"
         assert text_of(body, "reasoning", "reasoning_content") == ""
@@ -267,8 +266,8 @@ def test_thinking_inline(kind: str) -> None:
     simulate(kind, test, separates=False)
 
 
-def test_parser_that_counts_no_thinking() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_parser_that_counts_no_thinking():
+    async def test(simulator, ask):
         _, _, body = await ask("/v1/chat/completions", chat(**WITH_USAGE))
         assert text_of(body, "reasoning") == THOUGHT
         assert {e["usage"]["completion_tokens_details"]["reasoning_tokens"] for e in events(body)[:-1]} == {0}
@@ -276,8 +275,8 @@ def test_parser_that_counts_no_thinking() -> None:
     simulate("vllm-sim", test, counts_thinking=False)
 
 
-def test_separate_reasoning_and_stream_reasoning_of_a_request() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_separate_reasoning_and_stream_reasoning_of_a_request():
+    async def test(simulator, ask):
         _, _, body = await ask("/v1/chat/completions", chat(separate_reasoning=False))
         assert text_of(body, "content") == f"{THOUGHT}</think>{ANSWER}"
         _, _, body = await ask("/v1/chat/completions", chat(stream_reasoning=False))
@@ -290,8 +289,8 @@ def test_separate_reasoning_and_stream_reasoning_of_a_request() -> None:
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
 @pytest.mark.parametrize("interval", [2, 3, 100])
-def test_stream_interval_loses_no_text(kind: str, interval: int) -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_stream_interval_loses_no_text(kind, interval):
+    async def test(simulator, ask):
         _, _, body = await ask("/v1/chat/completions", chat())
         assert text_of(body, "reasoning", "reasoning_content") == THOUGHT
         assert text_of(body, "content") == ANSWER
@@ -301,10 +300,10 @@ def test_stream_interval_loses_no_text(kind: str, interval: int) -> None:
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
 @pytest.mark.parametrize("lengths", [(4, 3), (1, 1), (0, 5), (2, 0), (5, 1), (40, 40)])
-def test_whole_answer_equals_the_streamed_one(kind: str, lengths: tuple[int, int]) -> None:
+def test_whole_answer_equals_the_streamed_one(kind, lengths):
     forced = {"loadtest_sim": dict(zip(LENGTHS, lengths, strict=True)), "max_tokens": 60}
 
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+    async def test(simulator, ask):
         _, _, body = await ask("/v1/chat/completions", chat(**forced, **WITH_USAGE))
         _, _, whole = await ask("/v1/chat/completions", chat(**forced) | {"stream": False})
         message = json.loads(whole)["choices"][0]["message"]
@@ -319,8 +318,8 @@ def test_whole_answer_equals_the_streamed_one(kind: str, lengths: tuple[int, int
 # -- limits, keys, endpoints -----------------------------------------------------------------------------------------------
 
 
-def test_vllm_like_clamps_silently() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_vllm_like_clamps_silently():
+    async def test(simulator, ask):
         body = chat(max_tokens=1020, ignore_eos=True, stream_options={"include_usage": True})
         _, _, answer = await ask("/v1/chat/completions", body)
         assert events(answer)[-2]["usage"]["total_tokens"] == 1024
@@ -329,8 +328,8 @@ def test_vllm_like_clamps_silently() -> None:
 
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
-def test_full_queue(kind: str) -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_full_queue(kind):
+    async def test(simulator, ask):
         long = chat(max_tokens=500, ignore_eos=True)
         running = [asyncio.create_task(ask("/v1/chat/completions", long))]
         while not simulator.engine.running:
@@ -350,8 +349,8 @@ def test_full_queue(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "closed"), [("vllm-sim", "/v1/models"), ("sglang-sim", "/server_info")])
-def test_api_key(kind: str, closed: str) -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_api_key(kind, closed):
+    async def test(simulator, ask):
         assert await statuses(ask, closed, "/v1/models", "/health", "/metrics") == [401, 401, 200, 200]
         status, _, body = await ask("/v1/chat/completions", chat(), authorization="Bearer wrong")
         assert (status, json.loads(body)) == (401, {"error": "Unauthorized"})
@@ -361,13 +360,13 @@ def test_api_key(kind: str, closed: str) -> None:
     simulate(kind, test, api_key="right")
 
 
-async def statuses(ask: Ask, *paths: str) -> list[int]:
+async def statuses(ask, *paths):
     return [(await ask(path))[0] for path in paths]
 
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
-def test_endpoints_and_identity(kind: str) -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_endpoints_and_identity(kind):
+    async def test(simulator, ask):
         _, _, body = await ask("/version")
         identity = {"simulated": True, "engine": kind, "clock_speed": SPEED, "model": "qwq-32b", "tp": 1, "gpu": "l20"}
         assert json.loads(body) == identity | {"version": behaviour(kind).version}
@@ -387,7 +386,7 @@ def test_endpoints_and_identity(kind: str) -> None:
 # -- truth, metrics, aborts ------------------------------------------------------------------------------------------------
 
 
-def series(page: bytes) -> dict[str, float]:
+def series(page):
     """Sum of each series over its labels, buckets left out."""
     sums: dict[str, float] = {}
     for line in page.decode().splitlines():
@@ -397,8 +396,8 @@ def series(page: bytes) -> dict[str, float]:
     return sums
 
 
-def test_the_truth_of_a_large_run_arrives_whole_at_a_client_that_reads_slowly() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_the_truth_of_a_large_run_arrives_whole_at_a_client_that_reads_slowly():
+    async def test(simulator, ask):
         simulator.truth.extend({"request_id": "x" * 1_000_000} for _ in range(20))
         _, _, body = await ask("/loadtest/truth")
         assert len(json.loads(body)) == 20
@@ -407,8 +406,8 @@ def test_the_truth_of_a_large_run_arrives_whole_at_a_client_that_reads_slowly() 
 
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
-def test_metrics_recover_the_truth(kind: str) -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_metrics_recover_the_truth(kind):
+    async def test(simulator, ask):
         ids = [f"request-{i}" for i in range(6)]
         bodies = [chat(loadtest_sim={"thinking_tokens": 5 + i, "answer_tokens": 4}) for i in range(6)]
         await asyncio.gather(*(ask("/v1/chat/completions", b, x_request_id=i) for b, i in zip(bodies, ids, strict=True)))
@@ -450,19 +449,19 @@ REAL_METRICS = [
 
 
 @pytest.mark.parametrize(("kind", "transcript", "prefix"), REAL_METRICS)
-def test_metrics_use_names_labels_and_buckets_of_the_real_ones(kind: str, transcript: str, prefix: str) -> None:
+def test_metrics_use_names_labels_and_buckets_of_the_real_ones(kind, transcript, prefix):
     path = TRANSCRIPTS / transcript
     if not path.is_file():
         pytest.skip("the transcripts of the real runtimes are not here")
 
-    def names(text: str) -> set[tuple[str, ...]]:
+    def names(text):
         found = set()
         for name, labels in re.findall(rf"^({prefix}\w+)\{{(.*)\}} ", text, re.MULTILINE):
             keys = re.findall(r'(\w+)="([^"]*)"', labels)
             found.add((name, *sorted(f"{k}={v}" if k == "le" else k for k, v in keys if k != "pid")))
         return found
 
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+    async def test(simulator, ask):
         await ask("/v1/chat/completions", chat())
         _, _, page = await ask("/metrics")
         ours = {one for one in names(page.decode()) if "cache_config_info" not in one[0]}
@@ -473,8 +472,8 @@ def test_metrics_use_names_labels_and_buckets_of_the_real_ones(kind: str, transc
 
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
-def test_disconnect_aborts(kind: str) -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_disconnect_aborts(kind):
+    async def test(simulator, ask):
         task = asyncio.create_task(ask("/v1/chat/completions", chat(max_tokens=900, ignore_eos=True)))
         while not simulator.engine.totals.generation_tokens:
             await asyncio.sleep(0.001)
@@ -492,8 +491,8 @@ def test_disconnect_aborts(kind: str) -> None:
     simulate(kind, test, clock_speed=10.0)
 
 
-def test_two_requests_on_one_connection() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_two_requests_on_one_connection():
+    async def test(simulator, ask):
         endpoints = routes.Face(simulator)
         listener = await asyncio.get_running_loop().create_server(
             lambda: ServedConnection(simulator, endpoints.answer), "127.0.0.1", 0
@@ -511,8 +510,8 @@ def test_two_requests_on_one_connection() -> None:
     simulate("sglang-sim", test)
 
 
-def test_large_body_after_expect_continue() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_large_body_after_expect_continue():
+    async def test(simulator, ask):
         endpoints = routes.Face(simulator)
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(lambda: ServedConnection(simulator, endpoints.answer), "127.0.0.1", 0)
@@ -532,13 +531,13 @@ def test_large_body_after_expect_continue() -> None:
 
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
-def test_replay_tells_the_same_timeline_as_the_server(kind: str) -> None:
+def test_replay_tells_the_same_timeline_as_the_server(kind):
     """One request after another: the transport then adds nothing to what the engine plans."""
     bodies = [
         chat(messages=[{"role": "user", "content": f"problem {i} " * (1 + 30 * i)}], loadtest_sim={}) for i in range(4)
     ]
 
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+    async def test(simulator, ask):
         for body in bodies:
             await ask("/v1/chat/completions", body)
         chats = [parse(json.dumps(body).encode(), simulator.served) for body in bodies]
@@ -555,8 +554,8 @@ def test_replay_tells_the_same_timeline_as_the_server(kind: str) -> None:
     simulate(kind, test)
 
 
-def test_not_http_is_answered_and_closed() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_not_http_is_answered_and_closed():
+    async def test(simulator, ask):
         status, _, _ = await ask("/x\x01y")
         assert status == 400
         status, _, _ = await ask("/v1/chat/completions", b"\xff\xfe[1,2")
@@ -570,8 +569,8 @@ def test_not_http_is_answered_and_closed() -> None:
 # -- faults ----------------------------------------------------------------------------------------------------------------
 
 
-def faulty(kind: str, fault: str, check: Callable[[Reply], None]) -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def faulty(kind, fault, check):
+    async def test(simulator, ask):
         check(await ask("/v1/chat/completions", chat(loadtest_sim={**LENGTHS, "fault": fault}, **WITH_USAGE)))
         assert not simulator.engine.sequences
         status, _, body = await ask("/v1/chat/completions", chat())
@@ -581,7 +580,7 @@ def faulty(kind: str, fault: str, check: Callable[[Reply], None]) -> None:
 
 
 @pytest.mark.parametrize("kind", BEHAVIOURS)
-def test_fault_garbage_invalid_utf8_and_no_done(kind: str) -> None:
+def test_fault_garbage_invalid_utf8_and_no_done(kind):
     faulty(kind, "garbage:2", lambda reply: expect(b"data: {this is not JSON\n\n" in reply[2]))
     faulty(kind, "invalid-utf8:2", lambda reply: expect(b"\xff\xfe" in reply[2] and reply[2].endswith(b"[DONE]\n\n")))
     faulty(kind, "no-done", lambda reply: expect(b'"usage"' in reply[2] and b"[DONE]" not in reply[2]))
@@ -591,12 +590,12 @@ def test_fault_garbage_invalid_utf8_and_no_done(kind: str) -> None:
     faulty(kind, "reset:2", lambda reply: expect(reply[2] == b"reset" or b"[DONE]" not in reply[2]))
 
 
-def expect(truth: bool) -> None:
+def expect(truth):
     assert truth
 
 
-def test_fault_stall_keeps_the_connection_open_and_frees_the_engine() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_fault_stall_keeps_the_connection_open_and_frees_the_engine():
+    async def test(simulator, ask):
         task = asyncio.create_task(ask("/v1/chat/completions", chat()))
         while simulator.engine.totals.generation_tokens < 2 or simulator.engine.sequences:
             await asyncio.sleep(0.001)
@@ -608,8 +607,8 @@ def test_fault_stall_keeps_the_connection_open_and_frees_the_engine() -> None:
     simulate("vllm-sim", test, faults=(faults.parse("stall:2"),))
 
 
-def test_fault_endless_goes_past_every_limit() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_fault_endless_goes_past_every_limit():
+    async def test(simulator, ask):
         task = asyncio.create_task(ask("/v1/chat/completions", chat(max_tokens=5)))
         while simulator.engine.totals.generation_tokens < 1500:
             await asyncio.sleep(0.001)
@@ -620,8 +619,8 @@ def test_fault_endless_goes_past_every_limit() -> None:
     simulate("sglang-sim", test, faults=(faults.parse("endless"),), clock_speed=100_000.0, kv_tokens=1200)
 
 
-def test_fault_every_kth_request() -> None:
-    async def test(simulator: server.Simulator, ask: Ask) -> None:
+def test_fault_every_kth_request():
+    async def test(simulator, ask):
         bodies = [(await ask("/v1/chat/completions", chat()))[2] for _ in range(6)]
         assert [b"[DONE]" in body for body in bodies] == [True, True, False, True, True, False]
 
@@ -631,7 +630,7 @@ def test_fault_every_kth_request() -> None:
 # -- the process -----------------------------------------------------------------------------------------------------------
 
 
-def start(*argv: str, **environment: str) -> subprocess.Popen[str]:
+def start(*argv, **environment):
     command = [
         sys.executable,
         "-m",
@@ -647,7 +646,7 @@ def start(*argv: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
 
 
-def port_of(process: subprocess.Popen[str]) -> int:
+def port_of(process):
     assert process.stderr is not None
     line = process.stderr.readline()
     match = re.search(r"ready: .*http://127\.0\.0\.1:(\d+),", line)
@@ -656,7 +655,7 @@ def port_of(process: subprocess.Popen[str]) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_process_stops_in_time_with_a_stream_open(number: int) -> None:
+def test_process_stops_in_time_with_a_stream_open(number):
     with start("--clock-speed", "20", **{API_KEY_VARIABLE: "right"}) as process:
         port = port_of(process)
         with socket.create_connection(("127.0.0.1", port)) as client:
@@ -672,7 +671,7 @@ def test_process_stops_in_time_with_a_stream_open(number: int) -> None:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_process_dies_at_a_token() -> None:
+def test_process_dies_at_a_token():
     with start("--fault", "die:3", "--clock-speed", "100") as process:
         with socket.create_connection(("127.0.0.1", port_of(process))) as client:
             body = json.dumps(chat()).encode()
@@ -695,7 +694,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("argv", "code", "message"), REFUSALS)
-def test_refusals_at_the_start(argv: tuple[str, ...], code: int, message: str) -> None:
+def test_refusals_at_the_start(argv, code, message):
     with start(*argv) as process:
         assert process.stderr is not None
         text = process.stderr.read()
@@ -703,7 +702,7 @@ def test_refusals_at_the_start(argv: tuple[str, ...], code: int, message: str) -
     assert message in text
 
 
-def test_port_in_use_is_one_line() -> None:
+def test_port_in_use_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken, start("--port", str(taken.getsockname()[1])) as process:
         assert process.stderr is not None
         text = process.stderr.read()

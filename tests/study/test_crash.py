@@ -49,12 +49,12 @@ sys.exit(bool(run.execute(parse.load_study(Path(sys.argv[1])), out, resume=resum
 """
 
 
-def measure(folder: Path, *options: str) -> subprocess.Popen:
+def measure(folder, *options):
     command = [sys.executable, "-c", MEASURE, str(folder / "study.toml"), str(folder / "run"), *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-def run(folder: Path, *options: str, **popen) -> subprocess.Popen:
+def run(folder, *options, **popen):
     command = [sys.executable, "-m", "loadtest", "run", str(folder / "study.toml"), "--out", str(folder / "run"), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
 
@@ -68,17 +68,17 @@ def study(tmp_path):
     return write
 
 
-def lines(folder: Path, pattern: str) -> int:
+def lines(folder, pattern):
     return sum(path.read_bytes().count(b"\n") for path in folder.glob(pattern))
 
 
-def title(pid: int) -> str:
+def title(pid):
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     return ""
 
 
-def family(process: subprocess.Popen) -> dict[str, int]:
+def family(process):
     """The processes of a run by what they are; of two alike the one that was started later."""
     found = {"orchestrator": process.pid}
     for pid in descendants(process.pid):
@@ -121,7 +121,7 @@ def test_any_process_may_be_killed_and_resume_completes_the_run(victim, workers,
     assert [len([r for r in level.requests if r.phase == "measure"]) for level in cell.levels] == [16, 16]
 
 
-def lost(broken: Path) -> int:
+def lost(broken):
     """Requests of a broken pass that have no record, although a later one of the same stream has; and torn lines."""
     found, torn = {}, 0
     for path in broken.glob("requests-*.jsonl"):

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 import msgspec
@@ -35,21 +34,21 @@ VLLM = Cell(engine="vllm-sim", model="qwq-32b-awq", gpu="l20", args=SHORT)
 SGLANG = replace(VLLM, engine="sglang-sim")
 
 
-def silent(line: str) -> None:
+def silent(line):
     pass
 
 
-def carried_out(study: Study, out: Path) -> read.Run:
+def carried_out(study, out):
     assert fast_forward.simulate_study(study, out, say=silent) == ()
     return read.read_run(out)
 
 
-def measured(passed: read.LevelRecords) -> list[schema.RequestRecord]:
+def measured(passed):
     return [r for r in passed.requests if r.phase == "measure"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> read.Run:
+def run(tmp_path_factory):
     return carried_out(STUDY, tmp_path_factory.mktemp("study") / "run")
 
 
@@ -109,7 +108,7 @@ def test_samples_come_once_a_second_from_before_the_first_request_to_the_last_en
         assert max(sample.running for sample in passed.server) == passed.concurrency
 
 
-def facts(passed: read.LevelRecords) -> list[dict]:
+def facts(passed):
     left_out = {"run_id", "repeat", "clock_anchor_unix_s"}
     return [{k: v for k, v in msgspec.to_builtins(r).items() if k not in left_out} for r in passed.requests]
 
@@ -133,7 +132,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(tmp_path):
 
 
 def test_an_interrupted_prediction_keeps_what_it_has(tmp_path):
-    def interrupt(line: str) -> None:
+    def interrupt(line):
         if " requests in " in line:
             raise KeyboardInterrupt
 
@@ -352,7 +351,7 @@ SAME = (
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory) -> tuple[read.Run, read.Run]:
+def both(tmp_path_factory):
     """The same study, driven by Locust over HTTP at clock speed 5 and fast-forwarded."""
     args = ("--length-scale", "0.05")
     cells = (
@@ -390,7 +389,7 @@ def test_the_figures_agree_with_those_over_sockets(both):
 
 
 @pytest.fixture
-def study_file(tmp_path) -> Path:
+def study_file(tmp_path):
     path = tmp_path / "study.toml"
     path.write_text(
         'name = "what if"\nworkload = "math:n=4"\nlevels = [1, 2]\nmin_requests = 4\nslo = ["ttft_s:p50<2"]\n'

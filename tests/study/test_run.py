@@ -30,15 +30,15 @@ STUDY = Study(
 )
 
 
-def silent(line: str) -> None:
+def silent(line):
     pass
 
 
-def engine_json(run: Path, cell: Cell) -> dict:
+def engine_json(run, cell):
     return read.read_json(run / "cells" / cell.id / "engine.json")
 
 
-def wait_until(condition, timeout_s: float = 40.0) -> bool:
+def wait_until(condition, timeout_s=40.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -47,16 +47,16 @@ def wait_until(condition, timeout_s: float = 40.0) -> bool:
     return True
 
 
-def has_records(run: Path) -> bool:
+def has_records(run):
     return any(path.stat().st_size for path in run.rglob("requests-*.jsonl"))
 
 
-def alive(pids: list[int]) -> list[int]:
+def alive(pids):
     return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "run"
     assert study_run.execute(STUDY, out, say=silent) == ()
     return out
@@ -113,7 +113,7 @@ def test_resume_measures_passes_again_whose_records_are_not_whole(finished, tmp_
 def test_a_run_whose_folder_is_renamed_does_not_end_complete(tmp_path):
     out, moved = tmp_path / "run", tmp_path / "moved"
 
-    def rename(line: str) -> None:
+    def rename(line):
         if " requests in " in line and out.exists():
             out.rename(moved)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,17 @@ ANCHOR = 1_800_000_000.0
 
 
 def request(
-    sent_s: float = 0.0,
+    sent_s=0.0,
     *,
-    ttft_s: float = 0.5,
-    gap_s: float = 0.1,
-    thinking: int = 6,
-    answer: int = 4,
-    outcome: str = "ok",
-    user: int = 0,
-    seq: int = 0,
-    **changes: Any,
-) -> RequestRecord:
+    ttft_s=0.5,
+    gap_s=0.1,
+    thinking=6,
+    answer=4,
+    outcome="ok",
+    user=0,
+    seq=0,
+    **changes,
+):
     """One request: the first chunk after `ttft_s`, then one token every `gap_s`; `thinking` then `answer` tokens."""
     n = thinking + answer
     chunks = tuple(sent_s + ttft_s + gap_s * i for i in range(n))
@@ -46,9 +45,7 @@ def request(
     return RequestRecord(**(facts | changes))
 
 
-def level(
-    requests: Sequence[RequestRecord], *, cell: str = "vllm_qwq-32b-awq_tp1", concurrency: int = 1, repeat: int = 1
-) -> LevelRecords:
+def level(requests, *, cell="vllm_qwq-32b-awq_tp1", concurrency=1, repeat=1):
     """A pass around `requests`, with a healthy client and a server whose totals agree."""
     named = tuple(replace(r, cell=cell, concurrency=concurrency, repeat=repeat) for r in requests)
     start = min((r.scheduled_s for r in named), default=0.0)
@@ -66,7 +63,7 @@ def level(
     return LevelRecords(cell, concurrency, repeat, Path("run/cells") / cell, named, server, health)
 
 
-def health_sample(t_s: float, **changes: Any) -> HealthSample:
+def health_sample(t_s, **changes):
     facts: dict[str, Any] = {
         "t_s": t_s, "clock_anchor_unix_s": ANCHOR, "clock_speed": 1.0, "worker": "w", "loop_lag_mean_s": 0.0001,
         "loop_lag_max_s": 0.001, "cpu_share": 0.2, "rss_bytes": 10**8, "gc_collections": 0, "gc_pause_s": 0.0,
@@ -75,18 +72,18 @@ def health_sample(t_s: float, **changes: Any) -> HealthSample:
 
 
 def closed_loop(
-    concurrency: int,
-    n: int,
+    concurrency,
+    n,
     *,
-    seed: int = 0,
-    gap_s: float = 0.03,
-    ttft_s: float = 0.4,
-    tokens: float = 60,
-    spread: float = 0.4,
-    noise: float = 0.05,
-    start_s: float = 0.0,
-    **changes: Any,
-) -> list[RequestRecord]:
+    seed=0,
+    gap_s=0.03,
+    ttft_s=0.4,
+    tokens=60,
+    spread=0.4,
+    noise=0.05,
+    start_s=0.0,
+    **changes,
+):
     """`n` requests over `concurrency` streams, each stream's next sent 10 ms after its last; lengths lognormal by prompt
     (the same for every `seed`), times noisy by `seed`."""
     lengths = np.maximum(4, np.random.default_rng(1).lognormal(np.log(tokens), spread, n)).astype(int)
@@ -105,9 +102,7 @@ def closed_loop(
     return requests
 
 
-def cell(
-    levels: Sequence[LevelRecords], engine: str = "vllm", model: str = "qwq-32b-awq", tp: int = 1, **facts: Any
-) -> CellRecords:
+def cell(levels, engine="vllm", model="qwq-32b-awq", tp=1, **facts):
     """A cell on an L20 that went well; `facts` change engine.json."""
     name = f"{engine}_{model}_tp{tp}"
     described: dict[str, Any] = {
@@ -119,7 +114,7 @@ def cell(
     )
 
 
-def run(cells: Sequence[CellRecords], **manifest: Any) -> Run:
+def run(cells, **manifest):
     """A complete run in natural mode; `manifest` changes its manifest, and keys of its workload."""
     workload = {"source": "math", "name": "math", "identity": "ab" * 32, "n_prompts": 64} | manifest.pop("workload", {})
     facts = {
@@ -131,11 +126,11 @@ def run(cells: Sequence[CellRecords], **manifest: Any) -> Run:
     return Run(Path("run"), Manifest.from_table(facts | manifest), tuple(cells))
 
 
-def _asked(engine: EngineFacts) -> dict[str, Any]:
+def _asked(engine):
     return {"id": engine.id, "engine": engine.engine, "model": engine.model, "tp": engine.tp, "gpu": engine.gpu}
 
 
-def fit(**facts: Any) -> dict[str, Any]:
+def fit(**facts):
     """The fit of a model of 20 GB on a GPU of 48 GB, as engine.json has it."""
     return {
         "fits": True, "reason": "", "context_tokens": 32768, "concurrency": 1, "fits_concurrency": True, "max_streams": 2,
@@ -145,7 +140,7 @@ def fit(**facts: Any) -> dict[str, Any]:
     } | facts  # fmt: skip
 
 
-def write(made: Run, folder: Path, files: int = 1) -> Path:
+def write(made, folder, files=1):
     """The same run on disk, each pass's requests dealt over `files` files."""
     write_manifest(folder, made.manifest)
     for one in made.cells:
@@ -159,7 +154,7 @@ def write(made: Run, folder: Path, files: int = 1) -> Path:
     return folder
 
 
-def _write_lines(home: Path, stem: str, values: Sequence[object]) -> None:
+def _write_lines(home, stem, values):
     writer = JsonlWriter(home, stem)
     for value in values:
         writer.write(value)
@@ -167,12 +162,12 @@ def _write_lines(home: Path, stem: str, values: Sequence[object]) -> None:
 
 
 def study(
-    engines: Sequence[str] = ("sglang", "vllm"),
-    levels: Sequence[int] = (1, 2),
-    repeats: int = 1,
-    n: int = 12,
-    **manifest: Any,
-) -> Run:
+    engines=("sglang", "vllm"),
+    levels=(1, 2),
+    repeats=1,
+    n=12,
+    **manifest,
+):
     """A whole study: each engine at each level; SGLang's tokens come 10 % sooner."""
     cells = []
     for engine in engines:

@@ -28,7 +28,7 @@ class Shown:
     text: str
 
 
-def commands(document: Path) -> list[Shown]:
+def commands(document):
     """Every command line in code blocks, fenced or indented; a `$ ` in front and comments behind are not part of it."""
     found = []
     for language, block, line in _blocks(document):
@@ -37,14 +37,14 @@ def commands(document: Path) -> list[Shown]:
     return [one for one in found if PROGRAM.match(one.text)]
 
 
-def python(document: Path) -> list[Shown]:
+def python(document):
     """Every block of Python."""
     return [
         Shown(f"{document.relative_to(ROOT)}:{line}", block) for kind, block, line in _blocks(document) if kind == "python"
     ]
 
 
-def _blocks(document: Path) -> list[tuple[str, str, int]]:
+def _blocks(document):
     text = document.read_text(encoding="utf-8")
     return [
         (match[1] or "", textwrap.dedent(match[2] or match[3] or ""), text.count("\n", 0, match.start()) + 2)
@@ -52,7 +52,7 @@ def _blocks(document: Path) -> list[tuple[str, str, int]]:
     ]
 
 
-def _logical_lines(block: str) -> list[tuple[int, str]]:
+def _logical_lines(block):
     """Lines of a shell, with what continues them."""
     found: list[tuple[int, str]] = []
     lines = iter(enumerate(block.splitlines()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Answer = tuple[int, object, Mapping[str, str]]
@@ -14,7 +14,7 @@ Answer = tuple[int, object, Mapping[str, str]]
 class _Handler(BaseHTTPRequestHandler):
     server: FakeServer
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         self.server.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
         status, body, headers = self.server.answers.get(self.path, (404, {"detail": "Not Found"}, {}))
         content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
@@ -24,18 +24,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def do_POST(self) -> None:
+    def do_POST(self):
         self.rfile.read(int(self.headers.get("content-length", 0)))
         self.do_GET()
 
-    def log_message(self, *arguments: object) -> None:
+    def log_message(self, *arguments):
         return
 
 
 class FakeServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, answers: Mapping[str, Answer]) -> None:
+    def __init__(self, answers):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers = dict(answers)
         self.asked: list[tuple[str, dict[str, str]]] = []
@@ -43,7 +43,7 @@ class FakeServer(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(answers: Mapping[str, object]) -> Iterator[FakeServer]:
+def serving(answers):
     """A running server; an answer that is not a (status, body, headers) is a body with status 200."""
     full = {path: answer if isinstance(answer, tuple) else (200, answer, {}) for path, answer in answers.items()}
     server = FakeServer(full)

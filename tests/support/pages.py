@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
 
 from loadtest.analysis import comparability, compare
-from loadtest.metrics.schema import Comparison
-from loadtest.records.read import Run
 from loadtest.report.comparison import Side
 from loadtest.report.page import comparison_page, run_page
 from tests.support import builders
@@ -18,7 +15,7 @@ RUNS = {"simulated": simulated, "damaged": damaged, "hostile": hostile}
 
 
 @functools.cache
-def page(name: str) -> str:
+def page(name):
     """The page of one of `RUNS`, or of the comparison; drawing one takes seconds, and several files look at the same."""
     return comparison_page(comparison()) if name == "comparison" else run_page(RUNS[name]())
 
@@ -26,7 +23,7 @@ def page(name: str) -> str:
 # One run against another ---------------------------------------------------------------------------------------------
 
 
-def _run(gap_s: float, top_k: int, levels: tuple[int, ...]) -> Run:
+def _run(gap_s, top_k, levels):
     """Two engines on one GPU and on two, three passes each; a token every `gap_s`."""
     cells = []
     for engine in ("sglang", "vllm"):
@@ -47,7 +44,7 @@ def _run(gap_s: float, top_k: int, levels: tuple[int, ...]) -> Run:
 
 
 @functools.cache
-def comparison() -> tuple[Side, ...]:
+def comparison():
     """A baseline, and a candidate whose every token takes a quarter longer; asked for another top_k and two levels."""
     old, new = _run(0.03, 40, (1, 4, 8)), _run(0.0375, 20, (1, 4))
     apart = comparability.manifest_differences(old.manifest, new.manifest)
@@ -59,7 +56,7 @@ def comparison() -> tuple[Side, ...]:
     )
 
 
-def with_rows(side: Side, edit: Callable[[Comparison], Comparison]) -> Side:
+def with_rows(side, edit):
     """The candidate with other verdicts."""
     assert side.comparison is not None
     return replace(side, comparison=change(side.comparison, comparisons=tuple(map(edit, side.comparisons))))

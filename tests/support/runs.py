@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,11 +18,9 @@ from loadtest import resources
 from loadtest.analysis import claims
 from loadtest.analysis.run import analyze
 from loadtest.metrics.figures import unknown
-from loadtest.metrics.level_schema import LevelFigures
-from loadtest.metrics.schema import CellFigures, Comparison, Metrics, PairDecision
 from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.records.environment import Environment
-from loadtest.records.read import Run, read_run
+from loadtest.records.read import read_run
 from loadtest.report.page import Source
 from loadtest.study import fast_forward
 from loadtest.study import parse as studies
@@ -63,13 +59,13 @@ change = msgspec.structs.replace
 # What analyze makes --------------------------------------------------------------------------------------------------
 
 
-def analysed(run: Run, findings: tuple[claims.Claim, ...] = ()) -> Source:
+def analysed(run, findings=()):
     """A run in memory with its metrics."""
     return Source(analyze(run, findings), run.manifest, {cell.id: cell.engine for cell in run.cells}, {})
 
 
 @functools.cache
-def simulated() -> Source:
+def simulated():
     """A study of eight cells in virtual time, two of them refused as they do not fit."""
     published = resources.path("reports/findings/qwq-32b-ada.toml")
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +74,7 @@ def simulated() -> Source:
 
 
 @functools.cache
-def small() -> Source:
+def small():
     """A measured run of two engines, each at concurrency 1 and 2, with a short prompt set."""
     return analysed(builders.study(repeats=3))
 
@@ -86,27 +82,27 @@ def small() -> Source:
 # Variants ------------------------------------------------------------------------------------------------------------
 
 
-def with_metrics(source: Source, **changes: Any) -> Source:
+def with_metrics(source, **changes):
     return replace(source, metrics=change(source.metrics, **changes))
 
 
-def with_cells(source: Source, edit: Callable[[CellFigures], CellFigures]) -> Source:
+def with_cells(source, edit):
     return with_metrics(source, cells=tuple(map(edit, source.metrics.cells)))
 
 
-def with_levels(source: Source, edit: Callable[[LevelFigures], LevelFigures]) -> Source:
+def with_levels(source, edit):
     return with_cells(source, lambda cell: change(cell, levels=tuple(map(edit, cell.levels))))
 
 
-def with_comparisons(source: Source, edit: Callable[[Comparison], Comparison]) -> Source:
+def with_comparisons(source, edit):
     return with_metrics(source, comparisons=tuple(map(edit, source.metrics.comparisons)))
 
 
-def with_decisions(source: Source, edit: Callable[[PairDecision], PairDecision]) -> Source:
+def with_decisions(source, edit):
     return with_metrics(source, decisions=tuple(map(edit, source.metrics.decisions)))
 
 
-def without_distribution(level: LevelFigures, metric: str) -> LevelFigures:
+def without_distribution(level, metric):
     """A level at which no request has the metric."""
     found = getattr(level, metric)
     nothing = dict.fromkeys(("mean", "p50", "p90", "p95", "p99"))
@@ -117,7 +113,7 @@ def without_distribution(level: LevelFigures, metric: str) -> LevelFigures:
 _MEASURED = {"predicted": "reproduced", "not_predicted": "contradicted"}
 
 
-def measured() -> Source:
+def measured():
     """The same figures as if real engines had been measured."""
     source = simulated()
     found = with_cells(
@@ -134,11 +130,11 @@ def measured() -> Source:
     return replace(with_metrics(found, simulated=False, findings=findings), manifest=manifest, engines=engines)
 
 
-def _real(cell: str) -> str:
+def _real(cell):
     return cell.replace("-sim", "")
 
 
-def damaged() -> Source:
+def damaged():
     """A measured run that was interrupted: a cell that died, failed health, levels without data, thin samples."""
     source, late = measured(), "the event loop woke up to 0.31 s late"
     first, second, refused, third, *others = source.metrics.cells
@@ -169,7 +165,7 @@ def damaged() -> Source:
     return replace(source, metrics=metrics, manifest=manifest)
 
 
-def hostile() -> Source:
+def hostile():
     """A run folder made by a stranger: every free text is an attack."""
     bad, source = HOSTILE, simulated()
     cells = tuple(
@@ -207,7 +203,7 @@ def hostile() -> Source:
     return Source(metrics, manifest, dict.fromkeys((cell.id for cell in cells), facts), {cell.id: (bad,) for cell in cells})
 
 
-def _hostile_levels(cell: CellFigures) -> tuple[LevelFigures, ...]:
+def _hostile_levels(cell):
     return tuple(
         change(
             level,
@@ -219,10 +215,10 @@ def _hostile_levels(cell: CellFigures) -> tuple[LevelFigures, ...]:
     )
 
 
-def _hostile_workload(metrics: Metrics) -> Any:
+def _hostile_workload(metrics):
     workload = metrics.run.workload
     return None if workload is None else change(workload, source=HOSTILE, name=HOSTILE, identity=HOSTILE)
 
 
-def _hostile_machine() -> Environment:
+def _hostile_machine():
     return Environment(python=HOSTILE, platform=HOSTILE, cpu=HOSTILE, cores=1, memory_bytes=1, packages={HOSTILE: HOSTILE})

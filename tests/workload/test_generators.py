@@ -16,7 +16,7 @@ from loadtest.errors import UsageError
 from loadtest.grading.answers import check
 from loadtest.workload import generators
 from loadtest.workload.generators import GENERATORS, options
-from loadtest.workload.prompts import BOXED_INSTRUCTION, JSON_INSTRUCTION, Prompt
+from loadtest.workload.prompts import BOXED_INSTRUCTION, JSON_INSTRUCTION
 from loadtest.workload.workload import load
 
 SPECS = st.tuples(
@@ -24,28 +24,28 @@ SPECS = st.tuples(
 )
 
 
-def text_of(prompt: Prompt) -> str:
+def text_of(prompt):
     return prompt.messages[0]["content"].removesuffix(f"\n{BOXED_INSTRUCTION}")
 
 
-def solve_arithmetic(text: str) -> int:
-    value = int(re.match(r"Start with (\d+)\.", text)[1])  # type: ignore[index]
+def solve_arithmetic(text):
+    value = int(re.match(r"Start with (\d+)\.", text)[1])
     for verb, amount in re.findall(r"(Add|Subtract|Multiply the result by) (\d+)\.", text):
         value = {"Add": value + int(amount), "Subtract": value - int(amount)}.get(verb, value * int(amount))
     return value
 
 
-def solve_modular(text: str) -> int:
+def solve_modular(text):
     terms = re.findall(r"(\d+)\^\{(\d+)\}", text)
-    return sum(int(base) ** int(power) for base, power in terms) % int(re.search(r"divided by \$(\d+)", text)[1])  # type: ignore[index]
+    return sum(int(base) ** int(power) for base, power in terms) % int(re.search(r"divided by \$(\d+)", text)[1])
 
 
-def row_of(text: str, names: list[str]) -> list[Fraction]:
+def row_of(text, names):
     found = {name: Fraction(int(f"{sign}{size or 1}")) for sign, size, name in re.findall(r"([+-]?)(\d*)([u-z])", text)}
     return [found.get(name, Fraction(0)) for name in names]
 
 
-def solve_linear(text: str) -> int:
+def solve_linear(text):
     left, asked = text.split("find the value of")
     equations = re.findall(r"\$([^=$]+) = (-?\d+)\$", left)
     names = sorted(set(re.findall("[u-z]", "".join(e for e, _ in equations))))
@@ -60,7 +60,7 @@ def solve_linear(text: str) -> int:
     return int(sum(w * row[-1] for w, row in zip(row_of(asked, names), rows, strict=True)))
 
 
-def solve_number_theory(text: str) -> int:
+def solve_number_theory(text):
     numbers = [int(n) for n in re.findall(r"\$(\d+)\$", text)]
     if "divisors does" in text:
         n = numbers[0]
@@ -71,7 +71,7 @@ def solve_number_theory(text: str) -> int:
     return next(n for n in range(p * q) if n % p == r and n % q == s)
 
 
-def divisor_count(n: int) -> int:
+def divisor_count(n):
     count = 1
     for p in (2, 3, 5, 7, 11, 13):
         power = 0
@@ -82,7 +82,7 @@ def divisor_count(n: int) -> int:
     return count
 
 
-def solve_ledger(text: str) -> int:
+def solve_ledger(text):
     first, *days, lettered, asked = text.split("\n")
     stock = {good: int(count) for count, good in re.findall(r"(\d+) ([a-z]+)", first.split("holds")[1])}
     for line in days:
@@ -97,7 +97,7 @@ def solve_ledger(text: str) -> int:
             stock[m[2]] -= int(m[1])
             stock[m[3]] += 2 * int(m[1])
         else:
-            good = re.search(r"half of the ([a-z]+)", event)[1]  # type: ignore[index]
+            good = re.search(r"half of the ([a-z]+)", event)[1]
             stock[good] -= stock[good] // 2
         assert min(stock.values()) >= 0
     a, b = re.findall(r"number of ([a-z]+)", lettered)
@@ -116,17 +116,17 @@ SOLVERS = {
 
 @settings(max_examples=150, deadline=None)
 @given(SPECS)
-def test_answers_are_right(spec: tuple[str, int, int]) -> None:
+def test_answers_are_right(spec):
     kind, difficulty, seed = spec
     for prompt in load(f"{kind}:n=3,difficulty={difficulty},seed={seed}").prompts:
         assert prompt.answer == str(SOLVERS[kind](text_of(prompt))), prompt.messages
 
 
-def paths(a: int, b: int) -> int:
+def paths(a, b):
     return sum(sum(steps) == a for steps in product((0, 1), repeat=a + b))
 
 
-def test_counts_are_right_where_they_can_be_enumerated() -> None:
+def test_counts_are_right_where_they_can_be_enumerated():
     seen = set()
     for prompt in load("counting:n=120,difficulty=1,seed=3").prompts:
         text, numbers = text_of(prompt), [int(n) for n in re.findall(r"\d+", text_of(prompt))]
@@ -148,7 +148,7 @@ def test_counts_are_right_where_they_can_be_enumerated() -> None:
     assert seen == {"paths", "committee", "solutions"}
 
 
-def test_choices_hold_the_answer_once() -> None:
+def test_choices_hold_the_answer_once():
     for prompt in load("choice:n=60,seed=2").prompts:
         text = prompt.messages[0]["content"]
         assert text.endswith(JSON_INSTRUCTION)
@@ -162,7 +162,7 @@ def test_choices_hold_the_answer_once() -> None:
 
 
 @pytest.mark.parametrize("difficulty", [1, 5])
-def test_retrieval_has_the_size_asked_for_and_its_sum(difficulty: int) -> None:
+def test_retrieval_has_the_size_asked_for_and_its_sum(difficulty):
     for prompt in load(f"retrieval:n=3,tokens=2000,difficulty={difficulty}").prompts:
         *lines, asked = text_of(prompt).split("\n")
         assert 8000 <= sum(len(line) + 1 for line in lines) < 8200
@@ -172,7 +172,7 @@ def test_retrieval_has_the_size_asked_for_and_its_sum(difficulty: int) -> None:
         assert prompt.answer == str(sum(int(held[name]) for name in names))
 
 
-def test_programs_are_known_but_not_judged() -> None:
+def test_programs_are_known_but_not_judged():
     prompts = load("code:n=40,seed=1").prompts
     for prompt in prompts:
         if match := re.search(r"digits of (\d+) to the power of (\d+)", text_of(prompt)):
@@ -182,14 +182,14 @@ def test_programs_are_known_but_not_judged() -> None:
 
 
 @pytest.mark.parametrize(("difficulty", "least", "most"), [(1, 30, 45), (3, 30, 45), (4, 60, 75), (5, 120, 135)])
-def test_ledgers_are_long(difficulty: int, least: int, most: int) -> None:
+def test_ledgers_are_long(difficulty, least, most):
     for prompt in load(f"ledger:n=100,difficulty={difficulty}").prompts:
         assert least <= prompt.messages[0]["content"].count("\n") + 1 <= most
         assert 15 <= prompt.chars / 4 / least <= 30  # tokens a line
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_a_workload_is_fixed_by_its_seed(name: str) -> None:
+def test_a_workload_is_fixed_by_its_seed(name):
     spec = f"{name}:tokens=300,seed=5"
     short, long = load(f"{spec},n=8"), load(f"{spec},n=24")
     assert long.prompts[:8] == short.prompts
@@ -200,14 +200,14 @@ def test_a_workload_is_fixed_by_its_seed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(GENERATORS) - {"code"}))
-def test_right_answers_pass_and_wrong_ones_do_not(name: str) -> None:
+def test_right_answers_pass_and_wrong_ones_do_not(name):
     for prompt in load(f"{name}:n=20,tokens=300").prompts:
         right = f'{{"answer": "{prompt.answer}"}}' if prompt.answer_format == "json" else rf"So \boxed{{{prompt.answer}}}."
         assert check(right, prompt) is True
         assert check(right.replace(str(prompt.answer), f"{prompt.answer}1"), prompt) is False
 
 
-def test_the_problems_of_a_version_stay_the_same() -> None:
+def test_the_problems_of_a_version_stay_the_same():
     """A golden: whoever changes a generator changes every workload made with it, and must say so in the changelog."""
     content = load("math:n=10,seed=7").identity + load("ledger:n=10,seed=7").identity
     assert hashlib.sha256(content.encode()).hexdigest()[:16] == "c1c708ef3a3bd3ff"
@@ -224,19 +224,19 @@ def test_the_problems_of_a_version_stay_the_same() -> None:
         ("math:difficulty=6", "difficulty: expected a whole number from 1 to 5, got '6'"),
     ],
 )
-def test_wrong_options_are_named(spec: str, said: str) -> None:
+def test_wrong_options_are_named(spec, said):
     with pytest.raises(UsageError) as caught:
         load(spec)
     assert said in str(caught.value)
 
 
-def test_more_problems_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_problems_than_there_are_is_an_error(monkeypatch):
     monkeypatch.setattr(generators, "_ATTEMPTS", 1)
     with pytest.raises(UsageError, match=r"expected at most \d+ different problems, got n=5000; lower n"):
         load("number-theory:n=5000,difficulty=1")
 
 
-def test_defaults() -> None:
+def test_defaults():
     assert options("math") == options("math:n=64,seed=0,difficulty=3,tokens=4000")
 
 

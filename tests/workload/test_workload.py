@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,28 @@ from loadtest.records.manifest import Manifest
 from loadtest.records.write import JsonlWriter, write_manifest
 from loadtest.workload.prompts import BOXED_INSTRUCTION, Prompt
 from loadtest.workload.replay import from_run
-from loadtest.workload.workload import Workload, dump, load, make, schedule
+from loadtest.workload.workload import dump, load, make, schedule
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
-def write(path: Path, *rows: object) -> str:
+def write(path, *rows):
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)
 
 
-def user(text: str) -> tuple[dict[str, str], ...]:
+def user(text):
     return ({"role": "user", "content": text},)
 
 
-def small(n: int) -> Workload:
+def small(n):
     return make("small", tuple(Prompt(id=f"q{i}", messages=user(f"What is {i}?")) for i in range(n)), "test")
 
 
 # --- formats
 
 
-def test_aime_rows_are_sent_as_they_stand(tmp_path: Path) -> None:
+def test_aime_rows_are_sent_as_they_stand(tmp_path):
     spec = write(tmp_path / "aime.jsonl", {"prompt": rf"Find x. {BOXED_INSTRUCTION}", "answer": 204})
     workload = load(spec)
     assert workload.name == "aime"
@@ -52,14 +53,14 @@ def test_aime_rows_are_sent_as_they_stand(tmp_path: Path) -> None:
     assert workload.checkable == 1
 
 
-def test_plain_prompts_have_nothing_to_check(tmp_path: Path) -> None:
+def test_plain_prompts_have_nothing_to_check(tmp_path):
     workload = load(write(tmp_path / "plain.jsonl", {"prompt": "Tell me."}, "", {"prompt": "Why?", "answer": "42"}))
     assert [p.id for p in workload.prompts] == ["p0001", "p0002"]
     assert [p.answer_format for p in workload.prompts] == ["none", "none"]
     assert workload.checkable == 0
 
 
-def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
+def test_a_text_file_holds_a_prompt_a_line(tmp_path):
     path = tmp_path / "plain.txt"
     path.write_text('[1] Why?\n\n  How? Put it in \\boxed{}.\r\n{"prompt": 5}\n')
     prompts = load(str(path)).prompts
@@ -70,12 +71,12 @@ def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
         load(str(path))
 
 
-def test_json_prompts_are_recognised(tmp_path: Path) -> None:
+def test_json_prompts_are_recognised(tmp_path):
     rows = {"prompt": 'Choose. Use the `answer` field, e.g., {"answer": "C"}.', "answer": "B"}
     assert load(write(tmp_path / "choice.jsonl", rows)).prompts[0].answer_format == "json"
 
 
-def test_math_rows_take_the_last_box_of_the_solution(tmp_path: Path) -> None:
+def test_math_rows_take_the_last_box_of_the_solution(tmp_path):
     rows = (
         {"problem": "Half of one?", "solution": r"Not \boxed{1} but \boxed{\frac{1}{2}}.", "level": "Level 1"},
         {"problem": "2+2?", "answer": "4", "solution": "trivial"},
@@ -86,7 +87,7 @@ def test_math_rows_take_the_last_box_of_the_solution(tmp_path: Path) -> None:
     assert (second.answer, second.answer_format) == ("4", "boxed")
 
 
-def test_openai_batch(tmp_path: Path) -> None:
+def test_openai_batch(tmp_path):
     parts = [{"type": "text", "text": "Why"}, {"type": "text", "text": "?"}]
     body = {
         "model": "m",
@@ -100,7 +101,7 @@ def test_openai_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_lines", [True, False])
-def test_sharegpt(tmp_path: Path, as_lines: bool) -> None:
+def test_sharegpt(tmp_path, as_lines):
     turns = [{"from": "system", "value": "S"}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
     rows = [{"id": "c1", "conversations": turns}, {"id": "c2", "conversations": turns[1:]}]
     path = tmp_path / "chat.json"
@@ -110,7 +111,7 @@ def test_sharegpt(tmp_path: Path, as_lines: bool) -> None:
     assert workload.prompts[1].messages == user("Hi")
 
 
-def test_a_byte_order_mark_and_windows_lines_are_no_obstacle(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_lines_are_no_obstacle(tmp_path):
     path = tmp_path / "bom.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
     assert len(load(str(path)).prompts) == 2
@@ -148,7 +149,7 @@ def test_a_byte_order_mark_and_windows_lines_are_no_obstacle(tmp_path: Path) -> 
         ({"prompt": "a", "id": "p0001"}, "id: prompt 2 is named 'p0001' as prompt 1 is"),
     ],
 )
-def test_a_bad_row_is_named_by_file_line_and_key(tmp_path: Path, row: object, said: str) -> None:
+def test_a_bad_row_is_named_by_file_line_and_key(tmp_path, row, said):
     with pytest.raises(UsageError) as caught:
         load(write(tmp_path / "bad.jsonl", {"prompt": "fine"}, row))
     assert said in str(caught.value)
@@ -156,7 +157,7 @@ def test_a_bad_row_is_named_by_file_line_and_key(tmp_path: Path, row: object, sa
     assert "\n" not in str(caught.value)
 
 
-def test_an_empty_file_and_a_wrong_name_say_what_to_do(tmp_path: Path) -> None:
+def test_an_empty_file_and_a_wrong_name_say_what_to_do(tmp_path):
     with pytest.raises(UsageError, match="expected at least one prompt, got none"):
         load(write(tmp_path / "empty.jsonl"))
     with pytest.raises(UsageError, match="did you mean 'ledger'"):
@@ -166,7 +167,7 @@ def test_an_empty_file_and_a_wrong_name_say_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "first"), [("aime24", "204"), ("aime25", "70")])
-def test_the_aime_files(name: str, first: str) -> None:
+def test_the_aime_files(name, first):
     path = DATA / f"{name}.jsonl"
     if not path.is_file():
         pytest.skip("the AIME files are not at hand")
@@ -176,7 +177,7 @@ def test_the_aime_files(name: str, first: str) -> None:
     assert all(check(rf"\boxed{{{p.answer}}}", p) for p in workload.prompts)
 
 
-def test_the_example_file_is_checkable() -> None:
+def test_the_example_file_is_checkable():
     path = Path(__file__).parents[2] / "scenarios" / "workloads" / "questions.jsonl"
     workload = load(str(path))
     assert workload.checkable == len(workload.prompts) == 6
@@ -186,7 +187,7 @@ def test_the_example_file_is_checkable() -> None:
 # --- identity
 
 
-def test_identity_is_of_the_content_alone(tmp_path: Path) -> None:
+def test_identity_is_of_the_content_alone(tmp_path):
     rows = [{"prompt": "a", "note": "x"}, {"prompt": "b"}]
     one = load(write(tmp_path / "one.jsonl", *rows))
     other = load(write(tmp_path / "other.jsonl", {"prompt": "a"}, "", {"prompt": "b"}))
@@ -195,7 +196,7 @@ def test_identity_is_of_the_content_alone(tmp_path: Path) -> None:
     assert load(write(tmp_path / "answer.jsonl", rows[0], {"prompt": "b", "answer": "4"})).identity != one.identity
 
 
-def test_identity_is_the_hash_of_canonical_json() -> None:
+def test_identity_is_the_hash_of_canonical_json():
     workload = make("x", (Prompt(id="a", messages=user("Why?")),), "test")
     content = b'{"answer_format":"none","id":"a","messages":[{"content":"Why?","role":"user"}]}\n'
     assert dump(workload) == content
@@ -223,9 +224,7 @@ PROMPTS = st.lists(
 
 
 @given(PROMPTS)
-def test_what_is_dumped_is_read_back_with_equal_identity(
-    tmp_path_factory: pytest.TempPathFactory, prompts: list[Prompt]
-) -> None:
+def test_what_is_dumped_is_read_back_with_equal_identity(tmp_path_factory, prompts):
     workload = make("any", tuple(prompts), "test")
     path = tmp_path_factory.getbasetemp() / "dumped.jsonl"
     path.write_bytes(dump(workload))
@@ -237,14 +236,14 @@ def test_what_is_dumped_is_read_back_with_equal_identity(
 # --- order
 
 
-def test_the_order_is_known() -> None:
+def test_the_order_is_known():
     order = [p.id for p in schedule(small(5), seed=7, n=10)]
     key = lambda number: sorted(range(5), key=lambda i: hashlib.sha256(f"7/{number}/{i}".encode()).digest())  # noqa: E731
     assert order == [f"q{i}" for i in key(0) + key(1)]
 
 
 @given(size=st.integers(1, 12), seed=st.integers(0, 99), start=st.integers(0, 60), n=st.integers(0, 30))
-def test_an_item_depends_on_seed_and_place_alone(size: int, seed: int, start: int, n: int) -> None:
+def test_an_item_depends_on_seed_and_place_alone(size, seed, start, n):
     workload = small(size)
     whole = schedule(workload, seed=seed, n=start + n)
     assert schedule(workload, seed=seed, n=n, start=start) == whole[start:]
@@ -252,7 +251,7 @@ def test_an_item_depends_on_seed_and_place_alone(size: int, seed: int, start: in
         assert Counter(p.id for p in whole[number * size : (number + 1) * size]) == Counter(p.id for p in workload.prompts)
 
 
-def test_passes_and_seeds_differ() -> None:
+def test_passes_and_seeds_differ():
     workload = small(20)
     twice = schedule(workload, seed=1, n=40)
     assert twice[:20] != twice[20:]
@@ -262,9 +261,9 @@ def test_passes_and_seeds_differ() -> None:
 # --- replay
 
 
-def record(prompt_id: str, scheduled_s: float, **changes: Any) -> schema.RequestRecord:
+def record(prompt_id, scheduled_s, **changes):
     values: dict[str, Any] = {
-        "run_id": "r", "cell": "vllm_m_tp1", "concurrency": 2, "repeat": 0, "phase": "measure", "worker": "w", "user": 0,
+        "run_id": "r", "cell": "vllm_m_tp1", "concurrency": 2, "repeat": 1, "phase": "measure", "worker": "w", "user": 0,
         "seq": 0, "prompt_id": prompt_id, "scheduled_s": scheduled_s, "sent_s": scheduled_s, "headers_s": None,
         "chunk_s": (1.0, 2.0, 3.0), "chunk_tokens": (4, 5, 6), "first_answer_chunk": 2, "ended_s": 3.0, "prompt_tokens": 9,
         "completion_tokens": 100, "reasoning_tokens": 70, "cached_tokens": None, "token_count_source": "server",
@@ -274,9 +273,10 @@ def record(prompt_id: str, scheduled_s: float, **changes: Any) -> schema.Request
     return schema.RequestRecord(**(values | changes))
 
 
-def run_of(path: Path, workload: Workload, requests: list[schema.RequestRecord]) -> read.Run:
+def run_of(path, workload, requests):
     write_manifest(path, Manifest(run_id="r", workload=workload.facts))
     for number, request in enumerate(requests):
+        request = replace(request, seq=number)  # each request of a pass has a number of its own
         writer = JsonlWriter(
             folder.level_path(path, request.cell, request.concurrency, request.repeat), f"requests-{number}"
         )
@@ -285,7 +285,7 @@ def run_of(path: Path, workload: Workload, requests: list[schema.RequestRecord])
     return read.read_run(path)
 
 
-def test_a_finished_run_becomes_a_workload_to_replay(tmp_path: Path) -> None:
+def test_a_finished_run_becomes_a_workload_to_replay(tmp_path):
     workload = load("math:n=4,seed=7")
     a, b, c, d = (p.id for p in workload.prompts)
     requests = [
@@ -306,7 +306,7 @@ def test_a_finished_run_becomes_a_workload_to_replay(tmp_path: Path) -> None:
     assert load(str(path)).identity == replay.identity
 
 
-def test_which_pass_is_replayed_can_be_chosen(tmp_path: Path) -> None:
+def test_which_pass_is_replayed_can_be_chosen(tmp_path):
     workload = load("math:n=2")
     a, b = (p.id for p in workload.prompts)
     run = run_of(tmp_path / "run", workload, [record(a, 0.0), record(b, 0.0, concurrency=4)])
@@ -315,7 +315,7 @@ def test_which_pass_is_replayed_can_be_chosen(tmp_path: Path) -> None:
         from_run(run, cell="other")
 
 
-def test_a_changed_workload_is_not_replayed(tmp_path: Path) -> None:
+def test_a_changed_workload_is_not_replayed(tmp_path):
     spec = write(tmp_path / "w.jsonl", {"prompt": "a"})
     run = run_of(tmp_path / "run", load(spec), [record("p0001", 0.0)])
     write(tmp_path / "w.jsonl", {"prompt": "changed"})
@@ -323,6 +323,6 @@ def test_a_changed_workload_is_not_replayed(tmp_path: Path) -> None:
         from_run(run)
 
 
-def test_dumped_lines_hold_only_what_is_known() -> None:
+def test_dumped_lines_hold_only_what_is_known():
     line = msgspec.json.decode(dump(small(1)))
     assert line == {"id": "q0", "messages": [{"role": "user", "content": "What is 0?"}], "answer_format": "none"}

@@ -11,7 +11,6 @@ from loadtest.perfmodel import step_time
 from loadtest.perfmodel.gpus import gpu
 from loadtest.perfmodel.memory import Deployment
 from loadtest.perfmodel.models import model
-from loadtest.perfmodel.step_time import StepWork
 from loadtest.simulator.core.behaviour import behaviour
 from loadtest.simulator.core.engine import EngineConfig
 from loadtest.simulator.fleet import arrivals, day, routers, speed
@@ -22,29 +21,29 @@ DEPLOYMENT = Deployment(model("qwq-32b-awq"), gpu("l20"), 2)
 REPLICAS, KV_TOKENS = 4, 60_000
 
 
-def step_s(work: StepWork) -> float:
+def step_s(work):
     return step_time.step_time_s(DEPLOYMENT, work)
 
 
 SPEED = speed.from_steps(step_s, 4096, 256)
 
 
-def workload(seed: int) -> RequestMix:
+def workload(seed):
     rng = np.random.default_rng(seed)
     outputs = 300 * np.exp(0.6 * rng.standard_normal(2048))
     return RequestMix(rng.integers(200, 900, 2048).astype(np.int32), outputs.astype(np.int32))
 
 
-def draw(rate: float, requests: int, *, each: float = 1.0, seed: int = 1) -> Traffic:
+def draw(rate, requests, *, each=1.0, seed=1):
     demand = Demand(rate * arrivals.DAY_S / each, each, 5.0)
     return arrivals.traffic(demand, workload(seed), 0, requests / rate, seed)
 
 
-def fleet(kind: str, router: str, replicas: int = REPLICAS) -> day.Fleet:
+def fleet(kind, router, replicas=REPLICAS):
     return day.Fleet(EngineConfig(behaviour=behaviour(kind), kv_tokens=KV_TOKENS), SPEED, replicas, router)
 
 
-def quantiles(values) -> np.ndarray:
+def quantiles(values):
     return np.percentile(values, [50, 90])
 
 

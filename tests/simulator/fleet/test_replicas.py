@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.errors import UsageError
-from loadtest.perfmodel.step_time import StepWork
 from loadtest.simulator.core.behaviour import behaviour
 from loadtest.simulator.core.engine import EngineConfig
 from loadtest.simulator.fleet import day, routers, speed
@@ -16,7 +15,7 @@ from loadtest.simulator.fleet.requests import table
 from tests.simulator.fleet.token_level import TokenLevelFleet
 
 
-def step_s(work: StepWork) -> float:
+def step_s(work):
     return (
         0.5 + work.prefill_tokens / 64 + work.decode_streams / 32 + work.kv_read_tokens / 4096 + work.prefill_pairs / 65536
     )
@@ -26,7 +25,7 @@ SPEED = speed.from_steps(step_s, 48, 48)
 ROWS = st.lists(st.tuples(st.floats(0, 40), st.integers(1, 60), st.integers(1, 50)), min_size=1, max_size=40)
 
 
-def traffic(rows) -> Traffic:
+def traffic(rows):
     rows = sorted(rows)
     arrival, prompt, output = (np.array(column) for column in zip(*rows, strict=True))
     none = np.zeros(len(rows), bool)
@@ -34,11 +33,11 @@ def traffic(rows) -> Traffic:
     return Traffic(requests, arrival.astype(float), np.arange(len(rows)), none, np.zeros(0, np.float32))
 
 
-def config(kind: str, kv_tokens: int = 4096, budget: int = 48, **limits: int) -> EngineConfig:
+def config(kind, kv_tokens=4096, budget=48, **limits):
     return EngineConfig(behaviour=behaviour(kind), kv_tokens=kv_tokens, prefill_budget_tokens=budget, **limits)
 
 
-def ran(rows, engine: EngineConfig, replicas: int = 1, router: str = "round-robin"):
+def ran(rows, engine, replicas=1, router="round-robin"):
     return day.simulate_fleet(day.Fleet(engine, SPEED, replicas, router), traffic(rows))
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
 
 import numpy as np
 
-from loadtest.perfmodel.step_time import StepWork
-from loadtest.simulator.core.engine import Engine, EngineConfig
+from loadtest.simulator.core.engine import Engine
 from loadtest.simulator.core.sequence import Request, Sequence
-from loadtest.simulator.fleet.arrivals import Traffic
-from loadtest.simulator.fleet.routers import Router
 
 
 class TokenLevelFleet:
@@ -20,16 +16,16 @@ class TokenLevelFleet:
 
     def __init__(
         self,
-        config: EngineConfig,
-        step_time_s: Callable[[StepWork], float],
-        router: Router,
-        replicas: int,
-        max_tokens: int = 0,
-    ) -> None:
+        config,
+        step_time_s,
+        router,
+        replicas,
+        max_tokens=0,
+    ):
         self.engines = [Engine(config, step_time_s) for _ in range(replicas)]
         self.router, self.max_tokens = router, max_tokens
 
-    def run(self, traffic: Traffic) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, traffic):
         """`ttft_s` and `final_s` of every request, by id."""
         requests = traffic.requests
         ttft, final = np.full(requests.count, math.nan), np.full(requests.count, math.nan)
@@ -52,7 +48,7 @@ class TokenLevelFleet:
                 self._send(traffic, *heapq.heappop(coming), live)
         return ttft, final
 
-    def _send(self, traffic: Traffic, at_s: float, number: int, live: dict[str, Sequence]) -> None:
+    def _send(self, traffic, at_s, number, live):
         load = np.array([len(engine.running) + len(engine.waiting) for engine in self.engines])
         engine = self.engines[int(self.router.choose(1, load)[0])]
         prompt = f"{number:04x}" + "word" * int(traffic.requests.prompt_tokens[number] - 1)  # shared with no other
@@ -65,7 +61,7 @@ class TokenLevelFleet:
         engine.submit(request, at_s)
         live[request.id] = engine.sequences[request.id]
 
-    def _advance(self, until_s: float, live: dict[str, Sequence]) -> list[Sequence]:
+    def _advance(self, until_s, live):
         """Every engine up to this time; the requests that ended."""
         ended = []
         for engine in self.engines:
