@@ -159,4 +159,4 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
     gpu_hour_price: Annotated[float | None, about("Price of one GPU for an hour; None: not given.")]
     currency: Annotated[str | None, about("Of the study's price; None where another was given.")]
     options: tuple[FleetOption, ...]
-    doubts: Annotated[tuple[str, ...], about("As `health.reasons` of the run.")]
+    doubts: Annotated[tuple[str, ...], about("`health.reasons` of the run, and levels too short for saturation.")]

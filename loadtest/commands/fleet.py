@@ -98,7 +98,8 @@ class _Measured:
         self._metrics = analyze(self._run)
         self.name, self.simulated = f"run {self._metrics.run_id}", self._metrics.simulated
         self.slo, self.prices = self._metrics.run.slo, self._run.manifest.prices
-        self.doubts = self._metrics.health.reasons
+        unsettled = [one for cell in self._metrics.cells if (one := replica_model.unsettled(cell)) is not None]
+        self.doubts = (*self._metrics.health.reasons, *unsettled)
 
     def candidates(self) -> list[Candidate]:
         records = {cell.id: cell for cell in self._run.cells}

@@ -17,32 +17,32 @@ from loadtest.simulator.fleet.arrivals import Curve, Demand
 from loadtest.simulator.fleet.speed import MeasuredLevel
 
 MIX = replica_model.request_mix([(100, 100)])  # 100 tokens each way
-FINAL = parse_slo("time_to_final_answer_s:p90<20")
+FINAL = parse_slo("time_to_final_answer_s:p90<200")
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Fewer requests: sizes in whole replicas of small fleets need no more."""
-    monkeypatch.setattr(fleet, "ENOUGH_REQUESTS", 600)
+    monkeypatch.setattr(fleet, "ENOUGH_REQUESTS", 400)
     monkeypatch.setattr(fleet, "MOST_DAYS", 1)
     monkeypatch.setattr(fleet, "SAMPLE", 8)
 
 
-def model(known=4, token_s=0.05, careful=1.3):
-    """Steps of 0.05 s with 1 to `known` streams, a prefill of 0.1 s: an answer takes 5 s alone."""
-    levels = [MeasuredLevel(1, token_s), MeasuredLevel(known, token_s + (known - 1) * 0.001)]
-    likely = speed.from_levels(levels, prefill_s=0.1, prompt_tokens=100, output_tokens=100, most_prompt_tokens=2048)
+def model(known=4, token_s=0.5, careful=1.3):
+    """Steps of 0.5 s and a little more with each of up to `known` streams, a prefill of 1 s: an answer takes 51 s alone."""
+    levels = [MeasuredLevel(1, token_s), MeasuredLevel(known, token_s + (known - 1) * 0.01)]
+    likely = speed.from_levels(levels, prefill_s=1.0, prompt_tokens=100, output_tokens=100, most_prompt_tokens=2048)
     config = EngineConfig(behaviour=behaviour("vllm-sim"), kv_tokens=100_000, max_running=known)
     return ReplicaModel(config, likely, None if careful is None else likely.times(careful), known)
 
 
-def peak(router="round-robin", per_hour=10_000, objectives=(FINAL,), **changes):
+def peak(router="round-robin", per_hour=1_000, objectives=(FINAL,), **changes):
     return Peak(model(**changes), router, Demand(24 * per_hour, curve=Curve(1.0)), MIX, objectives)
 
 
 def test_throughput_bounds_the_size_by_hand():
-    """4 streams at 0.05 s a step make 80 tokens/s, and each request stops them for 0.1 s: an answer a replica every
-    100 x 0.053 / 4 + 0.1 = 1.43 s. 10,000 an hour, 2.78/s, need 4 replicas; with queues perhaps one more."""
+    """4 streams in steps of 0.5 s, and each request adds 1 s to one: an answer a replica every 100 x 0.5 / 4 + 1 = 13.5 s.
+    1,000 an hour, 0.278/s, need 3.75 replicas; with queues 4 or 5."""
     found = peak().size()
     assert 4 <= found.replicas <= 5
     assert found.binds is FINAL
@@ -56,26 +56,26 @@ def test_a_slower_replica_or_a_worse_router_needs_no_fewer():
 
 
 def test_more_arrivals_need_more_replicas_and_larger_fleets_less_each():
-    few, many = peak("random", 4_000).size().replicas, peak("random", 32_000).size().replicas
+    few, many = peak("random", 400).size().replicas, peak("random", 3_200).size().replicas
     assert few < many <= 8 * few
 
 
 def test_what_no_number_of_replicas_meets():
-    found = peak(objectives=(parse_slo("time_to_final_answer_s:p50<4"),)).size()
+    found = peak(objectives=(parse_slo("time_to_final_answer_s:p50<40"),)).size()
     assert found.replicas is None
-    assert found.binds.text == "time_to_final_answer_s:p50<4"
+    assert found.binds.text == "time_to_final_answer_s:p50<40"
 
 
 def test_beyond_the_measured_streams_fewer_may_do():
-    """With 4 streams known a replica gives an answer every 1.35 s; with 16 at the same step every 0.41 s."""
+    """With 4 streams known a replica gives an answer every 13.5 s; with 16 at the same step every 4.1 s."""
     assert peak().size_beyond().replicas < 0.7 * peak().size().replicas
     assert peak(known=64).size_beyond().replicas == pytest.approx(peak(known=64).size().replicas, abs=1)
 
 
 def test_a_lost_zone_is_worse_than_a_lost_replica():
-    one = peak("least-loaded", 14_000)
+    one = peak("least-loaded", 1_800)
     count = one.size().replicas
-    calm, replica, zone = (one.loss(count, lost).waits.figures[0] for lost in (0, 1, count // 3))
+    calm, replica, zone = (one.loss(count, lost).waits.figures[0] for lost in (0, 1, 3))
     assert calm < replica < zone
 
 
@@ -108,18 +108,18 @@ def test_figures_of_requests_by_hand():
 FACTS = CellFacts("a", "vllm", "m", 2, "l20", False)
 
 
-def options(*candidates, slo=FINAL, price=2.0, headroom=0.0, per_hour=12_000):
+def options(*candidates, slo=FINAL, price=2.0, headroom=0.0, per_hour=1_200):
     demand = Demand(24 * per_hour, curve=Curve(1.0))
     return fleet_options.fleet_options(candidates, Question(demand, [slo], ["round-robin"], headroom, price))
 
 
 def test_cost_by_hand():
-    """N replicas of 2 GPUs at 2 each: 96 N a day, for 288,000 answers. The SLO binds at fewer streams than are known."""
-    option = options(Candidate(FACTS, model(known=24, careful=1.05), MIX), slo=parse_slo("tpot_s:p90<0.065"))[0]
+    """N replicas of 2 GPUs at 2 each: 96 N a day, for 28,800 answers. The SLO binds at fewer streams than are known."""
+    option = options(Candidate(FACTS, model(known=24, careful=1.05), MIX), slo=parse_slo("tpot_s:p90<0.65"))[0]
     count = option.replicas.likely
     assert option.cards.likely == 2 * count
     assert option.cost_per_day.likely == 96 * count
-    assert option.cost_per_1000_answers.likely == pytest.approx(96 * count / 288)
+    assert option.cost_per_1000_answers.likely == pytest.approx(96 * count / 28.8)
     assert option.replicas.careful >= count
     assert (option.at_most, option.next_measurement) == (False, None)
     assert [loss.lost for loss in option.losses] == sorted({1, math.ceil(count / 3)})
@@ -140,12 +140,12 @@ def test_headroom_is_added_and_no_price_is_no_cost():
 
 
 def test_what_holds_nothing_is_last_and_says_why():
-    slow = Candidate(CellFacts("slow", "vllm", "m", 1, "l20", False), model(token_s=1.0), MIX)
+    slow = Candidate(CellFacts("slow", "vllm", "m", 1, "l20", False), model(token_s=10.0), MIX)
     unknown = Candidate(CellFacts("none", "vllm", "m", 1, "l20", False), None, None, "does not fit")
     found = options(unknown, slow, Candidate(FACTS, model(), MIX))
     assert [one.cell for one in found] == ["a", "none", "slow"]
     assert found[1].reason == "does not fit"
-    assert found[2].reason == "not even replicas that are almost idle meet time_to_final_answer_s:p90<20"
+    assert found[2].reason == "not even replicas that are almost idle meet time_to_final_answer_s:p90<200"
     assert [bool(one.losses) for one in found] == [True, False, False]
 
 
@@ -157,7 +157,7 @@ def test_a_question_that_makes_no_sense_is_refused(wrong):
 
 def test_a_part_of_a_fleet_waits_as_the_whole(monkeypatch):
     """What 16 of 32 replicas see with half the arrivals is what 32 see: p90 within 5 %."""
-    one = peak("round-robin", 75_000)
+    one = peak("round-robin", 7_500)
     found = []
     for sample in (16, 32):
         monkeypatch.setattr(fleet, "SAMPLE", sample)
