@@ -11,6 +11,7 @@ from loadtest.metrics.schema import CellFigures, Metrics
 from loadtest.report.formatting import clean, count
 
 FAMILIES = {"sglang": "SGLang", "vllm": "vLLM", "other": "Other"}
+_MODEL_CHARS = 100
 _MODES = {"equal-work": "equal work", "natural": "natural stopping"}
 
 
@@ -70,7 +71,9 @@ class ShownCell:
 
     @property
     def model(self) -> str:
-        return title_of_model(clean(self.figures.model or "unknown model"))
+        """At most 100 characters: it is in every figure and row."""
+        name = clean(self.figures.model or "unknown model")
+        return title_of_model(name if len(name) <= _MODEL_CHARS else f"{name[: _MODEL_CHARS - 1]}…")
 
     @property
     def deployment(self) -> str:

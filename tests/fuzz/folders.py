@@ -176,6 +176,8 @@ def damage(run, dice):
             continue
         one(path, dice)
         done.append(f"{one.__name__} {path.relative_to(run)}")
+        if one is sparse:  # no more of ours is to read it
+            break
     return done
 
 
