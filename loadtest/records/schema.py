@@ -12,7 +12,7 @@ Layout (every field: docs/reference.md)::
     RUN/cells/CELL/cNN-rR/requests-*.jsonl         one line per request, one file per process
     RUN/cells/CELL/cNN-rR/server_metrics.jsonl     the server's own counters, 1 Hz
     RUN/cells/CELL/cNN-rR/gpu_metrics.jsonl        power, memory and utilisation of each GPU, 1 Hz, where NVML tells
-    RUN/cells/CELL/cNN-rR/client_health.jsonl      the load generator's own state, 1 Hz
+    RUN/cells/CELL/cNN-rR/client_health-*.jsonl    the load generator's own state, 1 Hz
 
 All times are offsets in seconds on the clock of the process that wrote them (`loadtest.clock`); every line carries
 that clock's anchor and speed, so that a line means the same wherever it is moved to.
