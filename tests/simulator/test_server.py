@@ -495,7 +495,7 @@ def test_two_requests_on_one_connection():
     async def test(simulator, ask):
         endpoints = routes.Face(simulator)
         listener = await asyncio.get_running_loop().create_server(
-            lambda: ServedConnection(simulator, endpoints.answer), "127.0.0.1", 0
+            lambda: ServedConnection(simulator.connections, endpoints.answer), "127.0.0.1", 0
         )
         reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
         body = json.dumps(chat()).encode()
@@ -514,7 +514,9 @@ def test_large_body_after_expect_continue():
     async def test(simulator, ask):
         endpoints = routes.Face(simulator)
         loop = asyncio.get_running_loop()
-        listener = await loop.create_server(lambda: ServedConnection(simulator, endpoints.answer), "127.0.0.1", 0)
+        listener = await loop.create_server(
+            lambda: ServedConnection(simulator.connections, endpoints.answer), "127.0.0.1", 0
+        )
         reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
         body = json.dumps(chat(padding="x" * 2_000_000)).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\nconnection: close\r\n"

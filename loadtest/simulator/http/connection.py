@@ -8,15 +8,10 @@ import struct
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 import h11
 
 from loadtest.simulator.http import frames
-
-if TYPE_CHECKING:
-    from loadtest.simulator.http.server import Simulator
-    from loadtest.simulator.http.stream import Stream
 
 BODY_LIMIT_BYTES = 64 * 2**20
 BUFFER_LIMIT_BYTES = 8 * 2**20  # a client that reads so slowly that this much piles up is cut off
@@ -24,12 +19,17 @@ _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class ServedConnection(asyncio.Protocol):
-    """One HTTP/1.1 connection, read by h11; the chunks of a stream are framed beforehand and written as they are."""
+    """One HTTP/1.1 connection, read by h11; the chunks of a stream are framed beforehand and written as they are.
 
-    def __init__(self, simulator: Simulator, answer: Callable[[ServedConnection, h11.Request, bytes], None]) -> None:
-        self.simulator = simulator
+    It stands in `connections` while it is open. `on_lost`: what ends the stream that it carries, None while it carries none.
+    """
+
+    def __init__(
+        self, connections: set[ServedConnection], answer: Callable[[ServedConnection, h11.Request, bytes], None]
+    ) -> None:
+        self.connections = connections
         self.transport: asyncio.Transport
-        self.stream: Stream | None = None
+        self.on_lost: Callable[[], None] | None = None
         self.read_s = 0.0  # when the last bytes came (s of the loop's clock)
         self._answer = answer
         self._loop = asyncio.get_running_loop()
@@ -41,18 +41,18 @@ class ServedConnection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=BUFFER_LIMIT_BYTES)
-        self.simulator.connections.add(self)
+        self.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.simulator.connections.discard(self)
-        if self.stream is not None:
-            self.simulator.abort(self.stream)
-            self.stream = None
+        self.connections.discard(self)
+        if self.on_lost is not None:
+            self.on_lost()
+            self.on_lost = None
 
     def pause_writing(self) -> None:
         """The client of a stream does not read: cut it off rather than let the memory grow, as a whole answer (the truth of
         100,000 requests) does not."""  # fmt: skip
-        if self.stream is not None:
+        if self.on_lost is not None:
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -115,20 +115,10 @@ class ServedConnection(asyncio.Protocol):
 
     def end(self, body: bytes) -> None:
         """The last events of the stream, and its end."""
-        self.stream = None
+        self.on_lost = None
         last = self._http.send(h11.EndOfMessage()) or b""
         self.transport.write((frames.chunked(body) if body else b"") + last)
         self._next(False)
-
-    def finish(self, stream: Stream) -> None:
-        """The engine has finished this connection's request."""
-        self.stream = None
-        framer = stream.framer
-        if stream.chat.stream:
-            self.end(framer.end(stream.n) + (b"" if stream.fault.kind == "no-done" else frames.DONE))
-        elif stream.on_end is None:
-            framer.cached_tokens = stream.sequence.cached_tokens
-            self.whole(frames.whole(framer))
 
     def reset(self) -> None:
         """Drop the connection with a reset instead of an end."""

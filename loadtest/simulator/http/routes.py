@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import h11
@@ -79,7 +80,7 @@ class Face:
         except Refusal as error:
             self._refuse_full(connection, error, chat.stream)
             return
-        connection.stream = stream
+        connection.on_lost = partial(self.simulator.abort, stream)
         if chat.stream:
             connection.begin()
             if stream.fault.kind == "early-role":
@@ -113,7 +114,7 @@ class Face:
         except Refusal:
             connection.whole(b"", 503)
             return
-        connection.stream = stream
+        connection.on_lost = partial(self.simulator.abort, stream)
         stream.on_end = lambda: connection.whole(b"")
 
     def identity(self) -> dict[str, Any]:
@@ -168,7 +169,7 @@ async def serve(simulator: Simulator, port: int, ready: Callable[[int], None], s
     """Listen until `stop` is set; `ready` is told the port (0 asks for a free one)."""
     face = Face(simulator)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: ServedConnection(simulator, face.answer), HOST, port, backlog=4096)
+    server = await loop.create_server(lambda: ServedConnection(simulator.connections, face.answer), HOST, port, backlog=4096)
     ready(server.sockets[0].getsockname()[1])
     try:
         await stop.wait()

@@ -195,8 +195,7 @@ class Simulator:
             return
         self.seen.end(stream.sequence, stream.chat.output.finish_reason)
         self.truth.append(_truth(stream))
-        if stream.connection is not None:
-            stream.connection.finish(stream)
+        stream.finish()
         if stream.on_end is not None:
             stream.on_end()
 
@@ -223,7 +222,7 @@ class Simulator:
             connection.chunk(b'data: {"choices":[{"index":0,"delta":{"content":"\xff\xfe\xc3"}}]}\n\n')
             return False
         self.abort(stream)
-        connection.stream = None
+        connection.on_lost = None
         if kind == "reset":
             connection.reset()
         elif kind == "engine-error":

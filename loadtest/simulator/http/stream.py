@@ -51,3 +51,14 @@ class Stream:
         self.first_answer_s: float | None = None
         self.sequence: Sequence
         self.on_end: Callable[[], None] | None = None
+
+    def finish(self) -> None:
+        """The engine has finished this request: write the end of its answer, where a connection waits for it."""
+        if self.connection is None:
+            return
+        self.connection.on_lost = None
+        if self.chat.stream:
+            self.connection.end(self.framer.end(self.n) + (b"" if self.fault.kind == "no-done" else frames.DONE))
+        elif self.on_end is None:
+            self.framer.cached_tokens = self.sequence.cached_tokens
+            self.connection.whole(frames.whole(self.framer))
