@@ -49,6 +49,7 @@ STANDS_FOR = (
     (r"--requests (32|64|512)\b", r"--requests 4"),
     (r"-u (1000|64|8) -r \1", r"-u 2 -r 2"),
     (r"--processes 4", r"--processes 2"),
+    (r"--users 1000000 ", r"--users 1000 "),
     (r"--study scenarios/studies/qwq-32b-ada\.toml", r"--study scenarios/studies/demo.toml"),
     (r"\S*aime24\.jsonl", r"math:n=8"),
     (r"\bRUN\b", r"runs/mine"),
