@@ -1,12 +1,14 @@
 """Writes the parts of the documents that are made from the code: `python -m tests.docs.generate`."""
 
+import argparse
 import re
 
+from loadtest import cli
 from loadtest.metrics.catalogue import METRICS
 from tests.support.documents import ROOT
 
-DOCUMENT = ROOT / "docs/metrics.md"
-BLOCK = re.compile(r"(?<=<!-- generated: metrics -->\n\n).*?(?=\n<!-- /generated -->)", re.DOTALL)
+DOCUMENTS = (ROOT / "docs/metrics.md", ROOT / "docs/reference.md")
+BLOCK = re.compile(r"<!-- generated: (\w+) -->\n\n(.*?)\n<!-- /generated -->", re.DOTALL)
 
 
 def metrics_table():
@@ -15,10 +17,47 @@ def metrics_table():
     return "".join(["| key | definition |\n|---|---|\n", *rows])
 
 
+def commands_table():
+    """One row per command, in the order of its help."""
+    rows = [f"| `{name}` | {about} | {options} |\n" for name, about, options in commands(cli._parser())]
+    return "".join(["| command | does | options |\n|---|---|---|\n", *rows])
+
+
+def commands(parser, name=""):
+    """Each command below a parser: its name with its arguments, what it does, its options."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            abouts = {one.dest: one.help for one in action._choices_actions}
+            for word, below in action.choices.items():
+                inner = list(commands(below, f"{name}{word} "))
+                yield from inner or [(f"{name}{word}{arguments(below)}", abouts[word], options(below))]
+
+
+def arguments(parser):
+    """What a command takes by place, such as ` STUDY.toml`."""
+    places = [one for one in parser._actions if not one.option_strings]
+    return "".join(f" {one.metavar or one.dest}{'...' if one.nargs in ('+', '*') else ''}" for one in places)
+
+
+def options(parser):
+    """The options of a command by their longest names, in code."""
+    named = [max(one.option_strings, key=len) for one in parser._actions if one.option_strings]
+    return " ".join(f"`{one}`" for one in named if one != "--help")
+
+
+TABLES = {"metrics": metrics_table, "commands": commands_table}
+
+
 def generated(text):
-    """A document with its generated block made anew."""
-    return BLOCK.sub(lambda _: metrics_table(), text)
+    """A document with its generated blocks made anew."""
+    return BLOCK.sub(lambda found: found[0].replace(found[2], TABLES[found[1]]()), text)
+
+
+def handwritten(text):
+    """A document without its generated blocks."""
+    return BLOCK.sub("", text)
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(generated(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    for document in DOCUMENTS:
+        document.write_text(generated(document.read_text(encoding="utf-8")), encoding="utf-8")

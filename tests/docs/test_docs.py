@@ -92,14 +92,15 @@ def test_every_document_is_reached_from_the_readme():
 def test_the_documents_are_short():
     ours = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
     assert len(ours) <= 14
-    assert sum(len(path.read_text().split()) for path in ours) <= 14_000
+    assert sum(len(generate.handwritten(path.read_text()).split()) for path in ours) <= 14_000
     assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
 def test_the_generated_parts_are_those_of_the_code():
-    text = generate.DOCUMENT.read_text(encoding="utf-8")
-    assert generate.BLOCK.search(text)
-    assert generate.generated(text) == text, "run `python -m tests.docs.generate`"
+    for document in generate.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert generate.BLOCK.search(text)
+        assert generate.generated(text) == text, "run `python -m tests.docs.generate`"
 
 
 def test_the_architecture_lists_the_folders_in_the_order_of_imports():
