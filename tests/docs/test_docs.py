@@ -5,6 +5,7 @@ import dataclasses
 import os
 import re
 import shlex
+import tomllib
 
 import pytest
 
@@ -116,6 +117,12 @@ def test_the_version_stands_in_one_place_and_the_files_that_repeat_it_agree():
     assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
     assert re.search(rf"^## \[({re.escape(__version__)}|Unreleased)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_nobody_is_sent_to_the_stranger_of_our_name_on_the_package_index():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == "reasoning-loadtest"
+    texts = [path.read_text() for path in [*DOCUMENTS, *ROOT.glob("loadtest/**/*.py"), *ROOT.glob("launchers/**/*Dockerfile")]]
+    assert [text for text in texts if re.search(r"pip install [^\n]*\bloadtest(?![-/.\w])", text)] == []
 
 
 def test_the_hours_of_the_published_study_are_those_of_the_dry_run(capsys):
