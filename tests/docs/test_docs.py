@@ -121,7 +121,8 @@ def test_the_version_stands_in_one_place_and_the_files_that_repeat_it_agree():
 
 def test_nobody_is_sent_to_the_stranger_of_our_name_on_the_package_index():
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == "reasoning-loadtest"
-    texts = [path.read_text() for path in [*DOCUMENTS, *ROOT.glob("loadtest/**/*.py"), *ROOT.glob("launchers/**/*Dockerfile")]]
+    places = [*DOCUMENTS, *ROOT.glob("loadtest/**/*.py"), *ROOT.glob("launchers/**/*Dockerfile")]
+    texts = [path.read_text() for path in places]
     assert [text for text in texts if re.search(r"pip install [^\n]*\bloadtest(?![-/.\w])", text)] == []
 
 
