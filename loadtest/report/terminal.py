@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from loadtest.analysis.decisions import CapacityOption, CapacityPlan, GateReport, RunComparison
-from loadtest.metrics.figures import Bounded
+from loadtest.metrics.catalogue import Statistic
+from loadtest.metrics.figures import Bounded, Estimate
+from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.schema import Binding, Comparison, Metrics, PairDecision
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import cells_of
-from loadtest.report.checklist import clock_error_words, failure_lines, gate_checks, not_measured
+from loadtest.report.cells import ShownCell, by_level, cells_of, typical_statistic
+from loadtest.report.checklist import clock_error_words, failure_lines, gate_checks
 from loadtest.report.decision import decision_lines
-from loadtest.report.formatting import DASH, count, number
-from loadtest.report.tables import TableColumn, level_columns
+from loadtest.report.formatting import clean, count, needs, number
 from loadtest.report.verdicts import Named, evidence
 
 SIMULATED = "SIMULATED: these figures are predictions"
@@ -25,30 +27,76 @@ UNKNOWN_TERMINAL, WIDEST = (100, 24), 120
 
 
 def decision_text(metrics: Metrics, manifest: Manifest, columns: int | None = None) -> str:
-    """A line for each level, then the verdict and what is missing; `columns` wide (default: the terminal, at most 120)."""
+    """A row for each level, then the verdict and what is missing; `columns` wide (default: the terminal, at most 120)."""
     columns = min(columns or shutil.get_terminal_size(UNKNOWN_TERMINAL).columns, WIDEST)
-    text = [*_warnings(metrics, manifest), *_aligned(_level_rows(metrics), columns), ""]
-    text += [f"{line.asks}: {line.answer}. {line.because}" for line in decision_lines(metrics, manifest)]
-    text += [f"Not measured: {one}" for one in not_measured(metrics, manifest)]
-    return "\n".join(_wrapped(line, columns) for line in text)
+    text = [*_warnings(metrics, manifest), *_levels(metrics, columns), ""]
+    body = [_wrapped(line, columns) for line in text]
+    return "\n".join([*body, *_verdict(metrics, manifest, columns), *_missing(metrics, manifest, columns)])
 
 
-def _level_rows(metrics: Metrics) -> list[tuple[str, ...]]:
+def _levels(metrics: Metrics, columns: int) -> list[str]:
+    """The levels under the name of their cell, and a line for each kind of figure that is not there."""
     cells = cells_of(metrics)
-    chosen = level_columns(cells)[:4]
-    short = ("tokens/s", "per user", "TTFT s", "answer s")
-    rows = [("cell", "concurrency", "n", *map(_head, short, chosen))]
+    speed = typical_statistic(cells, _SPEED)
+    rows = {cell.id: [_level_row(level, speed) for level in cell.levels] for cell in cells}
+    widths = [max(map(len, column)) for column in zip(_HEAD, *(row for of in rows.values() for row in of), strict=True)]
+    table = [*_group_heads(widths), _row(_HEAD, widths)]
     for cell in cells:
-        for level in cell.levels:
-            figures = [number(level.estimate(one.metric, one.statistic).value) for one in chosen]
-            rows.append((cell.id, count(level.concurrency), count(level.n_requests), *figures))
-        if not cell.levels:
-            rows.append((cell.id, DASH, "0", cell.figures.status or "not measured", "", "", ""))
-    return rows
+        table.append(_cut(cell.id if cell.levels else f"{cell.id}: {cell.status}", columns))
+        table += [_row(row, widths) for row in rows[cell.id]]
+    return [*table, *_notes(cells, rows, speed)] if cells else []
 
 
-def _head(title: str, column: TableColumn) -> str:
-    return f"{title} mean" if column.statistic == "mean" else title
+_SPEED, _TOTAL = "tokens_per_s_per_user", "output_tokens_per_s"
+_QUANTILES: tuple[Statistic, ...] = ("p50", "p90", "p99")
+_HEAD = ("concurrency", "n", *_QUANTILES, *_QUANTILES, "per user", "total", "failed")
+_GROUPS = (("TTFT, s", 2, 5), ("final answer, s", 5, 8), ("tokens/s", 8, 10))  # title, first column, end
+_TIGHT = frozenset({3, 4, 6, 7})  # columns with one space before them
+
+
+def _level_row(level: LevelFigures, speed: Statistic) -> tuple[str, ...]:
+    times = [level.estimate(metric, one) for metric in ("ttft_s", "time_to_final_answer_s") for one in _QUANTILES]
+    figures = [*times, level.estimate(_SPEED, speed), level.estimate(_TOTAL)]
+    failed = None if level.failed_share.value is None else round(level.failed_share.value * level.n_requests)
+    return (count(level.concurrency), count(level.n_requests), *map(_figure, figures), count(failed))
+
+
+def _figure(found: Estimate) -> str:
+    """A figure, the n that it needs, or a dash."""
+    return number(found.value) if found.known or not needs(found) else f"n≥{found.n_needed}"
+
+
+def _group_heads(widths: list[int]) -> list[str]:
+    """What the columns of a group have in common, over their middle."""
+    line = ""
+    for title, first, end in _GROUPS:
+        left, right = (len(_row(("",) * n, widths[:n], keep=True)) for n in (first, end))
+        line = f"{line.ljust(left)}{title.center(right - left)}"
+    return [line.rstrip()]
+
+
+def _row(texts: Sequence[str], widths: list[int], *, keep: bool = False) -> str:
+    gaps = ["" if i == 0 else " " if i in _TIGHT else "  " for i in range(len(texts))]
+    line = "".join(f"{gap}{text:>{width}}" for gap, text, width in zip(gaps, texts, widths, strict=True))
+    return line if keep else line.rstrip()
+
+
+def _notes(cells: Sequence[ShownCell], rows: Mapping[str, list[tuple[str, ...]]], speed: Statistic) -> list[str]:
+    texts = {text for of in rows.values() for row in of for text in row}
+    notes = ["tokens/s per user: mean of the requests"] if speed == "mean" and texts else []
+    notes += ["n≥N: the figure needs N requests at its level"] if any(text.startswith("n≥") for text in texts) else []
+    return [*notes, *_totals_missing(cells)]
+
+
+def _totals_missing(cells: Sequence[ShownCell]) -> list[str]:
+    """Each reason why levels have no total tokens/s, with these levels."""
+    gone: dict[str, dict[str, list[str]]] = {}
+    for cell, level in by_level(cells):
+        found = level.estimate(_TOTAL)
+        if not found.known and found.reason:
+            gone.setdefault(clean(found.reason), {}).setdefault(cell.id, []).append(count(level.concurrency))
+    places = {why: "; ".join(f"{cell} at {', '.join(at)}" for cell, at in of.items()) for why, of in gone.items()}
+    return [f"no total tokens/s: {why} ({where})" for why, where in places.items()]
 
 
 def _warnings(metrics: Metrics, manifest: Manifest) -> list[str]:
@@ -61,6 +109,46 @@ def _warnings(metrics: Metrics, manifest: Manifest) -> list[str]:
     text += [f"{check.name}: {check.words}" for check in checks if check.name == "Token counts"]
     text += failure_lines(metrics)
     return [*text, ""] if text else []
+
+
+VERDICT_LINES = 12
+
+
+def _verdict(metrics: Metrics, manifest: Manifest, columns: int) -> list[str]:
+    """The decision, most important first; where it would take more than twelve lines, the longest reasons are shortened."""
+    said = [(f"{line.asks}: {line.answer}.", _sentences(line.because)) for line in decision_lines(metrics, manifest)]
+    wrapped = [_wrapped(" ".join([head, *because]), columns).splitlines() for head, because in said]
+    while sum(map(len, wrapped)) > VERDICT_LINES and any(because for _, because in said):
+        longest = max((i for i, (_, because) in enumerate(said) if because), key=lambda i: (len(said[i][1]) > 1, len(wrapped[i])))
+        said[longest][1].pop()
+        wrapped[longest] = _wrapped(" ".join([said[longest][0], *said[longest][1]]), columns).splitlines()
+    return [line for lines in wrapped for line in lines]
+
+
+def _sentences(text: str) -> list[str]:
+    """
+    >>> _sentences("Lowest (95 % CI 0.4 to 0.8): vLLM, 1.5 USD. No SLO was set.")
+    ['Lowest (95 % CI 0.4 to 0.8): vLLM, 1.5 USD.', 'No SLO was set.']
+    """
+    return re.split(r"(?<=\.) (?=[A-Z])", text) if text else []
+
+
+def _missing(metrics: Metrics, manifest: Manifest, columns: int) -> list[str]:
+    """What was not measured, in one line; the page has the reasons."""
+    cells = cells_of(metrics)
+    empty = [cell for cell in cells if not cell.levels]
+    asked, n_levels = len(manifest.levels), sum(len(cell.levels) for cell in cells)
+    levels = max(0, asked * (len(cells) - len(empty)) - n_levels)
+    claims = [row for row in metrics.findings if row.verdict == "not_measured"]
+    pairs = [row for row in metrics.comparisons if row.verdict in ("too few samples", "not comparable")]
+    states = "/".join(dict.fromkeys(clean(cell.figures.status or "no data") for cell in empty))
+    found = [f"{len(empty)} of {len(cells)} cells ({states})"] if empty else []
+    found += [f"{levels} level{'' if levels == 1 else 's'}"] if levels else []
+    found += [f"{len(pairs)} comparisons (samples)"] if pairs else []
+    found += [f"{len(claims)} of {len(metrics.findings)} published claims"] if claims else []
+    found += ["real GPUs"] if metrics.simulated else []
+    line = f"Not measured: {', '.join(found)}"
+    return [_cut(f"{line}; reasons: report.html" if len(line) < columns - 22 else line, columns)] if found else []
 
 
 # One run against another ---------------------------------------------------------------------------------------------
@@ -207,22 +295,9 @@ def _left_aligned(body: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in body]
 
 
-def _aligned(body: Sequence[tuple[str, ...]], columns: int) -> list[str]:
-    """The rows with their columns aligned; a first column that is too wide is cut in its middle."""
-    widths = [max(len(row[i]) for row in body) for i in range(len(body[0]))]
-    widths[0] = max(8, min(widths[0], columns - sum(width + 2 for width in widths[1:])))
-    lines = []
-    for first, *rest in body:
-        cells = [_cut(first, widths[0]).ljust(widths[0]), *(t.rjust(w) for t, w in zip(rest, widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
 def _cut(text: str, width: int) -> str:
     """
     >>> _cut("sglang_qwq-32b-awq_tp1", 12)
-    'sglan…wq_tp1'
+    'sglang_qwq-…'
     """
-    if len(text) <= width:
-        return text
-    return f"{text[: (width - 1) // 2]}…{text[len(text) - width // 2 :]}"
+    return text if len(text) <= width else f"{text[: width - 1]}…"

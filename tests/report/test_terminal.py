@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.metrics.figures import Estimate
+from loadtest.metrics.figures import Estimate, unknown
 from loadtest.records.engine_facts import ClockError
+from loadtest.report.formatting import number
 from loadtest.report.page import run_page
 from loadtest.report.terminal import decision_text
 from tests.support import runs
@@ -16,13 +17,58 @@ def said(source, columns=120):
     return decision_text(source.metrics, source.manifest, columns)
 
 
-def test_terminal_table_has_a_line_for_each_level_and_the_decision():
-    text = said(runs.simulated())
-    lines = text.splitlines()
+def test_the_table_has_a_row_for_each_level_under_the_name_of_its_cell():
+    source = runs.simulated()
+    lines = said(source).splitlines()
     assert lines[0] == "SIMULATED: these figures are predictions"
-    assert sum(line.startswith(("sglang-sim_", "vllm-sim_")) for line in lines) == 6 * 2 + 2
-    assert "Which engine: No verdict: simulated run" in text
-    assert "refused" in text
+    for cell in source.metrics.cells:
+        (place,) = [i for i, line in enumerate(lines) if line.split(":")[0] == cell.id]
+        below = lines[place + 1 : place + 1 + len(cell.levels)]
+        assert [line.split()[:2] for line in below] == [[str(one.concurrency), str(one.n_requests)] for one in cell.levels]
+        assert cell.levels or lines[place].startswith(f"{cell.id}: refused: does not fit: QwQ-32B on 1 x NVIDIA L20")
+
+
+def test_a_row_has_quantiles_of_both_waits_both_speeds_and_the_failures():
+    source = runs.with_levels(
+        runs.small(), lambda level: change(level, n_requests=24, failed_share=Estimate(0.125, (0.0, 0.3), 24))
+    )
+    level = source.metrics.cells[0].levels[0]
+    row = next(line.split() for line in said(source).splitlines() if line.split()[:1] == [str(level.concurrency)])
+    ttft, answer = level.ttft_s, level.time_to_final_answer_s
+    assert row[2] == number(ttft.p50)
+    assert row[4] == f"n≥{ttft.n_needed.p99}"
+    assert row[5] == number(answer.p50)
+    assert row[8:] == [number(level.tokens_per_s_per_user.p50), number(level.output_tokens_per_s.value), "3"]
+
+
+def test_a_total_that_is_missing_is_a_dash_with_its_reason():
+    source = runs.with_levels(runs.small(), lambda level: change(level, output_tokens_per_s=unknown("no steady window")))
+    text = said(source, 200)
+    first, second = (cell.id for cell in source.metrics.cells)
+    assert f"no total tokens/s: no steady window ({first} at 1, 2; {second} at 1, 2)" in text
+    assert text.count("no steady window") == 1
+
+
+@pytest.mark.parametrize("source", [runs.simulated, runs.measured, runs.damaged, runs.hostile])
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_verdict_has_at_most_twelve_lines_and_what_is_missing_one(source, columns):
+    made = source()
+    lines = said(made, columns).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(("Which engine: ", "Which configuration: ")))
+    missing = [i for i, line in enumerate(lines) if line.startswith("Not measured: ")]
+    assert len(missing) == 1
+    assert missing[0] == len(lines) - 1
+    assert 3 <= missing[0] - start <= 12
+    for asks in ("Which configuration: ", "Maximum concurrency: ", "Cost of 1,000 answers: "):
+        assert sum(line.startswith(asks) for line in lines) == 1
+
+
+def test_what_was_not_measured_is_counted():
+    assert said(runs.simulated()).splitlines()[-1] == (
+        "Not measured: 2 of 8 cells (refused), 7 of 13 published claims, real GPUs; reasons: report.html"
+    )
+    whole = runs.with_metrics(runs.small(), findings=(), comparisons=())
+    assert "Not measured" not in said(whole)
 
 
 @pytest.mark.parametrize("columns", [80, 100, 120])
