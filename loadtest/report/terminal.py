@@ -116,12 +116,12 @@ VERDICT_LINES = 12
 
 def _verdict(metrics: Metrics, manifest: Manifest, columns: int) -> list[str]:
     """The decision, most important first; where it would take more than twelve lines, the longest reasons are shortened."""
-    said = [(f"{line.asks}: {line.answer}.", _sentences(line.because)) for line in decision_lines(metrics, manifest)]
-    wrapped = [_wrapped(" ".join([head, *because]), columns).splitlines() for head, because in said]
-    while sum(map(len, wrapped)) > VERDICT_LINES and any(because for _, because in said):
-        longest = max((i for i, (_, because) in enumerate(said) if because), key=lambda i: (len(said[i][1]) > 1, len(wrapped[i])))
-        said[longest][1].pop()
-        wrapped[longest] = _wrapped(" ".join([said[longest][0], *said[longest][1]]), columns).splitlines()
+    said = [[f"{line.asks}: {line.answer}.", *_sentences(line.because)] for line in decision_lines(metrics, manifest)]
+    wrapped = [_wrapped(" ".join(one), columns).splitlines() for one in said]
+    while sum(map(len, wrapped)) > VERDICT_LINES and any(len(one) > 1 for one in said):
+        longest = max(range(len(said)), key=lambda i: (min(len(said[i]), 3), len(wrapped[i])))
+        said[longest].pop()
+        wrapped[longest] = _wrapped(" ".join(said[longest]), columns).splitlines()
     return [line for lines in wrapped for line in lines]
 
 
