@@ -15,7 +15,7 @@ import msgspec
 
 from loadtest.errors import UsageError
 from loadtest.metrics import intervals
-from loadtest.metrics.catalogue import METRICS, Statistic
+from loadtest.metrics.catalogue import METRICS, Statistic, statistics_of
 from loadtest.metrics.figures import Estimate, Interval, OpenInterval
 from loadtest.metrics.schema import CellFigures, ClaimKind, ClaimResult, Comparison, FindingVerdict
 from loadtest.perfmodel import models
@@ -86,9 +86,9 @@ def _check_figure(claim: Claim, where: str) -> None:
         return
     if claim.metric not in METRICS:
         raise UsageError(f"{where}: claim {claim.id}: metric: expected one of {', '.join(METRICS)}, got {claim.metric!r}")
-    single = METRICS[claim.metric].shape == "estimate"
-    if claim.kind != "ahead" and single != (claim.statistic == "value"):
-        expected = "value" if single else "mean, a quantile, min or max"
+    known = statistics_of(claim.metric)
+    if claim.kind != "ahead" and claim.statistic not in known:
+        expected = " or ".join(known)
         raise UsageError(
             f"{where}: claim {claim.id}: statistic: expected {expected} of {claim.metric}, got {claim.statistic!r}"
         )

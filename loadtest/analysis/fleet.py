@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from loadtest.errors import UsageError
-from loadtest.metrics.catalogue import QUANTILES
+from loadtest.metrics.catalogue import QUANTILES, REACHED_QUANTILES
 from loadtest.metrics.slo import Slo
 from loadtest.simulator.core.engine import EngineConfig
 from loadtest.simulator.fleet import arrivals, day
@@ -246,6 +246,9 @@ class _Seen:
         values = self._values(slo.metric)
         if not len(values):
             return 0.0 if slo.below else math.inf
+        if slo.statistic in REACHED_QUANTILES:
+            share = QUANTILES[REACHED_QUANTILES[slo.statistic]]
+            return -float(np.quantile(-values, share, method="inverted_cdf"))
         if slo.statistic in QUANTILES:
             return float(np.quantile(values, QUANTILES[slo.statistic], method="inverted_cdf"))
         return float(values.mean() if slo.statistic == "mean" else values.min() if slo.statistic == "min" else values.max())

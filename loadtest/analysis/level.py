@@ -220,8 +220,7 @@ def _meets(columns: Pass, objectives: Iterable[slo.Slo]) -> Bools:
             continue
         values, observed = per_request(columns, "tpot_s" if METRICS[objective.metric].shape == "gaps" else objective.metric)
         absent = ~np.isfinite(values)  # no thinking, one token: nothing to break the limit
-        within = values < objective.limit if objective.below else values > objective.limit
-        meets &= (within & observed) | absent
+        meets &= (objective.which_hold(values) & observed) | absent
     return meets
 
 

@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Statistic = Literal["value", "mean", "p50", "p90", "p95", "p99", "min", "max"]
+Statistic = Literal["value", "mean", "p1", "p5", "p10", "p50", "p90", "p95", "p99", "min", "max"]
 Shape = Literal["censored", "plain", "gaps", "estimate"]
 
 QUANTILES: Mapping[Statistic, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 DISTRIBUTION_STATISTICS: tuple[Statistic, ...] = ("mean", *QUANTILES, "min", "max")
+
+# What 90, 95, 99 % of the requests reach or exceed, of a metric of which more is better; by the quantile of its inverse.
+REACHED_QUANTILES: Mapping[Statistic, Statistic] = {"p10": "p90", "p5": "p95", "p1": "p99"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +195,18 @@ OBJECTIVES = tuple(name for name, metric in METRICS.items() if metric.objective)
 COMPARED = (
     "time_to_final_answer_s", "time_to_first_answer_s", "ttft_s", "tokens_per_s_per_user", "output_tokens_per_s",
 )  # fmt: skip
+
+
+def statistics_of(name: str) -> tuple[Statistic, ...]:
+    """The statistics that an objective may limit.
+
+    >>> statistics_of("failed_share"), statistics_of("tokens_per_s_per_user")[:3]
+    (('value',), ('p10', 'p5', 'p1'))
+    """
+    metric = METRICS[name]
+    if metric.shape == "estimate":
+        return ("value",)
+    return (*REACHED_QUANTILES, *DISTRIBUTION_STATISTICS) if metric.better == "more" else DISTRIBUTION_STATISTICS
 
 
 def is_wait(name: str) -> bool:

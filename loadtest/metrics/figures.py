@@ -9,7 +9,7 @@ from typing import Annotated
 
 import msgspec
 
-from loadtest.metrics.catalogue import Statistic
+from loadtest.metrics.catalogue import DISTRIBUTION_STATISTICS, Statistic
 from loadtest.records.schema import about
 
 Interval = tuple[float, float]
@@ -48,6 +48,16 @@ class Estimate(Bounded, frozen=True, omit_defaults=True):
         if statistic != "value":
             raise ValueError(f"expected value, the only statistic of a single figure, got {statistic}")
         return self
+
+    def inverse(self) -> Estimate:
+        """1 / itself, with the ends of the interval inverted; unknown where it, or its low end, is 0.
+
+        >>> Estimate(0.05, (0.04, 0.1), 40).inverse()
+        Estimate(value=20.0, ci95=(10.0, 25.0), n=40, n_needed=None, reason=None)
+        """
+        value = 1 / self.value if self.value else None
+        ends = (1 / self.ci95[1], 1 / self.ci95[0]) if value is not None and self.ci95 is not None and self.ci95[0] else None
+        return msgspec.structs.replace(self, value=value, ci95=ends)
 
 
 def unknown(reason: str) -> Estimate:
@@ -98,8 +108,8 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     def at(self, statistic: Statistic) -> Estimate:
         """One statistic as a figure; `min` and `max` have no interval."""
-        if statistic == "value":
-            raise ValueError("expected mean, a quantile, min or max of a distribution, got value")
+        if statistic not in DISTRIBUTION_STATISTICS:
+            raise ValueError(f"expected one of {', '.join(DISTRIBUTION_STATISTICS)} of a distribution, got {statistic}")
         ends: Interval | None = getattr(self.ci95, statistic, None)
         needed: int | None = getattr(self.n_needed, statistic, None)
         return Estimate(getattr(self, statistic), ends, self.n, needed, self.reason if statistic == "mean" else None)

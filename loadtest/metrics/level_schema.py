@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from loadtest.metrics.catalogue import METRICS, Statistic
+from loadtest.metrics.catalogue import METRICS, REACHED_QUANTILES, Statistic
 from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimate, GapDistribution, Interval
 from loadtest.records.schema import Outcome, Phase, TokenCountSource, about
 
@@ -309,5 +309,10 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def estimate(self, metric: str, statistic: Statistic = "value") -> Estimate:
-        """One statistic of a metric: `mean` or a quantile of a distribution, `value` of a single figure."""
+        """One statistic of a metric: `mean` or a quantile of a distribution, `value` of a single figure.
+
+        p10, p5 and p1 of `tokens_per_s_per_user`: what 90, 95, 99 % of the requests reach, 1 / p90, p95, p99 of `tpot_s`.
+        """
+        if metric == "tokens_per_s_per_user" and statistic in REACHED_QUANTILES:
+            return self.tpot_s.at(REACHED_QUANTILES[statistic]).inverse()
         return self.figure(metric).at(statistic)

@@ -122,7 +122,11 @@ def _place(cell: ShownCell, level: LevelFigures) -> str:
     return f"{cell.engine}, {cell.deployment}, {at_concurrency(level.concurrency)}"
 
 
-STATISTICS = {f"p{n}": f"{n}th percentile of " for n in (90, 95, 99)} | {"p50": "median ", "mean": "mean ", "value": ""}
+STATISTICS = {f"p{n}": f"{n}{'st' if n == 1 else 'th'} percentile of " for n in (1, 5, 10, 90, 95, 99)} | {
+    "p50": "median ",
+    "mean": "mean ",
+    "value": "",
+}
 _UNITS = {"seconds": " s", "share": ""}
 
 
@@ -136,10 +140,10 @@ def slo_words(text: str) -> str:
         found = slo.parse_slo(text)
     except UsageError:
         return clean(text)
-    metric, sign = METRICS[found.metric], "<" if found.below else ">"
+    metric = METRICS[found.metric]
     statistic = STATISTICS.get(found.statistic, f"{found.statistic} ")
     unit = _UNITS.get(metric.unit, f" {metric.unit}")
-    return f"{statistic}{metric.name} {sign} {found.limit:g}{unit}"
+    return f"{statistic}{metric.name} {found.sign} {found.limit:g}{unit}"
 
 
 def slos_in_words(metrics: Metrics) -> tuple[str, ...]:

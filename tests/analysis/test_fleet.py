@@ -98,6 +98,7 @@ def test_figures_of_requests_by_hand():
         ("tpot_s:p50<9", 0.2),
         ("tokens_per_s_per_user:min>1", 0.0),
         ("tokens_per_s_per_user:p50>1", 10 / 3),
+        ("tokens_per_s_per_user:p10>1", 0.0),
     ):
         assert seen.figure(parse_slo(text)) == pytest.approx(value)
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from loadtest.analysis import export
 from loadtest.analysis.run import analyze
-from loadtest.errors import UsageError
-from loadtest.metrics import request_arrays, slo, steady_window
+from loadtest.metrics import request_arrays, steady_window
 from loadtest.metrics.catalogue import CENSORED_METRICS, METRICS
 from loadtest.metrics.level_schema import TokenCounts
 from loadtest.metrics.schema import encode
@@ -199,12 +198,15 @@ def test_accuracy_is_null_when_simulated_or_unchecked():
     assert only(simulated).accuracy.value is None
 
 
-@pytest.mark.parametrize(
-    "text", ["ttft_s<2", "ttft_s:p42<2", "guess:p50<2", "ttft_s:p50<1e", "ttft_s:p50<1e999", "accuracy:p50>1"]
-)
-def test_an_slo_that_cannot_be_read_names_the_form(text):
-    with pytest.raises(UsageError, match="^SLO .* expected"):
-        slo.parse_slo(text)
+def test_the_speed_that_nine_users_in_ten_get():
+    """40 requests at 1 to 40 tokens/s: 36 of them get 5 or more. Its interval is that of the 90th percentile of the time per
+    token, inverted."""
+    made = [request(100.0 * i, seq=i, gap_s=1 / (i + 1)) for i in range(40)]
+    level = only(analyzed(made, slo=["tokens_per_s_per_user:p10>=4.9", "tokens_per_s_per_user:p10>6"]))
+    found = level.estimate("tokens_per_s_per_user", "p10")
+    assert (found.value, found.n) == (pytest.approx(5), 40)
+    assert found.ci95 == pytest.approx(tuple(1 / end for end in reversed(level.tpot_s.ci95.p90)))
+    assert [one.likely for one in level.slo] == [True, False]
 
 
 def test_the_roofline_share_is_of_the_bound_of_one_stream():

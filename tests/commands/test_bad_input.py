@@ -21,8 +21,8 @@ AWQ = ("--model", "qwq-32b-awq", "--gpu", "l20")
         ((*NOBODY, "--tp", "0"), "tp: expected a number of GPUs from 1 up, got 0"),
         ((*NOBODY, "--seed", "-1"), "seed: expected a whole number from 0, got -1"),
         ((*NOBODY, "--gpu", "z80"), "gpu: GPU 'z80' is not known: expected one of l20"),
-        ((*NOBODY, "--slo", "ttft_s:p200<2"), "slo: SLO 'ttft_s:p200<2': expected METRIC:pQ<VALUE"),
-        ((*NOBODY, "--slo", "ttft_s:p90<nan"), "slo: SLO 'ttft_s:p90<nan': expected METRIC:pQ<VALUE"),
+        ((*NOBODY, "--slo", "ttft_s:p200<2"), "slo: SLO 'ttft_s:p200<2': unknown statistic 'p200'"),
+        ((*NOBODY, "--slo", "ttft_s:p90<nan"), "slo: SLO 'ttft_s:p90<nan': expected a finite number"),
         ((*NOBODY, "--workload", "absent.jsonl"), "workload 'absent.jsonl': expected a file or one of math"),
         ((*NOBODY, "--workload", "math:n=-1"), "n: expected a whole number from 1 to 100000, got '-1'"),
         ((*NOBODY, "--extra-body", "[1]"), "--extra-body: expected a JSON object, got '[1]'"),
@@ -80,7 +80,11 @@ gpu_hour = 1.5
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("levels = [1, 4]", 'slo = ["ttft<2"]', "s.toml:3: slo: SLO 'ttft<2': expected METRIC:pQ<VALUE"),
+        (
+            "levels = [1, 4]",
+            'slo = ["ttft<2"]',
+            "s.toml:3: slo: SLO 'ttft<2': unknown metric 'ttft': expected one of ttft_s",
+        ),
         ("levels = [1, 4]", "duration_s = inf", "s.toml:3: duration_s: expected seconds above 0, and below 1e8, got inf"),
         ('gpu = "l20"', 'gpu = "l200"', "s.toml:8: gpu: GPU 'l200' is not known"),
         ('gpu = "l20"', "context_tokens = 0", "s.toml:8: context_tokens: expected at least 1, got 0"),
