@@ -118,6 +118,15 @@ class Level:
         self._next_start = start + gap_s
         gevent.sleep(start - now)
 
+    @property
+    def streams(self) -> int:
+        """Users of this process: all of them, unless processes share the load."""
+        return len(self._slots)
+
+    def expect(self, requests: int) -> None:
+        """End after so many measured requests of this process, where a scenario decides how many there are."""
+        self.quota = requests
+
     def next_item(self) -> Item | None:
         """The next measured item of this process; None when there is none left."""
         index = next(self._indices, None)
@@ -162,7 +171,7 @@ class Level:
 
     def _request_id(self, item: Item) -> str:
         options = self.options
-        return request_id(options.run_id, options.cell, options.concurrency, options.repeat, item.phase, item.seq)
+        return request_id(options.run_id, options.cell, options.name, item.phase, item.seq)
 
     def _on_record(self, record: RequestRecord) -> None:
         self.measured += record.phase == "measure"

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from loadtest.records.folder import level_path
+from loadtest.records.folder import PassKind, level_name, level_path
 from loadtest.workload.contract import Contract
 
 
@@ -30,12 +30,18 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
     workload: str
     workload_identity: str  # SHA-256 of its prompts
     contract: Contract
+    kind: PassKind = "level"
     tokenizer: str | None = None  # where it is, to count the tokens of a server that never tells
 
     @property
     def folder(self) -> Path:
         """Where the records of the pass are."""
-        return level_path(Path(self.out), self.cell, self.concurrency, self.repeat)
+        return level_path(Path(self.out), self.cell, self.concurrency, self.repeat, self.kind)
+
+    @property
+    def name(self) -> str:
+        """The name of that folder."""
+        return level_name(self.concurrency, self.repeat, self.kind)
 
     @property
     def chat_url(self) -> str:

@@ -79,6 +79,7 @@ class RecordBuilder:
             task=None if item.turn is None else item.index,
             turn=item.turn,
             task_turns=None if item.turn is None else item.turns,
+            burst=item.burst,
             endpoint=endpoint,
         )
 

@@ -14,7 +14,7 @@ import msgspec
 from loadtest import resources
 from loadtest.errors import Interrupted, LoadtestError, UsageError
 from loadtest.records import read, write
-from loadtest.records.folder import LEVEL_NAME, check_run_folder
+from loadtest.records.folder import PASS_NAME, check_run_folder
 
 if TYPE_CHECKING:
     from loadtest.analysis.claims import Claim
@@ -115,7 +115,7 @@ def write_page(folder: Path, metrics: Metrics, page: Path, templates: Templates 
 
 def _load_command(cell: Path) -> tuple[str, ...]:
     """The command that drove the last pass of a cell; empty where Locust did not."""
-    passes = [path for path in sorted(cell.glob("*/pass.json")) if LEVEL_NAME.fullmatch(path.parent.name)]
+    passes = [path for path in sorted(cell.glob("*/pass.json")) if PASS_NAME.fullmatch(path.parent.name)]
     return tuple(read.read_json(passes[-1]).get("command") or ()) if passes else ()
 
 

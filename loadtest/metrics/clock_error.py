@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from loadtest.records.engine_facts import ClockError
-from loadtest.records.folder import request_id
+from loadtest.records.folder import level_name, request_id
 from loadtest.records.schema import RequestRecord
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def measure_clock_error(requests: Iterable[RequestRecord], truth: Sequence[TrueT
 
 
 def _id(one: RequestRecord) -> str:
-    return request_id(one.run_id, one.cell, one.concurrency, one.repeat, one.phase, one.seq)
+    return request_id(one.run_id, one.cell, level_name(one.concurrency, one.repeat), one.phase, one.seq)
 
 
 def _measured(one: RequestRecord) -> _Times:

@@ -9,9 +9,12 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from loadtest.errors import RecordError
 from loadtest.records.schema import Phase
+
+PassKind = Literal["level", "bursts"]  # the workload at one concurrency; or bursts (`workload.bursts`)
 
 FAILURE_FILE = "failure.json"  # in the folder of a level: why Locust ended early
 
@@ -28,29 +31,29 @@ def cell_id(engine: str, model: str, tp: int) -> str:
     return f"{engine}_{name[:_MODEL_CHARS]}_tp{tp}"
 
 
-def request_id(run_id: str, cell: str, concurrency: int, repeat: int, phase: Phase, seq: int) -> str:
+def request_id(run_id: str, cell: str, pass_name: str, phase: Phase, seq: int) -> str:
     """What a request is called on the wire (`x-request-id`) and so in a server's log: unique within a run.
 
-    >>> request_id("r", "vllm_m_tp1", 8, 1, "measure", 3)
+    >>> request_id("r", "vllm_m_tp1", level_name(8, 1), "measure", 3)
     'r.vllm_m_tp1.c08-r1.measure-3'
-    >>> request_id("r\\r\\nhost: x", "vllm_m_tp1", 8, 1, "measure", 3)  # as the name of a folder may be
+    >>> request_id("r\\r\\nhost: x", "vllm_m_tp1", "c08-r1", "measure", 3)  # as the name of a folder may be
     'r-host:-x.vllm_m_tp1.c08-r1.measure-3'
     """
-    return re.sub("[^!-~]+", "-", f"{run_id}.{cell}.{level_name(concurrency, repeat)}.{phase}-{seq}")
+    return re.sub("[^!-~]+", "-", f"{run_id}.{cell}.{pass_name}.{phase}-{seq}")
 
 
-def level_name(concurrency: int, repeat: int) -> str:
-    """Folder of one pass over one level, `cNN-rR`.
+def level_name(concurrency: int, repeat: int, kind: PassKind = "level") -> str:
+    """Folder of one pass over one level, `cNN-rR`; of a pass of bursts `bursts-cNN-rR`.
 
-    >>> level_name(8, 1)
-    'c08-r1'
+    >>> level_name(8, 1), level_name(8, 1, "bursts")
+    ('c08-r1', 'bursts-c08-r1')
     """
-    return f"c{concurrency:02d}-r{repeat}"
+    return f"{'' if kind == 'level' else f'{kind}-'}c{concurrency:02d}-r{repeat}"
 
 
-def level_path(run: Path, cell: str, concurrency: int, repeat: int) -> Path:
+def level_path(run: Path, cell: str, concurrency: int, repeat: int, kind: PassKind = "level") -> Path:
     """Where the records of one pass over one level of one cell are."""
-    return run / "cells" / cell / level_name(concurrency, repeat)
+    return run / "cells" / cell / level_name(concurrency, repeat, kind)
 
 
 def set_aside(folder: Path) -> Path:
@@ -125,4 +128,4 @@ def own_stem(kind: str) -> str:
     return f"{kind}-{host}-{os.getpid()}"
 
 
-LEVEL_NAME = re.compile(r"c(0[1-9]|[1-9][0-9]{1,6})-r([1-9][0-9]{0,6})")  # what `level_name` gives
+PASS_NAME = re.compile(r"(?:(bursts)-)?c(0[1-9]|[1-9][0-9]{1,6})-r([1-9][0-9]{0,6})")  # what `level_name` gives

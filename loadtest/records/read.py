@@ -19,7 +19,7 @@ import msgspec
 from loadtest.errors import RecordError
 from loadtest.records.digests import DIGESTS, FileDigest, Written, differences_from, missing_passes
 from loadtest.records.engine_facts import EngineFacts
-from loadtest.records.folder import FAILURE_FILE, LEVEL_NAME, check_run_folder
+from loadtest.records.folder import FAILURE_FILE, PASS_NAME, check_run_folder
 from loadtest.records.manifest import Manifest
 from loadtest.records.pass_facts import Failure
 from loadtest.records.schema import SCHEMA_VERSION, GpuSample, HealthSample, RequestRecord, ServerSample, damage_text
@@ -112,11 +112,18 @@ class LevelRecords:
 
 @dataclass(frozen=True, slots=True)
 class CellRecords:
-    """One cell: what `engine.json` says of its engine, and its passes, sorted by level and repeat."""
+    """One cell: what `engine.json` says of its engine, and its passes, sorted by level and repeat: those over the workload,
+    and those of bursts."""
 
     id: str
     engine: EngineFacts
     levels: tuple[LevelRecords, ...]
+    bursts: tuple[LevelRecords, ...] = ()
+
+    @property
+    def passes(self) -> tuple[LevelRecords, ...]:
+        """Passes of both kinds."""
+        return (*self.levels, *self.bursts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +163,13 @@ def program_key(record: RequestRecord) -> str:
 def _read_cell(folder: Path, manifest: Manifest, verdicts: Mapping[str, bool | None]) -> CellRecords:
     engine_path = folder / "engine.json"
     engine = read_engine(engine_path) if engine_path.exists() else _asked(folder.name, manifest)
-    levels = [
-        read_level(level, verdicts, ended=f"{folder.name}/{level.name}" in manifest.passes)
-        for level in sorted(folder.iterdir())
-        if LEVEL_NAME.fullmatch(level.name)
-    ]
-    levels.sort(key=lambda level: (level.concurrency, level.repeat))
-    return CellRecords(id=folder.name, engine=engine, levels=tuple(levels))
+    found: dict[bool, list[LevelRecords]] = {False: [], True: []}
+    for one in sorted(folder.iterdir()):
+        if name := PASS_NAME.fullmatch(one.name):
+            ended = f"{folder.name}/{one.name}" in manifest.passes
+            found[name[1] is not None].append(read_level(one, verdicts, ended=ended))
+    levels, bursts = (tuple(sorted(some, key=lambda one: (one.concurrency, one.repeat))) for some in found.values())
+    return CellRecords(id=folder.name, engine=engine, levels=levels, bursts=bursts)
 
 
 def read_failure(folder: Path) -> Failure | None:
@@ -190,11 +197,11 @@ def _asked(cell_id: str, manifest: Manifest) -> EngineFacts:
 
 
 def read_level(folder: Path, verdicts: Mapping[str, bool | None] | None = None, *, ended: bool = False) -> LevelRecords:
-    """Read one pass over one level (`cNN-rR`).
+    """Read one pass over one level (`cNN-rR`, `bursts-cNN-rR`).
 
     `verdicts`: of `programs.json`, which judge answers left unjudged. `ended`: the manifest lists it as ended.
     """
-    match = LEVEL_NAME.fullmatch(folder.name)
+    match = PASS_NAME.fullmatch(folder.name)
     if match is None:
         raise RecordError(f"{folder}: expected a level folder named cNN-rR, got {folder.name!r}")
     lines = _Lines(folder)
@@ -207,8 +214,8 @@ def read_level(folder: Path, verdicts: Mapping[str, bool | None] | None = None, 
     twice = lines.counts[RequestRecord] - len(requests)
     return LevelRecords(
         cell=folder.parent.name,
-        concurrency=int(match[1]),
-        repeat=int(match[2]),
+        concurrency=int(match[2]),
+        repeat=int(match[3]),
         path=folder,
         requests=tuple(_judged(requests, verdicts or {})),
         server=server,

@@ -10,6 +10,7 @@ Layout (every field: docs/reference.md)::
     RUN/programs.json                              what came of running the programs among the answers, where asked for
     RUN/cells/CELL/engine.json, engine.log         `engine_facts.EngineFacts`, and what the engine printed
     RUN/cells/CELL/cNN-rR/requests-*.jsonl         one line per request, one file per process
+    RUN/cells/CELL/bursts-cNN-rR/                  the same of a pass of bursts (`workload.bursts`)
     RUN/cells/CELL/cNN-rR/server_metrics.jsonl     the server's own counters, 1 Hz
     RUN/cells/CELL/cNN-rR/gpu_metrics.jsonl        power, memory and utilisation of each GPU, 1 Hz, where NVML tells
     RUN/cells/CELL/cNN-rR/client_health-*.jsonl    the load generator's own state, 1 Hz
@@ -154,6 +155,7 @@ class RequestRecord:
     task_turns: int | None = None  # requests that the task takes when all goes well
     output_end: str | None = None  # last 4,000 characters of all text, thinking too, where `answer` does not hold them
     resends: int = 0  # times it was sent anew within its own wait: its kept connection had been closed before it came
+    burst: int | None = None  # which burst of its pass it belongs to, from 0; None: none
     endpoint: str | None = None  # which endpoint was asked, where a router has a second one; None: the cell's own
 
     def __post_init__(self) -> None:

@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loadtest.scenario.bursts import BurstUser as BurstUser
+    from loadtest.scenario.bursts import add_burst_options as add_burst_options
     from loadtest.scenario.dialogue import DialogueUser as DialogueUser
     from loadtest.scenario.dialogue import Messages as Messages
     from loadtest.scenario.dialogue import answered as answered
@@ -18,12 +20,14 @@ if TYPE_CHECKING:
     from loadtest.scenario.user import ReasoningUser as ReasoningUser
 
 _HOMES = {
+    "BurstUser": "bursts",
     "DialogueUser": "dialogue",
     "Messages": "dialogue",
     "OpenLoopUser": "open_loop",
     "ReasoningUser": "user",
     "RouterUser": "router",
     "Stairs": "ramp",
+    "add_burst_options": "bursts",
     "add_open_loop_options": "open_loop",
     "add_router_options": "router",
     "add_stairs_options": "ramp",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from loadtest.clock import Clock
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
 from loadtest.records.engine_facts import EngineFacts
-from loadtest.records.folder import FAILURE_FILE, cell_id, claimed
+from loadtest.records.folder import FAILURE_FILE, PASS_NAME, PassKind, cell_id, claimed, level_name
 from loadtest.records.manifest import UNFINISHED, Manifest, ManifestCell, begun, ended
 from loadtest.records.pass_facts import Failure, LevelSummary
 from loadtest.records.write import JsonlWriter
@@ -85,7 +84,7 @@ class Opening:
         self._held.close()
 
 
-def open_run(options: Any, host: str | None, users: int) -> Opening:
+def open_run(options: Any, host: str | None, users: int, kind: PassKind = "level") -> Opening:
     """Resolve the options, ask the server for what they leave open, and open the run folder."""
     url = base_url(host)
     told = _ask_server(options, url)
@@ -93,13 +92,13 @@ def open_run(options: Any, host: str | None, users: int) -> Opening:
     run = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%dT%H%M%S')}-{options.engine or info.engine}")
     loaded = workload.load(options.workload)
     if options.run_id is not None:
-        asked = _resolved(options, url, users, run, _manifest_of(run), info, loaded)
+        asked = _resolved(options, url, users, kind, run, _manifest_of(run), info, loaded)
         check_format(asked.contract, loaded.prompts)
         return Opening(asked)
     with contextlib.ExitStack() as held:
         held.enter_context(claimed(run))
         manifest = _manifest_of(run)
-        asked = _resolved(options, url, users, run, manifest, info, loaded)
+        asked = _resolved(options, url, users, kind, run, manifest, info, loaded)
         check_format(asked.contract, loaded.prompts)
         new = _new_manifest(options, asked, loaded)
         pending = None
@@ -117,7 +116,14 @@ def _ask_server(options: Any, url: str) -> probe.ServerInfo | None:
 
 
 def _resolved(
-    options: Any, url: str, users: int, run: Path, manifest: Manifest | None, info: probe.ServerInfo, loaded: Workload
+    options: Any,
+    url: str,
+    users: int,
+    kind: PassKind,
+    run: Path,
+    manifest: Manifest | None,
+    info: probe.ServerInfo,
+    loaded: Workload,
 ) -> PassOptions:
     engine, model, tp = options.engine or info.engine, options.model or info.model, options.tp or info.tp or 1
     if not model:
@@ -132,7 +138,8 @@ def _resolved(
         tp=tp,
         url=url,
         concurrency=users,
-        repeat=options.repeat or _next_repeat(run, cell, users),
+        repeat=options.repeat or _next_repeat(run, cell, users, kind),
+        kind=kind,
         requests=options.requests,
         warmup_requests=options.warmup_requests,
         seed=options.seed,
@@ -160,10 +167,11 @@ def _contract(options: Any, manifest: Manifest | None) -> Contract:
     return contracts.from_table(table)
 
 
-def _next_repeat(run: Path, cell: str, users: int) -> int:
-    pattern = re.compile(rf"c0*{users}-r(\d+)")
+def _next_repeat(run: Path, cell: str, users: int, kind: PassKind) -> int:
+    stem = level_name(users, 1, kind).removesuffix("1")
     folder = run / "cells" / cell
-    taken = [int(m[1]) for p in folder.iterdir() if (m := pattern.fullmatch(p.name))] if folder.is_dir() else []
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    taken = [int(name.removeprefix(stem)) for name in names if name.startswith(stem) and PASS_NAME.fullmatch(name)]
     return max(taken, default=0) + 1
 
 

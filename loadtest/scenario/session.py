@@ -20,6 +20,7 @@ from loadtest.client.reply import token_counter
 from loadtest.client.thinking import prompt_opens
 from loadtest.client.transport import SocketTransport
 from loadtest.errors import LoadtestError, RecordError, UsageError
+from loadtest.records.folder import PassKind
 from loadtest.records.pass_facts import Failure, FailureKind, LevelSummary
 from loadtest.records.schema import RequestRecord
 from loadtest.scenario import options as scenario_options
@@ -39,6 +40,7 @@ class Asking(Protocol):
     """What a session needs of a user class (`scenario.user.ReasoningUser`) before a level begins."""
 
     turns: int
+    kind: PassKind
 
     @classmethod
     def check_options(cls, options: Any, workload: Workload) -> None: ...
@@ -89,7 +91,7 @@ class Session:
         """Open the run folder and resolve the pass. Locust sends its options, with the pass, to the workers."""
         options = self.options
         users = max(self.runner.target_user_count or 0, options.num_users or 0, *_steps(options), 1)
-        self.opening = run_folder.open_run(options, self.environment.host, users)
+        self.opening = run_folder.open_run(options, self.environment.host, users, self._kind)
         options.loadtest_pass = self.opening.asked.to_table()
 
     def _limit_duration(self) -> None:
@@ -139,6 +141,10 @@ class Session:
     def _user_classes(self) -> list[type[Asking]]:
         """Our user classes; a locustfile may have others."""
         return [cast("type[Asking]", cls) for cls in self.environment.user_classes if hasattr(cls, "second_endpoint")]
+
+    @property
+    def _kind(self) -> PassKind:
+        return next((cls.kind for cls in self._user_classes), "level")
 
     def stopping(self) -> None:
         """The test is about to stop. A master has its workers finish first and waits for their summaries."""

@@ -16,6 +16,7 @@ from locust.exception import StopUser
 from loadtest.client.exchange import Endpoint, Exchange
 from loadtest.client.level import Level
 from loadtest.client.pass_options import PassOptions
+from loadtest.records.folder import PassKind
 from loadtest.scenario.session import current_level
 from loadtest.workload.script import Item
 from loadtest.workload.workload import Workload
@@ -33,6 +34,7 @@ class ReasoningUser(User):
 
     abstract = True
     turns = 1  # requests of one task, where they depend on each other
+    kind: PassKind = "level"
 
     @classmethod
     def second_endpoint(cls, options: Any, asked: PassOptions, workload: Workload) -> Endpoint | None:
@@ -56,10 +58,16 @@ class ReasoningUser(User):
 
     @task
     def ask(self) -> None:
-        item = self.level.next_item() if self.level is not None else None
-        if self.level is None or item is None:
+        if self.level is None:
             raise StopUser
-        self.carry_out(self.level, item)
+        self.take_turn(self.level)
+
+    def take_turn(self, level: Level) -> None:
+        """Send what is next, or raise `StopUser`. Override this, not `ask`: Locust runs the tasks of base classes too."""
+        item = level.next_item()
+        if item is None:
+            raise StopUser
+        self.carry_out(level, item)
 
     def carry_out(self, level: Level, item: Item) -> None:
         """Carry out one item of the sequence: one request, or a task in some scenarios."""

@@ -12,7 +12,7 @@ import msgspec
 from loadtest import credentials
 from loadtest.errors import EngineError, RecordError
 from loadtest.records import read, write
-from loadtest.records.folder import LEVEL_NAME, level_path, set_aside
+from loadtest.records.folder import PASS_NAME, level_path, set_aside
 from loadtest.servers import probe
 from loadtest.study import estimate, locust_pass, sampling
 from loadtest.study.execution import Execution, key_variables
@@ -67,7 +67,7 @@ def _problem(folder: Path) -> str | None:
 
 def finished_passes(out: Path) -> list[str]:
     """`CELL/cNN-rR` of each pass in a run folder that ended as it should."""
-    markers = [path for path in out.glob(f"cells/*/*/{PASS_FILE}") if LEVEL_NAME.fullmatch(path.parent.name)]
+    markers = [path for path in out.glob(f"cells/*/*/{PASS_FILE}") if PASS_NAME.fullmatch(path.parent.name)]
     return ["/".join(path.parts[-3:-1]) for path in markers if read.read_as(path, PassFacts).complete]
 
 

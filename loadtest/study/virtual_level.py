@@ -194,9 +194,13 @@ class VirtualLevel:
                     yield self._end(request_id)
                     free.append(one.user)
         if free and not self._finished:
-            self.engine.advance(self.now_s)
-            for user in free:
-                yield from self._ask(user)
+            yield from self._go_on(free)
+
+    def _go_on(self, free: list[int]) -> Iterator[RequestRecord]:
+        """These users ask again."""
+        self.engine.advance(self.now_s)
+        for user in free:
+            yield from self._ask(user)
 
     def _end(self, request_id: str) -> RequestRecord:
         one = self._live.pop(request_id)
@@ -224,10 +228,13 @@ class VirtualLevel:
             self._submit(item, user)
         except (Refusal, QueueFull) as refusal:
             self._ended += item.phase == "measure"
-            self._refusals[user] += 1
-            wait_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (self._refusals[user] - 1))
-            heapq.heappush(self._pauses, (self.now_s + wait_s, user))
+            self._back_off(user)
             yield self._record(item, user, self.now_s, _refused(refusal))
+
+    def _back_off(self, user: int) -> None:
+        self._refusals[user] += 1
+        wait_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (self._refusals[user] - 1))
+        heapq.heappush(self._pauses, (self.now_s + wait_s, user))
 
     def _next(self, user: int) -> Item | None:
         plan = self.plan

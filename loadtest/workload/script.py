@@ -32,6 +32,7 @@ class Item:
     """One place of the sequence: `index` counts the measured phase over all users and workers, or all warm-ups.
 
     Of a task of dependent requests, `index` counts the tasks, and `turn` says which of its `turns` requests this is.
+    `burst`: which burst of the pass it belongs to, if any.
     """
 
     phase: Phase
@@ -39,6 +40,7 @@ class Item:
     prepared: Prepared
     turn: int | None = None
     turns: int = 1
+    burst: int | None = None
 
     @property
     def seq(self) -> int:
@@ -88,7 +90,7 @@ class Script:
     """Item i of the measured sequence, or of the warm-up: fixed by the seed and i alone."""
 
     def __init__(self, workload: Workload, contract: Contract, *, model: str, engine: str, seed: int) -> None:
-        self._workload = workload
+        self.workload = workload
         self._contract, self._model, self._engine = contract, model, engine
         self._seed = seed
         self._prepared = {p.id: prepare(p, contract, model, engine) for p in workload.prompts}
@@ -111,9 +113,9 @@ class Script:
         return Item(task.phase, task.index, prepare(prompt, self._contract, self._model, self._engine), turn, turns)
 
     def _at(self, seed: int, index: int) -> Prepared:
-        size = len(self._workload.prompts)
+        size = len(self.workload.prompts)
         number, place = divmod(index, size)
         key = (seed, number)
         if key not in self._passes:
-            self._passes[key] = schedule(self._workload, seed=seed, n=size, start=number * size)
+            self._passes[key] = schedule(self.workload, seed=seed, n=size, start=number * size)
         return self._prepared[self._passes[key][place].id]

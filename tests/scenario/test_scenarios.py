@@ -22,6 +22,7 @@ OPTIONS = {
     "multi_turn": ["--requests", "9"],
     "agent_loop": ["--requests", "8"],
     "long_context": ["--requests", "5", "--workload", "retrieval:tokens=9000,n=3"],
+    "bursts": ["--contexts", "50,200", "--burst-tokens", "20"],
     "router": ["--requests", "12", "--easy-model", "known", "--easy-host", "{host}"],
 }
 
@@ -46,7 +47,7 @@ def run(scenario, port, out, *extra):
 
 
 def recorded(out):
-    lines = [line for path in out.glob("cells/*/c02-r1/requests-*.jsonl") for line in path.read_bytes().splitlines()]
+    lines = [line for path in out.glob("cells/*/*c02-r1/requests-*.jsonl") for line in path.read_bytes().splitlines()]
     return [json.loads(line) for line in lines]
 
 
@@ -64,6 +65,28 @@ def test_scenario(scenario, port, tmp_path):
     assert all(r["scheduled_s"] <= r["sent_s"] for r in records)
     manifest = json.loads((tmp_path / "manifest.json").read_bytes())
     assert (manifest["complete"], manifest["scenario"]) == (True, scenario.stem)
+
+
+def test_the_streams_of_a_burst_begin_together_and_the_next_when_all_have_ended(port, tmp_path):
+    done = run(ROOT / "scenarios/bursts.py", port, tmp_path, "--contexts", "50,400", "--burst-tokens", "40", "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.glob("cells/*/*c02*")] == ["bursts-c02-r1"]
+    bursts = {}
+    for record in measured(recorded(tmp_path)):
+        bursts.setdefault(record["burst"], []).append(record)
+    assert [(number, len(bursts[number])) for number in (None, 0, 1)] == [(None, 4), (0, 2), (1, 2)]
+    for number, tokens in ((0, 50), (1, 400)):
+        assert {r["completion_tokens"] for r in bursts[number]} == {40}
+        assert all(abs(r["prompt_tokens"] - tokens) < 20 for r in bursts[number])
+        begun = [r["sent_s"] for r in bursts[number]]
+        assert max(begun) - min(begun) < 0.5  # of the simulator's time: 25 ms of the wall
+    assert max(r["ended_s"] for r in bursts[0]) <= min(r["sent_s"] for r in bursts[1])
+
+
+def test_bursts_of_several_processes_are_refused(port, tmp_path):
+    done = run(ROOT / "scenarios/bursts.py", port, tmp_path, *locust_pass.shared(2))
+    assert done.returncode != 0
+    assert "expected all 2 users in one process" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "turns"), [("multi_turn", 3), ("agent_loop", 4)])
