@@ -70,7 +70,7 @@ def _predict_one(arguments: argparse.Namespace) -> str:
         engine_version=arguments.engine_version or "",
         interconnect=preflight.topology_named(arguments.interconnect),
         machine=machine_fit.read_machine(arguments.calibration) if arguments.calibration else constants.Machine(),
-        speculation=_speculation(arguments.speculation),
+        speculation=memory.read_speculation(arguments.speculation) if arguments.speculation else None,
     )
     answer = prediction.predict(
         deployment,
@@ -79,16 +79,3 @@ def _predict_one(arguments: argparse.Namespace) -> str:
         concurrency=1 if arguments.concurrency is None else arguments.concurrency,
     )
     return as_json(msgspec.to_builtins(answer)) if arguments.json else "\n".join(answer.lines)
-
-
-def _speculation(text: str | None) -> memory.Speculation | None:
-    """`A,T,S`: tokens accepted a step, tokens drafted, drafting passes."""
-    if text is None:
-        return None
-    try:
-        accepted, tokens, steps = text.split(",")
-        return memory.Speculation(float(accepted), int(tokens), int(steps))
-    except ValueError:
-        raise UsageError(
-            f"--speculation {text}: expected tokens accepted a step, tokens drafted and drafting passes, such as 3.2,16,4"
-        ) from None

@@ -44,6 +44,21 @@ class Speculation:
             )
 
 
+def read_speculation(text: str) -> Speculation:
+    """Speculation from `A,T,S`: tokens accepted a step, tokens drafted, drafting passes. Raises UsageError.
+
+    >>> read_speculation("3.2,16,4")
+    Speculation(accepted_tokens=3.2, draft_tokens=16, draft_steps=4)
+    """
+    try:
+        accepted, tokens, steps = text.split(",")
+        return Speculation(float(accepted), int(tokens), int(steps))
+    except ValueError:
+        raise UsageError(
+            f"--speculation {text}: expected tokens accepted a step, tokens drafted and drafting passes, such as 3.2,16,4"
+        ) from None
+
+
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """A model on `tp` GPUs of one kind under one engine, which takes `memory_fraction` of each GPU's memory.

@@ -20,32 +20,32 @@ class StepWork:
     """What one engine step computes.
 
     `prefill_tokens` prompt tokens processed, `prefill_pairs` query-key pairs they attend to (n tokens after c cached or
-    already processed ones: n x c + n x (n + 1) / 2), `decode_streams` streams that gain one token, `kv_read_tokens` the sum
-    of their contexts. `drafted_tokens` are those of all streams that speculation lets the step verify beside.
+    already processed ones: n x c + n x (n + 1) / 2), `decode_streams` streams that gain one token (with speculation: those
+    that the step accepts of its drafts too), `kv_read_tokens` the sum of their contexts.
     """
 
     prefill_tokens: int = 0
     prefill_pairs: int = 0
     decode_streams: int = 0
     kv_read_tokens: int = 0
-    drafted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
     """What a step is made of (seconds): launches and scheduling, weights and products, KV cache, prompt attention,
-    all-reduces."""
+    all-reduces, drafts."""
 
     overhead_s: float
     weights_s: float
     kv_s: float
     attention_s: float
     all_reduce_s: float
+    drafts_s: float
 
     @property
     def total_s(self) -> float:
         """The step (s)."""
-        return self.overhead_s + self.weights_s + self.kv_s + self.attention_s + self.all_reduce_s
+        return self.overhead_s + self.weights_s + self.kv_s + self.attention_s + self.all_reduce_s + self.drafts_s
 
 
 def step_time_s(deployment: Deployment, work: StepWork, constants: Constants | None = None) -> float:
@@ -63,14 +63,18 @@ def step_time_s(deployment: Deployment, work: StepWork, constants: Constants | N
 
 
 def step_time(deployment: Deployment, work: StepWork, constants: Constants) -> StepTime:
-    """The parts of a step that has work."""
-    tokens, machine = work.prefill_tokens + work.decode_streams + work.drafted_tokens, constants.machine
+    """The parts of a step that has work. With speculation it drafts for the streams that decode, and verifies the drafts."""
+    speculation, machine = deployment.speculation, constants.machine
+    tokens = work.prefill_tokens + work.decode_streams
+    if speculation is not None:
+        tokens += speculation.draft_tokens * work.decode_streams
     return StepTime(
         _overhead_s(deployment, work, constants) * machine.overhead,
         _weights_s(deployment, tokens, constants),
         _kv_s(deployment, work, constants) * machine.kv,
         _attention_s(deployment, work, constants) * machine.prefill,
         _all_reduces_s(deployment, tokens, constants) * machine.all_reduce,
+        speculation.draft_steps * _draft_s(deployment, constants) if speculation and work.decode_streams else 0.0,
     )
 
 
@@ -171,6 +175,15 @@ def _all_reduces_s(deployment: Deployment, tokens: int, constants: Constants) ->
 
 _DRAFT_VOCABULARY = 32_000  # of EAGLE-3's heads
 
+
+def _draft_s(deployment: Deployment, constants: Constants) -> float:
+    """Seconds of one pass of the head that drafts: launches, one 16-bit layer of the model's shape, a small vocabulary."""
+    model, gpu = deployment.model, deployment.gpu
+    read_bytes = 2 * (model.active_parameters / model.layers + _DRAFT_VOCABULARY * model.hidden)
+    read_s = read_bytes / (gpu.bandwidth_bytes_per_s * constants.kernels.memory_efficiency * deployment.tp)
+    return constants.kernels.draft_step_s * constants.machine.overhead + read_s * constants.machine.weights
+
+
 _V0 = (VLLM_0_5, VLLM_0_6)
 
 
@@ -244,27 +257,16 @@ def decode_s(
     """Seconds in which each of equal streams gains `steps` tokens; the context starts at the prompt and its first token.
 
     It grows by one a token, and a step is linear in it: the sum is the number of steps times the step at the mean context.
-    With speculation a step verifies the drafts of all streams and yields several tokens.
+    With speculation a step yields several tokens.
     """
-    constants, speculation = constants or deployment.constants, deployment.speculation
+    constants = constants or deployment.constants
     doubled = streams * (2 * prompt_tokens + steps + 1)  # twice the mean context of all streams, a whole number
-    drafted = speculation.draft_tokens * streams if speculation is not None else 0
     low, high = (
-        step_time_s(deployment, StepWork(0, 0, streams, context, drafted), constants)
+        step_time_s(deployment, StepWork(0, 0, streams, context), constants)
         for context in (doubled // 2, doubled - doubled // 2)
     )
-    if speculation is None:
-        return steps * (low + high) / 2
-    drafts_s = speculation.draft_steps * _draft_s(deployment, constants)
-    return steps / speculation.accepted_tokens * ((low + high) / 2 + drafts_s)
-
-
-def _draft_s(deployment: Deployment, constants: Constants) -> float:
-    """Seconds of one pass of the head that drafts: launches, one 16-bit layer of the model's shape, a small vocabulary."""
-    model, gpu = deployment.model, deployment.gpu
-    read_bytes = 2 * (model.active_parameters / model.layers + _DRAFT_VOCABULARY * model.hidden)
-    read_s = read_bytes / (gpu.bandwidth_bytes_per_s * constants.kernels.memory_efficiency * deployment.tp)
-    return constants.kernels.draft_step_s * constants.machine.overhead + read_s * constants.machine.weights
+    a_step = deployment.speculation.accepted_tokens if deployment.speculation is not None else 1
+    return steps / a_step * (low + high) / 2
 
 
 def request_s(deployment: Deployment, prompt_tokens: int, output_tokens: int, constants: Constants | None = None) -> float:

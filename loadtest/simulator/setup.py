@@ -69,6 +69,7 @@ def simulate(
         max_queued=max_queued,
         prefill_budget_tokens=prefill_budget_tokens or step_time.chunk_tokens(deployment, context),
         prefix_cache=prefix_cache,
+        speculation=deployment.speculation,
     )
     served = Served(
         behaviour=like,

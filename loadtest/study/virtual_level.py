@@ -10,6 +10,7 @@ import heapq
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 from loadtest.client import thinking
 from loadtest.client.record_builder import RecordBuilder, Sending
@@ -187,8 +188,8 @@ class VirtualLevel:
             self.now_s = time_s
             if n_tokens:
                 one = self._live[request_id]
-                one.token_s.append(time_s)
-                if len(one.token_s) == 1:
+                one.token_s.extend([time_s] * n_tokens)
+                if len(one.token_s) == n_tokens:
                     self.server.seen.first_token(one.sequence)
                 if kind == "finished":
                     yield self._end(request_id)
@@ -301,12 +302,11 @@ def _reply(
     The closing `</think>`, where the server splits, and the end of text have no text: no chunk tells of them, and they
     count with the next chunk of text, or the last.
     """
-    silent = _silent(asked)
-    counts = [k for k in range(1, len(token_s) + 1) if k not in silent]
+    counts, texts = _chunks(asked, token_s)
     told = finished or (bool(counts) and asked.continuous_usage)
     total = len(token_s) if finished else counts[-1] if counts else 0
     tokens = _tokens_by_chunk(counts, total) if told and asked.continuous_usage else None
-    split = _split(asked, served.behaviour.thinking_field, len(counts), opened=opened)
+    split = _split(asked, served.behaviour.thinking_field, texts, opened=opened)
     return Reply(
         outcome=_outcome(asked, split, forced_tokens) if finished else "cut_off",
         error=None,
@@ -323,6 +323,22 @@ def _reply(
         thinking_field=split.field,
         think_closed=split.closed,
     )
+
+
+def _chunks(asked: Chat, token_s: list[float]) -> tuple[list[int], list[int]]:
+    """For each chunk with text its last token (1 is the first), and how many of its tokens have text.
+
+    Tokens of one step share a chunk, but thinking and answer never do.
+    """
+    silent = _silent(asked)
+    if len(set(token_s)) == len(token_s):
+        counts = [k for k in range(1, len(token_s) + 1) if k not in silent]
+        return counts, [1] * len(counts)
+    thoughts = asked.output.thinking_tokens
+    steps = groupby(range(1, len(token_s) + 1), key=lambda k: (token_s[k - 1], k <= thoughts))
+    groups = [list(tokens) for _, tokens in steps]
+    told = [(group[-1], sum(k not in silent for k in group)) for group in groups]
+    return [last for last, texts in told if texts], [texts for _, texts in told if texts]
 
 
 def _silent(asked: Chat) -> set[int]:
@@ -344,17 +360,25 @@ def _tokens_by_chunk(counts: list[int], total: int) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-def _split(asked: Chat, field: str, chunks: int, *, opened: bool) -> thinking.Split:
-    """Thinking and answer told apart in the first `chunks` chunks, by the same rules as on a stream."""
-    output = asked.output
+def _split(asked: Chat, field: str, texts: list[int], *, opened: bool) -> thinking.Split:
+    """Thinking and answer told apart in chunks of so many tokens with text, by the same rules as on a stream."""
+    output, n = asked.output, sum(texts)
     thoughts = output.thinking_tokens - output.closes_thinking
-    if asked.separates and min(thoughts, chunks):
-        answer = [lengths.answer_word(k) for k in range(chunks - thoughts)]
-        return thinking.split_fields([""] * min(thoughts, chunks) + answer, field)
+    if asked.separates and min(thoughts, n):
+        answer = [lengths.answer_word(k) for k in range(n - thoughts)]
+        return thinking.split_fields(_joined([""] * min(thoughts, n) + answer, texts), field)
     words = [lengths.thinking_word(k) for k in range(1, thoughts + 1)]
     words += [thinking.CLOSE] * (output.closes_thinking and not asked.separates)
-    words += [lengths.answer_word(k) for k in range(chunks - len(words))]
-    return thinking.split_inline(words[:chunks], opened=opened)
+    words += [lengths.answer_word(k) for k in range(n - len(words))]
+    return thinking.split_inline(_joined(words[:n], texts), opened=opened)
+
+
+def _joined(words: list[str], texts: list[int]) -> list[str]:
+    """The text of each chunk."""
+    if len(words) == len(texts):
+        return words
+    left = iter(words)
+    return ["".join(islice(left, n)) for n in texts]
 
 
 def _outcome(asked: Chat, split: thinking.Split, forced_tokens: int | None) -> Outcome:

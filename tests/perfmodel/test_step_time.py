@@ -212,6 +212,10 @@ def test_a_step_with_drafts_verifies_them_and_yields_several_tokens():
     drafts = Speculation(2.5, 4, 3)
     one = on("qwq-32b", "l20", speculation=drafts)
     layer = 2 * (one.model.linear_parameters / 64 + 32_000 * 5120) / (864e9 * 0.5)
-    verify = step_time_s(one, StepWork(0, 0, 2, 2 * 1051, 8), QUICK)
-    expected = 100 / 2.5 * (verify + 3 * (1e-3 + layer))
-    assert step_time.decode_s(one, 1000, 101 - 1, 2, QUICK) == pytest.approx(expected, rel=1e-3)
+    work = StepWork(decode_streams=2, kv_read_tokens=2 * 1051)
+    ten = step_time.step_time(on("qwq-32b", "l20"), StepWork(decode_streams=10), QUICK)
+    verify = step_time.step_time(one, work, QUICK)
+    assert (verify.weights_s, verify.all_reduce_s) == (ten.weights_s, ten.all_reduce_s)
+    assert verify.drafts_s == pytest.approx(3 * (1e-3 + layer))
+    assert step_time.decode_s(one, 1000, 101 - 1, 2, QUICK) == pytest.approx(100 / 2.5 * verify.total_s, rel=1e-3)
+    assert step_time.step_time(one, StepWork(prefill_tokens=5), QUICK).drafts_s == 0

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.errors import UsageError
+from loadtest.perfmodel.memory import Speculation
 from loadtest.perfmodel.step_time import StepWork
 from loadtest.simulator.core import chat, faults, lengths
 from loadtest.simulator.core.behaviour import BEHAVIOURS, behaviour
@@ -255,10 +256,11 @@ load = st.lists(
     kv=st.integers(128, 400),
     budget=st.integers(1, 64),
     seats=st.integers(1, 6),
+    speculation=st.sampled_from([None, Speculation(2.2, 4, 4)]),
     load=load,
 )
-def test_random_load_conserves_tokens_and_cache(kind, kv, budget, seats, load):
-    it = engine(kind, kv, by_hand, prefill_budget_tokens=budget, max_running=seats)
+def test_random_load_conserves_tokens_and_cache(kind, kv, budget, seats, speculation, load):
+    it = engine(kind, kv, by_hand, prefill_budget_tokens=budget, max_running=seats, speculation=speculation)
     moments = [(at, "submit", i) for i, (at, *_) in enumerate(load)]
     moments += [(max(gone, load[i][0]), "abort", i) for i, (*_, gone) in enumerate(load) if gone is not None]
     tokens: Counter[str] = Counter()

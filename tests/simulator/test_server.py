@@ -42,6 +42,7 @@ def simulate(kind, test, **settings):
         kv_tokens=settings.pop("kv_tokens", 4096),
         max_running=settings.pop("max_running", None),
         max_queued=settings.pop("max_queued", None),
+        speculation=settings.pop("speculation", None),
     )
     served = Served(
         behaviour=behaviour(kind), model="qwq-32b", context_tokens=context, kv_tokens=config.kv_tokens, length_scale=0.02

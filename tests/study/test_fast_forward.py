@@ -192,8 +192,8 @@ class Watched(Engine):
 
     truth: ClassVar[list[tuple[str, float, float, float, int]]] = []
 
-    def _emit(self, sequence, now_s):
-        event = super()._emit(sequence, now_s)
+    def _emit(self, sequence, n_tokens, now_s):
+        event = super()._emit(sequence, n_tokens, now_s)
         if event.kind == "finished":
             row = (event.request_id, sequence.arrival_s, sequence.first_token_s, now_s, sequence.generated)
             self.truth.append(row)
@@ -357,6 +357,7 @@ def both(tmp_path_factory):
     cells = (
         replace(VLLM, clock_speed=5.0, args=args),
         replace(SGLANG, clock_speed=5.0, args=(*args, "--reasoning-parser", "none")),
+        replace(SGLANG, clock_speed=5.0, args=(*args, "--speculation", "2.5,4,4"), tp=2),
     )
     study = replace(STUDY, cells=cells, levels=(3,), repeats=1, min_requests=6)
     home = tmp_path_factory.mktemp("both")

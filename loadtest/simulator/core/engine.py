@@ -1,8 +1,8 @@
 """A serving engine in virtual time: continuous batching over a paged KV cache, one whole step at a time. No clock, no I/O.
 
 A step takes the time that `step_time_s` gives for its work; every request in it then has computed its share, and those
-whose known tokens are all computed emit one token at the end of the step. Requests that arrive during a step wait for
-the next. Between steps no time passes.
+whose known tokens are all computed emit one token at the end of the step, or several where drafts were accepted. Requests
+that arrive during a step wait for the next. Between steps no time passes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from loadtest.errors import UsageError
+from loadtest.perfmodel.memory import Speculation
 from loadtest.perfmodel.step_time import StepWork
+from loadtest.simulator.core.acceptance import Acceptance
 from loadtest.simulator.core.behaviour import (
     RESERVE_DECAY_STEPS,
     RESERVE_RATIO_LOW,
@@ -36,6 +38,7 @@ class EngineConfig:
     max_queued: int | None = None  # None: no limit
     prefill_budget_tokens: int | None = None  # None: the engine's own
     prefix_cache: bool = True
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
         if self.kv_tokens < self.behaviour.page_tokens:
@@ -69,6 +72,7 @@ class Engine:
         self.step_end_s: float | None = None
         self.gen_tokens_per_s = 0.0  # of the last step
         self._step_time_s = step_time_s
+        self._acceptance = None if config.speculation is None else Acceptance(config.speculation)
         self._batch: list[tuple[Sequence, int]] = []
         self._preempted: list[str] = []
         self._number = 0
@@ -147,12 +151,12 @@ class Engine:
         """Run at once all steps, up to this time, in which every running request decodes one token and none ends.
 
         The same as that many calls of `step`, as long as the time of a step is linear in the context read, which is checked
-        at the middle. None where the next step is not such a step.
+        at the middle. None where the next step is not such a step; with speculation none is.
         """
-        n = len(self.running)
+        n = 0 if self._acceptance is not None else len(self.running)
         if self.step_end_s is not None or not n or (self.waiting and not self._waiting_is_stuck()):
             return None
-        if any(s.generated == 0 or s.known - s.computed != 1 for s in self.running):
+        if not all(map(_decodes, self.running)):
             return None
         page = self.cache.page_tokens
         room = self.cache.available_tokens() // n - page
@@ -227,28 +231,36 @@ class Engine:
                 sequence.computed = sequence.planned
                 if sequence.computed % self.cache.page_tokens == 0 or tokens > 1:
                     self.cache.commit(sequence.holding, sequence.computed)
-                if sequence.computed == sequence.prompt_tokens + sequence.generated:
-                    events.append(self._emit(sequence, now_s))
+                if sequence.computed >= sequence.known:
+                    events.append(self._emit(sequence, sequence.computed - sequence.known + 1, now_s))
         self._batch = []
-        self.gen_tokens_per_s = (len(events) - before) / max(now_s - started_s, 1e-9)
+        emitted = sum(event.n_tokens for event in events[before:])
+        self.gen_tokens_per_s = emitted / max(now_s - started_s, 1e-9)
 
-    def _emit(self, sequence: Sequence, now_s: float) -> Event:
-        sequence.generated += 1
+    def _emit(self, sequence: Sequence, n_tokens: int, now_s: float) -> Event:
+        sequence.generated += n_tokens
         sequence.last_token_s = now_s
-        self.totals.generation_tokens += 1
+        self.totals.generation_tokens += n_tokens
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
             self.totals.prompt_tokens += sequence.prompt_tokens
         if sequence.generated < sequence.request.output_tokens:
-            return Event(now_s, sequence.request.id, 1, "token")
+            return Event(now_s, sequence.request.id, n_tokens, "token")
         sequence.state = "finished"
         self._cache_was_full = False
         self.running.remove(sequence)
         self.cache.release(sequence.holding, sequence.computed, keep=True)
         del self.sequences[sequence.request.id]
-        return Event(now_s, sequence.request.id, 1, "finished")
+        return Event(now_s, sequence.request.id, n_tokens, "finished")
 
     # -- scheduling --------------------------------------------------------------------------------------------------
+
+    def _gain(self, sequence: Sequence) -> int:
+        """Tokens that a request which decodes computes in one step, and emits: one, and the drafts that are accepted."""
+        if self._acceptance is None:
+            return 1
+        left = sequence.request.output_tokens - sequence.generated
+        return min(left, self._acceptance.draw(sequence.request.prompt, sequence.generated))
 
     def _schedule(self) -> list[tuple[Sequence, int]]:
         if self.config.behaviour.mixed_batches:
@@ -262,7 +274,8 @@ class Engine:
         preempted = False
         while index < len(self.running) and budget > 0:
             sequence = self.running[index]
-            tokens = min(sequence.known - sequence.computed, budget)
+            missing = sequence.known - sequence.computed
+            tokens = self._gain(sequence) if _decodes(sequence) else min(missing, budget)
             while not self.cache.grow(sequence.holding, sequence.computed + tokens):
                 preempted = True
                 victim = self.running.pop()
@@ -332,12 +345,12 @@ class Engine:
 
     def _schedule_decode(self) -> list[tuple[Sequence, int]]:
         """One token for every request whose prefill is done, after making room by retraction where there is none."""
-        ready = [sequence for sequence in self.running if sequence.generated and sequence.known - sequence.computed == 1]
-        if self.running and (not ready or self._missing_pages(len(ready)) > 0):
+        ready = [(sequence, self._gain(sequence)) for sequence in self.running if _decodes(sequence)]
+        if self.running and (not ready or self._missing_pages(sum(tokens for _, tokens in ready)) > 0):
             self._retract()
             return self._schedule_prefill() or [(s, 1) for s in self.running if self.cache.grow(s.holding, s.computed + 1)]
         self._decay_reserve(1)
-        return [(sequence, 1) for sequence in ready if self.cache.grow(sequence.holding, sequence.computed + 1)]
+        return [(one, tokens) for one, tokens in ready if self.cache.grow(one.holding, one.computed + tokens)]
 
     def _decay_reserve(self, steps: int) -> None:
         decay = (RESERVE_RATIO_START - RESERVE_RATIO_LOW) / RESERVE_DECAY_STEPS
@@ -374,10 +387,15 @@ class Engine:
             self.waiting.append(sequence)
 
 
+def _decodes(sequence: Sequence) -> bool:
+    """Is all computed but the last token, which was generated?"""
+    return sequence.generated > 0 and sequence.known - sequence.computed == 1
+
+
 def _work(batch: list[tuple[Sequence, int]]) -> StepWork:
     prefill_tokens = prefill_pairs = decode_streams = kv_read_tokens = 0
     for sequence, tokens in batch:
-        if sequence.generated and tokens == 1:
+        if _decodes(sequence):
             decode_streams += 1
             kv_read_tokens += sequence.computed + 1
         else:

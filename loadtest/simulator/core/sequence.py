@@ -13,7 +13,10 @@ Kind = Literal["token", "finished", "preempted"]
 
 
 class Event(NamedTuple):
-    """What happened to one request at the end of a step: a token, its last token, or a preemption (no token)."""
+    """What happened to one request at the end of a step: tokens, its last tokens, or a preemption (no token).
+
+    A step yields one token of a request, or several with speculative decoding.
+    """
 
     time_s: float
     request_id: str

@@ -31,7 +31,7 @@ def dumps(value: object) -> bytes:
 
 
 class Framer:
-    """The events of one stream. `token(n)` gives the bytes for token n (1 is the first), empty where it has no text."""
+    """The events of one stream. `token(n)` gives the bytes for token n (1 is the first), empty where it has no text yet."""
 
     __slots__ = (
         "_answer_open",
@@ -79,8 +79,8 @@ class Framer:
         usage = self.usage(0) if self.chat.continuous_usage else b""
         return self._head + delta + usage + b',"prompt_token_ids":null,"prompt_text":null}\n\n'
 
-    def token(self, n: int) -> bytes:
-        """The event of token `n`; the last one includes the finish."""
+    def token(self, n: int, *, more: bool = False) -> bytes:
+        """The event of token `n`; the last one includes the finish. `more` tokens of its step follow: its text waits."""
         output = self.chat.output
         if n < output.thinking_tokens or (n == output.thinking_tokens and not output.closes_thinking):
             thinks, text = True, _THINKING[n % len(_THINKING)]
@@ -90,12 +90,12 @@ class Framer:
             ends = n == output.output_tokens and output.finish_reason == "stop"
             thinks, text = False, b"" if ends else _ANSWER[(n - output.thinking_tokens - 1) % len(_ANSWER)]
         last = n == output.output_tokens
-        if last or self._interval > 1 or not self.chat.stream_thinking or self._buffer:
-            return self._buffered(n, thinks, text, last)
+        if last or more or self._interval > 1 or not self.chat.stream_thinking or self._buffer:
+            return self._buffered(n, thinks, text, last, more)
         return self._chunk(n, thinks, text) if text else b""
 
-    def _buffered(self, n: int, thinks: bool, text: bytes, last: bool) -> bytes:
-        """Text that waits: for the end of the interval, for the end of the thinking, or for the finish."""
+    def _buffered(self, n: int, thinks: bool, text: bytes, last: bool, more: bool) -> bytes:
+        """Text that waits: for the end of the step or interval, for the end of the thinking, or for the finish."""
         out = b""
         if self._buffer and thinks != self._buffer_thinks:
             out = self._chunk(n - 1, self._buffer_thinks, self._buffer)
@@ -106,7 +106,7 @@ class Framer:
         if last:
             return out + self._finish(n, thinks)
         hold = thinks and self.chat.separates and not self.chat.stream_thinking
-        if self._buffer and not hold and (self._pending >= self._interval or n == 1):
+        if self._buffer and not hold and not more and (self._pending >= self._interval or n == 1):
             out += self._chunk(n, thinks, self._buffer)
             self._buffer, self._pending = b"", 0
         return out

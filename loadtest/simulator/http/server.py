@@ -84,13 +84,13 @@ class Simulator:
                 self.seen.first_token(stream.sequence)
                 self._fresh.discard(number)
             stream.last_s = time_s
-            if stream.n + 1 == stream.answer_at:
+            if stream.answer_at is not None and stream.n < stream.answer_at <= stream.n + n_tokens:
                 stream.first_answer_s = time_s
-            self._send(stream, kind == "finished")
+            self.seen.sent_tokens += n_tokens
+            self._send(stream, n_tokens, kind == "finished")
         if self._gaps:
             self._gap(-1.0)
         if events:
-            self.seen.sent_tokens += len(events)
             self._judge_lateness(planned_s)
         self._arm()
 
@@ -172,18 +172,19 @@ class Simulator:
 
     # -- sending -----------------------------------------------------------------------------------------------------
 
-    def _send(self, stream: Stream, finished: bool) -> None:
-        stream.n = n = stream.n + 1
+    def _send(self, stream: Stream, n_tokens: int, finished: bool) -> None:
+        """Send the tokens of one step: those of a kind, thinking or answer, in one chunk."""
+        before, stream.n = stream.n, stream.n + n_tokens
         connection = stream.connection
-        if n == 1 and connection is not None and stream.chat.stream:
+        if before == 0 and connection is not None and stream.chat.stream:
             stream.framer.cached_tokens = stream.sequence.cached_tokens
             if stream.fault.kind != "early-role":
                 connection.chunk(stream.framer.role())
         if connection is not None and stream.chat.stream:
-            body = stream.framer.token(n)
+            body = b"".join(stream.framer.token(n, more=n < stream.n) for n in range(before + 1, stream.n + 1))
             if body:
                 connection.chunk(body)
-        if stream.fault is not NONE and n == stream.fault.at and self._break(stream):
+        if stream.fault is not NONE and before < stream.fault.at <= stream.n and self._break(stream):
             return
         if finished:
             self._finish(stream)
