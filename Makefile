@@ -8,7 +8,7 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib
 # Tests of processes and clocks wait half of their time.
 WORKERS := $(shell expr 2 '*' $$(nproc))
 
-.PHONY: demo install lint test test-statistics test-newcomer test-wheel test-documents engines test-engines benchmark peers benchmark-peers fuzz dist clean
+.PHONY: demo install lint test test-statistics test-newcomer test-wheel test-documents engines test-engines benchmark peers benchmark-peers fuzz soak dist clean
 
 demo: .venv/runtime
 	$(BIN)/loadtest demo
@@ -54,6 +54,13 @@ fuzz: .venv/dev
 	$(PIP) atheris==3.0.0
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 	$(BIN)/python -m tests.fuzz.folders --folders $(FOLDERS)
+
+# An hour of long replies, 5 % of them from a server that misbehaves: `make soak`, or `make soak MINUTES=10 STREAMS=16 TOKENS=1000`.
+MINUTES ?= 60
+STREAMS ?= 64
+TOKENS ?= 8000
+soak: .venv/dev
+	$(BIN)/python -m tests.soak --duration $$((60 * $(MINUTES))) --streams $(STREAMS) --tokens $(TOKENS)
 
 benchmark: .venv/dev
 	$(BIN)/python -m tests.benchmarks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,6 +122,9 @@ class Recorder:
             self.written += 1
             self._kept(record)
             forget(ended.exchange, self._give_way)
+            if record.error is not None and record.error.kind == "too_large":
+                del ended, record
+                return_memory()
 
     def _record(self, ended: Ended) -> RequestRecord:
         item, exchange, endpoint, clock = ended.item, ended.exchange, ended.endpoint, self._clock
@@ -194,6 +199,15 @@ def forget(exchange: Exchange, pause: Callable[[], None]) -> None:
     while exchange.pieces:
         del exchange.pieces[-SLICE_TIMES:], exchange.reads[-SLICE_TIMES:]
         pause()
+
+
+def return_memory() -> None:
+    """Return freed memory to the system, where the C library can: after a reply of 128 MiB it would keep most of it.
+
+    It holds the loop for 10 ms then, so only what broke the limit on size is worth it.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def give_way() -> None:

@@ -18,6 +18,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BOM = b"\xef\xbb\xbf"
 _CODE = re.compile("[0-9]{1,9}")
 _MESSAGE_CHARS = 500
+EVENT_LIMIT_BYTES = 2**20  # a token's event has some hundred; one that is larger would hold up every other stream
 
 
 def events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
@@ -25,7 +26,8 @@ def events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]
 
     Lines end in LF, CRLF or CR, also when split over reads; `data:` may lack its space; several data lines of one event
     are joined by LF; comments and other fields are passed over, but the data of `event: error` becomes the `error` of an
-    object. A last event without its blank line counts. Data may still end in line ends.
+    object. A last event without its blank line counts. Data may still end in line ends. An event over `EVENT_LIMIT_BYTES`
+    is cut off beyond that.
 
     >>> list(events([(1.0, b"data: a"), (2.0, b"\\n\\n: ping\\n\\ndata:b\\r\\n\\r\\n")]))
     [(2.0, b'a'), (2.0, b'b')]
@@ -50,6 +52,7 @@ class _Lines:
         self._skip_lf = False  # the last read ended in CR: a LF at the start of the next one belongs to it
         self._first = True
         self._data: list[bytes] = []
+        self._rest_bytes = self._data_bytes = 0  # that came; of what is too large only so much is kept as shows that it is
         self._is_error = False  # `event: error` was said of the event that has begun
         self._time_s = 0.0
         self._seen_s = 0.0
@@ -71,14 +74,18 @@ class _Lines:
                 lines[0] = lines[0].removeprefix(_BOM)
                 self._first = False
             self._rest.clear()
-        if tail:
+            self._rest_bytes = 0
+        if tail and self._rest_bytes <= EVENT_LIMIT_BYTES + len(b"data: "):
             self._rest.append(tail)
+            self._rest_bytes += len(tail)
         for line in lines:
             yield from self._line(time_s, line)
 
     def _line(self, time_s: float, line: bytes) -> Iterator[tuple[float, bytes]]:
         if line.startswith(b"data:"):
-            self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+            if self._data_bytes <= EVENT_LIMIT_BYTES + 1:
+                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+                self._data_bytes += len(self._data[-1]) + 1
             self._time_s = time_s
         elif line.startswith(b"event:"):
             self._is_error = line[6:].strip() == b"error"
@@ -87,6 +94,7 @@ class _Lines:
                 data = b"\n".join(self._data)
                 yield self._time_s, _as_error(data) if self._is_error else data
             self._data.clear()
+            self._data_bytes = 0
             self._is_error = False
 
     def end(self) -> Iterator[tuple[float, bytes]]:

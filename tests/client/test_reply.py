@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.client import reply
+from loadtest.client import reply, sse
 from loadtest.client.exchange import Exchange
 from loadtest.clock import Clock
 from loadtest.errors import UsageError
@@ -178,11 +178,33 @@ def test_totals_that_are_missing_or_run_backwards_are_not_believed(counts):
     assert read(exchange(*map(counted, counts), final)).chunk_tokens is None
 
 
-def test_it_pauses_between_slices():
-    pauses: list[int] = []
-    x = exchange(*[content("a")] * (3 * reply.SLICE_EVENTS), content("b", '"stop"'))
-    read(x, pause=lambda: pauses.append(1))
-    assert len(pauses) == 3 + 2  # and around the split
+@pytest.mark.parametrize(
+    "piece", [content("a"), b": ping\n\n" * 4096, b"\n" * 65536, b"data: x\n" * 8192, b"x" * 65536, b"\r"], ids=range(6)
+)
+def test_it_pauses_after_so_many_bytes_whatever_comes(piece):
+    """Else a server of comments alone would hold up every other stream for seconds."""
+    x = exchange(*[piece] * (200_000 // len(piece)))
+    since, longest = 0, 0
+
+    def pause():
+        nonlocal since, longest
+        since, longest = 0, max(longest, since)
+
+    def pieces():
+        nonlocal since
+        for at, part in slices(x, pause):
+            since += len(part)
+            yield at, part
+
+    slices = reply._in_slices
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reply, "_in_slices", lambda *_: pieces())
+        read(x, pause=pause)
+    assert longest <= 2 * reply.SLICE_BYTES
+
+
+def test_a_server_that_gave_up_has_whatever_it_says_after_that():
+    assert read(exchange(content("42", '"content_filter"'), content("", '"stop"'))).outcome == "server_error"
 
 
 @pytest.mark.parametrize("told", ["-5", "1e30", "NaN", '"many"', "3.5", "1000000000000"])
@@ -204,9 +226,16 @@ def test_a_server_that_tells_of_more_tokens_than_were_asked_for_is_not_believed(
 
 
 def test_an_event_too_large_for_a_token_is_not_decoded():
-    got = read(exchange(content("4"), content("x" * reply.EVENT_LIMIT_BYTES)))
+    got = read(exchange(content("4"), content("x" * sse.EVENT_LIMIT_BYTES)))
     assert (got.outcome, got.error.kind, got.chunk_s) == ("protocol_error", "too_large", (2.0,))
     assert len(got.error.message) < 300
+
+
+@pytest.mark.parametrize("piece", [b"x" * 65536, b"data: x\n" * 8192])
+def test_of_an_event_without_end_little_is_kept(piece):
+    x = exchange(b"data: ", *[piece] * 100, b"\n\n", content("5"))
+    assert next(len(payload) for _, payload in sse.events(zip(x.reads, x.pieces, strict=True))) < 1.1 * sse.EVENT_LIMIT_BYTES
+    assert read(x).error.kind == "too_large"
 
 
 def test_of_a_huge_refusal_the_start_is_shown():

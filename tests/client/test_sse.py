@@ -64,11 +64,17 @@ def test_any_bytes_give_the_same_events_however_they_are_cut(whole, data):
     assert sum(len(payload) for _, payload in cut) <= len(whole)
 
 
-def test_a_line_without_end_is_joined_once():
-    """Joined at every read, these 16 MB would take minutes."""
-    whole = b"data: " + b"x" * 2**24 + b"\n\n"
-    reads = [whole[i : i + 4096] for i in range(0, len(whole), 4096)]
-    assert [len(payload) for _, payload in payloads(*reads)] == [2**24]
+@pytest.mark.parametrize("size", [2**19, sse.EVENT_LIMIT_BYTES, sse.EVENT_LIMIT_BYTES + 1, 2**24])
+@pytest.mark.parametrize("read_bytes", [4096, 2**25])
+def test_a_line_without_end_is_joined_once_and_cut_beyond_the_limit(size, read_bytes):
+    """Joined at every read, 16 MB would take minutes."""
+    whole = b"data: " + b"x" * size + b"\n\ndata: next\n\n"
+    sizes = [
+        len(payload.strip())
+        for _, payload in payloads(*(whole[i : i + read_bytes] for i in range(0, len(whole), read_bytes)))
+    ]
+    assert sizes[1] == 4
+    assert sizes[0] == size if size <= sse.EVENT_LIMIT_BYTES else sse.EVENT_LIMIT_BYTES < sizes[0] <= size
 
 
 def test_an_event_has_the_time_of_the_read_that_completed_its_data():

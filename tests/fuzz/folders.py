@@ -128,7 +128,7 @@ def copy(path, dice):
 
 def swap(path, dice):
     """The file of another pass in the place of this one."""
-    others = sorted(one for one in path.parents[3].glob(f"cells/*/*/{path.name}") if one != path)
+    others = sorted(one for one in path.parents[3].glob(f"cells/*/*/{path.name}") if one != path and one.is_file())
     if others:
         shutil.copy(dice.choice(others), path)
 
