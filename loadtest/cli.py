@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -19,6 +20,9 @@ from loadtest.errors import GateError, Interrupted, LoadtestError
 if TYPE_CHECKING:
     from io import TextIOWrapper
 
+    from loadtest.report.live import LevelStatus, LiveView
+    from loadtest.study.execution import Audience
+
 _GPUS = "a registry name (such as l20, rtx-4090, a100-80gb, h20, h100, h200, b200, mi300x) or a TOML file"
 _WORKLOADS = "a generator with its options (math, ledger:n=64,seed=7, ...) or a JSONL file"
 _Command = Callable[..., Callable[..., Any]]
@@ -34,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, signal.default_int_handler)
     try:
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))
-        done = _handler(arguments.handler)(arguments, Progress())
+        with contextlib.closing(_progress(arguments)) as progress:
+            done = _handler(arguments.handler)(arguments, progress)
         return 0 if _say(done, sys.stdout) or _is_on_disk(arguments) else _failed(LoadtestError(_UNSAID))
     except SystemExit:  # of argparse, after its help
         _say("", sys.stdout, end="")
@@ -125,14 +130,73 @@ def _path(text: str) -> Path:
 
 
 class Progress:
-    """Tells on standard error how far a run is; every line starts with the time since it began (wall clock)."""
+    """Tells on standard error how far a run is; every line starts with the time since it began (wall clock).
 
-    def __init__(self) -> None:
+    `live`: a few more lines are redrawn in place while a level runs; without, a line comes every 15 s. `quiet`: nothing is
+    told at all. `verbose`: commands, files and Locust's log as well.
+    """
+
+    def __init__(self, *, live: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self._started_s = time.monotonic()
+        self._live, self._quiet, self._verbose = live, quiet, verbose
+        self._view: LiveView | None = None
+        self._next_s = 0.0
 
     def __call__(self, line: str) -> None:
         passed_s = int(time.monotonic() - self._started_s)
-        _say(f"[{passed_s // 60:02d}:{passed_s % 60:02d}] {line}", sys.stderr)
+        text = f"[{passed_s // 60:02d}:{passed_s % 60:02d}] {line}"
+        if self._live:
+            self._opened().line(text)
+        elif not self._quiet:
+            _say(text, sys.stderr)
+
+    @property
+    def audience(self) -> Audience:
+        """What a study tells beside lines."""
+        from loadtest.study.execution import Audience
+
+        return Audience(watch=self._watch, detail=self if self._verbose else lambda _: None)
+
+    def _watch(self, status: LevelStatus | None) -> None:
+        from loadtest.report.live import PLAIN_EVERY_S, plain_line
+
+        if self._live:
+            self._opened().show(status)
+        elif status is None:
+            self._next_s = 0.0
+        elif time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + PLAIN_EVERY_S
+            self(plain_line(status))
+
+    def _opened(self) -> LiveView:
+        from loadtest.report.live import LiveView
+
+        if self._view is None:
+            self._view = LiveView(sys.stderr, printable)
+        return self._view
+
+    def close(self) -> None:
+        """Leave the terminal as it was; what is told from now on comes as lines."""
+        if self._view is not None:
+            self._view.close()
+        self._view, self._live = None, False
+
+
+def _progress(arguments: argparse.Namespace) -> Progress:
+    """How a command tells how far it is: as asked, else live where standard error is a terminal."""
+    if not hasattr(arguments, "plain"):
+        return Progress()
+    from loadtest.report.live import can_be_live
+
+    live = not arguments.plain and not arguments.quiet and can_be_live(sys.stderr)
+    return Progress(live=live, quiet=arguments.quiet, verbose=arguments.verbose)
+
+
+def _add_telling(add: Callable[..., argparse.Action]) -> None:
+    """Options of the commands that measure: what is told meanwhile."""
+    add("--plain", action="store_true", help="lines instead of a live view (default: where it is no terminal, and in CI)")
+    add("-q", "--quiet", action="store_true", help="print the result alone")
+    add("-v", "--verbose", action="store_true", help="tell commands, files and Locust's log too")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,6 +241,7 @@ def _handler(name: str) -> Callable[[argparse.Namespace, Progress], str]:
 def _measuring_commands(command: _Command) -> None:
     add = command("demo", "measure.demo", "measure, analyse and report against the built-in simulator, in about a minute")
     add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/demo-TIME)")
+    _add_telling(add)
 
     add = command("run", "measure.run", "start the engine of each cell, measure it at every level, stop it, analyse, report")
     add("study", type=_path, metavar="STUDY.toml")
@@ -193,6 +258,7 @@ def _measuring_commands(command: _Command) -> None:
     add("--budget", type=float, metavar="HOURS", help="start no repeat that would end later")
     add("--until-decided", action="store_true", help="after two to six repeats stop measuring pairs with a certain verdict")
     add("--json", action="store_true", help="print metrics.json instead of the table")
+    _add_telling(add)
 
 
 def _attaching_command(command: _Command) -> None:
@@ -247,6 +313,7 @@ def _attaching_command(command: _Command) -> None:
     )
     add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
     add("--json", action="store_true", help="print metrics.json instead of the table")
+    _add_telling(add)
 
 
 def _serving_command(command: _Command) -> None:

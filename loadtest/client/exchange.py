@@ -12,7 +12,7 @@ from loadtest.errors import UsageError
 from loadtest.records.schema import Outcome, RequestError
 from loadtest.workload.script import Script
 
-_TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content|text)"\s*:\s*"[^"]')
+TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content|text)"\s*:\s*"[^"]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def _note_text(exchange: Exchange) -> None:
     """Find the newest read that carries text among those not looked at yet, from the end: mostly the first one tried."""
     pieces = exchange.pieces
     for index in range(len(pieces) - 1, exchange.seen_pieces - 1, -1):
-        if _TEXT.search(pieces[index]):
+        if TEXT.search(pieces[index]):
             exchange.text_at = exchange.reads[index]
             break
     exchange.seen_pieces = len(pieces)

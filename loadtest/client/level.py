@@ -11,6 +11,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from loadtest.client.exchange import Endpoint, Exchange
+from loadtest.client.in_flight import InFlight
 from loadtest.client.pass_options import PassOptions
 from loadtest.client.record_builder import RecordBuilder
 from loadtest.client.recorder import Ended, Recorder
@@ -71,8 +72,11 @@ class Level:
             failed=self.fail,
             count_tokens=count_tokens,
         )
-        self.telemetry = Telemetry(self.recorder.write_sample, self.clock, self.worker, lambda: self.in_flight)
-        self.in_flight = self.users = self.started = self.measured = 0
+        self._running = InFlight()
+        self.telemetry = Telemetry(
+            self.recorder.write_sample, self.clock, self.worker, self._running.__len__, self._running.take
+        )
+        self.users = self.started = self.measured = 0
         self.connected_wall_s = 0.0
         self.failure: Failure | None = None
         self.closed = False
@@ -133,6 +137,10 @@ class Level:
         return None if index is None else self.script.measured(index)
 
     @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    @property
     def finished(self) -> bool:
         """Whether every measured request of this process has ended."""
         return self.quota is not None and self.measured >= self.quota
@@ -161,11 +169,11 @@ class Level:
         self.recorder.wait_for_room()
         exchange = Exchange(body=item.prepared.body, request_id=self._request_id(item))
         self.started += 1
-        self.in_flight += 1
+        self._running.begin(exchange)
         try:
             endpoint.transport.perform(exchange)
         finally:
-            self.in_flight -= 1
+            self._running.end(exchange)
             self.recorder.take(Ended(item, user, scheduled_s, exchange, endpoint, told))
         return exchange
 

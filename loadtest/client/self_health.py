@@ -18,6 +18,7 @@ from typing import Any
 import gevent
 import gevent.event
 
+from loadtest.client.in_flight import Arrived
 from loadtest.clock import Clock
 from loadtest.records.schema import HealthSample
 
@@ -133,15 +134,21 @@ class Collections:
 
 
 class Telemetry:
-    """Hands one `HealthSample` a second to `write`, from `start` to `stop`; `in_flight` tells how many requests run now."""
+    """Hands one `HealthSample` a second to `write`, from `start` to `stop`; `in_flight` tells how many requests run now,
+    `arrived` what came of them since it was last asked."""
 
     def __init__(
-        self, write: Callable[[HealthSample], None], clock: Clock, worker: str, in_flight: Callable[[], int]
+        self,
+        write: Callable[[HealthSample], None],
+        clock: Clock,
+        worker: str,
+        in_flight: Callable[[], int],
+        arrived: Callable[[], Arrived],
     ) -> None:
         self._write = write
         self._clock = clock
         self._worker = worker
-        self._in_flight = in_flight
+        self._in_flight, self._arrived = in_flight, arrived
         self._lag = LoopLag(in_flight)
         self._collections = Collections()
         self._late_starts = 0
@@ -182,6 +189,7 @@ class Telemetry:
         lag_mean_s, lag_max_s = self._lag.take()
         collections, pause_s = self._collections.take()
         late, self._late_starts = self._late_starts, 0
+        reads, ttft_wall_s = self._arrived()
         return HealthSample(
             t_s=round(self._clock.now_s(), 6),
             clock_anchor_unix_s=self._clock.anchor_unix_s,
@@ -196,6 +204,8 @@ class Telemetry:
             gc_pause_s=round(pause_s, 7),
             late_starts=late,
             in_flight=self._in_flight(),
+            reads=reads,
+            ttft_s=None if ttft_wall_s is None else round(ttft_wall_s * self._clock.speed, 6),
         )
 
 

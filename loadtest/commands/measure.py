@@ -18,22 +18,23 @@ from loadtest.decision import verdicts
 from loadtest.errors import EngineError, UsageError
 from loadtest.perfmodel import memory
 from loadtest.records.schema import EngineName
+from loadtest.report.formatting import spoken
 from loadtest.servers import flags, preflight, probe, server
 from loadtest.study import estimate, locust_pass, parse, plan, schema
 from loadtest.study.run import execute
 from loadtest.workload.contract import Contract
 
 if TYPE_CHECKING:
-    from loadtest.study.execution import Say
+    from loadtest.study.execution import Say, Teller
 
 
-def demo(arguments: argparse.Namespace, say: Say) -> str:
+def demo(arguments: argparse.Namespace, say: Teller) -> str:
     """The whole matrix against the embedded simulator."""
     study = parse.load_study(resources.path("scenarios/studies/demo.toml"))
     return _measure(study, arguments.out or new_folder("demo"), say)
 
 
-def run(arguments: argparse.Namespace, say: Say) -> str:
+def run(arguments: argparse.Namespace, say: Teller) -> str:
     """A study, from its file to its page."""
     study = schema.select(parse.load_study(arguments.study, plan.asked), arguments.only)
     if arguments.workers is not None:
@@ -49,14 +50,22 @@ def run(arguments: argparse.Namespace, say: Say) -> str:
     out = arguments.out or new_folder(study.name)
     budget_s = None if arguments.budget is None else 3600 * arguments.budget
     return carry_out(
-        lambda: execute(study, out, resume=arguments.resume, force=arguments.force, budget_s=budget_s, say=say),
+        lambda: execute(
+            study,
+            out,
+            resume=arguments.resume,
+            force=arguments.force,
+            budget_s=budget_s,
+            say=say,
+            audience=say.audience,
+        ),
         out,
         say,
         arguments.json,
     )
 
 
-def attach(arguments: argparse.Namespace, say: Say) -> str:
+def attach(arguments: argparse.Namespace, say: Teller) -> str:
     """A server that already runs, measured as a study of one cell; the command line is checked first."""
     study = _attached(arguments)
     plan.asked(study)
@@ -107,9 +116,9 @@ def _attached(arguments: argparse.Namespace) -> schema.Study:
     return study
 
 
-def _measure(study: schema.Study, out: Path, say: Say, *, as_json: bool = False) -> str:
+def _measure(study: schema.Study, out: Path, say: Teller, *, as_json: bool = False) -> str:
     """Measure a study for real, and conclude."""
-    return carry_out(lambda: execute(study, out, say=say), out, say, as_json)
+    return carry_out(lambda: execute(study, out, say=say, audience=say.audience), out, say, as_json)
 
 
 def serve(arguments: argparse.Namespace, say: Say) -> str:
@@ -149,7 +158,7 @@ def _dry_run(study: schema.Study) -> str:
     missing = len(times) - len(known)
     unknown = f"; {missing} cell(s) are not included: refused, or no GPU is named" if missing else ""
     most = "in all, if no pair is decided sooner" if study.until_decided else "in all"
-    total = f"{most}: about {estimate.spoken(sum(known))} (an estimate of the performance model{unknown})"
+    total = f"{most}: about {spoken(sum(known))} (an estimate of the performance model{unknown})"
     return "\n".join([head, *lines, "", *_power(study), total])
 
 
@@ -202,7 +211,7 @@ def _refusal(spec: flags.LaunchSpec) -> list[str]:
 
 
 def _about(seconds: float | None) -> str:
-    return "" if seconds is None else f", about {estimate.spoken(seconds)}"
+    return "" if seconds is None else f", about {spoken(seconds)}"
 
 
 def _shell(spec: flags.LaunchSpec) -> str:

@@ -216,6 +216,8 @@ class HealthSample:
     interval_s: Seconds = 1.0  # wall seconds that this sample covers; the last one of a level is shorter
     late_starts: int = 0  # requests sent more than 10 ms (wall) after their schedule, in this second
     in_flight: int = 0
+    reads: int = 0  # reads of responses in this second: about one a token
+    ttft_s: Seconds | None = None  # mean time to first text (run's clock) of requests whose first text came in this second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

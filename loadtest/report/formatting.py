@@ -111,6 +111,17 @@ def with_interval(of: Bounded, unit: str = "", digits: int = 3) -> str:
     return f"{text} (95 % CI {span(of, digits)})" if span(of) else f"{text} (no confidence interval)"
 
 
+def spoken(seconds: float) -> str:
+    """A time for a reader.
+
+    >>> spoken(50), spoken(600), spoken(3 * 3600)
+    ('50 s', '10 min', '3.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def when(unix_s: float | None) -> str:
     """A time in words, UTC; empty where it is not known.
 

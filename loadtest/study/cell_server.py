@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterator
 
@@ -35,6 +36,8 @@ def serving(
     engine.learn(command=tuple(argv), env=variables)
     execution.say(f"{cell.id}: starting")
     log = execution.out / "cells" / cell.id / "engine.log"
+    execution.audience.detail(f"command: {shlex.join(argv)}")
+    execution.audience.detail(f"log: {log}")
     with Server(spec, log, key_variables(execution.study)) as server:
         server.wait_ready()
         engine.learn(ready_unix_s=time.time())

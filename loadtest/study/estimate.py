@@ -10,6 +10,7 @@ from pathlib import Path
 from loadtest.client import thinking
 from loadtest.perfmodel import gpus, machine_fit, memory, prediction
 from loadtest.perfmodel.constants import Machine
+from loadtest.report.formatting import spoken
 from loadtest.servers import preflight
 from loadtest.simulator.core import lengths
 from loadtest.study import plan
@@ -138,9 +139,10 @@ class Remaining:
             for cell, passes_s in expected.items()
             for level, one in passes_s.items()
         }
+        self._foreseen = bool(known)
         self._repeats = study.repeats
         self._passes = dict.fromkeys(self._expected_s, study.repeats)
-        self._done_s = 0.0
+        self._done_s = self._ran_s = 0.0
         self._started_s = time.monotonic()
 
     def never(self, cell_id: str) -> None:
@@ -154,37 +156,41 @@ class Remaining:
     def _set(self, cell_id: str, passes: int) -> None:
         self._passes |= {key: passes for key in self._passes if key[0] == cell_id}
 
+    def pass_s(self, cell: Cell, level: int) -> float | None:
+        """Wall seconds that one pass over a level will take, at the pace so far; None while nothing tells."""
+        if not self._done_s and not self._foreseen:
+            return None
+        return self._expected_s[cell.id, level] * (self._ran_s / self._done_s if self._done_s else 1.0)
+
+    def beyond_s(self, cell: Cell, level: int, pass_s: float) -> float:
+        """Wall seconds that all other passes to come will take, beside the one over this level, which will take `pass_s`."""
+        own_s = self._expected_s[cell.id, level]
+        left_s = sum(n * self._expected_s[key] for key, n in self._passes.items()) - own_s
+        return max(0.0, left_s) * (self._ran_s / self._done_s if self._done_s else pass_s / own_s)
+
     def after(self, cell: Cell, level: int) -> str:
         """What to say when a pass has ended: the time that the others will take; nothing after the last."""
         self._passes[cell.id, level] -= 1
         self._done_s += self._expected_s[cell.id, level]
+        self._ran_s = time.monotonic() - self._started_s
         left_s = sum(n * self._expected_s[key] for key, n in self._passes.items())
-        pace = (time.monotonic() - self._started_s) / self._done_s
-        return f", about {spoken(left_s * pace)} left" if any(self._passes.values()) else ""
+        return f", about {spoken(left_s * self._ran_s / self._done_s)} left" if any(self._passes.values()) else ""
 
 
-def how_far(study: Study, level: int, n_requests: int, elapsed_s: float) -> str:
-    """What to say in the middle of a pass: the requests that have ended, of how many, and the time that the others will
-    take if each under way is half done. A pass of a given duration, or one that sends more than was asked, says no more
-    than the first.
+def level_left_s(study: Study, level: int, n_ended: int, elapsed_s: float, expected_s: float | None) -> float | None:
+    """Wall seconds that a pass under way will still take; None where that cannot be told yet.
 
-    >>> how_far(Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b"),)), 4, 4, 60.0)
-    '   4 of 12 requests, about 60 s left at this level'
+    By the clock, where it has a duration. Else from the requests that have ended, each under way taken as half done;
+    before any has ended, what was expected (`expected_s`) less what has passed.
+
+    >>> study = Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b"),))
+    >>> level_left_s(study, 4, 0, 60.0, None), level_left_s(study, 4, 0, 60.0, 100.0), level_left_s(study, 4, 4, 60.0, None)
+    (None, 40.0, 60.0)
     """
     asked = study.requests(level) + study.warmup_requests * level
-    if study.duration_s is not None or n_requests > asked:
-        return f"{n_requests:>4} requests so far"
-    done = n_requests + min(level, asked - n_requests) / 2
-    left = f", about {spoken(elapsed_s * (asked - done) / done)} left at this level" if n_requests else ""
-    return f"{n_requests:>4} of {asked} requests{left}"
-
-
-def spoken(seconds: float) -> str:
-    """A time for a reader.
-
-    >>> spoken(50), spoken(600), spoken(3 * 3600)
-    ('50 s', '10 min', '3.0 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if study.duration_s is not None or n_ended == 0:
+        return None if expected_s is None else max(0.0, expected_s - elapsed_s)
+    if n_ended > asked:  # tasks of several requests
+        return None
+    done = n_ended + min(level, asked - n_ended) / 2
+    return elapsed_s * (asked - done) / done

@@ -5,12 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+from loadtest.report.live import LevelStatus
 from loadtest.study import estimate
 from loadtest.study.schema import Study
 from loadtest.workload.contract import Contract
 
 Say = Callable[[str], None]
+
+
+def _unheard(_: str) -> None:
+    pass
+
+
+def _unseen(_: LevelStatus | None) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Whoever wants to know more than the lines of `Say`: `watch` gets once a second how far the level is that runs, and
+    None when it has ended; `detail` gets commands, files and the log of Locust."""
+
+    watch: Callable[[LevelStatus | None], None] = _unseen
+    detail: Say = _unheard
+
+
+NOBODY = Audience()
+
+
+class Teller(Protocol):
+    """`Say` of a command that measures, and the audience that belongs to it."""
+
+    def __call__(self, line: str) -> None: ...
+
+    @property
+    def audience(self) -> Audience: ...
 
 
 @dataclass(slots=True)
@@ -27,6 +58,7 @@ class Execution:
     remaining: estimate.Remaining
     check_folder: Callable[[], None]  # raises `RecordError` where the run folder is no longer there
     budget_s: float | None = None  # no repeat starts that would end later
+    audience: Audience = NOBODY
     problems: list[str] = field(default_factory=list)
 
     def note(self, problem: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -11,11 +12,13 @@ from pathlib import Path
 from loadtest import resources
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read
+from loadtest.records.progress import LevelProgress, ProgressReader
 from loadtest.servers import preflight
 from loadtest.servers.process import Guarded, open_log, python
 from loadtest.study.schema import Cell, Study
 
 _POLL_S = 0.1
+_TELL_S = 1.0
 _STOP_GRACE_S = 15.0
 
 
@@ -96,51 +99,35 @@ def drive(
     environment: Mapping[str, str],
     *,
     died: Callable[[], str | None],
-    tell: Callable[[int], None],
+    tell: Callable[[LevelProgress], None],
 ) -> PassEnd:
     """Run Locust to its end, or stop it when the server dies or the user interrupts.
 
-    `died` is polled: why the server has gone, or None. `tell` gets the number of records so far.
+    `died` is polled: why the server has gone, or None. `tell` gets once a second what the level has done so far.
     What Locust prints goes to `locust.log` in `folder`. Raises `RecordError` if Locust could not write its records.
     """
     with open_log(folder / "locust.log") as log:
         locust = Guarded(argv, log, grace_s=_STOP_GRACE_S, environment=environment)
     reason = None
-    records = RecordCounter(folder)
+    progress, told_s = ProgressReader(folder), -math.inf
     try:
         while locust.poll() is None and reason is None:
             reason = died()
-            tell(records.count())
+            if time.monotonic() - told_s >= _TELL_S:
+                told_s = time.monotonic()
+                tell(progress.read())
             time.sleep(_POLL_S)
     finally:
         code = locust.stop()
-    n_requests = records.count()
+    last = progress.read()
+    tell(last)
     failure = read.read_failure(folder)
     if code != 0 and failure is not None and failure.kind == "records":
         raise RecordError(failure.message)  # later passes could not be recorded either
-    if reason is None and (code != 0 or n_requests == 0):
+    if reason is None and (code != 0 or last.ended == 0):
         how = f"with exit code {code}" if code != 0 else "without a single request"
         reason = f"Locust ended {how}: {failure.message if failure else _last_line(folder / 'locust.log')}"
-    return PassEnd(exit_code=code, reason=reason, n_requests=n_requests)
-
-
-class RecordCounter:
-    """Counts the requests recorded in a level folder, reading only what was appended since it last looked."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._read_bytes: dict[Path, int] = {}
-        self._count = 0
-
-    def count(self) -> int:
-        """Complete lines in all `requests-*.jsonl` so far."""
-        for path in self._folder.glob("requests-*.jsonl"):
-            with path.open("rb") as stream:
-                stream.seek(self._read_bytes.get(path, 0))
-                appended = stream.read()
-            self._read_bytes[path] = self._read_bytes.get(path, 0) + len(appended)
-            self._count += appended.count(b"\n")
-        return self._count
+    return PassEnd(exit_code=code, reason=reason, n_requests=last.ended)
 
 
 def _last_line(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +14,14 @@ from loadtest import credentials
 from loadtest.errors import EngineError, RecordError
 from loadtest.records import read, write
 from loadtest.records.folder import PASS_NAME, level_path, set_aside
+from loadtest.records.progress import LevelProgress, appended_lines
+from loadtest.report.live import LevelStatus
 from loadtest.servers import probe
 from loadtest.study import estimate, locust_pass, sampling
 from loadtest.study.execution import Execution, key_variables
 from loadtest.study.schema import Cell, Study
 
 PASS_FILE = "pass.json"
-
-_TELL_EVERY_S = 15.0
 
 
 class PassFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,14 +82,20 @@ def run_pass(
     if cell.base_url is None:  # a server that we did not start may serve others: its cache is not flushed
         probe.flush_cache(target.base_url, cell.engine)
     before = sampling.Moment.now()
-    with sampling.sampling(target, folder, gpus=_is_here(target)) as unwritable:
-        end = locust_pass.drive(
-            argv,
-            folder,
-            _environment(execution.study, cell),
-            died=lambda: unwritable() or died(),
-            tell=_teller(execution, cell, level),
-        )
+    execution.audience.detail(f"records: {folder}")
+    execution.audience.detail(f"command: {shlex.join(argv)}")
+    teller = _Teller(execution, cell, level, repeat, folder / "locust.log")
+    try:
+        with sampling.sampling(target, folder, gpus=_is_here(target)) as unwritable:
+            end = locust_pass.drive(
+                argv,
+                folder,
+                _environment(execution.study, cell),
+                died=lambda: unwritable() or died(),
+                tell=teller,
+            )
+    finally:
+        teller.end()
     after = sampling.Moment.now()
     clocks = sampling.ClockChanges.between(before, after)
     execution.check_folder()
@@ -105,7 +112,8 @@ def run_pass(
     write.write_json(folder / PASS_FILE, facts)
     left = execution.remaining.after(cell, level)
     took_s = after.monotonic_s - before.monotonic_s
-    execution.say(f"{cell.id} at {level:>2}  {end.n_requests:>4} requests in {took_s:5.1f} s{left}")
+    failed = f", {teller.progress.failed} failed" if teller.progress.failed else ""
+    execution.say(f"{cell.id} at {level:>2}  {teller.progress.requests:>4} requests in {took_s:5.1f} s{failed}{left}")
     if clocks.set_by is not None:
         execution.say(f"{cell.id} at {level:>2}  {clocks.set_by}")
     if end.reason is not None:
@@ -125,14 +133,58 @@ def _environment(study: Study, cell: Cell) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in withheld}
 
 
-def _teller(execution: Execution, cell: Cell, level: int) -> Callable[[int], None]:
-    began_s = told_s = time.monotonic()
+class _Teller:
+    """Tells the audience of a run how far a pass is, and what Locust logs."""
 
-    def tell(n_requests: int) -> None:
-        nonlocal told_s
-        if time.monotonic() - told_s >= _TELL_EVERY_S:
-            told_s = time.monotonic()
-            how_far = estimate.how_far(execution.study, level, n_requests, told_s - began_s)
-            execution.say(f"{cell.id} at {level:>2}  {how_far}")
+    def __init__(self, execution: Execution, cell: Cell, level: int, repeat: int, log: Path) -> None:
+        self._execution, self._cell, self._level, self._repeat, self._log = execution, cell, level, repeat, log
+        self._read_bytes: dict[Path, int] = {}
+        self._began_s = time.monotonic()
+        study, remaining = execution.study, execution.remaining
+        by_clock_s = None if study.duration_s is None else study.duration_s / (cell.clock_speed or 1.0)
+        self._expected_s = remaining.pass_s(cell, level) if by_clock_s is None else by_clock_s
+        self.progress = LevelProgress()
 
-    return tell
+    def __call__(self, progress: LevelProgress) -> None:
+        self.progress = progress
+        study, level, elapsed_s = self._execution.study, self._level, time.monotonic() - self._began_s
+        left_s = estimate.level_left_s(study, level, progress.ended, elapsed_s, self._expected_s)
+        self._execution.audience.watch(
+            LevelStatus(
+                cell=self._cell.id,
+                concurrency=level,
+                place=_place(study, self._cell, level, self._repeat),
+                asked=study.requests(level) if study.duration_s is None else None,
+                warmups_asked=study.warmup_requests * level,
+                progress=progress,
+                elapsed_s=elapsed_s,
+                level_left_s=left_s,
+                study_left_s=None if left_s is None else left_s + self._beyond_s(elapsed_s + left_s),
+            )
+        )
+        self.log()
+
+    def _beyond_s(self, pass_s: float) -> float:
+        return self._execution.remaining.beyond_s(self._cell, self._level, pass_s)
+
+    def log(self) -> None:
+        """What Locust logged since."""
+        for line in appended_lines(self._log, self._read_bytes):
+            self._execution.audience.detail(f"locust: {line.decode(errors='replace')}")
+
+    def end(self) -> None:
+        self.log()
+        self._execution.audience.watch(None)
+
+
+def _place(study: Study, cell: Cell, level: int, repeat: int) -> str:
+    """
+    >>> _place(Study(name="x", workload="math", cells=(a := Cell(engine="vllm", model="m"),), repeats=3), a, 2, 1)
+    'level 2 of 4, repeat 1 of 3'
+    """
+    counted = (
+        ("level", study.levels.index(level) + 1, len(study.levels)),
+        ("cell", study.cells.index(cell) + 1, len(study.cells)),
+        ("repeat", repeat, study.repeats),
+    )
+    return ", ".join(f"{what} {n} of {of}" for what, n, of in counted if of > 1 or what == "level")

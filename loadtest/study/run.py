@@ -24,7 +24,7 @@ from loadtest.servers import preflight, probe
 from loadtest.study import estimate, locust_pass, stopping
 from loadtest.study.cell_server import serving
 from loadtest.study.engine_file import EngineFile, starting
-from loadtest.study.execution import Execution, Say
+from loadtest.study.execution import NOBODY, Audience, Execution, Say
 from loadtest.study.passes import finished_passes, is_finished, run_pass
 from loadtest.study.plan import asked, launch_spec
 from loadtest.study.resumption import reopened
@@ -34,7 +34,14 @@ from loadtest.workload.workload import Workload
 
 
 def execute(
-    study: Study, out: Path, *, resume: bool = False, force: bool = False, budget_s: float | None = None, say: Say
+    study: Study,
+    out: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    budget_s: float | None = None,
+    say: Say,
+    audience: Audience = NOBODY,
 ) -> tuple[str, ...]:
     """Run `study` in the folder `out`. Returns why the run is incomplete; empty if it is complete.
 
@@ -62,11 +69,22 @@ def execute(
         remaining = estimate.Remaining(study, workload, contract)
         for cell_id in blocked:
             remaining.never(cell_id)
-        execution = Execution(study, contract, out, manifest.run_id, say, force, blocked, remaining, check_folder, budget_s)
-        levels = ", ".join(map(str, study.levels))
-        say(f"{study.name}: {len(study.cells)} cells x levels {levels} x {study.repeats} repeat(s)")
+        execution = Execution(
+            study, contract, out, manifest.run_id, say, force, blocked, remaining, check_folder, budget_s, audience=audience
+        )
+        say(f"{study.name}: {_extent(study)}")
         _carry_out(execution, manifest)
     return tuple(execution.problems)
+
+
+def _extent(study: Study) -> str:
+    """
+    >>> _extent(Study(name="x", workload="math", cells=(Cell(engine="vllm", model="m"),), levels=(1, 4), repeats=3))
+    '1 cell, concurrency 1, 4, 3 repeats'
+    """
+    cells, repeats = len(study.cells), study.repeats
+    levels = ", ".join(map(str, study.levels))
+    return f"{cells} cell{'s' * (cells > 1)}, concurrency {levels}" + (f", {repeats} repeats" if repeats > 1 else "")
 
 
 def _carry_out(execution: Execution, manifest: Manifest) -> None:

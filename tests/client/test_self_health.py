@@ -5,6 +5,7 @@ import time
 
 import gevent
 
+from loadtest.client.in_flight import Arrived
 from loadtest.client.self_health import LATE_START_S, Collections, LoopLag, Telemetry, rss_bytes
 from loadtest.clock import Clock
 
@@ -47,7 +48,7 @@ def test_collections_are_off_but_counted():
 def test_a_sample():
     samples = []
     clock = Clock.start(speed=10.0)
-    telemetry = Telemetry(samples.append, clock, "w", lambda: 3)
+    telemetry = Telemetry(samples.append, clock, "w", lambda: 3, lambda: Arrived(70, 0.05))
     telemetry.start()
     telemetry.note_start(LATE_START_S * 1.1)
     telemetry.note_start(LATE_START_S * 0.9)
@@ -55,6 +56,7 @@ def test_a_sample():
     telemetry.stop()
     (sample,) = samples
     assert (sample.worker, sample.in_flight, sample.late_starts, sample.gc_collections) == ("w", 3, 1, 1)
+    assert (sample.reads, sample.ttft_s) == (70, 0.5)  # on the run's clock
     assert (sample.clock_speed, sample.clock_anchor_unix_s) == (10.0, clock.anchor_unix_s)
     assert sample.t_s >= 0.1  # ten times the wall's
     assert sample.cpu_share >= 0

@@ -94,15 +94,37 @@ def test_a_cool_down_is_time_too():
 
 
 @pytest.mark.parametrize(
-    ("of", "n_requests", "said"),
+    ("of", "n_ended", "expected_s", "left_s"),
     [
-        ({}, 0, "   0 of 12 requests"),
-        ({}, 10, "  10 of 12 requests, about 5 s left at this level"),  # 11 of 12 done in 60 s
-        ({}, 12, "  12 of 12 requests, about 0 s left at this level"),
-        ({}, 13, "  13 requests so far"),  # a task of several turns
-        ({"duration_s": 90.0}, 4, "   4 requests so far"),
+        ({}, 0, None, None),
+        ({}, 0, 80.0, 20.0),
+        ({}, 0, 50.0, 0.0),  # it takes longer than expected
+        ({}, 10, 80.0, 60 / 11),  # 11 of 12 done in 60 s
+        ({}, 12, 80.0, 0.0),
+        ({}, 13, 80.0, None),  # tasks of several turns
+        ({"duration_s": 90.0}, 4, 90.0, 30.0),
     ],
 )
-def test_how_far_a_pass_is(of, n_requests, said):
+def test_how_long_a_pass_will_still_take(of, n_ended, expected_s, left_s):
     study = Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b"),), **of)
-    assert estimate.how_far(study, 4, n_requests, 60.0) == said
+    assert estimate.level_left_s(study, 4, n_ended, 60.0, expected_s) == (left_s and pytest.approx(left_s))
+
+
+def test_the_passes_beyond_one_follow_its_pace_until_another_has_ended(monkeypatch):
+    """Two levels, two repeats, nothing foreseen: four passes alike."""
+    clock = Clock()
+    monkeypatch.setattr(estimate, "time", clock)
+    cell = replace(CELL, gpu=None)
+    left = estimate.Remaining(replace(STUDY, cells=(cell,), repeats=2), WORKLOAD, Contract())
+    assert left.pass_s(cell, 1) is None
+    assert left.beyond_s(cell, 1, 50.0) == pytest.approx(150.0)
+    clock.now_s = 100.0
+    left.after(cell, 1)
+    assert left.pass_s(cell, 4) == pytest.approx(100.0)
+    assert left.beyond_s(cell, 4, 50.0) == pytest.approx(200.0)
+
+
+def test_what_is_foreseen_is_told_from_the_start():
+    left = estimate.Remaining(STUDY, WORKLOAD, Contract())
+    foreseen = estimate.of_cell(STUDY, CELL, WORKLOAD, Contract()).pass_s
+    assert left.pass_s(CELL, 4) == pytest.approx(foreseen[4])

@@ -1,0 +1,90 @@
+"""What a person sees of `attach`: live, interrupted, as plain lines, and quiet; against a simulator that runs."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from loadtest.records import read
+from loadtest.servers import flags, preflight
+from loadtest.servers.server import Server
+from tests.support.terminal import Terminal
+
+LOADTEST = [sys.executable, "-m", "loadtest"]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    spec = flags.LaunchSpec(
+        engine="vllm-sim", model="qwq-32b-awq", gpu="l20", port=preflight.free_port(), clock_speed=50.0,
+        extra_args=("--length-scale", "0.1"),
+    )  # fmt: skip
+    with Server(spec, tmp_path_factory.mktemp("simulator") / "engine.log", set()) as server:
+        server.wait_ready()
+        yield server.base_url
+
+
+def attach(url, out, *options):
+    command = [*LOADTEST, "attach", "--base-url", url, "--workload", "math:n=8", "--concurrency", "2", "--out", str(out)]
+    return [*command, *options]
+
+
+def told(argv):
+    """Exit code, result and what was told meanwhile, of a command in a pipe."""
+    plain = {name: value for name, value in os.environ.items() if name not in ("CI", "TERM")}
+    ended = subprocess.run(argv, capture_output=True, text=True, env=plain, timeout=100)
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def test_plain_lines_with_commands_and_files(url, tmp_path):
+    code, out, err = told(attach(url, tmp_path / "run", "--verbose"))
+    assert code == 0, err
+    lines = [re.sub(r"^\[\d\d:\d\d\] ", "", line) for line in err.splitlines()]
+    assert all(re.match(r"\[\d\d:\d\d\] ", line) for line in err.splitlines())
+    cell = "vllm-sim_qwq-32b-awq_tp1"
+    assert lines[0] == f"vllm-sim at {url}: 1 cell, concurrency 2"
+    assert lines[1] == f"records: {tmp_path}/run/cells/{cell}/c02-r1"
+    assert lines[2].startswith("command: ")
+    assert " -m loadtest.scenario --locustfile " in lines[2]
+    assert re.fullmatch(rf"{cell} at  2  0 of 8 requests, warm-up 0 of 2, about \d+ (s|min) left", lines[3])
+    assert re.fullmatch(rf"{cell} at  2     8 requests in +[\d.]+ s", lines[-3])
+    assert lines[-2:] == ["analysing", "drawing the page"]
+    assert out.startswith("SIMULATED")
+    assert out.rstrip().endswith("report.html")
+    assert "\x1b" not in out + err
+
+
+def test_quiet_tells_the_result_alone(url, tmp_path):
+    code, out, err = told(attach(url, tmp_path / "run", "--quiet", "--requests", "2"))
+    assert (code, err) == (0, "")
+    assert out.startswith("SIMULATED")
+
+
+LIVE = (
+    r"^vllm-sim_qwq-32b-awq_tp1, concurrency 2 \(level 1 of 1\)",
+    r" [1-9]\d* of 400 requests  2 running  0 failed",
+    r"^tokens/s [\d.,]+ \([\d.,]+ per user\)   TTFT [\d.]+ s   warm-up 2 of 2",
+    r"^0:\d\d in this level, about \d+ (s|min) left",
+)
+
+
+def test_ctrl_c_leaves_the_terminal_as_it_was(url, tmp_path):
+    argv = attach(url, tmp_path / "run", "--requests", "400")
+    with Terminal(argv) as terminal:
+        assert terminal.until(lambda seen: all(any(re.search(one, line) for line in seen.lines) for one in LIVE))
+        terminal.press(b"\x03")
+        assert terminal.end() == 130
+        assert not terminal.screen.cursor.hidden
+        assert not any("concurrency 2 (" in line for line in terminal.lines), "the live lines are gone"
+        assert any("loadtest: interrupted; what was measured is in" in line for line in terminal.lines)
+    (cell,) = read.read_run(tmp_path / "run").cells
+    assert {one.outcome for one in cell.levels[0].requests} == {"ok", "cut_off"}
+
+
+def test_a_dumb_terminal_gets_plain_lines(url, tmp_path):
+    with Terminal(attach(url, tmp_path / "run", "--requests", "2"), environment={"TERM": "dumb"}) as terminal:
+        assert terminal.end() == 0
+        assert b"\x1b" not in terminal.raw
+        assert b"0 of 2 requests, warm-up 0 of 2" in terminal.raw
