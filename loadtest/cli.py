@@ -388,6 +388,10 @@ def _model_commands(command: _Command) -> None:
     )
     add("--memory-fraction", type=float, metavar="F", help="share of each GPU's memory that the engine takes (default: 0.9)")
     add("--speculation", metavar="A,T,S", help="tokens accepted a step, tokens drafted, drafting passes; such as 3.2,16,4")
+    add(
+        "--expert-parallel", action="store_const", const=True,
+        help="each GPU holds whole experts (vLLM --enable-expert-parallel, SGLang --ep-size)",
+    )  # fmt: skip
     add("--calibration", type=_path, metavar="FILE", help="what loadtest calibrate wrote of this machine")
     add("--prompt-tokens", type=int, metavar="P")
     add("--output-tokens", type=int, metavar="O")

@@ -28,7 +28,7 @@ def fit(arguments: argparse.Namespace, say: Say) -> str:
 
 _DEPLOYMENT = (
     "model", "gpu", "prompt_tokens", "output_tokens",
-    "tp", "engine", "engine_version", "interconnect", "calibration", "speculation", "memory_fraction",
+    "tp", "engine", "engine_version", "interconnect", "calibration", "speculation", "expert_parallel", "memory_fraction",
     "concurrency",
 )  # fmt: skip
 
@@ -70,6 +70,7 @@ def _predict_one(arguments: argparse.Namespace) -> str:
         engine_version=arguments.engine_version or "",
         interconnect=preflight.topology_named(arguments.interconnect),
         machine=machine_fit.read_machine(arguments.calibration) if arguments.calibration else constants.Machine(),
+        expert_parallel=bool(arguments.expert_parallel),
         speculation=memory.read_speculation(arguments.speculation) if arguments.speculation else None,
     )
     answer = prediction.predict(

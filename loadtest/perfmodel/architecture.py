@@ -6,7 +6,9 @@ checked against published parameter counts in the tests.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal, get_args
 
 from loadtest.errors import UsageError
@@ -33,7 +35,10 @@ class Model:
     Experts: `experts` routed ones a layer (0: dense), `experts_per_token` of them used, each `expert_intermediate` wide;
     `shared_intermediate` is the width of the experts that every token uses; the first `dense_layers` layers have none.
     Latent attention: `kv_lora_rank` numbers a token are cached, and `rope_head_dim`; `q_lora_rank`, `value_head_dim`.
-    `window_layers` layers attend to the last `window_tokens` tokens alone.
+    `window_layers` layers attend to the last `window_tokens` tokens alone. A window of all layers counts as none: contexts
+    beyond it are rare, and `window_layers` is 0.
+
+    `norms` of a layer (GLM-4: four). `source` of the shape.
     """
 
     name: str
@@ -66,6 +71,8 @@ class Model:
     window_tokens: int = 0
     window_layers: int = 0
     experts_only: bool = False
+    norms: int = 2
+    source: str = ""
 
     def __post_init__(self) -> None:
         if self.quantisation not in get_args(Quantisation):
@@ -139,7 +146,7 @@ class Model:
     def small_parameters(self) -> int:
         """Biases, norms and routers, at 16 bit in every quantisation."""
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
-        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        norms = self.norms * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
         if self.kv_lora_rank:
             norms += self.q_lora_rank + self.kv_lora_rank
         bias = width if self.qkv_bias or self.full_bias else 0
@@ -197,6 +204,20 @@ class Model:
         E (1 - (1 - k / E)^tokens) with E experts of which each token takes k.
         """
         return self.experts * (1 - (1 - self.experts_per_token / self.experts) ** tokens) if self.experts else 0.0
+
+    def busiest_share(self, tokens: int, gpus: int) -> float:
+        """Experts that a batch touches on the busiest of GPUs that hold whole experts, over their mean on a GPU (1 or more).
+
+        Each of a GPU's n = E / gpus experts is touched with q = 1 - (1 - k / E)^tokens. The largest of several such counts
+        is expected z standard deviations, sqrt(n q (1 - q)), above the mean n q, with z that of the largest of as many
+        normal values (Blom's approximation), and at most n.
+        """
+        if not self.experts or gpus == 1:
+            return 1.0
+        own = self.experts / gpus
+        touched = self.distinct_experts(tokens) / self.experts
+        above = NormalDist().inv_cdf((gpus - 0.375) / (gpus + 0.25)) * math.sqrt(own * touched * (1 - touched))
+        return min(own, own * touched + above) / (own * touched)
 
     def routed_bytes_read(self, tokens: int) -> float:
         """Bytes of routed experts that a step over this many tokens reads."""

@@ -49,6 +49,8 @@ def from_config(directory: Path) -> Model:
         qk_norm=bool(config.get("use_qk_norm", kind.startswith("qwen3"))),
         full_bias=gpt_oss,
         experts_only=gpt_oss,
+        norms=4 if kind == "glm4" else 2,
+        source=where,
         **_experts(config, where),
         **_latent(config, where),
         **_windows(config),
@@ -110,10 +112,13 @@ def _latent(config: dict[str, Any], where: str) -> dict[str, int]:
 
 
 def _windows(config: dict[str, Any]) -> dict[str, int]:
-    """The keys of `Model` about layers with a sliding window; none where `layer_types` names none."""
+    """The keys of `Model` about a sliding window; without `layer_types` it is one of all layers."""
     layers = sum(kind == "sliding_attention" for kind in config.get("layer_types") or ())
     window = config.get("sliding_window")
-    return {"window_layers": layers, "window_tokens": int(window)} if layers and window else {}
+    used = config.get("use_sliding_window", not str(config.get("model_type", "")).startswith("qwen"))
+    if not window or not used or (config.get("layer_types") and not layers):
+        return {}
+    return {"window_layers": layers, "window_tokens": int(window)}
 
 
 def _integer(config: dict[str, Any], key: str, where: str, default: int | None = None) -> int:

@@ -65,7 +65,9 @@ class Deployment:
 
     `engine_version` as the engine says it ("": current). `interconnect` is how the GPUs reach each other (None: what the
     GPU's data sheet tells). `machine` is how this machine differs from the model. `speculation` is None without.
-    Raises UsageError: a `tp` that does not divide the heads, a fraction outside (0, 1], an unknown engine or interconnect.
+    `expert_parallel`: each GPU holds whole experts, not a slice of all (vLLM `--enable-expert-parallel`, SGLang `--ep-size`).
+    Raises UsageError: a `tp` that does not divide the heads, a fraction outside (0, 1], an unknown engine or interconnect,
+    expert parallel without experts.
     """
 
     model: Model
@@ -77,8 +79,11 @@ class Deployment:
     interconnect: str | None = None
     machine: Machine = field(default_factory=Machine)
     speculation: Speculation | None = None
+    expert_parallel: bool = False
 
     def __post_init__(self) -> None:
+        if self.expert_parallel and not self.model.experts:
+            raise UsageError(f"expert parallel: expected a mixture of experts, got {self.model.title}, which has none")
         if self.tp < 1 or self.model.heads % self.tp:
             raise UsageError(
                 f"tp {self.tp}: expected a divisor of the {self.model.heads} attention heads of {self.model.title}"

@@ -1,7 +1,7 @@
 """Models as rows of data, by name; any other one comes from the `config.json` of its Hugging Face folder.
 
-Rows are the published `config.json` of each family; sizes are computed from the shape and checked against the published
-parameter counts in the tests.
+Rows are the published `config.json` of each family. The parameters that a shape gives equal, in the tests, those counted in
+the checkpoint: the total of its safetensors index, or of a GGUF file made of it. Rows have that as their source.
 """
 
 from __future__ import annotations
@@ -57,9 +57,14 @@ _DENSE = (
     (("mistralai/Mistral-Small-3.2-24B-Instruct-2506", 40, 5120, 32, 8, 128, 32768, 131072, False, 131072), 131072),
     (("mistralai/Magistral-Small-2506", 40, 5120, 32, 8, 128, 32768, 131072, False, 40960), 40960),
     (("mistralai/Magistral-Small-2509", 40, 5120, 32, 8, 128, 32768, 131072, False, 131072), 131072),
-    (("zai-org/GLM-4-32B-0414", 61, 6144, 48, 2, 128, 23040, 151552, False, 32768), 32768),
-    (("zai-org/GLM-Z1-32B-0414", 61, 6144, 48, 2, 128, 23040, 151552, False, 32768), 32768),
 )
+# Four norms a layer: 613 tensors in the GGUF of GLM-Z1-32B-0414, whose metadata have this shape.
+_GLM_4 = (
+    ("zai-org/GLM-4-32B-0414", 61, 6144, 48, 2, 128, 23040, 151552, False, 32768),
+    ("zai-org/GLM-Z1-32B-0414", 61, 6144, 48, 2, 128, 23040, 151552, False, 32768),
+)
+_WINDOWS = {"mistralai/Mistral-7B-v0.1": 4096}  # sliding_window of all layers
+_SOURCE = "config.json, its parameters as in the checkpoint"
 # the Qwen2.5 shapes that were distilled from R1, by size
 _DISTILLED = ("1.5b", "7b", "14b", "32b")
 # DeepSeek-V3's config.json: latent attention, 256 experts of which a token takes 8 and one shared, 3 dense layers; FP8
@@ -126,7 +131,7 @@ def _row(hub: str, row: tuple[Any, ...], native_context_tokens: int = _NATIVE_CO
 
 def _named(hub: str, **shape: Any) -> Model:
     title = hub.rpartition("/")[2]
-    return Model(name=title.lower(), title=title, hub=hub, **shape)
+    return Model(name=title.lower(), title=title, hub=hub, source=_SOURCE, **shape)
 
 
 def _bases() -> dict[str, Model]:
@@ -140,7 +145,8 @@ def _bases() -> dict[str, Model]:
         if row[0] in _DISTILLED:
             untied = (*row[:-2], False, 131072)
             rows.append(_row(f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{row[0].upper()}", untied, 131072, qkv_bias=True))
-    rows += [_row(row[0], row, native) for row, native in _DENSE]
+    rows += [_row(row[0], row, native, window_tokens=_WINDOWS.get(row[0], 0)) for row, native in _DENSE]
+    rows += [_row(row[0], row, norms=4) for row in _GLM_4]
     rows += [_named(hub, **shape) for hub, shape in _EXPERTS]
     return {row.name: row for row in rows}
 

@@ -122,6 +122,7 @@ def _lines(deployment: Deployment, room: Fit, tokens: tuple[int, int], times: Re
         f"  range        x{1 + error.half_width:.2f}: {error.evidence}",
         f"  engine       {constants.engine.source}",
         f"  GPU          {'' if is_calibrated(deployment.gpu.name) else 'as the '}{constants.gpu.source}",
+        f"  figures      {deployment.gpu.source}{_unverified(deployment.gpu.unverified)}; {deployment.model.source}",
         *([f"  interconnect {ranges.topology_title(deployment.topology)}"] if deployment.tp > 1 else []),
         *([f"  machine      {constants.machine.source}"] if constants.machine.source else []),
         f"  decode step  weights {step.weights_s * 1e3:.1f} ms + KV cache {step.kv_s * 1e3:.1f} ms + overhead"
@@ -135,6 +136,10 @@ def _lines(deployment: Deployment, room: Fit, tokens: tuple[int, int], times: Re
         f" (bound for one stream: {room.bound_tokens_per_s:.1f} tokens/s)",
         *([f"  does not fit: {room.reason}"] if room.reason else []),
     )
+
+
+def _unverified(figures: str) -> str:
+    return f" (not verified: {figures})" if figures else ""
 
 
 def _speculation_lines(deployment: Deployment, prompt_tokens: int, output_tokens: int, running: int) -> list[str]:

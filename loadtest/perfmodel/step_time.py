@@ -93,10 +93,12 @@ def _weights_s(deployment: Deployment, tokens: int, constants: Constants) -> flo
     """Read, unpack and multiply the layers' weights, which overlap; then the LM head.
 
     Weights stream at a share of the bandwidth, and no faster than the multiprocessors take them in. Experts: those that a
-    batch of this many tokens is expected to touch.
+    batch of this many tokens is expected to touch; with expert parallel the GPU that has most of them decides.
     """
     model, gpu, machine = deployment.model, deployment.gpu, constants.machine
     routed = model.routed_bytes_read(tokens)
+    if deployment.expert_parallel:
+        routed *= model.busiest_share(tokens, deployment.tp)
     read_bytes = model.always_bytes + routed
     weights = read_bytes / (2 if model.quantisation == "bf16" else model.bits_per_weight / 8)
     memory_s = read_bytes / (gpu.bandwidth_bytes_per_s * constants.kernels.memory_efficiency)

@@ -25,6 +25,7 @@ _PASS_START_S = 3.0  # wall: Locust starts, connects, and ends
 _SIMULATOR_START_S = 2.0
 _ENGINE_START_S = 60.0  # an engine's imports, compilation and captured graphs
 _LOADING_BYTES_PER_S = 1e9  # weights, from a disk of its own
+_EXPERT_PARALLEL = ("--enable-expert-parallel", "--ep-size", "--ep", "--expert-parallel")
 _LENGTH_SCALE = "--length-scale"
 
 
@@ -119,6 +120,7 @@ def _tokens_per_s(cell: Cell, contract: Contract, prompt_tokens: int, output_tok
         fraction,
         interconnect=preflight.topology_named(cell.interconnect),
         machine=machine,
+        expert_parallel=model.experts > 0 and any(arg.partition("=")[0] in _EXPERT_PARALLEL for arg in cell.args),
     )
     predicted = prediction.predict(made, prompt_tokens=prompt_tokens, output_tokens=output_tokens, concurrency=level)
     return predicted.output_tokens_per_s.value if predicted.fits else None

@@ -66,6 +66,8 @@ def test_more_memory_lets_more_streams_run(capsys):
 
 def test_drafts_are_told_in_one_option(capsys):
     assert predicted(capsys, "--speculation", "3.2,16,4")["tpot_s"]["value"] < predicted(capsys)["tpot_s"]["value"]
+    assert cli.main(["predict", *PAIR, "--expert-parallel"]) == 2
+    assert "expert parallel: expected a mixture of experts" in capsys.readouterr().err
     assert cli.main(["predict", *PAIR, "--speculation", "eagle"]) == 2
     assert "--speculation eagle: expected tokens accepted a step" in capsys.readouterr().err
 

@@ -22,7 +22,7 @@ SHEETS = {  # GB, GB/s, dense BF16 TFLOP/s
     "h100-pcie": (80, 2000, 756),
     "gh200": (96, 4000, 989),
     "h200": (141, 4800, 989),
-    "b200": (180, 7700, 2250),
+    "b200": (180, 8000, 2250),
     "mi300x": (192, 5300, 1307),
 }
 # Multiply-adds of the tensor cores of one multiprocessor in a cycle: what a rate, a count and a clock must agree in.
@@ -35,6 +35,10 @@ PER_CYCLE = {
     "a10": 512,
     "l4": 512,
     "l40s": 512,
+    "rtx-6000-ada": 512,
+    "rtx-pro-6000": 512,
+    "b200": 4096,
+    "mi300x": 1024,
 }
 CARD = "memory_bytes = 16e9\nbandwidth_bytes_per_s = 320e9\nbf16_flop_per_s = 65e12\n"
 
@@ -50,6 +54,11 @@ def test_a_row_says_what_the_data_sheet_says(name):
     assert gigabytes * 1e9 <= card.memory_bytes < gigabytes * 2**30
     assert (card.bandwidth_bytes_per_s / 1e9, card.bf16_flop_per_s / 1e12) == (bandwidth, rate)
     assert "data sheet" in card.source or "white paper" in card.source
+
+
+def test_figures_without_a_publication_are_named():
+    assert {name for name, row in gpus.GPUS.items() if row.unverified} == {"h20", "h100-pcie", "gh200"}
+    assert gpus.gpu("h20").unverified == "clock"
 
 
 @pytest.mark.parametrize(("name", "gib"), [("a100-80gb", 79.15), ("rtx-4090", 23.52), ("b200", 178.35), ("l20", 46)])

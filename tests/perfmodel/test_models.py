@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from loadtest.errors import UsageError
 from loadtest.perfmodel import config_file, models
 
-PARAMETERS = {  # safetensors totals on each model's hub page
+PARAMETERS = {  # in each checkpoint: the total of its safetensors index, or of a GGUF file made of it
     "qwen2.5-0.5b-instruct": 494_032_768,
     "qwen2.5-1.5b-instruct": 1_543_714_304,
     "qwen2.5-3b-instruct": 3_085_938_688,
@@ -19,6 +19,8 @@ PARAMETERS = {  # safetensors totals on each model's hub page
     "qwen2.5-32b-instruct": 32_763_876_352,
     "qwen2.5-72b-instruct": 72_706_203_648,
     "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
     "qwen3-8b": 8_190_735_360,
     "qwen3-14b": 14_768_307_200,
     "qwen3-32b": 32_762_123_264,
@@ -38,8 +40,23 @@ PARAMETERS = {  # safetensors totals on each model's hub page
     "deepseek-r1-distill-llama-70b": 70_553_706_496,
     "mistral-7b-v0.1": 7_241_732_096,
     "mistral-small-24b-instruct-2501": 23_572_403_200,
+    "mistral-small-3.2-24b-instruct-2506": 23_572_403_200,
     "magistral-small-2506": 23_572_403_200,
+    "magistral-small-2509": 23_572_403_200,
+    "meta-llama-3-8b": 8_030_261_248,
+    "meta-llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b-instruct": 8_030_261_248,
+    "deepseek-r1-distill-qwen-7b": 7_615_616_512,
+    "deepseek-r1-distill-qwen-14b": 14_770_033_664,
+    "deepseek-r1-distill-llama-8b": 8_030_261_248,
+    "deepseek-v3-0324": 671_026_419_200,  # DeepSeek and GLM-4.5: without the layer that only drafts
+    "deepseek-v3.1": 671_026_419_200,
+    "deepseek-r1-0528": 671_026_419_200,
+    "glm-4.5": 352_797_829_024,
+    "glm-4.5-air": 106_852_251_264,
 }
+# Where no total was found: layers x (4 norms and 6 matrices) + 3 = the 613 tensors of GLM-Z1-32B-0414's GGUF, "32.57 B".
+BY_TENSORS = {"glm-4-32b-0414": 32_566_081_536, "glm-z1-32b-0414": 32_566_081_536}
 ABOUT = {  # what the makers say, in billions: all parameters, those of one token
     "qwen3-30b-a3b": (30.5, 3.3),
     "qwen3-235b-a22b": (235, 22),
@@ -76,6 +93,11 @@ def folder(tmp_path, name="Qwen2.5-7B-Instruct", **changes):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_shape_gives_the_published_number_of_parameters(name):
     assert models.model(name).parameters == PARAMETERS[name]
+
+
+def test_every_row_is_held_against_its_checkpoint():
+    assert set(models.MODELS) == set(PARAMETERS) | set(BY_TENSORS)
+    assert {name: models.model(name).parameters for name in BY_TENSORS} == BY_TENSORS
 
 
 @pytest.mark.parametrize("name", ABOUT)
@@ -116,6 +138,22 @@ def test_distinct_experts_are_those_of_a_simulated_router():
     row, random = models.model("qwen3-30b-a3b"), Random(0)
     draws = [len({e for _ in range(16) for e in random.sample(range(128), 8)}) for _ in range(300)]
     assert row.distinct_experts(16) == pytest.approx(sum(draws) / 300, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "deepseek-r1", "gpt-oss-20b"])
+@pytest.mark.parametrize("gpus", [2, 4, 8])
+@pytest.mark.parametrize("tokens", [1, 4, 16, 64])
+def test_the_busiest_gpu_is_that_of_a_simulated_router(name, gpus, tokens):
+    row, random, busiest, mean = models.model(name), Random(0), 0.0, 0.0
+    for _ in range(200):
+        hit = {e for _ in range(tokens) for e in random.sample(range(row.experts), row.experts_per_token)}
+        busiest += max(sum(e * gpus // row.experts == gpu for e in hit) for gpu in range(gpus))
+        mean += len(hit) / gpus
+    assert row.busiest_share(tokens, gpus) == pytest.approx(busiest / mean, rel=0.1)
+
+
+def test_a_dense_model_and_one_gpu_have_no_busiest():
+    assert models.model("qwq-32b").busiest_share(4, 2) == models.model("gpt-oss-20b").busiest_share(4, 1) == 1
 
 
 def test_qwq_32b_is_as_the_facts_say():
@@ -304,3 +342,26 @@ def test_a_mixtures_config_gives_the_same_model_as_its_row(tmp_path, name):
 def test_a_quantised_checkpoint_is_known_by_what_it_says(tmp_path, config, expected):
     read = models.model(folder(tmp_path, quantization_config=config))
     assert (read.quantisation, read.bits_per_weight) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model_type": "mistral", "sliding_window": 4096}, (0, 4096)),
+        ({"sliding_window": 131072}, (0, 0)),
+        ({"model_type": "mistral", "sliding_window": 4096, "use_sliding_window": False}, (0, 0)),
+        ({"model_type": "mistral", "sliding_window": 4096, "layer_types": ["full_attention"] * 28}, (0, 0)),
+        ({"model_type": "x", "sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"]}, (1, 512)),
+    ],
+)
+def test_a_window_is_read(tmp_path, changes, expected):
+    read = models.model(folder(tmp_path, **changes))
+    assert (read.window_layers, read.window_tokens) == expected
+
+
+def test_glm_4_has_four_norms_a_layer(tmp_path):
+    assert (
+        models.model(folder(tmp_path, model_type="glm4")).small_parameters
+        - models.model(folder(tmp_path, name="other", model_type="glm")).small_parameters
+        == 2 * 28 * 3584
+    )

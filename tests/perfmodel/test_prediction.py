@@ -152,3 +152,36 @@ def test_drafts_that_are_never_accepted_only_cost():
 def test_impossible_drafts_are_refused(accepted, tokens, steps):
     with pytest.raises(UsageError, match="speculation: expected"):
         Speculation(accepted, tokens, steps)
+
+
+def test_whole_experts_on_a_gpu_are_slower_where_few_tokens_choose_them():
+    slower = []
+    for concurrency in (8, 64, 512):
+        sliced, whole = (
+            predict(
+                on("qwen3-235b-a22b-fp8", "h200", 8, "vllm", expert_parallel=parallel),
+                prompt_tokens=100, output_tokens=300, concurrency=concurrency,
+            )
+            for parallel in (False, True)
+        )  # fmt: skip
+        slower.append(whole.tpot_s.value / sliced.tpot_s.value)
+        assert whole.tpot_s.high / whole.tpot_s.value > sliced.tpot_s.high / sliced.tpot_s.value
+        assert "expert parallel" in whole.evidence
+    assert slower[0] > slower[1] > slower[2] == pytest.approx(1, abs=1e-3)
+    with pytest.raises(UsageError, match="expected a mixture of experts, got QwQ-32B"):
+        on("qwq-32b", "l20", 2, expert_parallel=True)
+
+
+def test_an_old_attention_kernel_widens_the_range():
+    old, new = (
+        predict(on("mistral-7b-v0.1", "h100", 1, "vllm", engine_version=version), prompt_tokens=9, output_tokens=9)
+        for version in ("0.5", "0.10")
+    )
+    assert old.tpot_s.high / old.tpot_s.value > 2.2 > new.tpot_s.high / new.tpot_s.value
+    assert "a sliding window, for which vLLM then used an older attention kernel" in old.evidence
+
+
+def test_a_prediction_names_the_sources_of_its_figures():
+    lines = "\n".join(predict(on("qwq-32b", "h20"), prompt_tokens=9, output_tokens=9).lines)
+    assert "NVIDIA H20 data sheet (not verified: clock); config.json, its parameters as in the checkpoint" in lines
+    assert "not verified" not in "\n".join(predict(on("qwq-32b", "l20", 2), prompt_tokens=9, output_tokens=9).lines)
