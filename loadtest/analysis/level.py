@@ -109,7 +109,7 @@ def _window(spans: Sequence[WindowSpan], n_passes: int) -> SteadyWindow:
 
 
 def _pass(columns: Pass, span: WindowSpan | None) -> PassFigures:
-    windows = [] if span is None else [(columns, span)]
+    windows = None if span is None else [(columns, span)]
     outcomes = Counter(r.outcome for r in columns.records if r.phase == "measure")
     return PassFigures(
         repeat=columns.repeat,
@@ -117,8 +117,8 @@ def _pass(columns: Pass, span: WindowSpan | None) -> PassFigures:
         outcomes=dict(sorted(outcomes.items())),
         window=span,
         output_tokens=float(np.sum(columns.tokens[columns.measured])),
-        output_tokens_per_s=steady_window.window_tokens_per_s(windows).value,
-        answers_per_hour=steady_window.per_hour(windows, [columns.measured & columns.ok] if windows else []).value,
+        output_tokens_per_s=steady_window.window_tokens_per_s(windows).value if windows else None,
+        answers_per_hour=steady_window.per_hour(windows, [columns.measured & columns.ok]).value if windows else None,
     )
 
 
@@ -177,6 +177,8 @@ def _per_hour(
     if rate is not None:
         return steady_window.per_hour_at(rate, columns, good)
     held = [(one, span, mask) for one, span, mask in zip(columns, spans, good, strict=True) if span is not None]
+    if not held:
+        return steady_window.no_window(columns)
     return steady_window.per_hour([(one, span) for one, span, _ in held], [mask for _, _, mask in held])
 
 

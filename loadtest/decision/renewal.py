@@ -38,8 +38,10 @@ def tokens_per_s(passes: Sequence[Pass]) -> tuple[Estimate, Method]:
     """Total output tokens/s of all passes over one level, and how they were found: by their steady windows, or, where the
     shortest is too short, by renewal, if the loop is closed, has begun as a whole, and does not queue in the server."""
     spans = [(one, span) for one in passes if (span := steady_window.steady(one)) is not None]
+    if not spans:
+        return steady_window.no_window(passes), "steady window"
     by_window = steady_window.window_tokens_per_s(spans)
-    held = steady_window.median_requests(spans) if spans else None
+    held = steady_window.median_requests(spans)
     if held is None or held >= MIN_WINDOW or spans[0][0].concurrency == 1:
         return by_window, "steady window"
     cycles = [cycle_of(one, span) for one, span in spans]
@@ -71,7 +73,7 @@ def cycle_of(one: Pass, span: WindowSpan) -> UserCycle | None:
     Warm-up requests that are still under way halt the others too, and so are among the prefills.
     """
     finished, began = one.measured & one.ok, np.isfinite(one.sent_s) & np.isfinite(one.first_s)
-    if np.sum(finished) < one.concurrency or not _is_closed(one, one.measured & began):
+    if np.sum(finished) < one.concurrency or not _is_closed(one, began):
         return None
     begins, ends, requests = _runs(one.sent_s[began], one.first_s[began])
     gap_s = _gaps(one, span, begins, ends)
@@ -118,7 +120,7 @@ def _runs(sent_s: Floats, first_s: Floats) -> tuple[Floats, Floats, Floats]:
 
 def _halted(one: Pass, begins: Floats, ends: Floats, gap_s: float) -> float:
     """Of the steps that users could take while a first token is waited for, the share that they do not."""
-    decoding = one.measured & np.isfinite(one.first_s)
+    decoding = np.isfinite(one.first_s)
     edges = np.column_stack((begins, ends)).ravel()  # prefills before each edge, so that an overlap is a difference
     before = np.concatenate(([0.0], np.cumsum(np.diff(edges) * (np.arange(len(edges) - 1) % 2 == 0))))
     reached, left = (np.interp(times[decoding], edges, before) for times in (one.last_s, one.first_s))

@@ -2,6 +2,8 @@
 
 Window: from the first instant at which C measured requests are in flight until the last instant at which they are, C the
 level's concurrency; a request is in flight from `sent_s` to `ended_s`. Gaps between the requests of one user lie inside.
+A user whose warm-up lasts until the others have taken all measured requests never has one. So where C measured requests are
+never in flight together, those of the warm-up count too, from the first measured one on.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from loadtest.metrics.intervals import MIN_PASSES, Floats
 from loadtest.metrics.level_schema import WindowCheck, WindowChecks, WindowSpan
 from loadtest.metrics.request_arrays import Bools, Pass
 
-NO_WINDOW = "no steady window: the users never all had a request in flight at once"
+REQUESTS_PER_USER = 2  # measured in a level at least, so that it has a window
 RESOLUTION_S = 1e-9  # of the clocks: two instants closer than that are one
 BATCHES = 10  # batch means of one window (Schmeiser 1982: 10 to 30)
 
@@ -26,9 +28,18 @@ Windows = Sequence[tuple[Pass, WindowSpan]]  # passes with their steady windows
 
 
 def steady(columns: Pass) -> WindowSpan | None:
-    """The steady window of a pass; None where C requests were never in flight together."""
-    use = columns.measured & np.isfinite(columns.sent_s) & (columns.ended_s > columns.sent_s)
-    starts, ends = columns.sent_s[use], columns.ended_s[use]
+    """The steady window of a pass; None where C requests were never in flight together (`no_window` says why)."""
+    sent = np.isfinite(columns.sent_s) & (columns.ended_s > columns.sent_s)
+    measured = sent & columns.measured
+    if not np.any(measured):
+        return None
+    return _all_in_flight(columns, measured) or _all_in_flight(columns, sent, float(np.min(columns.sent_s[measured])))
+
+
+def _all_in_flight(columns: Pass, use: Bools, from_s: float = -math.inf) -> WindowSpan | None:
+    """From the first until the last instant at which C requests of `use` were in flight, none before `from_s`."""
+    use = use & (columns.ended_s > from_s)
+    starts, ends = np.maximum(columns.sent_s[use], from_s), columns.ended_s[use]
     times = np.concatenate((ends, starts))
     steps = np.concatenate((-np.ones(len(ends)), np.ones(len(starts))))
     order = np.lexsort((steps, times))  # at ties an end comes first: a successor does not overlap what it follows
@@ -40,6 +51,24 @@ def steady(columns: Pass) -> WindowSpan | None:
     return window if window.length_s > RESOLUTION_S else None
 
 
+def no_window(passes: Sequence[Pass]) -> Estimate:
+    """A figure that has no window: why, and how many measured requests would give one, where that is what it lacks.
+
+    Population: the measured requests of the passes without a window.
+    """
+    found = [one for one in passes if steady(one) is None]
+    users, n = found[0].concurrency, sum(int(np.sum(one.measured)) for one in found)
+    needed = REQUESTS_PER_USER * users * len(found)
+    if n < needed:
+        reason = (
+            f"no steady window: {needed - n} more measured requests needed, {REQUESTS_PER_USER} for each of {users} users"
+        )
+        return Estimate(None, None, n, needed, reason)
+    failed = sum(int(np.sum(one.measured & ~one.ok & ~one.censored)) for one in found)
+    why = f"{failed} of {n} requests failed" if failed else "they pause between requests, or start too late"
+    return Estimate(None, None, n, reason=f"no steady window: the {users} users never all waited at once; {why}")
+
+
 def tokens_in(columns: Pass, window: WindowSpan, edges: int = 1) -> Floats:
     """Tokens that arrived in each of `edges` equal parts of the window, from all requests, finished or not."""
     inside = (columns.token_s > window.start_s) & (columns.token_s <= window.end_s)
@@ -48,10 +77,8 @@ def tokens_in(columns: Pass, window: WindowSpan, edges: int = 1) -> Floats:
 
 
 def window_tokens_per_s(passes: Windows) -> Estimate:
-    """Tokens in the windows / their length, passes summed. Interval: t over passes from three on, else over batch means
-    (each window in 10 equal parts)."""
-    if not passes:
-        return unknown(NO_WINDOW)
+    """Tokens in the windows / their length, passes (one at least) summed. Interval: t over passes from three on, else over
+    batch means (each window in 10 equal parts)."""
     edges = 1 if len(passes) >= MIN_PASSES else BATCHES
     totals = np.concatenate([tokens_in(columns, window, edges) for columns, window in passes])
     sizes = np.repeat([window.length_s / edges for _, window in passes], edges)
@@ -83,7 +110,7 @@ def _run_length_s(one: Pass, use: Bools) -> float:
 
 
 def per_hour(passes: Windows, good: Sequence[Bools]) -> Estimate:
-    """Answers among `good` (one mask a pass) an hour: what the tokens that arrived inside the windows amount to.
+    """Answers among `good` (one mask a pass, one at least) an hour: what the tokens in the windows amount to.
 
     Tokens in the window x answers per token of the measured requests / its length. Counting the answers that end there
     would miss those under way when it closes, and users begin together: per user and pass (1 - cv^2) / 2 answers too
@@ -91,8 +118,6 @@ def per_hour(passes: Windows, good: Sequence[Bools]) -> Estimate:
     bias. Interval: t over passes from three on, else from the relative errors of both factors (batches, requests), on the
     log scale; with no answer at all, exact Poisson.
     """
-    if not passes:
-        return unknown(NO_WINDOW)
     hours = np.array([window.length_s / 3600 for _, window in passes])
     if not any(bool(np.any(mask)) for mask in good):
         return intervals.poisson_rate(0, math.fsum(hours))

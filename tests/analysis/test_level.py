@@ -91,12 +91,36 @@ def test_the_window_holds_all_streams_and_both_sides_of_the_ratio():
     assert level.answers_per_hour.value == pytest.approx(15 * 3 / 19 / 4 * 3600)
 
 
-def test_streams_never_all_in_flight_have_no_window():
+def test_a_window_counts_a_warm_up_that_outlasts_all_measured_requests():
+    """User 1 warms up from 0 to 5.4 s; user 0 until 1.4 s, and answers both measured requests until 4.2 s. So two are in
+    flight in (1.4, 4.2]: 20 tokens of user 0; of user 1, one each 0.5 s from 0.4 s on, those of 1.9 to 3.9 s, five."""
+    made = [request(0.0, phase="warmup"), request(0.0, ttft_s=0.4, gap_s=0.5, thinking=8, answer=3, user=1, phase="warmup")]
+    made += [request(1.4), request(2.8, seq=1)]
+    level = only(analyzed(made, concurrency=2))
+    assert (level.window.start_s, level.window.end_s) == pytest.approx((1.4, 4.2))
+    assert level.passes[0].output_tokens_per_s == pytest.approx(25 / 2.8)
+    assert level.throughput_method == "renewal"
+    assert level.n_requests == 2
+
+
+def test_users_that_never_all_wait_have_no_window_and_it_says_what_would_give_one():
     level = only(analyzed([request(0.0), request(5.0, user=1)], concurrency=2))
     assert level.window.start_s is None
-    assert level.output_tokens_per_s.value is None
-    assert "never all had a request in flight" in level.output_tokens_per_s.reason
     assert level.checks.long_enough.status == "fail"
+    for found in (level.output_tokens_per_s, level.answers_per_hour):
+        assert (found.value, found.n, found.n_needed) == (None, 2, 4)
+        assert found.reason == "no steady window: 2 more measured requests needed, 2 for each of 2 users"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({}, "they pause between requests, or start too late"), ({"outcome": "http_error"}, "4 of 4 requests failed")],
+)
+def test_more_requests_are_not_asked_for_where_they_would_not_help(changes, why):
+    made = [request(10.0 * i, user=i % 2, seq=i // 2, **changes) for i in range(4)]
+    found = only(analyzed(made, concurrency=2)).output_tokens_per_s
+    assert (found.value, found.n_needed) == (None, None)
+    assert found.reason == f"no steady window: the 2 users never all waited at once; {why}"
 
 
 def test_warm_up_is_in_no_distribution_but_its_tokens_in_the_window_count():

@@ -70,6 +70,20 @@ def test_one_user_alone_has_no_prefills_of_others():
     assert renewal.tokens_per_s([serial(1, 3)])[1] == "steady window"
 
 
+def test_a_user_whose_warm_up_lasts_counts_as_one_of_the_loop():
+    """Seven users take all measured requests while the eighth warms up: it has a token in each of their steps."""
+    made = serial(8, 16)
+    slow = [r for r in made.records if r.user == 7]
+    times = tuple(sorted({t for r in made.records if r.user != 7 for t in r.chunk_s}))
+    warm = builders.request(0.0, user=7, chunk_s=times, ended_s=times[-1], chunk_tokens=(1,) * len(times), phase="warmup",
+                            first_answer_chunk=1, completion_tokens=len(times))  # fmt: skip
+    records = [r for r in made.records if r not in slow] + [warm]
+    one = request_arrays.pass_arrays(builders.level(records, concurrency=8), builders.ANCHOR)
+    found, method = renewal.tokens_per_s([one])
+    assert method == "renewal"
+    assert found.value == pytest.approx(renewal.tokens_per_s([made])[0].value, rel=0.15)
+
+
 def test_users_that_pause_are_no_closed_loop():
     assert renewal.tokens_per_s([serial(4, 8, idle_s=2.0)])[1] == "steady window"
 
