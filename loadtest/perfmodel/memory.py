@@ -65,7 +65,7 @@ class Deployment:
 
     `engine_version` as the engine says it ("": current). `interconnect` is how the GPUs reach each other (None: what the
     GPU's data sheet tells). `machine` is how this machine differs from the model. `speculation` is None without.
-    `expert_parallel`: each GPU holds whole experts, not a slice of all (vLLM `--enable-expert-parallel`, SGLang `--ep-size`).
+    `expert_parallel`: whole experts on each GPU, not a slice of all (vLLM `--enable-expert-parallel`, SGLang `--ep-size`).
     Raises UsageError: a `tp` that does not divide the heads, a fraction outside (0, 1], an unknown engine or interconnect,
     expert parallel without experts.
     """
