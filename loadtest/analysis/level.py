@@ -17,7 +17,17 @@ from loadtest.analysis import objectives as slo_objectives
 from loadtest.analysis import validity
 from loadtest.decision import renewal
 from loadtest.grading.troubles import count_troubles
-from loadtest.metrics import client_health, distributions, energy, intervals, reconciliation, series, slo, steady_window
+from loadtest.metrics import (
+    client_health,
+    distributions,
+    energy,
+    intervals,
+    reconciliation,
+    series,
+    slo,
+    steady_window,
+    token_counts,
+)
 from loadtest.metrics.catalogue import CENSORED_METRICS, METRICS
 from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimate, GapDistribution, unknown
 from loadtest.metrics.level_schema import (
@@ -32,7 +42,7 @@ from loadtest.metrics.request_arrays import Bools, Ints, Pass, Small, per_reques
 from loadtest.records.engine_facts import ClockError
 from loadtest.records.manifest import VIRTUAL_TIME
 from loadtest.records.read import LevelRecords
-from loadtest.records.schema import FAILED, FINISHED, TokenCountSource
+from loadtest.records.schema import FAILED, FINISHED, RequestRecord, TokenCountSource
 
 
 def level_figures(
@@ -46,12 +56,11 @@ def level_figures(
     """One level: the measured phase of all its passes, pooled."""
     columns = [one for _, one in passes]
     spans = [steady_window.steady(one) for one in columns]
-    windows = [(one, span) for one, span in zip(columns, spans, strict=True) if span is not None]
     measured = [r for one in columns for r in one.records if r.phase == "measure"]
+    joules = _joules(passes, spans, anchor)
     throughput, method = renewal.tokens_per_s(columns)
     per_hour = partial(_per_hour, columns, spans, throughput if method == "renewal" else None)
     tpot_s, gaps_s = exact_distribution(columns, "tpot_s"), gap_distribution([one.gaps() for one in columns])
-    joules = _joules(passes, spans, anchor)
     level = LevelFigures(
         concurrency=columns[0].concurrency,
         n_requests=len(measured),
@@ -61,10 +70,11 @@ def level_figures(
         damaged_files=tuple(f"{level.path.name}/{one}" for level, _ in passes for one in level.damaged),
         outcomes=dict(sorted(Counter(r.outcome for r in measured).items())),
         error_kinds=dict(sorted(Counter(r.error.kind for r in measured if r.error is not None).items())),
-        window=_window([span for _, span in windows], len(columns)),
-        checks=steady_window.check_windows(windows, len(columns)),
+        n_resends=sum(r.resends for r in measured),
+        window=_window([span for span in spans if span is not None], len(columns)),
+        checks=steady_window.check_windows(_with_window(columns, spans), len(columns)),
         passes=tuple(_pass(one, span) for one, span in zip(columns, spans, strict=True)),
-        token_counts=_token_counts(columns),
+        token_counts=_token_counts(columns, measured),
         token_count_sources=_token_count_sources(columns),
         **{name: censored_distribution(columns, name) for name in CENSORED_METRICS},
         queued_s=exact_distribution(columns, "queued_s"),
@@ -97,6 +107,10 @@ def level_figures(
     return replace(level, slo=tuple(slo_objectives.judge_slo(objective, level) for objective in objectives))
 
 
+def _with_window(columns: Sequence[Pass], spans: Sequence[WindowSpan | None]) -> list[tuple[Pass, WindowSpan]]:
+    return [(one, span) for one, span in zip(columns, spans, strict=True) if span is not None]
+
+
 def _window(spans: Sequence[WindowSpan], n_passes: int) -> SteadyWindow:
     """Start of the first window and end of the last; `length_s` sums the passes' own."""
     return SteadyWindow(
@@ -122,11 +136,11 @@ def _pass(columns: Pass, span: WindowSpan | None) -> PassFigures:
     )
 
 
-def _token_counts(columns: Sequence[Pass]) -> TokenCounts:
-    """How many requests told their tokens chunk by chunk, and for how many they had to be spread over the chunks."""
+def _token_counts(columns: Sequence[Pass], measured: Sequence[RequestRecord]) -> TokenCounts:
+    """How many requests told their tokens chunk by chunk, for how many they had to be spread, and whose cannot be right."""
     spread = sum(int(np.sum(one.estimated & one.measured)) for one in columns)
     told = sum(int(np.sum(~one.estimated & one.measured & (one.tokens > 0))) for one in columns)
-    return TokenCounts(told_by_chunk=told, spread_over_chunks=spread)
+    return token_counts.count_requests(measured, told_by_chunk=told, spread_over_chunks=spread)
 
 
 def _token_count_sources(columns: Sequence[Pass]) -> dict[TokenCountSource, int]:

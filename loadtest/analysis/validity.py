@@ -67,7 +67,8 @@ def judge_run(
 
 
 def doubts(cells: Iterable[CellFigures]) -> list[Doubt]:
-    """What makes the figures of a level doubtful, level by level: torn records, unequal work, a gate that did not pass."""
+    """What makes the figures of a level doubtful, level by level: torn records, unequal work, token counts
+    that cannot be right, a gate that did not pass."""
     return [
         Doubt(cell.id, level.concurrency, reason) for cell in cells for level in cell.levels for reason in _reasons(level)
     ]
@@ -78,6 +79,7 @@ def _reasons(level: LevelFigures) -> Iterator[str]:
         yield f"{level.torn_lines} torn line(s) left out"
     yield from level.damaged_files
     yield from level.equal_work.reasons
+    yield from level.token_counts.reasons
     for gate in (level.client_health, level.reconciliation):
         if gate.status in ("fail", "not_checked"):
             yield from gate.reasons

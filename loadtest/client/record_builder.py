@@ -61,6 +61,8 @@ class RecordBuilder:
             reasoning_tokens=got.reasoning_tokens,
             cached_tokens=got.cached_tokens,
             token_count_source=got.token_count_source,
+            text_bytes=got.text_bytes,
+            text_tokens=got.text_tokens,
             finish_reason=got.finish_reason,
             outcome=got.outcome,
             error=got.error,

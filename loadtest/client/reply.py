@@ -5,6 +5,7 @@ Runs after the stream has ended, in slices between which other streams are serve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ ENDS = frozenset(
     {"stop", "length", "tool_calls", "function_call", "repetition", "eos", "eos_token", "stop_sequence", "end_turn"}
 )
 SLACK_TOKENS = 16  # by which a server may pass the limit of a request (an end mark, a speculated batch)
+_PART = re.compile(r"(?s:.{1,2000}(?:\Z|(?<=\S)(?=\s))|.{1,2000})")  # of a text: a tokenizer holds the loop for 0.5 ms
 REFUSAL_LIMIT_BYTES = 65536  # what is looked at of a body that is no stream
 
 CountTokens = Callable[[str], int]
@@ -68,6 +70,8 @@ class Reply:
     reasoning_tokens: int | None = None
     cached_tokens: int | None = None
     token_count_source: TokenCountSource = "chunks"
+    text_bytes: int | None = None
+    text_tokens: int | None = None  # by the local tokenizer
     finish_reason: str | None = None
     answer: str | None = None
     thinking_field: str | None = None
@@ -199,7 +203,8 @@ def read_reply(
     """Decode a finished exchange.
 
     `opened`: the prompt ended in `<think>`; `forced_tokens`: equal-work, where ending by length is the plan;
-    `count_tokens`: a local tokenizer, for servers that never tell. `pause` is called between slices.
+    `count_tokens`: a local tokenizer, for servers that never tell, and to check those that do. `pause` is called between
+    slices.
     """
     if exchange.status is not None and exchange.status != 200:
         return _refused(exchange)
@@ -213,7 +218,9 @@ def read_reply(
     split = _split(stream, opened=opened)
     pause()
     outcome, error = _outcome(exchange, stream, split, forced_tokens)
-    return _counted(stream, split, Reply(outcome=outcome, error=error), count_tokens)
+    text = "".join(stream.thoughts) + "".join(stream.contents)
+    counted = None if count_tokens is None else _count_in_slices(text, count_tokens, pause)
+    return _counted(stream, split, text, counted, Reply(outcome=outcome, error=error))
 
 
 def _in_slices(exchange: Exchange, pause: Callable[[], None]) -> Iterator[tuple[float, bytes]]:
@@ -292,15 +299,23 @@ def _finished(stream: _Stream, split: Split, forced_tokens: int | None) -> tuple
     return "no_answer", None
 
 
-def _counted(stream: _Stream, split: Split, reply: Reply, count_tokens: CountTokens | None) -> Reply:
+def _count_in_slices(text: str, count_tokens: CountTokens, pause: Callable[[], None]) -> int:
+    """Tokens of a text, counted in parts that end before a space, where no token spans the cut."""
+    tokens = 0
+    for part in _PART.findall(text):
+        tokens += count_tokens(part)
+        pause()
+    return tokens
+
+
+def _counted(stream: _Stream, split: Split, text: str, text_tokens: int | None, reply: Reply) -> Reply:
     """Add what was counted: by the server where it tells, else by a tokenizer, else by chunks."""
     usage = stream.usage
     total = usage.completion_tokens if usage is not None else None
     source: TokenCountSource = "server"
     if total is None:
-        source = "tokenizer" if count_tokens else "chunks"
-        text = "".join(stream.thoughts) + "".join(stream.contents)
-        total = count_tokens(text) if count_tokens else len(stream.chunk_s)
+        source = "chunks" if text_tokens is None else "tokenizer"
+        total = len(stream.chunk_s) if text_tokens is None else text_tokens
     tokens = stream.tokens_by_chunk(total) if source == "server" else None
     return replace(
         reply,
@@ -312,6 +327,8 @@ def _counted(stream: _Stream, split: Split, reply: Reply, count_tokens: CountTok
         reasoning_tokens=_thinking_tokens(usage, split, tokens),
         cached_tokens=usage.cached_tokens if usage is not None else None,
         token_count_source=source,
+        text_bytes=len(text.encode("utf-8", "surrogatepass")),
+        text_tokens=text_tokens,
         finish_reason=stream.finish_reason,
         answer=split.answer or None,
         thinking_field=split.field,

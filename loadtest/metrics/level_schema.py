@@ -76,10 +76,13 @@ class PassFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Measured requests by how their tokens are known chunk by chunk."""
+    """Measured requests by how their tokens are known chunk by chunk, and by what their text says of the server's count."""
 
     told_by_chunk: Annotated[int, about("The server said how many tokens each chunk carried.")]
     spread_over_chunks: Annotated[int, about("Only a total is known, or none; it was spread evenly over the chunks.")]
+    n_too_few: Annotated[int, about("The server counted fewer tokens than their text can be.")] = 0
+    n_too_many: Annotated[int, about("The server counted more tokens than their text can be.")] = 0
+    reasons: Annotated[tuple[str, ...], about("These in words, with the first of them.")] = ()
 
 
 class EqualWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -263,6 +266,7 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
     outcomes: Annotated[dict[Outcome, int], about("How many measured requests ended in each way.")]
     error_kinds: Annotated[dict[str, int], about("Why requests failed, by the kind of error.")]
+    n_resends: Annotated[int, about("Times that one was sent again: its kept connection had been closed.")] = 0
     window: SteadyWindow
     checks: WindowChecks
     passes: tuple[PassFigures, ...]

@@ -150,6 +150,8 @@ class RequestRecord:
     think_closed: bool | None = None  # inline thinking: was `</think>` seen; None where the server splits
     forced_tokens: int | None = None  # equal-work: the output length that was forced
     prompt_chars: int | None = None
+    text_bytes: int | None = None  # of all text that came, thinking too, in UTF-8; None: not measured
+    text_tokens: int | None = None  # of the same by a local tokenizer, where one was given
     task: int | None = None  # which task of dependent requests it belongs to, counted over the level; None: on its own
     turn: int | None = None  # its place in the task, from 0
     task_turns: int | None = None  # requests that the task takes when all goes well

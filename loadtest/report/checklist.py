@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from loadtest.analysis.validity import Doubt, doubts, window_doubts
-from loadtest.metrics.level_schema import GateStatus
+from loadtest.metrics.level_schema import GateStatus, TokenCounts
 from loadtest.metrics.schema import ClaimResult, Comparison, Metrics
 from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.records.manifest import Manifest
@@ -76,7 +76,9 @@ def gate_checks(metrics: Metrics, manifest: Manifest, engines: Mapping[str, Engi
         Check("Load generator", *distorted),
         Check("Client against server", *agree),
         _completeness(metrics, manifest),
-        *_token_check(health.counted_by),
+        *_token_check(
+            health.counted_by, sum(_n_doubted(level.token_counts) for cell in metrics.cells for level in cell.levels)
+        ),
         *_contract_check(engines),
     )
 
@@ -107,8 +109,14 @@ def _failures(metrics: Metrics) -> str:
     return f", but {failed:.0f} of {asked} requests failed" if failed else ""
 
 
-def _token_check(counted_by: TokenCountSource | None) -> tuple[Check, ...]:
-    """Who counted the tokens, where that was not the server."""
+def _n_doubted(counts: TokenCounts) -> int:
+    return counts.n_too_few + counts.n_too_many
+
+
+def _token_check(counted_by: TokenCountSource | None, n_doubted: int) -> tuple[Check, ...]:
+    """Who counted the tokens, where that was not the server; and where the server's count cannot be right."""
+    if n_doubted:
+        return (Check("Token counts", "fail", f"of {count(n_doubted)} request(s) the text contradicts the server's count"),)
     if counted_by == "tokenizer":
         return (Check("Token counts", "pass", "by a local tokenizer, because the server gave none"),)
     if counted_by == "chunks":

@@ -217,11 +217,11 @@ def failures_table(cells: Sequence[ShownCell]) -> Table:
 
 
 def _counts(level: LevelFigures) -> dict[str, float]:
-    """Requests with each trouble and of each outcome; preemptions only where the server counts them."""
+    """Requests with each trouble and of each outcome, and resends; preemptions only where the server counts them."""
     preemptions = level.server.n_preemptions
     told = {} if preemptions is None else {"preemptions": preemptions}
     outcomes = {str(outcome): n for outcome, n in level.outcomes.items()}
-    return {**msgspec.structs.asdict(level.troubles), **told, **outcomes}
+    return {**msgspec.structs.asdict(level.troubles), "resends": level.n_resends, **told, **outcomes}
 
 
 _GATES: Mapping[GateStatus, str] = {

@@ -157,6 +157,21 @@ def test_without_usage_a_tokenizer_counts_else_chunks():
     assert (counted.completion_tokens, counted.token_count_source) == (3, "tokenizer")
 
 
+def test_a_server_that_tells_is_checked_by_the_size_of_its_text_and_by_a_tokenizer():
+    x = exchange(content("é 2"), content(" 1", '"stop"'), b'data: {"choices":[],"usage":{"completion_tokens":9}}\n\n')
+    got = read(x, count_tokens=lambda text: len(text.split()))
+    assert (got.completion_tokens, got.token_count_source, got.text_bytes, got.text_tokens) == (9, "server", 6, 3)
+    assert read(x).text_tokens is None
+
+
+@given(st.lists(st.sampled_from(["word", " ", "  ", "\n", "longer" * 900]), max_size=200))
+def test_a_text_is_counted_in_parts_that_split_no_word(words):
+    text, longest = "".join(words), []
+    parts = reply._count_in_slices(text, lambda part: longest.append(len(part)) or len(part.split()), lambda: None)
+    assert max(longest, default=0) <= 2000
+    assert parts == len(text.split()) or max(map(len, text.split())) > 2000
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(0, 3))
 def test_tokens_are_conserved(steps, extra):
     counts = [sum(steps[: i + 1]) for i in range(len(steps))]

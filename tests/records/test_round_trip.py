@@ -41,7 +41,15 @@ def requests(draw):
         **dict.fromkeys(("concurrency", "repeat", "user", "seq"), COUNT),
         **{
             name: maybe(COUNT)
-            for name in ("prompt_tokens", "completion_tokens", "reasoning_tokens", "cached_tokens", "task")
+            for name in (
+                "prompt_tokens",
+                "completion_tokens",
+                "reasoning_tokens",
+                "cached_tokens",
+                "task",
+                "text_bytes",
+                "text_tokens",
+            )
         },
         **{name: maybe(OFFSET_S) for name in ("sent_s", "headers_s", "connect_s")},
         **{name: maybe(TEXT) for name in ("answer", "finish_reason", "thinking_field", "output_end", "endpoint")},

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from loadtest.metrics.figures import Estimate, unknown
+from loadtest.metrics.level_schema import TokenCounts
 from loadtest.records.engine_facts import ClockError
+from loadtest.report import tables
+from loadtest.report.cells import cells_of
 from loadtest.report.formatting import number
 from loadtest.report.page import run_page
 from loadtest.report.terminal import decision_text
@@ -87,6 +90,19 @@ def test_tokens_that_only_chunks_count_are_said_to_be():
     assert "Token counts: the server gave none, so each chunk of text counts as one" in said(counted)
     page = run_page(counted)
     assert "each chunk of text counts as one token" in page
+
+
+def test_token_counts_that_the_text_contradicts_are_said():
+    cell = runs.small().metrics.cells[0]
+    counts = TokenCounts(told_by_chunk=0, spread_over_chunks=1, n_too_few=1, reasons=("the server counts fewer",))
+    level = change(cell.levels[0], token_counts=counts, n_resends=2)
+    lied = runs.with_metrics(runs.small(), cells=(change(cell, levels=(level,)),))
+    words = "of 1 request(s) the text contradicts the server's count"
+    assert words in said(lied)
+    page = run_page(lied)
+    assert words.replace("'", "&#39;") in page
+    assert "the server counts fewer" in page
+    assert "resends" in tables.failures_table(cells_of(lied.metrics)).head
 
 
 @pytest.mark.parametrize(("speed", "words"), [(10.0, "Simulator speed-up error"), (1.0, "Simulator timing error")])

@@ -1,0 +1,72 @@
+"""How the tokens of requests are known, and whether a server's count can belong to the text that it sent.
+
+The bounds are generous: a count outside them is wrong, or a proxy has changed the chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from loadtest.metrics.level_schema import TokenCounts
+from loadtest.records.schema import RequestRecord
+
+FEWER_SLACK_TOKENS = 4  # a parser sends the text of one token as thinking and answer; one token is a long run of spaces
+MORE_SLACK_TOKENS = 64  # without text: end marks, tags that a parser takes out, parts of a character
+BYTES_PER_TOKEN = 64  # more than any text has in the mean: prose has 3 to 5
+FEWER = 0.9  # of a tokenizer's count of the text: what an engine generates is seldom spelt in fewer tokens
+MORE = 1.5
+
+
+def count_requests(measured: Sequence[RequestRecord], *, told_by_chunk: int, spread_over_chunks: int) -> TokenCounts:
+    """What is known of the tokens of measured requests; population of the doubts: those that the server counted."""
+    counted = [r for r in measured if r.token_count_source == "server" and r.completion_tokens is not None and r.chunk_s]
+    fewer = [r for r in counted if _tokens(r) < fewest_tokens(r)]
+    more = [r for r in counted if _tokens(r) > most_tokens(r)]
+    return TokenCounts(
+        told_by_chunk=told_by_chunk,
+        spread_over_chunks=spread_over_chunks,
+        n_too_few=len(fewer),
+        n_too_many=len(more),
+        reasons=(*_doubt("fewer", fewer, len(counted)), *_doubt("more", more, len(counted))),
+    )
+
+
+def fewest_tokens(record: RequestRecord) -> int:
+    """Fewest tokens that the text can be: one for each chunk; what its bytes and a local tokenizer ask for, where known."""
+    sizes = [len(record.chunk_s)]
+    if record.text_bytes is not None:
+        sizes.append(record.text_bytes // BYTES_PER_TOKEN)
+    if record.text_tokens is not None:
+        sizes.append(int(FEWER * record.text_tokens))
+    return max(sizes) - FEWER_SLACK_TOKENS
+
+
+def most_tokens(record: RequestRecord) -> float:
+    """Most tokens that the text can be: one for each byte, as in byte-level BPE, and thinking that was counted but not sent.
+
+    Infinite where the text is not all of the output: a forced length goes on after the end mark, a tool call is no text.
+    """
+    partial = record.forced_tokens is not None or record.finish_reason in ("tool_calls", "function_call")
+    if partial or record.text_bytes is None:
+        return float("inf")
+    sizes = [float(record.text_bytes)]
+    if record.text_tokens is not None:
+        sizes.append(MORE * record.text_tokens)
+    hidden = (record.reasoning_tokens or 0) if record.thinking_field is None else 0
+    return min(sizes) + hidden + MORE_SLACK_TOKENS
+
+
+def _tokens(record: RequestRecord) -> int:
+    return record.completion_tokens or 0
+
+
+def _doubt(side: str, wrong: Sequence[RequestRecord], counted: int) -> Iterator[str]:
+    if wrong:
+        first = min(wrong, key=lambda r: r.seq)
+        size = f"{len(first.chunk_s)} chunks"
+        size += "" if first.text_bytes is None else f" and {first.text_bytes} bytes"
+        size += "" if first.text_tokens is None else f", {first.text_tokens} tokens by the tokenizer"
+        yield (
+            f"in {len(wrong)} of {counted} requests the server counts {side} tokens than the text can be (first:"
+            f" {first.prompt_id}, {_tokens(first)} tokens for {size}): every figure in tokens is doubtful"
+        )
