@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from loadtest import resources
-from loadtest.analysis import fleet_options, replica_model
 from loadtest.analysis.decisions import FleetPlan
-from loadtest.analysis.fleet import check_objectives
-from loadtest.analysis.fleet_options import Candidate, CellFacts, Question
+from loadtest.analysis.fleet import options as fleet_options
+from loadtest.analysis.fleet import replica_model
+from loadtest.analysis.fleet.options import Candidate, CellFacts, Question
+from loadtest.analysis.fleet.peak import check_objectives
 from loadtest.analysis.run import analyze
 from loadtest.commands.finish import as_json
 from loadtest.errors import FitError, UsageError

@@ -26,7 +26,7 @@ REQUIRED = (
     ("distributed",),
     ("startup",),
 )
-OTHERS = (("end_of_reply",), ("soak",), ("simulator_speed",), ("scheduler_replay",), ("analysis",))
+OTHERS = (("end_of_reply",), ("soak",), ("simulator_speed",), ("scheduler_replay",), ("analysis",), ("fleet",))
 SETS = {"required": REQUIRED, "all": (*REQUIRED, *OTHERS)}
 
 

@@ -114,9 +114,9 @@ ARRIVALS = ["--arrivals-per-hour", "9000", "--slo", "time_to_final_answer_s:p90<
 
 @pytest.fixture
 def short_peaks(monkeypatch):
-    monkeypatch.setattr("loadtest.analysis.fleet.ENOUGH_REQUESTS", 200)
-    monkeypatch.setattr("loadtest.analysis.fleet.MOST_DAYS", 1)
-    monkeypatch.setattr("loadtest.analysis.fleet.SAMPLE", 4)
+    monkeypatch.setattr("loadtest.analysis.fleet.peak.ENOUGH_REQUESTS", 200)
+    monkeypatch.setattr("loadtest.analysis.fleet.peak.MOST_DAYS", 1)
+    monkeypatch.setattr("loadtest.analysis.fleet.peak.SAMPLE", 4)
 
 
 @pytest.mark.usefixtures("short_peaks")

@@ -13,8 +13,9 @@ Kind: TypeAlias = Literal["random", "round-robin", "least-loaded"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Rows: TypeAlias = npt.NDArray[np.intp]
 
-BATCH_SHARE = 4  # a least-loaded router asks replicas for their state after one arrival for every so many of them at least
-EXACT_REPLICAS = 64  # and after each arrival up to so many replicas
+BATCH_SHARE = 8  # a least-loaded router asks replicas for their state after one arrival for every so many of them
+LARGEST_SHARE = 4  # of a thousand replicas and more; between, the share grows with the replicas
+LARGE_REPLICAS = 1000
 LOOKS = 8  # and between two such times looks so often at what that state and its own choices make of the loads
 _MOST_EACH = 4  # arrivals of one batch that one replica can get
 
@@ -64,8 +65,8 @@ class RoundRobinRouter:
 class LeastLoadedRouter:
     """Each request to the replica with the fewest in flight; among equals the next in turn.
 
-    Loads within a batch are predicted, as nothing is asked of the replicas while it arrives. Up to `EXACT_REPLICAS` a
-    batch is one arrival, so that every load is that of the instant.
+    Loads within a batch are predicted, as nothing is asked of the replicas while it arrives. Up to 15
+    replicas a batch is one arrival, so that every load is that of the instant.
     """
 
     def __init__(self, alive: Rows) -> None:
@@ -73,7 +74,7 @@ class LeastLoadedRouter:
 
     def keep(self, alive: Rows) -> None:
         self._alive, self._next = alive, 0
-        self.batch: int | None = max(1, min(len(alive) // BATCH_SHARE, len(alive) ** 2 // EXACT_REPLICAS**2))
+        self.batch: int | None = _batch(len(alive))
         self._turns = np.arange(len(alive)) / len(alive)
 
     def choose(self, arrivals: int, load: npt.NDArray[np.int64]) -> Rows:
@@ -88,6 +89,16 @@ class LeastLoadedRouter:
         self._next = int(picked[-1] + 1) % len(self._alive)
         chosen: Rows = self._alive[picked]
         return chosen
+
+
+def _batch(replicas: int) -> int:
+    """Arrivals of one batch of the least-loaded router.
+
+    >>> [_batch(replicas) for replicas in (4, 8, 32, 1000, 4000)]
+    [1, 1, 4, 250, 1000]
+    """
+    growing = replicas**2 // (LARGEST_SHARE * LARGE_REPLICAS)
+    return max(1, min(replicas // LARGEST_SHARE, max(replicas // BATCH_SHARE, growing)))
 
 
 def router(kind: str, replicas: int, seed: int = 0) -> Router:

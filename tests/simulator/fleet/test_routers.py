@@ -44,10 +44,10 @@ def test_a_batch_of_the_least_loaded_is_as_even_as_one_at_a_time(loads, arrivals
 
 
 def test_small_fleets_are_routed_one_request_at_a_time():
-    assert routers.router("least-loaded", routers.EXACT_REPLICAS).batch == 1
-    assert routers.router("least-loaded", 2 * routers.EXACT_REPLICAS).batch == 4
-    assert routers.router("least-loaded", 1000).batch == 244
-    assert routers.router("least-loaded", 4000).batch == 1000
+    assert routers.router("least-loaded", 15).batch == 1
+    assert routers.router("least-loaded", 16).batch == 2
+    assert routers.router("least-loaded", 32).batch == 4
+    assert routers.router("least-loaded", 1000).batch == 250
 
 
 def test_an_unknown_router_is_refused():

@@ -4,7 +4,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from loadtest.analysis import replica_model, run
+from loadtest.analysis import run
+from loadtest.analysis.fleet import replica_model
 from loadtest.errors import UsageError
 from loadtest.records.engine_facts import MemoryFit
 from tests.support import builders

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.analysis.fleet import ReplicaModel
+from loadtest.analysis.fleet.peak import ReplicaModel
 from loadtest.errors import UsageError
 from loadtest.metrics.figures import Estimate
 from loadtest.metrics.level_schema import LevelFigures

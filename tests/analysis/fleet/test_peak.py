@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from loadtest.analysis import fleet, fleet_options, replica_model
-from loadtest.analysis.fleet import Peak, ReplicaModel
-from loadtest.analysis.fleet_options import Candidate, CellFacts, Question
+from loadtest.analysis.fleet import options as fleet_options
+from loadtest.analysis.fleet import peak as fleet
+from loadtest.analysis.fleet import replica_model
+from loadtest.analysis.fleet.options import Candidate, CellFacts, Question
+from loadtest.analysis.fleet.peak import Peak, ReplicaModel
 from loadtest.errors import UsageError
 from loadtest.metrics.slo import parse_slo
 from loadtest.simulator.core.behaviour import behaviour

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loadtest.analysis.decisions import FleetEnds, FleetLoss, FleetOption, FleetSize, PeakFigure
-from loadtest.analysis.fleet import Peak, ReplicaModel, Sizing, Waits
+from loadtest.analysis.fleet.peak import Peak, ReplicaModel, Sizing, Waits
 from loadtest.errors import UsageError
 from loadtest.metrics.slo import Slo
 from loadtest.simulator.fleet.arrivals import Demand, RequestMix
