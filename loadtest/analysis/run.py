@@ -19,7 +19,7 @@ from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.request_arrays import Pass, earliest_anchor, pass_arrays
 from loadtest.metrics.schema import CellFigures, Comparison, Metrics, Roofline, RunFacts
 from loadtest.perfmodel import gpus, memory, models
-from loadtest.records.engine_facts import EngineFacts
+from loadtest.records.engine_facts import ClockError, EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.records.read import CellRecords, LevelRecords, Run
 from loadtest.records.schema import SCHEMA_VERSION
@@ -92,8 +92,8 @@ def _cell(
     facts = cell.engine
     by_level = groupby(passes, key=lambda one: one[1].concurrency)
     levels = [
-        level_figures(list(group), objectives, anchor, facts.predicts, facts.clock_error, manifest.driven)
-        for _, group in by_level
+        level_figures(list(group), objectives, anchor, facts.predicts, _clock_error(facts, concurrency), manifest.driven)
+        for concurrency, group in by_level
     ]
     return CellFigures(
         id=cell.id,
@@ -114,6 +114,12 @@ def _cell(
         maximum_concurrency=slo_objectives.maximum_concurrency(levels, objectives, facts.fit),
         levels=tuple(levels),
     )
+
+
+def _clock_error(facts: EngineFacts, concurrency: int) -> ClockError | None:
+    """Of the level, or, where an older run has that alone, of the whole cell; None where no request was compared."""
+    found = facts.clock_error_by_level.get(concurrency, facts.clock_error)
+    return found if found is not None and found.n else None
 
 
 def _roofline(facts: EngineFacts, levels: Sequence[LevelFigures]) -> Roofline:

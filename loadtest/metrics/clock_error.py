@@ -1,4 +1,4 @@
-"""The error that a fast simulated clock adds to the measured times.
+"""How far measured times are off those of the simulator that answered.
 
 The simulator knows in virtual time when each token left; the client stamps when it arrived, in wall time multiplied by
 the speed of the clock. So a wall delay of 0.1 ms counts as 2 ms of simulated time at speed 20. Here the two are compared.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from loadtest.records.engine_facts import ClockError
 from loadtest.records.folder import level_name, request_id
@@ -25,29 +27,31 @@ class _Times(NamedTuple):
     time_to_final_answer_s: float
 
 
+# What is not an error: a wait up to 5 ms off, a time per token up to 0.1 ms off, whatever share of the time that is.
+TOLERANCE_S = {"ttft_s": 0.005, "tpot_s": 0.0001, "time_to_final_answer_s": 0.005}
+TITLES = {"ttft_s": "TTFT", "tpot_s": "time per token", "time_to_final_answer_s": "time to final answer"}
+
+
 def measure_clock_error(requests: Iterable[RequestRecord], truth: Sequence[TrueTimes]) -> ClockError:
-    """Relative error of the mean of each time (a share: 0.01 is 1 %), client against simulator, over the same requests.
+    """Error of the mean of each time, client against simulator, over the same requests: a share (0.01 is 1 %) and seconds.
 
     `truth` rows hold `request_id, arrival_s, first_token_s, finished_s, completion_tokens` in simulated seconds.
     Population: measured requests that ended by themselves (`ok`, `no_answer`, `truncated`) and that both sides know.
-    Formula: `sum(measured) / sum(true) - 1`. None where no request, or no time, is left to compare.
+    Formula: `sum(measured) / sum(true) - 1`, and the same difference / n. None where no request, or no time, is left to
+    compare.
     """
     known = {str(row["request_id"]): row for row in truth}
     pairs = [
-        (one, known[_id(one)])
+        (_measured(one), _true(known[_id(one)]))
         for one in requests
         if one.phase == "measure" and one.outcome in ("ok", "no_answer", "truncated") and _id(one) in known
     ]
-    measured = [_measured(one) for one, _ in pairs]
-    true = [_true(row) for _, row in pairs]
-    return ClockError(
-        n=len(pairs),
-        ttft_s=_relative([one.ttft_s for one in measured], [one.ttft_s for one in true]),
-        tpot_s=_relative([one.tpot_s for one in measured], [one.tpot_s for one in true]),
-        time_to_final_answer_s=_relative(
-            [one.time_to_final_answer_s for one in measured], [one.time_to_final_answer_s for one in true]
-        ),
-    )
+    sums = {name: (sum(getattr(m, name) for m, _ in pairs), sum(getattr(t, name) for _, t in pairs)) for name in TITLES}
+    shares = {name: measured / true - 1 if true > 0 else None for name, (measured, true) in sums.items()}
+    off_s = {
+        f"{name[:-2]}_off_s": (measured - true) / len(pairs) if pairs else None for name, (measured, true) in sums.items()
+    }
+    return msgspec.convert({"n": len(pairs)} | shares | off_s, ClockError)
 
 
 def _id(one: RequestRecord) -> str:
@@ -67,36 +71,53 @@ def _true(row: TrueTimes) -> _Times:
     return _Times(row["first_token_s"] - row["arrival_s"], tpot_s, row["finished_s"] - row["arrival_s"])
 
 
-def _relative(measured: Sequence[float], true: Sequence[float]) -> float | None:
-    total = sum(true)
-    return sum(measured) / total - 1 if total > 0 else None
+class TimeError(NamedTuple):
+    """The error of one time: its name, as a share of the simulator's mean, and in seconds (None: an older record)."""
+
+    name: str
+    share: float
+    off_s: float | None
+
+    @property
+    def counts(self) -> bool:
+        """Is it more than the absolute tolerance?"""
+        return self.off_s is None or abs(self.off_s) > TOLERANCE_S[self.name]
+
+    def __str__(self) -> str:
+        """
+        >>> print(TimeError("ttft_s", 0.04, 0.002))
+        TTFT +4.0 % (+2 ms)
+        """
+        off = "" if self.off_s is None else f" ({self.off_s * 1e3:+.3g} ms)"
+        return f"{TITLES[self.name]} {100 * self.share:+.1f} %{off}"
 
 
-def worst(error: ClockError) -> float | None:
-    """The largest share, up or down, by which any time is off; None where nothing was compared.
+def time_errors(error: ClockError) -> list[TimeError]:
+    """The error of each time that was compared."""
+    found = [(name, getattr(error, name), getattr(error, f"{name[:-2]}_off_s")) for name in TITLES]
+    return [TimeError(name, share, off_s) for name, share, off_s in found if share is not None]
 
-    >>> worst(ClockError(n=2, ttft_s=-0.012, tpot_s=0.001, time_to_final_answer_s=None))
-    0.012
+
+def worst(error: ClockError) -> TimeError | None:
+    """The largest error as a share, of those beyond the absolute tolerance; None where there is none.
+
+    >>> worst(ClockError(n=2, ttft_s=0.04, tpot_s=0.001, time_to_final_answer_s=None, ttft_off_s=0.002, tpot_off_s=0.00002))
     """
-    shares = (error.ttft_s, error.tpot_s, error.time_to_final_answer_s)
-    return max((abs(share) for share in shares if share is not None), default=None)
+    return max((one for one in time_errors(error) if one.counts), key=lambda one: abs(one.share), default=None)
 
 
 def pool_clock_errors(errors: Sequence[ClockError]) -> ClockError | None:
     """The errors of several cells as one, each weighted by its requests; None where nothing was compared.
 
     >>> two = [ClockError(n=n, ttft_s=off, tpot_s=None, time_to_final_answer_s=None) for n, off in ((1, 0.03), (2, 0.0))]
-    >>> pool_clock_errors(two)
-    ClockError(n=3, ttft_s=0.01, tpot_s=None, time_to_final_answer_s=None)
+    >>> pool_clock_errors(two).ttft_s
+    0.01
     """
     if not errors:
         return None
-    return ClockError(
-        n=sum(one.n for one in errors),
-        ttft_s=_mean([(one.n, one.ttft_s) for one in errors]),
-        tpot_s=_mean([(one.n, one.tpot_s) for one in errors]),
-        time_to_final_answer_s=_mean([(one.n, one.time_to_final_answer_s) for one in errors]),
-    )
+    names = [name for name in ClockError.__struct_fields__ if name != "n"]
+    means = {name: _mean([(one.n, getattr(one, name)) for one in errors]) for name in names}
+    return msgspec.convert({"n": sum(one.n for one in errors)} | means, ClockError)
 
 
 def _mean(weighted: Sequence[tuple[int, float | None]]) -> float | None:

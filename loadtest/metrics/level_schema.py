@@ -121,7 +121,7 @@ class SloResult(msgspec.Struct, frozen=True, kw_only=True):
 class HealthCheck(msgspec.Struct, frozen=True, kw_only=True):
     """One check of the load generator; lags are wall time x clock speed."""
 
-    name: Annotated[HealthCheckName, about("`simulated_clock` replaces the two lags under a fast simulated clock.")]
+    name: Annotated[HealthCheckName, about("`simulated_clock` replaces the two lags where a simulator tells its own times.")]
     status: Annotated[Literal["pass", "fail"], about("`pass` up to the limit.")]
     value: Annotated[float, about("A share: of the median token gap, of a mean time, of the seconds or of the requests.")]
     limit: Annotated[float, about("Fails above it.")]

@@ -41,7 +41,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     workload: Annotated[RunWorkload | None, about("What was asked; None: the manifest does not say.")]
     clock_speed: Annotated[float, about("Simulated seconds per second; 1 for real engines and in virtual time.")]
     slo: Annotated[tuple[str, ...], about("SLOs of the study, such as `ttft_s:p90<2`.")]
-    clock_error: Annotated[ClockError | None, about("Of all cells; None where no fast clock ran.")]
+    clock_error: Annotated[ClockError | None, about("Of all cells; None where no simulator told its own times.")]
 
 
 class RunHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,7 +100,7 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     mode: Annotated[Mode | None, about("`equal-work` forces output lengths.")]
     simulated: Annotated[bool, about("Its figures are predictions.")]
     clock_speed: Annotated[float | None, about("Simulated seconds per second.")]
-    clock_error: Annotated[ClockError | None, about("What that speed cost; None where no fast clock ran.")]
+    clock_error: Annotated[ClockError | None, about("How far times are off the simulator's own; None where it told none.")]
     status: Annotated[
         CellStatus | None,
         about("`refused`: does not fit; `skipped`: this machine cannot start it; `failed`: did not start; `died`; "

@@ -12,12 +12,16 @@ CellStatus = Literal["ok", "refused", "skipped", "failed", "died", "interrupted"
 
 
 class ClockError(msgspec.Struct, frozen=True, kw_only=True):
-    """What a fast simulated clock costs: sum of the client's times / sum of the simulator's - 1, over the same requests."""
+    """How far the client's times are off the simulator's own, over the same requests: as a share of the simulator's mean
+    (sum / sum - 1), and in seconds (`..._off_s`, mean - mean). A fast clock multiplies each wall delay."""
 
     n: Annotated[int, about("Measured requests that ended by themselves and that both sides know.")]
     ttft_s: Annotated[float | None, about("Relative error of the mean TTFT (0.01 is 1 %); None: nothing to compare.")]
     tpot_s: Annotated[float | None, about("Of the mean time per output token.")]
     time_to_final_answer_s: Annotated[float | None, about("Of the mean time to final answer.")]
+    ttft_off_s: Annotated[float | None, about("Client's mean TTFT - simulator's, in seconds of the run.")] = None
+    tpot_off_s: Annotated[float | None, about("Of the time per output token, likewise.")] = None
+    time_to_final_answer_off_s: Annotated[float | None, about("Of the time to final answer, likewise.")] = None
 
 
 class MemoryFit(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +81,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     server_info: dict[str, Any] | None = None  # what the server says of itself, as it says it
     contract: ContractFacts | None = None
     clock_error: ClockError | None = None
+    clock_error_by_level: dict[int, ClockError] = {}  # the same of each concurrency; empty: not measured
 
     @property
     def predicts(self) -> bool:

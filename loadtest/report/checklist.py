@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from loadtest.analysis.validity import Doubt, doubts, window_doubts
+from loadtest.metrics.clock_error import time_errors
 from loadtest.metrics.level_schema import GateStatus, TokenCounts
 from loadtest.metrics.schema import ClaimResult, Comparison, Metrics
 from loadtest.records.engine_facts import ContractFacts, EngineFacts
@@ -172,9 +173,8 @@ def clock_error_words(metrics: Metrics) -> str:
     error = metrics.run.clock_error
     if error is None:
         return ""
-    parts = {"TTFT": error.ttft_s, "time per token": error.tpot_s, "time to final answer": error.time_to_final_answer_s}
-    shares = [f"{name} {value * 100:+.1f} %" for name, value in parts.items() if value is not None]
-    return f"{', '.join(shares)} (means of {count(error.n)} requests)" if shares else ""
+    shares = ", ".join(map(str, time_errors(error)))
+    return f"{shares} (means of {count(error.n)} requests)" if shares else ""
 
 
 def failure_lines(metrics: Metrics) -> list[str]:

@@ -17,7 +17,6 @@ from loadtest.decision.verdicts import LOOKS
 from loadtest.errors import EngineError, FitError, RecordError
 from loadtest.metrics import clock_error
 from loadtest.records import read, write
-from loadtest.records.engine_facts import ClockError
 from loadtest.records.folder import claimed
 from loadtest.records.manifest import Manifest, ManifestCell, Prices, begun, ended
 from loadtest.servers import preflight, probe
@@ -203,7 +202,7 @@ def _measure(execution: Execution, cell: Cell, levels: list[int], repeat: int) -
             for level in levels:
                 run_pass(execution, cell, target, _noting(died, engine), level, repeat)
             if cell.simulated:
-                engine.learn(clock_error=_clock_error(execution, cell, target))
+                _learn_clock_errors(execution, cell, target, engine)
         engine.learn(status="ok")
     except FitError as error:  # a finding, not a failure of ours
         engine.learn(status="refused", reason=str(error))
@@ -237,8 +236,13 @@ def _noting(died: Callable[[], str | None], engine: EngineFile) -> Callable[[], 
     return noted
 
 
-def _clock_error(execution: Execution, cell: Cell, target: locust_pass.Target) -> ClockError:
-    """Error of the client's times against the simulator's own, over all passes of this cell so far."""
+def _learn_clock_errors(execution: Execution, cell: Cell, target: locust_pass.Target, engine: EngineFile) -> None:
+    """How far the client's times are off the simulator's own, over all passes of the cell so far, and of each level."""
     folders = (execution.out / "cells" / cell.id).glob("c*-r[0-9]*")
     requests = [one for folder in folders if folder.suffix == "" for one in read.read_level(folder).requests]
-    return clock_error.measure_clock_error(requests, probe.truth(target.base_url))
+    truth = probe.truth(target.base_url)
+    by_level = {
+        level: clock_error.measure_clock_error([one for one in requests if one.concurrency == level], truth)
+        for level in sorted({one.concurrency for one in requests})
+    }
+    engine.learn(clock_error=clock_error.measure_clock_error(requests, truth), clock_error_by_level=by_level)

@@ -8,7 +8,10 @@ from msgspec import structs
 from loadtest.analysis import run, validity
 from loadtest.grading.troubles import count_troubles
 from loadtest.metrics import client_health, reconciliation, request_arrays
+from loadtest.metrics.clock_error import measure_clock_error
 from loadtest.metrics.level_schema import ServerCounters
+from loadtest.records.engine_facts import ClockError
+from loadtest.records.folder import request_id
 from tests.support import builders
 from tests.support.builders import request
 
@@ -56,9 +59,11 @@ def test_a_full_core_says_how_many_processes_are_needed(workers, share, needed):
         replace(s, cpu_share=share, loop_lag_mean_s=0.02, worker=f"w{i}") for s in one.health for i in range(workers)
     )
     found = judged(replace(one, health=health))
-    assert all(reason.endswith(f"not enough: use --processes {needed}") for reason in found.reasons)
+    assert all(
+        reason.endswith(f"not enough: use --workers {needed} (Locust: --processes {needed})") for reason in found.reasons
+    )
     idle = tuple(replace(s, cpu_share=0.2) for s in health)
-    assert "--processes" not in judged(replace(one, health=idle)).reasons[0]
+    assert judged(replace(one, health=idle)).reasons[0].endswith("; leave this machine to the load test alone")
 
 
 def test_a_lag_counts_in_seconds_of_the_run():
@@ -241,3 +246,63 @@ def test_the_summary_says_who_counted_the_tokens(sources, counted_by):
         for concurrency, source in enumerate(sources, start=1)
     ]
     assert run.analyze(builders.run([builders.cell(levels)])).health.counted_by == counted_by
+
+
+# The clock of a simulator --------------------------------------------------------------------------------------------
+
+
+def clock_error(ttft_s, off_s, tpot_s=0.0):
+    return ClockError(
+        n=8, ttft_s=ttft_s, tpot_s=tpot_s, time_to_final_answer_s=0.001,
+        ttft_off_s=off_s, tpot_off_s=tpot_s * 0.02, time_to_final_answer_off_s=0.01,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (clock_error(0.04, 0.002), "pass", ""),  # 2 ms of 50 ms
+        (clock_error(0.019, 0.2), "pass", ""),  # 1.9 % of 10 s
+        (clock_error(0.04, 0.02), "fail", "TTFT +4.0 % (+20 ms) off the simulator's own; at most 2%, or 5 ms"),
+        (clock_error(0.0, 0.0, 0.3), "fail", "time per token +30.0 % (+6 ms) off the simulator's own"),
+        (ClockError(n=8, ttft_s=-0.03, tpot_s=None, time_to_final_answer_s=None), "fail", "TTFT -3.0 % off the simulator's"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("speed", [1.0, 20.0])
+def test_a_time_is_off_by_a_share_and_by_milliseconds(error, status, said, speed):
+    one = passed()
+    health = tuple(replace(s, loop_lag_mean_s=0.02, clock_speed=speed) for s in one.health)
+    arrays = request_arrays.pass_arrays(one, builders.ANCHOR)
+    found = client_health.check_client([(replace(one, health=health), arrays)], builders.ANCHOR, 0.1, error)
+    assert (found.status, len(found.reasons)) == (status, int(status == "fail"))
+    assert "fast clock" not in str(found)
+    for reason in found.reasons:
+        assert reason.startswith(said)
+        cure = "lower the simulator's clock speed from 20, or leave" if speed > 1 else "; leave"
+        assert reason.endswith("this machine to the load test alone")
+        assert cure in reason
+
+
+def test_each_level_is_judged_by_its_own_clock_error():
+    """An older run has one error for the whole cell."""
+    off = clock_error(0.25, 0.1)
+    levels = [builders.level([request(10.0 * i, seq=i) for i in range(5)], concurrency=c) for c in (1, 2)]
+    cell = builders.cell(levels, "vllm-sim", clock_error=off, clock_error_by_level={1: clock_error(0.0, 0.0), 2: off})
+    found = run.analyze(builders.run([cell])).cells[0].levels
+    assert [level.client_health.status for level in found] == ["pass", "fail"]
+    older = run.analyze(builders.run([builders.cell(levels, "vllm-sim", clock_error=off)])).cells[0].levels
+    assert [level.client_health.status for level in older] == ["fail", "fail"]
+
+
+def test_the_error_is_of_means_over_requests_that_both_sides_know():
+    """Client: first tokens after 0.5 and 0.7 s, 0.1 s a token; simulator: 0.5 and 0.5 s, the same a token; ends alike."""
+    requests = [request(0.0), request(10.0, ttft_s=0.7, seq=1), request(20.0, seq=2)]
+    rows = [
+        {"request_id": request_id(r.run_id, r.cell, "c01-r1", "measure", r.seq), "arrival_s": 0.0, "first_token_s": 0.5,
+         "finished_s": r.ended_s - r.sent_s - (0.2 if r.seq else 0.0), "completion_tokens": 10}
+        for r in requests[:2]
+    ]  # fmt: skip
+    found = measure_clock_error(requests, rows)
+    assert (found.n, found.ttft_s, found.ttft_off_s) == (2, pytest.approx(0.2), pytest.approx(0.1))
+    assert found.tpot_s == pytest.approx(0, abs=1e-9)
+    assert found.time_to_final_answer_off_s == pytest.approx(0.1)
