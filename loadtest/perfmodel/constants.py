@@ -73,18 +73,20 @@ class KernelConstants:
     draft_step_s: float
 
 
-FACTORS = ("overhead", "weights", "kv", "all_reduce", "prefill")
+FACTORS = ("overhead", "streams", "weights", "kv", "all_reduce", "prefill")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """How one machine differs from the model: factors that `loadtest calibrate` found from its own runs; 1 is no difference.
 
-    `overhead` of what an engine adds to a step, `weights` of reading them, `kv` of reading the KV cache, `all_reduce`,
-    `prefill` of matrix products and attention. `range` is the half-width that its residuals leave (None: the model's own).
+    `overhead` of what an engine adds to a step and a layer, `streams` of what it adds for each stream, `weights` of reading
+    them, `kv` of reading the KV cache, `all_reduce`, `prefill` of matrix products and attention. `range` is the half-width
+    that its residuals leave (None: the model's own).
     """
 
     overhead: float = 1.0
+    streams: float = 1.0
     weights: float = 1.0
     kv: float = 1.0
     all_reduce: float = 1.0
@@ -94,8 +96,8 @@ class Machine:
 
     def __post_init__(self) -> None:
         for key in FACTORS:
-            if not 0.05 <= getattr(self, key) <= 20:
-                raise UsageError(f"{key}: expected a factor from 0.05 to 20, got {getattr(self, key)!r}")
+            if not 0.01 <= getattr(self, key) <= 1000:
+                raise UsageError(f"{key}: expected a factor from 0.01 to 1000, got {getattr(self, key)!r}")
         if self.range is not None and not 0 < self.range < 10:
             raise UsageError(f"range: expected a ratio above 0 and below 10, got {self.range!r}")
 

@@ -69,7 +69,7 @@ def step_time(deployment: Deployment, work: StepWork, constants: Constants) -> S
     if speculation is not None:
         tokens += speculation.draft_tokens * work.decode_streams
     return StepTime(
-        _overhead_s(deployment, work, constants) * machine.overhead,
+        _overhead_s(deployment, constants) * machine.overhead + _streams_s(deployment, work, constants) * machine.streams,
         _weights_s(deployment, tokens, constants),
         _kv_s(deployment, work, constants) * machine.kv,
         _attention_s(deployment, work, constants) * machine.prefill,
@@ -78,15 +78,18 @@ def step_time(deployment: Deployment, work: StepWork, constants: Constants) -> S
     )
 
 
-def _overhead_s(deployment: Deployment, work: StepWork, constants: Constants) -> float:
-    """A fixed time a step and a layer, and a time for each stream and each token of its context."""
+def _overhead_s(deployment: Deployment, constants: Constants) -> float:
+    """A fixed time a step and a layer."""
     engine, model = constants.engine, deployment.model
     layer_s = engine.layer_s + (0.0 if model.quantisation == "bf16" else constants.kernels.quantised_layer_s)
-    step_s, context_s = engine.step_s, engine.context_s
-    if deployment.tp > 1:
-        step_s += engine.parallel_step_s * math.log2(deployment.tp)
-        context_s += engine.parallel_context_s
-    return step_s + model.layers * layer_s + work.decode_streams * engine.stream_s + work.kv_read_tokens * context_s
+    return engine.step_s + engine.parallel_step_s * math.log2(deployment.tp) + model.layers * layer_s
+
+
+def _streams_s(deployment: Deployment, work: StepWork, constants: Constants) -> float:
+    """A time for each stream and each token of its context."""
+    engine = constants.engine
+    context_s = engine.context_s + (engine.parallel_context_s if deployment.tp > 1 else 0.0)
+    return work.decode_streams * engine.stream_s + work.kv_read_tokens * context_s
 
 
 def _weights_s(deployment: Deployment, tokens: int, constants: Constants) -> float:

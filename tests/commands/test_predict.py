@@ -93,6 +93,23 @@ def test_hidden_constants_of_a_simulated_machine_are_found_by_its_runs(tmp_path,
     assert "expected a new file, got one that exists" in capsys.readouterr().err
 
 
+def test_a_small_and_a_large_model_tell_overhead_from_weights(tmp_path, capsys):
+    """Of hidden factors those that short contexts show are recovered; what they do not show stays near 1."""
+    hidden, study = tmp_path / "hidden.toml", tmp_path / "study.toml"
+    hidden.write_text('overhead = 1.6\nstreams = 1.4\nweights = 1.15\nkv = 1.3\nprefill = 1.2\nsource = "hidden"\n')
+    cells = STUDY.replace("[1, 4, 16]", "[1, 8, 32]").replace(
+        '"qwq-32b-awq"', '"qwen2.5-1.5b-instruct", "qwen2.5-7b-instruct"'
+    )
+    study.write_text(cells + f'calibration = "{hidden}"\n')
+    assert cli.main(["predict", "--study", str(study), "--out", str(tmp_path / "run")]) == 0
+    assert cli.main(["calibrate", str(tmp_path / "run"), "--out", str(tmp_path / "machine.toml")]) == 0
+    capsys.readouterr()
+    found = machine_fit.read_machine(tmp_path / "machine.toml")
+    assert (found.overhead, found.weights) == pytest.approx((1.6, 1.15), rel=0.02)
+    assert found.streams == pytest.approx(1.4, rel=0.2)
+    assert (found.all_reduce, found.prefill) == pytest.approx((1, 1), abs=0.05)
+
+
 def deployment():
     from loadtest.perfmodel import gpus, models
     from loadtest.perfmodel.memory import Deployment

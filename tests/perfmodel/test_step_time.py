@@ -104,8 +104,11 @@ def test_a_machines_factors_stretch_their_parts():
     work = StepWork(prefill_tokens=100, prefill_pairs=5050, decode_streams=4, kv_read_tokens=5000)
     one = on("qwq-32b", "l20", 2)
     plain = step_time.step_time(one, work, PLAIN)
+    both = [replace(PLAIN, machine=Machine(**factors)) for factors in ({"overhead": 2.0}, {"streams": 2.0})]
+    longer = [step_time.step_time(one, work, constants).overhead_s - plain.overhead_s for constants in both]
+    assert longer[1] == pytest.approx(4 * PLAIN.engine.stream_s + 5000 * PLAIN.engine.context_s)
+    assert sum(longer) == pytest.approx(plain.overhead_s)
     for part, factor in (
-        ("overhead_s", "overhead"),
         ("kv_s", "kv"),
         ("attention_s", "prefill"),
         ("all_reduce_s", "all_reduce"),
