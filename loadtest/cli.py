@@ -100,7 +100,23 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if theirs and arguments.handler != "measure.serve":
         parser.error(f"unrecognized arguments after --: {' '.join(theirs)}; only `serve` hands arguments on")
     arguments.engine_args = theirs
-    return arguments
+    return _of_attach(parser, arguments, ours) if arguments.handler == "measure.attach" else arguments
+
+
+def _of_attach(parser: argparse.ArgumentParser, given: argparse.Namespace, argv: list[str]) -> argparse.Namespace:
+    """Arguments of `attach`; with --resume those that began the run, with what is given now that measures nothing else."""
+    if given.resume is None:
+        if given.base_url is None:
+            parser.error("attach: expected --base-url URL, or --resume RUN for an unfinished run")
+        return given
+    from loadtest.commands import resumed
+
+    options = resumed.attach_options(given.resume)
+    began = parser.parse_args(["attach", *options])
+    both = parser.parse_args(["attach", *options, *argv[1:]])
+    resumed.check_same(given.resume, began, both)
+    both.slo, both.out = given.slo or began.slo, given.resume
+    return both
 
 
 def _failed(error: LoadtestError) -> int:
@@ -265,7 +281,6 @@ def _attaching_command(command: _Command) -> None:
     add = command("attach", "measure.attach", "measure a server that is already running, local or hosted")
     add(
         "--base-url",
-        required=True,
         metavar="URL",
         help="such as http://127.0.0.1:8000 (the key comes from LOADTEST_API_KEY)",
     )
@@ -277,14 +292,7 @@ def _attaching_command(command: _Command) -> None:
     )
     add("--tp", type=int, metavar="N", help="tensor-parallel size: GPUs that the server uses (default: detected, else 1)")
     add("--gpu", metavar="G", help=f"{_GPUS}: adds the bound of memory bandwidth to the figures (default: detected)")
-    add("--concurrency", default="1,2,4,8", metavar="1-8", help="levels, such as 4, 1,2,4,8 or 1-8 (default: %(default)s)")
-    add("--requests", type=int, metavar="N", help="measured requests per level (default: 2 per user, at least 8)")
-    add(
-        "--duration",
-        type=float,
-        metavar="S",
-        help="seconds per level instead; requests that are still running then are recorded as cut_off",
-    )
+    _add_load(add)
     add("--workload", default="math", metavar="W", help=f"{_WORKLOADS} (default: %(default)s)")
     add(
         "--mode",
@@ -296,13 +304,6 @@ def _attaching_command(command: _Command) -> None:
     add("--tokenizer", metavar="PATH", help="tokenizer.json or its folder, to count tokens where the server reports none")
     add("--extra-body", metavar="JSON", help="JSON object merged into the body of each request, and recorded")
     add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="SLO, such as ttft_s:p90<2 (repeatable)")
-    add(
-        "--warmup-requests",
-        type=int,
-        default=1,
-        metavar="N",
-        help="warm-up requests of each user before the measured ones (default: %(default)s)",
-    )
     add("--workers", type=int, default=1, metavar="N", help="Locust processes that share the users (default: %(default)s)")
     add(
         "--seed",
@@ -312,8 +313,47 @@ def _attaching_command(command: _Command) -> None:
         help="seed of the workload's order and of sampling (default: %(default)s)",
     )
     add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
+    add(
+        "--resume",
+        type=_path,
+        metavar="RUN",
+        help="continue an unfinished run with its own options; finished levels are kept",
+    )
     add("--json", action="store_true", help="print metrics.json instead of the table")
     _add_telling(add)
+
+
+def _add_load(add: Callable[..., argparse.Action]) -> None:
+    """Options of `attach`: how many requests, and when."""
+    add(
+        "--concurrency",
+        metavar="1-8",
+        help="levels, such as 4, 1,2,4,8 or 1-8 (default: 1,2,4,8); with --rate the most in flight (default: 128)",
+    )
+    add("--rate", type=float, metavar="R", help="instead: send R requests per second by the clock, an open loop")
+    add(
+        "--arrivals",
+        choices=("poisson", "constant", "recorded"),
+        help="spacing of an open loop; recorded: as the workload says (default: poisson)",
+    )
+    add(
+        "--requests",
+        type=int,
+        metavar="N",
+        help="measured requests per level (default: 2 per user, at least 8; with --rate 40)",
+    )
+    add(
+        "--duration",
+        type=float,
+        metavar="S",
+        help="seconds per level instead; requests that are still running then are recorded as cut_off",
+    )
+    add(
+        "--warmup-requests",
+        type=int,
+        metavar="N",
+        help="warm-up requests of each user before the measured ones (default: 1; with --rate 0)",
+    )
 
 
 def _serving_command(command: _Command) -> None:

@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from loadtest.study.execution import Say
 
 
-def carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, json: bool) -> str:
-    """Carry a study out, analyse it, write its page; the same for an interrupted one, which then exits 130."""
+def carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, json: bool, again: str = "") -> str:
+    """Carry a study out, analyse it, write its page; the same for an interrupted one, which then exits 130.
+
+    `again`: the command that continues an incomplete run.
+    """
+    page = out / "report.html"
+    step = f"; continue with: {again}" if again else ""
     interrupted = False
     problems: tuple[str, ...] = ()
     try:
@@ -34,10 +39,10 @@ def carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, json:
         say("interrupted: analysing what was measured so far")
     metrics = _conclude(out, say)
     if interrupted:
-        raise Interrupted(f"interrupted; what was measured is in {out} and reported as incomplete in {out / 'report.html'}")
+        raise Interrupted(f"interrupted; what was measured is in {out} and reported as incomplete in {page}{step}")
     if problems:
         raise LoadtestError(
-            f"{len(problems)} problem(s) left the run incomplete ({problems[0]}); the rest is in {out / 'report.html'}"
+            f"{len(problems)} problem(s) left the run incomplete ({problems[0]}); the rest is in {page}{step}"
         )
     if kinds := _only_failures(metrics):
         raise LoadtestError(

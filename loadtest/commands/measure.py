@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
         out,
         say,
         arguments.json,
+        again=f"loadtest run {shlex.join((str(arguments.study), '--resume', '--out', str(out)))}",
     )
 
 
@@ -80,7 +81,15 @@ def attach(arguments: argparse.Namespace, say: Teller) -> str:
         clock_speed=info.clock_speed if info.simulated else None,
     )
     study = replace(study, name=f"{cell.engine} at {arguments.base_url}", cells=(cell,))
-    return _measure(study, arguments.out or new_folder("attach"), say, as_json=arguments.json)
+    out = arguments.out or new_folder("attach")
+    resume = arguments.resume is not None
+    return carry_out(
+        lambda: execute(study, out, resume=resume, say=say, audience=say.audience),
+        out,
+        say,
+        arguments.json,
+        again=f"loadtest attach --resume {shlex.quote(str(out))}",
+    )
 
 
 def _attached(arguments: argparse.Namespace) -> schema.Study:
@@ -102,23 +111,50 @@ def _attached(arguments: argparse.Namespace) -> schema.Study:
         workload=arguments.workload,
         cells=(cell,),
         mode=arguments.mode,
-        levels=schema.parse_levels(arguments.concurrency),
+        levels=schema.parse_levels(arguments.concurrency or "1,2,4,8"),
         duration_s=arguments.duration,
-        warmup_requests=arguments.warmup_requests,
+        warmup_requests=1 if arguments.warmup_requests is None else arguments.warmup_requests,
         workers=arguments.workers,
         seed=arguments.seed,
         slo=tuple(arguments.slo),
         contract=contract,
         scenario_options={} if arguments.tokenizer is None else {"tokenizer": arguments.tokenizer},
     )
+    if arguments.rate is not None or arguments.arrivals is not None:
+        return _open_loop(study, arguments)
     if arguments.requests is not None:
         return replace(study, min_requests=arguments.requests, requests_per_stream=1)
     return study
 
 
-def _measure(study: schema.Study, out: Path, say: Teller, *, as_json: bool = False) -> str:
+_IN_FLIGHT, _OPEN_LOOP_REQUESTS = "128", 40  # 40 give a p90; its interval needs 36
+
+
+def _open_loop(study: schema.Study, arguments: argparse.Namespace) -> schema.Study:
+    """The study of requests that are sent by the clock: its only level is the most that may be in flight."""
+    arrivals, rate = arguments.arrivals or "poisson", arguments.rate
+    if rate is None and arrivals != "recorded":
+        raise UsageError(f"--arrivals {arrivals}: expected --rate with it, got none; say how many requests per second")
+    if rate is not None and not 0 < rate < 1e6:
+        raise UsageError(f"--rate: expected requests per second, above 0, got {rate:g}")
+    levels = schema.parse_levels(arguments.concurrency or _IN_FLIGHT)
+    if len(levels) > 1:
+        raise UsageError(f"--concurrency {arguments.concurrency}: expected one number with --rate, the most in flight")
+    own = {"arrivals": arrivals} if rate is None else {"arrivals": arrivals, "rate": rate}
+    return replace(
+        study,
+        scenario="open_loop",
+        scenario_options=study.scenario_options | own,
+        levels=levels,
+        min_requests=arguments.requests or _OPEN_LOOP_REQUESTS,
+        requests_per_stream=0,
+        warmup_requests=arguments.warmup_requests or 0,
+    )
+
+
+def _measure(study: schema.Study, out: Path, say: Teller) -> str:
     """Measure a study for real, and conclude."""
-    return carry_out(lambda: execute(study, out, say=say, audience=say.audience), out, say, as_json)
+    return carry_out(lambda: execute(study, out, say=say, audience=say.audience), out, say, json=False)
 
 
 def serve(arguments: argparse.Namespace, say: Say) -> str:

@@ -184,10 +184,10 @@ def levels_table(cells: Sequence[ShownCell]) -> Table:
     absent = [column.title for column in columns if column not in shown]
     notes = ["—: too few requests for the figure, or it does not apply."]
     notes += [f"Known at no level: {'; '.join(absent)}."] if absent and levels else []
-    return Table(("cell", "concurrency", "n", *(one.title for one in shown)), tuple(rows), (*notes, *_queued(cells)))
+    return Table(("cell", "concurrency", "n", *(one.title for one in shown)), tuple(rows), (*notes, *queued_notes(cells)))
 
 
-def _queued(cells: Sequence[ShownCell]) -> list[str]:
+def queued_notes(cells: Sequence[ShownCell]) -> list[str]:
     """Where requests waited in the load generator for more than 10 ms on average: an open loop with too few users."""
     waits = [
         f"{cell.name} at concurrency {level.concurrency}: {number(wait.value)} s {span(wait)}".rstrip()

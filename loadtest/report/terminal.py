@@ -17,6 +17,7 @@ from loadtest.report.cells import ShownCell, by_level, cells_of, typical_statist
 from loadtest.report.checklist import clock_error_words, failure_lines, gate_checks
 from loadtest.report.decision import decision_lines
 from loadtest.report.formatting import clean, count, needs, number
+from loadtest.report.tables import queued_notes
 from loadtest.report.verdicts import Named, evidence
 
 SIMULATED = "SIMULATED: these figures are predictions"
@@ -29,9 +30,18 @@ UNKNOWN_TERMINAL, WIDEST = (100, 24), 120
 def decision_text(metrics: Metrics, manifest: Manifest, columns: int | None = None) -> str:
     """A row for each level, then the verdict and what is missing; `columns` wide (default: the terminal, at most 120)."""
     columns = min(columns or shutil.get_terminal_size(UNKNOWN_TERMINAL).columns, WIDEST)
-    text = [*_warnings(metrics, manifest), *_levels(metrics, columns), ""]
+    text = [*_warnings(metrics, manifest), *_open_loop(manifest), *_levels(metrics, columns), ""]
     body = [_wrapped(line, columns) for line in text]
     return "\n".join([*body, *_verdict(metrics, manifest, columns), *_missing(metrics, manifest, columns)])
+
+
+def _open_loop(manifest: Manifest) -> list[str]:
+    """What an open loop sent: then the concurrency of a level is only the most that may be in flight."""
+    options = manifest.scenario_options or {}
+    if "arrivals" not in options:
+        return []
+    rate = f"{options['rate']:g} requests/s, " if isinstance(options.get("rate"), int | float) else ""
+    return [f"Open loop: {rate}{clean(str(options['arrivals']))} arrivals; concurrency is the most in flight", ""]
 
 
 def _levels(metrics: Metrics, columns: int) -> list[str]:
@@ -85,7 +95,7 @@ def _notes(cells: Sequence[ShownCell], rows: Mapping[str, list[tuple[str, ...]]]
     texts = {text for of in rows.values() for row in of for text in row}
     notes = ["tokens/s per user: mean of the requests"] if speed == "mean" and texts else []
     notes += ["n≥N: the figure needs N requests at its level"] if any(text.startswith("n≥") for text in texts) else []
-    return [*notes, *_totals_missing(cells)]
+    return [*notes, *queued_notes(cells), *_totals_missing(cells)]
 
 
 def _totals_missing(cells: Sequence[ShownCell]) -> list[str]:

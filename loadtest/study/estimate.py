@@ -182,15 +182,15 @@ class Remaining:
 def level_left_s(study: Study, level: int, n_ended: int, elapsed_s: float, expected_s: float | None) -> float | None:
     """Wall seconds that a pass under way will still take; None where that cannot be told yet.
 
-    By the clock, where it has a duration. Else from the requests that have ended, each under way taken as half done;
-    before any has ended, what was expected (`expected_s`) less what has passed.
+    From the requests that have ended, each under way taken as half done; before any has ended, what was expected
+    (`expected_s`) less what has passed.
 
     >>> study = Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b"),))
     >>> level_left_s(study, 4, 0, 60.0, None), level_left_s(study, 4, 0, 60.0, 100.0), level_left_s(study, 4, 4, 60.0, None)
     (None, 40.0, 60.0)
     """
     asked = study.requests(level) + study.warmup_requests * level
-    if study.duration_s is not None or n_ended == 0:
+    if n_ended == 0:
         return None if expected_s is None else max(0.0, expected_s - elapsed_s)
     if n_ended > asked:  # tasks of several requests
         return None

@@ -141,14 +141,18 @@ class _Teller:
         self._read_bytes: dict[Path, int] = {}
         self._began_s = time.monotonic()
         study, remaining = execution.study, execution.remaining
-        by_clock_s = None if study.duration_s is None else study.duration_s / (cell.clock_speed or 1.0)
-        self._expected_s = remaining.pass_s(cell, level) if by_clock_s is None else by_clock_s
+        self._by_clock_s = _by_clock_s(study, cell, level)
+        self._expected_s = remaining.pass_s(cell, level)
         self.progress = LevelProgress()
 
     def __call__(self, progress: LevelProgress) -> None:
         self.progress = progress
         study, level, elapsed_s = self._execution.study, self._level, time.monotonic() - self._began_s
-        left_s = estimate.level_left_s(study, level, progress.ended, elapsed_s, self._expected_s)
+        left_s = (
+            estimate.level_left_s(study, level, progress.ended, elapsed_s, self._expected_s)
+            if self._by_clock_s is None
+            else max(0.0, self._by_clock_s - elapsed_s)
+        )
         self._execution.audience.watch(
             LevelStatus(
                 cell=self._cell.id,
@@ -175,6 +179,14 @@ class _Teller:
     def end(self) -> None:
         self.log()
         self._execution.audience.watch(None)
+
+
+def _by_clock_s(study: Study, cell: Cell, level: int) -> float | None:
+    """Wall seconds of a pass that the clock ends: of a given duration, or sent at a rate; None of others."""
+    rate = study.scenario_options.get("rate")
+    by_rate_s = study.requests(level) / rate if isinstance(rate, int | float) else None
+    seconds = study.duration_s if study.duration_s is not None else by_rate_s
+    return None if seconds is None else seconds / (cell.clock_speed or 1.0)
 
 
 def _place(study: Study, cell: Cell, level: int, repeat: int) -> str:

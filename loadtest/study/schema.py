@@ -168,7 +168,7 @@ class Study:
         require(self.repeats >= 1, "repeats", "a number from 1 up", self.repeats)
         looked = not self.until_decided or self.repeats in LOOKS
         require(looked, "repeats", f"{LOOKS[0]} to {LOOKS[-1]} with until_decided", self.repeats)
-        require(self.requests_per_stream >= 1, "requests_per_stream", "a number from 1 up", self.requests_per_stream)
+        require(self.requests_per_stream >= 0, "requests_per_stream", "a number from 0 up", self.requests_per_stream)
         require(self.min_requests >= 1, "min_requests", "a number from 1 up", self.min_requests)
         require(self.warmup_requests >= 0, "warmup_requests", "a number from 0 up", self.warmup_requests)
         require(0 <= self.cooldown_s < math.inf, "cooldown_s", "seconds from 0 up", self.cooldown_s)

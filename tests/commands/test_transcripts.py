@@ -63,28 +63,46 @@ def test_quiet_tells_the_result_alone(url, tmp_path):
 
 
 LIVE = (
-    r"^vllm-sim_qwq-32b-awq_tp1, concurrency 2 \(level 1 of 1\)",
-    r" [1-9]\d* of 400 requests  2 running  0 failed",
+    r"^vllm-sim_qwq-32b-awq_tp1, concurrency 2 \(level 2 of 2\)",
+    r" [1-9]\d* of 24 requests  2 running  0 failed",
     r"^tokens/s [\d.,]+ \([\d.,]+ per user\)   TTFT [\d.]+ s   warm-up 2 of 2",
     r"^0:\d\d in this level, about \d+ (s|min) left",
 )
 
 
-def test_ctrl_c_leaves_the_terminal_as_it_was(url, tmp_path):
-    argv = attach(url, tmp_path / "run", "--requests", "400")
-    with Terminal(argv) as terminal:
+def test_ctrl_c_leaves_the_terminal_as_it_was_and_names_the_command_that_continues(url, tmp_path):
+    run = tmp_path / "run"
+    argv = attach(url, run, "--requests", "24")
+    argv[argv.index("2")] = "1,2"
+    with Terminal(argv, columns=500) as terminal:
         assert terminal.until(lambda seen: all(any(re.search(one, line) for line in seen.lines) for one in LIVE))
         terminal.press(b"\x03")
         assert terminal.end() == 130
         assert not terminal.screen.cursor.hidden
         assert not any("concurrency 2 (" in line for line in terminal.lines), "the live lines are gone"
-        assert any("loadtest: interrupted; what was measured is in" in line for line in terminal.lines)
-    (cell,) = read.read_run(tmp_path / "run").cells
-    assert {one.outcome for one in cell.levels[0].requests} == {"ok", "cut_off"}
+        (last,) = (line for line in terminal.lines if line.startswith("loadtest: interrupted; what was measured is in"))
+    (cell,) = read.read_run(run).cells
+    assert {one.outcome for one in cell.levels[1].requests} == {"ok", "cut_off"}
+    first = records_of(run, "c01-r1")
+    command = last.partition("continue with: loadtest ")[2].split()
+    assert command == ["attach", "--resume", str(run)]
+    code, _, err = told([*LOADTEST, *command])
+    assert code == 0, err
+    assert records_of(run, "c01-r1") == first, "a level on disk is not measured again"
+    assert "an incomplete c02-r1 is kept as c02-r1.broken-1" in err
+    resumed = read.read_run(run)
+    assert resumed.manifest.complete is True
+    assert [len(level.requests) for level in resumed.cells[0].levels] == [25, 26]
 
 
-def test_a_dumb_terminal_gets_plain_lines(url, tmp_path):
-    with Terminal(attach(url, tmp_path / "run", "--requests", "2"), environment={"TERM": "dumb"}) as terminal:
-        assert terminal.end() == 0
-        assert b"\x1b" not in terminal.raw
-        assert b"0 of 2 requests, warm-up 0 of 2" in terminal.raw
+def records_of(run, level):
+    return {path: path.read_bytes() for path in run.glob(f"cells/*/{level}/requests-*.jsonl")}
+
+
+def test_a_rate_is_kept_by_the_clock(url, tmp_path):
+    code, out, err = told(attach(url, tmp_path / "run", "--rate", "5", "--requests", "12", "--arrivals", "constant"))
+    assert code == 0, err
+    assert "Open loop: 5 requests/s, constant arrivals; concurrency is the most in flight" in out
+    (level,) = read.read_run(tmp_path / "run").cells[0].levels
+    due_s = sorted(one.scheduled_s for one in level.requests)
+    assert [later - due_s[0] for later in due_s] == pytest.approx([n / 5 for n in range(12)])

@@ -1,0 +1,35 @@
+"""`attach --resume RUN`: the command line that began the run, and whether the one given now measures the same."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from loadtest.errors import UsageError
+from loadtest.records import read
+
+_MEASURED = (
+    "base_url", "model", "engine", "tp", "gpu", "concurrency", "rate", "arrivals", "requests", "duration", "workload",
+    "mode", "max_tokens", "tokenizer", "extra_body", "warmup_requests", "seed",
+)  # fmt: skip
+
+
+def attach_options(run: Path) -> list[str]:
+    """The options of the `attach` that began a run, as its manifest has them. Raises `UsageError`: another command did."""
+    commands = [shlex.split(command) for command in read.read_manifest(run / "manifest.json").commands]
+    words = commands[0] if commands else []
+    if words[1:2] != ["attach"]:
+        began = f"loadtest {words[1]}" if len(words) > 1 else "another program"
+        raise UsageError(f"{run}: --resume: expected a run of loadtest attach, got one of {began}")
+    return words[2:]
+
+
+def check_same(run: Path, began: argparse.Namespace, given: argparse.Namespace) -> None:
+    """Raise `UsageError` where an option that is given now would measure something else than the run did."""
+    for name in _MEASURED:
+        expected, got = getattr(began, name), getattr(given, name)
+        if expected != got:
+            option = f"--{name.replace('_', '-')}"
+            theirs = "none" if expected is None else expected
+            raise UsageError(f"{run}: --resume: {option}: expected the run's own ({theirs}), got {got}; start anew")

@@ -1,0 +1,116 @@
+"""`attach --resume`: what began the run, and what may not differ from it; and `attach --rate`."""
+
+import pytest
+
+from loadtest import cli
+from loadtest.commands import measure, resumed
+from loadtest.errors import RecordError, UsageError
+from loadtest.records import write
+from loadtest.records.manifest import Manifest
+
+URL = "http://127.0.0.1:9"
+BEGAN = f"loadtest attach --base-url {URL} --concurrency 1,2 --requests 4 --slo 'ttft_s:p50<2' --out elsewhere"
+
+
+@pytest.fixture
+def run(tmp_path):
+    write.write_manifest(tmp_path, Manifest(run_id="r", commands=(BEGAN,)))
+    return tmp_path
+
+
+def test_the_options_are_those_that_began_the_run_and_the_folder_is_its_own(run):
+    asked = cli._parse(["attach", "--resume", str(run), "--workers", "3"])
+    assert (asked.base_url, asked.concurrency, asked.requests, asked.slo) == (URL, "1,2", 4, ["ttft_s:p50<2"])
+    assert (asked.workers, asked.out, asked.resume) == (3, run, run)
+
+
+def test_the_same_options_again_are_fine_and_other_slos_replace_the_first(run):
+    again = ["attach", "--resume", str(run), "--base-url", URL, "--requests", "4", "--slo", "ttft_s:p50<9"]
+    assert cli._parse(again).slo == ["ttft_s:p50<9"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "own"),
+    [
+        ("--base-url", "http://127.0.0.1:10", URL),
+        ("--model", "other", "none"),
+        ("--requests", "5", "4"),
+        ("--concurrency", "1,2,4", "1,2"),
+        ("--rate", "2", "none"),
+        ("--workload", "ledger", "math"),
+        ("--max-tokens", "9", "none"),
+        ("--seed", "9", "0"),
+    ],
+)
+def test_whatever_would_measure_something_else_is_refused_by_name(option, value, own, run):
+    with pytest.raises(UsageError) as caught:
+        cli._parse(["attach", "--resume", str(run), option, value])
+    got = float(value) if option == "--rate" else value
+    assert str(caught.value) == f"{run}: --resume: {option}: expected the run's own ({own}), got {got}; start anew"
+
+
+def test_every_option_of_attach_is_compared_or_changes_no_figure():
+    free = {"handler", "slo", "workers", "out", "resume", "json", "plain", "quiet", "verbose", "engine_args"}
+    assert set(vars(cli._parse(["attach", "--base-url", URL]))) == free | set(resumed._MEASURED)
+
+
+def test_a_run_of_another_command_and_none_at_all_are_named(run, tmp_path, capsys):
+    write.write_manifest(run, Manifest(run_id="r", commands=("loadtest run demo.toml",)))
+    with pytest.raises(UsageError, match="expected a run of loadtest attach, got one of loadtest run"):
+        cli._parse(["attach", "--resume", str(run)])
+    write.write_manifest(run, Manifest(run_id="r"))
+    with pytest.raises(UsageError, match="got one of another program"):
+        cli._parse(["attach", "--resume", str(run)])
+    with pytest.raises(RecordError, match="cannot read"):
+        cli._parse(["attach", "--resume", str(tmp_path / "absent")])
+    assert cli.main(["attach", "--resume", str(tmp_path / "absent")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_a_server_and_a_run_it_is_usage(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli._parse(["attach", "--concurrency", "1"])
+    assert ended.value.code == 2
+    assert "expected --base-url URL, or --resume RUN" in capsys.readouterr().err
+
+
+# The rate ------------------------------------------------------------------------------------------------------------
+
+
+def asked(*options):
+    return measure._attached(cli._parse(["attach", "--base-url", URL, *options]))
+
+
+def test_a_rate_is_an_open_loop_of_forty_requests_without_a_warm_up():
+    study = asked("--rate", "0.5")
+    assert (study.scenario, study.scenario_options) == ("open_loop", {"arrivals": "poisson", "rate": 0.5})
+    assert (study.levels, study.requests(128), study.warmup_requests) == ((128,), 40, 0)
+
+
+def test_its_options_are_the_scenario_s_own():
+    study = asked(
+        "--rate", "2", "--arrivals", "constant", "--concurrency", "16", "--requests", "5", "--warmup-requests", "1"
+    )
+    assert (study.scenario_options, study.levels, study.requests(16), study.warmup_requests) == (
+        {"arrivals": "constant", "rate": 2.0}, (16,), 5, 1,
+    )  # fmt: skip
+    assert asked("--arrivals", "recorded").scenario_options == {"arrivals": "recorded"}
+
+
+def test_without_a_rate_it_is_a_closed_loop():
+    study = asked()
+    assert (study.scenario, study.levels, study.warmup_requests) == ("long_reasoning", (1, 2, 4, 8), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rate", "0"), "--rate: expected requests per second, above 0, got 0"),
+        (("--rate", "nan"), "--rate: expected requests per second, above 0, got nan"),
+        (("--arrivals", "constant"), "--arrivals constant: expected --rate with it"),
+        (("--rate", "1", "--concurrency", "1,2"), "expected one number with --rate"),
+    ],
+)
+def test_a_wrong_rate_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        asked(*options)
