@@ -42,7 +42,7 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
             samples[cell.id, concurrency] = list(group)
     templates = comparability.templates(run.cells)
     judged = compare.compare_engines(cells, samples, run.manifest, templates.keys())
-    health = validity.judge_run(cells, run.manifest, templates.values(), run.missing)
+    health = validity.judge_run(cells, run.manifest, (*run.altered, *templates.values()), run.missing)
     return Metrics(
         schema_version=SCHEMA_VERSION,
         run_id=run.manifest.run_id,

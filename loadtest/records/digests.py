@@ -1,16 +1,20 @@
-"""What each record file held when its writer closed it, and how the files of a pass differ from that.
+"""What each file of a run held when it was written, and how it differs from that.
 
-`digests-HOST-PID.jsonl`, in the folder of a pass: a line for each record file that the process closed.
+`digests-HOST-PID.jsonl`, in the folder of a pass: a line for each record file that the process closed. `manifest.json` and
+`engine.json`, which are written anew as a run goes on, hold their own digest: the key `sha256`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 DIGESTS = "digests-*.jsonl"
+SEAL = "sha256"
 
 
 class FileDigest(msgspec.Struct, frozen=True):
@@ -70,3 +74,27 @@ def missing_passes(run: Path, passes: Iterable[str]) -> tuple[str, ...]:
     """Which passes that a run says have ended are not in its folder."""
     gone = (one for one in passes if not (run / "cells" / one).is_dir())
     return tuple(f"cells/{one}: expected a pass that ended, found no folder" for one in gone)
+
+
+def sealed(table: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with the digest of all else in it.
+
+    >>> broken_seal(sealed({"a": 1.5}), "manifest.json"), broken_seal({"a": 1.5}, "manifest.json")
+    ((), ())
+    >>> broken_seal(sealed({"a": 1.5}) | {"a": 2}, "manifest.json")
+    ('manifest.json: expected the content that was written, SHA-256 3b1cb40b2293, found 7e8059f49558',)
+    """
+    return {**table, SEAL: _digest(table)}
+
+
+def broken_seal(table: Mapping[str, Any], name: str, *, expected: bool = False) -> tuple[str, ...]:
+    """How an object differs from what was written, in words; `expected`: whoever wrote it seals what it writes."""
+    told, found = table.get(SEAL), _digest({key: value for key, value in table.items() if key != SEAL})
+    if told == found or (told is None and not expected):
+        return ()
+    said = f"SHA-256 {told[:12]}" if isinstance(told, str) else "with its SHA-256"
+    return (f"{name}: expected the content that was written, {said}, found {found[:12]}",)
+
+
+def _digest(table: Mapping[str, Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(table)).hexdigest()

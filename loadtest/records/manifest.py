@@ -91,6 +91,11 @@ class Manifest(_Open, frozen=True, kw_only=True):
     seed: int | None = None
     levels: tuple[int, ...] = ()
     duration_s: float | None = None  # of a pass; None: by requests
+    min_requests: int | None = None  # measured requests of a pass: so many, or `requests_per_stream` of each stream
+    requests_per_stream: int | None = None
+    warmup_requests: int | None = None  # of each stream
+    cooldown_s: float | None = None  # before each pass
+    workers: int | None = None  # processes that share the streams
     repeats: int = 0
     until_decided: bool = False  # looked at between repeats: judged by a stricter level
     passes: tuple[str, ...] = ()  # `CELL/cNN-rR`: ended as they should, so each of their files was closed

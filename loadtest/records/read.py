@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 
 from loadtest.errors import RecordError
-from loadtest.records.digests import DIGESTS, FileDigest, Written, differences_from, missing_passes
+from loadtest.records.digests import DIGESTS, SEAL, FileDigest, Written, broken_seal, differences_from, missing_passes
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.folder import FAILURE_FILE, PASS_NAME, check_run_folder
 from loadtest.records.manifest import Manifest
@@ -81,10 +81,21 @@ def _damaged(path: Path, error: msgspec.ValidationError) -> RecordError:
 
 def read_manifest(path: Path) -> Manifest:
     """Read `manifest.json`; keys that we do not know are kept in `others`."""
+    return _manifest(read_json(path), path)
+
+
+def read_own_manifest(path: Path) -> Manifest:
+    """Read `manifest.json` of a run that is to be continued. Raises RecordError also where it is not as it was written."""
     table = read_json(path)
+    for difference in broken_seal(table, str(path)):
+        raise RecordError(f"{difference}; {_NEXT_STEP}")
+    return _manifest(table, path)
+
+
+def _manifest(table: dict[str, Any], path: Path) -> Manifest:
     _check_version(table.get("schema_version"), str(path))
     try:
-        return Manifest.from_table(table)
+        return Manifest.from_table({key: value for key, value in table.items() if key != SEAL})
     except msgspec.ValidationError as error:
         raise _damaged(path, error) from error
 
@@ -134,6 +145,7 @@ class Run:
     manifest: Manifest
     cells: tuple[CellRecords, ...] = field(default=())
     missing: tuple[str, ...] = ()  # passes that ended, and are not there
+    altered: tuple[str, ...] = ()  # manifest.json or engine.json where they are not as they were written
 
 
 def read_run(path: Path) -> Run:
@@ -152,7 +164,21 @@ def read_run(path: Path) -> Run:
     programs = path / "programs.json"
     verdicts = read_as(programs, dict[str, bool | None]) if programs.is_file() else {}
     cells = tuple(_read_cell(folder, manifest, verdicts) for folder in folders)
-    return Run(path=path, manifest=manifest, cells=cells, missing=missing_passes(path, manifest.passes))
+    missing, altered = missing_passes(path, manifest.passes), tuple(_altered(path, manifest, folders))
+    return Run(path=path, manifest=manifest, cells=cells, missing=missing, altered=altered)
+
+
+def _altered(run: Path, manifest: Manifest, cells: Iterable[Path]) -> Iterator[str]:
+    """Which descriptions are not as they were written. A run that lists the passes that ended has sealed all of them."""
+    sealed = bool(manifest.passes)
+    yield from broken_seal(read_json(run / "manifest.json"), "manifest.json", expected=sealed)
+    measured = {one.partition("/")[0] for one in manifest.passes}
+    for cell in cells:
+        path, name = cell / "engine.json", f"cells/{cell.name}/engine.json"
+        if path.exists():
+            yield from broken_seal(read_json(path), name, expected=sealed)
+        elif cell.name in measured:
+            yield f"{name}: expected what is known of the engine that was measured, found no file"
 
 
 def program_key(record: RequestRecord) -> str:

@@ -18,7 +18,7 @@ import msgspec
 
 from loadtest.credentials import redacted
 from loadtest.errors import RecordError, UsageError
-from loadtest.records.digests import FileDigest
+from loadtest.records.digests import FileDigest, sealed
 from loadtest.records.folder import own_stem
 from loadtest.records.manifest import Manifest
 
@@ -120,6 +120,12 @@ def write_json(path: Path, value: object) -> None:
     write_file(path, redacted(msgspec.json.format(_encoded(value).decode(), indent=1)).encode() + b"\n")
 
 
+def write_sealed(path: Path, value: object) -> None:
+    """Write a JSON object with its own digest, as `write_file` does: a reader can tell that it is as it was written."""
+    table = msgspec.json.decode(redacted(_encoded(value).decode()))
+    write_file(path, msgspec.json.format(msgspec.json.encode(sealed(table)), indent=1) + b"\n")
+
+
 def _encoded(value: object) -> bytes:
     """A value as JSON, also with text that is not Unicode, as the name of a folder may be."""
     try:
@@ -139,7 +145,7 @@ def _readable(value: object) -> object:
 
 def write_manifest(run: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into the folder of a run."""
-    write_json(run / "manifest.json", manifest.to_table())
+    write_sealed(run / "manifest.json", manifest.to_table())
 
 
 def write_new(path: Path, content: bytes) -> None:

@@ -153,7 +153,7 @@ def _resolved(
 
 def _manifest_of(run: Path) -> Manifest | None:
     path = run / "manifest.json"
-    return read.read_manifest(path) if path.is_file() else None
+    return read.read_own_manifest(path) if path.is_file() else None
 
 
 def _contract(options: Any, manifest: Manifest | None) -> Contract:
@@ -247,4 +247,4 @@ def _write_engine(asked: PassOptions, info: probe.ServerInfo | None) -> None:
         status="ok",
         server_info=msgspec.to_builtins(info) if info else None,
     )
-    write.write_json(path, facts)
+    write.write_sealed(path, facts)

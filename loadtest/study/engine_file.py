@@ -25,7 +25,7 @@ class EngineFile:
         self.facts = msgspec.structs.replace(self.facts, **facts)
 
     def write(self) -> None:
-        write.write_json(self._path, self.facts)
+        write.write_sealed(self._path, self.facts)
 
 
 def starting(cell: Cell) -> EngineFacts:

@@ -12,6 +12,7 @@ from loadtest.records.manifest import UNFINISHED, Manifest
 from loadtest.workload.contract import contract_differences, from_table
 
 _MEASURED = ("scenario", "scenario_options", "seed", "levels", "duration_s")
+_SIZES = ("min_requests", "requests_per_stream", "warmup_requests", "cooldown_s", "workers")  # None: an older release
 _JUDGING = ("name", "question", "slo", "matters", "start_sd", "prices", "findings")
 _FREE = ("api_key_env",)  # of a cell
 
@@ -46,6 +47,7 @@ def _changes(known: Manifest, asked: Manifest) -> _Changes:
     of_contract = contract_differences(from_table(known.contract), from_table(asked.contract))
     found |= {f"contract: {key}": pair for key, pair in of_contract.items()}
     found |= {key: (ours[key], theirs[key]) for key in _MEASURED}
+    found |= {key: (ours[key], theirs[key]) for key in _SIZES if ours[key] is not None}
     if asked.repeats < known.repeats:
         found["repeats"] = f"{known.repeats} or more", asked.repeats
     found |= _cell_changes({one["id"]: one for one in ours["cells"]}, {one["id"]: one for one in theirs["cells"]})

@@ -61,7 +61,9 @@ def execute(
         raise EngineError(f"{first}: {why}; no cell of this study can start here, so none was started; --force tries it")
     with claimed(out) as check_folder:
         if resumed:
-            manifest = reopened(out, read.read_manifest(out / "manifest.json"), _asked_for(study, workload, contract, out))
+            manifest = reopened(
+                out, read.read_own_manifest(out / "manifest.json"), _asked_for(study, workload, contract, out)
+            )
             write.write_manifest(out, manifest)
         else:
             manifest = begin_run(study, workload, contract, out)
@@ -170,6 +172,11 @@ def _asked_for(study: Study, workload: Workload, contract: Contract, out: Path, 
         findings=study.findings,
         levels=study.levels,
         duration_s=study.duration_s,
+        min_requests=study.min_requests,
+        requests_per_stream=study.requests_per_stream,
+        warmup_requests=study.warmup_requests,
+        cooldown_s=study.cooldown_s,
+        workers=study.workers,
         repeats=study.repeats,
         until_decided=study.until_decided,
         cells=tuple(ManifestCell.from_table({"id": cell.id, **asdict(cell)}) for cell in study.cells),

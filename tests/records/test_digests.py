@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.analysis.run import analyze
+from loadtest.errors import RecordError
 from loadtest.records import read
 from loadtest.study import fast_forward
 from loadtest.study import parse as studies
@@ -121,3 +122,47 @@ def test_a_run_of_before_digests_is_not_doubted(run):
     for path in run.glob("cells/*/*/digests-*"):
         path.unlink()
     assert analysed(run).complete
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "cells/vllm-sim_qwq-32b-awq_tp1/engine.json"])
+def test_a_description_of_which_any_value_was_altered_is_named(name, run):
+    path = run / name
+    table = json.loads(path.read_text())
+    for key in table:
+        path.write_text(json.dumps(table | {key: [table[key]] if key in ("sha256", "note") else swapped(table[key])}))
+        try:
+            altered = read.read_run(run).altered
+        except RecordError:
+            continue  # no value that it may have
+        assert [one.startswith(f"{name}: expected the content that was written") for one in altered] == [True], key
+
+
+def swapped(value):
+    """Another value of the same kind, or near it."""
+    if isinstance(value, bool) or value is None:
+        return not value
+    if isinstance(value, dict | list):
+        return {**value, "x": 1} if isinstance(value, dict) else [*value, *value] or ["x"]
+    return value + 1 if isinstance(value, int | float) else value + "x"
+
+
+def test_an_altered_description_is_a_reason_and_written_otherwise_it_is_none(run):
+    path = run / "manifest.json"
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps(table))
+    assert read.read_run(run).altered == (), "the same content in another layout"
+    path.write_text(json.dumps(table | {"seed": 8}))
+    assert any("manifest.json: expected the content that was written" in one for one in analysed(run).health.reasons)
+    with pytest.raises(RecordError, match="manifest.json: expected the content that was written"):
+        read.read_own_manifest(path)
+
+
+def test_a_description_without_its_digest_or_gone_is_named(run):
+    manifest, engine = run / "manifest.json", next(run.glob("cells/*/engine.json"))
+    table = json.loads(manifest.read_text())
+    del table["sha256"]
+    manifest.write_text(json.dumps(table))
+    engine.unlink()
+    first, second = read.read_run(run).altered
+    assert "manifest.json: expected the content that was written, with its SHA-256" in first
+    assert "engine.json: expected what is known of the engine that was measured, found no file" in second

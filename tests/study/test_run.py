@@ -144,6 +144,11 @@ ANOTHER = {
     "levels": replace(STUDY, levels=(1,)),
     "duration_s": replace(STUDY, duration_s=5.0),
     "contract: seed": replace(STUDY, seed=2),
+    "min_requests": replace(STUDY, min_requests=4),
+    "requests_per_stream": replace(STUDY, requests_per_stream=9),
+    "warmup_requests": replace(STUDY, warmup_requests=2),
+    "cooldown_s": replace(STUDY, cooldown_s=1.0),
+    "workers": replace(STUDY, workers=2),
 }
 
 
@@ -154,6 +159,14 @@ def test_resume_of_another_study_is_refused_by_what_differs(key, finished, monke
     with pytest.raises(RecordError, match=f"--resume: {key}: expected the run's own .*, got .*; start anew"):
         study_run.execute(ANOTHER[key], finished, resume=True, say=silent)
     assert (finished / "manifest.json").read_bytes() == before
+
+
+def test_resume_of_a_run_whose_manifest_was_altered_is_refused(finished, tmp_path):
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    path = out / "manifest.json"
+    path.write_text(path.read_text().replace('"min_requests": 3', '"min_requests": 4'))
+    with pytest.raises(RecordError, match="manifest.json: expected the content that was written"):
+        study_run.execute(replace(STUDY, min_requests=4), out, resume=True, say=silent)
 
 
 def test_resume_may_ask_for_more_repeats_and_other_objectives(finished, tmp_path):
