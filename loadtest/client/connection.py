@@ -7,6 +7,7 @@ request is stamped as sent when its connection stands.
 from __future__ import annotations
 
 import base64
+import math
 import os
 import resource
 import socket
@@ -21,10 +22,10 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import certifi
 
+from loadtest.client import arrival
+from loadtest.client.tls import Tls
 from loadtest.credentials import redacted
 from loadtest.errors import LoadtestError, UsageError
-
-READ_BYTES = 65536
 
 _OTHER_FILES = 128  # descriptors beside those of the connections
 
@@ -38,33 +39,42 @@ class ConnectError(Exception):
 
 
 class Connection:
-    """A socket that does not block.
+    """A socket that does not block, with what reads it and when its bytes arrived.
 
-    `receive()` returns what there is to read now, empty where the server has closed, and raises BlockingIOError where there
-    is nothing. It is called once for each token, so a plain socket is read by the system's own call.
+    `receive()` returns bytes, their arrival and their wait (`arrival.Read`); empty bytes where the server has
+    closed. It raises BlockingIOError where there is nothing to read, and is called once for each token.
     """
 
-    def __init__(self, sock: Any, *, encrypted: bool, round_trip_s: float = 0.0) -> None:
-        self.sock = sock
+    def __init__(self, sock: Any, tls: Tls | None = None, *, round_trip_s: float = 0.0) -> None:
         self.round_trip_s = round_trip_s  # wall: what the server, or its proxy, took to take the connection
         self.fd: int = sock.fileno()
-        self.receive: Callable[[], bytes] = self._decrypted if encrypted else partial(os.read, self.fd, READ_BYTES)
+        self._sock, self._bare, self._tls = sock, arrival.bare(sock), tls
+        self._stamps = arrival.gives_stamps(self._bare)
+        self._read = arrival.stamped_reader(self._bare) if self._stamps else arrival.unstamped_reader(self._bare)
+        self.receive: Callable[[], arrival.Read] = self._read if tls is None else self._decrypted
 
-    def _decrypted(self) -> bytes:
-        try:
-            data = bytes(self.sock.recv(READ_BYTES))
-        except ssl.SSLWantReadError:
-            raise BlockingIOError from None
-        while left := self.sock.pending():  # decrypted already: these bytes make no socket readable
-            data += self.sock.recv(left)
-        return data
+    def _decrypted(self) -> arrival.Read:
+        assert self._tls is not None
+        data, last_s, unread_s = self._read()
+        return self._tls.take(data), last_s, unread_s
+
+    def send_first(self, data: bytes | memoryview) -> int:
+        """As `send`; the kernel notes when it leaves, if it can (`departed_s`)."""
+        return self._send(data, partial(arrival.stamped_send, self._bare) if self._stamps else self._bare.send)
 
     def send(self, data: bytes | memoryview) -> int:
         """Send what the system takes now; the number of bytes, 0 where it takes none."""
+        return self._send(data, self._bare.send)
+
+    def _send(self, data: bytes | memoryview, write: arrival.Send) -> int:
         try:
-            return int(self.sock.send(data))
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return write(data) if self._tls is None else self._tls.send(data, write)
+        except BlockingIOError:
             return 0
+
+    def departed_s(self) -> float:
+        """When what `send_first` sent left (reading of `time.monotonic()`); NaN: not told."""
+        return arrival.departure(self._bare) if self._stamps else math.nan
 
     def is_alive(self) -> bool:
         """Whether an idle connection is still open: nothing may have come on it, not even its end."""
@@ -77,7 +87,7 @@ class Connection:
         return False
 
     def close(self) -> None:
-        self.sock.close()
+        self._sock.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +146,16 @@ class Destination:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if self.proxy is not None:
                 self._tunnel(sock)
-            if self.context is not None:
-                sock = self.context.wrap_socket(sock, server_hostname=self.host)
+            tls = None if self.context is None else Tls(sock, self.context, self.host)
+            if tls is not None:
+                tls.handshake()
             sock.setblocking(False)
         except BaseException as error:
             sock.close()
             if isinstance(error, OSError):
                 raise _explained(error, timeout_s) from error
             raise
-        return Connection(sock, encrypted=self.context is not None, round_trip_s=round_trip_s)
+        return Connection(sock, tls, round_trip_s=round_trip_s)
 
     def _tunnel(self, sock: socket.socket) -> None:
         """Ask the proxy for a way through (RFC 9110, 9.3.6)."""
@@ -158,7 +169,7 @@ class Destination:
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):  # byte by byte: what follows is the server's
             byte = sock.recv(1)
-            if not byte or len(answer) > READ_BYTES:
+            if not byte or len(answer) > arrival.READ_BYTES:
                 raise ConnectError("proxy", f"the proxy {self.proxy.hostname} closed before it answered")
             answer += byte
         if answer.split(None, 2)[1:2] != [b"200"]:

@@ -40,7 +40,9 @@ class Limits:
 class Exchange:
     """A request and what came back, raw: readings of `time.monotonic()` (wall s) and the bytes of each read.
 
-    `outcome` and `error` say how the transport failed; both are None where the response came to its end by itself.
+    `reads` holds the arrival of the last byte of each read; `earliest_s`, by the index of a read that may hold several
+    events, how early the first of them can have come. `outcome` and `error` say how the transport failed; both are None
+    where the response came to its end by itself.
     """
 
     body: bytes
@@ -53,6 +55,10 @@ class Exchange:
     content_type: str = ""
     reads: list[float] = field(default_factory=list)
     pieces: list[bytes] = field(default_factory=list)
+    earliest_s: dict[int, float] = field(default_factory=dict)
+    unread_s: float = 0.0  # the longest that bytes lay unread, of waits above `transport.LATE_S`
+    unstamped: int = 0  # reads without a stamp of the kernel
+    write_s: float = 0.0  # how long the first write took: the request left within that time after `sent`
     connect_wall_s: float = 0.0
     resends: int = 0  # times that it was sent anew, its kept connection having been closed before it came
     outcome: Outcome | None = None

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from loadtest.client.reply import Reply
 from loadtest.grading import answers
-from loadtest.records.schema import ANSWER_LIMIT_BYTES, RequestRecord
+from loadtest.records.schema import ANSWER_LIMIT_BYTES, RequestRecord, StampSource
 from loadtest.workload.script import Item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sending:
-    """When a request was due, was sent, got its headers and ended (offsets, s), how long it took to connect (s), and how
-    often it was sent anew."""
+    """When a request was due, was sent, got its headers and ended (offsets, s), how long it took to connect (s), how often
+    it was sent anew, and how its times were taken (`RequestRecord`)."""
 
     scheduled_s: float
     sent_s: float | None
@@ -21,6 +21,9 @@ class Sending:
     ended_s: float
     connect_s: float = 0.0
     resends: int = 0
+    stamped_by: StampSource | None = None
+    unread_s: float | None = None
+    write_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,10 @@ class RecordBuilder:
             task_turns=None if item.turn is None else item.turns,
             burst=item.burst,
             endpoint=endpoint,
+            stamped_by=sent.stamped_by,
+            unread_s=_rounded(sent.unread_s),
+            write_s=_rounded(sent.write_s),
+            late_chunks=got.late_chunks,
         )
 
     def _judged(self, item: Item, got: Reply) -> bool | None:
@@ -90,6 +97,10 @@ class RecordBuilder:
         if not self.judges or got.outcome != "ok" or not got.answer:
             return None
         return answers.check(got.answer, item.prepared.prompt)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 7)
 
 
 def cut(text: str | None, limit_bytes: int) -> str | None:

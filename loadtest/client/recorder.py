@@ -145,6 +145,9 @@ class Recorder:
             ended_s=clock.offset_s(exchange.ended),
             connect_s=exchange.connect_wall_s * clock.speed,
             resends=exchange.resends,
+            stamped_by="process" if exchange.unstamped else "kernel",
+            unread_s=None if exchange.unstamped else exchange.unread_s * clock.speed,
+            write_s=exchange.write_s * clock.speed,
         )
         return self._builder.build(item, ended.user, sent, got, endpoint.name)
 

@@ -6,6 +6,7 @@ Runs after the stream has ended, in slices between which other streams are serve
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from loadtest.client.thinking import Split, split_fields, split_inline
 from loadtest.clock import Clock
 from loadtest.credentials import redacted
 from loadtest.errors import UsageError
-from loadtest.records.schema import Outcome, RequestError, TokenCountSource
+from loadtest.records.schema import LateChunks, Outcome, RequestError, TokenCountSource
 
 if TYPE_CHECKING:
     from loadtest.client.exchange import Exchange
 
+RESOLVED_S = 1e-4  # wall: arrivals known better than that count as known
 SLICE_BYTES = 12_000  # decoded at a time, about thirty tokens: 0.06 ms
 _READ_BYTES = 100  # what a read counts beside its own, however few those are
 END_CHARS = 4000
@@ -76,6 +78,7 @@ class Reply:
     answer: str | None = None
     thinking_field: str | None = None
     think_closed: bool | None = None
+    late_chunks: tuple[LateChunks, ...] = ()
     thinking: str = ""  # not recorded; of use where a history keeps everything
     output_end: str | None = None  # the last characters of all text, thinking included
 
@@ -214,13 +217,14 @@ def read_reply(
     for at, payload in sse.events(_in_slices(exchange, pause)):
         take(round((at - origin) * speed, 7), payload)
     pause()
+    late_chunks = _placed(stream.chunk_s, exchange, clock)
     stream.hold_to(_limit_tokens(exchange.body))
     split = _split(stream, opened=opened)
     pause()
     outcome, error = _outcome(exchange, stream, split, forced_tokens)
     text = "".join(stream.thoughts) + "".join(stream.contents)
     counted = None if count_tokens is None else _count_in_slices(text, count_tokens, pause)
-    return _counted(stream, split, text, counted, Reply(outcome=outcome, error=error))
+    return _counted(stream, split, text, counted, Reply(outcome=outcome, error=error, late_chunks=late_chunks))
 
 
 def _in_slices(exchange: Exchange, pause: Callable[[], None]) -> Iterator[tuple[float, bytes]]:
@@ -234,6 +238,22 @@ def _in_slices(exchange: Exchange, pause: Callable[[], None]) -> Iterator[tuple[
             if since_bytes >= SLICE_BYTES:
                 since_bytes = 0
                 pause()
+
+
+def _placed(chunk_s: list[float], exchange: Exchange, clock: Clock) -> tuple[LateChunks, ...]:
+    """Spread the chunks of each read that may have found several of them evenly over the time in which they can have come;
+    what was spread. `chunk_s` is changed in place."""
+    late = []
+    for read, earliest in exchange.earliest_s.items():
+        last = exchange.reads[read]
+        if last - earliest < RESOLVED_S:
+            continue
+        last_s, earliest_s = (round(clock.offset_s(at), 7) for at in (last, earliest))
+        start, end = bisect_left(chunk_s, last_s), bisect_right(chunk_s, last_s)
+        if n := end - start:
+            chunk_s[start:end] = [round(last_s - (last_s - earliest_s) * (n - 1 - i) / n, 7) for i in range(n)]
+            late.append(LateChunks(start, n, earliest_s))
+    return tuple(late)
 
 
 class _Asked(msgspec.Struct):

@@ -19,6 +19,7 @@ import gevent
 import gevent.event
 
 from loadtest.client.in_flight import Arrived
+from loadtest.client.priority import Precedence
 from loadtest.clock import Clock
 from loadtest.records.schema import HealthSample
 
@@ -151,12 +152,14 @@ class Telemetry:
         self._in_flight, self._arrived = in_flight, arrived
         self._lag = LoopLag(in_flight)
         self._collections = Collections()
+        self._precedence = Precedence()
         self._late_starts = 0
         self._stopping = gevent.event.Event()
         self._greenlet: Any = None
 
     def start(self) -> None:
         self._collections.start()
+        self._precedence.take()
         self._lag.start()
         self._greenlet = gevent.spawn(self._run)
 
@@ -166,6 +169,7 @@ class Telemetry:
         if self._greenlet is not None:
             self._greenlet.join()
             self._lag.stop()
+            self._precedence.drop()
             self._collections.stop()
             self._greenlet = None
 
@@ -182,7 +186,9 @@ class Telemetry:
             number += 1
             gc.collect(1 if number % MIDDLE_GENERATION_EVERY == 0 else 0)
             now, used = time.monotonic(), time.process_time()
-            self._write(self._sample(used - cpu, max(now - wall, 1e-9)))
+            interval_s = max(now - wall, 1e-9)
+            self._write(self._sample(used - cpu, interval_s))
+            self._precedence.hold_to((used - cpu) / interval_s)
             wall, cpu = now, used
 
     def _sample(self, cpu_s: float, interval_s: float) -> HealthSample:
@@ -206,6 +212,7 @@ class Telemetry:
             in_flight=self._in_flight(),
             reads=reads,
             ttft_s=None if ttft_wall_s is None else round(ttft_wall_s * self._clock.speed, 6),
+            priority=self._precedence.held,
         )
 
 

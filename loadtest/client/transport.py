@@ -1,21 +1,24 @@
 """One streamed request at a time under gevent: written to a socket of its own, read as the gevent loop finds it readable.
 
-Every read is stamped (`time.monotonic()`) right after the system call, in the hub, before any other Python runs for it;
-its body is kept as it came and decoded after the stream has ended (`loadtest.client.reply`). The user's greenlet sleeps from
-the write of the request to the end of the response.
+Every read has the time at which its bytes arrived (`loadtest.client.arrival`); its body is kept as it came and decoded
+after the stream has ended (`loadtest.client.reply`). The user's greenlet sleeps from the write of the request to the end of
+the response.
 
-`sent` is stamped right before the first byte is written, the connection standing (TCP and TLS). Waiting for a connection
-is therefore never part of a latency; it is kept apart as `connect_wall_s`.
+`sent` is when the request left by the kernel's clock, the connection standing (TCP and TLS); where the kernel does not tell,
+right before the first byte is written. Waiting for a connection is therefore never part of a latency; it is kept apart as
+`connect_wall_s`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 
 import gevent.socket
 
+from loadtest.client.arrival import Wakefulness
 from loadtest.client.connection import ConnectError, Connection, Destination
 from loadtest.client.exchange import Exchange, Limits, overdue
 from loadtest.client.http1 import NotHttp, Response
@@ -28,6 +31,8 @@ CHECK_STREAMS = 128  # and how many at a time, so that tokens never wait for it 
 HELD_BYTES = 128  # for each read beside its bytes: a float, an object's head, two places in lists
 
 READABLE = 1  # of libev
+
+LATE_S = 0.001  # wall: bytes that lay unread for longer are noted
 
 # Wall: a kept connection that ends so soon after the request (or within two round trips) was closed before it came.
 AT_ONCE_S = 0.1
@@ -50,6 +55,7 @@ class SocketTransport:
         self._unchecked: list[Exchange] = []
         self._watch = gevent.get_hub().loop.timer(CHECK_INTERVAL_S, CHECK_INTERVAL_S, ref=False)
         self._watch.start(self._check_limits)
+        self._wakefulness = Wakefulness()
 
     @property
     def in_flight(self) -> int:
@@ -88,6 +94,7 @@ class SocketTransport:
     def close(self) -> None:
         self._watch.stop()
         self._watch.close()
+        self._wakefulness.stop()
         for stream in list(self._active.values()):
             stream.give_up("cut_off", "closed", "the client was closed")
         for connection in self._idle:
@@ -123,7 +130,7 @@ class SocketTransport:
 
     def _stream(self, exchange: Exchange, connection: Connection) -> None:
         """Write the request and sleep until its response has ended, well or badly."""
-        stream = _Stream(exchange, connection, self._destination.where, self.limits.size_bytes)
+        stream = _Stream(exchange, connection, self._wakefulness, self._destination.where, self.limits.size_bytes)
         self._active[exchange] = stream
         reusable = False
         try:
@@ -157,9 +164,12 @@ class SocketTransport:
 class _Stream:
     """One exchange on its connection, from the write of the request to the end of the response."""
 
-    def __init__(self, exchange: Exchange, connection: Connection, where: str, size_bytes: int) -> None:
+    def __init__(
+        self, exchange: Exchange, connection: Connection, wakefulness: Wakefulness, where: str, size_bytes: int
+    ) -> None:
         self._exchange = exchange
         self._connection = connection
+        self._wakefulness = wakefulness
         self._where = where
         self._left_bytes = size_bytes
         self._response = Response()
@@ -175,10 +185,14 @@ class _Stream:
         exchange = self._exchange
         self._watcher.start(self._reader())
         left = memoryview(request)
+        began = time.monotonic()
         if exchange.sent is None:
-            exchange.sent = time.monotonic()
+            exchange.sent = began
         try:
-            left = left[self._connection.send(left) :]
+            left = left[self._connection.send_first(left) :]
+            if exchange.sent == began:
+                exchange.write_s = time.monotonic() - began
+                self._note_departure()
             while left and not exchange.done.is_set():
                 with contextlib.suppress(TimeoutError):  # to look whether the limits have ended the exchange meanwhile
                     gevent.socket.wait_write(self._connection.fd, CHECK_INTERVAL_S)
@@ -190,19 +204,21 @@ class _Stream:
 
     def _reader(self) -> Callable[[], None]:
         """What the loop calls for each read; its first lines are the path of a token."""
-        receive, whole_chunk, now = self._connection.receive, self._response.whole_chunk, time.monotonic
+        receive, whole_chunk = self._connection.receive, self._response.whole_chunk
         stamp, keep = self._exchange.reads.append, self._exchange.pieces.append
 
         def read() -> None:
             try:
-                data = receive()
+                data, at, unread_s = receive()
             except BlockingIOError:
+                self._note_departure()  # or its stamp, come late, would wake the loop for ever
                 return
             except OSError as error:
                 self._broken(error)
                 return
-            at = now()
             body = whole_chunk(data)
+            if not unread_s <= LATE_S:
+                self._note_wait(unread_s)
             if body is None:
                 self._take(at, data)
                 return
@@ -213,6 +229,18 @@ class _Stream:
                 self._too_large()
 
         return read
+
+    def _note_departure(self) -> None:
+        """When the request left, where the kernel tells; else it is known within `write_s`."""
+        exchange, left_s = self._exchange, self._connection.departed_s()
+        if exchange.sent is not None and exchange.sent <= left_s <= exchange.sent + exchange.write_s:
+            exchange.sent, exchange.write_s = left_s, 0.0
+
+    def _note_wait(self, unread_s: float) -> None:
+        if math.isnan(unread_s):
+            self._exchange.unstamped += 1
+        elif unread_s > max(LATE_S, self._exchange.unread_s):
+            self._exchange.unread_s = unread_s
 
     def _take(self, at: float, data: bytes) -> None:
         """A read that is not just one chunk: the head, several chunks, a part of one, the end."""
@@ -232,9 +260,11 @@ class _Stream:
                 self.give_up("protocol_error", "compressed", f"the response is compressed ({response.encoding}), unasked")
                 return
         if body:
+            before_s = exchange.reads[-1] if exchange.reads else exchange.sent or at
+            exchange.earliest_s[len(exchange.reads)] = max(before_s, min(at, self._wakefulness.look()))
             exchange.reads.append(at)
             exchange.pieces.append(body)
-        self._left_bytes -= len(data) + HELD_BYTES  # framing too, or a server could send nothing but that for hours
+        self._left_bytes -= len(data) + 2 * HELD_BYTES  # framing too, or a server could send nothing but that for hours
         if self._left_bytes < 0:
             self._too_large()
         elif response.done:

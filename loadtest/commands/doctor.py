@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from loadtest import __version__, credentials
+from loadtest.client.priority import Precedence
 from loadtest.errors import EngineError
 from loadtest.servers import preflight
 
@@ -66,6 +67,8 @@ def _machine(port: int) -> Iterator[MachineCheck]:
         if free > _FREE_BYTES
         else MachineCheck("disk here", "missing", f"{free / 1e9:.1f} GB free", "--out on another disk")
     )
+    priority = Precedence.permitted()
+    yield MachineCheck("priority", "missing" if priority == "normal" else "ok", priority, _PRIORITY.get(priority))
     clock = _CLOCK.read_text().strip() if _CLOCK.is_file() else "unknown"
     slow = f"echo tsc | sudo tee {_CLOCK} (reading {clock} costs a system call for each token)"
     yield MachineCheck(
@@ -74,6 +77,10 @@ def _machine(port: int) -> Iterator[MachineCheck]:
     yield _tried(f"port {port}", "free", lambda: preflight.check_port_free(port), "serve --port with another one")
 
 
+_PRIORITY = {
+    "normal": "to read in time on a busy machine: ulimit -r 1 (in a systemd unit LimitRTPRIO=1), docker run --ulimit"
+    " rtprio=1, or capabilities: add: [SYS_NICE] in a pod's securityContext"
+}
 _ONE_CORE = "run the load generator on another host: an engine on this one would take its CPU time"
 
 

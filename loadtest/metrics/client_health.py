@@ -13,17 +13,30 @@ from loadtest.metrics.level_schema import ClientHealth, HealthCheck, HealthCheck
 from loadtest.metrics.request_arrays import Pass, offset
 from loadtest.records.engine_facts import ClockError
 from loadtest.records.read import LevelRecords
-from loadtest.records.schema import HealthSample, ServerSample
+from loadtest.records.schema import HealthSample, LateChunks, Priority, RequestRecord, ServerSample, StampSource
 
 CPU_LIMIT = 0.9  # of one core, by one process
 
 CPU_AIM = 0.6  # of one core, by one process: leaves room for bursts
 
-OF_LOAD = ("loop_lag_mean", "loop_lag_worst", "cpu", "late_starts")  # checks that more processes may pass
+OF_LOAD = (
+    "loop_lag_mean",
+    "loop_lag_worst",
+    "first_token_bound",
+    "gap_bound",
+    "cpu",
+    "late_starts",
+)  # checks that more processes may pass
 
 BAD_SECONDS_LIMIT = 0.05  # share of seconds that may be bad
 
 MEAN_LAG_LIMIT = 0.1  # of the median token gap
+
+GAP_BOUND = 0.1  # of the median token gap: a token known less well than that counts as unknown
+
+UNKNOWN_LIMIT = 0.05  # share of tokens that may be unknown
+
+FIRST_TOKEN_LIMIT = 0.02  # of the mean time to the first token
 
 CLOCK_ERROR_LIMIT = 0.02  # of each mean time, against what the simulator knows to be true; less than 5 ms is no error
 
@@ -37,21 +50,78 @@ Passes = Sequence[tuple[LevelRecords, Pass]]
 def check_client(passes: Passes, anchor: float, gap_s: float | None, clock_error: ClockError | None = None) -> ClientHealth:
     """Did the load generator distort the figures?
 
-    Population: the seconds sampled while measured requests ran, over all passes and workers. Lags are wall seconds times
-    the clock's speed, so that they compare with `gap_s`, the median token gap of the level. Fails without samples.
-    `clock_error`: how far the times are off those of the simulator that answered, on whatever clock; it is then judged
-    itself, in place of the lags that cause it.
+    Arrivals stamped by the kernel do not depend on when this process ran: then the bounds on them are judged, not its lag
+    and its CPU. Else the population is the seconds sampled while measured requests ran, over all passes and workers. Lags
+    are wall seconds times the clock's speed, so that they compare with `gap_s`, the median token gap of the level. Fails
+    without samples. `clock_error`: how far the times are off those of the simulator that answered, on whatever clock; it is
+    then judged itself, in place of the lags that cause it.
     """
     samples = [sample for level, columns in passes for sample in _during(level.health, columns, anchor)]
     if not samples:
         reason = "no sample of the load generator's own health: nothing shows that it kept up"
         return ClientHealth(status="fail", reasons=(reason,), checks=(), n_samples=0)
-    requests = sum(int(np.sum(columns.measured)) for _, columns in passes)
-    timing = _lag_checks(samples, gap_s) if clock_error is None else _clock_checks(clock_error)
-    checks = (*timing, *_other_checks(samples, requests))
+    records = [r for _, columns in passes for r, measured in zip(columns.records, columns.measured, strict=True) if measured]
+    stamped_by = _stamped_by(records)
+    if clock_error is not None:
+        checks = [*_clock_checks(clock_error), *_cpu_checks(samples)]
+    elif stamped_by == "kernel":
+        checks = _bound_checks(records, gap_s)
+    else:
+        checks = [*_lag_checks(samples, gap_s), *_cpu_checks(samples)]
+    checks.append(_late_starts(samples, len(records)))
     failed = [check for check in checks if check.status == "fail"]
     reasons = tuple(f"{check.reason}; {_remedy(check, samples)}" for check in failed)
-    return ClientHealth(status="fail" if reasons else "pass", reasons=reasons, checks=checks, n_samples=len(samples))
+    return ClientHealth(
+        status="fail" if reasons else "pass",
+        reasons=reasons,
+        checks=tuple(checks),
+        n_samples=len(samples),
+        stamped_by=stamped_by,
+        longest_unread_s=max((r.unread_s for r in records if r.unread_s is not None), default=None),
+        priority=_priority(samples),
+    )
+
+
+_PRIORITIES: tuple[Priority, ...] = ("realtime", "nice", "normal")
+
+
+def _priority(samples: Sequence[HealthSample]) -> Priority | None:
+    """The lowest that any process had; None where none was said."""
+    return max((s.priority for s in samples if s.priority), key=_PRIORITIES.index, default=None)
+
+
+def _stamped_by(records: Sequence[RequestRecord]) -> StampSource | None:
+    """Who timed the arrivals of all these requests: this process where it timed any, None where nothing came or was said."""
+    said = {r.stamped_by for r in records if r.chunk_s}
+    return None if not said or None in said else "process" if "process" in said else "kernel"
+
+
+def _bound_checks(records: Sequence[RequestRecord], gap_s: float | None) -> list[HealthCheck]:
+    """How well the kernel's stamps know the times to the first token, and the arrivals of tokens."""
+    came = [r for r in records if r.chunk_s and r.sent_s is not None]
+    if not came or not gap_s:
+        return []
+    ttft_s = float(np.mean([r.chunk_s[0] - (r.sent_s or 0.0) for r in came]))
+    bound_s = float(np.mean([_first_token_bound_s(r) for r in came]))
+    tokens = sum(len(r.chunk_s) for r in came)
+    unknown = sum(late.chunks for r in came for late in r.late_chunks if span_s(r, late) > GAP_BOUND * gap_s) / tokens
+    return [
+        _check("first_token_bound", bound_s / ttft_s if ttft_s > 0 else 1.0, FIRST_TOKEN_LIMIT,
+               f"times to the first token are known within {bound_s * 1e3:.2g} ms on average"),
+        _check("gap_bound", unknown, UNKNOWN_LIMIT, f"{unknown:.1%} of the tokens came at a time that is known only within"
+               f" {GAP_BOUND:.0%} of the median token gap or worse"),
+    ]  # fmt: skip
+
+
+def _first_token_bound_s(record: RequestRecord) -> float:
+    """How far off its time to the first token can be: the request left, and the token came, within that time."""
+    late = sum(span_s(record, late) for late in record.late_chunks[:1] if late.first_chunk == 0)
+    return (record.write_s or 0.0) + late
+
+
+def span_s(record: RequestRecord, late: LateChunks) -> float:
+    """Time within which chunks came that one read found together."""
+    return record.chunk_s[late.first_chunk + late.chunks - 1] - late.earliest_s
 
 
 def no_client() -> ClientHealth:
@@ -71,7 +141,8 @@ def _remedy(check: HealthCheck, samples: Sequence[HealthSample]) -> str:
         return f"{few}: use --workers {needed} (Locust: --processes {needed})"
     speed = max(sample.clock_speed for sample in samples)
     slower = f"lower the simulator's clock speed from {speed:g}, or " if speed > 1 else ""
-    return f"{slower}leave this machine to the load test alone"
+    alone = f"{slower}leave this machine to the load test alone"
+    return f"{alone}, or let it take precedence (loadtest doctor says how)" if _priority(samples) == "normal" else alone
 
 
 def _lag_checks(samples: Sequence[HealthSample], gap_s: float | None) -> list[HealthCheck]:
@@ -106,20 +177,21 @@ def _clock_checks(clock_error: ClockError) -> list[HealthCheck]:
     ]
 
 
-def _other_checks(samples: Sequence[HealthSample], requests: int) -> list[HealthCheck]:
+def _cpu_checks(samples: Sequence[HealthSample]) -> list[HealthCheck]:
     busy = float(np.average([s.cpu_share > CPU_LIMIT for s in samples], weights=_intervals_s(samples)))
     top = max(s.cpu_share for s in samples)
     pause = float(np.sum([s.gc_pause_s for s in samples]) / np.sum(_intervals_s(samples)))
-    late = sum(s.late_starts for s in samples) / max(requests, 1)
+    said = f"in {busy:.1%} of the seconds above {CPU_LIMIT:.0%} of a core (most {top:.0%})"
     return [
-        _check(
-            "cpu", busy, BAD_SECONDS_LIMIT, f"in {busy:.1%} of the seconds above {CPU_LIMIT:.0%} of a core (most {top:.0%})"
-        ),
+        _check("cpu", busy, BAD_SECONDS_LIMIT, said),
         _check("gc", pause, GC_LIMIT, f"{pause:.2%} of the time went to garbage collection"),
-        _check(
-            "late_starts", late, LATE_LIMIT, f"{late:.1%} of the requests were sent more than 10 ms after their schedule"
-        ),
     ]
+
+
+def _late_starts(samples: Sequence[HealthSample], requests: int) -> HealthCheck:
+    late = sum(s.late_starts for s in samples) / max(requests, 1)
+    said = f"{late:.1%} of the requests were sent more than 10 ms after their schedule"
+    return _check("late_starts", late, LATE_LIMIT, said)
 
 
 def _check(name: HealthCheckName, value: float, limit: float, said: str) -> HealthCheck:

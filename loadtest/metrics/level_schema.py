@@ -8,10 +8,19 @@ import msgspec
 
 from loadtest.metrics.catalogue import METRICS, REACHED_QUANTILES, Statistic
 from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimate, GapDistribution, Interval
-from loadtest.records.schema import Outcome, Phase, TokenCountSource, about
+from loadtest.records.schema import Outcome, Phase, Priority, StampSource, TokenCountSource, about
 
 GateStatus = Literal["pass", "fail", "not_checked", "not_applicable"]
-HealthCheckName = Literal["loop_lag_mean", "loop_lag_worst", "simulated_clock", "cpu", "gc", "late_starts"]
+HealthCheckName = Literal[
+    "loop_lag_mean",
+    "loop_lag_worst",
+    "first_token_bound",
+    "gap_bound",
+    "simulated_clock",
+    "cpu",
+    "gc",
+    "late_starts",
+]
 
 
 def _metric(name: str) -> msgspec.Meta:
@@ -121,9 +130,12 @@ class SloResult(msgspec.Struct, frozen=True, kw_only=True):
 class HealthCheck(msgspec.Struct, frozen=True, kw_only=True):
     """One check of the load generator; lags are wall time x clock speed."""
 
-    name: Annotated[HealthCheckName, about("`simulated_clock` replaces the two lags where a simulator tells its own times.")]
+    name: Annotated[
+        HealthCheckName,
+        about("The bounds replace lags, `cpu`, `gc` where the kernel stamped; `simulated_clock` replaces them if known."),
+    ]
     status: Annotated[Literal["pass", "fail"], about("`pass` up to the limit.")]
-    value: Annotated[float, about("A share: of the median token gap, of a mean time, of the seconds or of the requests.")]
+    value: Annotated[float, about("A share: of the median token gap, of a mean time, of seconds, tokens or requests.")]
     limit: Annotated[float, about("Fails above it.")]
     reason: Annotated[str, about("The value and the limit in words.")]
 
@@ -135,6 +147,9 @@ class ClientHealth(msgspec.Struct, frozen=True, kw_only=True):
     reasons: Annotated[tuple[str, ...], about("What failed, with the remedy; or why it does not apply.")]
     checks: Annotated[tuple[HealthCheck, ...], about("Empty without samples.")]
     n_samples: Annotated[int, about("Samples of the load generator, one a second and process.")]
+    stamped_by: Annotated[StampSource | None, about("Who timed arrivals: the kernel, or the process when it read.")] = None
+    longest_unread_s: Annotated[float | None, about("Longest time that bytes waited for the process.")] = None
+    priority: Annotated[Priority | None, about("Lowest priority with which a process read.")] = None
 
 
 class TtftAgreement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

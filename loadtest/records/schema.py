@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -46,6 +46,10 @@ EngineName = Literal["sglang", "vllm", "sglang-sim", "vllm-sim", "other"]
 Mode = Literal["natural", "equal-work"]  # stop by itself, or at a length that is forced
 
 TokenCountSource = Literal["server", "tokenizer", "chunks"]
+
+Priority = Literal["realtime", "nice", "normal"]
+
+StampSource = Literal["kernel", "process"]
 
 Outcome = Literal[
     "ok",
@@ -106,6 +110,15 @@ class RequestError:
     http_status: int | None = None
 
 
+class LateChunks(NamedTuple):
+    """Chunks that one read found together. Each came between `earliest_s` and the time of the last, and `chunk_s` spreads
+    them evenly over that span."""
+
+    first_chunk: int
+    chunks: int
+    earliest_s: Seconds
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
     """One request as it happened. Times are offsets (s); counts are tokens; None means "not known", never 0.
@@ -159,6 +172,10 @@ class RequestRecord:
     resends: int = 0  # times it was sent anew within its own wait: its kept connection had been closed before it came
     burst: int | None = None  # which burst of its pass it belongs to, from 0; None: none
     endpoint: str | None = None  # which endpoint was asked, where a router has a second one; None: the cell's own
+    stamped_by: StampSource | None = None  # who timed the arrivals: the kernel, or this process when it read; None: not said
+    unread_s: Seconds | None = None  # the longest that bytes lay unread by this process; 0: at most 1 ms of wall time
+    write_s: Seconds | None = None  # how long the first write took: the request left so much after `sent_s` at most
+    late_chunks: tuple[LateChunks, ...] = ()  # whose arrival is known within bounds only, of more than 0.1 ms of wall time
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:
@@ -220,6 +237,7 @@ class HealthSample:
     in_flight: int = 0
     reads: int = 0  # reads of responses in this second: about one a token
     ttft_s: Seconds | None = None  # mean time to first text (run's clock) of requests whose first text came in this second
+    priority: Priority | None = None  # with which this process ran at the end of the second; None: not said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/fidelity.py                       # 1, 4 and 8 streams at 50 tokens/s each
     python tests/benchmarks/fidelity.py --streams 256,1000 --gap 0.05 --tokens 100
+    python tests/benchmarks/fidelity.py --streams 8 --busy 3  # beside busy processes on the client's core, our own priority
 
 Errors are the client's figure minus the server's, in ms. There are at least 100 requests, so that a p99 is one of them and
 not a guess. Of several passes the one with the smallest p99 is shown, for what else runs on the machine is not what is
@@ -46,10 +47,11 @@ def health(run):
     return "".join(f"\n        client health {j.status}: {'; '.join(j.reasons)}" for j in judged if j.status != "pass")
 
 
-def ours(port, streams, requests, tokens, extra):
+def ours(port, streams, requests, tokens, extra, favoured):
     h.get(port, "/reset")
     run = h.scratch() / "run"
-    drive = h.locust(port, streams, run, "--requests", str(requests), "--warmup-requests", "0", *extra, pin=not extra)
+    options = ["--requests", str(requests), "--warmup-requests", "0", *extra]
+    drive = h.locust(port, streams, run, *options, pin=not extra, favoured=favoured)
     seen, log = h.measured(run), h.get(port, "/log")["requests"]
     if drive.exit_code:
         print(drive.output[-2000:])
@@ -79,14 +81,16 @@ def main():
     parser.add_argument("--requests", type=int, default=100, help="at least; and two of each stream")
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--all", action="store_true", help="show every pass")
+    parser.add_argument("--busy", type=int, default=0, help="processes on the client's core, our own priority only")
     parser.add_argument("--processes", type=int, help="run Locust with --processes N, on all cores")
     args = parser.parse_args()
     extra = locust_pass.shared(args.processes) if args.processes else []
     print(f"TTFT {args.first * 1e3:g} ms, {args.gap * 1e3:g} ms a token, {args.tokens} tokens, errors in ms\n{HEADINGS}")
     for streams in map(int, args.streams.split(",")):
         requests = streams * max(2, ceil(args.requests / streams))
-        with h.known_time_server(tokens=args.tokens, thinking=args.tokens // 4, first=args.first, gap=args.gap) as port:
-            for measure in (floor, lambda *a: ours(*a, extra)):
+        server = h.known_time_server(tokens=args.tokens, thinking=args.tokens // 4, first=args.first, gap=args.gap)
+        with h.busy(args.busy), server as port:
+            for measure in (floor, lambda *a: ours(*a, extra, not args.busy)):
                 results = [measure(port, streams, requests, args.tokens) for _ in range(args.passes)]
                 for _, text in results if args.all else [min(results)]:
                     print(text, flush=True)

@@ -37,12 +37,26 @@ def known_time_server(*, pin=True, **options):
         process.wait()
 
 
-def favour(core):
-    """Give this process a core and, where we may, precedence over whatever else runs on the machine."""
+def favour(core, *, first=True):
+    """Give this process a core and, if it is to come first and we may, precedence over whatever else runs on the machine."""
     if core is not None:
         os.sched_setaffinity(0, {core})
     with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        if first:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
+@contextlib.contextmanager
+def busy(processes):
+    """So many processes that keep the client's core busy."""
+    argv = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(argv, preexec_fn=lambda: favour(CLIENT_CORE, first=False)) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def get(port, path):
@@ -70,14 +84,14 @@ class Drive:
     output: str
 
 
-def locust(port, users, out, *extra, pin=True):
+def locust(port, users, out, *extra, pin=True, favoured=True):
     """Run the scenario under headless Locust; CPU is user and system time of all its processes."""
     argv = [sys.executable, "-m", "locust", "-f", str(SCENARIO), "--headless", "-u", str(users), "-r", str(max(users, 100))]
     argv += ["--host", f"http://127.0.0.1:{port}", "--engine", "other", "--model", "known", "--clock-speed", "1"]
     argv += ["--only-summary", "--workload", "math:n=2000", "--out", str(out), *extra]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     core = CLIENT_CORE if pin else None
-    done = subprocess.run(argv, capture_output=True, text=True, preexec_fn=lambda: favour(core))
+    done = subprocess.run(argv, capture_output=True, text=True, preexec_fn=lambda: favour(core, first=favoured))
     wall_s, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return Drive(out, wall_s, cpu_s, after.ru_nvcsw - before.ru_nvcsw, done.returncode, done.stdout + done.stderr)

@@ -279,3 +279,24 @@ def test_a_tokenizer_that_is_not_there(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UsageError, match="expected a tokenizer|needs the tokenizers package"):
         reply.token_counter(str(tmp_path))
+
+
+def test_chunks_that_one_read_found_are_spread_over_the_time_in_which_they_can_have_come():
+    """Four chunks: one read alone at 101, the others together at 102, none of them before 101.4. Double speed."""
+    x = exchange(content("a"), content("b") + content("c") + content("d", '"stop"'), b"data: [DONE]\n\n")
+    x.earliest_s = {0: 100.99999, 1: 101.4, 2: 102.5}
+    got = read(x, opened=False)
+    assert got.chunk_s == pytest.approx((2.0, 3.2, 3.6, 4.0))
+    assert got.late_chunks == ((1, 3, pytest.approx(2.8)),)  # the first is known within 0.01 ms, the end has no text
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 1)), min_size=1, max_size=6))
+def test_spread_chunks_keep_their_order_and_bounds(reads):
+    x = exchange(*[content("x") * n + b": none\n\n" for n, _ in reads], b"data: [DONE]\n\n")
+    x.earliest_s = {i: x.reads[i] - share for i, (_, share) in enumerate(reads)}
+    got = read(x, opened=False)
+    assert len(got.chunk_s) == sum(n for n, _ in reads)
+    assert list(got.chunk_s) == sorted(got.chunk_s)
+    for late in got.late_chunks:
+        assert late.earliest_s <= got.chunk_s[late.first_chunk]
+        assert got.chunk_s[late.first_chunk + late.chunks - 1] in {(at - 100.0) * 2 for at in x.reads}

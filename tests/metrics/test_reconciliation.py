@@ -10,6 +10,7 @@ from loadtest.grading.troubles import count_troubles
 from loadtest.metrics import client_health, reconciliation, request_arrays
 from loadtest.metrics.clock_error import measure_clock_error
 from loadtest.metrics.level_schema import ServerCounters
+from loadtest.records import schema
 from loadtest.records.engine_facts import ClockError
 from loadtest.records.folder import request_id
 from tests.support import builders
@@ -50,6 +51,44 @@ def test_each_fault_fails_with_its_reason(change, said):
     found = judged(replace(one, health=tuple(replace(s, **change) for s in one.health)))
     assert found.status == "fail"
     assert [said in reason for reason in found.reasons] == [True]
+
+
+def stamped(requests=5, **changes):
+    """A level whose arrivals the kernel stamped, and a load generator that was late all the time."""
+    late = {"loop_lag_mean_s": 0.5, "loop_lag_max_s": 2.0, "cpu_share": 0.99, "gc_pause_s": 0.1}
+    one = passed([request(10.0 * i, seq=i, stamped_by="kernel", **changes) for i in range(requests)])
+    return replace(one, health=tuple(replace(s, **late, priority="nice") for s in one.health))
+
+
+def test_arrivals_by_the_kernel_are_judged_by_their_bounds_not_by_the_lag():
+    found = judged(stamped(unread_s=0.4))
+    assert (found.status, found.stamped_by, found.longest_unread_s, found.priority) == ("pass", "kernel", 0.4, "nice")
+    assert [check.name for check in found.checks] == ["first_token_bound", "gap_bound", "late_starts"]
+    mixed = stamped()
+    requests = (replace(mixed.requests[0], stamped_by="process"), *mixed.requests[1:])
+    assert judged(replace(mixed, requests=requests)).status == "fail"
+
+
+def test_first_tokens_that_are_not_known_fail():
+    """A mean TTFT of 1 s, known within 30 ms: 3 %."""
+    one = stamped(write_s=0.03)
+    ttft_s = one.requests[0].chunk_s[0] - one.requests[0].sent_s
+    (check,) = [check for check in judged(one).checks if check.name == "first_token_bound"]
+    assert check.value == pytest.approx(0.03 / ttft_s)
+    assert (check.status == "fail") == (0.03 / ttft_s > 0.02)
+
+
+def test_tokens_that_are_not_known_fail():
+    """Half of the chunks came within 0.5 s, the median gap being 0.1 s."""
+    chunks = len(request(0.0).chunk_s)
+    last = request(0.0).chunk_s[chunks // 2 - 1]
+    half = schema.LateChunks(0, chunks // 2, last - 0.5)
+    one = passed([request(0.0, seq=0, stamped_by="kernel", late_chunks=(half,))])
+    (check,) = [check for check in judged(one).checks if check.name == "gap_bound"]
+    assert (check.value, check.status) == (pytest.approx((chunks // 2) / chunks), "fail")
+    within = replace(one.requests[0], late_chunks=(half._replace(earliest_s=last - 0.005),))
+    (check,) = [check for check in judged(replace(one, requests=(within,))).checks if check.name == "gap_bound"]
+    assert (check.value, check.status) == (0.0, "pass")
 
 
 @pytest.mark.parametrize(("workers", "share", "needed"), [(1, 0.98, 2), (2, 0.95, 4), (4, 0.65, 5)])

@@ -1,0 +1,159 @@
+"""When bytes arrived and left, by the kernel's clock: a time does not depend on when this process is scheduled.
+
+Linux stamps each TCP segment as it comes in (`SO_TIMESTAMPING` by software, no privilege). A read gives the stamp of its
+last byte, in wall time; the wall time now less the stamp is how long that byte lay unread, and its arrival on the monotonic
+clock is the time of the read less that wait. A wait that cannot be (the wall clock was set in between) and every read on
+other systems count as arrived when read.
+
+What several segments brought before one read has the stamp of the last, because the kernel merges them. `Wakefulness`
+says how early the first of them can have come.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+READ_BYTES = 65536
+
+_SO_TIMESTAMPING = 37
+_SEND_SOFTWARE, _RECEIVE_SOFTWARE, _REPORT_SOFTWARE, _STAMP_ONLY = 1 << 1, 1 << 3, 1 << 4, 1 << 11  # SOF_TIMESTAMPING_...
+_STAMPS_BYTES = 48  # three of struct timespec; the first is the software's
+_SPACE_BYTES = socket.CMSG_SPACE(_STAMPS_BYTES)
+_ERROR_SPACE_BYTES = _SPACE_BYTES + 256  # beside the stamp, what queue it came from
+_stamp = struct.Struct("qq").unpack_from
+_ASK_STAMP = [(socket.SOL_SOCKET, _SO_TIMESTAMPING, struct.pack("I", _SEND_SOFTWARE))]
+_LONGEST_WAIT_S = 600.0  # wall; a longer one is a step of the clock
+_PAIR_S = 20e-6  # within which two clocks are read as one
+_SLEPT_S = 50e-6  # a sleep that is shorter is none: the clocks are not read at once
+LOOK_S = 0.01  # wall
+
+Send = Callable[[bytes | memoryview], int]
+
+# Bytes (none where the server has closed), when the last of them arrived (reading of `time.monotonic()`), and how long it
+# lay unread (s; NaN: the kernel gave no stamp, so the arrival is the time of the read).
+Read = tuple[bytes, float, float]
+
+
+def bare(sock: Any) -> Any:
+    """The socket below gevent's own, which would wait."""
+    return getattr(sock, "_sock", sock)
+
+
+def gives_stamps(sock: Any) -> bool:
+    """Ask the kernel to stamp what this socket receives; whether it does."""
+    if sys.platform != "linux" or struct.calcsize("qq") != 16:
+        return False
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _RECEIVE_SOFTWARE | _REPORT_SOFTWARE | _STAMP_ONLY)
+    except OSError:
+        return False
+    return True
+
+
+def stamped_reader(sock: Any) -> Callable[[], Read]:
+    """What reads a socket that does not block. Raises BlockingIOError where there is nothing; called once for each token."""
+    recvmsg, unpack, monotonic, wall = sock.recvmsg, _stamp, time.monotonic, time.time
+
+    def read() -> Read:
+        data, ancillary, _, _ = recvmsg(READ_BYTES, _SPACE_BYTES)
+        read_s, now_s = monotonic(), wall()
+        if ancillary:
+            while monotonic() - read_s > _PAIR_S:  # the process was stopped between the two clocks
+                read_s, now_s = monotonic(), wall()
+            seconds, nanoseconds = unpack(ancillary[0][2])
+            unread_s = now_s - seconds - nanoseconds * 1e-9
+            if 0.0 <= unread_s < _LONGEST_WAIT_S:
+                return data, read_s - unread_s, unread_s
+        return data, read_s, math.nan
+
+    return read
+
+
+def unstamped_reader(sock: Any) -> Callable[[], Read]:
+    """The same where the kernel gives no stamps."""
+    recv, monotonic = sock.recv, time.monotonic
+
+    def read() -> Read:
+        return recv(READ_BYTES), monotonic(), math.nan
+
+    return read
+
+
+def stamped_send(sock: Any, data: bytes | memoryview) -> int:
+    """Send what the system takes now, and ask it to note when that left; the number of bytes."""
+    return int(sock.sendmsg([data], _ASK_STAMP))
+
+
+def departure(sock: Any) -> float:
+    """When the last bytes of a `stamped_send` left (reading of `time.monotonic()`); NaN where that is not (yet) told.
+
+    Takes the stamp off the socket's error queue: one that stays there would wake the loop for ever.
+    """
+    try:
+        _, ancillary, _, _ = sock.recvmsg(1, _ERROR_SPACE_BYTES, socket.MSG_ERRQUEUE)
+    except OSError:
+        return math.nan
+    read_s, now_s = time.monotonic(), time.time()
+    while time.monotonic() - read_s > _PAIR_S:
+        read_s, now_s = time.monotonic(), time.time()
+    for _, kind, value in ancillary:
+        if kind == _SO_TIMESTAMPING and len(value) >= _STAMPS_BYTES:
+            seconds, nanoseconds = _stamp(value)
+            return float(read_s - (now_s - seconds - nanoseconds * 1e-9))
+    return math.nan
+
+
+class Wakefulness:
+    """Since when this thread may have left bytes unread.
+
+    While it sleeps nothing is unread: what arrives wakes it. So bytes that it reads now came after its last sleep began to
+    end, and that was at most so long ago as it has since been running (CPU time) or ready to run (schedstat). Looked at
+    every 10 ms, which says more of the last of them. Waits for Python's lock, below 0.1 ms here, count as sleep.
+    """
+
+    def __init__(self) -> None:
+        self._schedstat = _schedstat()
+        self._looked_s = self._since_s = time.monotonic()
+        self._awake_s = self._awake()
+        self._timer = gevent.get_hub().loop.timer(LOOK_S, LOOK_S, ref=False)
+        self._timer.start(self.look)
+
+    def look(self) -> float:
+        """Since when bytes that are read now may have lain unread (reading of `time.monotonic()`)."""
+        now_s, awake_s = time.monotonic(), self._awake()
+        awake_for_s = awake_s - self._awake_s
+        if now_s - self._looked_s - awake_for_s > _SLEPT_S and self._schedstat is not None:
+            self._since_s = now_s - awake_for_s
+        self._looked_s, self._awake_s = now_s, awake_s
+        return self._since_s
+
+    def stop(self) -> None:
+        self._timer.stop()
+        self._timer.close()
+        if self._schedstat is not None:
+            os.close(self._schedstat)
+            self._schedstat = None
+
+    def _awake(self) -> float:
+        """Seconds for which this thread has run, or was ready to run and did not."""
+        if self._schedstat is None:
+            return 0.0
+        return time.thread_time() + int(os.pread(self._schedstat, 64, 0).split()[1]) * 1e-9
+
+
+def _schedstat() -> int | None:
+    """The scheduler's account of this thread, open; None where there is none."""
+    try:
+        return os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None

@@ -1,0 +1,168 @@
+"""Arrivals by the kernel's clock: true however late they are read, bounded where several were merged."""
+
+import contextlib
+import math
+import socket
+import threading
+import time
+
+import gevent
+import pytest
+
+from loadtest.client import arrival
+
+
+@pytest.fixture
+def pair():
+    """A connected client, not blocking, and the server's end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.setblocking(False)
+    with contextlib.closing(client), contextlib.closing(server):
+        yield client, server
+
+
+@pytest.fixture
+def stamped(pair):
+    """The same, stamped; the kernel begins with that a moment after it was first asked."""
+    client, server = pair
+    assert arrival.gives_stamps(client)
+    for _ in range(100):
+        server.send(b"-")
+        time.sleep(0.01)
+        if not math.isnan(arrival.stamped_reader(client)()[2]):
+            return pair
+    pytest.skip("this kernel gives no stamps")
+
+
+def test_a_late_read_knows_when_its_bytes_came(stamped):
+    client, server = stamped
+    read = arrival.stamped_reader(client)
+    server.send(b"one")
+    came = time.monotonic()
+    time.sleep(0.2)
+    data, at, unread_s = read()
+    assert data == b"one"
+    assert at == pytest.approx(came, abs=0.02)
+    assert unread_s == pytest.approx(0.2, abs=0.05)
+
+
+def test_nothing_to_read_and_the_end(stamped):
+    client, server = stamped
+    read = arrival.stamped_reader(client)
+    with pytest.raises(BlockingIOError):
+        read()
+    server.close()
+    time.sleep(0.05)
+    data, at, unread_s = read()
+    assert data == b""
+    assert at == pytest.approx(time.monotonic(), abs=0.02)
+    assert math.isnan(unread_s)
+
+
+@pytest.mark.parametrize("step_s", [-5.0, 3600.0])
+def test_a_wall_clock_that_was_set_meanwhile_is_not_believed(stamped, monkeypatch, step_s):
+    client, server = stamped
+    server.send(b"one")
+    time.sleep(0.01)
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + step_s)
+    data, at, unread_s = arrival.stamped_reader(client)()
+    assert (data, math.isnan(unread_s)) == (b"one", True)
+    assert at == pytest.approx(time.monotonic(), abs=0.02)
+
+
+def test_a_process_stopped_between_the_two_clocks_reads_them_again(stamped, monkeypatch):
+    client, server = stamped
+    server.send(b"one")
+    came, wall, stops = time.monotonic(), time.time, [0.1]
+
+    def stopped():
+        if stops:
+            time.sleep(stops.pop())
+        return wall()
+
+    monkeypatch.setattr(time, "time", stopped)
+    _, at, _ = arrival.stamped_reader(client)()
+    assert at == pytest.approx(came, abs=0.02)
+
+
+def test_without_stamps_bytes_came_when_they_were_read(pair):
+    client, server = pair
+    server.send(b"one")
+    time.sleep(0.1)
+    data, at, unread_s = arrival.unstamped_reader(client)()
+    assert (data, math.isnan(unread_s)) == (b"one", True)
+    assert at == pytest.approx(time.monotonic(), abs=0.02)
+
+
+def test_the_kernel_tells_when_a_request_left(stamped):
+    client, _ = stamped
+    before = time.monotonic()
+    assert arrival.stamped_send(client, b"x" * 300) == 300
+    after = time.monotonic()
+    time.sleep(0.1)
+    assert before - 0.001 <= arrival.departure(client) <= after + 0.02
+    assert math.isnan(arrival.departure(client))  # taken off the queue
+
+
+class Thread:
+    """A thread whose clocks are told: now, and how long it has been awake."""
+
+    def __init__(self, monkeypatch):
+        self.now_s, self.awake_s = 100.0, 5.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(arrival.Wakefulness, "_awake", lambda _: self.awake_s)
+        self.wakefulness = arrival.Wakefulness()
+
+    def after(self, wall_s, awake_s):
+        self.now_s += wall_s
+        self.awake_s += awake_s
+        return self.wakefulness.look()
+
+
+def test_bytes_lay_unread_at_most_while_the_thread_was_awake(monkeypatch):
+    thread = Thread(monkeypatch)
+    assert thread.after(0.010, 0.002) == pytest.approx(100.008)
+    assert thread.after(0.010, 0.010) == pytest.approx(100.008)  # no sleep since: as long as before
+    assert thread.after(0.010, 0.00998) == pytest.approx(100.008)
+    assert thread.after(0.010, 0.001) == pytest.approx(100.039)
+    thread.wakefulness.stop()
+
+
+def test_without_the_scheduler_s_account_nothing_is_known(monkeypatch):
+    monkeypatch.setattr(arrival, "_schedstat", lambda: None)
+    began = time.monotonic()
+    wakefulness = arrival.Wakefulness()
+    gevent.sleep(0.1)
+    assert began <= wakefulness.look() <= began + 0.05
+    wakefulness.stop()
+
+
+@pytest.fixture
+def wakefulness():
+    made = arrival.Wakefulness()
+    yield made
+    made.stop()
+
+
+def test_a_burst_to_a_sleeping_thread_is_known(stamped, wakefulness):
+    """Within what this machine holds up at worst."""
+    client, server = stamped
+    threading.Timer(0.3, server.send, (b"one",)).start()
+    gevent.socket.wait_read(client.fileno())
+    assert time.monotonic() - wakefulness.look() < 0.1
+
+
+def test_a_busy_thread_does_not_know_when_they_came(stamped, wakefulness):
+    client, server = stamped
+    gevent.sleep(0.05)
+    busy_from = time.monotonic()
+    server.send(b"one")
+    while time.monotonic() < busy_from + 0.1:  # without letting the loop look
+        pass
+    server.send(b"two")
+    gevent.socket.wait_read(client.fileno())
+    assert wakefulness.look() <= busy_from
