@@ -10,10 +10,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 from loadtest import __version__
+from loadtest.commands.parser import (
+    WORKLOADS,
+    Command,
+    CommandParser,
+    add_file_commands,
+    add_setup_commands,
+    add_workload_commands,
+    commands_of,
+    path_of,
+)
 from loadtest.credentials import redacted
 from loadtest.errors import GateError, Interrupted, LoadtestError
 
@@ -24,8 +33,6 @@ if TYPE_CHECKING:
     from loadtest.study.execution import Audience
 
 _GPUS = "a registry name (such as l20, rtx-4090, a100-80gb, h20, h100, h200, b200, mi300x) or a TOML file"
-_WORKLOADS = "a generator with its options (math, ledger:n=64,seed=7, ...) or a JSONL file"
-_Command = Callable[..., Callable[..., Any]]
 _MODELS = "a registry name, a hub name, or a directory with config.json"
 
 
@@ -96,6 +103,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     """Arguments of one command; what follows `--` belongs to the engine."""
     ours, theirs = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     arguments = parser.parse_args(ours)
     if theirs and arguments.handler != "measure.serve":
         parser.error(f"unrecognized arguments after --: {' '.join(theirs)}; only `serve` hands arguments on")
@@ -132,17 +143,6 @@ def printable(text: str) -> str:
     'a\\\\x1b[31mb'
     """
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in redacted(text))
-
-
-def _path(text: str) -> Path:
-    """The path of a file or folder, there or not; refused where the system could have none of that name."""
-    try:
-        os.lstat(text)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass
-    except (OSError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"expected a path, got {text[:40]!r}: {error}"[:200]) from None
-    return Path(text)
 
 
 class Progress:
@@ -216,34 +216,18 @@ def _add_telling(add: Callable[..., argparse.Action]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="loadtest", description="Load tests for long-reasoning models on SGLang and vLLM.", allow_abbrev=False
-    )
+    parser = CommandParser(prog="loadtest", description="Load tests for long-reasoning models on SGLang and vLLM.")
     parser.add_argument("--version", action="version", version=f"loadtest {__version__}")
-    command = _commands_of(parser)
+    command = commands_of(parser)
     _measuring_commands(command)
     _attaching_command(command)
     _serving_command(command)
-    _file_commands(command)
+    add_file_commands(command)
     _model_commands(command)
     _deciding_commands(command)
-    _workload_commands(command)
-    _setup_commands(command)
+    add_workload_commands(command)
+    add_setup_commands(command)
     return parser
-
-
-def _commands_of(parser: argparse.ArgumentParser) -> _Command:
-    """Gives a parser commands: the function returned adds one, and returns what adds an argument to it."""
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(name: str, handler: str | None, about: str) -> Callable[..., Any]:
-        one = commands.add_parser(name, help=about, description=f"{about[:1].upper()}{about[1:]}.", allow_abbrev=False)
-        if handler is None:
-            return _commands_of(one)
-        one.set_defaults(handler=handler)
-        return one.add_argument
-
-    return command
 
 
 def _handler(name: str) -> Callable[[argparse.Namespace, Progress], str]:
@@ -254,14 +238,14 @@ def _handler(name: str) -> Callable[[argparse.Namespace, Progress], str]:
     return handler
 
 
-def _measuring_commands(command: _Command) -> None:
+def _measuring_commands(command: Command) -> None:
     add = command("demo", "measure.demo", "measure, analyse and report against the built-in simulator, in about a minute")
-    add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/demo-TIME)")
+    add("--out", type=path_of, metavar="DIR", help="run folder to make (default: runs/demo-TIME)")
     _add_telling(add)
 
     add = command("run", "measure.run", "start the engine of each cell, measure it at every level, stop it, analyse, report")
-    add("study", type=_path, metavar="STUDY.toml")
-    add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/NAME-TIME)")
+    add("study", type=path_of, metavar="STUDY.toml")
+    add("--out", type=path_of, metavar="DIR", help="run folder to make (default: runs/NAME-TIME)")
     add("--resume", action="store_true", help="continue the unfinished run in --out; finished levels are kept")
     add("--dry-run", action="store_true", help="show the plan, the fit and the exact commands; start nothing")
     add(
@@ -271,13 +255,13 @@ def _measuring_commands(command: _Command) -> None:
     )
     add("--only", action="append", default=[], metavar="KEY=VALUE", help="keep matching cells or levels (repeatable)")
     add("--workers", type=int, metavar="N", help="Locust processes that share the users (default: the study's, else 1)")
-    add("--budget", type=float, metavar="HOURS", help="start no repeat that would end later")
+    add("--budget", type=float, metavar="HOURS", help="start no repeat that would end later (default: any)")
     add("--until-decided", action="store_true", help="after two to six repeats stop measuring pairs with a certain verdict")
     add("--json", action="store_true", help="print metrics.json instead of the table")
     _add_telling(add)
 
 
-def _attaching_command(command: _Command) -> None:
+def _attaching_command(command: Command) -> None:
     add = command("attach", "measure.attach", "measure a server that is already running, local or hosted")
     add(
         "--base-url",
@@ -293,7 +277,7 @@ def _attaching_command(command: _Command) -> None:
     add("--tp", type=int, metavar="N", help="tensor-parallel size: GPUs that the server uses (default: detected, else 1)")
     add("--gpu", metavar="G", help=f"{_GPUS}: adds the bound of memory bandwidth to the figures (default: detected)")
     _add_load(add)
-    add("--workload", default="math", metavar="W", help=f"{_WORKLOADS} (default: %(default)s)")
+    add("--workload", default="math", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
     add(
         "--mode",
         choices=("natural", "equal-work"),
@@ -301,8 +285,14 @@ def _attaching_command(command: _Command) -> None:
         help="equal-work forces the output lengths that the workload records (default: %(default)s)",
     )
     add("--max-tokens", type=int, metavar="N", help="most output tokens of a request (default: 32768)")
-    add("--tokenizer", metavar="PATH", help="tokenizer.json or its folder, to count tokens where the server reports none")
-    add("--extra-body", metavar="JSON", help="JSON object merged into the body of each request, and recorded")
+    add(
+        "--tokenizer",
+        metavar="PATH",
+        help="tokenizer.json or its folder, to count tokens where the server reports none (default: none)",
+    )
+    add(
+        "--extra-body", metavar="JSON", help="JSON object merged into the body of each request, and recorded (default: none)"
+    )
     add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="SLO, such as ttft_s:p90<2 (repeatable)")
     add("--workers", type=int, default=1, metavar="N", help="Locust processes that share the users (default: %(default)s)")
     add(
@@ -312,10 +302,10 @@ def _attaching_command(command: _Command) -> None:
         metavar="N",
         help="seed of the workload's order and of sampling (default: %(default)s)",
     )
-    add("--out", type=_path, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
+    add("--out", type=path_of, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
     add(
         "--resume",
-        type=_path,
+        type=path_of,
         metavar="RUN",
         help="continue an unfinished run with its own options; finished levels are kept",
     )
@@ -346,7 +336,7 @@ def _add_load(add: Callable[..., argparse.Action]) -> None:
         "--duration",
         type=float,
         metavar="S",
-        help="seconds per level instead; requests that are still running then are recorded as cut_off",
+        help="seconds per level instead; requests that are still running then are recorded cut_off (default: by requests)",
     )
     add(
         "--warmup-requests",
@@ -356,12 +346,12 @@ def _add_load(add: Callable[..., argparse.Action]) -> None:
     )
 
 
-def _serving_command(command: _Command) -> None:
+def _serving_command(command: Command) -> None:
     add = command("serve", "measure.serve", "start one engine in the foreground; arguments after -- go to it unchanged")
     add("engine", choices=("sglang", "vllm", "sglang-sim", "vllm-sim"))
     add("--model", required=True, metavar="M", help=_MODELS)
     add("--tp", type=int, default=1, metavar="N", help="tensor-parallel size: number of GPUs (default: %(default)s)")
-    add("--gpu", metavar="G", help=f"{_GPUS}: check first that the model fits")
+    add("--gpu", metavar="G", help=f"{_GPUS}: check first that the model fits (default: no check)")
     add("--port", type=int, default=8000, metavar="P", help="port to listen on (default: %(default)s)")
     add("--context", type=int, metavar="T", help="context length in tokens (default: the model's own)")
     add(
@@ -378,35 +368,7 @@ def _serving_command(command: _Command) -> None:
     add("--print", action="store_true", help="print the exact command and start nothing")
 
 
-def _file_commands(command: _Command) -> None:
-    add = command("analyze", "analyze.analyze", "compute metrics.json and metrics.csv from the records of a run")
-    add("run", type=_path, metavar="RUN")
-    add(
-        "--run-programs",
-        action="store_true",
-        help="first run the programs that the model wrote, each in a sandbox, and judge their output",
-    )
-    add("--json", action="store_true", help="print metrics.json instead of the table")
-
-    add = command("report", "analyze.report", "write one self-contained HTML page, and each plot as PNG and SVG")
-    add(
-        "runs",
-        type=_path,
-        nargs="+",
-        metavar="RUN",
-        help="one run; several runs, the first as baseline; or a folder of runs",
-    )
-    add(
-        "-o",
-        "--output",
-        type=_path,
-        metavar="FILE",
-        help="page to write (default: report.html in RUN, comparison.html beside it, or index.html)",
-    )
-    add("--templates", type=_path, metavar="DIR", help="your edited templates, as init copies them (DIR/reports/templates)")
-
-
-def _model_commands(command: _Command) -> None:
+def _model_commands(command: Command) -> None:
     add = command(
         "fit", "predict.fit", "whether a model fits the GPUs, the memory left for KV cache, the bound on one request's speed"
     )
@@ -418,8 +380,12 @@ def _model_commands(command: _Command) -> None:
     add = command("predict", "predict.predict", "what the performance model expects (a prediction, not a measurement)")
     add("--model", metavar="M", help=_MODELS)
     add("--gpu", metavar="G", help=_GPUS)
-    add("--tp", type=int, metavar="N", help="tensor-parallel size: how many cards (default: 1)")
-    add("--engine", choices=("sglang", "vllm"), help="how prompts are cut and share steps with decoding")
+    add("--tp", type=int, metavar="N", help="tensor-parallel size: number of GPUs (default: 1)")
+    add(
+        "--engine",
+        choices=("sglang", "vllm"),
+        help="how prompts are cut and share steps with decoding (default: as most engines)",
+    )
     add("--engine-version", metavar="V", help="such as 0.10.1: its generation's overheads (default: current)")
     add(
         "--interconnect",
@@ -427,39 +393,47 @@ def _model_commands(command: _Command) -> None:
         help="how several GPUs reach each other; here: as nvidia-smi says (default: as the GPU's data sheet, a wider range)",
     )
     add("--memory-fraction", type=float, metavar="F", help="share of each GPU's memory that the engine takes (default: 0.9)")
-    add("--speculation", metavar="A,T,S", help="tokens accepted a step, tokens drafted, drafting passes; such as 3.2,16,4")
+    add(
+        "--speculation",
+        metavar="A,T,S",
+        help="tokens accepted a step, tokens drafted, drafting passes; such as 3.2,16,4 (default: none)",
+    )
     add(
         "--expert-parallel", action="store_const", const=True,
         help="each GPU holds whole experts (vLLM --enable-expert-parallel, SGLang --ep-size)",
     )  # fmt: skip
-    add("--calibration", type=_path, metavar="FILE", help="what loadtest calibrate wrote of this machine")
-    add("--prompt-tokens", type=int, metavar="P")
-    add("--output-tokens", type=int, metavar="O")
+    add("--calibration", type=path_of, metavar="FILE", help="what loadtest calibrate wrote of this machine (default: none)")
+    add("--prompt-tokens", type=int, metavar="P", help="tokens of each prompt (with a model, required)")
+    add("--output-tokens", type=int, metavar="O", help="tokens of each output (with a model, required)")
     add("--concurrency", type=int, metavar="C", help="streams (default: 1)")
-    add("--study", type=_path, metavar="STUDY.toml", help="instead: fast-forward a whole study to its records and page")
-    add("--out", type=_path, metavar="DIR", help="with --study: run folder to make (default: runs/predicted-NAME-TIME)")
+    add("--study", type=path_of, metavar="STUDY.toml", help="instead: fast-forward a whole study to its records and page")
+    add("--out", type=path_of, metavar="DIR", help="with --study: run folder to make (default: runs/predicted-NAME-TIME)")
     add("--json", action="store_true", help="print JSON: the prediction, or with --study metrics.json")
 
     add = command("calibrate", "calibrate.calibrate", "fit the performance model to runs measured on this machine")
-    add("runs", type=_path, nargs="+", metavar="RUN", help="run folder of real engines, a few levels of one cell or more")
-    add("--out", type=_path, metavar="FILE", help="file to write, which must not exist (default: machine.toml)")
-    add("--interconnect", choices=("nvlink", "pcie-p2p", "pcie-host", "here"), help="how the GPUs reach each other")
-    add("--json", action="store_true")
+    add("runs", type=path_of, nargs="+", metavar="RUN", help="run folder of real engines, a few levels of one cell or more")
+    add("--out", type=path_of, metavar="FILE", help="file to write, which must not exist (default: machine.toml)")
+    add(
+        "--interconnect",
+        choices=("nvlink", "pcie-p2p", "pcie-host", "here"),
+        help="how the GPUs reach each other (default: as the data sheet)",
+    )
+    add("--json", action="store_true", help="print JSON instead of text")
 
 
-def _deciding_commands(command: _Command) -> None:
+def _deciding_commands(command: Command) -> None:
     add = command(
         "compare", "decide.compare", "compare two runs, level by level and metric by metric; exit 3 on a regression"
     )
-    add("baseline", type=_path, metavar="BASELINE")
-    add("candidate", type=_path, metavar="CANDIDATE")
+    add("baseline", type=path_of, metavar="BASELINE")
+    add("candidate", type=path_of, metavar="CANDIDATE")
     add("--tolerance", type=float, default=0.0, metavar="PCT", help="allow regressions up to this many percent (default: 0)")
     add("--start-sd", type=float, metavar="PCT", help="how much starts of a server differ (default: what the runs show)")
     add("--allow", action="append", default=[], metavar="KEY", help="compare although this key differs (repeatable)")
     add("--json", action="store_true", help="print JSON instead of text")
 
     add = command("check", "decide.check", "a gate for CI: exit 3 if a run does not meet its requirements")
-    add("run", type=_path, metavar="RUN")
+    add("run", type=path_of, metavar="RUN")
     add(
         "--require", action="append", required=True, metavar="METRIC:pQ<VALUE", help="SLO, such as ttft_s:p90<2 (repeatable)"
     )
@@ -475,13 +449,13 @@ def _deciding_commands(command: _Command) -> None:
     add(
         "--from",
         dest="source",
-        type=_path,
+        type=path_of,
         metavar="RUN",
         help="measured run to plan from (default: predict with the performance model)",
     )
     add(
         "--study",
-        type=_path,
+        type=path_of,
         metavar="STUDY.toml",
         help="without --from: the study to predict (default: the published one)",
     )
@@ -492,7 +466,7 @@ def _deciding_commands(command: _Command) -> None:
         metavar="SHARE",
         help="share of each replica to keep free (default: 0.2; with arrivals 0)",
     )
-    add("--out", type=_path, metavar="FILE", help="with arrivals: chart to write, .png or .svg")
+    add("--out", type=path_of, metavar="FILE", help="with arrivals: chart to write, .png or .svg")
     add("--json", action="store_true", help="print JSON instead of text")
 
 
@@ -505,31 +479,6 @@ def _add_arrivals(add: Callable[..., argparse.Action]) -> None:
     add("--peak-factor", type=float, metavar="P", help="highest rate of the day over its mean (default: 2)")
     routers = ("random", "round-robin", "least-loaded", "all")
     add("--router", choices=routers, help="how requests are spread over replicas (default: least-loaded)")
-
-
-def _workload_commands(command: _Command) -> None:
-    within = command("workload", None, "list, show and validate workloads, or make one from a run")
-    add = within("list", "workloads.list_all", "list the built-in workloads")
-    add("--json", action="store_true", help="print JSON instead of text")
-    add = within("show", "workloads.show", "show the prompts of a workload")
-    add("workload", metavar="SPEC", help=_WORKLOADS)
-    add("--json", action="store_true", help="print JSON instead of text")
-    add = within("validate", "workloads.validate", "check a workload file; errors name the line")
-    add("file", type=_path, metavar="FILE")
-    add("--json", action="store_true", help="print JSON instead of text")
-    add = within("from-run", "workloads.from_run", "make a workload from a finished run, to replay it")
-    add("run", type=_path, metavar="RUN")
-    add("-o", "--output", type=_path, required=True, metavar="FILE")
-    add("--cell", metavar="CELL", help="cell to take the requests from (default: the first that finished any)")
-    add("--concurrency", type=int, metavar="C", help="level to take the requests from (default: the lowest)")
-
-
-def _setup_commands(command: _Command) -> None:
-    add = command("init", "setup.init", "copy scenarios, studies, launchers and templates into DIR, for editing")
-    add("directory", type=_path, metavar="DIR")
-
-    add = command("doctor", "setup.doctor", "list what this machine has, what is missing, and the command that installs it")
-    add("--json", action="store_true", help="print JSON instead of text")
 
 
 def _add_deployment(add: Callable[..., argparse.Action]) -> None:

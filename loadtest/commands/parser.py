@@ -1,0 +1,124 @@
+"""The parser of the command line: commands, their groups of options, and the commands that read runs and prompts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from loadtest.commands.help import completer, epilog, group_of
+
+WORKLOADS = "a generator with its options (math, ledger:n=64,seed=7, ...) or a JSONL file"
+Command = Callable[..., Callable[..., Any]]
+
+
+def path_of(text: str) -> Path:
+    """The path of a file or folder, there or not; refused where the system could have none of that name."""
+    try:
+        os.lstat(text)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"expected a path, got {text[:40]!r}: {error}"[:200]) from None
+    return Path(text)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Of loadtest or one of its commands; the examples are read when the help is printed."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(allow_abbrev=False, **how)
+        self._groups: dict[str, argparse._ArgumentGroup] = {}
+
+    @property
+    def name(self) -> str:
+        """Of the command, such as `workload show`; empty of loadtest itself."""
+        return self.prog.partition(" ")[2]
+
+    def add(self, *names: str, **how: Any) -> argparse.Action:
+        """Add an argument, an option to the group that it belongs to."""
+        title = group_of(self.name, names[-1])
+        if title is None:
+            place: argparse._ActionsContainer = self
+        else:
+            place = self._groups.get(title) or self._groups.setdefault(title, self.add_argument_group(title))
+        action = place.add_argument(*names, **how)
+        vars(action)["completer"] = completer(str(how.get("metavar")) if names[0][0] != "-" else names[-1])
+        return action
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{epilog(self.name)}\n" if self.name else "")
+
+
+def commands_of(parser: CommandParser) -> Command:
+    """Gives a parser commands: the function returned adds one, and returns what adds an argument to it."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
+
+    def command(name: str, handler: str | None, about: str) -> Callable[..., Any]:
+        one = commands.add_parser(name, help=about, description=f"{about[:1].upper()}{about[1:]}.")
+        if handler is None:
+            return commands_of(one)
+        one.set_defaults(handler=handler)
+        return one.add
+
+    return command
+
+
+def add_file_commands(command: Command) -> None:
+    add = command("analyze", "analyze.analyze", "compute metrics.json and metrics.csv from the records of a run")
+    add("run", type=path_of, metavar="RUN")
+    add(
+        "--run-programs",
+        action="store_true",
+        help="first run the programs that the model wrote, each in a sandbox, and judge their output",
+    )
+    add("--json", action="store_true", help="print metrics.json instead of the table")
+
+    add = command("report", "analyze.report", "write one self-contained HTML page, and each plot as PNG and SVG")
+    add(
+        "runs",
+        type=path_of,
+        nargs="+",
+        metavar="RUN",
+        help="one run; several runs, the first as baseline; or a folder of runs",
+    )
+    add(
+        "-o",
+        "--output",
+        type=path_of,
+        metavar="FILE",
+        help="page to write (default: report.html in RUN, comparison.html beside it, or index.html)",
+    )
+    add(
+        "--templates",
+        type=path_of,
+        metavar="DIR",
+        help="your edited templates, as init copies them (DIR/reports/templates; default: the built-in ones)",
+    )
+
+
+def add_workload_commands(command: Command) -> None:
+    within = command("workload", None, "list, show and validate workloads, or make one from a run")
+    add = within("list", "workloads.list_all", "list the built-in workloads")
+    add("--json", action="store_true", help="print JSON instead of text")
+    add = within("show", "workloads.show", "show the prompts of a workload")
+    add("workload", metavar="SPEC", help=WORKLOADS)
+    add("--json", action="store_true", help="print JSON instead of text")
+    add = within("validate", "workloads.validate", "check a workload file; errors name the line")
+    add("file", type=path_of, metavar="FILE")
+    add("--json", action="store_true", help="print JSON instead of text")
+    add = within("from-run", "workloads.from_run", "make a workload from a finished run, to replay it")
+    add("run", type=path_of, metavar="RUN")
+    add("-o", "--output", type=path_of, required=True, metavar="FILE", help="workload file to write")
+    add("--cell", metavar="CELL", help="cell to take the requests from (default: the first that finished any)")
+    add("--concurrency", type=int, metavar="C", help="level to take the requests from (default: the lowest)")
+
+
+def add_setup_commands(command: Command) -> None:
+    add = command("init", "setup.init", "copy scenarios, studies, launchers and templates into DIR, for editing")
+    add("directory", type=path_of, metavar="DIR")
+
+    add = command("doctor", "setup.doctor", "list what this machine has, what is missing, and the command that installs it")
+    add("--json", action="store_true", help="print JSON instead of text")
