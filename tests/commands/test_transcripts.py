@@ -18,7 +18,7 @@ LOADTEST = [sys.executable, "-m", "loadtest"]
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     spec = flags.LaunchSpec(
-        engine="vllm-sim", model="qwq-32b-awq", gpu="l20", port=preflight.free_port(), clock_speed=50.0,
+        engine="vllm-sim", model="qwq-32b-awq", gpu="l20", port=preflight.free_port(), clock_speed=25.0,
         extra_args=("--length-scale", "0.1"),
     )  # fmt: skip
     with Server(spec, tmp_path_factory.mktemp("simulator") / "engine.log", set()) as server:
@@ -64,7 +64,7 @@ def test_quiet_tells_the_result_alone(url, tmp_path):
 
 LIVE = (
     r"^vllm-sim_qwq-32b-awq_tp1, concurrency 2 \(level 2 of 2\)",
-    r" [1-9]\d* of 24 requests  2 running  0 failed",
+    r" [1-9]\d* of 40 requests  2 running  0 failed",
     r"^tokens/s [\d.,]+ \([\d.,]+ per user\)   TTFT [\d.]+ s   warm-up 2 of 2",
     r"^0:\d\d in this level, about \d+ (s|min) left",
 )
@@ -72,7 +72,7 @@ LIVE = (
 
 def test_ctrl_c_leaves_the_terminal_as_it_was_and_names_the_command_that_continues(url, tmp_path):
     run = tmp_path / "run"
-    argv = attach(url, run, "--requests", "24")
+    argv = attach(url, run, "--requests", "40")
     argv[argv.index("2")] = "1,2"
     with Terminal(argv, columns=500) as terminal:
         assert terminal.until(lambda seen: all(any(re.search(one, line) for line in seen.lines) for one in LIVE))
@@ -92,7 +92,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was_and_names_the_command_that_continu
     assert "an incomplete c02-r1 is kept as c02-r1.broken-1" in err
     resumed = read.read_run(run)
     assert resumed.manifest.complete is True
-    assert [len(level.requests) for level in resumed.cells[0].levels] == [25, 26]
+    assert [len(level.requests) for level in resumed.cells[0].levels] == [41, 42]
 
 
 def records_of(run, level):
