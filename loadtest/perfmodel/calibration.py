@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from loadtest.errors import LoadtestError, UsageError
 from loadtest.perfmodel import measurements as published
-from loadtest.perfmodel import ranges, step_time
 from loadtest.perfmodel.constants import (
     CURRENT,
     GENERATIONS,
@@ -34,18 +32,11 @@ from loadtest.perfmodel.constants import (
     VLLM_0_5,
     VLLM_0_6,
     VLLM_0_8,
-    Constants,
-    EngineConstants,
-    GpuConstants,
-    KernelConstants,
     generation,
-    gpu_constants,
-    scaled,
 )
-from loadtest.perfmodel.interconnect import LINKS, Link
+from loadtest.perfmodel.interconnect import LINKS
 from loadtest.perfmodel.measurements import Measurement
-
-Array = npt.NDArray[np.float64]
+from loadtest.perfmodel.residuals import Array, Fitted, by_class, chip, errors, residuals, seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,72 +106,6 @@ NOISE = 0.03  # what repeated measurements of this kind scatter by
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """All constants that the data decide; `hosts` are the factors of the sources' machines, which no prediction uses."""
-
-    engines: dict[str, EngineConstants]
-    gpus: dict[str, GpuConstants]
-    kernels: KernelConstants
-    link: Link
-    hosts: dict[str, float]
-
-    def constants(self, one: Measurement, *, on_its_host: bool = False) -> Constants:
-        """The constants of one measurement; on request those of the host that it was measured on."""
-        deployment = one.deployment
-        engine = self.engines[generation(deployment.engine, deployment.engine_version)]
-        if on_its_host:
-            engine = scaled(engine, self.hosts.get(one.source, 1.0))
-        name = _chip(deployment.gpu.name)
-        return Constants(engine, self.gpus[name], self.kernels, links=LINKS | {"pcie-host": self.link})
-
-
-STANDING = Fitted(GENERATIONS, GPU_CONSTANTS, KERNELS, LINKS["pcie-host"], {})
-"""The constants as they stand."""
-
-
-def _chip(gpu_name: str) -> str:
-    """The calibrated GPU whose constants one takes."""
-    found = gpu_constants(gpu_name)
-    return next(name for name, row in GPU_CONSTANTS.items() if row is found)
-
-
-def seconds(one: Measurement, constants: Constants) -> float:
-    """What the model says that the measurement should have been (s), in its own way of measuring."""
-    deployment, streams = one.deployment, max(1, round(one.streams))
-    prompt, output = round(one.prompt_tokens), round(one.output_tokens)
-    if one.way == "lone":
-        return step_time.request_s(deployment, prompt, output, constants)
-    if one.way == "step":
-        work = step_time.StepWork(decode_streams=streams, kv_read_tokens=round(streams * one.context_tokens))
-        return step_time.step_time_s(deployment, work, constants)
-    decode = step_time.decode_s(deployment, prompt, output - 1, streams, constants)
-    if one.way == "static-batch":
-        return decode + _batch_prefill_s(one, streams, constants)
-    if one.way == "at-once":
-        return decode / (output - 1) + one.wait_s / (output - 1)
-    chunk = step_time.chunk_tokens(deployment, prompt + output)
-    beside = step_time.beside_s(deployment, prompt, chunk, streams - 1, prompt + output // 2, constants)
-    return (decode + (streams - 1) * beside) / (output - 1)
-
-
-_OFFLINE_CHUNK_TOKENS = 8192  # tokens of prompts in one step of an offline batch: about the longest context of those models
-
-
-def _batch_prefill_s(one: Measurement, streams: int, constants: Constants) -> float:
-    """Seconds of the prompts of a whole batch, several in each step (s)."""
-    prompt = round(one.prompt_tokens)
-    tokens = streams * prompt
-    steps = -(-tokens // _OFFLINE_CHUNK_TOKENS)
-    work = step_time.StepWork(prefill_tokens=tokens // steps, prefill_pairs=tokens // steps * (prompt + 1) // 2)
-    return steps * step_time.step_time_s(one.deployment, work, constants)
-
-
-def errors(rows: Sequence[Measurement], fitted: Fitted = STANDING) -> Array:
-    """Predicted over measured time, less one: +0.1 is 10 % too slow; in the order given."""
-    return np.array([seconds(one, fitted.constants(one)) / one.measured_s - 1 for one in rows])
-
-
-@dataclass(frozen=True, slots=True)
 class Parameter:
     """One free constant, and whose it is: a generation, a GPU, "kernels", "link" or "host"."""
 
@@ -192,7 +117,7 @@ class Parameter:
 def free_parameters(rows: Sequence[Measurement]) -> list[Parameter]:
     """The constants that these rows show."""
     generations = {generation(one.deployment.engine, one.deployment.engine_version) for one in rows}
-    chips = sorted({_chip(one.deployment.gpu.name) for one in rows})
+    chips = sorted({chip(one.deployment.gpu.name) for one in rows})
     found = [
         Parameter(name, key, free) for name, keys in _FREE_OF.items() if name in generations for key, free in keys.items()
     ]
@@ -203,9 +128,9 @@ def free_parameters(rows: Sequence[Measurement]) -> list[Parameter]:
     return found + [Parameter("host", source, _HOST) for source in sorted(shared)]
 
 
-def _shown(rows: Sequence[Measurement], chip: str) -> dict[str, Free]:
+def _shown(rows: Sequence[Measurement], name: str) -> dict[str, Free]:
     """The constants of a GPU that its rows can show: only the reading of the KV cache where no row has a prompt."""
-    has_prompts = any(one.prompt_tokens and _chip(one.deployment.gpu.name) == chip for one in rows)
+    has_prompts = any(one.prompt_tokens and chip(one.deployment.gpu.name) == name for one in rows)
     return _GPU if has_prompts else {"kv_efficiency": _GPU["kv_efficiency"]}
 
 
@@ -294,64 +219,6 @@ def leave_one_out(
     return found
 
 
-def summary(of: Array) -> str:
-    """Median, ninth tenth and worst of the absolute errors, in per cent."""
-    size = np.abs(of) * 100
-    within = np.quantile(size, 0.9)
-    return f"median {np.median(size):.1f} %, 90 % within {within:.1f} %, worst {size.max():.1f} %, n = {size.size}"
-
-
-def kind(one: Measurement) -> str:
-    """The class of a measurement, by which errors are told: GPUs, engine generation, quantisation, batch."""
-    deployment = one.deployment
-    parts = (
-        f"{deployment.tp} x {deployment.gpu.name}" if deployment.tp > 1 else deployment.gpu.name,
-        generation(deployment.engine, deployment.engine_version),
-        "16 bit" if deployment.model.quantisation == "bf16" else "quantised",
-        "1 stream" if one.streams <= 1 else "several streams",
-        *(["drafts"] if deployment.speculation else []),
-    )
-    return ", ".join(parts) + (", below 2 B" if deployment.model.parameters < ranges.SMALL_PARAMETERS else "")
-
-
-def inside(one: Measurement, error: float) -> bool:
-    """Is the measured time inside the range that would have been stated?"""
-    half_width = ranges.error_of(one.deployment, round(one.streams)).half_width
-    return 1 / (1 + half_width) <= 1 + error <= 1 + half_width
-
-
-def residuals(rows: Sequence[Measurement], fitted: Fitted = STANDING) -> list[str]:
-    """A line for each measurement; then a summary of each class, of those fitted and of those held back."""
-    found = errors(rows, fitted)
-    lines = [
-        f"{one.title}: measured {one.measured_s:.5g} s, predicted {one.measured_s * (1 + error):.5g} s, {error:+.1%}"
-        f"{'' if inside(one, error) else ', OUTSIDE its range'}{', held back' if one.held_back else ''}"
-        for one, error in zip(rows, found, strict=True)
-    ]
-    for held_back in (False, True):
-        chosen = [(one, error) for one, error in zip(rows, found, strict=True) if one.held_back == held_back]
-        lines += _by_class("held back" if held_back else "fitted or not published apart", chosen)
-    return lines
-
-
-def _by_class(title: str, rows: Sequence[tuple[Measurement, float]]) -> list[str]:
-    if not rows:
-        return []
-    lines = []
-    for name in sorted({kind(one) for one, _ in rows}):
-        lines.append(f"{title}: {name}: {_told([row for row in rows if kind(row[0]) == name])}")
-    for several in (False, True):
-        chosen = [row for row in rows if (row[0].deployment.tp > 1) == several]
-        if chosen:
-            lines.append(f"{title}: {'several GPUs' if several else 'one GPU'}: {_told(chosen)}")
-    return [*lines, f"{title}: all: {_told(rows)}"]
-
-
-def _told(rows: Sequence[tuple[Measurement, float]]) -> str:
-    share = np.mean([inside(one, error) for one, error in rows])
-    return f"{summary(np.array([error for _, error in rows]))}, {share:.0%} inside their range"
-
-
 def report(rows: Sequence[Measurement]) -> list[str]:
     """The whole answer as lines: constants, residuals, errors with each source, model and GPU left out."""
     open_rows = [one for one in rows if not one.held_back]
@@ -360,12 +227,12 @@ def report(rows: Sequence[Measurement]) -> list[str]:
     parts: Mapping[str, Callable[[Measurement], str]] = {
         "source": lambda one: one.source,
         "model": lambda one: one.family,
-        "GPU": lambda one: _chip(one.deployment.gpu.name),
+        "GPU": lambda one: chip(one.deployment.gpu.name),
         "GPUs in parallel": lambda one: "several GPUs" if one.deployment.tp > 1 else "one GPU",
     }
     for title, part in parts.items():
         for name, (unseen, of) in leave_one_out(open_rows, part).items():
-            lines += _by_class(f"without {title} {name}", list(zip(unseen, of, strict=True)))
+            lines += by_class(f"without {title} {name}", list(zip(unseen, of, strict=True)))
     return lines
 
 

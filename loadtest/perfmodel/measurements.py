@@ -52,7 +52,8 @@ class Measurement:
 
     `measured_s`: seconds of the whole request or batch (`lone`, `static-batch`), else seconds per token. `family` names the
     model without its quantisation; `source` is short. `context_tokens` is the mean context of a stream (`step` only),
-    `wait_s` the mean time to the first token (`at-once` only). `held_back`: the fit never sees it.
+    `wait_s` the mean time to the first token (`at-once` only). `total_tokens_per_s` of all streams, 0 where not told or
+    is the time itself. `held_back`: the fit never sees it.
     """
 
     deployment: Deployment
@@ -66,6 +67,7 @@ class Measurement:
     held_back: bool = False
     context_tokens: float = 0.0
     wait_s: float = 0.0
+    total_tokens_per_s: float = 0.0
     where: str = ""
 
     @property
@@ -142,8 +144,9 @@ def _batched(row: Mapping[str, str], line: int, where: str) -> Measurement | Non
     use = re.search(r"KV cache ([\d.]+) %", note)
     context = float(use[1]) / 100 * _RTX_4090_KV_TOKENS / streams if way == "step" and use else 0.0
     wait = float(row["ttft_ms_mean_or_p50"] or 0) / 1e3 if way == "at-once" and streams > 1 else 0.0
+    total = float(row["output_tokens_per_s_total"] or 0) if way in ("closed-loop", "at-once") else 0.0
     found = Measurement(
-        deployment, row["model"], short, way, streams, prompt, output, measured, held_back, context, wait, where
+        deployment, row["model"], short, way, streams, prompt, output, measured, held_back, context, wait, total, where
     )
     return None if _overflows(found, note) else found
 

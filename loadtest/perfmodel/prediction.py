@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 
 from loadtest.errors import UsageError
 from loadtest.perfmodel import ranges
-from loadtest.perfmodel.constants import is_calibrated
+from loadtest.perfmodel.constants import is_calibrated, request_overhead_s
 from loadtest.perfmodel.memory import MOST_TOKENS, Deployment, Fit, fit
 from loadtest.perfmodel.step_time import StepWork, beside_s, chunk_tokens, decode_s, prefill_s, step_time
-
-_REQUEST_S = 0.06  # HTTP, tokeniser and queue, which the model does not count: 20 to 60 ms in the published H100 runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +47,15 @@ class RequestCycle:
     """The times of one request in a steady closed loop of R equal streams (seconds)."""
 
     running: int
+    request_s: float  # HTTP, tokeniser and scheduler
     prefill_s: float
     halted_s: float  # by the prompts of the other streams
     decode_s: float
 
     @property
     def total_s(self) -> float:
-        """From its first step to its last token."""
-        return self.prefill_s + self.halted_s + self.decode_s
+        """From its send to its last token, where none waits for room."""
+        return self.request_s + self.prefill_s + self.halted_s + self.decode_s
 
 
 def cycle(deployment: Deployment, prompt_tokens: int, output_tokens: int, running: int) -> RequestCycle:
@@ -65,7 +64,8 @@ def cycle(deployment: Deployment, prompt_tokens: int, output_tokens: int, runnin
     own_s = prefill_s(deployment, prompt_tokens, chunk)
     others = running - 1
     each_s = beside_s(deployment, prompt_tokens, chunk, others, prompt_tokens + output_tokens // 2) if others else 0.0
-    return RequestCycle(running, own_s, others * each_s, decode_s(deployment, prompt_tokens, output_tokens - 1, running))
+    decode = decode_s(deployment, prompt_tokens, output_tokens - 1, running)
+    return RequestCycle(running, request_overhead_s(deployment.engine), own_s, others * each_s, decode)
 
 
 def predict(deployment: Deployment, *, prompt_tokens: int, output_tokens: int, concurrency: int = 1) -> Prediction:
@@ -85,11 +85,11 @@ def predict(deployment: Deployment, *, prompt_tokens: int, output_tokens: int, c
     error = ranges.error_of(deployment, times.running)
     return Prediction(
         simulated=True,
-        ttft_s=_with_request(around(final - times.total_s + times.prefill_s, error.half_width)),
+        ttft_s=_with_request(final - times.total_s + times.prefill_s, times.request_s, error.half_width),
         tpot_s=None if tpot is None else around(tpot, error.half_width),
         tokens_per_s_per_user=None if tpot is None else around(1 / tpot, error.half_width),
         output_tokens_per_s=around(times.running * output_tokens / times.total_s, error.half_width),
-        time_to_final_answer_s=_with_request(around(final, error.half_width)),
+        time_to_final_answer_s=_with_request(final - times.request_s, times.request_s, error.half_width),
         fits=room.fits,
         running_streams=times.running,
         evidence=error.evidence,
@@ -106,8 +106,10 @@ def around(value: float, half_width: float) -> PredictedRange:
     return PredictedRange(value, value / (1 + half_width), value * (1 + half_width))
 
 
-def _with_request(told: PredictedRange) -> PredictedRange:
-    return PredictedRange(told.value, told.low, told.high + _REQUEST_S)
+def _with_request(value: float, request: float, half_width: float) -> PredictedRange:
+    """A range with the time of the request itself, which hosts have from none of to twice as much."""
+    told = around(value, half_width)
+    return PredictedRange(value + request, told.low, told.high + 2 * request)
 
 
 def _lines(deployment: Deployment, room: Fit, tokens: tuple[int, int], times: RequestCycle, final: float) -> tuple[str, ...]:
@@ -131,6 +133,7 @@ def _lines(deployment: Deployment, room: Fit, tokens: tuple[int, int], times: Re
         f"  prefill      {prompt_tokens:,} tokens in {times.prefill_s:.3g} s (chunks of"
         f" {chunk_tokens(deployment, prompt_tokens + output_tokens):,}); those of other streams delay a request"
         f" {times.halted_s:.3g} s",
+        f"  request      {times.request_s * 1e3:.0f} ms of HTTP, tokeniser and scheduler",
         f"  decode       {output_tokens - 1:,} steps in {times.decode_s:.4g} s",
         f"  in all       {total:.1f} tokens/s over {room.concurrency} streams, final answer after {final:.4g} s"
         f" (bound for one stream: {room.bound_tokens_per_s:.1f} tokens/s)",

@@ -15,7 +15,7 @@ import pytest
 from scipy.optimize import least_squares
 
 from loadtest.errors import UsageError
-from loadtest.perfmodel import calibration, gpus, measurements, models
+from loadtest.perfmodel import calibration, gpus, measurements, models, residuals
 from loadtest.perfmodel.constants import (
     GENERATIONS,
     GPU_CONSTANTS,
@@ -47,10 +47,11 @@ def unexplained(one):
     return one.deployment.model.name == "qwen2.5-72b-instruct-gptq-int4" and one.deployment.tp == 1
 
 
-def crowded(one):
-    """Mistral-7B on one and two H100 at 32 and 64 streams takes twice as long as Llama-3-8B, which has the same shape."""
+def by_old_kernel(one):
+    """vLLM 0.4.3 to 0.6.3 ran models with a sliding window by its own PagedAttention kernel (pull requests 3648, 9403).
+    Beyond 512 streams x heads a GPU it does not split contexts; on H100 Mistral-7B then takes twice as long."""
     deployment = one.deployment
-    return "Mistral" in one.family and deployment.gpu.name == "h100" and deployment.tp <= 2 and one.streams >= 32
+    return deployment.model.window_tokens > 0 and one.streams * deployment.model.heads / deployment.tp > 512
 
 
 # Published single streams outside the fit ----------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def unseen():
         for one in measurements.read_measurements(UNSEEN)
         if not (one.deployment.model.name == "qwen3-14b-fp8" and one.prompt_tokens in (1, 63_488)) and not unexplained(one)
     ]
-    return list(zip(rows, np.abs(calibration.errors(rows)), strict=True))
+    return list(zip(rows, np.abs(residuals.errors(rows)), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,8 @@ def test_several_gpus_are_predicted_as_well_as_one(larger, tp):
 
 
 def test_the_range_that_is_told_covers_nine_of_ten_unseen(unseen):
-    signed = calibration.errors([one for one, _ in unseen])
-    assert np.mean([calibration.inside(one, error) for (one, _), error in zip(unseen, signed, strict=True)]) >= 0.9
+    signed = residuals.errors([one for one, _ in unseen])
+    assert np.mean([residuals.inside(one, error) for (one, _), error in zip(unseen, signed, strict=True)]) >= 0.9
 
 
 # Rows held back ------------------------------------------------------------------------------------------------------
@@ -111,26 +112,35 @@ def rows():
 def test_held_back_rows_are_predicted(rows, several, median, worst):
     chosen = [one for one in rows if one.held_back and (one.deployment.tp > 1) == several]
     assert len(chosen) >= 120
-    assert np.median(np.abs(calibration.errors(chosen))) <= median
-    usual = [one for one in chosen if not crowded(one)]
-    assert len(chosen) - len(usual) == 10
-    assert np.max(np.abs(calibration.errors(usual))) <= worst
+    assert np.median(np.abs(residuals.errors(chosen))) <= median
+    usual = [one for one in chosen if not by_old_kernel(one)]
+    assert np.max(np.abs(residuals.errors(usual))) <= worst
 
 
 @beside
 def test_nine_of_ten_held_back_rows_are_inside_their_range(rows):
     held = [one for one in rows if one.held_back]
-    inside = [calibration.inside(one, error) for one, error in zip(held, calibration.errors(held), strict=True)]
+    inside = [residuals.inside(one, error) for one, error in zip(held, residuals.errors(held), strict=True)]
     assert np.mean(inside) >= 0.9
     several = [ok for one, ok in zip(held, inside, strict=True) if one.deployment.tp > 1]
     assert np.mean(several) >= 0.9
 
 
 @beside
+def test_total_speeds_of_loops_are_predicted(rows):
+    told = residuals.total_errors([one for one in rows if one.held_back and one.deployment.speculation is None])
+    for several, median, worst in ((False, 0.08, 0.25), (True, 0.12, 0.35)):
+        chosen = np.abs([error for one, error in told if (one.deployment.tp > 1) == several])
+        assert len(chosen) >= 8
+        assert np.median(chosen) <= median
+        assert np.max(chosen) <= worst
+
+
+@beside
 def test_single_streams_are_fitted_as_well_as_ever(rows):
     lone = [one for one in rows if one.way == "lone"]
     assert len(lone) == 60
-    assert np.median(np.abs(calibration.errors(lone))) <= 0.014
+    assert np.median(np.abs(residuals.errors(lone))) <= 0.014
 
 
 @beside
@@ -175,14 +185,14 @@ def invented(families, constants, streams=(1, 4, 16, 64)):
         for n, prompt in [(n, 1000) for n in streams] + [(1, 6144), (1, 30_720), (1, 120_000)]:
             way = "closed-loop" if n > 1 else "lone"
             blank = Measurement(deployment, name.removesuffix("-awq"), "made up", way, n, prompt, 2048, 1.0)
-            rows.append(replace(blank, measured_s=calibration.seconds(blank, constants)))
+            rows.append(replace(blank, measured_s=residuals.seconds(blank, constants)))
     return rows
 
 
 def test_a_machine_that_obeys_the_model_is_recovered_and_predicted():
     found = calibration.calibrate(invented(["qwen2.5-7b-instruct", "qwen2.5-14b-instruct"], TRUTH))
     bigger = invented(["qwen2.5-32b-instruct"], TRUTH)
-    assert np.max(np.abs(calibration.errors(bigger, found))) < 0.05
+    assert np.max(np.abs(residuals.errors(bigger, found))) < 0.05
     assert found.gpus["a100-80gb"].bytes_per_cycle == pytest.approx(10.0, rel=0.15)
     assert found.engines[VLLM_0_8].stream_s == pytest.approx(30e-6, rel=0.3)
 
