@@ -256,6 +256,8 @@ def _measuring_commands(command: Command) -> None:
     add("--only", action="append", default=[], metavar="KEY=VALUE", help="keep matching cells or levels (repeatable)")
     add("--workers", type=int, metavar="N", help="Locust processes that share the users (default: the study's, else 1)")
     add("--budget", type=float, metavar="HOURS", help="start no repeat that would end later (default: any)")
+    add("--mode", choices=("natural", "equal-work", "decision"), help="measure in this mode (default: the study's)")
+    add("--precision", type=float, metavar="PERCENT", help="repeat until every pair's interval is so narrow (default: any)")
     add("--until-decided", action="store_true", help="after two to six repeats stop measuring pairs with a certain verdict")
     add("--json", action="store_true", help="print metrics.json instead of the table")
     _add_telling(add)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import combinations
 
 from loadtest.analysis import comparability
+from loadtest.analysis.bursts.cells import BurstCell
+from loadtest.analysis.bursts.composed import composed_pair, decision_levels
 from loadtest.analysis.comparability import (
     OF_CELL,
     OF_PROMPTS,
@@ -21,7 +23,7 @@ from loadtest.analysis.comparability import (
     matched,
 )
 from loadtest.analysis.decisions import RunComparison
-from loadtest.analysis.judgement import Judged, Pair, PairedLevel, judge_pairs
+from loadtest.analysis.judgement import ComposedPair, Judged, Pair, PairedLevel, judge_pairs
 from loadtest.decision.verdicts import ALPHA, MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics.catalogue import METRICS
@@ -39,15 +41,47 @@ def compare_engines(
     samples: Samples,
     manifest: Manifest,
     templates: Collection[frozenset[str]] = frozenset(),
+    bursts: Mapping[str, BurstCell] | None = None,
 ) -> Judged:
     """Every two engines of one run with the same model, GPUs and mode, a before b by name.
 
     `samples`: the passes by (cell id, concurrency). `templates`: the ids of every two cells that were given different
-    prompts (`comparability.templates`), which are not comparable.
+    prompts (`comparability.templates`), which are not comparable. `bursts`: the cells that were measured by bursts.
     """
     ordered = sorted(described, key=lambda cell: (cell.engine, cell.id))
     pairs = [_pair_of_engines(a, b, samples, templates) for a, b in combinations(ordered, 2) if _rivals(a, b)]
+    if bursts:
+        levels, broken = decision_levels(manifest.levels), {cell.id: _broken(cell) for cell in described}
+        pairs = [
+            _with_bursts(one, composed_pair(bursts.get(one.a), bursts.get(one.b), levels, (*broken[one.a], *broken[one.b])))
+            for one in pairs
+        ]
     return judge_pairs(pairs, start_sd(manifest), matters(manifest), sequential=manifest.until_decided)
+
+
+def _with_bursts(pair: Pair, composed: ComposedPair | None) -> Pair:
+    """The pair as bursts show it. Where a condition is broken natural passes decide: of starts that have all levels."""
+    if composed is None or not composed.broken:
+        return replace(pair, composed=composed)
+    asked = [level for level in pair.levels if level.concurrency in composed.levels]
+    a, b = (_repeats_of_all([one.a for one in asked]), _repeats_of_all([one.b for one in asked]))
+    kept = [
+        PairedLevel(
+            level.concurrency, [one for one in level.a if one.repeat in a], [one for one in level.b if one.repeat in b]
+        )
+        for level in asked
+    ]
+    others = [level for level in pair.levels if level not in asked]
+    return replace(pair, composed=composed, levels=sorted([*kept, *others], key=lambda level: level.concurrency))
+
+
+def _repeats_of_all(levels: Sequence[Sequence[Pass]]) -> set[int]:
+    return set.intersection(*({one.repeat for one in passes} for passes in levels)) if levels else set()
+
+
+def _broken(cell: CellFigures) -> list[str]:
+    """The conditions of composed figures that fail, in words."""
+    return [f"{cell.id}: {one.name}: {one.reason}" for one in cell.conditions if one.status == "broken"]
 
 
 def start_sd(*manifests: Manifest) -> float | None:

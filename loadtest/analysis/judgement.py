@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from loadtest.analysis import effects
@@ -24,6 +24,7 @@ from loadtest.decision.verdicts import MATTERS, Verdict
 from loadtest.metrics import intervals
 from loadtest.metrics.catalogue import COMPARED, METRICS
 from loadtest.metrics.figures import Bounded
+from loadtest.metrics.level_schema import Evidence
 from loadtest.metrics.request_arrays import Pass
 from loadtest.metrics.schema import Comparison, ComparisonVerdict, OutputLengths, PairDecision
 
@@ -44,11 +45,26 @@ class PairedLevel(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComposedPair:
+    """What bursts say of two cells: log mean time to the final answer of each start, the mean over `levels`, at the lengths
+    of both engines (`by_start`) and of its own (`raw`, to which `output_tokens` adds the error of lengths).
+
+    `broken`: conditions that fail, in words; then natural passes at `levels` decide, where there are any.
+    """
+
+    levels: tuple[int, ...]
+    by_start: starts.PairedStarts | None
+    raw: starts.PairedStarts | None
+    output_tokens: Effect
+    broken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """Two cells, a and b, at each level that both have.
 
     `model`, `tp`, `gpu`: of a. `restarted`: does each repeat of a, of b start its server anew? `different`: keys in which
-    they are not comparable (none: they are).
+    they are not comparable (none: they are). `composed`: what bursts say, where they were measured.
     """
 
     a: str
@@ -60,6 +76,7 @@ class Pair:
     levels: Sequence[PairedLevel]
     restarted: tuple[bool, bool] = (True, True)
     different: tuple[str, ...] = ()
+    composed: ComposedPair | None = None
 
 
 class Judged(NamedTuple):
@@ -74,12 +91,15 @@ Place = tuple[int, str]  # concurrency, metric
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A pair's question: the metric, the levels, each start's mean over them, and the same as it was seen."""
+    """A pair's question: the metric, the levels, each start's mean over them, and the same as it was seen. `length_error`:
+    what luck of lengths adds to the error of that."""
 
     metric: str
     levels: tuple[int, ...]
     by_start: starts.PairedStarts
     raw: starts.PairedStarts | None
+    length_error: float = 0.0
+    evidence: Evidence = "measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +159,18 @@ def _measured(pair: Pair) -> _Measured:
         if a and b:
             sides |= {(level.concurrency, metric): effects.compared(a, b, metric) for metric in COMPARED}
             seen[level.concurrency] = effects.raw(a, b, ANSWER)
-    return _Measured(pair, sides, _question(sides, seen))
+    return _Measured(pair, sides, _question(sides, seen) if pair.composed is None else _decided(pair.composed, sides, seen))
+
+
+def _decided(composed: ComposedPair, sides: Mapping[Place, Sides], seen: Mapping[int, Sides]) -> _Question | None:
+    """By bursts; where a condition is broken, by natural passes at the same levels, if all of these have them."""
+    if composed.broken:
+        ours = {level: seen[level] for level in composed.levels if level in seen}
+        return _question(sides, ours) if len(ours) == len(composed.levels) else None
+    if composed.by_start is None:
+        return None
+    error = composed.output_tokens.error or 0.0
+    return _Question(ANSWER, composed.levels, composed.by_start, composed.raw, error, "composed")
 
 
 def _question(sides: Mapping[Place, Sides], seen: Mapping[int, Sides]) -> _Question | None:
@@ -157,9 +188,7 @@ def _decision(one: _Measured, answer: _Answer | None, start_sd: float | None, ma
     pair, question = one.pair, one.question
     effect, verdict = (None, None) if answer is None else (answer.effect, answer.verdict)
     word, reason = _said(pair, answer)
-    raw = (
-        starts.effects_of_starts([question.raw], start_sd)[0] if question is not None and question.raw is not None else None
-    )
+    raw = None if question is None else _raw(question, start_sd)
     return PairDecision(
         model=pair.model,
         tp=pair.tp,
@@ -171,6 +200,8 @@ def _decision(one: _Measured, answer: _Answer | None, start_sd: float | None, ma
         concurrency=() if question is None else question.levels,
         verdict=word,
         ratio=_NO_RATIO if verdict is None else Bounded(verdict.ratio, verdict.interval),
+        evidence="measured" if question is None else question.evidence,
+        broken=() if pair.composed is None else pair.composed.broken,
         raw_ratio=_NO_RATIO if raw is None else Bounded(math.exp(raw.log_ratio), raw.interval()),
         equal_within_share=matters,
         n_a=0 if effect is None else effect.starts_a,
@@ -183,8 +214,18 @@ def _decision(one: _Measured, answer: _Answer | None, start_sd: float | None, ma
     )
 
 
+def _raw(question: _Question, start_sd: float | None) -> Effect | None:
+    """The ratio as it was seen. Composed: at each engine's own lengths, with their error beside that of the starts."""
+    if question.raw is None:
+        return None
+    found = starts.effects_of_starts([question.raw], start_sd)[0]
+    return found if found.error is None else replace(found, error=math.hypot(found.error, question.length_error))
+
+
 def _all_outputs(pair: Pair) -> Effect:
-    """The outputs of all levels, by prompt."""
+    """The outputs of all levels, by prompt; of natural runs, where bursts were measured."""
+    if pair.composed is not None:
+        return pair.composed.output_tokens
     return effects.output_tokens(
         [x for level in pair.levels for x in level.a], [x for level in pair.levels for x in level.b]
     )
@@ -194,10 +235,19 @@ def _said(pair: Pair, answer: _Answer | None) -> tuple[ComparisonVerdict, str]:
     if pair.different:
         return "not comparable", f"different {', '.join(pair.different)}"
     if answer is None:
-        return "too few samples", FEW
+        return "too few samples", _lacking(pair.composed)
     if answer.verdict.word == "one start each":
         return "one start each", "start-to-start variation unknown: measure two or more starts of each, or say start_sd"
     return answer.verdict.word, _basis(answer.effect, answer.verdict)
+
+
+def _lacking(composed: ComposedPair | None) -> str:
+    """Why the question cannot be answered yet."""
+    if composed is None:
+        return FEW
+    if composed.broken:
+        return f"natural passes needed at {' and '.join(map(str, composed.levels))}: {'; '.join(composed.broken)}"
+    return "bursts at each level and a natural run of either engine needed"
 
 
 def _basis(effect: Effect, verdict: Verdict) -> str:

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from loadtest.analysis import claims as published
 from loadtest.analysis import comparability, compare, validity
 from loadtest.analysis import objectives as slo_objectives
+from loadtest.analysis.bursts.cells import Recorded, burst_cells
+from loadtest.analysis.bursts.composed import ComposedCell, compose_cells
 from loadtest.analysis.level import level_figures
 from loadtest.errors import UsageError
 from loadtest.metrics import slo
@@ -21,7 +23,7 @@ from loadtest.metrics.schema import CellFigures, Comparison, Metrics, Roofline, 
 from loadtest.perfmodel import gpus, memory, models
 from loadtest.records.engine_facts import ClockError, EngineFacts
 from loadtest.records.manifest import Manifest
-from loadtest.records.read import CellRecords, LevelRecords, Run
+from loadtest.records.read import CellRecords, Run
 from loadtest.records.schema import SCHEMA_VERSION
 
 
@@ -32,16 +34,18 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
     `claims`: published claims to judge (`analysis.claims.parse_claims`). Raises UsageError for an SLO it cannot read.
     """
     objectives = [slo.parse_slo(text) for text in run.manifest.slo]
-    anchor = earliest_anchor([level for cell in run.cells for level in cell.levels])
+    anchor = earliest_anchor([level for cell in run.cells for level in cell.passes])
     cells: list[CellFigures] = []
     samples: dict[tuple[str, int], list[Pass]] = {}
-    for cell in run.cells:
-        passes = [(level, pass_arrays(level, anchor)) for level in cell.levels]
-        cells.append(_cell(cell, run.manifest, passes, objectives, anchor))
+    recorded = [_recorded(cell, anchor) for cell in run.cells]
+    bursts = burst_cells(recorded, run.manifest.natural_users)
+    composed = compose_cells(bursts, run.manifest, anchor)
+    for cell, (_, _, passes) in zip(run.cells, recorded, strict=True):
+        cells.append(_cell(cell, run.manifest, passes, objectives, anchor, composed.get(cell.id)))
         for concurrency, group in groupby((columns for _, columns in passes), key=lambda columns: columns.concurrency):
             samples[cell.id, concurrency] = list(group)
     templates = comparability.templates(run.cells)
-    judged = compare.compare_engines(cells, samples, run.manifest, templates.keys())
+    judged = compare.compare_engines(cells, samples, run.manifest, templates.keys(), bursts)
     health = validity.judge_run(cells, run.manifest, (*run.altered, *templates.values()), run.missing)
     return Metrics(
         schema_version=SCHEMA_VERSION,
@@ -55,6 +59,12 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
         decisions=tuple(judged.decisions),
         findings=published.judge_claims(claims, *_of_mode(run.manifest.mode, cells, judged.comparisons)),
     )
+
+
+def _recorded(cell: CellRecords, anchor: float) -> tuple[EngineFacts, Recorded, Recorded]:
+    """A cell's facts, its bursts and its levels, each pass with its columns."""
+    bursts, levels = ([(one, pass_arrays(one, anchor)) for one in some] for some in (cell.bursts, cell.levels))
+    return cell.engine, bursts, levels
 
 
 def _of_mode(
@@ -84,11 +94,12 @@ def _run(manifest: Manifest, cells: Sequence[CellFigures]) -> RunFacts:
 def _cell(
     cell: CellRecords,
     manifest: Manifest,
-    passes: Sequence[tuple[LevelRecords, Pass]],
+    passes: Recorded,
     objectives: Sequence[slo.Slo],
     anchor: float,
+    composed: ComposedCell | None,
 ) -> CellFigures:
-    """One cell: what engine.json says, its roofline, and its levels."""
+    """One cell: what engine.json says, its roofline, its levels, and what is composed of its bursts."""
     facts = cell.engine
     by_level = groupby(passes, key=lambda one: one[1].concurrency)
     levels = [
@@ -113,6 +124,8 @@ def _cell(
         roofline=_roofline(facts, levels),
         maximum_concurrency=slo_objectives.maximum_concurrency(levels, objectives, facts.fit),
         levels=tuple(levels),
+        composed=() if composed is None else composed.levels,
+        conditions=() if composed is None else composed.conditions,
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import math
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,8 +22,10 @@ from loadtest.records.schema import EngineName
 from loadtest.report.formatting import spoken
 from loadtest.servers import flags, preflight, probe, server
 from loadtest.study import estimate, locust_pass, parse, plan, schema
+from loadtest.study.bursts import asked
 from loadtest.study.run import execute
 from loadtest.workload.contract import Contract
+from loadtest.workload.workload import Workload
 
 if TYPE_CHECKING:
     from loadtest.study.execution import Say, Teller
@@ -39,8 +42,12 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
     study = schema.select(parse.load_study(arguments.study, plan.asked), arguments.only)
     if arguments.workers is not None:
         study = replace(study, workers=arguments.workers)
-    if arguments.until_decided:
+    if arguments.mode is not None and arguments.mode != study.mode:
+        study = schema.in_mode(study, arguments.mode)
+    if arguments.until_decided or arguments.precision is not None:
         study = replace(study, until_decided=True, repeats=study.repeats if study.repeats > 1 else verdicts.LOOKS[-1])
+    if arguments.precision is not None and not 0 < arguments.precision < 100:
+        raise UsageError(f"--precision: expected a percentage above 0 and below 100, got {arguments.precision:g}")
     if arguments.dry_run:
         return _dry_run(study)
     if arguments.resume and arguments.out is None:
@@ -49,6 +56,7 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
         raise UsageError(f"--budget: expected hours above 0, got {arguments.budget:g}")
     out = arguments.out or new_folder(study.name)
     budget_s = None if arguments.budget is None else 3600 * arguments.budget
+    precision = None if arguments.precision is None else arguments.precision / 100
     return carry_out(
         lambda: execute(
             study,
@@ -56,6 +64,7 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
             resume=arguments.resume,
             force=arguments.force,
             budget_s=budget_s,
+            precision=precision,
             say=say,
             audience=say.audience,
         ),
@@ -185,30 +194,89 @@ def serve(arguments: argparse.Namespace, say: Say) -> str:
 def _dry_run(study: schema.Study) -> str:
     """The plan of a study: each cell with its fit and its command, the Locust command of each level, and estimated times."""
     workload, contract = plan.asked(study)
-    times = {cell.id: estimate.of_cell(study, cell, workload, contract) for cell in study.cells}
-    known = [one for time in times.values() if (one := time.all_s(study.repeats)) is not None]
+    times = _times(study, workload, contract)
     head = (
         f"{study.name}: {len(study.cells)} cells, levels {list(study.levels)}, {study.repeats} repeat(s); nothing is started"
     )
     lines = [line for cell in study.cells for line in _plan_of(study, cell, contract, times[cell.id])]
+    total = _total(study, times)
+    if study.decides:
+        return "\n".join([head, *lines, "", *_both(study, workload, contract), total])
+    return "\n".join([head, *lines, "", *_power(study), *_instead(study, workload, contract), total])
+
+
+def _times(study: schema.Study, workload: Workload, contract: Contract) -> dict[str, estimate.CellTime]:
+    chosen = asked.natural_cells(study, contract) if study.decides else set()
+    fitting = {cell.id: (fit := plan.fit_of(cell, contract)) is None or fit.fits for cell in study.cells}
+    return {
+        cell.id: estimate.of_cell(study, cell, workload, contract, natural=cell.id in chosen)
+        if fitting[cell.id] or not study.decides
+        else estimate.CellTime(0.0, {})
+        for cell in study.cells
+    }
+
+
+def _total(study: schema.Study, times: Mapping[str, estimate.CellTime]) -> str:
+    known = [one for time in times.values() if (one := time.all_s(study.repeats)) is not None]
     missing = len(times) - len(known)
     unknown = f"; {missing} cell(s) are not included: refused, or no GPU is named" if missing else ""
     most = "in all, if no pair is decided sooner" if study.until_decided else "in all"
-    total = f"{most}: about {spoken(sum(known))} (an estimate of the performance model{unknown})"
-    return "\n".join([head, *lines, "", *_power(study), total])
+    return f"{most}: about {spoken(sum(known))} (an estimate of the performance model{unknown})"
+
+
+def _both(study: schema.Study, workload: Workload, contract: Contract) -> list[str]:
+    """A decision beside the grid: hours of each, and what each will be able to tell."""
+    grid = schema.in_mode(study, "natural")
+    return [line for one in (grid, study) for line in _prospect(one, workload, contract)]
+
+
+def _instead(study: schema.Study, workload: Workload, contract: Contract) -> list[str]:
+    """What a decision would take in place of this grid; nothing where no engines are compared, or bursts cannot be."""
+    closed = study.scenario == "long_reasoning" and study.duration_s is None and study.mode == "natural"
+    if not (closed and _pairs(study)):
+        return []
+    try:
+        return _prospect(schema.in_mode(study, "decision"), workload, contract)
+    except UsageError:  # no room for bursts
+        return []
+
+
+def _prospect(study: schema.Study, workload: Workload, contract: Contract) -> list[str]:
+    """Hours of a study with three starts of each engine, and its power at 5 %."""
+    pairs = _pairs(study)
+    times = [one.all_s(schema.TYPICAL_STARTS) for one in _times(study, workload, contract).values()]
+    known = [one for one in times if one is not None]
+    if not (pairs and known):
+        return []
+    starts = study.repeats if study.until_decided else schema.TYPICAL_STARTS
+    power = verdicts.planned_power(1.05, pairs, starts, study.start_sd, sequential=study.until_decided)
+    name = "decision (mode decision)" if study.decides else "whole grid (mode natural)"
+    return [
+        f"{name}: about {spoken(sum(known))} with {schema.TYPICAL_STARTS} starts of each engine; finds a difference"
+        f" of 5 % in about {100 * power:.0f} % of pairs, if starts vary by {_start_sd(study)}"
+    ]
+
+
+def _pairs(study: schema.Study) -> int:
+    """Pairs of engines that it compares."""
+    places = Counter((cell.model, cell.tp, cell.gpu, cell.mode) for cell in study.cells)
+    return sum(n * (n - 1) // 2 for n in places.values())
+
+
+def _start_sd(study: schema.Study) -> str:
+    return f"{100 * (verdicts.TYPICAL_START_SD if study.start_sd is None else study.start_sd):g} %"
 
 
 def _power(study: schema.Study) -> list[str]:
     """What the study can tell of each pair of engines; nothing where it has none."""
-    places = Counter((cell.model, cell.tp, cell.gpu, cell.mode) for cell in study.cells)
-    pairs = sum(n * (n - 1) // 2 for n in places.values())
+    pairs = _pairs(study)
     if not pairs:
         return []
     if study.repeats == 1 and study.start_sd is None:
         return ["one start each gives no verdict: set repeats = 3, or --until-decided"]
     least = verdicts.planned_ratio(pairs, study.repeats, study.start_sd, sequential=study.until_decided)
-    by = f"{100 * (verdicts.TYPICAL_START_SD if study.start_sd is None else study.start_sd):g} %"
-    return [f"a difference of {100 * (least - 1):.1f} % is found with about 80 % power, if starts vary by {by}"]
+    found = f"a difference of {100 * (least - 1):.1f} % is found with about 80 % power"
+    return [f"{found}, if starts vary by {_start_sd(study)}"]
 
 
 def _plan_of(study: schema.Study, cell: schema.Cell, contract: Contract, time: estimate.CellTime) -> list[str]:
@@ -219,12 +287,11 @@ def _plan_of(study: schema.Study, cell: schema.Cell, contract: Contract, time: e
         spec = plan.launch_spec(cell, contract, port=8000)
         lines += [*_refusal(spec), _shell(spec)]
     target = locust_pass.Target(cell.base_url or "http://127.0.0.1:8000", cell.model, cell.clock_speed or 1.0)
-    for level in study.levels:
-        argv = locust_pass.command(study, cell, target, level, 1, Path("RUN"), "RUN-ID")
-        lines += [
-            f"concurrency {level}, {study.requests(level)} requests{_about(time.pass_s[level])}:",
-            f"  {shlex.join(argv)}",
-        ]
+    for one, seconds in (*time.passes_s.items(), *time.once_s.items()):
+        argv = locust_pass.command(study, cell, target, one, 1, Path("RUN"), "RUN-ID")
+        what = ("bursts, " if one.kind == "bursts" else "") + ("once, " if one in time.once_s else "")
+        n = f"{one.requests} requests" if one.requests is not None else f"{study.duration_s:g} s"
+        lines += [f"concurrency {one.concurrency}, {what}{n}{_about(seconds)}:", f"  {shlex.join(argv)}"]
     return [*lines, f"{study.repeats} repeat(s) and as many starts{_about(time.all_s(study.repeats))}"]
 
 

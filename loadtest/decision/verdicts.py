@@ -107,17 +107,38 @@ def detectable_ratio(effect: Effect, level: float, power: float = 0.8) -> float 
     return math.exp(min(tails * effect.error, 300.0))
 
 
-def planned_ratio(pairs: int, starts: int, start_sd: float | None = None, *, sequential: bool = False) -> float:
-    """The ratio above 1 that so many starts of each engine find with about 80 % power.
+def _planned(pairs: int, starts: int, start_sd: float | None) -> Effect:
+    """The effect of so many starts of each engine, before any is made.
 
     `start_sd` None: as if starts varied by `TYPICAL_START_SD`, seen a fifth larger where several pairs are pooled, for the
     larger of two variances is taken.
+    """
+    sd = TYPICAL_START_SD * (1.2 if pairs > 1 else 1.0) if start_sd is None else start_sd
+    df = 2.0 * (starts - 1) if start_sd is None else math.inf
+    return Effect(0.0, sd * math.sqrt(2 / starts), df, starts, starts, sd)
+
+
+def planned_power(
+    ratio: float, pairs: int, starts: int, start_sd: float | None = None, *, sequential: bool = False
+) -> float:
+    """The chance that so many starts of each engine show this ratio as a difference; `start_sd` as in `planned_ratio`.
+
+    >>> round(planned_power(1.05, 5, 3), 2), round(planned_power(1.05, 5, 6, sequential=True), 2)
+    (0.84, 1.0)
+    """
+    planned = _planned(pairs, starts, start_sd)
+    away = math.log(ratio) / max(planned.error or 0.0, 1e-12)
+    beyond = intervals.t_critical(planned.df, nominal_level(pairs, sequential=sequential) / 2) - away
+    tail = intervals.two_sided_p(beyond, planned.df) / 2
+    return tail if beyond > 0 else 1 - tail
+
+
+def planned_ratio(pairs: int, starts: int, start_sd: float | None = None, *, sequential: bool = False) -> float:
+    """The ratio above 1 that so many starts of each engine find with about 80 % power. `start_sd` None: as is typical.
 
     >>> round(planned_ratio(1, 3), 3), round(planned_ratio(5, 3), 3)
     (1.033, 1.048)
     """
-    sd = TYPICAL_START_SD * (1.2 if pairs > 1 else 1.0) if start_sd is None else start_sd
-    df = 2.0 * (starts - 1) if start_sd is None else math.inf
-    planned = Effect(0.0, sd * math.sqrt(2 / starts), df, starts, starts, sd)
+    planned = _planned(pairs, starts, start_sd)
     found = detectable_ratio(planned, nominal_level(pairs, sequential=sequential))
     return 1.0 if found is None else found

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from loadtest.metrics.catalogue import METRICS, REACHED_QUANTILES, Statistic
-from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimate, GapDistribution, Interval
+from loadtest.metrics.figures import Bounded, CensoredDistribution, Distribution, Estimate, GapDistribution, Interval
 from loadtest.records.schema import Outcome, Phase, Priority, StampSource, TokenCountSource, about
 
 GateStatus = Literal["pass", "fail", "not_checked", "not_applicable"]
@@ -335,3 +335,54 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
         if metric == "tokens_per_s_per_user" and statistic in REACHED_QUANTILES:
             return self.tpot_s.at(REACHED_QUANTILES[statistic]).inverse()
         return self.figure(metric).at(statistic)
+
+
+# Composed of bursts (`mode = "decision"`) -----------------------------------------------------------------------------
+
+Evidence = Literal["measured", "composed"]
+ConditionName = Literal[
+    "straight line", "no preemption", "no truncation", "no speculation", "lengths independent of load", "own times"
+]
+
+
+class ComposedTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Time to the final answer (s), composed; intervals: for prompts of this kind, over starts and lengths."""
+
+    mean: Bounded
+    p50: Bounded
+    p90: Bounded
+
+
+class ComposedLevel(msgspec.Struct, frozen=True, kw_only=True):
+    """One concurrency: what bursts measured, and what follows from it for answers of the natural run's lengths."""
+
+    concurrency: Annotated[int, about("Requests in flight at once.")]
+    evidence: Annotated[Evidence, about("`composed`: no answer was waited for at this concurrency.")]
+    n_starts: Annotated[int, about("Starts of the server with bursts.")]
+    n_requests: Annotated[int, about("Requests of its bursts.")]
+    step_s: Annotated[Bounded, about("a of the line a + b K: seconds of a step without context, over starts.")]
+    step_s_per_context_token: Annotated[Bounded, about("b of the line: seconds that each token of context adds.")]
+    first_token_s: Annotated[Bounded, about("Mean wait of a lone request for its first token.")]
+    bend_share: Annotated[float | None, about("How far the middle contexts lie off the line, over starts.")]
+    time_to_final_answer_s: Annotated[ComposedTimes | None, about("None without lengths.")]
+    tokens_per_s_per_user: Annotated[Bounded, about("Mean tokens/s of one user after the first token.")]
+    output_tokens_per_s: Annotated[Bounded, about("Of all users: concurrency x mean tokens / mean time.")]
+    n_answers: Annotated[int, about("Answers that the lengths are of.")]
+    lengths_of: Annotated[
+        Literal["both engines", "this engine"] | None,
+        about("`this engine`: the engines' lengths differ by prompt. None without lengths."),
+    ]
+    client_health: ClientHealth
+    reconciliation: Reconciliation
+    damaged_files: Annotated[tuple[str, ...], about("As of a level, torn lines too.")]
+    reason: Annotated[str | None, about("Why times are missing.")]
+
+
+class ConditionCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """What must hold for composed figures; where it does not, the pair falls back to natural passes."""
+
+    name: Annotated[ConditionName, about("What must hold.")]
+    status: Annotated[Literal["met", "broken", "not checked"], about("`not checked`: nothing tells, or not yet.")]
+    value: Annotated[float | None, about("By how much: a share, a number of requests, or a p-value.")]
+    limit: Annotated[float | None, about("What it is held against.")]
+    reason: Annotated[str, about("In words.")]

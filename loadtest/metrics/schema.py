@@ -16,7 +16,7 @@ import msgspec
 from loadtest.errors import RecordError
 from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.figures import Bounded, Estimate, OpenInterval
-from loadtest.metrics.level_schema import GateStatus, LevelFigures
+from loadtest.metrics.level_schema import ComposedLevel, ConditionCheck, Evidence, GateStatus, LevelFigures
 from loadtest.records.engine_facts import CellStatus, ClockError, MemoryFit
 from loadtest.records.manifest import RunWorkload
 from loadtest.records.schema import SCHEMA_VERSION, Mode, TokenCountSource, about, damage_text
@@ -37,7 +37,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     id: Annotated[str | None, about("As `run_id`.")]
     name: Annotated[str | None, about("Name of the study.")]
     started: Annotated[str | None, about("Start, UTC, such as `2026-11-26T07:39:06Z`.")]
-    mode: Annotated[Mode | None, about("`equal-work` forces output lengths.")]
+    mode: Annotated[Mode | None, about("`equal-work` forces output lengths; `decision`: bursts.")]
     workload: Annotated[RunWorkload | None, about("What was asked; None: the manifest does not say.")]
     clock_speed: Annotated[float, about("Simulated seconds per second; 1 for real engines and in virtual time.")]
     slo: Annotated[tuple[str, ...], about("SLOs of the study, such as `ttft_s:p90<2`.")]
@@ -111,6 +111,8 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     roofline: Roofline
     maximum_concurrency: MaximumConcurrency
     levels: Annotated[tuple[LevelFigures, ...], about("By concurrency, ascending; empty where nothing was measured.")]
+    composed: Annotated[tuple[ComposedLevel, ...], about("Of bursts, by concurrency; empty without them.")] = ()
+    conditions: Annotated[tuple[ConditionCheck, ...], about("Of composed figures; empty likewise.")] = ()
 
     @property
     def family(self) -> str:
@@ -186,12 +188,17 @@ class PairDecision(msgspec.Struct, frozen=True, kw_only=True):
     b: Annotated[str, about("Id of the second cell (of `compare`: of the baseline).")]
     simulated: Annotated[bool, about("Either side is simulated.")]
     metric: Annotated[str, about("`time_to_final_answer_s` at equal length; without finished answers, tokens/s per user.")]
+    evidence: Annotated[Evidence, about("`composed`: of bursts and the lengths of one natural run.")] = "measured"
+    broken: Annotated[tuple[str, ...], about("Conditions that fail, in words: natural passes decide instead.")] = ()
     concurrency: Annotated[tuple[int, ...], about("Levels that it is the mean over.")]
     verdict: Annotated[ComparisonVerdict, about("Of a against b. At most 5 % of studies of equal engines have a wrong one.")]
     ratio: Annotated[
         Bounded, about("a / b, with the interval that holds for all pairs at once: the verdict is read off it.")
     ]
-    raw_ratio: Annotated[Bounded, about("a / b as it was seen, luck of lengths and all; its own 95 % interval.")]
+    raw_ratio: Annotated[
+        Bounded,
+        about("a / b as it was seen, luck of lengths and all (composed: at own lengths); its own 95 % interval."),
+    ]
     equal_within_share: Annotated[float, about("A difference below it does not matter: `equal`.")]
     n_a: Annotated[int, about("Starts of a's server.")]
     n_b: Annotated[int, about("Starts of b's server.")]

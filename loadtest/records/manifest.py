@@ -97,6 +97,7 @@ class Manifest(_Open, frozen=True, kw_only=True):
     cooldown_s: float | None = None  # before each pass
     workers: int | None = None  # processes that share the streams
     repeats: int = 0
+    natural_users: int | None = None  # mode decision: concurrency of the natural runs
     until_decided: bool = False  # looked at between repeats: judged by a stricter level
     passes: tuple[str, ...] = ()  # `CELL/cNN-rR`: ended as they should, so each of their files was closed
     environment: Environment | None = None
@@ -119,13 +120,16 @@ class Manifest(_Open, frozen=True, kw_only=True):
         return next((cell for cell in self.cells if cell.id == cell_id), None)
 
 
-def begun(*, run_id: str, workload: RunWorkload, contract: dict[str, Any], **facts: Any) -> Manifest:
-    """The manifest of a run that begins: incomplete until `ended` says otherwise. `facts`: its other fields."""
+def begun(
+    *, run_id: str, workload: RunWorkload, contract: dict[str, Any], mode: Mode | None = None, **facts: Any
+) -> Manifest:
+    """The manifest of a run that begins: incomplete until `ended` says otherwise. `facts`: its other fields.
+    `mode` None: the contract's."""
     return Manifest(
         run_id=run_id,
         started_unix_s=time.time(),
         incomplete_reason=UNFINISHED,
-        mode=contract["mode"],
+        mode=mode or contract["mode"],
         workload=workload,
         contract=contract,
         commands=(_typed(),),

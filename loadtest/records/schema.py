@@ -43,7 +43,9 @@ Phase = Literal["warmup", "measure"]
 
 EngineName = Literal["sglang", "vllm", "sglang-sim", "vllm-sim", "other"]
 
-Mode = Literal["natural", "equal-work"]  # stop by itself, or at a length that is forced
+LengthMode = Literal["natural", "equal-work"]  # stop by itself, or at a length that is forced
+
+Mode = Literal["natural", "equal-work", "decision"]  # of a run; decision: bursts, and one natural run of each engine
 
 TokenCountSource = Literal["server", "tokenizer", "chunks"]
 

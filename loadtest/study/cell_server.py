@@ -58,7 +58,9 @@ def _attached(execution: Execution, base_url: str, cell: Cell, engine: EngineFil
     tell = execution.note if cell.base_url is None else execution.say  # a server of others: no problem of ours
     for violation in contract.violations:
         tell(f"{cell.id}: differs from the contract: {violation}")
-    return locust_pass.Target(base_url=base_url, served_model=served, clock_speed=info.clock_speed)
+    return locust_pass.Target(
+        base_url=base_url, served_model=served, clock_speed=info.clock_speed, room_tokens=info.max_model_len
+    )
 
 
 def _served(base_url: str, cell: Cell, info: probe.ServerInfo) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loadtest.client import thinking
-from loadtest.perfmodel import gpus, machine_fit, memory, prediction
+from loadtest.perfmodel import gpus, machine_fit, memory, prediction, step_time
 from loadtest.perfmodel.constants import Machine
+from loadtest.records.folder import PassKind
 from loadtest.report.formatting import spoken
 from loadtest.servers import preflight
 from loadtest.simulator.core import lengths
 from loadtest.study import plan
-from loadtest.study.schema import Cell, Study
+from loadtest.study.bursts.asked import burst_passes, natural_cells, natural_passes, natural_run
+from loadtest.study.schema import AskedPass, Cell, Study
+from loadtest.workload import bursts
 from loadtest.workload.contract import Contract
 from loadtest.workload.prompts import Prompt
 from loadtest.workload.workload import Workload
@@ -31,37 +34,68 @@ _LENGTH_SCALE = "--length-scale"
 
 @dataclass(frozen=True, slots=True)
 class CellTime:
-    """Wall seconds that a cell will take: one start, and one pass over each level; None where it cannot be foreseen."""
+    """Wall seconds that a cell will take: one start, each pass of a repeat, and passes that are needed once; None where it
+    cannot be foreseen."""
 
     start_s: float
-    pass_s: dict[int, float | None]
+    passes_s: dict[AskedPass, float | None]
+    once_s: dict[AskedPass, float | None] = field(default_factory=dict)
 
     def all_s(self, repeats: int) -> float | None:
         """All passes, with a start for each repeat."""
-        known = [one for one in self.pass_s.values() if one is not None]
-        return (self.start_s + sum(known)) * repeats if len(known) == len(self.pass_s) else None
+        each, once = (_sum(times.values()) for times in (self.passes_s, self.once_s))
+        return None if each is None or once is None else (self.start_s + each) * repeats + once
 
 
-def of_cell(study: Study, cell: Cell, workload: Workload, contract: Contract) -> CellTime:
+def _sum(times: Iterable[float | None]) -> float | None:
+    known = list(times)
+    return None if None in known else sum(one for one in known if one is not None)
+
+
+def of_cell(study: Study, cell: Cell, workload: Workload, contract: Contract, *, natural: bool = True) -> CellTime:
     """What the performance model expects of a cell: requests x tokens of output / tokens a second, over the clock's speed.
 
     Lengths are the workload's recorded ones, else those that the simulator draws, so that for an unknown model the time may
-    be off several times over.
+    be off several times over. `natural`: of a study that decides, the natural run is on this cell.
     """
-    speed = cell.clock_speed or 1.0
-    beside_s = study.cooldown_s + _PASS_START_S
-    if study.duration_s is not None:
-        return CellTime(_start_s(cell), dict.fromkeys(study.levels, study.duration_s / speed + beside_s))
+    if not study.decides:
+        return CellTime(_start_s(cell), _passes_s(study, cell, workload, contract, natural_passes(study)))
+    once = natural_run(study, contract, cell) if natural else []
+    each = burst_passes(study, contract, cell)
+    return CellTime(_start_s(cell), *(_passes_s(study, cell, workload, contract, some) for some in (each, once)))
+
+
+def _passes_s(
+    study: Study, cell: Cell, workload: Workload, contract: Contract, asked: Iterable[AskedPass]
+) -> dict[AskedPass, float | None]:
+    speed, beside_s = cell.clock_speed or 1.0, study.cooldown_s + _PASS_START_S
     contract = replace(contract, mode=cell.mode or contract.mode)
     prompt_tokens, output_tokens = _mean_tokens(cell, workload.prompts, contract)
-    rates = {level: _tokens_per_s(cell, contract, prompt_tokens, output_tokens, level) for level in study.levels}
-    asked = {level: study.requests(level) + study.warmup_requests * level for level in study.levels}
-    return CellTime(
-        _start_s(cell),
-        {
-            level: None if rate is None else asked[level] * output_tokens / rate / speed + beside_s
-            for level, rate in rates.items()
-        },
+    found: dict[AskedPass, float | None] = {}
+    for one in asked:
+        took_s = study.duration_s
+        if one.kind == "bursts":
+            took_s = _bursts_s(cell, contract, one, prompt_tokens)
+        elif one.requests is not None:
+            rate = _tokens_per_s(cell, contract, prompt_tokens, output_tokens, one.concurrency)
+            sent = one.requests + one.warmup_requests * one.concurrency
+            took_s = None if rate is None else sent * output_tokens / rate
+        found[one] = None if took_s is None else took_s / speed + beside_s
+    return found
+
+
+def _bursts_s(cell: Cell, contract: Contract, asked: AskedPass, prompt_tokens: int) -> float | None:
+    """Prompts one after another, then all outputs at once."""
+    made = _deployment(cell, contract)
+    if made is None:
+        return None
+    streams, chunk = asked.concurrency, step_time.chunk_tokens(made, max(asked.contexts_tokens))
+    rows = [(streams, min(asked.contexts_tokens), bursts.WARMUP_TOKENS)]
+    rows += [(1, prompt_tokens, bursts.LONE_TOKENS)] * bursts.LONE_PROMPTS
+    rows += [(streams, context, bursts.OUTPUT_TOKENS) for context in asked.contexts_tokens]
+    return sum(
+        n * step_time.prefill_s(made, context, chunk) + step_time.decode_s(made, context, tokens, n)
+        for n, context, tokens in rows
     )
 
 
@@ -107,23 +141,33 @@ def _length_scale(args: Sequence[str]) -> float:
 
 
 def _tokens_per_s(cell: Cell, contract: Contract, prompt_tokens: int, output_tokens: int, level: int) -> float | None:
+    made = _deployment(cell, contract)
+    if made is None:
+        return None
+    predicted = prediction.predict(made, prompt_tokens=prompt_tokens, output_tokens=output_tokens, concurrency=level)
+    return predicted.output_tokens_per_s.value if predicted.fits else None
+
+
+def _deployment(cell: Cell, contract: Contract) -> memory.Deployment | None:
+    """What the performance model is told of a cell; None where model or GPU are not known, or one does not fit the other."""
     model = preflight.shape(cell.model) if cell.gpu is not None else None
     if cell.gpu is None or model is None:
         return None
-    fraction = plan.memory_fraction(cell, contract)
-    machine = machine_fit.read_machine(Path(cell.calibration)) if cell.calibration else Machine()
     made = memory.Deployment(
         model,
         gpus.gpu(cell.gpu),
         cell.tp,
         cell.engine,
-        fraction,
+        plan.memory_fraction(cell, contract),
         interconnect=preflight.topology_named(cell.interconnect),
-        machine=machine,
+        machine=machine_fit.read_machine(Path(cell.calibration)) if cell.calibration else Machine(),
         expert_parallel=model.experts > 0 and any(arg.partition("=")[0] in _EXPERT_PARALLEL for arg in cell.args),
     )
-    predicted = prediction.predict(made, prompt_tokens=prompt_tokens, output_tokens=output_tokens, concurrency=level)
-    return predicted.output_tokens_per_s.value if predicted.fits else None
+    fit = plan.fit_of(cell, contract)
+    return made if fit is None or fit.fits else None
+
+
+_Key = tuple[str, PassKind, int]  # cell, kind of pass, concurrency
 
 
 class Remaining:
@@ -132,67 +176,80 @@ class Remaining:
     Passes without a prediction (no GPU is named) count as the mean of the others, or all alike.
     """
 
-    def __init__(self, study: Study, workload: Workload, contract: Contract) -> None:
-        expected = {cell.id: of_cell(study, cell, workload, contract).pass_s for cell in study.cells}
-        known = [one for passes_s in expected.values() for one in passes_s.values() if one is not None]
-        mean_s = sum(known) / len(known) if known else 1.0
-        self._expected_s = {
-            (cell, level): mean_s if one is None else one
-            for cell, passes_s in expected.items()
-            for level, one in passes_s.items()
-        }
-        self._foreseen = bool(known)
+    def __init__(self, study: Study, workload: Workload, contract: Contract, blocked: Collection[str] = ()) -> None:
+        chosen = natural_cells(study, contract, blocked)
         self._repeats = study.repeats
-        self._passes = dict.fromkeys(self._expected_s, study.repeats)
+        self._passes: dict[_Key, int] = {}
+        expected: dict[_Key, float | None] = {}
+        for cell in study.cells:
+            if not study.decides or (fit := plan.fit_of(cell, contract)) is None or fit.fits:
+                time_s = of_cell(study, cell, workload, contract, natural=cell.id in chosen)
+                for times, repeats in ((time_s.passes_s, study.repeats), (time_s.once_s, 1)):
+                    for asked, one_s in times.items():
+                        expected[_key(cell, asked)] = one_s
+                        self._passes[_key(cell, asked)] = repeats
+        known = [one for one in expected.values() if one is not None]
+        self._mean_s = sum(known) / len(known) if known else 1.0
+        self._expected_s = {key: self._mean_s if one is None else one for key, one in expected.items()}
+        self._foreseen = bool(known)
         self._done_s = self._ran_s = 0.0
         self._started_s = time.monotonic()
 
     def never(self, cell_id: str) -> None:
         """A cell that will not be measured at all."""
-        self._set(cell_id, 0)
+        self._at_most(cell_id, 0)
 
     def ended(self, cell: Cell, repeat: int) -> None:
-        """One pass over all levels of a cell is over, measured or not."""
-        self._set(cell.id, min(self._repeats - repeat, *(n for (one, _), n in self._passes.items() if one == cell.id)))
+        """One repeat of a cell is over, measured or not."""
+        self._at_most(cell.id, self._repeats - repeat)
 
-    def _set(self, cell_id: str, passes: int) -> None:
-        self._passes |= {key: passes for key in self._passes if key[0] == cell_id}
+    def _at_most(self, cell_id: str, passes: int) -> None:
+        self._passes |= {key: min(n, passes) for key, n in self._passes.items() if key[0] == cell_id}
 
-    def pass_s(self, cell: Cell, level: int) -> float | None:
-        """Wall seconds that one pass over a level will take, at the pace so far; None while nothing tells."""
+    def pass_s(self, cell: Cell, asked: AskedPass) -> float | None:
+        """Wall seconds that one pass will take, at the pace so far; None while nothing tells."""
         if not self._done_s and not self._foreseen:
             return None
-        return self._expected_s[cell.id, level] * (self._ran_s / self._done_s if self._done_s else 1.0)
+        return self._expected(cell, asked) * (self._ran_s / self._done_s if self._done_s else 1.0)
 
-    def beyond_s(self, cell: Cell, level: int, pass_s: float) -> float:
-        """Wall seconds that all other passes to come will take, beside the one over this level, which will take `pass_s`."""
-        own_s = self._expected_s[cell.id, level]
+    def _expected(self, cell: Cell, asked: AskedPass) -> float:
+        return self._expected_s.get(_key(cell, asked), self._mean_s)
+
+    def beyond_s(self, cell: Cell, asked: AskedPass, pass_s: float) -> float:
+        """Wall seconds that all other passes to come will take, beside this one, which will take `pass_s`."""
+        own_s = self._expected(cell, asked)
         left_s = sum(n * self._expected_s[key] for key, n in self._passes.items()) - own_s
         return max(0.0, left_s) * (self._ran_s / self._done_s if self._done_s else pass_s / own_s)
 
-    def after(self, cell: Cell, level: int) -> str:
+    def after(self, cell: Cell, asked: AskedPass) -> str:
         """What to say when a pass has ended: the time that the others will take; nothing after the last."""
-        self._passes[cell.id, level] -= 1
-        self._done_s += self._expected_s[cell.id, level]
+        key = _key(cell, asked)
+        self._passes[key] = max(0, self._passes.get(key, 0) - 1)
+        self._expected_s.setdefault(key, self._mean_s)
+        self._done_s += self._expected_s[key]
         self._ran_s = time.monotonic() - self._started_s
         left_s = sum(n * self._expected_s[key] for key, n in self._passes.items())
         return f", about {spoken(left_s * self._ran_s / self._done_s)} left" if any(self._passes.values()) else ""
 
 
-def level_left_s(study: Study, level: int, n_ended: int, elapsed_s: float, expected_s: float | None) -> float | None:
+def _key(cell: Cell, asked: AskedPass) -> _Key:
+    return cell.id, asked.kind, asked.concurrency
+
+
+def level_left_s(asked: AskedPass, n_ended: int, elapsed_s: float, expected_s: float | None) -> float | None:
     """Wall seconds that a pass under way will still take; None where that cannot be told yet.
 
-    From the requests that have ended, each under way taken as half done; before any has ended, what was expected
-    (`expected_s`) less what has passed.
+    From the requests that have ended, each under way taken as half done; of bursts, and before any has ended, what was
+    expected (`expected_s`) less what has passed.
 
-    >>> study = Study(name="x", workload="math", cells=(Cell(engine="vllm", model="qwq-32b"),))
-    >>> level_left_s(study, 4, 0, 60.0, None), level_left_s(study, 4, 0, 60.0, 100.0), level_left_s(study, 4, 4, 60.0, None)
+    >>> asked = AskedPass(concurrency=4, requests=8, warmup_requests=1)
+    >>> level_left_s(asked, 0, 60.0, None), level_left_s(asked, 0, 60.0, 100.0), level_left_s(asked, 4, 60.0, None)
     (None, 40.0, 60.0)
     """
-    asked = study.requests(level) + study.warmup_requests * level
-    if n_ended == 0:
+    total = (asked.requests or 0) + asked.warmup_requests * asked.concurrency
+    if asked.kind == "bursts" or n_ended == 0:
         return None if expected_s is None else max(0.0, expected_s - elapsed_s)
-    if n_ended > asked:  # tasks of several requests
+    if n_ended > total:  # tasks of several requests
         return None
-    done = n_ended + min(level, asked - n_ended) / 2
-    return elapsed_s * (asked - done) / done
+    done = n_ended + min(asked.concurrency, total - n_ended) / 2
+    return elapsed_s * (total - done) / done

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from loadtest.report.live import LevelStatus
 from loadtest.study import estimate
+from loadtest.study.bursts.asked import Wanted
 from loadtest.study.schema import Study
 from loadtest.workload.contract import Contract
 
@@ -57,7 +58,9 @@ class Execution:
     blocked: dict[str, str]
     remaining: estimate.Remaining
     check_folder: Callable[[], None]  # raises `RecordError` where the run folder is no longer there
+    wanted: Wanted  # what the next repeat measures
     budget_s: float | None = None  # no repeat starts that would end later
+    precision: float | None = None  # a share: go on until every pair's interval is as narrow on either side
     audience: Audience = NOBODY
     problems: list[str] = field(default_factory=list)
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from loadtest.analysis.run import analyze
 from loadtest.client import thinking
 from loadtest.errors import FitError, UsageError
-from loadtest.records import schema, write
+from loadtest.records import read, schema, write
 from loadtest.records.folder import level_path
 from loadtest.records.manifest import VIRTUAL_TIME, Manifest
 from loadtest.records.schema import EngineName
@@ -26,12 +27,15 @@ from loadtest.simulator import options as simulator_options
 from loadtest.simulator.core import engine as virtual
 from loadtest.simulator.setup import Simulation
 from loadtest.study import run
+from loadtest.study.bursts.asked import Wanted, first_wanted
+from loadtest.study.bursts.virtual import VirtualBursts
 from loadtest.study.engine_file import EngineFile, memory_fit, starting
 from loadtest.study.execution import Say
 from loadtest.study.passes import PASS_FILE, PassFacts
 from loadtest.study.plan import asked, launch_spec, refuse_misfit
-from loadtest.study.schema import Cell, Study
+from loadtest.study.schema import AskedPass, Cell, Study
 from loadtest.study.virtual_level import WORKER, Plan, VirtualLevel, VirtualServer
+from loadtest.workload.bursts import BurstPlan
 from loadtest.workload.contract import Contract
 from loadtest.workload.script import Script
 from loadtest.workload.workload import Workload
@@ -49,7 +53,9 @@ class _Prediction:
     workload: Workload
     contract: Contract
     say: Say
+    wanted: Wanted
     elapsed_s: float = 0.0
+    servers: dict[str, VirtualServer] = field(default_factory=dict)
 
 
 def predicted(study: Study) -> Study:
@@ -65,7 +71,7 @@ def predicted(study: Study) -> Study:
     """
     if study.scenario != _SCENARIO:
         raise UsageError(f"scenario: expected {_SCENARIO}, the one that predict --study can follow, got {study.scenario}")
-    return replace(study, cells=tuple(_predicted_cell(cell) for cell in study.cells), repeats=1)
+    return replace(study, cells=tuple(_predicted_cell(cell) for cell in study.cells), repeats=1, until_decided=False)
 
 
 def _predicted_cell(cell: Cell) -> Cell:
@@ -94,18 +100,35 @@ def simulate_study(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
     workload, contract = asked(study)
     made = {cell.id: simulate_cell(cell, contract) for cell in study.cells}
     manifest = run.begin_run(study, workload, contract, out, driven=VIRTUAL_TIME)
-    prediction = _Prediction(study, out, manifest, workload, contract, say)
+    prediction = _Prediction(study, out, manifest, workload, contract, say, first_wanted(study, contract))
     levels = ", ".join(map(str, study.levels))
     say(f"{study.name}: {len(study.cells)} cells x levels {levels}, one pass: a simulation repeats exactly")
     interrupted, problems = True, list[str]()
     try:
-        for cell in study.cells:
-            _run_cell(prediction, cell, made[cell.id])
+        _run_cells(prediction, made)
+        if study.decides and (broken := _broken_cells(prediction)):
+            prediction.wanted = Wanted(levels=broken)
+            _run_cells(prediction, made)
         interrupted = False
     finally:
         run.end_run(manifest, out, problems, interrupted=interrupted)
     say(f"{study.name}: {prediction.elapsed_s / 3600:.1f} simulated hours")
     return tuple(problems)
+
+
+def _run_cells(prediction: _Prediction, made: dict[str, Simulation | FitError]) -> None:
+    for cell in prediction.study.cells:
+        if cell.id in prediction.wanted.cells:
+            _run_cell(prediction, cell, made[cell.id])
+
+
+def _broken_cells(prediction: _Prediction) -> frozenset[str]:
+    """The cells of pairs whose bursts break a condition: natural passes decide these."""
+    metrics = analyze(read.read_run(prediction.out))
+    for one in metrics.decisions:
+        if one.broken:
+            prediction.say(f"{one.a} against {one.b}: natural passes instead of bursts, as {'; '.join(one.broken)}")
+    return frozenset(name for one in metrics.decisions if one.broken for name in (one.a, one.b))
 
 
 def simulate_cell(cell: Cell, contract: Contract) -> Simulation | FitError:
@@ -135,13 +158,8 @@ def _run_cell(prediction: _Prediction, cell: Cell, made: Simulation | FitError) 
         prediction.say(f"{cell.id}: refused: {made}")
     else:
         engine.learn(status="ok", engine_version=made.served.behaviour.version, server_info=_info(cell, made))
-        server = VirtualServer(virtual.Engine(made.config, made.step_time_s), made.served)
-        contract = replace(prediction.contract, mode=cell.mode or prediction.contract.mode)
-        script = Script(
-            prediction.workload, contract, model=made.served.model, engine=cell.engine, seed=prediction.study.seed
-        )
-        for level in prediction.study.levels:
-            _run_pass(prediction, cell, server, script, level)
+        for one in prediction.wanted.passes(prediction.study, prediction.contract, cell):
+            _run_pass(prediction, cell, _server(prediction, cell, made), one)
     engine.learn(stopped_unix_s=time.time())
     engine.write()
 
@@ -161,28 +179,47 @@ def _info(cell: Cell, made: Simulation) -> dict[str, Any]:
     return dict(msgspec.to_builtins(info))
 
 
-def _run_pass(prediction: _Prediction, cell: Cell, server: VirtualServer, script: Script, level: int) -> None:
+def _server(prediction: _Prediction, cell: Cell, made: Simulation) -> VirtualServer:
+    """The engine of a cell, which runs on."""
+    if cell.id not in prediction.servers:
+        prediction.servers[cell.id] = VirtualServer(virtual.Engine(made.config, made.step_time_s), made.served)
+    return prediction.servers[cell.id]
+
+
+def _run_pass(prediction: _Prediction, cell: Cell, server: VirtualServer, asked: AskedPass) -> None:
     study = prediction.study
-    model = server.served.model
+    model, level = server.served.model, asked.concurrency
     plan = Plan(
         run_id=prediction.manifest.run_id,
         cell=cell.id,
         concurrency=level,
         repeat=1,
-        requests=study.requests(level) if study.duration_s is None else None,
-        duration_s=study.duration_s,
-        warmup_requests=study.warmup_requests,
+        requests=asked.requests,
+        duration_s=None if asked.requests is not None else study.duration_s,
+        warmup_requests=asked.warmup_requests,
         opened=thinking.prompt_opens(prediction.contract, model),
         judges=prediction.contract.output_format != "free",
         anchor_unix_s=(prediction.manifest.started_unix_s or 0.0) + prediction.elapsed_s,
     )
-    one = VirtualLevel(plan, script, server)
-    folder = level_path(prediction.out, cell.id, level, 1)
+    one = _pass(prediction, cell, server, plan, asked)
+    folder = level_path(prediction.out, cell.id, level, 1, asked.kind)
     n_requests = _write(one, folder)
     took_s = one.now_s - one.start_s
     prediction.elapsed_s += took_s
     write.write_json(folder / PASS_FILE, PassFacts(complete=True, n_requests=n_requests, simulated_s=took_s))
-    prediction.say(f"{cell.id} at {level:>2}  {n_requests:>4} requests in {took_s:7.1f} simulated s")
+    what = "bursts  " if asked.kind == "bursts" else ""
+    prediction.say(f"{cell.id} at {level:>2}  {what}{n_requests:>4} requests in {took_s:7.1f} simulated s")
+
+
+def _pass(prediction: _Prediction, cell: Cell, server: VirtualServer, plan: Plan, asked: AskedPass) -> VirtualLevel:
+    """A closed loop over the workload, or bursts."""
+    study, model = prediction.study, server.served.model
+    contract = replace(prediction.contract, mode=cell.mode or prediction.contract.mode)
+    script = Script(prediction.workload, contract, model=model, engine=cell.engine, seed=study.seed)
+    if asked.kind == "level":
+        return VirtualLevel(plan, script, server)
+    bursts = BurstPlan(concurrency=asked.concurrency, contexts_tokens=asked.contexts_tokens, seed=study.seed)
+    return VirtualBursts(plan, bursts.bursts(prediction.workload, contract, model=model, engine=cell.engine), script, server)
 
 
 def _write(one: VirtualLevel, folder: Path) -> int:

@@ -15,7 +15,7 @@ from loadtest.records import read
 from loadtest.records.progress import LevelProgress, ProgressReader
 from loadtest.servers import preflight
 from loadtest.servers.process import Guarded, open_log, python
-from loadtest.study.schema import Cell, Study
+from loadtest.study.schema import AskedPass, Cell, Study
 
 _POLL_S = 0.1
 _TELL_S = 1.0
@@ -24,11 +24,13 @@ _STOP_GRACE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server that a pass drives: where it is, what it calls the model, and how fast its clock runs (1: real)."""
+    """The server that a pass drives: where it is, what it calls the model, how fast its clock runs (1: real), and what
+    context it serves (tokens; None: it does not say)."""
 
     base_url: str
     served_model: str
     clock_speed: float = 1.0
+    room_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,11 @@ def scenario_path(name: str) -> Path:
     return path
 
 
-def command(study: Study, cell: Cell, target: Target, concurrency: int, repeat: int, run: Path, run_id: str) -> list[str]:
+def command(study: Study, cell: Cell, target: Target, asked: AskedPass, repeat: int, run: Path, run_id: str) -> list[str]:
     """The exact Locust command of one pass. The contract and SLOs are read from the manifest in `run`."""
-    argv = [*python("loadtest.scenario"), "--locustfile", str(scenario_path(study.scenario)), "--headless"]
-    argv += ["--users", str(concurrency), "--spawn-rate", str(max(concurrency, 100)), "--host", target.base_url]
+    scenario = "bursts" if asked.kind == "bursts" else study.scenario
+    argv = [*python("loadtest.scenario"), "--locustfile", str(scenario_path(scenario)), "--headless"]
+    argv += ["--users", str(asked.concurrency), "--spawn-rate", str(max(asked.concurrency, 100)), "--host", target.base_url]
     argv += ["--only-summary", "--skip-log-setup", "--exit-code-on-error", "0"]
     argv += ["--out", str(run), "--run-id", run_id, "--cell", cell.id, "--repeat", str(repeat), "--engine", cell.engine]
     argv += [
@@ -61,20 +64,21 @@ def command(study: Study, cell: Cell, target: Target, concurrency: int, repeat: 
         str(cell.tp),
         f"--workload={study.workload}",
         "--mode",
-        cell.mode or study.mode,
+        cell.mode or study.lengths,
     ]
-    argv += ["--seed", str(study.seed), "--warmup-requests", str(study.warmup_requests)]
+    argv += ["--seed", str(study.seed), "--warmup-requests", str(asked.warmup_requests)]
     argv += ["--clock-speed", repr(target.clock_speed)]
+    if asked.kind == "bursts":
+        return [*argv, "--contexts", ",".join(map(str, asked.contexts_tokens))]
     for key, value in study.scenario_options.items():
         if value is not False:
             argv += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
     if study.workers > 1:
         argv += shared(study.workers)
-    if study.duration_s is None:
-        argv += ["--requests", str(study.requests(concurrency))]
-    else:
-        argv += ["--duration", repr(study.duration_s)]
-    return argv
+    return [
+        *argv,
+        *(["--duration", repr(study.duration_s)] if asked.requests is None else ["--requests", str(asked.requests)]),
+    ]
 
 
 def shared(processes: int) -> list[str]:

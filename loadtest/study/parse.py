@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from loadtest.decision.verdicts import MATTERS
+from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
 from loadtest.records.schema import Mode
 from loadtest.study.schema import Cell, Study, require
@@ -54,10 +54,12 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     scenario_options: dict[str, str | int | float | bool] = {}
     mode: Mode | tuple[Mode, ...] = "natural"
     levels: tuple[int, ...] = (1, 2, 4, 8)
-    repeats: int = 1
-    until_decided: bool = False
+    repeats: int | None = None
+    until_decided: bool | None = None
     requests_per_stream: int = 2
     min_requests: int = 8
+    natural_users: int = 16
+    natural_prompts: int = 64
     duration_s: float | None = None
     warmup_requests: int = 1
     cooldown_s: float = 0.0
@@ -115,7 +117,13 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
     if table.prices is not None:
         plain.update(gpu_hour_price=table.prices.gpu_hour, currency=table.prices.currency)
     modes = _listed(table.mode)
-    require(0 < len(modes) == len(set(modes)), "mode", "natural, equal-work, or a list of both", list(modes))
+    alone = "decision" not in modes or len(modes) == 1
+    require(
+        0 < len(modes) == len(set(modes)) and alone, "mode", "natural, equal-work, a list of both, or decision", list(modes)
+    )
+    decides = modes[0] == "decision"
+    plain["repeats"] = (LOOKS[-1] if decides else 1) if table.repeats is None else table.repeats
+    plain["until_decided"] = decides if table.until_decided is None else table.until_decided
     cells = tuple(replace(cell, mode=mode) for mode in (None, *modes[1:]) for cell in cells)
     return Study(**plain | {"mode": modes[0], "cells": cells})
 

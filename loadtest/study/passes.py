@@ -13,13 +13,13 @@ import msgspec
 from loadtest import credentials
 from loadtest.errors import EngineError, RecordError
 from loadtest.records import read, write
-from loadtest.records.folder import PASS_NAME, level_path, set_aside
+from loadtest.records.folder import PASS_NAME, PassKind, level_path, set_aside
 from loadtest.records.progress import LevelProgress, appended_lines
 from loadtest.report.live import LevelStatus
 from loadtest.servers import probe
 from loadtest.study import estimate, locust_pass, sampling
 from loadtest.study.execution import Execution, key_variables
-from loadtest.study.schema import Cell, Study
+from loadtest.study.schema import AskedPass, Cell, Study
 
 PASS_FILE = "pass.json"
 
@@ -37,9 +37,9 @@ class PassFacts(msgspec.Struct, frozen=True, kw_only=True):
     simulated_s: float | None = None  # in virtual time: how long it took
 
 
-def is_finished(execution: Execution, cell: Cell, level: int, repeat: int) -> bool:
+def is_finished(execution: Execution, cell: Cell, asked: AskedPass, repeat: int) -> bool:
     """Whether this pass is complete on disk. The files of an earlier, incomplete attempt are kept under another name."""
-    folder = level_path(execution.out, cell.id, level, repeat)
+    folder = level_path(execution.out, cell.id, asked.concurrency, repeat, asked.kind)
     if not folder.exists():
         return False
     problem = _problem(folder)
@@ -73,18 +73,23 @@ def finished_passes(out: Path) -> list[str]:
 
 
 def run_pass(
-    execution: Execution, cell: Cell, target: locust_pass.Target, died: Callable[[], str | None], level: int, repeat: int
+    execution: Execution,
+    cell: Cell,
+    target: locust_pass.Target,
+    died: Callable[[], str | None],
+    asked: AskedPass,
+    repeat: int,
 ) -> None:
     execution.check_folder()
-    folder = level_path(execution.out, cell.id, level, repeat)
-    argv = locust_pass.command(execution.study, cell, target, level, repeat, execution.out, execution.run_id)
+    folder = level_path(execution.out, cell.id, asked.concurrency, repeat, asked.kind)
+    argv = locust_pass.command(execution.study, cell, target, asked, repeat, execution.out, execution.run_id)
     locust_pass.cool_down(execution.study.cooldown_s, died)
     if cell.base_url is None:  # a server that we did not start may serve others: its cache is not flushed
         probe.flush_cache(target.base_url, cell.engine)
     before = sampling.Moment.now()
     execution.audience.detail(f"records: {folder}")
     execution.audience.detail(f"command: {shlex.join(argv)}")
-    teller = _Teller(execution, cell, level, repeat, folder / "locust.log")
+    teller = _Teller(execution, cell, asked, repeat, folder / "locust.log")
     try:
         with sampling.sampling(target, folder, gpus=_is_here(target)) as unwritable:
             end = locust_pass.drive(
@@ -110,16 +115,17 @@ def run_pass(
         cooldown_s=execution.study.cooldown_s,
     )
     write.write_json(folder / PASS_FILE, facts)
-    left = execution.remaining.after(cell, level)
+    left = execution.remaining.after(cell, asked)
     took_s = after.monotonic_s - before.monotonic_s
     failed = f", {teller.progress.failed} failed" if teller.progress.failed else ""
-    execution.say(f"{cell.id} at {level:>2}  {teller.progress.requests:>4} requests in {took_s:5.1f} s{failed}{left}")
+    what = f"{'bursts  ' if asked.kind == 'bursts' else ''}{teller.progress.requests:>4} requests"
+    execution.say(f"{cell.id} at {asked.concurrency:>2}  {what} in {took_s:5.1f} s{failed}{left}")
     if clocks.set_by is not None:
-        execution.say(f"{cell.id} at {level:>2}  {clocks.set_by}")
+        execution.say(f"{cell.id} at {asked.concurrency:>2}  {clocks.set_by}")
     if end.reason is not None:
-        raise EngineError(f"concurrency {level}, repeat {repeat}: {end.reason}")
+        raise EngineError(f"concurrency {asked.concurrency}, repeat {repeat}: {end.reason}")
     if clocks.suspended is not None:  # --resume measures this pass again; the next may be sound
-        execution.note(f"{cell.id}: concurrency {level}, repeat {repeat}: {clocks.suspended}")
+        execution.note(f"{cell.id}: concurrency {asked.concurrency}, repeat {repeat}: {clocks.suspended}")
 
 
 def _is_here(target: locust_pass.Target) -> bool:
@@ -136,30 +142,30 @@ def _environment(study: Study, cell: Cell) -> dict[str, str]:
 class _Teller:
     """Tells the audience of a run how far a pass is, and what Locust logs."""
 
-    def __init__(self, execution: Execution, cell: Cell, level: int, repeat: int, log: Path) -> None:
-        self._execution, self._cell, self._level, self._repeat, self._log = execution, cell, level, repeat, log
+    def __init__(self, execution: Execution, cell: Cell, asked: AskedPass, repeat: int, log: Path) -> None:
+        self._execution, self._cell, self._asked, self._repeat, self._log = execution, cell, asked, repeat, log
         self._read_bytes: dict[Path, int] = {}
         self._began_s = time.monotonic()
         study, remaining = execution.study, execution.remaining
-        self._by_clock_s = _by_clock_s(study, cell, level)
-        self._expected_s = remaining.pass_s(cell, level)
+        self._by_clock_s = _by_clock_s(study, cell, asked)
+        self._expected_s = remaining.pass_s(cell, asked)
         self.progress = LevelProgress()
 
     def __call__(self, progress: LevelProgress) -> None:
         self.progress = progress
-        study, level, elapsed_s = self._execution.study, self._level, time.monotonic() - self._began_s
+        asked, elapsed_s = self._asked, time.monotonic() - self._began_s
         left_s = (
-            estimate.level_left_s(study, level, progress.ended, elapsed_s, self._expected_s)
+            estimate.level_left_s(asked, progress.ended, elapsed_s, self._expected_s)
             if self._by_clock_s is None
             else max(0.0, self._by_clock_s - elapsed_s)
         )
         self._execution.audience.watch(
             LevelStatus(
                 cell=self._cell.id,
-                concurrency=level,
-                place=_place(study, self._cell, level, self._repeat),
-                asked=study.requests(level) if study.duration_s is None else None,
-                warmups_asked=study.warmup_requests * level,
+                concurrency=asked.concurrency,
+                place=_place(self._execution.study, self._cell, asked, self._repeat),
+                asked=asked.requests,
+                warmups_asked=asked.concurrency * (1 if asked.kind == "bursts" else asked.warmup_requests),
                 progress=progress,
                 elapsed_s=elapsed_s,
                 level_left_s=left_s,
@@ -169,7 +175,7 @@ class _Teller:
         self.log()
 
     def _beyond_s(self, pass_s: float) -> float:
-        return self._execution.remaining.beyond_s(self._cell, self._level, pass_s)
+        return self._execution.remaining.beyond_s(self._cell, self._asked, pass_s)
 
     def log(self) -> None:
         """What Locust logged since."""
@@ -181,22 +187,27 @@ class _Teller:
         self._execution.audience.watch(None)
 
 
-def _by_clock_s(study: Study, cell: Cell, level: int) -> float | None:
+def _by_clock_s(study: Study, cell: Cell, asked: AskedPass) -> float | None:
     """Wall seconds of a pass that the clock ends: of a given duration, or sent at a rate; None of others."""
     rate = study.scenario_options.get("rate")
-    by_rate_s = study.requests(level) / rate if isinstance(rate, int | float) else None
+    by_rate_s = asked.requests / rate if isinstance(rate, int | float) and asked.requests is not None else None
     seconds = study.duration_s if study.duration_s is not None else by_rate_s
     return None if seconds is None else seconds / (cell.clock_speed or 1.0)
 
 
-def _place(study: Study, cell: Cell, level: int, repeat: int) -> str:
+def _place(study: Study, cell: Cell, asked: AskedPass, repeat: int) -> str:
     """
-    >>> _place(Study(name="x", workload="math", cells=(a := Cell(engine="vllm", model="m"),), repeats=3), a, 2, 1)
+    >>> study = Study(name="x", workload="math", cells=(a := Cell(engine="vllm", model="m"),), repeats=3)
+    >>> _place(study, a, AskedPass(concurrency=2, requests=8), 1)
     'level 2 of 4, repeat 1 of 3'
     """
+    ordinary = asked.kind == "level" and asked.concurrency in study.levels
+    first = f"level {study.levels.index(asked.concurrency) + 1} of {len(study.levels)}" if ordinary else _ASKED[asked.kind]
     counted = (
-        ("level", study.levels.index(level) + 1, len(study.levels)),
         ("cell", study.cells.index(cell) + 1, len(study.cells)),
         ("repeat", repeat, study.repeats),
     )
-    return ", ".join(f"{what} {n} of {of}" for what, n, of in counted if of > 1 or what == "level")
+    return ", ".join([first, *(f"{what} {n} of {of}" for what, n, of in counted if of > 1)])
+
+
+_ASKED: dict[PassKind, str] = {"level": "natural run", "bursts": "bursts"}

@@ -31,7 +31,7 @@ def asked(study: Study) -> tuple[Workload, Contract]:
     if (tokenizer := study.scenario_options.get("tokenizer")) is not None:
         token_counter(str(tokenizer))
     workload = load_workload(study.workload)
-    contract = from_table({"mode": study.mode, "seed": study.seed, **(study.contract or {})})
+    contract = from_table({"mode": study.lengths, "seed": study.seed, **(study.contract or {})})
     check_format(contract, workload.prompts)
     if "yarn" not in (study.contract or {}):
         contract = replace(contract, yarn=needs_yarn(workload.prompts))

@@ -7,27 +7,28 @@ engines alike. A cell that cannot be measured is recorded with its reason, and t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from loadtest import credentials
 from loadtest.analysis.run import analyze
 from loadtest.decision.verdicts import LOOKS
-from loadtest.errors import EngineError, FitError, RecordError
+from loadtest.errors import EngineError, FitError, RecordError, UsageError
 from loadtest.metrics import clock_error
 from loadtest.records import read, write
 from loadtest.records.folder import claimed
 from loadtest.records.manifest import Manifest, ManifestCell, Prices, begun, ended
 from loadtest.servers import preflight, probe
 from loadtest.study import estimate, locust_pass, stopping
+from loadtest.study.bursts.asked import burst_pass, check_room, first_wanted
 from loadtest.study.cell_server import serving
 from loadtest.study.engine_file import EngineFile, starting
 from loadtest.study.execution import NOBODY, Audience, Execution, Say
 from loadtest.study.passes import finished_passes, is_finished, run_pass
 from loadtest.study.plan import asked, launch_spec
 from loadtest.study.resumption import reopened
-from loadtest.study.schema import Cell, Study
+from loadtest.study.schema import AskedPass, Cell, Study
 from loadtest.workload.contract import Contract
 from loadtest.workload.workload import Workload
 
@@ -39,18 +40,22 @@ def execute(
     resume: bool = False,
     force: bool = False,
     budget_s: float | None = None,
+    precision: float | None = None,
     say: Say,
     audience: Audience = NOBODY,
 ) -> tuple[str, ...]:
     """Run `study` in the folder `out`. Returns why the run is incomplete; empty if it is complete.
 
-    `budget_s`: no repeat starts that would take the run beyond so many seconds, but for the first.
+    `budget_s`: no repeat starts that would take the run beyond so many seconds, but for the first. `precision`: repeats
+    until every pair's interval is at most this share wide on either side.
 
     Raises `UsageError` before anything starts where workload or contract are wrong, `EngineError` where this machine can
     start no cell at all, `RecordError` where `out` is taken or can't be written, `KeyboardInterrupt` after the engine is
     stopped and the manifest says so.
     """
     workload, contract = asked(study)
+    if study.decides:
+        check_room(study, contract)
     for cell in study.cells:
         with credentials.named(cell.api_key_env):
             pass  # is the key there?
@@ -67,11 +72,23 @@ def execute(
             write.write_manifest(out, manifest)
         else:
             manifest = begin_run(study, workload, contract, out)
-        remaining = estimate.Remaining(study, workload, contract)
+        remaining = estimate.Remaining(study, workload, contract, blocked)
         for cell_id in blocked:
             remaining.never(cell_id)
         execution = Execution(
-            study, contract, out, manifest.run_id, say, force, blocked, remaining, check_folder, budget_s, audience=audience
+            study,
+            contract,
+            out,
+            manifest.run_id,
+            say,
+            force,
+            blocked,
+            remaining,
+            check_folder,
+            wanted=first_wanted(study, contract, blocked),
+            budget_s=budget_s,
+            precision=precision,
+            audience=audience,
         )
         say(f"{study.name}: {_extent(study)}")
         _carry_out(execution, manifest)
@@ -85,7 +102,9 @@ def _extent(study: Study) -> str:
     """
     cells, repeats = len(study.cells), study.repeats
     levels = ", ".join(map(str, study.levels))
-    return f"{cells} cell{'s' * (cells > 1)}, concurrency {levels}" + (f", {repeats} repeats" if repeats > 1 else "")
+    most, kind = "at most " if study.until_decided else "", "bursts at " if study.decides else ""
+    extent = f"{cells} cell{'s' * (cells > 1)}, {kind}concurrency {levels}"
+    return extent + (f", {most}{repeats} repeats" if repeats > 1 else "")
 
 
 def _carry_out(execution: Execution, manifest: Manifest) -> None:
@@ -105,18 +124,19 @@ def _carry_out(execution: Execution, manifest: Manifest) -> None:
 
 def _run_repeats(execution: Execution) -> None:
     """Every repeat of every cell; with `until_decided` only of cells that some pair still needs."""
-    study, cells = execution.study, execution.study.cells
+    study = execution.study
     clock = stopping.Budget(execution.budget_s, time.monotonic())
     for repeat in range(1, study.repeats + 1):
+        cells = tuple(cell for cell in study.cells if cell.id in execution.wanted.cells)
         if clock.is_spent(time.monotonic(), len(cells)):
             execution.say(f"stopped before repeat {repeat}: it would not end within the budget")
             return
         for cell in in_order(cells, repeat):
             _run_cell(execution, cell, repeat)
         clock.repeat_ended(time.monotonic(), len(cells))
-        if study.until_decided and LOOKS[0] <= repeat < study.repeats:
-            cells = stopping.undecided_cells(study.cells, analyze(read.read_run(execution.out)), execution.say)
-            if not cells:
+        if study.until_decided and repeat < study.repeats and (study.decides or repeat >= LOOKS[0]):
+            execution.wanted = stopping.look(execution, analyze(read.read_run(execution.out)), repeat)
+            if not execution.wanted.cells:
                 return
 
 
@@ -177,6 +197,8 @@ def _asked_for(study: Study, workload: Workload, contract: Contract, out: Path, 
         warmup_requests=study.warmup_requests,
         cooldown_s=study.cooldown_s,
         workers=study.workers,
+        mode=study.mode,
+        natural_users=study.natural_users if study.decides else None,
         repeats=study.repeats,
         until_decided=study.until_decided,
         cells=tuple(ManifestCell.from_table({"id": cell.id, **asdict(cell)}) for cell in study.cells),
@@ -191,23 +213,24 @@ def end_run(opened: Manifest, out: Path, problems: list[str], *, interrupted: bo
 
 
 def _run_cell(execution: Execution, cell: Cell, repeat: int) -> None:
-    levels = [level for level in execution.study.levels if not is_finished(execution, cell, level, repeat)]
-    if not levels:
+    asked = execution.wanted.passes(execution.study, execution.contract, cell)
+    left = [one for one in asked if not is_finished(execution, cell, one, repeat)]
+    if not left:
         execution.say(f"{cell.id}: repeat {repeat} is complete on disk already")
     else:
         with credentials.named(cell.api_key_env):
-            _measure(execution, cell, levels, repeat)
+            _measure(execution, cell, left, repeat)
     execution.remaining.ended(cell, repeat)
 
 
-def _measure(execution: Execution, cell: Cell, levels: list[int], repeat: int) -> None:
-    """One pass over each of `levels` of a cell, and in engine.json what became of it."""
+def _measure(execution: Execution, cell: Cell, asked: list[AskedPass], repeat: int) -> None:
+    """These passes of a cell, and in engine.json what became of it."""
     engine = EngineFile(execution.out, starting(cell))
     try:
         with serving(execution, cell, engine) as (target, died):
             engine.write()
-            for level in levels:
-                run_pass(execution, cell, target, _noting(died, engine), level, repeat)
+            for one in _within_room(execution, cell, asked, target.room_tokens):
+                run_pass(execution, cell, target, _noting(died, engine), one, repeat)
             if cell.simulated:
                 _learn_clock_errors(execution, cell, target, engine)
         engine.learn(status="ok")
@@ -229,6 +252,19 @@ def _measure(execution: Execution, cell: Cell, levels: list[int], repeat: int) -
     finally:
         engine.learn(stopped_unix_s=time.time())
         engine.write()
+
+
+def _within_room(execution: Execution, cell: Cell, asked: list[AskedPass], room_tokens: int | None) -> Iterator[AskedPass]:
+    """The passes, with bursts no longer than the server says that it can serve."""
+    for one in asked:
+        if one.kind == "level":
+            yield one
+            continue
+        try:
+            fitted = burst_pass(execution.study, execution.contract, cell, one.concurrency, room_tokens)
+            yield replace(fitted, contexts_tokens=fitted.contexts_tokens[: len(one.contexts_tokens)])
+        except UsageError as error:
+            raise EngineError(str(error)) from None
 
 
 def _noting(died: Callable[[], str | None], engine: EngineFile) -> Callable[[], str | None]:

@@ -25,8 +25,8 @@ from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics import slo as slos
 from loadtest.perfmodel import gpus, interconnect, machine_fit
-from loadtest.records.folder import cell_id
-from loadtest.records.schema import EngineName, Mode
+from loadtest.records.folder import PassKind, cell_id, level_name
+from loadtest.records.schema import EngineName, LengthMode, Mode
 from loadtest.servers.preflight import HERE
 from loadtest.servers.probe import normalise_url
 
@@ -66,7 +66,7 @@ class Cell:
     args: tuple[str, ...] = ()
     interconnect: str | None = None
     calibration: str | None = None
-    mode: Mode | None = None
+    mode: LengthMode | None = None
 
     def __post_init__(self) -> None:
         require(self.tp >= 1, "tp", "a number of GPUs from 1 up", self.tp)
@@ -127,6 +127,8 @@ class Study:
     A pass over a level of C streams sends `max(min_requests, requests_per_stream * C)` measured requests, or as many as
     fit into `duration_s` where that is given; each stream sends `warmup_requests` before them. Before each
     pass no request is sent for `cooldown_s` (wall), so that GPUs cool down. `workers` processes of Locust share the streams.
+    `mode` "decision": bursts at the lowest and the highest level tell which engine is faster, once for each engine and model
+    after `natural_prompts` answers at `natural_users` tell the lengths; its conditions: docs/deciding.md.
     `until_decided`: a pair of engines whose verdict is certain is not measured again; `repeats` is then the most.
     `matters`: the difference (a share) below which two engines are equal. `start_sd`: how much starts of a server are known
     to differ (a share). `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`.
@@ -144,6 +146,8 @@ class Study:
     until_decided: bool = False
     requests_per_stream: int = 2
     min_requests: int = 8
+    natural_users: int = 16
+    natural_prompts: int = 64
     duration_s: float | None = None
     warmup_requests: int = 1
     cooldown_s: float = 0.0
@@ -168,6 +172,10 @@ class Study:
         require(self.repeats >= 1, "repeats", "a number from 1 up", self.repeats)
         looked = not self.until_decided or self.repeats in LOOKS
         require(looked, "repeats", f"{LOOKS[0]} to {LOOKS[-1]} with until_decided", self.repeats)
+        for key, n in (("natural_users", self.natural_users), ("natural_prompts", self.natural_prompts)):
+            require(n >= 1, key, "a number from 1 up", n)
+        closed = not self.decides or (self.scenario == "long_reasoning" and self.duration_s is None)
+        require(closed, "mode", "natural with another scenario or with duration_s", self.mode)
         require(self.requests_per_stream >= 0, "requests_per_stream", "a number from 0 up", self.requests_per_stream)
         require(self.min_requests >= 1, "min_requests", "a number from 1 up", self.min_requests)
         require(self.warmup_requests >= 0, "warmup_requests", "a number from 0 up", self.warmup_requests)
@@ -190,9 +198,38 @@ class Study:
         return max(self.min_requests, self.requests_per_stream * concurrency)
 
     @property
+    def decides(self) -> bool:
+        """Is the question which engine is faster, answered by bursts?"""
+        return self.mode == "decision"
+
+    @property
+    def lengths(self) -> LengthMode:
+        """How the outputs of its natural passes end."""
+        return "equal-work" if self.mode == "equal-work" else "natural"
+
+    @property
     def simulated(self) -> bool:
         """Does any figure of this study come from a simulated engine?"""
         return any(cell.simulated for cell in self.cells)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedPass:
+    """One pass of a cell. `requests`: measured ones (None: as many as the study's duration allows). `contexts_tokens`: of
+    bursts."""
+
+    concurrency: int
+    requests: int | None = None
+    warmup_requests: int = 0
+    contexts_tokens: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> PassKind:
+        return "bursts" if self.contexts_tokens else "level"
+
+    def name(self, repeat: int) -> str:
+        """Its folder."""
+        return level_name(self.concurrency, repeat, self.kind)
 
 
 def require(holds: bool, key: str, expected: str, got: object) -> None:
@@ -226,6 +263,21 @@ def select(study: Study, only: list[str]) -> Study:
     if not cells or not levels:
         raise UsageError(f"--only {' '.join(only)}: expected at least one cell and level of the study, none is left")
     return replace(study, cells=cells, levels=levels)
+
+
+TYPICAL_STARTS = 3  # of each engine: what a grid repeats, and what a decision takes as a rule
+
+
+def in_mode(study: Study, mode: Mode) -> Study:
+    """The study in another mode: a grid with three repeats, or a decision with at most six.
+
+    >>> study = Study(name="s", workload="math", cells=(Cell(engine="vllm", model="qwq-32b"),))
+    >>> in_mode(study, "decision").repeats, in_mode(in_mode(study, "decision"), "natural").until_decided
+    (6, False)
+    """
+    decides, cells = mode == "decision", tuple(cell for cell in study.cells if cell.mode is None)
+    repeats = LOOKS[-1] if decides else max(TYPICAL_STARTS, 1 if study.decides else study.repeats)
+    return replace(study, mode=mode, cells=cells, repeats=repeats, until_decided=decides)
 
 
 def parse_levels(text: str) -> tuple[int, ...]:

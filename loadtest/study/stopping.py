@@ -6,11 +6,13 @@ when a run is interrupted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loadtest.decision.verdicts import LOOKS
 from loadtest.metrics.schema import CellFigures, Metrics, PairDecision
-from loadtest.study.execution import Say
-from loadtest.study.schema import Cell
+from loadtest.study.bursts.asked import Wanted, natural_cells
+from loadtest.study.execution import Execution
 
 
 @dataclass(slots=True)
@@ -39,21 +41,50 @@ _OPEN = ("undecided", "one start each", "too few samples")
 _GONE = ("refused", "skipped")  # such a cell will not be measured by another repeat either
 
 
-def undecided_cells(cells: tuple[Cell, ...], metrics: Metrics, say: Say) -> tuple[Cell, ...]:
-    """Of `cells`, those of a pair without a certain verdict; says which pairs have one.
+def look(execution: Execution, metrics: Metrics, repeat: int) -> Wanted:
+    """What the next repeat measures: the cells of pairs without a certain verdict; says which pairs have one.
 
-    What starts vary by is pooled over pairs, so a pair may become uncertain again: then it is measured again.
+    A pair whose bursts break a condition gets natural passes instead. What starts vary by is pooled over pairs, so a pair
+    may become uncertain again: then it is measured again.
     """
-    by_id = {cell.id: cell for cell in metrics.cells}
-    needed = {name for one in metrics.decisions if _is_open(one, by_id) for name in (one.a, one.b)}
-    kept = tuple(cell for cell in cells if cell.id in needed)
+    study, by_id = execution.study, {cell.id: cell for cell in metrics.cells}
+    judged = repeat >= LOOKS[0]
+    still = [one for one in metrics.decisions if not judged or _is_open(one, by_id, execution.precision)]
+    broken = {name for one in still if one.broken for name in (one.a, one.b)}
+    whole = {name for one in still if not one.broken for name in (one.a, one.b)}
+    natural = _without_natural_run(execution, by_id) if study.decides else set()
+    wanted = Wanted(frozenset(whole), frozenset(broken), frozenset(natural))
+    if not study.decides:
+        wanted = Wanted(levels=frozenset(whole))
     for one in metrics.decisions:
-        if not _is_open(one, by_id):
-            say(f"{one.a} against {one.b}: {one.verdict}; {one.reason}")
-    say(f"{len(kept)} of {len(cells)} cells are still needed" if kept else "every pair that can be decided is decided")
-    return kept
+        if one.broken and one in still:
+            execution.say(f"{one.a} against {one.b}: natural passes instead of bursts, as {'; '.join(one.broken)}")
+        elif one not in still:
+            execution.say(f"{one.a} against {one.b}: {one.verdict}; {one.reason}")
+    if judged:
+        n = len(wanted.cells)
+        more = f"{n} of {len(study.cells)} cells are still needed"
+        execution.say(more if n else "every pair that can be decided is decided")
+    return wanted
 
 
-def _is_open(one: PairDecision, cells: dict[str, CellFigures]) -> bool:
-    gone = any(cells[name].status in _GONE and not cells[name].levels for name in (one.a, one.b) if name in cells)
-    return one.verdict in _OPEN and not gone
+def _without_natural_run(execution: Execution, cells: Mapping[str, CellFigures]) -> set[str]:
+    """The cells that should have had a natural run and do not."""
+    chosen = natural_cells(execution.study, execution.contract, execution.blocked)
+    users = execution.study.natural_users
+    return {name for name in chosen if name not in cells or cells[name].level(users) is None}
+
+
+def _is_open(one: PairDecision, cells: Mapping[str, CellFigures], precision: float | None) -> bool:
+    sides = [cells[name] for name in (one.a, one.b) if name in cells]
+    gone = any(side.status in _GONE and not (side.levels or side.composed) for side in sides)
+    unsure = one.verdict in _OPEN if precision is None else one.verdict != "not comparable" and not _within(one, precision)
+    return unsure and not gone
+
+
+def _within(one: PairDecision, precision: float) -> bool:
+    """Is the interval at most this share wide on either side?"""
+    value, low, high = one.ratio.value, one.ratio.low, one.ratio.high
+    if value is None or low is None or high is None:
+        return False
+    return high / value <= 1 + precision and value / low <= 1 + precision

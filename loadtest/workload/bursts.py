@@ -100,7 +100,7 @@ class BurstPlan:
         words = random.choices(_WORDS, k=max(1, tokens - len(_REQUEST) // _WORD_CHARS))
         text = f"{' '.join(words)}\n{_REQUEST}"
         return Prompt(
-            id=f"burst-{tokens}-{stream}",
+            id=f"burst-{tokens}-c{self.concurrency:02d}-r{self.round}-{stream}",
             messages=({"role": "user", "content": text},),
             thinking_tokens=0,
             answer_tokens=output_tokens,

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from loadtest.credentials import first_secret
 from loadtest.errors import UsageError
-from loadtest.records.schema import Mode
+from loadtest.records.schema import LengthMode
 from loadtest.servers.settings import SETTINGS, EngineSettings, Rule, is_name, number_in, whole_in
 from loadtest.workload.prompts import Prompt
 
@@ -41,7 +41,7 @@ class Contract(EngineSettings):
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     max_tokens: int = 32768
-    mode: Mode = "natural"
+    mode: LengthMode = "natural"
     extra_body: dict[str, Any] = field(default_factory=dict)
     omit: tuple[str, ...] = ()
 
@@ -141,7 +141,7 @@ _RULES: dict[str, Rule] = {
     "presence_penalty": Rule("from 0 to 2", number_in(0, 2)),
     "repetition_penalty": Rule("above 0 and at most 2 (1 is none)", number_in(0, 2, open_low=True)),
     "max_tokens": Rule("a whole number from 1 to 131072", whole_in(1, 131072)),
-    "mode": Rule("natural or equal-work", _one_of(get_args(Mode))),
+    "mode": Rule("natural or equal-work", _one_of(get_args(LengthMode))),
     "extra_body": Rule(
         f"a table that leaves {', '.join(_OWN_KEYS)} alone",
         lambda value: isinstance(value, dict) and not set(value) & set(_OWN_KEYS),

@@ -1,6 +1,7 @@
 """A study that stops when its verdicts are certain: which cells are measured again, in which repeat."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace as replace_
@@ -11,7 +12,8 @@ from loadtest.records import read
 from loadtest.study import run as study_run
 from loadtest.study import stopping
 from loadtest.study.resumption import reopened
-from loadtest.study.schema import Cell, Study
+from loadtest.study.schema import Cell, Study, in_mode
+from loadtest.workload.contract import Contract
 from tests.support import builders
 
 CELLS = tuple(Cell(engine=engine, model="qwq-32b-awq", tp=tp, gpu="l20") for tp in (1, 2) for engine in ("sglang", "vllm"))
@@ -37,8 +39,14 @@ def measured(*cells):
     return analyze(builders.run(cells, until_decided=True))
 
 
-def needed(metrics, said=lambda _: None):
-    return [cell.id for cell in stopping.undecided_cells(CELLS, metrics, said)]
+def looked(metrics, study=STUDY, repeat=3, said=lambda _: None, precision=None):
+    execution = SimpleNamespace(study=study, contract=Contract(), blocked={}, precision=precision, say=said)
+    return stopping.look(execution, metrics, repeat)
+
+
+def needed(metrics, said=lambda _: None, **options):
+    wanted = looked(metrics, said=said, **options)
+    return [cell.id for cell in CELLS if cell.id in wanted.cells]
 
 
 def test_a_pair_with_a_certain_verdict_is_not_measured_again():
@@ -62,6 +70,40 @@ def test_a_cell_that_does_not_fit_is_not_waited_for_and_one_that_failed_is():
     for status, kept in (("refused", []), ("failed", [CELLS[0].id, CELLS[1].id])):
         metrics = measured(builders.cell([], "sglang", status=status, reason="no"), started(CELLS[1], (1, 2)))
         assert needed(metrics) == kept
+
+
+def test_with_a_precision_a_pair_goes_on_until_its_interval_is_as_narrow():
+    metrics = measured(started(CELLS[0], (1, 2, 3), 0.04), started(CELLS[1], (1, 2, 3)))
+    ratio = metrics.decisions[0].ratio
+    width = max(ratio.high / ratio.value, ratio.value / ratio.low) - 1
+    assert needed(metrics) == []
+    assert needed(metrics, precision=1.01 * width) == []
+    assert needed(metrics, precision=0.99 * width) == [CELLS[0].id, CELLS[1].id]
+
+
+DECISION = in_mode(replace(STUDY, cells=CELLS[:2]), "decision")
+
+
+def decided(*broken, **changes):
+    """What is known of one pair after two starts: undecided, with these conditions broken."""
+    found = measured(started(CELLS[0], (1, 2), noise=9), started(CELLS[1], (1, 2), noise=9))
+    (pair,) = found.decisions
+    return replace_(found, decisions=(replace_(pair, broken=broken, verdict="undecided", **changes),))
+
+
+def test_a_pair_whose_bursts_break_a_condition_gets_natural_passes_and_says_why():
+    said = []
+    assert looked(decided(), DECISION).bursts == {CELLS[0].id, CELLS[1].id}
+    wanted = looked(decided("a: no preemption: 3 preemptions"), DECISION, repeat=1, said=said.append)
+    assert (wanted.bursts, wanted.levels) == (set(), {CELLS[0].id, CELLS[1].id})
+    assert said == [
+        f"{CELLS[0].id} against {CELLS[1].id}: natural passes instead of bursts, as a: no preemption: 3 preemptions"
+    ]
+
+
+def test_the_natural_run_is_made_up_for_where_it_is_missing():
+    assert looked(decided(), DECISION).natural == {CELLS[0].id, CELLS[1].id}
+    assert looked(decided(), replace(DECISION, natural_users=1)).natural == set()  # c01 is there
 
 
 def test_one_look_more_asks_for_a_stricter_level():

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from loadtest.errors import UsageError
 from loadtest.study import locust_pass, parse, plan, schema
 from loadtest.study import run as study_run
+from loadtest.study.bursts.asked import natural_passes
+from loadtest.study.schema import AskedPass
 
 GOOD = """\
 name = "two runtimes"
@@ -38,7 +40,8 @@ def test_a_study_pairs_both_modes_on_every_cell():
     assert one.mode == "natural"
     assert [cell.id for cell in one.cells[3:5]] == ["vllm_qwq-32b-awq_tp2", "sglang_qwq-32b-awq_tp1_equal-work"]
     target = locust_pass.Target("http://127.0.0.1:1", "m")
-    commands = [locust_pass.command(one, cell, target, 1, 1, Path("RUN"), "id") for cell in (one.cells[0], one.cells[4])]
+    asked = AskedPass(concurrency=1, requests=8)
+    commands = [locust_pass.command(one, cell, target, asked, 1, Path("RUN"), "id") for cell in (one.cells[0], one.cells[4])]
     assert [argv[argv.index("--mode") + 1] for argv in commands] == ["natural", "equal-work"]
     assert parse.parse_study(GOOD.replace("levels", 'mode = "equal-work"\nlevels')).cells[0].id == "sglang_qwq-32b-awq_tp1"
 
@@ -56,13 +59,20 @@ def test_every_second_repeat_runs_the_cells_in_reverse_order():
     assert [study_run.in_order((1, 2, 3), repeat) for repeat in (1, 2, 3)] == [(1, 2, 3), (3, 2, 1), (1, 2, 3)]
 
 
+def command_of(study):
+    (asked, *_) = natural_passes(study)
+    return locust_pass.command(
+        study, study.cells[0], locust_pass.Target("http://127.0.0.1:1", "m"), asked, 1, Path("RUN"), "id"
+    )
+
+
 def test_options_of_a_scenario_go_to_its_command_line():
     text = GOOD.replace(
         "levels",
         'scenario = "open_loop"\nscenario_options = {rate = 0.5, arrivals = "constant", x_y = true, z = false}\nlevels',
     )
     one = parse.parse_study(text)
-    argv = locust_pass.command(one, one.cells[0], locust_pass.Target("http://127.0.0.1:1", "m"), 1, 1, Path("RUN"), "id")
+    argv = command_of(one)
     start = argv.index("--rate")
     assert argv[start : start + 5] == ["--rate", "0.5", "--arrivals", "constant", "--x-y"]
     assert "--z" not in argv
@@ -71,7 +81,7 @@ def test_options_of_a_scenario_go_to_its_command_line():
 @pytest.mark.parametrize("duration_s", [0.5, 2.5, 1e6])
 def test_a_duration_may_be_any_number_of_seconds(duration_s):
     one = replace(parse.parse_study(GOOD), duration_s=duration_s)
-    argv = locust_pass.command(one, one.cells[0], locust_pass.Target("http://127.0.0.1:1", "m"), 1, 1, Path("RUN"), "id")
+    argv = command_of(one)
     assert float(argv[argv.index("--duration") + 1]) == duration_s
 
 
@@ -83,7 +93,7 @@ def test_a_duration_that_is_none_is_refused(duration_s):
 
 def test_processes_of_one_run_meet_on_a_port_of_their_own():
     one = replace(parse.parse_study(GOOD), workers=2)
-    argv = locust_pass.command(one, one.cells[0], locust_pass.Target("http://127.0.0.1:1", "m"), 1, 1, Path("RUN"), "id")
+    argv = command_of(one)
     assert argv[argv.index("--master-bind-port") + 1] == argv[argv.index("--master-port") + 1] != "5557"
     assert argv[argv.index("--master-bind-host") + 1] == "127.0.0.1"
 
@@ -106,11 +116,15 @@ def test_requests_grow_with_the_level_from_a_minimum():
         ('engine = ["sglang", "vllm"]', 'engine = "other"', "base_url: expected the URL of a cell"),
         ('name = "two runtimes"', "", "s.toml:1: name: object missing required field name; add it"),
         ('name = "two runtimes"', "name = ", "s.toml: expected TOML"),
-        ("levels = [1, 4]", "mode = []", "s.toml:3: mode: expected natural, equal-work, or a list of both, got []"),
+        (
+            "levels = [1, 4]",
+            "mode = []",
+            "s.toml:3: mode: expected natural, equal-work, a list of both, or decision, got []",
+        ),
         (
             "levels = [1, 4]",
             'mode = ["natural", "natural"]',
-            "s.toml:3: mode: expected natural, equal-work, or a list of both",
+            "s.toml:3: mode: expected natural, equal-work, a list of both, or decision",
         ),
         (
             "levels = [1, 4]",
