@@ -244,16 +244,16 @@ def _instead(study: schema.Study, workload: Workload, contract: Contract) -> lis
 def _prospect(study: schema.Study, workload: Workload, contract: Contract) -> list[str]:
     """Hours of a study with three starts of each engine, and its power at 5 %."""
     pairs = _pairs(study)
-    times = [one.all_s(schema.TYPICAL_STARTS) for one in _times(study, workload, contract).values()]
-    known = [one for one in times if one is not None]
-    if not (pairs and known):
+    times = _times(study, workload, contract).values()
+    hours = {n: sum(one.all_s(n) or 0.0 for one in times) for n in (schema.TYPICAL_STARTS, study.repeats)}
+    if not (pairs and hours[schema.TYPICAL_STARTS]):
         return []
-    starts = study.repeats if study.until_decided else schema.TYPICAL_STARTS
-    power = verdicts.planned_power(1.05, pairs, starts, study.start_sd, sequential=study.until_decided)
+    power = verdicts.planned_power(1.05, pairs, study.repeats, study.start_sd, sequential=study.until_decided)
     name = "decision (mode decision)" if study.decides else "whole grid (mode natural)"
+    more = f", at most {spoken(hours[study.repeats])} with {study.repeats}" if study.until_decided else ""
     return [
-        f"{name}: about {spoken(sum(known))} with {schema.TYPICAL_STARTS} starts of each engine; finds a difference"
-        f" of 5 % in about {100 * power:.0f} % of pairs, if starts vary by {_start_sd(study)}"
+        f"{name}: about {spoken(hours[schema.TYPICAL_STARTS])} with {schema.TYPICAL_STARTS} starts of each engine{more};"
+        f" finds a difference of 5 % in about {100 * power:.0f} % of pairs, if starts vary by {_start_sd(study)}"
     ]
 
 
