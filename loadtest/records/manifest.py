@@ -97,7 +97,8 @@ class Manifest(_Open, frozen=True, kw_only=True):
     cooldown_s: float | None = None  # before each pass
     workers: int | None = None  # processes that share the streams
     repeats: int = 0
-    natural_users: int | None = None  # mode decision: concurrency of the natural runs
+    natural_users: int | None = None  # mode decision: concurrency of the natural runs, and their requests
+    natural_prompts: int | None = None
     until_decided: bool = False  # looked at between repeats: judged by a stricter level
     passes: tuple[str, ...] = ()  # `CELL/cNN-rR`: ended as they should, so each of their files was closed
     environment: Environment | None = None
