@@ -105,7 +105,7 @@ class LiveView:
     def line(self, text: str) -> None:
         """A line that stays."""
         self._said, self._said_s = self._safe(text), time.monotonic()
-        self._console.print(self._said, soft_wrap=True)
+        self._console.print(self._said)
 
     def show(self, status: LevelStatus | None) -> None:
         """What is redrawn from now on; None: no level runs."""

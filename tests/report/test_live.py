@@ -52,7 +52,14 @@ def test_a_level_stands_below_the_lines_and_is_gone_at_the_end():
 def test_no_line_of_it_is_wrapped(columns):
     with python(SETUP + WAIT, columns=columns) as terminal:
         assert terminal.until(lambda seen: any("in this" in line for line in seen.lines))
-        assert len(terminal.lines) == 4 + len("[00:01] vllm_m_tp1: starting") // columns + (columns != 28)
+        assert len(terminal.lines) == 4 + (2 if columns < 28 else 1)
+
+
+def test_a_long_line_that_stays_is_wrapped_between_words():
+    long = "view.line('[00:02] refused: it does not fit')\n"
+    with python(SETUP + long + END, columns=30) as terminal:
+        assert terminal.end() == 0
+        assert terminal.lines[1:3] == ["[00:02] refused: it does not", "fit"]
 
 
 def test_a_resize_redraws_one_level_in_the_new_width():
