@@ -10,8 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from loadtest.analysis.decisions import CapacityOption, Cost
 from loadtest.analysis.objectives import maximum_concurrency
+from loadtest.analysis.validity import sound_levels
 from loadtest.errors import UsageError
 from loadtest.metrics import slo
 from loadtest.metrics.figures import Bounded, Estimate, OpenInterval
@@ -95,6 +98,7 @@ def _rank(option: CapacityOption) -> tuple[bool, float, float, str]:
 
 
 def _option(cell: CellFigures, objectives: Sequence[slo.Slo], demand: CapacityDemand) -> CapacityOption:
+    cell = replace(cell, levels=sound_levels(cell.levels))
     found = maximum_concurrency(cell.levels, objectives, cell.fit)
     cases = _cases(cell, found, demand)
     level = None if found.by_slo is None else cell.level(found.by_slo)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from loadtest.analysis.validity import unsound_reasons
 from loadtest.errors import UsageError
 from loadtest.metrics import intervals
 from loadtest.metrics.catalogue import METRICS, Statistic, statistics_of
@@ -166,7 +167,8 @@ def _either(names: Sequence[str]) -> str:
 
 
 def _at(claim: Claim, cell: CellFigures) -> Estimate | None:
-    return cell.estimate(claim.concurrency, claim.metric, claim.statistic)
+    level = cell.level(claim.concurrency)
+    return None if level is None or unsound_reasons(level) else level.estimate(claim.metric, claim.statistic)
 
 
 class _Figure(NamedTuple):
@@ -197,7 +199,7 @@ def _value(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
     chosen = _chosen(claim, cells)
     measured = _figures(claim, chosen)
     if not measured:
-        missing = f"no figure with an interval at concurrency {claim.concurrency}" if chosen else "no cell"
+        missing = f"no sound figure with an interval at concurrency {claim.concurrency}" if chosen else "no cell"
         return _unjudged(f"{missing} of {_where(claim)}; {claim.because}")
     cell, value, ends = max(measured, key=lambda one: one.value)
     each = "; ".join(str(one) for one in sorted(measured, key=lambda one: one.cell.id))

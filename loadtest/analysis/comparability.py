@@ -69,6 +69,12 @@ def templates(cells: Sequence[CellRecords]) -> dict[frozenset[str], str]:
     }
 
 
+def unlike(cells: Sequence[CellRecords]) -> dict[frozenset[str], tuple[str, ...]]:
+    """Pairs of cells of one run and one model, by their ids, that ran differently: the keys (`apart`)."""
+    pairs = ((a, b) for a, b in combinations(cells, 2) if a.engine.model == b.engine.model)
+    return {frozenset((a.id, b.id)): tuple(keys) for a, b in pairs if (keys := apart(a, b))}
+
+
 OF_RUN = ("mode", "scenario", "scenario_options", "clock_speed")
 
 OF_PROMPTS = frozenset({"workload", "scenario", "scenario_options", "thinking_prelude"})  # what the server is given to count

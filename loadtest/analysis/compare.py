@@ -24,6 +24,7 @@ from loadtest.analysis.comparability import (
 )
 from loadtest.analysis.decisions import RunComparison
 from loadtest.analysis.judgement import ComposedPair, Judged, Pair, PairedLevel, judge_pairs
+from loadtest.analysis.validity import LevelPlace
 from loadtest.decision.verdicts import ALPHA, MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics.catalogue import METRICS
@@ -40,16 +41,18 @@ def compare_engines(
     described: Sequence[CellFigures],
     samples: Samples,
     manifest: Manifest,
-    templates: Collection[frozenset[str]] = frozenset(),
+    unlike: Mapping[frozenset[str], Sequence[str]],
+    unsound: Collection[LevelPlace],
     bursts: Mapping[str, BurstCell] | None = None,
 ) -> Judged:
     """Every two engines of one run with the same model, GPUs and mode, a before b by name.
 
-    `samples`: the passes by (cell id, concurrency). `templates`: the ids of every two cells that were given different
-    prompts (`comparability.templates`), which are not comparable. `bursts`: the cells that were measured by bursts.
+    `samples`: the passes by (cell id, concurrency). `unlike`: the ids of every two cells that ran differently, with the keys
+    (`comparability.unlike`): they are not comparable. `unsound`: levels on which no verdict rests. `bursts`: the cells that
+    were measured by bursts.
     """
     ordered = sorted(described, key=lambda cell: (cell.engine, cell.id))
-    pairs = [_pair_of_engines(a, b, samples, templates) for a, b in combinations(ordered, 2) if _rivals(a, b)]
+    pairs = [_pair_of_engines(a, b, samples, unlike, unsound) for a, b in combinations(ordered, 2) if _rivals(a, b)]
     if bursts:
         levels, broken = decision_levels(manifest.levels), {cell.id: _broken(cell) for cell in described}
         pairs = [
@@ -100,13 +103,16 @@ def _rivals(a: CellFigures, b: CellFigures) -> bool:
     return a.engine != b.engine and (a.model, a.tp, a.gpu, a.mode) == (b.model, b.tp, b.gpu, b.mode)
 
 
-def _pair_of_engines(a: CellFigures, b: CellFigures, samples: Samples, templates: Collection[frozenset[str]]) -> Pair:
-    levels = sorted({c for cell, c in samples if cell == a.id} & {c for cell, c in samples if cell == b.id})
-    apart = {
-        "simulated": a.simulated != b.simulated,
-        "clock_speed": a.clock_speed != b.clock_speed,
-        comparability.TEMPLATE: frozenset((a.id, b.id)) in templates,
-    }
+def _pair_of_engines(
+    a: CellFigures,
+    b: CellFigures,
+    samples: Samples,
+    unlike: Mapping[frozenset[str], Sequence[str]],
+    unsound: Collection[LevelPlace],
+) -> Pair:
+    both = sorted({c for cell, c in samples if cell == a.id} & {c for cell, c in samples if cell == b.id})
+    left_out = tuple(level for level in both if {(a.id, level), (b.id, level)} & {*unsound})
+    apart = {"simulated": a.simulated != b.simulated, "clock_speed": a.clock_speed != b.clock_speed}
     return Pair(
         a=a.id,
         b=b.id,
@@ -114,9 +120,10 @@ def _pair_of_engines(a: CellFigures, b: CellFigures, samples: Samples, templates
         tp=a.tp,
         gpu=a.gpu,
         simulated=a.simulated or b.simulated,
-        levels=[PairedLevel(level, samples[a.id, level], samples[b.id, level]) for level in levels],
+        levels=[PairedLevel(level, samples[a.id, level], samples[b.id, level]) for level in both if level not in left_out],
+        unsound=left_out,
         restarted=(a.endpoint is None, b.endpoint is None),
-        different=tuple(key for key, differs in apart.items() if differs),
+        different=(*(key for key, differs in apart.items() if differs), *unlike.get(frozenset((a.id, b.id)), ())),
     )
 
 
@@ -129,12 +136,14 @@ def compare_runs(
     tolerance: float = 0.0,
     allow: Collection[str] = (),
     known_start_sd: float | None = None,
+    unsound: tuple[Collection[LevelPlace], Collection[LevelPlace]] = ((), ()),
 ) -> RunComparison:
     """`loadtest compare`: the candidate (a) against the baseline (b), for the cells that `matched` pairs.
 
     A regression is a difference that holds, and whose whole 95 % interval is worse than `tolerance` (0.05: 5 %). `allow`:
-    keys that may differ. `known_start_sd`: how much starts differ, as a share, where the runs do not say. Raises UsageError
-    where the runs were asked for different things, or no pair of their cells can be compared: it names every key.
+    keys that may differ. `known_start_sd`: how much starts differ, as a share, where the runs do not say. `unsound`: levels
+    of the baseline and of the candidate on which no verdict rests (`validity.unsound_places`). Raises UsageError where the
+    runs were asked for different things, or no pair of their cells can be compared: it names every key.
     """
     _check_keys(allow)
     apart = manifest_differences(baseline.manifest, candidate.manifest)
@@ -142,11 +151,11 @@ def compare_runs(
         raise UsageError(_refusal(refused))
     found = matched(baseline.cells, candidate.cells)
     other_prompts = (comparability.TEMPLATE,) if apart.keys() & OF_PROMPTS else ()  # allowed, and so no sign of the template
-    pairs = [_pair(old, new, (*allow, *other_prompts)) for old, new in found]
+    pairs = [_pair(old, new, (*allow, *other_prompts), unsound) for old, new in found]
     if pairs and all(pair.different for pair in pairs):
         values = all_differences(*found[0])
         raise UsageError(_refusal({key: values[key] for key in pairs[0].different}))
-    if not any(pair.levels for pair in pairs):
+    if not any(pair.levels or pair.unsound for pair in pairs):
         ids = [", ".join(cell.id for cell in run.cells) or "no cell" for run in (baseline, candidate)]
         raise UsageError(f"expected a cell with a level in both runs, got {ids[0]} and {ids[1]}; measure the same cells")
     manifests = (baseline.manifest, candidate.manifest)
@@ -199,8 +208,12 @@ def _refusal(different: Mapping[str, Values]) -> str:
     )
 
 
-def _pair(old: CellRecords, new: CellRecords, allow: Collection[str]) -> Pair:
+def _pair(
+    old: CellRecords, new: CellRecords, allow: Collection[str], unsound: tuple[Collection[LevelPlace], Collection[LevelPlace]]
+) -> Pair:
     before, after = _passes(old), _passes(new)
+    both = sorted(before.keys() & after.keys())
+    left_out = tuple(level for level in both if (old.id, level) in unsound[0] or (new.id, level) in unsound[1])
     return Pair(
         a=new.id,
         b=old.id,
@@ -208,7 +221,8 @@ def _pair(old: CellRecords, new: CellRecords, allow: Collection[str]) -> Pair:
         tp=new.engine.tp,
         gpu=new.engine.gpu,
         simulated=old.engine.predicts or new.engine.predicts,
-        levels=[PairedLevel(level, after[level], before[level]) for level in sorted(before.keys() & after.keys())],
+        levels=[PairedLevel(level, after[level], before[level]) for level in both if level not in left_out],
+        unsound=left_out,
         restarted=(new.engine.base_url is None, old.engine.base_url is None),
         different=tuple(key for key in all_differences(old, new) if key not in allow),
     )

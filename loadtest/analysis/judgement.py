@@ -64,7 +64,8 @@ class Pair:
     """Two cells, a and b, at each level that both have.
 
     `model`, `tp`, `gpu`: of a. `restarted`: does each repeat of a, of b start its server anew? `different`: keys in which
-    they are not comparable (none: they are). `composed`: what bursts say, where they were measured.
+    they are not comparable (none: they are). `unsound`: levels that both have, left out as a check of either failed.
+    `composed`: what bursts say, where they were measured.
     """
 
     a: str
@@ -74,6 +75,7 @@ class Pair:
     gpu: str | None = None
     simulated: bool = False
     levels: Sequence[PairedLevel]
+    unsound: tuple[int, ...] = ()
     restarted: tuple[bool, bool] = (True, True)
     different: tuple[str, ...] = ()
     composed: ComposedPair | None = None
@@ -235,16 +237,24 @@ def _said(pair: Pair, answer: _Answer | None) -> tuple[ComparisonVerdict, str]:
     if pair.different:
         return "not comparable", f"different {', '.join(pair.different)}"
     if answer is None:
-        return "too few samples", _lacking(pair.composed)
+        return "too few samples", f"{_lacking(pair)}{_left_out(pair)}"
     if answer.verdict.word == "one start each":
-        return "one start each", "start-to-start variation unknown: measure two or more starts of each, or say start_sd"
-    return answer.verdict.word, _basis(answer.effect, answer.verdict)
+        unknown = "start-to-start variation unknown: measure two or more starts of each, or say start_sd"
+        return "one start each", f"{unknown}{_left_out(pair)}"
+    return answer.verdict.word, f"{_basis(answer.effect, answer.verdict)}{_left_out(pair)}"
 
 
-def _lacking(composed: ComposedPair | None) -> str:
+def _left_out(pair: Pair) -> str:
+    """The levels that no verdict rests on, in words."""
+    used = pair.composed is None or bool(pair.composed.broken)
+    return f"; without concurrency {', '.join(map(str, pair.unsound))}: a check failed" if pair.unsound and used else ""
+
+
+def _lacking(pair: Pair) -> str:
     """Why the question cannot be answered yet."""
+    composed = pair.composed
     if composed is None:
-        return FEW
+        return FEW if pair.levels or not pair.unsound else "no sound level"
     if composed.broken:
         return f"natural passes needed at {' and '.join(map(str, composed.levels))}: {'; '.join(composed.broken)}"
     return "bursts at each level and a natural run of either engine needed"

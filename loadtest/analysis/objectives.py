@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loadtest.analysis.decisions import GateReport, GateRow
+from loadtest.analysis.validity import unsound_reasons
 from loadtest.metrics.catalogue import QUANTILES, is_wait
 from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.level_schema import LevelFigures, SloResult
@@ -46,7 +47,7 @@ def gate(
 ) -> GateReport:
     """Every objective at every level of every cell (or at `concurrency` alone).
 
-    `unhealthy`: an incomplete run, or a level whose load generator or reconciliation failed; it fails the gate unless
+    `unhealthy`: an incomplete run, or a level that is not sound; it fails the gate unless
     allowed. `unmeasured`: cells that should have had a level; one that was refused because it does not fit fails nothing.
     """
     rows: list[GateRow] = []
@@ -59,7 +60,7 @@ def gate(
             unmeasured.append(f"{cell.id}: nothing was measured{where}")
         for level in levels:
             rows += [_row(judge_slo(one, level), cell.id, level.concurrency, cell.simulated) for one in objectives]
-            unhealthy += [f"{cell.id} at concurrency {level.concurrency}: {reason}" for reason in _failed_gates(level)]
+            unhealthy += [f"{cell.id} at concurrency {level.concurrency}: {reason}" for reason in unsound_reasons(level)]
     if not rows and not unmeasured:
         unmeasured.append("nothing was measured")
     met = not unmeasured and all(row.result == "met" for row in rows) and (allow_unhealthy or not unhealthy)
@@ -88,11 +89,6 @@ def _row(judged: SloResult, cell: str, concurrency: int, simulated: bool) -> Gat
     )
 
 
-def _failed_gates(level: LevelFigures) -> list[str]:
-    gates = (level.client_health, level.reconciliation)
-    return [reason for one in gates if one.status == "fail" for reason in one.reasons]
-
-
 @dataclass(frozen=True, slots=True)
 class _Judged:
     """A level and its SLOs."""
@@ -104,7 +100,7 @@ class _Judged:
 def maximum_concurrency(
     levels: Sequence[LevelFigures], objectives: Sequence[Slo], fit: MemoryFit | None
 ) -> MaximumConcurrency:
-    """The highest concurrency up to which every level meets every SLO, and what limits it.
+    """The highest concurrency up to which every level meets every SLO, and what limits it; of sound levels.
 
     `by_slo` follows the figures alone, `ci95` the intervals. `by_kv_cache`: requests of the cell's whole context that the KV
     cache holds; `by_kv_workload`: requests as long as those that were measured. `limit` is `kv_cache` where the level that
@@ -112,7 +108,7 @@ def maximum_concurrency(
     """
     room = _room(levels, fit)
     if not objectives or not levels:
-        return _unjudged("no SLO was given" if levels else "no level was measured", room, fit)
+        return _unjudged("no SLO was given" if levels else "no sound level was measured", room, fit)
     judged = [_Judged(level.concurrency, [judge_slo(one, level) for one in objectives]) for level in levels]
     judged.sort(key=lambda one: one.concurrency)
     broke, found = next(

@@ -45,7 +45,9 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
         for concurrency, group in groupby((columns for _, columns in passes), key=lambda columns: columns.concurrency):
             samples[cell.id, concurrency] = list(group)
     templates = comparability.templates(run.cells)
-    judged = compare.compare_engines(cells, samples, run.manifest, templates.keys(), bursts)
+    judged = compare.compare_engines(
+        cells, samples, run.manifest, comparability.unlike(run.cells), validity.unsound_places(cells), bursts
+    )
     health = validity.judge_run(cells, run.manifest, (*run.altered, *templates.values()), run.missing)
     return Metrics(
         schema_version=SCHEMA_VERSION,
@@ -106,6 +108,7 @@ def _cell(
         level_figures(list(group), objectives, anchor, facts.predicts, _clock_error(facts, concurrency), manifest.driven)
         for concurrency, group in by_level
     ]
+    sound = validity.sound_levels(levels)
     return CellFigures(
         id=cell.id,
         engine=facts.engine,
@@ -121,8 +124,8 @@ def _cell(
         status=facts.status,
         reason=facts.reason,
         fit=facts.fit,
-        roofline=_roofline(facts, levels),
-        maximum_concurrency=slo_objectives.maximum_concurrency(levels, objectives, facts.fit),
+        roofline=_roofline(facts, sound),
+        maximum_concurrency=slo_objectives.maximum_concurrency(sound, objectives, facts.fit),
         levels=tuple(levels),
         composed=() if composed is None else composed.levels,
         conditions=() if composed is None else composed.conditions,
@@ -136,7 +139,7 @@ def _clock_error(facts: EngineFacts, concurrency: int) -> ClockError | None:
 
 
 def _roofline(facts: EngineFacts, levels: Sequence[LevelFigures]) -> Roofline:
-    """Bound on a single request and the share of it reached by `tokens_per_s_per_user` at concurrency 1."""
+    """Bound on a single request and the share of it reached by `tokens_per_s_per_user` at concurrency 1, of sound levels."""
     bound, reason = _bound(facts)
     speed = next((level.estimate("tokens_per_s_per_user", "mean") for level in levels if level.concurrency == 1), None)
     reached = None if speed is None else speed.value
@@ -144,7 +147,7 @@ def _roofline(facts: EngineFacts, levels: Sequence[LevelFigures]) -> Roofline:
     if bound is not None and speed is not None and reached is not None:
         share = Bounded(reached / bound, speed.ci95 and (speed.ci95[0] / bound, speed.ci95[1] / bound))
     elif bound is not None:
-        reason = "no measured request at concurrency 1"
+        reason = "no sound level with a request at concurrency 1"
     return Roofline(bound_tokens_per_s=bound, reached_tokens_per_s=reached, reached_share=share, reason=reason)
 
 

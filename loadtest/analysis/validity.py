@@ -67,22 +67,44 @@ def judge_run(
 
 
 def doubts(cells: Iterable[CellFigures]) -> list[Doubt]:
-    """What makes the figures of a level doubtful, level by level: torn records, unequal work, token counts
-    that cannot be right, a gate that did not pass."""
+    """What makes the figures of a level doubtful, level by level: why it is unsound, and which gates were not checked."""
     return [
-        Doubt(cell.id, level.concurrency, reason) for cell in cells for level in cell.levels for reason in _reasons(level)
+        Doubt(cell.id, level.concurrency, reason)
+        for cell in cells
+        for level in cell.levels
+        for reason in (*unsound_reasons(level), *_unchecked_reasons(level))
     ]
 
 
-def _reasons(level: LevelFigures) -> Iterator[str]:
-    if level.torn_lines:
-        yield f"{level.torn_lines} torn line(s) left out"
-    yield from level.damaged_files
-    yield from level.equal_work.reasons
-    yield from level.token_counts.reasons
-    for gate in (level.client_health, level.reconciliation):
-        if gate.status in ("fail", "not_checked"):
-            yield from gate.reasons
+def unsound_reasons(level: LevelFigures) -> tuple[str, ...]:
+    """Why no verdict may rest on a level, empty where one may: torn or damaged records, unequal work, token counts that
+    cannot be right, a load generator that may have distorted the figures, a server that does not agree."""
+    failed = [gate for gate in (level.client_health, level.reconciliation) if gate.status == "fail"]
+    return (
+        *([f"{level.torn_lines} torn line(s) left out"] if level.torn_lines else []),
+        *level.damaged_files,
+        *level.equal_work.reasons,
+        *level.token_counts.reasons,
+        *(reason for gate in failed for reason in gate.reasons or ("a check failed",)),
+    )
+
+
+def _unchecked_reasons(level: LevelFigures) -> tuple[str, ...]:
+    gates = (level.client_health, level.reconciliation)
+    return tuple(reason for gate in gates if gate.status == "not_checked" for reason in gate.reasons)
+
+
+def sound_levels(levels: Iterable[LevelFigures]) -> tuple[LevelFigures, ...]:
+    """The levels that verdicts may rest on."""
+    return tuple(level for level in levels if not unsound_reasons(level))
+
+
+LevelPlace = tuple[str, int]  # a level: the id of its cell, and its concurrency
+
+
+def unsound_places(cells: Iterable[CellFigures]) -> frozenset[LevelPlace]:
+    """The levels that no verdict may rest on."""
+    return frozenset((cell.id, level.concurrency) for cell in cells for level in cell.levels if unsound_reasons(level))
 
 
 def window_doubts(cells: Iterable[CellFigures]) -> Iterator[Doubt]:

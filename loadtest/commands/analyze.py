@@ -59,6 +59,7 @@ def _metrics(run: Path) -> Metrics:
 
 def _compare(runs: list[Path], page: Path, templates: Templates) -> Path:
     from loadtest.analysis import comparability, compare
+    from loadtest.analysis.validity import unsound_places
     from loadtest.report.comparison import Side
     from loadtest.report.page import write_comparison_page
 
@@ -70,7 +71,8 @@ def _compare(runs: list[Path], page: Path, templates: Templates) -> Path:
     for candidate, own in zip(candidates, metrics[1:], strict=True):
         # The page shows every difference, so none forbids the comparison.
         apart = comparability.manifest_differences(baseline.manifest, candidate.manifest)
-        judged = compare.compare_runs(baseline, candidate, allow=tuple(apart))
+        unsound = (unsound_places(metrics[0].cells), unsound_places(own.cells))
+        judged = compare.compare_runs(baseline, candidate, allow=tuple(apart), unsound=unsound)
         sides.append(Side(candidate.path.resolve().name, own, candidate.manifest, judged, apart))
     write_comparison_page(sides, page, page.parent / f"{page.stem}-plots", templates)
     return page

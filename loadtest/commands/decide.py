@@ -27,6 +27,7 @@ def compare(arguments: argparse.Namespace, say: Say) -> str:
     """Paired verdict for every level and metric of two runs; GateError on a significant regression."""
     from loadtest.analysis import compare as comparisons
     from loadtest.analysis.run import analyze
+    from loadtest.analysis.validity import unsound_places
 
     if arguments.tolerance < 0:
         raise UsageError(f"--tolerance: expected a percentage from 0 up, got {arguments.tolerance:g}")
@@ -34,10 +35,16 @@ def compare(arguments: argparse.Namespace, say: Say) -> str:
         raise UsageError(f"--start-sd: expected a percentage from 0 up and below 100, got {arguments.start_sd:g}")
     baseline, candidate = (read_run(path) for path in (arguments.baseline, arguments.candidate))
     known_start_sd = None if arguments.start_sd is None else arguments.start_sd / 100
-    found = comparisons.compare_runs(baseline, candidate, arguments.tolerance / 100, arguments.allow, known_start_sd)
-    for side, run in (("baseline", baseline), ("candidate", candidate)):
-        doubts = tuple(f"{side}: DOUBTFUL: {reason}" for reason in analyze(run).health.reasons)
-        found = msgspec.structs.replace(found, not_compared=(*found.not_compared, *doubts))
+    before, after = analyze(baseline), analyze(candidate)
+    unsound = (unsound_places(before.cells), unsound_places(after.cells))
+    found = comparisons.compare_runs(
+        baseline, candidate, arguments.tolerance / 100, arguments.allow, known_start_sd, unsound
+    )
+    doubts = [f"{side}: DOUBTFUL: {reason}" for side, one in (("baseline", before), ("candidate", after))
+              for reason in one.health.reasons]  # fmt: skip
+    if not found.comparisons:
+        raise UsageError(f"expected a level that is sound in both runs, got none ({'; '.join(doubts[:2])}); measure again")
+    found = msgspec.structs.replace(found, not_compared=(*found.not_compared, *doubts))
     said = as_json(found) if arguments.json else comparison_text(found)
     if found.regressions:
         raise GateError(_slower(found), said)
