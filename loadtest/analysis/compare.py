@@ -209,7 +209,10 @@ def _refusal(different: Mapping[str, Values]) -> str:
 
 
 def _pair(
-    old: CellRecords, new: CellRecords, allow: Collection[str], unsound: tuple[Collection[LevelPlace], Collection[LevelPlace]]
+    old: CellRecords,
+    new: CellRecords,
+    allow: Collection[str],
+    unsound: tuple[Collection[LevelPlace], Collection[LevelPlace]],
 ) -> Pair:
     before, after = _passes(old), _passes(new)
     both = sorted(before.keys() & after.keys())

@@ -19,6 +19,7 @@ from loadtest.records.folder import PASS_NAME, check_run_folder
 if TYPE_CHECKING:
     from loadtest.analysis.claims import Claim
     from loadtest.metrics.schema import Metrics
+    from loadtest.records.engine_facts import EngineFacts
     from loadtest.report.templates import Templates
     from loadtest.study.execution import Say
 
@@ -73,7 +74,7 @@ def decision_table(folder: Path, metrics: Metrics) -> str:
     """The decision, as a compact table for a terminal."""
     from loadtest.report.terminal import decision_text
 
-    return decision_text(metrics, read.read_manifest(folder / "manifest.json"))
+    return decision_text(metrics, read.read_manifest(folder / "manifest.json"), engines=_engines(folder))
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -113,9 +114,14 @@ def write_page(folder: Path, metrics: Metrics, page: Path, templates: Templates 
 
     check_run_folder(folder)
     manifest = read.read_manifest(folder / "manifest.json")
-    engines = {path.parent.name: read.read_engine(path) for path in sorted(folder.glob("cells/*/engine.json"))}
+    engines = _engines(folder)
     loads = {cell: load for cell in engines if (load := _load_command(folder / "cells" / cell))}
     write_run_page(Source(metrics, manifest, engines, loads), page, page.parent / "plots", templates)
+
+
+def _engines(folder: Path) -> dict[str, EngineFacts]:
+    """What is known of each cell's engine."""
+    return {path.parent.name: read.read_engine(path) for path in sorted(folder.glob("cells/*/engine.json"))}
 
 
 def _load_command(cell: Path) -> tuple[str, ...]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec
+
+from loadtest.analysis.validity import sound_levels
 from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.schema import CellFigures, Metrics
@@ -126,6 +129,25 @@ def deployments(cells: Iterable[ShownCell]) -> Groups:
         if cell.levels:
             groups[cell.deployment] = (*groups.get(cell.deployment, ()), cell)
     return groups
+
+
+def sound_cells(cells: Iterable[ShownCell]) -> tuple[ShownCell, ...]:
+    """The cells with the levels that verdicts may rest on; those that have none are left out."""
+    found = [with_levels(cell, sound_levels(cell.levels)) for cell in cells]
+    return tuple(cell for cell in found if cell.levels)
+
+
+def with_levels(cell: ShownCell, levels: Iterable[LevelFigures]) -> ShownCell:
+    """The cell with these levels alone."""
+    return replace(cell, figures=msgspec.structs.replace(cell.figures, levels=tuple(levels)))
+
+
+def level_places(levels: Iterable[tuple[ShownCell, LevelFigures]]) -> str:
+    """Levels in words: `CELL at concurrency 4, 8; OTHER at concurrency 8`."""
+    found: dict[str, list[str]] = {}
+    for cell, level in levels:
+        found.setdefault(cell.id, []).append(str(level.concurrency))
+    return "; ".join(f"{name} at concurrency {', '.join(at)}" for name, at in found.items())
 
 
 def flat(groups: Groups) -> tuple[ShownCell, ...]:

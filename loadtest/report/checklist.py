@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 from loadtest.analysis.validity import Doubt, doubts, window_doubts
 from loadtest.metrics.clock_error import time_errors
-from loadtest.metrics.level_schema import GateStatus, TokenCounts
+from loadtest.metrics.level_schema import ClientHealth, GateStatus, LevelFigures, Reconciliation
 from loadtest.metrics.schema import ClaimResult, Comparison, Metrics
 from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.records.schema import TokenCountSource
-from loadtest.report.cells import by_level, cells_of
+from loadtest.report.cells import ShownCell, by_level, cells_of, level_places
 from loadtest.report.formatting import clean, count, listed
 
 State = Literal["pass", "fail", "unknown", "none"]
 NO_ENGINES: Mapping[str, EngineFacts] = MappingProxyType({})
 
 
+THIS_RUN = "this run"
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One gate of the run's health; `state` is unknown where it was not checked, none where there was nothing to check."""
+    """One gate of the run's health; `state` is unknown where it was not checked, none where there was nothing to check.
+
+    `words`: what was found, with cause and cure where it failed. `where`: what not to rely on then, this run or some levels.
+    """
 
     name: str
     state: State
     words: str
+    where: str = THIS_RUN
 
 
 # What was not measured -----------------------------------------------------------------------------------------------
@@ -69,32 +76,79 @@ def _without_verdict(rows: tuple[Comparison, ...]) -> list[str]:
 
 def gate_checks(metrics: Metrics, manifest: Manifest, engines: Mapping[str, EngineFacts] = NO_ENGINES) -> tuple[Check, ...]:
     """The gates of the run: load generator, client against server, completeness, who counted the tokens where the server
-    did not, and the contract where an engine told its settings."""
-    health = metrics.health
-    distorted = _gate(health.client, "did not distort the figures", "may have distorted the figures")
-    agree = _gate(health.reconciliation, "tokens, requests and TTFT agree", "tokens, requests or TTFT do not agree")
+    did not, equal work where it failed, and the contract where an engine told its settings."""
+    levels = by_level(cells_of(metrics))
     return (
-        Check("Load generator", *distorted),
-        Check("Client against server", *agree),
+        _level_check("Load generator", metrics.health.client, levels, _client_health, _kept_up),
+        _level_check("Client against server", metrics.health.reconciliation, levels, _reconciliation, _agree),
         _completeness(metrics, manifest),
-        *_token_check(
-            health.counted_by, sum(_n_doubted(level.token_counts) for cell in metrics.cells for level in cell.levels)
-        ),
+        *_token_check(levels),
+        *_equal_work_check(levels),
         *_contract_check(engines),
     )
 
 
-def _gate(status: GateStatus, good: str, bad: str) -> tuple[State, str]:
+Levels = Sequence[tuple[ShownCell, LevelFigures]]
+
+
+def _client_health(level: LevelFigures) -> ClientHealth:
+    return level.client_health
+
+
+def _reconciliation(level: LevelFigures) -> Reconciliation:
+    return level.reconciliation
+
+
+def _level_check(
+    name: str,
+    status: GateStatus,
+    levels: Levels,
+    gate: Callable[[LevelFigures], ClientHealth | Reconciliation],
+    good: Callable[[Levels], str],
+) -> Check:
+    """A gate that each level passes or fails."""
     if status == "not_applicable":
-        return "none", "none ran: simulated in virtual time"
+        return Check(name, "none", "none ran: simulated in virtual time")
+    if status == "pass":
+        return Check(name, "pass", good(levels))
+    found = [(cell, level) for cell, level in levels if gate(level).status == status]
+    reasons = list(dict.fromkeys(clean(reason) for _, level in found for reason in gate(level).reasons))
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     if status == "not_checked":
-        return "unknown", "not checked"
-    return ("pass", good) if status == "pass" else ("fail", bad)
+        return Check(name, "unknown", f"not checked: {reasons[0]}{more}" if reasons else "not checked")
+    return Check(name, "fail", f"{reasons[0]}{more}" if reasons else "a check failed", _where(found, levels))
+
+
+def _where(found: Levels, levels: Levels) -> str:
+    """What not to rely on where these levels of all failed."""
+    return level_places(found) if found and len(found) < len(levels) else THIS_RUN
+
+
+def _kept_up(levels: Levels) -> str:
+    names = {check.name for _, level in levels for check in level.client_health.checks}
+    lag = "times against the simulator's own" if "simulated_clock" in names else "lag"
+    return f"{lag}, CPU, garbage collection and late starts are within the limits at every level"
+
+
+def _agree(levels: Levels) -> str:
+    """What was compared, in how many passes: a server need not tell every total, nor its times to the first token."""
+    passes = [one for _, level in levels for one in level.reconciliation.passes]
+    told = {
+        "requests": [one.server_requests for one in passes],
+        "prompt tokens": [one.server_prompt_tokens for one in passes],
+        "output tokens": [one.server_output_tokens for one in passes],
+    }
+    totals = [name for name, values in told.items() if values and None not in values]
+    n = sum(one.ttft is not None and one.ttft.status == "pass" for one in passes)
+    times = f"TTFT agrees in {n} of {len(passes)} passes" if n else "TTFT was not compared"
+    return f"{listed(totals) or 'totals'} agree; {times}"
 
 
 def _completeness(metrics: Metrics, manifest: Manifest) -> Check:
     if metrics.complete:
-        return Check("Completeness", "pass", f"every cell and level has ended{_failures(metrics)}")
+        empty = sum(not cell.levels for cell in metrics.cells)
+        gone = f"; {empty} of {len(metrics.cells)} cells were not measured" if empty else ""
+        return Check("Completeness", "pass", f"each level that began has ended{gone}{_failures(metrics)}")
     levels = [level for cell in metrics.cells for level in cell.levels]
     torn = "some records are torn" if any(level.torn_lines for level in levels) else ""
     damaged = "records are missing, or not as they were written" if manifest.complete else "the run ended early"
@@ -110,32 +164,56 @@ def _failures(metrics: Metrics) -> str:
     return f", but {failed:.0f} of {asked} requests failed" if failed else ""
 
 
-def _n_doubted(counts: TokenCounts) -> int:
-    return counts.n_too_few + counts.n_too_many
-
-
-def _token_check(counted_by: TokenCountSource | None, n_doubted: int) -> tuple[Check, ...]:
+def _token_check(levels: Levels) -> tuple[Check, ...]:
     """Who counted the tokens, where that was not the server; and where the server's count cannot be right."""
-    if n_doubted:
-        return (Check("Token counts", "fail", f"of {count(n_doubted)} request(s) the text contradicts the server's count"),)
-    if counted_by == "tokenizer":
-        return (Check("Token counts", "pass", "by a local tokenizer, because the server gave none"),)
-    if counted_by == "chunks":
-        words = "the server gave none, so each chunk of text counts as one token; give --tokenizer to count them"
-        return (Check("Token counts", "unknown", words),)
+    name = "Token counts"
+    doubted = [(cell, level) for cell, level in levels if level.token_counts.reasons]
+    if doubted:
+        n = sum(level.token_counts.n_too_few + level.token_counts.n_too_many for _, level in doubted)
+        words = f"of {count(n)} request(s) the text contradicts the server's count; give --tokenizer, or mend the server"
+        return (Check(name, "fail", words, _where(doubted, levels)),)
+    counts = sum((Counter(level.token_count_sources) for _, level in levels), Counter[TokenCountSource]())
+    of = f"of {count(counts.total())} requests"
+    if counts["chunks"]:
+        words = f"the server gave none for {count(counts['chunks'])} {of}: there each chunk of text counts as one token"
+        return (Check(name, "unknown", f"{words}; give --tokenizer to count them"),)
+    if counts["tokenizer"]:
+        return (Check(name, "pass", f"{count(counts['tokenizer'])} {of} by a local tokenizer: the server gave none"),)
     return ()
 
 
+def _equal_work_check(levels: Levels) -> tuple[Check, ...]:
+    """Outputs that are not as long as they were forced; nothing where all are, or none was forced."""
+    found = [(cell, level) for cell, level in levels if level.equal_work.status == "fail"]
+    if not found:
+        return ()
+    words = f"{clean(found[0][1].equal_work.reasons[0])}; has the engine ignored min_tokens or ignore_eos?"
+    return (Check("Equal work", "fail", words, _where(found, levels)),)
+
+
 def _contract_check(engines: Mapping[str, EngineFacts]) -> tuple[Check, ...]:
-    """Did every engine that tells its settings run as the contract asks; nothing where none tells them."""
+    """Does anything that the engines tell of their settings contradict the contract; nothing where none tells any."""
     told = {name: engine.contract for name, engine in engines.items() if engine.contract is not None}
     if not told:
         return ()
     wrong = {clean(name): violated_keys(contract) for name, contract in told.items() if contract.violations}
-    if not wrong:
-        return (Check("Contract", "pass", "every engine ran with the requested settings"),)
-    words = "; ".join(f"{name} {', '.join(keys)}" for name, keys in wrong.items())
-    return (Check("Contract", "fail", f"not the requested settings: {words}"),)
+    if wrong:
+        keys = "; ".join(f"{name} {', '.join(keys)}" for name, keys in wrong.items())
+        cure = "start it as asked, or put what it runs with into [contract]"
+        return (Check("Contract", "fail", f"not the requested settings: {keys}; {cure}"),)
+    visible = {name: visible_settings(contract) for name, contract in told.items()}
+    if all(seen == asked > 0 for seen, asked in visible.values()):
+        return (Check("Contract", "pass", "every engine runs with the requested settings, all of them visible"),)
+    words = [f"{seen} of {asked} settings visible" for seen, asked in visible.values()]
+    said = words[0] if len(set(words)) == 1 else "; ".join(f"{clean(n)}: {w}" for n, w in zip(visible, words, strict=True))
+    known = any(seen for seen, _ in visible.values())
+    return (Check("Contract", "pass" if known else "unknown", f"nothing contradicts it; {said}"),)
+
+
+def visible_settings(contract: ContractFacts) -> tuple[int, int]:
+    """How many of the settings that were asked for the engine tells, and how many were asked for."""
+    asked = {key for key, value in contract.requested.items() if value is not None and key != "in_its_words"}
+    return len(asked & contract.effective.keys()), len(asked)
 
 
 def violated_keys(contract: ContractFacts) -> tuple[str, ...]:

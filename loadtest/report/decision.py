@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from loadtest.analysis.validity import unsound_reasons
 from loadtest.errors import UsageError
 from loadtest.metrics import slo
 from loadtest.metrics.catalogue import METRICS, Statistic
@@ -16,12 +17,23 @@ from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.schema import Metrics
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import FAMILIES, ShownCell, by_level, cells_of, typical_statistic
-from loadtest.report.formatting import at_concurrency, clean, listed, number, span, with_interval
+from loadtest.report.cells import (
+    FAMILIES,
+    ShownCell,
+    by_level,
+    cells_of,
+    level_places,
+    sound_cells,
+    typical_statistic,
+    with_levels,
+)
+from loadtest.report.formatting import at_concurrency, clean, listed, needs, number, span, with_interval
 from loadtest.report.verdicts import Named, evidence, summary
 
 ENGINE, CONFIGURATION, CONCURRENCY = "Which engine", "Which configuration", "Maximum concurrency"
-COST, RESULT = "Cost of 1,000 answers", "Result"
+COST, RESULT, LEFT_OUT = "Cost of 1,000 answers", "Result", "Left out"
+
+_TOTAL = "output_tokens_per_s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +72,23 @@ def decision_lines(metrics: Metrics, manifest: Manifest) -> tuple[Line, ...]:
     cells = tuple(cell for cell in cells_of(metrics) if cell.levels)
     if not cells:
         return (Line(RESULT, "Nothing was measured", "No cell has a level with data; see what was not measured."),)
+    sound = sound_cells(cells)
+    if not sound:
+        return (Line(RESULT, "No verdict", f"A check failed at every level: {level_places(by_level(cells))}."),)
     found = [
         _engine(metrics, cells),
-        _configuration(cells),
-        _concurrency(cells, slos_in_words(metrics)),
-        _cost(cells, price(manifest)),
+        _configuration(sound),
+        _concurrency(sound, slos_in_words(metrics)),
+        _cost(sound, price(manifest)),
+        _left_out(cells),
     ]
     return tuple(line for line in found if line is not None)
+
+
+def _left_out(cells: tuple[ShownCell, ...]) -> Line | None:
+    """The levels that no line above rests on, as a check failed."""
+    unsound = [(cell, level) for cell, level in by_level(cells) if unsound_reasons(level)]
+    return Line(LEFT_OUT, level_places(unsound), "A check failed there: nothing above rests on it.") if unsound else None
 
 
 # Which engine --------------------------------------------------------------------------------------------------------
@@ -96,21 +118,40 @@ def _named(metrics: Metrics) -> list[Named]:
 
 
 def _configuration(cells: tuple[ShownCell, ...]) -> Line:
-    alone = _best(cells, "tokens_per_s_per_user", typical_statistic(cells, "tokens_per_s_per_user"))
-    total = _best(cells, "output_tokens_per_s", "value")
+    """The best for one user alone, at concurrency 1, and in total at any; levels without a figure are named."""
+    alone = _best(_at_one(cells), "tokens_per_s_per_user", typical_statistic(cells, "tokens_per_s_per_user"))
+    total = _best(cells, _TOTAL, "value")
     parts = [
-        f"{words}: {with_interval(found)}, {_place(cell, level)}"
-        for words, best in (("Highest tokens/s per user", alone), ("highest total output tokens/s", total))
+        f"{words}: {with_interval(best[2])}, {_place(*best[:2])}{without}"
+        for words, best, without in (
+            ("tokens/s of one user alone", alone, ""),
+            ("highest total output tokens/s", total, _without(cells, _TOTAL)),
+        )
         if best is not None
-        for cell, level, found in [best]
     ]
     best = alone or total
     if best is None:
-        return Line(CONFIGURATION, "No verdict", "No level has enough requests for a figure.")
+        return Line(CONFIGURATION, "No verdict", f"No level has enough requests for a figure{_without(cells, _TOTAL)}.")
     only = len({cell.deployment for cell in cells}) == 1
     answer = f"Only {best[0].deployment} was measured" if only else best[0].deployment
     because = "; ".join(parts)
     return Line(CONFIGURATION, answer, f"{because[:1].upper()}{because[1:]}.")
+
+
+def _at_one(cells: Iterable[ShownCell]) -> list[ShownCell]:
+    """The cells with their level of one user alone."""
+    return [with_levels(cell, (level for level in cell.levels if level.concurrency == 1)) for cell in cells]
+
+
+def _without(cells: Iterable[ShownCell], metric: str) -> str:
+    """The levels that have no such figure, each with the reason: any of them might be better."""
+    gone: dict[str, list[tuple[ShownCell, LevelFigures]]] = {}
+    for cell, level in by_level(cells):
+        found = level.estimate(metric)
+        if not found.known:
+            gone.setdefault(clean(found.reason or needs(found) or "no data"), []).append((cell, level))
+    reasons = [f"{level_places(levels)}: {reason}" for reason, levels in gone.items()]
+    return f" (not known for {'; '.join(reasons)})" if reasons else ""
 
 
 def _best(cells: Iterable[ShownCell], metric: str, statistic: Statistic) -> tuple[ShownCell, LevelFigures, Estimate] | None:
@@ -205,6 +246,7 @@ def _cost(cells: tuple[ShownCell, ...], price: Price) -> Line:
     found, cell, level = best
     interval = f"95 % CI {span(found)}" if span(found) else "no confidence interval"
     because = (
-        f"Lowest of all levels ({interval}): {_place(cell, level)}, at {price.gpu_hour:g} {price.currency} per GPU-hour."
+        f"Lowest of all levels ({interval}): {_place(cell, level)}, at {price.gpu_hour:g} {price.currency} per GPU-hour"
+        f"{_without(cells, 'answers_per_hour')}."
     )
     return Line(COST, f"{number(found.value)} {price.currency}", because)

@@ -12,9 +12,10 @@ from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.schema import Binding, Comparison, Metrics, PairDecision
+from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import ShownCell, by_level, cells_of, typical_statistic
-from loadtest.report.checklist import clock_error_words, failure_lines, gate_checks
+from loadtest.report.checklist import NO_ENGINES, THIS_RUN, clock_error_words, failure_lines, gate_checks
 from loadtest.report.decision import decision_lines
 from loadtest.report.formatting import clean, count, needs, number
 from loadtest.report.tables import queued_notes
@@ -27,10 +28,15 @@ UNKNOWN_TERMINAL, WIDEST = (100, 24), 120
 # One run -------------------------------------------------------------------------------------------------------------
 
 
-def decision_text(metrics: Metrics, manifest: Manifest, columns: int | None = None) -> str:
+def decision_text(
+    metrics: Metrics,
+    manifest: Manifest,
+    columns: int | None = None,
+    engines: Mapping[str, EngineFacts] = NO_ENGINES,
+) -> str:
     """A row for each level, then the verdict and what is missing; `columns` wide (default: the terminal, at most 120)."""
     columns = min(columns or shutil.get_terminal_size(UNKNOWN_TERMINAL).columns, WIDEST)
-    text = [*_warnings(metrics, manifest), *_open_loop(manifest), *_levels(metrics, columns), ""]
+    text = [*_warnings(metrics, manifest, engines), *_open_loop(manifest), *_levels(metrics, columns), ""]
     body = [_wrapped(line, columns) for line in text]
     return "\n".join([*body, *_verdict(metrics, manifest, columns), *_missing(metrics, manifest, columns)])
 
@@ -109,14 +115,18 @@ def _totals_missing(cells: Sequence[ShownCell]) -> list[str]:
     return [f"no total tokens/s: {why} ({where})" for why, where in places.items()]
 
 
-def _warnings(metrics: Metrics, manifest: Manifest) -> list[str]:
-    checks = gate_checks(metrics, manifest)
+def _warnings(metrics: Metrics, manifest: Manifest, engines: Mapping[str, EngineFacts]) -> list[str]:
+    checks = gate_checks(metrics, manifest, engines)
     text = [SIMULATED] if metrics.simulated else []
     if error := clock_error_words(metrics):
         source = "Simulator speed-up error" if metrics.run.clock_speed != 1 else "Simulator timing error"
         text.append(f"{source}: {error}")
-    text += [f"DO NOT RELY ON THIS RUN. {check.name} FAIL: {check.words}" for check in checks if check.state == "fail"]
-    text += [f"{check.name}: {check.words}" for check in checks if check.name == "Token counts"]
+    for check in checks:
+        if check.state == "fail":
+            where = "THIS RUN" if check.where == THIS_RUN else check.where
+            text.append(f"DO NOT RELY ON {where}. {check.name} FAIL: {check.words}")
+        elif check.name == "Token counts":
+            text.append(f"{check.name}: {check.words}")
     text += failure_lines(metrics)
     return [*text, ""] if text else []
 

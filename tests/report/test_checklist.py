@@ -1,0 +1,194 @@
+"""Each check of a run's health, made to pass, to fail for one level and for all: its words, and what the terminal says."""
+
+import pytest
+
+from loadtest.metrics.figures import unknown
+from loadtest.metrics.level_schema import EqualWork
+from loadtest.records.engine_facts import ContractFacts, EngineFacts
+from loadtest.report.cells import cells_of, sound_cells
+from loadtest.report.checklist import gate_checks
+from loadtest.report.decision import CONFIGURATION, LEFT_OUT, RESULT, decision_lines
+from loadtest.report.terminal import decision_text
+from tests.support import runs
+from tests.support.runs import change
+
+LATE = "1.6% of the requests were sent more than 10 ms late; leave this machine to the load test alone"
+FAR = "mean TTFT: client 3 s, server 0.1 s: the network, a proxy or a queue before the server"
+
+
+def late(level):
+    return change(level, client_health=change(level.client_health, status="fail", reasons=(LATE,)))
+
+
+def far(level):
+    return change(level, reconciliation=change(level.reconciliation, status="fail", reasons=(FAR,)))
+
+
+def unequal(level):
+    return change(level, equal_work=EqualWork(status="fail", reasons=("3 of 8 output lengths differ",), n_forced=8))
+
+
+def doubted(level):
+    counts = change(level.token_counts, n_too_few=3, reasons=("in 3 of 8 requests the server counts fewer tokens",))
+    return change(level, token_counts=counts)
+
+
+def torn(level):
+    return change(level, torn_lines=1)
+
+
+def failed(edit, only=None, **health):
+    """The small run with these levels changed, and its health."""
+    made = runs.with_levels(runs.small(), lambda level: edit(level) if only in (None, level.concurrency) else level)
+    return runs.with_metrics(made, health=change(made.metrics.health, **health))
+
+
+def said(source, engines=None):
+    """Lines of the terminal, each unwrapped."""
+    return decision_text(source.metrics, source.manifest, 400, engines or {}).replace("\n  ", " ")
+
+
+def answers(source):
+    return {line.asks: line for line in decision_lines(source.metrics, source.manifest)}
+
+
+CASES = {
+    "Load generator": (late, {"client": "fail"}, LATE),
+    "Client against server": (far, {"reconciliation": "fail"}, FAR),
+    "Equal work": (unequal, {}, "3 of 8 output lengths differ; has the engine ignored min_tokens or ignore_eos?"),
+    "Token counts": (doubted, {}, "the text contradicts the server's count; give --tokenizer, or mend the server"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_check_that_fails_says_where_why_and_what_to_do(name):
+    edit, health, words = CASES[name]
+    one, both = failed(edit, 2, **health), failed(edit, **health)
+    first, second = (cell.id for cell in one.metrics.cells)
+    line = next(text for text in said(one).splitlines() if text.startswith("DO NOT RELY"))
+    assert line.startswith(f"DO NOT RELY ON {first} at concurrency 2; {second} at concurrency 2. {name} FAIL: ")
+    assert words in line
+    assert f"DO NOT RELY ON THIS RUN. {name} FAIL: " in said(both)
+
+
+@pytest.mark.parametrize("edit", [late, far, unequal, doubted, torn])
+def test_no_line_of_the_verdict_rests_on_a_level_that_failed(edit):
+    """Concurrency 2 has the highest total; where it failed, 1 is named, and 2 is said to be left out."""
+    sound, one, both = answers(runs.small()), answers(failed(edit, 2)), answers(failed(edit))
+    assert "concurrency 2" in sound[CONFIGURATION].because
+    assert LEFT_OUT not in sound
+    assert "concurrency 2" not in one[CONFIGURATION].because
+    assert "highest total output tokens/s" in one[CONFIGURATION].because
+    assert one[LEFT_OUT].answer.count("at concurrency 2") == 2
+    assert list(both) == [RESULT]
+    assert both[RESULT].answer == "No verdict"
+
+
+def test_one_user_alone_is_concurrency_1():
+    """Each level of one user is slow here; two users at once are no answer to what one user gets."""
+    fast = unknown("not asked")
+    source = runs.with_levels(
+        runs.small(), lambda level: change(level, output_tokens_per_s=fast) if level.concurrency == 1 else level
+    )
+    because = answers(source)[CONFIGURATION].because
+    alone, total = because.split("; highest total")
+    assert alone.startswith("Tokens/s of one user alone: ")
+    assert alone.endswith("concurrency 1")
+    first, second = (cell.id for cell in source.metrics.cells)
+    assert f"(not known for {first} at concurrency 1; {second} at concurrency 1: not asked)" in total
+    without = runs.with_cells(source, lambda cell: change(cell, levels=cell.levels[1:]))
+    assert "one user alone" not in answers(without)[CONFIGURATION].because
+
+
+def test_sound_cells_keep_the_levels_that_passed():
+    source = failed(late, 2)
+    assert [[level.concurrency for level in cell.levels] for cell in sound_cells(cells_of(source.metrics))] == [[1], [1]]
+
+
+# The words of checks that pass ---------------------------------------------------------------------------------------
+
+
+def check(source, name, engines=None):
+    return next(one for one in gate_checks(source.metrics, source.manifest, engines or {}) if one.name == name)
+
+
+def test_what_passed_says_what_was_compared():
+    source = runs.small()
+    assert check(source, "Load generator").words == (
+        "lag, CPU, garbage collection and late starts are within the limits at every level"
+    )
+    assert check(source, "Client against server").words == (
+        "requests, prompt tokens and output tokens agree; TTFT was not compared"
+    )
+    untold = runs.with_levels(
+        source,
+        lambda level: change(
+            level,
+            reconciliation=change(
+                level.reconciliation,
+                passes=tuple(change(one, server_prompt_tokens=None) for one in level.reconciliation.passes),
+            ),
+        ),
+    )
+    assert check(untold, "Client against server").words.startswith("requests and output tokens agree; ")
+
+
+def test_what_was_not_checked_says_why():
+    source = runs.with_levels(
+        runs.small(),
+        lambda level: change(
+            level,
+            reconciliation=change(level.reconciliation, status="not_checked", reasons=("the server reports no totals",)),
+        ),
+    )
+    source = runs.with_metrics(source, health=change(source.metrics.health, reconciliation="not_checked"))
+    found = check(source, "Client against server")
+    assert (found.state, found.words) == ("unknown", "not checked: the server reports no totals")
+    assert "DO NOT RELY" not in said(source)
+
+
+def test_a_cell_that_was_not_measured_is_said():
+    source = runs.small()
+    source = runs.with_metrics(source, cells=(source.metrics.cells[0], change(source.metrics.cells[1], levels=())))
+    assert check(source, "Completeness").words == "each level that began has ended; 1 of 2 cells were not measured"
+
+
+@pytest.mark.parametrize(
+    ("effective", "state", "words"),
+    [
+        ({"kv_dtype": "auto"}, "pass", "nothing contradicts it; 1 of 2 settings visible"),
+        ({}, "unknown", "nothing contradicts it; 0 of 2 settings visible"),
+        ({"kv_dtype": "auto", "yarn": False}, "pass", "every engine runs with the requested settings, all of them visible"),
+    ],
+)
+def test_a_contract_is_kept_as_far_as_it_can_be_seen(effective, state, words):
+    asked = {"kv_dtype": "auto", "yarn": False, "max_running_requests": None, "in_its_words": {"kv_dtype": "x"}}
+    engines = {"a": EngineFacts(id="a", contract=ContractFacts(requested=asked, effective=effective))}
+    found = check(runs.small(), "Contract", engines)
+    assert (found.state, found.words) == (state, words)
+
+
+def test_a_contract_that_is_broken_is_said_in_the_terminal():
+    told = ContractFacts(effective={"kv_dtype": "fp8"}, violations=("kv_dtype: expected auto, got fp8",))
+    text = said(runs.small(), {"a": EngineFacts(id="a", contract=told)})
+    assert "DO NOT RELY ON THIS RUN. Contract FAIL: not the requested settings: a kv_dtype; start it as asked" in text
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        ({"server": 6, "chunks": 2}, "the server gave none for 4 of 16 requests: there each chunk of text counts as one"),
+        ({"server": 6, "tokenizer": 2}, "4 of 16 requests by a local tokenizer: the server gave none"),
+    ],
+)
+def test_who_counted_the_tokens_of_how_many_requests(sources, words):
+    source = runs.with_levels(runs.small(), lambda level: change(level, token_count_sources=sources))
+    source = runs.with_cells(source, lambda cell: change(cell, levels=cell.levels[:1]))
+    assert check(source, "Token counts").words.startswith(words)
+    assert "Token counts: " in said(source)
+
+
+def test_a_run_in_which_every_level_failed_has_no_verdict():
+    lines = said(runs.hostile()).splitlines()
+    assert any(line.startswith("Result: No verdict. A check failed at every level: ") for line in lines)
+    assert not any(line.startswith(("Which configuration", "Cost of")) for line in lines)
