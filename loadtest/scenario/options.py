@@ -20,24 +20,42 @@ def add_options(parser: Any) -> None:
     """Our options, beside Locust's own (`-u`, `-r`, `--run-time`, `--host`, ...)."""
     group = parser.add_argument_group("loadtest: what to ask, of whom, and where the records go")
     group.add_argument("--model", help="what the server calls the model (default: ask it)")
-    group.add_argument("--engine", choices=("sglang", "vllm", "sglang-sim", "vllm-sim", "other"), help="default: find out")
+    group.add_argument(
+        "--engine",
+        choices=("sglang", "vllm", "sglang-sim", "vllm-sim", "other"),
+        help="which engine it is (default: find out)",
+    )
     group.add_argument(
         "--tp", type=_from(1), help="tensor-parallel size of the server, for the cell's name (default: ask, else 1)"
     )
     group.add_argument("--cell", type=_folder, help="name of the cell (default: ENGINE_MODEL_tpN)")
     group.add_argument("--repeat", type=_from(1), help="which pass over this level it is (default: the next free one)")
     group.add_argument("--run-id", help="a run that somebody else opened and will close in --out")
-    group.add_argument("--workload", default=_default_workload, help="a generator (math:n=64,seed=7) or a JSONL file")
+    group.add_argument(
+        "--workload",
+        default=_default_workload,
+        help="a generator (math:n=64,seed=7) or a JSONL file (default: %(default)s)",
+    )
     group.add_argument(
         "--requests", type=_from(1), help="measured requests of this level; it ends when they have (default: --duration)"
     )
     group.add_argument("--duration", type=_seconds, help="seconds of the run's clock, from the start of the users on")
-    group.add_argument("--warmup-requests", type=_from(0), default=1, help="requests of each user before the measured ones")
+    group.add_argument(
+        "--warmup-requests",
+        type=_from(0),
+        default=1,
+        help="requests of each user before the measured ones (default: %(default)s)",
+    )
     group.add_argument("--max-tokens", type=_from(1), help="most tokens of one output, thinking included (default: 32768)")
     group.add_argument(
         "--mode", choices=("natural", "equal-work"), help="stop naturally, or force recorded lengths (default: natural)"
     )
-    group.add_argument("--seed", type=int, default=0, help="orders the prompts; also sent to the server")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="orders the prompts; also sent to the server (default: %(default)s)",
+    )
     group.add_argument("--clock-speed", type=float, help="simulated seconds per second, of a simulator (default: ask it)")
     group.add_argument("--tokenizer", help="tokenizer.json or its folder, to count tokens of a server that never tells")
     group.add_argument("--out", help="run folder (default: runs/TIME-ENGINE)")

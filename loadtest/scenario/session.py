@@ -239,7 +239,7 @@ class Session:
     # --- exit code
 
     def quitting(self) -> None:
-        """Set the exit code before Locust does: 130 if a level was interrupted; requests cut off by plan are no error."""
+        """Set the exit code before Locust does: 130 if a level was interrupted."""
         self.shutting_down = True
         if self.admission is not None:
             self.admission.dismiss()
@@ -248,8 +248,6 @@ class Session:
             return
         if (self.level is not None or self.workers is not None) and not self.ended:
             environment.process_exit_code = 130
-        elif not self.runner.exceptions and all("cut_off" in str(error.error) for error in self.runner.errors.values()):
-            environment.process_exit_code = 0
 
 
 def _steps(options: Any) -> list[int]:
@@ -283,6 +281,7 @@ def _add_options(parser: Any) -> None:
 
 def _init(environment: Environment, **_: Any) -> None:
     session = Session(environment)
+    statistics.count_final_answers(environment.stats)
     _sessions[id(environment)] = session
     fired: Any = environment.events
     fired.test_start.add_listener(lambda **_: session.start())

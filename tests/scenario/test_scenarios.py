@@ -200,14 +200,40 @@ def test_locust_s_web_page_shows_our_rows(port, tmp_path):
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             rows: set[str] = set()
-            while not rows >= {"TTFT", "first answer", "final answer"}:
+            while not rows >= {"TTFT", "first answer", "final answer", "output tokens (RPS = tokens/s)"}:
                 assert process.poll() is None, "Locust ended before its page showed the rows"
                 with contextlib.suppress(httpx.HTTPError):
                     told = httpx.get(f"http://127.0.0.1:{web}/stats/requests", trust_env=False).json()
                     rows = {row["name"] for row in told["stats"]}
                 time.sleep(0.2)
+            counted = {row["name"]: row["num_requests"] for row in told["stats"]}
+            assert counted["Aggregated"] == counted["final answer"]
+            assert counted["output tokens (RPS = tokens/s)"] > 10 * counted["final answer"]
         finally:
             process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "own"), [("long_reasoning", "--workload"), ("open_loop", "--rate"), ("router", "--easy-host")]
+)
+def test_help_lists_the_options_of_a_scenario(scenario, own):
+    """Locust prints its help before it loads a locustfile; `locust_plugins` loads ours first."""
+    locust = Path(sys.executable).with_name("locust")
+    text = subprocess.run(
+        [locust, "-f", ROOT / f"scenarios/{scenario}.py", "--help"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert "loadtest: what to ask, of whom, and where the records go:" in text
+    for option in ("--requests", "--duration", "--max-tokens", "--warmup-requests", own):
+        line = next(line for line in text.splitlines() if line.strip().startswith(f"{option} "))
+        place = text.index(line)
+        assert re.search(r"[a-z]{3}", text[place + len(option) : place + 200].split("--")[0]), f"{option} has no help"
+
+
+def test_the_help_of_a_locustfile_that_is_not_ours_is_locusts_own(tmp_path):
+    (tmp_path / "locustfile.py").write_text("raise SystemExit('loaded')")
+    locust = Path(sys.executable).with_name("locust")
+    done = subprocess.run([locust, "--help"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, "--workload" in done.stdout) == (0, False)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)

@@ -97,12 +97,14 @@ def test_a_run_that_ends_by_time_cuts_off_and_counts_no_success(port, tmp_path):
     assert set(outcomes) == {"ok", "cut_off"}
     text = done.stdout + done.stderr
     row = next(line for line in text.splitlines() if line.startswith("stream") and "final answer" in line).split()
-    assert int(row[3]) == len(found)
-    assert row[4].startswith("3(")
+    assert int(row[3]) == outcomes.count("ok")
+    assert row[4].startswith("0(")
     with (tmp_path / "stats_failures.csv").open(newline="") as stream:
-        assert [(f["Name"], f["Occurrences"], "cut_off" in f["Error"]) for f in csv.DictReader(stream)] == [
-            ("final answer", "3", True)
-        ]
+        assert list(csv.DictReader(stream)) == []
+    with (tmp_path / "stats_stats.csv").open(newline="") as stream:
+        counted = {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(stream)}
+    assert counted["cut off at the end"] == 3
+    assert counted["Aggregated"] == outcomes.count("ok")
     assert manifest(tmp_path / "run")["complete"] is True
 
 
@@ -123,7 +125,7 @@ def test_rows_of_locusts_own_files_lose_nothing(port, tmp_path):
         rows = {row["Name"]: row for row in csv.DictReader(stream)}
     found = records(tmp_path / "run")
     assert len(found) == 8 + 4
-    for name in ("TTFT", "first answer", "final answer"):
+    for name in ("TTFT", "first answer", "final answer", "time per token"):
         row = rows[name]
         assert (row["Type"], int(row["Request Count"]), int(row["Failure Count"])) == ("stream", 12, 0)
         assert name in page.read_text()
@@ -131,6 +133,12 @@ def test_rows_of_locusts_own_files_lose_nothing(port, tmp_path):
     firsts = [(r["chunk_s"][0] - r["sent_s"]) * 1000 for r in found]
     assert float(rows["final answer"]["Average Response Time"]) == pytest.approx(sum(finals) / 12, abs=0.01)
     assert float(rows["TTFT"]["Max Response Time"]) == pytest.approx(max(firsts), abs=0.01)
+    assert (rows["Aggregated"]["Request Count"], rows["Aggregated"]["Failure Count"]) == ("12", "0")
+    tokens = rows["output tokens (RPS = tokens/s)"]
+    assert int(tokens["Request Count"]) == 12 * 20
+    took_s = 12 / float(rows["final answer"]["Requests/s"])
+    assert float(tokens["Requests/s"]) == pytest.approx(240 / took_s, rel=0.2)
+    assert "output tokens (RPS = tokens/s)" in page.read_text()
 
 
 def test_two_processes_send_the_same_requests_and_lose_no_record(port, tmp_path):
