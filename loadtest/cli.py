@@ -95,7 +95,7 @@ def _say(text: str, stream: TextIO, end: str = "\n") -> bool:
 
 def _is_on_disk(arguments: argparse.Namespace) -> bool:
     """Is what the command prints in the page of a run as well?"""
-    measures = arguments.handler in ("measure.demo", "measure.run", "measure.attach")
+    measures = arguments.handler in ("measure.demo", "measure.run", "measure.attach", "measure.search")
     return measures and not getattr(arguments, "json", False) and not getattr(arguments, "dry_run", False)
 
 
@@ -111,20 +111,24 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if theirs and arguments.handler != "measure.serve":
         parser.error(f"unrecognized arguments after --: {' '.join(theirs)}; only `serve` hands arguments on")
     arguments.engine_args = theirs
-    return _of_attach(parser, arguments, ours) if arguments.handler == "measure.attach" else arguments
+    return _of_attach(parser, arguments, ours) if arguments.handler in _ATTACHING else arguments
+
+
+_ATTACHING = {"measure.attach": "attach", "measure.search": "search"}
 
 
 def _of_attach(parser: argparse.ArgumentParser, given: argparse.Namespace, argv: list[str]) -> argparse.Namespace:
-    """Arguments of `attach`; with --resume those that began the run, with what is given now that measures nothing else."""
+    """Arguments of `attach` or `search`; with --resume those that began it, and what is given now."""
+    name = _ATTACHING[given.handler]
     if given.resume is None:
         if given.base_url is None:
-            parser.error("attach: expected --base-url URL, or --resume RUN for an unfinished run")
+            parser.error(f"{name}: expected --base-url URL, or --resume RUN for an unfinished run")
         return given
     from loadtest.commands import resumed
 
-    options = resumed.attach_options(given.resume)
-    began = parser.parse_args(["attach", *options])
-    both = parser.parse_args(["attach", *options, *argv[1:]])
+    options = resumed.began_options(given.resume, name)
+    began = parser.parse_args([name, *options])
+    both = parser.parse_args([name, *options, *argv[1:]])
     resumed.check_same(given.resume, began, both)
     both.slo, both.out = given.slo or began.slo, given.resume
     return both
@@ -220,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"loadtest {__version__}")
     command = commands_of(parser)
     _measuring_commands(command)
-    _attaching_command(command)
+    _attaching_commands(command)
     _serving_command(command)
     add_file_commands(command)
     _model_commands(command)
@@ -258,13 +262,35 @@ def _measuring_commands(command: Command) -> None:
     add("--budget", type=float, metavar="HOURS", help="start no repeat that would end later (default: any)")
     add("--mode", choices=("natural", "equal-work", "decision"), help="measure in this mode (default: the study's)")
     add("--precision", type=float, metavar="PERCENT", help="repeat until every pair's interval is so narrow (default: any)")
+    add("--find-max", action="store_true", help="search each cell for the largest concurrency within the study's SLOs")
+    _add_limits(add, study=True)
     add("--until-decided", action="store_true", help="after two to six repeats stop measuring pairs with a certain verdict")
     add("--json", action="store_true", help="print metrics.json instead of the table")
     _add_telling(add)
 
 
-def _attaching_command(command: Command) -> None:
+def _attaching_commands(command: Command) -> None:
     add = command("attach", "measure.attach", "measure a server that is already running, local or hosted")
+    _add_server(add)
+    _add_load(add)
+    add("--workload", default="math", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
+    _add_requests(add)
+    add("--find-max", action="store_true", help="search for the largest concurrency within the SLOs, as `search` does")
+    _add_limits(add)
+    _add_ending(add, "attach")
+
+    add = command("search", "measure.search", "find the largest concurrency within SLOs on a server that is already running")
+    _add_server(add)
+    add("--requests", type=int, metavar="N", help="most requests of a level, then it is undecided (default: by the SLOs)")
+    add("--warmup-requests", type=int, metavar="N", help="warm-up requests of each user at each level (default: 1)")
+    _add_limits(add)
+    add("--workload", default="math:n=1024", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
+    _add_requests(add)
+    _add_ending(add, "search")
+
+
+def _add_server(add: Callable[..., argparse.Action]) -> None:
+    """Options of a server that already runs: where, and what it is."""
     add(
         "--base-url",
         metavar="URL",
@@ -278,8 +304,10 @@ def _attaching_command(command: Command) -> None:
     )
     add("--tp", type=int, metavar="N", help="tensor-parallel size: GPUs that the server uses (default: detected, else 1)")
     add("--gpu", metavar="G", help=f"{_GPUS}: adds the bound of memory bandwidth to the figures (default: detected)")
-    _add_load(add)
-    add("--workload", default="math", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
+
+
+def _add_requests(add: Callable[..., argparse.Action]) -> None:
+    """Options of what is sent to it."""
     add(
         "--mode",
         choices=("natural", "equal-work"),
@@ -304,7 +332,11 @@ def _attaching_command(command: Command) -> None:
         metavar="N",
         help="seed of the workload's order and of sampling (default: %(default)s)",
     )
-    add("--out", type=path_of, metavar="DIR", help="run folder to make (default: runs/attach-TIME)")
+
+
+def _add_ending(add: Callable[..., argparse.Action], name: str) -> None:
+    """Options of where the run goes, and of what is told."""
+    add("--out", type=path_of, metavar="DIR", help=f"run folder to make (default: runs/{name}-TIME)")
     add(
         "--resume",
         type=path_of,
@@ -313,6 +345,15 @@ def _attaching_command(command: Command) -> None:
     )
     add("--json", action="store_true", help="print metrics.json instead of the table")
     _add_telling(add)
+
+
+def _add_limits(add: Callable[..., argparse.Action], *, study: bool = False) -> None:
+    """Where a search begins and how far it goes; `study`: what a study does not say itself."""
+    add("--start", type=int, metavar="N", help="a search's first level (default: predicted, else 8)")
+    add("--max-concurrency", type=int, metavar="N", help="highest level that a search tries (default: 256)")
+    if not study:
+        add("--budget", type=float, metavar="HOURS", help="hours that a search may take (default: any)")
+        add("--calibration", metavar="FILE", help="what calibrate wrote, for a search's first level (default: none)")
 
 
 def _add_load(add: Callable[..., argparse.Action]) -> None:
@@ -409,6 +450,8 @@ def _model_commands(command: Command) -> None:
     add("--output-tokens", type=int, metavar="O", help="tokens of each output (with a model, required)")
     add("--concurrency", type=int, metavar="C", help="streams (default: 1)")
     add("--study", type=path_of, metavar="STUDY.toml", help="instead: fast-forward a whole study to its records and page")
+    add("--find-max", action="store_true", help="with --study: search each cell for the largest concurrency within its SLOs")
+    _add_limits(add, study=True)
     add("--out", type=path_of, metavar="DIR", help="with --study: run folder to make (default: runs/predicted-NAME-TIME)")
     add("--json", action="store_true", help="print JSON: the prediction, or with --study metrics.json")
 

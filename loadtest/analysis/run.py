@@ -13,6 +13,7 @@ from loadtest.analysis import objectives as slo_objectives
 from loadtest.analysis.bursts.cells import Recorded, burst_cells
 from loadtest.analysis.bursts.composed import ComposedCell, compose_cells
 from loadtest.analysis.level import level_figures
+from loadtest.analysis.search.result import search_result
 from loadtest.errors import UsageError
 from loadtest.metrics import slo
 from loadtest.metrics.clock_error import pool_clock_errors
@@ -44,6 +45,11 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
         cells.append(_cell(cell, run.manifest, passes, objectives, anchor, composed.get(cell.id)))
         for concurrency, group in groupby((columns for _, columns in passes), key=lambda columns: columns.concurrency):
             samples[cell.id, concurrency] = list(group)
+    searches = [
+        search_result(figures, facts, {c: samples[cell.id, c] for name, c in samples if name == cell.id}, objectives)
+        for figures, cell in zip(cells, run.cells, strict=True)
+        if (facts := cell.engine.search) is not None
+    ]
     templates = comparability.templates(run.cells)
     judged = compare.compare_engines(
         cells, samples, run.manifest, comparability.unlike(run.cells), validity.unsound_places(cells), bursts
@@ -60,6 +66,7 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
         comparisons=tuple(judged.comparisons),
         decisions=tuple(judged.decisions),
         findings=published.judge_claims(claims, *_of_mode(run.manifest.mode, cells, judged.comparisons)),
+        searches=tuple(searches),
     )
 
 

@@ -24,6 +24,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "loadtest attach --base-url http://127.0.0.1:8000 --rate 0.5 --requests 100",
         "loadtest attach --resume runs/attach-20261126-103000",
     ),
+    "search": (
+        "loadtest search --base-url http://127.0.0.1:8000 --slo 'ttft_s:p90<2' --slo 'tokens_per_s_per_user:p10>15'",
+        "loadtest search --resume runs/search-20261126-103000",
+    ),
     "serve": (
         "loadtest serve vllm --model qwq-32b-awq --gpu l20 --print",
         "loadtest serve sglang --model qwq-32b --tp 2 -- --schedule-conservativeness 0.8",

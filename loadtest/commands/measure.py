@@ -48,14 +48,13 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
         study = replace(study, until_decided=True, repeats=study.repeats if study.repeats > 1 else verdicts.LOOKS[-1])
     if arguments.precision is not None and not 0 < arguments.precision < 100:
         raise UsageError(f"--precision: expected a percentage above 0 and below 100, got {arguments.precision:g}")
+    study = searched(study, arguments)
     if arguments.dry_run:
         return _dry_run(study)
     if arguments.resume and arguments.out is None:
         raise UsageError("--resume: expected --out with the folder of the unfinished run, got none")
-    if arguments.budget is not None and not 0 < arguments.budget < math.inf:
-        raise UsageError(f"--budget: expected hours above 0, got {arguments.budget:g}")
     out = arguments.out or new_folder(study.name)
-    budget_s = None if arguments.budget is None else 3600 * arguments.budget
+    budget_s = _budget_s(arguments.budget)
     precision = None if arguments.precision is None else arguments.precision / 100
     return carry_out(
         lambda: execute(
@@ -75,9 +74,23 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
     )
 
 
+def search(arguments: argparse.Namespace, say: Teller) -> str:
+    """The largest concurrency within the SLOs of a server that already runs."""
+    for name in ("concurrency", "duration", "rate", "arrivals"):
+        setattr(arguments, name, None)
+    arguments.find_max = True
+    return _attach(arguments, say, "search")
+
+
 def attach(arguments: argparse.Namespace, say: Teller) -> str:
     """A server that already runs, measured as a study of one cell; the command line is checked first."""
-    study = _attached(arguments)
+    if not arguments.find_max and arguments.budget is not None:
+        raise UsageError("--budget: expected with --find-max, got it alone")
+    return _attach(arguments, say, "attach")
+
+
+def _attach(arguments: argparse.Namespace, say: Teller, name: str) -> str:
+    study, budget_s = searched(_attached(arguments), arguments, arguments.requests), _budget_s(arguments.budget)
     plan.asked(study)
     info = probe.probe(arguments.base_url, model=arguments.model)
     cell = replace(
@@ -90,15 +103,35 @@ def attach(arguments: argparse.Namespace, say: Teller) -> str:
         clock_speed=info.clock_speed if info.simulated else None,
     )
     study = replace(study, name=f"{cell.engine} at {arguments.base_url}", cells=(cell,))
-    out = arguments.out or new_folder("attach")
+    out = arguments.out or new_folder(name)
     resume = arguments.resume is not None
     return carry_out(
-        lambda: execute(study, out, resume=resume, say=say, audience=say.audience),
+        lambda: execute(study, out, resume=resume, budget_s=budget_s, say=say, audience=say.audience),
         out,
         say,
         arguments.json,
-        again=f"loadtest attach --resume {shlex.quote(str(out))}",
+        again=f"loadtest {name} --resume {shlex.quote(str(out))}",
     )
+
+
+def searched(study: schema.Study, arguments: argparse.Namespace, requests: int | None = None) -> schema.Study:
+    """The study as it is, or with `--find-max` as a search of each cell."""
+    given = {name: value for name in ("max_concurrency", "start") if (value := getattr(arguments, name)) is not None}
+    if not arguments.find_max:
+        for name in given:
+            raise UsageError(f"--{name.replace('_', '-')}: expected with --find-max, got it alone")
+        return study
+    limits = schema.SearchLimits(requests=requests, **given)
+    study = schema.in_mode(study, "natural") if study.decides else study
+    warmup = max(1, study.warmup_requests)  # else the prompts with which all users begin at once would count
+    sized = replace(study, repeats=1, until_decided=False, duration_s=None, warmup_requests=warmup)
+    return replace(sized, search=limits, min_requests=1, requests_per_stream=1)
+
+
+def _budget_s(hours: float | None) -> float | None:
+    if hours is not None and not 0 < hours < math.inf:
+        raise UsageError(f"--budget: expected hours above 0, got {hours:g}")
+    return None if hours is None else 3600 * hours
 
 
 def _attached(arguments: argparse.Namespace) -> schema.Study:
@@ -109,6 +142,7 @@ def _attached(arguments: argparse.Namespace) -> schema.Study:
         tp=1 if arguments.tp is None else arguments.tp,
         gpu=arguments.gpu,
         base_url=arguments.base_url,
+        calibration=arguments.calibration,
     )
     contract: dict[str, Any] = {}
     if arguments.max_tokens is not None:

@@ -1,4 +1,4 @@
-"""`attach --resume RUN`: the command line that began the run, and whether the one given now measures the same."""
+"""`--resume RUN` of `attach` and `search`: the command line that began it, and does the one given now measure the same?"""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ _MEASURED = (
     "base_url", "model", "engine", "tp", "gpu", "concurrency", "rate", "arrivals", "requests", "duration", "workload",
     "mode", "max_tokens", "tokenizer", "extra_body", "warmup_requests", "seed",
 )  # fmt: skip
+_SEARCHED = tuple(name for name in _MEASURED if name not in ("concurrency", "rate", "arrivals", "requests", "duration"))
 
 
-def attach_options(run: Path) -> list[str]:
-    """The options of the `attach` that began a run, as its manifest has them. Raises `UsageError`: another command did."""
+def began_options(run: Path, name: str) -> list[str]:
+    """The options of the `attach` or `search` (`name`) that began a run, as its manifest has them.
+
+    Raises `UsageError`: another command did.
+    """
     commands = [shlex.split(command) for command in read.read_manifest(run / "manifest.json").commands]
     words = commands[0] if commands else []
-    if words[1:2] != ["attach"]:
+    if words[1:2] != [name]:
         began = f"loadtest {words[1]}" if len(words) > 1 else "another program"
-        raise UsageError(f"{run}: --resume: expected a run of loadtest attach, got one of {began}")
+        raise UsageError(f"{run}: --resume: expected a run of loadtest {name}, got one of {began}")
     return words[2:]
 
 
 def check_same(run: Path, began: argparse.Namespace, given: argparse.Namespace) -> None:
     """Raise `UsageError` where an option that is given now would measure something else than the run did."""
-    for name in _MEASURED:
+    for name in _SEARCHED if began.handler == "measure.search" else _MEASURED:
         expected, got = getattr(began, name), getattr(given, name)
         if expected != got:
             option = f"--{name.replace('_', '-')}"

@@ -26,6 +26,8 @@ LengthVerdict = Literal["fewer", "more", "no detectable difference", "too few sa
 FindingVerdict = Literal["reproduced", "contradicted", "undecided", "predicted", "not_predicted", "not_measured"]
 ClaimKind = Literal["value", "fit", "weights", "maximum_concurrency", "ahead", "gain"]
 Binding = Literal["slo", "kv_cache", "not_reached"]
+SearchWord = Literal["within", "broken", "undecided"]
+SearchLimit = Literal["slo", "undecided", "max_concurrency", "kv_cache", "stopped"]
 
 
 # Run -----------------------------------------------------------------------------------------------------------------
@@ -126,6 +128,57 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
         """One figure of one level; None where there is no such level."""
         level = self.level(concurrency)
         return None if level is None else level.estimate(metric, statistic)
+
+
+# Searches ------------------------------------------------------------------------------------------------------------
+
+
+class SearchObjective(msgspec.Struct, frozen=True, kw_only=True):
+    """One SLO at one level of a search."""
+
+    slo: Annotated[str, about("The SLO as it was given.")]
+    verdict: Annotated[SearchWord, about("Of its interval: on the right side of `needed`, on the wrong one, or on both.")]
+    figure: Annotated[
+        Bounded,
+        about("What is held against `needed`; its interval holds although the level was looked at after each request."),
+    ]
+    needed: Annotated[float, about("The share asked for, or the limit itself.")]
+    of_requests: Annotated[bool, about("`figure` is the share of requests within the limit; else the SLO's own figure.")] = (
+        False
+    )
+
+
+class SearchLevel(msgspec.Struct, frozen=True, kw_only=True):
+    """One level that a search tried."""
+
+    concurrency: Annotated[int, about("Requests in flight at once.")]
+    verdict: Annotated[SearchWord, about("`within`: every SLO surely met; `broken`: one surely broken.")]
+    objectives: Annotated[tuple[SearchObjective, ...], about("One for each SLO.")]
+    n_requests: Annotated[int, about("Measured requests.")]
+    load_s: Annotated[float, about("From its first request to its last end, warm-up included, over its passes.")]
+
+
+class ConcurrencySearch(msgspec.Struct, frozen=True, kw_only=True):
+    """The largest concurrency of one cell within the SLOs, as `search` or `--find-max` found it: between `within` and
+    `broken`."""
+
+    cell: Annotated[str, about("Its id.")]
+    simulated: Annotated[bool, about("The cell is simulated.")]
+    within: Annotated[int, about("Largest level surely within every SLO; 0: none.")]
+    broken: Annotated[int | None, about("Smallest level that surely breaks one; None: none did.")]
+    binds: Annotated[str | None, about("The SLO that `broken` breaks.")]
+    limit: Annotated[
+        SearchLimit,
+        about("What ended it. `slo`: no level is left between the two; `undecided`: those between stayed undecided; "
+              "`max_concurrency`, `kv_cache`: the highest level allowed is not broken; `stopped`: see `reason`."),
+    ]  # fmt: skip
+    reason: Annotated[str | None, about("Why it stopped before it was done: the budget, an interruption, a failure.")]
+    start: Annotated[int, about("Level that it began with.")]
+    start_source: Annotated[str, about("Where that level is from.")]
+    most: Annotated[int, about("Highest level allowed.")]
+    levels: Annotated[tuple[SearchLevel, ...], about("In the order in which they were tried.")]
+    n_requests: Annotated[int, about("Measured requests of all levels.")]
+    gpu_minutes: Annotated[float | None, about("Time under load x GPUs, simulated minutes if so; None: GPUs unknown.")]
 
 
 # Comparisons and findings --------------------------------------------------------------------------------------------
@@ -242,6 +295,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     comparisons: Annotated[tuple[Comparison, ...], about("Every two engines with the same model, GPUs and mode.")]
     decisions: Annotated[tuple[PairDecision, ...], about("Which engine of each pair is faster, over its levels.")]
     findings: Annotated[tuple[ClaimResult, ...], about("The claims that the study names, in the order of their file.")]
+    searches: Annotated[tuple[ConcurrencySearch, ...], about("One for each cell of a search.")] = ()
 
 
 class _Version(msgspec.Struct):

@@ -53,6 +53,16 @@ class ContractFacts(msgspec.Struct, frozen=True, kw_only=True):
     violations: tuple[str, ...] = ()  # in words, one for each key that differs
 
 
+class SearchFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A search for the largest concurrency within the SLOs: where it began, how far it may go, and how it ended."""
+
+    start: int
+    start_source: str  # in words
+    most: int  # highest concurrency allowed
+    most_source: Literal["max_concurrency", "kv_cache"]
+    stopped: str | None = None  # why it ended before it was done
+
+
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """One cell: the engine, how it was started or reached, and what became of it. None: not known, or not yet.
 
@@ -82,6 +92,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     contract: ContractFacts | None = None
     clock_error: ClockError | None = None
     clock_error_by_level: dict[int, ClockError] = {}  # the same of each concurrency; empty: not measured
+    search: SearchFacts | None = None  # None: the levels were given
 
     @property
     def predicts(self) -> bool:

@@ -79,6 +79,17 @@ def _damaged(path: Path, error: msgspec.ValidationError) -> RecordError:
     return RecordError(f"{path}: {damage_text(str(error))}; {_NEXT_STEP}")
 
 
+def read_from(path: Path, offset_bytes: int) -> bytes:
+    """The whole lines of a file that still grows, from an offset on."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset_bytes)
+            appended = stream.read()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read: {error.strerror}") from error
+    return appended[: appended.rfind(b"\n") + 1]
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read `manifest.json`; keys that we do not know are kept in `others`."""
     return _manifest(read_json(path), path)

@@ -15,7 +15,7 @@ from loadtest.metrics import slo
 from loadtest.metrics.catalogue import METRICS, Statistic
 from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.level_schema import LevelFigures
-from loadtest.metrics.schema import Metrics
+from loadtest.metrics.schema import ConcurrencySearch, Metrics
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import (
     FAMILIES,
@@ -28,6 +28,7 @@ from loadtest.report.cells import (
     with_levels,
 )
 from loadtest.report.formatting import at_concurrency, clean, listed, needs, number, span, with_interval
+from loadtest.report.search import search_answer, search_basis
 from loadtest.report.verdicts import Named, evidence, summary
 
 ENGINE, CONFIGURATION, CONCURRENCY = "Which engine", "Which configuration", "Maximum concurrency"
@@ -76,9 +77,10 @@ def decision_lines(metrics: Metrics, manifest: Manifest) -> tuple[Line, ...]:
     if not sound:
         return (Line(RESULT, "No verdict", f"A check failed at every level: {level_places(by_level(cells))}."),)
     found = [
+        *_searches(metrics, cells),
         _engine(metrics, cells),
         _configuration(sound),
-        _concurrency(sound, slos_in_words(metrics)),
+        None if metrics.searches else _concurrency(sound, slos_in_words(metrics)),
         _cost(sound, price(manifest)),
         _left_out(cells),
     ]
@@ -216,6 +218,27 @@ def surely_met(cell: ShownCell) -> int:
 def _binding(cells: tuple[ShownCell, ...]) -> str:
     found = {slo_words(binds) for cell in cells if (binds := cell.figures.maximum_concurrency.binds)}
     return f"Not met, or too few requests to tell: {'; '.join(sorted(found))}" if found else "Too few requests to tell"
+
+
+def _searches(metrics: Metrics, cells: tuple[ShownCell, ...]) -> list[Line]:
+    """The answer of each search; where there are several, with the name of the cell."""
+    by_id = {cell.figures.id: cell for cell in cells}
+    several = len(metrics.searches) > 1
+    return [
+        _search(one, by_id[one.cell], f"{CONCURRENCY}, {by_id[one.cell].name}" if several else CONCURRENCY)
+        for one in metrics.searches
+        if one.cell in by_id
+    ]
+
+
+def _search(found: ConcurrencySearch, cell: ShownCell, asks: str) -> Line:
+    unsound = [
+        level for level in cell.levels if level.concurrency in (found.within, found.broken) and unsound_reasons(level)
+    ]
+    if unsound:
+        failed = level_places([(cell, level) for level in unsound])
+        return Line(asks, "No verdict", f"A check failed at an end of the frontier: {failed}. {search_basis(found)}.")
+    return Line(asks, search_answer(found), f"{search_basis(found)}.")
 
 
 def price(manifest: Manifest) -> Price:

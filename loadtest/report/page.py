@@ -41,6 +41,7 @@ from loadtest.report.formatting import clean, listed, when
 from loadtest.report.index import Entry, index_rows
 from loadtest.report.plots.catalogue import draw_run
 from loadtest.report.plots.figure import Drawing, Figure, draw
+from loadtest.report.search import search_table
 from loadtest.report.tables import (
     Command,
     capacity_table,
@@ -182,6 +183,7 @@ def _run_page(source: Source, drawings: Iterable[Drawing], templates: Templates)
         groups=_grouped(drawings),
         findings=findings(metrics),
         capacity=capacity_table(cells, metrics, manifest),
+        searched=search_table(metrics),
         levels=levels_table(cells),
         failures=failures_table(cells),
         doubts=window_reasons(metrics),

@@ -18,6 +18,7 @@ from loadtest.report.cells import ShownCell, by_level, cells_of, typical_statist
 from loadtest.report.checklist import NO_ENGINES, THIS_RUN, clock_error_words, failure_lines, gate_checks
 from loadtest.report.decision import decision_lines
 from loadtest.report.formatting import clean, count, needs, number
+from loadtest.report.search import search_text
 from loadtest.report.tables import queued_notes
 from loadtest.report.verdicts import Named, evidence
 
@@ -37,6 +38,7 @@ def decision_text(
     """A row for each level, then the verdict and what is missing; `columns` wide (default: the terminal, at most 120)."""
     columns = min(columns or shutil.get_terminal_size(UNKNOWN_TERMINAL).columns, WIDEST)
     text = [*_warnings(metrics, manifest, engines), *_open_loop(manifest), *_levels(metrics, columns), ""]
+    text += search_text(metrics.searches)
     body = [_wrapped(line, columns) for line in text]
     return "\n".join([*body, *_verdict(metrics, manifest, columns), *_missing(metrics, manifest, columns)])
 

@@ -70,7 +70,7 @@ def _passes_s(
 ) -> dict[AskedPass, float | None]:
     speed, beside_s = cell.clock_speed or 1.0, study.cooldown_s + _PASS_START_S
     contract = replace(contract, mode=cell.mode or contract.mode)
-    prompt_tokens, output_tokens = _mean_tokens(cell, workload.prompts, contract)
+    prompt_tokens, output_tokens = mean_tokens(cell, workload.prompts, contract)
     found: dict[AskedPass, float | None] = {}
     for one in asked:
         took_s = study.duration_s
@@ -86,7 +86,7 @@ def _passes_s(
 
 def _bursts_s(cell: Cell, contract: Contract, asked: AskedPass, prompt_tokens: int) -> float | None:
     """Prompts one after another, then all outputs at once."""
-    made = _deployment(cell, contract)
+    made = deployment_of(cell, contract)
     if made is None:
         return None
     streams, chunk = asked.concurrency, step_time.chunk_tokens(made, max(asked.contexts_tokens))
@@ -108,7 +108,7 @@ def _start_s(cell: Cell) -> float:
     return _ENGINE_START_S + (model.weight_bytes / _LOADING_BYTES_PER_S if model is not None else 0.0)
 
 
-def _mean_tokens(cell: Cell, prompts: Sequence[Prompt], contract: Contract) -> tuple[int, int]:
+def mean_tokens(cell: Cell, prompts: Sequence[Prompt], contract: Contract) -> tuple[int, int]:
     """Mean prompt and output of the workload (tokens)."""
     pairs = request_tokens(cell, prompts, contract)
     prompt, output = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
@@ -141,14 +141,14 @@ def _length_scale(args: Sequence[str]) -> float:
 
 
 def _tokens_per_s(cell: Cell, contract: Contract, prompt_tokens: int, output_tokens: int, level: int) -> float | None:
-    made = _deployment(cell, contract)
+    made = deployment_of(cell, contract)
     if made is None:
         return None
     predicted = prediction.predict(made, prompt_tokens=prompt_tokens, output_tokens=output_tokens, concurrency=level)
     return predicted.output_tokens_per_s.value if predicted.fits else None
 
 
-def _deployment(cell: Cell, contract: Contract) -> memory.Deployment | None:
+def deployment_of(cell: Cell, contract: Contract) -> memory.Deployment | None:
     """What the performance model is told of a cell; None where model or GPU are not known, or one does not fit the other."""
     model = preflight.shape(cell.model) if cell.gpu is not None else None
     if cell.gpu is None or model is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,7 @@ class Execution:
     budget_s: float | None = None  # no repeat starts that would end later
     precision: float | None = None  # a share: go on until every pair's interval is as narrow on either side
     audience: Audience = NOBODY
+    started_s: float = field(default_factory=time.monotonic)
     problems: list[str] = field(default_factory=list)
 
     def note(self, problem: str) -> None:

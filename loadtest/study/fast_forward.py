@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ import msgspec
 from loadtest.analysis.run import analyze
 from loadtest.client import thinking
 from loadtest.errors import FitError, UsageError
-from loadtest.records import read, schema, write
+from loadtest.records import read, write
 from loadtest.records.folder import level_path
 from loadtest.records.manifest import VIRTUAL_TIME, Manifest
-from loadtest.records.schema import EngineName
+from loadtest.records.schema import EngineName, RequestRecord
 from loadtest.servers import flags, probe
 from loadtest.simulator import options as simulator_options
 from loadtest.simulator.core import engine as virtual
@@ -34,6 +35,9 @@ from loadtest.study.execution import Say
 from loadtest.study.passes import PASS_FILE, PassFacts
 from loadtest.study.plan import asked, launch_spec, refuse_misfit
 from loadtest.study.schema import AskedPass, Cell, Study
+from loadtest.study.search.cell_search import cell_search
+from loadtest.study.search.start import start_of
+from loadtest.study.search.virtual import VirtualDriver
 from loadtest.study.virtual_level import WORKER, Plan, VirtualLevel, VirtualServer
 from loadtest.workload.bursts import BurstPlan
 from loadtest.workload.contract import Contract
@@ -101,8 +105,7 @@ def simulate_study(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
     made = {cell.id: simulate_cell(cell, contract) for cell in study.cells}
     manifest = run.begin_run(study, workload, contract, out, driven=VIRTUAL_TIME)
     prediction = _Prediction(study, out, manifest, workload, contract, say, first_wanted(study, contract))
-    levels = ", ".join(map(str, study.levels))
-    say(f"{study.name}: {len(study.cells)} cells x levels {levels}, one pass: a simulation repeats exactly")
+    say(f"{study.name}: {run.extent_words(study)}, in virtual time")
     interrupted, problems = True, list[str]()
     try:
         _run_cells(prediction, made)
@@ -158,10 +161,22 @@ def _run_cell(prediction: _Prediction, cell: Cell, made: Simulation | FitError) 
         prediction.say(f"{cell.id}: refused: {made}")
     else:
         engine.learn(status="ok", engine_version=made.served.behaviour.version, server_info=_info(cell, made))
-        for one in prediction.wanted.passes(prediction.study, prediction.contract, cell):
-            _run_pass(prediction, cell, _server(prediction, cell, made), one)
+        if prediction.study.search is not None:
+            _search(prediction, cell, _server(prediction, cell, made), engine)
+        else:
+            for one in prediction.wanted.passes(prediction.study, prediction.contract, cell):
+                _run_pass(prediction, cell, _server(prediction, cell, made), one)
     engine.learn(stopped_unix_s=time.time())
     engine.write()
+
+
+def _search(prediction: _Prediction, cell: Cell, server: VirtualServer, engine: EngineFile) -> None:
+    def run_pass(asked: AskedPass, repeat: int, is_enough: Callable[[RequestRecord], bool]) -> None:
+        _run_pass(prediction, cell, server, asked, repeat, is_enough)
+
+    begun = start_of(prediction.study, cell, prediction.workload, prediction.contract)
+    driver = VirtualDriver(prediction.out, cell.id, prediction.study.warmup_requests, run_pass)
+    cell_search(prediction.study, begun, engine, driver, prediction.say).carry_out()
 
 
 def _info(cell: Cell, made: Simulation) -> dict[str, Any]:
@@ -186,14 +201,22 @@ def _server(prediction: _Prediction, cell: Cell, made: Simulation) -> VirtualSer
     return prediction.servers[cell.id]
 
 
-def _run_pass(prediction: _Prediction, cell: Cell, server: VirtualServer, asked: AskedPass) -> None:
+def _run_pass(
+    prediction: _Prediction,
+    cell: Cell,
+    server: VirtualServer,
+    asked: AskedPass,
+    repeat: int = 1,
+    is_enough: Callable[[RequestRecord], bool] | None = None,
+) -> None:
+    """One pass; it ends early after a record with which it `is_enough`."""
     study = prediction.study
     model, level = server.served.model, asked.concurrency
     plan = Plan(
         run_id=prediction.manifest.run_id,
         cell=cell.id,
         concurrency=level,
-        repeat=1,
+        repeat=repeat,
         requests=asked.requests,
         duration_s=None if asked.requests is not None else study.duration_s,
         warmup_requests=asked.warmup_requests,
@@ -202,11 +225,13 @@ def _run_pass(prediction: _Prediction, cell: Cell, server: VirtualServer, asked:
         anchor_unix_s=(prediction.manifest.started_unix_s or 0.0) + prediction.elapsed_s,
     )
     one = _pass(prediction, cell, server, plan, asked)
-    folder = level_path(prediction.out, cell.id, level, 1, asked.kind)
-    n_requests = _write(one, folder)
+    folder = level_path(prediction.out, cell.id, level, repeat, asked.kind)
+    n_requests = _write(one, folder, is_enough)
     took_s = one.now_s - one.start_s
     prediction.elapsed_s += took_s
     write.write_json(folder / PASS_FILE, PassFacts(complete=True, n_requests=n_requests, simulated_s=took_s))
+    if is_enough is not None:  # a search says more of it
+        return
     what = "bursts  " if asked.kind == "bursts" else ""
     prediction.say(f"{cell.id} at {level:>2}  {what}{n_requests:>4} requests in {took_s:7.1f} simulated s")
 
@@ -222,16 +247,18 @@ def _pass(prediction: _Prediction, cell: Cell, server: VirtualServer, plan: Plan
     return VirtualBursts(plan, bursts.bursts(prediction.workload, contract, model=model, engine=cell.engine), script, server)
 
 
-def _write(one: VirtualLevel, folder: Path) -> int:
+def _write(one: VirtualLevel, folder: Path, is_enough: Callable[[RequestRecord], bool] | None) -> int:
     """Write what the pass yields, as it comes; the number of requests."""
     requests = write.JsonlWriter(folder, f"requests-{WORKER}")
     samples = write.JsonlWriter(folder, "server_metrics")
     n_requests = 0
     try:
         for fact in one.run():
-            if isinstance(fact, schema.RequestRecord):
+            if isinstance(fact, RequestRecord):
                 requests.write(fact)
                 n_requests += 1
+                if is_enough is not None and not one.stopped and is_enough(fact):
+                    one.stopped = True
             else:
                 samples.write(fact)
     finally:

@@ -104,18 +104,19 @@ def drive(
     *,
     died: Callable[[], str | None],
     tell: Callable[[LevelProgress], None],
+    enough: Callable[[], bool] = lambda: False,
 ) -> PassEnd:
-    """Run Locust to its end, or stop it when the server dies or the user interrupts.
+    """Run Locust to its end, or stop it when the server dies, when it is `enough`, or the user interrupts.
 
     `died` is polled: why the server has gone, or None. `tell` gets once a second what the level has done so far.
     What Locust prints goes to `locust.log` in `folder`. Raises `RecordError` if Locust could not write its records.
     """
     with open_log(folder / "locust.log") as log:
         locust = Guarded(argv, log, grace_s=_STOP_GRACE_S, environment=environment)
-    reason = None
+    reason, stopped = None, False
     progress, told_s = ProgressReader(folder), -math.inf
     try:
-        while locust.poll() is None and reason is None:
+        while locust.poll() is None and reason is None and not (stopped := enough()):
             reason = died()
             if time.monotonic() - told_s >= _TELL_S:
                 told_s = time.monotonic()
@@ -128,7 +129,7 @@ def drive(
     failure = read.read_failure(folder)
     if code != 0 and failure is not None and failure.kind == "records":
         raise RecordError(failure.message)  # later passes could not be recorded either
-    if reason is None and (code != 0 or last.ended == 0):
+    if reason is None and ((code != 0 and not stopped) or last.ended == 0):
         how = f"with exit code {code}" if code != 0 else "without a single request"
         reason = f"Locust ended {how}: {failure.message if failure else _last_line(folder / 'locust.log')}"
     return PassEnd(exit_code=code, reason=reason, n_requests=last.ended)

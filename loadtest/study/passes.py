@@ -79,7 +79,9 @@ def run_pass(
     died: Callable[[], str | None],
     asked: AskedPass,
     repeat: int,
+    enough: Callable[[], bool] = lambda: False,
 ) -> None:
+    """Drive one pass and note in pass.json how it ended. `enough`: ends it early, as planned."""
     execution.check_folder()
     folder = level_path(execution.out, cell.id, asked.concurrency, repeat, asked.kind)
     argv = locust_pass.command(execution.study, cell, target, asked, repeat, execution.out, execution.run_id)
@@ -98,6 +100,7 @@ def run_pass(
                 _environment(execution.study, cell),
                 died=lambda: unwritable() or died(),
                 tell=teller,
+                enough=enough,
             )
     finally:
         teller.end()

@@ -29,6 +29,7 @@ from loadtest.study.passes import finished_passes, is_finished, run_pass
 from loadtest.study.plan import asked, launch_spec
 from loadtest.study.resumption import reopened
 from loadtest.study.schema import AskedPass, Cell, Study
+from loadtest.study.search.live import search_cell
 from loadtest.workload.contract import Contract
 from loadtest.workload.workload import Workload
 
@@ -90,17 +91,20 @@ def execute(
             precision=precision,
             audience=audience,
         )
-        say(f"{study.name}: {_extent(study)}")
+        say(f"{study.name}: {extent_words(study)}")
         _carry_out(execution, manifest)
     return tuple(execution.problems)
 
 
-def _extent(study: Study) -> str:
-    """
-    >>> _extent(Study(name="x", workload="math", cells=(Cell(engine="vllm", model="m"),), levels=(1, 4), repeats=3))
+def extent_words(study: Study) -> str:
+    """What a study measures.
+
+    >>> extent_words(Study(name="x", workload="math", cells=(Cell(engine="vllm", model="m"),), levels=(1, 4), repeats=3))
     '1 cell, concurrency 1, 4, 3 repeats'
     """
     cells, repeats = len(study.cells), study.repeats
+    if study.search is not None:
+        return f"{cells} cell{'s' * (cells > 1)}, the largest concurrency within {', '.join(study.slo)}"
     levels = ", ".join(map(str, study.levels))
     most, kind = "at most " if study.until_decided else "", "bursts at " if study.decides else ""
     extent = f"{cells} cell{'s' * (cells > 1)}, {kind}concurrency {levels}"
@@ -190,7 +194,7 @@ def _asked_for(study: Study, workload: Workload, contract: Contract, out: Path, 
         start_sd=study.start_sd,
         prices=Prices(gpu_hour=study.gpu_hour_price, currency=study.currency),
         findings=study.findings,
-        levels=study.levels,
+        levels=study.levels if study.search is None else (),
         duration_s=study.duration_s,
         min_requests=study.min_requests,
         requests_per_stream=study.requests_per_stream,
@@ -214,9 +218,10 @@ def end_run(opened: Manifest, out: Path, problems: list[str], *, interrupted: bo
 
 
 def _run_cell(execution: Execution, cell: Cell, repeat: int) -> None:
-    asked = execution.wanted.passes(execution.study, execution.contract, cell)
+    searched = execution.study.search is not None
+    asked = [] if searched else execution.wanted.passes(execution.study, execution.contract, cell)
     left = [one for one in asked if not is_finished(execution, cell, one, repeat)]
-    if not left:
+    if not left and not searched:
         execution.say(f"{cell.id}: repeat {repeat} is complete on disk already")
     else:
         with credentials.named(cell.api_key_env):
@@ -230,6 +235,8 @@ def _measure(execution: Execution, cell: Cell, asked: list[AskedPass], repeat: i
     try:
         with serving(execution, cell, engine) as (target, died):
             engine.write()
+            if execution.study.search is not None:
+                search_cell(execution, cell, target, _noting(died, engine), engine)
             for one in _within_room(execution, cell, asked, target.room_tokens):
                 run_pass(execution, cell, target, _noting(died, engine), one, repeat)
             if cell.simulated:

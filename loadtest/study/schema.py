@@ -43,6 +43,8 @@ _ONLY = ("engine", "model", "tp", "gpu", "mode", "cell", "concurrency")
 
 _MODEL_CHARS = 1000
 
+CLOSED_LOOP = "long_reasoning"  # the scenario that keeps so many requests in flight
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
@@ -121,6 +123,20 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SearchLimits:
+    """How far a search for the largest concurrency goes. `requests`: measured requests after which a level is left
+    undecided (None: by the SLOs and the level). `start`: the first level (None: predicted)."""
+
+    max_concurrency: int = 256
+    requests: int | None = None
+    start: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.max_concurrency >= 1, "--max-concurrency", "a number from 1 up", self.max_concurrency)
+        require(self.requests is None or self.requests >= 1, "--requests", "a number from 1 up", self.requests)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """What to measure: cells x levels x repeats, one workload, one contract.
 
@@ -131,14 +147,15 @@ class Study:
     after `natural_prompts` answers at `natural_users` tell the lengths; its conditions: docs/deciding.md.
     `until_decided`: a pair of engines whose verdict is certain is not measured again; `repeats` is then the most.
     `matters`: the difference (a share) below which two engines are equal. `start_sd`: how much starts of a server are known
-    to differ (a share). `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`.
+    to differ (a share). `search`: each cell is searched for the largest concurrency within `slo`, in place of `levels` and
+    `repeats`. `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`.
     """
 
     name: str
     workload: str
     cells: tuple[Cell, ...]
     question: str = ""
-    scenario: str = "long_reasoning"
+    scenario: str = CLOSED_LOOP
     scenario_options: dict[str, str | int | float | bool] = field(default_factory=dict)
     mode: Mode = "natural"
     levels: tuple[int, ...] = (1, 2, 4, 8)
@@ -160,6 +177,7 @@ class Study:
     contract: dict[str, Any] | None = None
     gpu_hour_price: float | None = None
     currency: str = "USD"
+    search: SearchLimits | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.cells), "cells", "at least one cell", "none")
@@ -189,6 +207,9 @@ class Study:
         require(sd is None or 0 <= sd < 1, "start_sd", "a share from 0 up and below 1, such as 0.01", sd)
         for objective in self.slo:
             _explained("slo", slos.parse_slo, objective)
+        searched = self.search is not None
+        require(not searched or bool(self.slo), "--slo", "at least one with a search, such as ttft_s:p90<2", "none")
+        require(not searched or self.scenario == CLOSED_LOOP, "scenario", f"{CLOSED_LOOP} with a search", self.scenario)
         ids = [cell.id for cell in self.cells]
         twice = sorted({one for one in ids if ids.count(one) > 1})
         require(not twice, "cells", "each engine x model x tp once", ", ".join(twice))

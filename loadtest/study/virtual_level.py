@@ -134,6 +134,7 @@ class VirtualLevel:
         self._builder = plan.builder()
         self.start_s = server.settle()
         self.now_s = self.start_s  # how far the pass has come; its end, when `run` is over
+        self.stopped = False  # set from outside: enough was seen
         self._until_s = float("inf") if plan.duration_s is None else self.start_s + plan.duration_s
         self._live: dict[str, _Live] = {}
         self._asked = [0] * plan.concurrency  # warm-ups of each user so far
@@ -162,7 +163,7 @@ class VirtualLevel:
 
     @property
     def _finished(self) -> bool:
-        return self.plan.requests is not None and self._ended >= self.plan.requests
+        return self.stopped or (self.plan.requests is not None and self._ended >= self.plan.requests)
 
     def _sample(self) -> ServerSample:
         return self.server.sample(self.now_s - self.start_s, self.plan.anchor_unix_s)

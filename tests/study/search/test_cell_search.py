@@ -1,0 +1,109 @@
+"""Searches in virtual time: the levels tried, what ends them, and what stands in metrics.json."""
+
+from dataclasses import replace
+
+import pytest
+
+from loadtest.analysis.run import analyze
+from loadtest.errors import UsageError
+from loadtest.records.read import read_run
+from loadtest.report.search import search_answer, search_basis
+from loadtest.study import fast_forward
+from loadtest.study.schema import Cell, SearchLimits, Study
+
+CELL = Cell(engine="vllm-sim", model="qwq-32b-awq", gpu="l20", args=("--length-scale", "0.02"))
+STUDY = Study(
+    name="searched",
+    workload="math:n=64,seed=1",
+    cells=(CELL,),
+    slo=("tokens_per_s_per_user:p50>30",),
+    search=SearchLimits(),
+)
+
+
+def found(tmp_path, study=STUDY, say=lambda line: None):
+    assert fast_forward.simulate_study(study, tmp_path / "run", say=say) == ()
+    metrics = analyze(read_run(tmp_path / "run"))
+    [search] = metrics.searches
+    return metrics, search
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory):
+    said: list[str] = []
+    return (*found(tmp_path_factory.mktemp("search"), say=said.append), said)
+
+
+def words(search):
+    return {one.concurrency: one.verdict for one in search.levels}
+
+
+def test_a_search_brackets_the_frontier_and_says_what_bound_it(predicted):
+    metrics, search, said = predicted
+    assert search.limit == "slo"
+    assert words(search)[search.within] == "within"
+    assert words(search)[search.broken] == "broken"
+    assert search.broken - search.within <= max(1, search.within // 8)
+    assert search.binds == "tokens_per_s_per_user:p50>30"
+    assert search_answer(search) == f"at most {search.within} users; {search.broken} breaks {search.binds}"
+    for level in search.levels:
+        speed = metrics.cells[0].estimate(level.concurrency, "tokens_per_s_per_user", "p50").value
+        assert (speed > 30) == (level.verdict == "within")
+    assert search.n_requests == sum(level.n_requests for level in search.levels)
+    assert search.gpu_minutes == pytest.approx(sum(level.load_s for level in search.levels) / 60)
+    assert "simulated GPU-minutes" in search_basis(search)
+    assert f"{search.within} users are within the SLOs" in " ".join(said)
+
+
+def test_it_begins_where_the_model_predicts_or_where_it_is_told(predicted, tmp_path):
+    _, search, _ = predicted
+    assert search.start_source == "predicted by the model"
+    assert search.levels[0].concurrency == search.start
+    assert len(search.levels) <= 6
+    _, told = found(tmp_path, replace(STUDY, search=SearchLimits(start=2)))
+    assert [one.concurrency for one in told.levels[:3]] == [2, 4, 8]
+    assert (told.start_source, told.within) == ("as asked", pytest.approx(search.within, rel=0.2))
+
+
+def test_a_level_ends_as_soon_as_it_is_certain(tmp_path):
+    _, search = found(tmp_path, replace(STUDY, search=SearchLimits(start=4, max_concurrency=4)))
+    assert (search.within, search.broken, search.limit) == (4, None, "max_concurrency")
+    assert search.levels[0].n_requests < 25  # of 128
+    assert search_answer(search) == "at least 4 users"
+
+
+def test_a_level_with_too_few_requests_stays_undecided(tmp_path):
+    limits = SearchLimits(start=4, max_concurrency=4, requests=6)
+    _, search = found(tmp_path, replace(STUDY, search=limits))
+    assert (words(search), search.limit) == (dict.fromkeys((4, 2, 1, 3), "undecided"), "undecided")
+    assert {one.n_requests for one in search.levels} == {6}
+    assert search_answer(search) == "not known: no level was decided"
+
+
+def test_where_not_even_one_user_is_within(tmp_path):
+    _, search = found(tmp_path, replace(STUDY, slo=("tokens_per_s_per_user:p50>500",)))
+    assert (search.within, search.broken) == (0, 1)
+    assert search_answer(search) == "none shown: 1 user breaks tokens_per_s_per_user:p50>500"
+
+
+def test_an_slo_on_a_figure_of_the_level_can_be_searched(tmp_path):
+    _, search = found(tmp_path, replace(STUDY, slo=("tpot_s:mean<0.033",)))
+    assert search.limit in ("slo", "undecided")
+    assert 0 < search.within < search.broken
+    assert not search.levels[0].objectives[0].of_requests
+
+
+def test_no_level_above_what_the_kv_cache_holds(tmp_path):
+    study = replace(STUDY, cells=(replace(CELL, memory_fraction=0.48, context_tokens=4096),), slo=("ttft_s:p50<600",))
+    _, search = found(tmp_path, replace(study, search=SearchLimits(start=32)))
+    assert (search.limit, search.within) == ("kv_cache", search.most)
+    assert 32 <= search.most < 256
+
+
+def test_a_search_needs_an_slo_and_the_closed_loop():
+    with pytest.raises(UsageError, match="--slo: expected at least one with a search"):
+        replace(STUDY, slo=())
+    with pytest.raises(UsageError, match="scenario: expected long_reasoning with a search"):
+        replace(STUDY, scenario="open_loop")
+    with pytest.raises(UsageError, match="--max-concurrency: expected a number from 1 up, got 0"):
+        SearchLimits(max_concurrency=0)
