@@ -51,7 +51,7 @@ def test_a_search_through_sockets_finds_a_frontier(url, tmp_path, capsys):
     passed = json.loads((run.cells[0].levels[0].path / "pass.json").read_text())
     assert passed["complete"]  # although Locust was stopped when the level was decided
     page = (tmp_path / "run" / "report.html").read_text()
-    assert f"at most {found['within']} users" in page
+    assert f"{found['broken']} breaks ttft_s:p50" in page
     assert "Levels of the search" in page
     # resumed, it measures nothing again
     before = len(list((tmp_path / "run").rglob("requests-*.jsonl")))
