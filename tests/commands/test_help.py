@@ -39,7 +39,7 @@ def test_each_command_has_examples_that_it_takes_and_its_exit_codes(name):
     for line in guide.EXAMPLES[name]:
         assert f"  {line}\n" in text
         assert shlex.split(line)[: 1 + len(name.split())] == ["loadtest", *name.split()]
-        if "--resume runs/attach" not in line:  # which reads the run
+        if "--resume runs/" not in line:  # which reads the run
             cli._parse(shlex.split(line)[1:])
 
 
@@ -65,7 +65,7 @@ def test_every_option_is_explained_with_its_default(name):
 
 WITHOUT_DEFAULT = {
     "attach": {"--base-url", "--resume"},
-    "search": {"--base-url"},
+    "search": {"--base-url", "--resume"},
     "predict": {"--model", "--gpu"},
     "plan": {"--users", "--arrivals-per-hour", "--sessions-per-day", "--out"},
 }
