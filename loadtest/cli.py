@@ -158,15 +158,15 @@ class Progress:
 
     def __init__(self, *, live: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self._started_s = time.monotonic()
-        self._live, self._quiet, self._verbose = live, quiet, verbose
-        self._view: LiveView | None = None
+        self._quiet, self._verbose = quiet, verbose
+        self._view = _live_view() if live else None
         self._next_s = 0.0
 
     def __call__(self, line: str) -> None:
         passed_s = int(time.monotonic() - self._started_s)
         text = f"[{passed_s // 60:02d}:{passed_s % 60:02d}] {line}"
-        if self._live:
-            self._opened().line(text)
+        if self._view is not None:
+            self._view.line(text)
         elif not self._quiet:
             _say(text, sys.stderr)
 
@@ -180,26 +180,25 @@ class Progress:
     def _watch(self, status: LevelStatus | None) -> None:
         from loadtest.report.live import PLAIN_EVERY_S, plain_line
 
-        if self._live:
-            self._opened().show(status)
+        if self._view is not None:
+            self._view.show(status)
         elif status is None:
             self._next_s = 0.0
         elif time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + PLAIN_EVERY_S
             self(plain_line(status))
 
-    def _opened(self) -> LiveView:
-        from loadtest.report.live import LiveView
-
-        if self._view is None:
-            self._view = LiveView(sys.stderr, printable)
-        return self._view
-
     def close(self) -> None:
         """Leave the terminal as it was; what is told from now on comes as lines."""
         if self._view is not None:
             self._view.close()
-        self._view, self._live = None, False
+        self._view = None
+
+
+def _live_view() -> LiveView:
+    from loadtest.report.live import LiveView
+
+    return LiveView(sys.stderr, printable)
 
 
 def _progress(arguments: argparse.Namespace) -> Progress:

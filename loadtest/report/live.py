@@ -88,7 +88,7 @@ class LiveView:
         self._safe = safe
         self._status: LevelStatus | None = None
         self._seen_s = self._said_s = time.monotonic()
-        self._said = ""
+        self._said = "starting"
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._live = Live(
             console=self._console,

@@ -96,6 +96,12 @@ def test_a_line_that_takes_long_is_told_with_its_time():
         assert terminal.until(lambda seen: any("(1:05)" in line for line in seen.lines))
 
 
+def test_a_slow_start_is_told_before_the_first_line():
+    start = SETUP.partition("view.line")[0] + "view._said_s -= 3\nview.show(None)\n"
+    with python(start + WAIT) as terminal:
+        assert terminal.until(lambda seen: seen.lines == ["starting (0:03)"])
+
+
 class Tty(io.StringIO):
     def isatty(self):
         return True
