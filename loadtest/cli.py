@@ -264,6 +264,7 @@ def _measuring_commands(command: Command) -> None:
     add("--find-max", action="store_true", help="search each cell for the largest concurrency within the study's SLOs")
     _add_limits(add, study=True)
     add("--until-decided", action="store_true", help="after two to six repeats stop measuring pairs with a certain verdict")
+    add("--verify", action="store_true", help="hold the instrument against known times first, at the highest concurrency")
     add("--json", action="store_true", help="print metrics.json instead of the table")
     _add_telling(add)
 

@@ -63,10 +63,10 @@ def listening():
 @pytest.fixture(scope="module")
 def known_time_port(_nothing_is_left):
     """The port of a server whose replies are 8 tokens long, 4 of them thinking, 2 ms each."""
-    server = Path(__file__).parent / "benchmarks/known_time_server.py"
     argv = [
         sys.executable,
-        str(server),
+        "-m",
+        "loadtest.simulator.known_times",
         "--port",
         "0",
         "--tokens",

@@ -30,7 +30,7 @@ PURE = {
 }
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
 WRITERS = {"records.folder", "records.write", "servers.process", "resources"}
-PRINTERS = {"cli", "__main__", "perfmodel.calibration", "metrics.schema"}  # the last two are tools for developers
+PRINTERS = {"cli", "__main__", "perfmodel.calibration", "metrics.schema", "simulator.known_times"}  # by `python -m`
 GEVENT = {"client", "scenario"}
 LOCUST = {"scenario"}
 

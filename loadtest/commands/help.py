@@ -55,6 +55,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "workload from-run": ("loadtest workload from-run runs/mine -o replay.jsonl",),
     "init": ("loadtest init mine",),
     "doctor": ("loadtest doctor",),
+    "verify": ("loadtest verify --concurrency 8",),
 }
 
 _EXIT_CODES = "0 done, 1 could not measure, 2 usage error, 130 interrupted"
@@ -68,7 +69,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "the load": ("--concurrency", "--rate", "--arrivals", "--requests", "--duration", "--warmup-requests", "--workers",
                  "--prompt-tokens", "--output-tokens", "--study", "--start", "--max-concurrency", "--find-max"),
     "what is asked": ("--workload", "--mode", "--max-tokens", "--tokenizer", "--extra-body", "--seed"),
-    "what is measured and judged": ("--only", "--force", "--budget", "--precision", "--until-decided", "--slo", "--dry-run"),
+    "what is measured and judged": ("--only", "--force", "--budget", "--precision", "--until-decided", "--slo", "--dry-run",
+                                    "--verify"),
     "the demand": ("--users", "--answers-per-hour", "--arrivals-per-hour", "--sessions-per-day", "--requests-per-session",
                    "--think-time", "--session-length", "--peak-factor"),
     "where it goes": ("--out", "--resume", "--json", "--plain", "--quiet", "--verbose"),

@@ -15,6 +15,7 @@ import msgspec
 
 from loadtest import resources
 from loadtest.commands.finish import carry_out, new_folder
+from loadtest.commands.verification import verify
 from loadtest.decision import verdicts
 from loadtest.errors import EngineError, UsageError
 from loadtest.perfmodel import memory
@@ -64,6 +65,7 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
             force=arguments.force,
             budget_s=budget_s,
             precision=precision,
+            instrument=verify(max(study.levels), say) if arguments.verify else None,
             say=say,
             audience=say.audience,
         ),

@@ -120,5 +120,9 @@ def add_setup_commands(command: Command) -> None:
     add = command("init", "setup.init", "copy scenarios, studies, launchers and templates into DIR, for editing")
     add("directory", type=path_of, metavar="DIR")
 
+    add = command("verify", "setup.verify", "hold the instrument against known times on this machine, in half a minute")
+    add("--concurrency", type=int, default=8, metavar="C", help="requests in flight at once (default: %(default)s)")
+    add("--json", action="store_true", help="print JSON instead of text")
+
     add = command("doctor", "setup.doctor", "list what this machine has, what is missing, and the command that installs it")
     add("--json", action="store_true", help="print JSON instead of text")

@@ -1,4 +1,4 @@
-"""`init` and `doctor`: files to edit, and what this machine lacks."""
+"""`init`, `doctor`, `verify`: files to edit, what this machine lacks, and how true its times are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import msgspec
 from loadtest import resources
 from loadtest.commands import doctor as examination
 from loadtest.commands.finish import as_json
-from loadtest.errors import LoadtestError
+from loadtest.commands.verification import verify as verify_instrument
+from loadtest.errors import LoadtestError, UsageError
+from loadtest.report.formatting import instrument_words
 
 if TYPE_CHECKING:
     from loadtest.study.execution import Say
@@ -32,6 +34,17 @@ def doctor(arguments: argparse.Namespace, say: Say) -> str:
         say(said)
         raise LoadtestError(f"{', '.join(broken)}: no load can be generated here; install what is listed above")
     return said
+
+
+def verify(arguments: argparse.Namespace, say: Say) -> str:
+    """How true this machine's times are, at one concurrency."""
+    if not 1 <= arguments.concurrency <= _MOST_STREAMS:
+        raise UsageError(f"--concurrency: expected 1 to {_MOST_STREAMS}, got {arguments.concurrency}")
+    found = verify_instrument(arguments.concurrency, say)
+    return as_json(found) if arguments.json else f"This machine, now: {instrument_words(found)}."
+
+
+_MOST_STREAMS = 1000
 
 
 def _listed(findings: tuple[examination.MachineCheck, ...]) -> str:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from loadtest.perfmodel.constants import QUERY_TILE, SMOOTHNESS, VLLM_0_5, VLLM_0_6, Constants, generation
+from loadtest.perfmodel.gpus import Gpu
 from loadtest.perfmodel.interconnect import all_reduce_s
 from loadtest.perfmodel.memory import Deployment
 
@@ -201,17 +202,24 @@ def mixes_prefill(deployment: Deployment) -> bool:
 def chunk_tokens(deployment: Deployment, total_tokens: int) -> int:
     """Prompt tokens of one prefill step, by the engines' defaults.
 
-    SGLang cuts prompts at 2,048 tokens below 35 GB of GPU memory, at 4,096 below 60 GB, else at 8,192 (its
-    `server_args.py`); vLLM since V1 at 2,048, at 8,192 on Hopper and later of 70 GB or more (its `arg_utils.py`). vLLM
-    before prefilled whole prompts up to a context of 32K, and beyond that in chunks of 512 (its pull request 4580). `other`:
-    as SGLang.
+    SGLang cuts prompts at 2,048 tokens below 35 GB of GPU memory, at 4,096 below 60 GB, at 8,192 below 160 GB, at 16,384
+    above (its `server_args.py`); vLLM since V1 at 2,048, on Hopper and later at 8,192 from 70 GB and at 16,384 from 160 GB
+    (its `arg_utils.py`). vLLM before prefilled whole prompts up to a context of 32K, and beyond that in chunks of 512 (its
+    pull request 4580). `other`: as SGLang.
     """
     engine, memory_gb = deployment.engine.removesuffix("-sim"), deployment.gpu.memory_bytes / 1e9
-    if engine != "vllm":
-        return 2048 if memory_gb < 35 else 4096 if memory_gb < 60 else 8192
-    if generation(engine, deployment.engine_version) in _V0:
+    if engine == "vllm" and generation(engine, deployment.engine_version) in _V0:
         return 512 if total_tokens > 32768 else 32768
-    return 8192 if memory_gb >= 70 and not deployment.gpu.name.startswith("a100") else 2048
+    if memory_gb >= 160:
+        return 16384
+    if engine == "vllm":
+        return 8192 if is_large(deployment.gpu) else 2048
+    return 2048 if memory_gb < 35 else 4096 if memory_gb < 60 else 8192
+
+
+def is_large(gpu: Gpu) -> bool:
+    """Does vLLM since V1 take this GPU for a large one: 70 GB or more, but no A100?"""
+    return gpu.memory_bytes >= 70e9 and not gpu.name.startswith("a100")
 
 
 def prefill_s(deployment: Deployment, prompt_tokens: int, chunk: int, constants: Constants | None = None) -> float:

@@ -13,6 +13,7 @@ import msgspec
 
 from loadtest import credentials
 from loadtest.records.environment import Environment, describe
+from loadtest.records.instrument import InstrumentError
 from loadtest.records.schema import SCHEMA_VERSION, ClockSpeed, Mode, UnixSeconds, about
 
 VIRTUAL_TIME = "virtual time"  # `driven` of a fast-forwarded study: there was no load generator
@@ -102,6 +103,7 @@ class Manifest(_Open, frozen=True, kw_only=True):
     until_decided: bool = False  # looked at between repeats: judged by a stricter level
     passes: tuple[str, ...] = ()  # `CELL/cNN-rR`: ended as they should, so each of their files was closed
     environment: Environment | None = None
+    instrument: InstrumentError | None = None  # of `run --verify`, before the first cell
     cells: tuple[ManifestCell, ...] = ()
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -16,7 +16,7 @@ from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.records.schema import TokenCountSource
 from loadtest.report.cells import ShownCell, by_level, cells_of, level_places
-from loadtest.report.formatting import clean, count, listed
+from loadtest.report.formatting import clean, count, instrument_words, listed
 
 State = Literal["pass", "fail", "unknown", "none"]
 NO_ENGINES: Mapping[str, EngineFacts] = MappingProxyType({})
@@ -79,7 +79,7 @@ def gate_checks(metrics: Metrics, manifest: Manifest, engines: Mapping[str, Engi
     did not, equal work where it failed, and the contract where an engine told its settings."""
     levels = by_level(cells_of(metrics))
     return (
-        _level_check("Load generator", metrics.health.client, levels, _client_health, _kept_up),
+        _verified(_level_check("Load generator", metrics.health.client, levels, _client_health, _kept_up), manifest),
         _level_check("Client against server", metrics.health.reconciliation, levels, _reconciliation, _agree),
         _completeness(metrics, manifest),
         *_token_check(levels),
@@ -142,6 +142,13 @@ def _agree(levels: Levels) -> str:
     n = sum(one.ttft is not None and one.ttft.status == "pass" for one in passes)
     times = f"TTFT agrees in {n} of {len(passes)} passes" if n else "TTFT was not compared"
     return f"{listed(totals) or 'totals'} agree; {times}"
+
+
+def _verified(check: Check, manifest: Manifest) -> Check:
+    """The load generator's check, with what the instrument was worth on this machine if that was verified."""
+    if manifest.instrument is None:
+        return check
+    return replace(check, words=f"{check.words}; verified before this run: {instrument_words(manifest.instrument)}")
 
 
 def _completeness(metrics: Metrics, manifest: Manifest) -> Check:

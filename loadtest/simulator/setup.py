@@ -65,7 +65,7 @@ def simulate(
     config = EngineConfig(
         behaviour=like,
         kv_tokens=room,
-        max_running=max_running,
+        max_running=max_running or (like.max_running_large if step_time.is_large(deployment.gpu) else like.max_running),
         max_queued=max_queued,
         prefill_budget_tokens=prefill_budget_tokens or step_time.chunk_tokens(deployment, context),
         prefix_cache=prefix_cache,

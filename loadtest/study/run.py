@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import msgspec
+
 from loadtest import credentials
 from loadtest.analysis.run import analyze
 from loadtest.decision.verdicts import LOOKS
@@ -18,6 +20,7 @@ from loadtest.errors import EngineError, FitError, RecordError, UsageError
 from loadtest.metrics import clock_error
 from loadtest.records import read, write
 from loadtest.records.folder import claimed
+from loadtest.records.instrument import InstrumentError
 from loadtest.records.manifest import Manifest, ManifestCell, Prices, begun, ended
 from loadtest.servers import preflight, probe
 from loadtest.study import estimate, locust_pass, stopping
@@ -42,13 +45,15 @@ def execute(
     force: bool = False,
     budget_s: float | None = None,
     precision: float | None = None,
+    instrument: InstrumentError | None = None,
     say: Say,
     audience: Audience = NOBODY,
 ) -> tuple[str, ...]:
     """Run `study` in the folder `out`. Returns why the run is incomplete; empty if it is complete.
 
     `budget_s`: no repeat starts that would take the run beyond so many seconds, but for the first. `precision`: repeats
-    until every pair's interval is at most this share wide on either side.
+    until every pair's interval is at most this share wide on either side. `instrument`: what the instrument was worth just
+    before, for the manifest.
 
     Raises `UsageError` before anything starts where workload or contract are wrong, `EngineError` where this machine can
     start no cell at all, `RecordError` where `out` is taken or can't be written, `KeyboardInterrupt` after the engine is
@@ -66,13 +71,10 @@ def execute(
         first, why = next(iter(blocked.items()))
         raise EngineError(f"{first}: {why}; no cell of this study can start here, so none was started; --force tries it")
     with claimed(out) as check_folder:
-        if resumed:
-            manifest = reopened(
-                out, read.read_own_manifest(out / "manifest.json"), _asked_for(study, workload, contract, out)
-            )
+        manifest = _gone_on(study, workload, contract, out) if resumed else begin_run(study, workload, contract, out)
+        if instrument is not None:
+            manifest = msgspec.structs.replace(manifest, instrument=instrument)
             write.write_manifest(out, manifest)
-        else:
-            manifest = begin_run(study, workload, contract, out)
         remaining = estimate.Remaining(study, workload, contract, blocked)
         for cell_id in blocked:
             remaining.never(cell_id)
@@ -94,6 +96,13 @@ def execute(
         say(f"{study.name}: {extent_words(study)}")
         _carry_out(execution, manifest)
     return tuple(execution.problems)
+
+
+def _gone_on(study: Study, workload: Workload, contract: Contract, out: Path) -> Manifest:
+    """Write the manifest of a run that is resumed. Raises `UsageError`: the study asks for something else."""
+    manifest = reopened(out, read.read_own_manifest(out / "manifest.json"), _asked_for(study, workload, contract, out))
+    write.write_manifest(out, manifest)
+    return manifest
 
 
 def extent_words(study: Study) -> str:

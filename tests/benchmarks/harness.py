@@ -25,7 +25,7 @@ SERVER_CORE, CLIENT_CORE = (0, 1) if len(os.sched_getaffinity(0)) > 1 else (0, 0
 @contextlib.contextmanager
 def known_time_server(*, pin=True, **options):
     """Run the known-time server; yields its port."""
-    argv = [sys.executable, str(HERE / "known_time_server.py"), "--port", "0"]
+    argv = [sys.executable, "-m", "loadtest.simulator.known_times", "--port", "0"]
     for name, value in options.items():
         argv += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, preexec_fn=lambda: favour(SERVER_CORE if pin else None))

@@ -15,7 +15,6 @@ import pytest
 from loadtest.study import locust_pass
 
 ROOT = Path(__file__).parents[2]
-SERVER = ROOT / "tests" / "benchmarks" / "known_time_server.py"
 SCENARIO = ROOT / "scenarios" / "long_reasoning.py"
 
 
@@ -23,7 +22,8 @@ SCENARIO = ROOT / "scenarios" / "long_reasoning.py"
 def port():
     argv = [
         sys.executable,
-        str(SERVER),
+        "-m",
+        "loadtest.simulator.known_times",
         "--port",
         "0",
         "--tokens",

@@ -38,6 +38,16 @@ def test_prompts_are_cut_as_the_engine_cuts_them_on_that_gpu(engine, gpu, tokens
     assert simulate(one, prefill_budget_tokens=512).config.prefill_budget_tokens == 512
 
 
+@pytest.mark.parametrize(
+    ("engine", "gpu", "streams"),
+    [("vllm-sim", "l20", 256), ("vllm-sim", "a100-80gb", 256), ("vllm-sim", "h100", 1024), ("sglang-sim", "l20", 4096)],
+)
+def test_as_many_streams_run_as_the_engine_lets_on_that_gpu(engine, gpu, streams):
+    one = on("qwen2.5-7b-instruct", gpu, 1, engine)
+    assert simulate(one).config.max_running == streams
+    assert simulate(one, max_running=7).config.max_running == 7
+
+
 def test_a_step_takes_what_the_performance_model_says():
     one = on("qwq-32b", "l20", 2, interconnect="pcie-host")
     work = StepWork(decode_streams=4, kv_read_tokens=4000)

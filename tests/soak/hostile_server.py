@@ -1,6 +1,6 @@
 """The known-time server, which misbehaves at every n-th request, each time in another way.
 
-Honest requests are answered as by `tests.benchmarks.known_time_server`. A line of JSON for each request that was answered
+Honest requests are answered as by `loadtest.simulator.known_times`. A line of JSON for each request that was answered
 whole, or misbehaved at, goes to `--log`: its body's SHA-256, its kind, and for an honest one its times (CLOCK_MONOTONIC, s).
 
     python -m tests.soak.hostile_server --log /tmp/log.jsonl --every 20 --gap 0.02 --tokens 8000
@@ -19,7 +19,8 @@ import threading
 import time
 from pathlib import Path
 
-from tests.benchmarks.known_time_server import HEAD, Plan, Server, chunked, event, word
+from loadtest.simulator.http.frames import chunked
+from loadtest.simulator.known_times import HEAD, KnownAnswer, KnownTimesServer, event, word
 
 END = event({}, None, "stop") + chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 FAILED = frozenset({"protocol_error", "server_error", "connection_error", "http_error"})
@@ -119,7 +120,7 @@ KINDS = {
 }
 
 
-class HostileServer(Server):
+class HostileServer(KnownTimesServer):
     """`every`: of so many requests the last is misbehaved at; 0: none. `kinds`: in turn. `log`: a stream of lines."""
 
     def __init__(self, *server, every, kinds, log):
@@ -142,9 +143,9 @@ class HostileServer(Server):
 
     def send(self, due, serial, fd, entry):
         super().send(due, serial, fd, entry)
-        sent = entry["before"]
+        sent = entry.before
         if len(sent) == len(self.plan.tokens):
-            self.tell(sha256=entry["sha256"], kind="honest", arrived=entry["arrived"], first=sent[0], last=sent[-1])
+            self.tell(sha256=entry.sha256, kind="honest", arrived=entry.arrived, first=sent[0], last=sent[-1])
 
     def tell(self, **said):
         self.told.write(json.dumps(said) + "\n")
@@ -165,7 +166,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=8000)
     parser.add_argument("--only", nargs="*", choices=KINDS, help="these kinds of misbehaviour (default: all)")
     args = parser.parse_args()
-    plan = Plan(args.tokens, args.tokens // 4, "reasoning", role_late=True, continuous_usage=False)
+    plan = KnownAnswer(args.tokens, args.tokens // 4, "reasoning", role_late=True, continuous_usage=False)
     with args.log.open("w") as log:
         server = HostileServer(
             "127.0.0.1", 0, plan, args.first, args.gap, True, every=args.every, log=log, kinds=args.only or KINDS

@@ -26,7 +26,9 @@ class Behaviour:
     mixed_batches: bool
     # vllm-docs: max_num_batched_tokens 2048; sglang-seen: chunked_prefill_size 4096 on this size of memory.
     prefill_budget_tokens: int
-    max_running: int  # vllm-docs: max_num_seqs 256 for a server; sglang-seen: max_running_requests 4096
+    # vLLM's arg_utils.py: max_num_seqs of a server, and on a large GPU; sglang-seen: max_running_requests 4096
+    max_running: int
+    max_running_large: int
     page_tokens: int  # vllm-docs: 16 on GPUs; sglang-seen: page_size 1
     radix: bool  # sglang-seen: radix tree; vllm-docs: hashes of blocks
     # Admission. sglang-code: a share of the output still allowed to running requests is held back, from 0.7 down to 0.098
@@ -51,6 +53,7 @@ _VLLM = Behaviour(
     mixed_batches=True,
     prefill_budget_tokens=2048,
     max_running=256,
+    max_running_large=1024,
     page_tokens=16,
     radix=False,
     reserves_output=False,
@@ -66,6 +69,7 @@ _SGLANG = Behaviour(
     mixed_batches=False,
     prefill_budget_tokens=4096,
     max_running=4096,
+    max_running_large=4096,
     page_tokens=1,
     radix=True,
     reserves_output=True,

@@ -1,4 +1,5 @@
-"""A streaming chat-completions server whose every send time is planned, kept, and known to others.
+"""A streaming chat-completions server whose every send time is planned, kept, and known to others: no engine, but what shows
+how true a client's times are (`loadtest verify`, `tests/benchmarks`).
 
 Each request is answered on a schedule fixed by its arrival: a role-only chunk at once (with `--role-late` in the write of
 the first token, as vLLM and SGLang send it), then token i at `arrival + first + i * gap`; with `--out-of-step`, the k-th
@@ -7,7 +8,7 @@ whenever their clients start them. One process, one loop; it sleeps with microse
 `GET /log` returns, for every request, the readings of CLOCK_MONOTONIC (the same clock in every process of a host)
 before and after the send of each token. `GET /reset` empties the log, `GET /die` ends the server as a crash would.
 
-    python tests/benchmarks/known_time_server.py --port 9000 --first 0.2 --gap 0.02 --tokens 400 --thinking 100
+    python -m loadtest.simulator.known_times --port 9000 --first 0.2 --gap 0.02 --tokens 400 --thinking 100
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ import os
 import select
 import socket
 import time
+from typing import Any
+
+import msgspec
+
+from loadtest.client.priority import Precedence
+from loadtest.records.instrument import Sent
+from loadtest.simulator.http.frames import chunked
 
 SPIN_S = 0.0003
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -31,12 +39,9 @@ HEAD = (
 )
 
 
-def chunked(payload):
-    return b"%x\r\n%s\r\n" % (len(payload), payload)
-
-
-def event(delta, usage=None, finish=None):
-    chunk = {
+def event(delta: dict[str, str], usage: dict[str, int] | None = None, finish: str | None = None) -> bytes:
+    """One chunk of a chat completion."""
+    chunk: dict[str, Any] = {
         "id": "chatcmpl-known",
         "object": "chat.completion.chunk",
         "created": 1795378320,
@@ -48,16 +53,16 @@ def event(delta, usage=None, finish=None):
     return chunked(b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n")
 
 
-def word(i):
+def word(i: int) -> str:
     """Text of the i-th token: a space and two letters, one token of the tiny model's tokenizer too."""
     return f" {LETTERS[i // 26 % 26]}{LETTERS[i % 26]}"
 
 
-class Plan:
+class KnownAnswer:
     """The bytes of one response, the same for every request: one piece of text a token, each a write of its own."""
 
-    def __init__(self, tokens, thinking, field, role_late, continuous_usage):
-        def usage(n):
+    def __init__(self, tokens: int, thinking: int, field: str, role_late: bool, continuous_usage: bool) -> None:
+        def usage(n: int) -> dict[str, int] | None:
             return {"prompt_tokens": 20, "completion_tokens": n, "total_tokens": 20 + n} if continuous_usage else None
 
         role = event({"role": "assistant", "content": ""})
@@ -70,8 +75,10 @@ class Plan:
         self.tail += chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
-class Server:
-    def __init__(self, host, port, plan, first_s, gap_s, out_of_step):
+class KnownTimesServer:
+    """Answers every request by one plan, on its schedule."""
+
+    def __init__(self, host: str, port: int, plan: KnownAnswer, first_s: float, gap_s: float, out_of_step: bool) -> None:
         self.plan, self.first_s, self.gap_s, self.out_of_step = plan, first_s, gap_s, out_of_step
         self.listener = socket.create_server((host, port), backlog=4096)
         self.listener.setblocking(False)
@@ -79,11 +86,12 @@ class Server:
         self.poll = select.epoll()
         self.poll.register(self.listener.fileno(), select.EPOLLIN)
         self.streams: dict[int, tuple[socket.socket, bytearray]] = {}
-        self.due: list[tuple[float, int, int, dict]] = []
-        self.log: list[dict] = []
+        self.due: list[tuple[float, int, int, Sent]] = []
+        self.log: list[Sent] = []
         self.serial = 0
 
-    def run(self):
+    def run(self) -> None:
+        """Serve for ever."""
         while True:
             now = time.monotonic()
             while self.due and self.due[0][0] <= now:
@@ -95,36 +103,39 @@ class Server:
             for fd, _ in self.poll.poll(0):
                 self.receive(fd)
 
-    def send(self, due, serial, fd, entry):
-        if fd not in self.streams or entry.get("gone"):
+    def send(self, _: float, serial: int, fd: int, entry: Sent) -> None:
+        if fd not in self.streams or entry.gone:
             return
-        sock, i, plan = self.streams[fd][0], len(entry["before"]), self.plan
+        sock, i, plan = self.streams[fd][0], len(entry.before), self.plan
         last = i == len(plan.tokens) - 1
         data = plan.tokens[i] + plan.tail if last else plan.tokens[i]
         before = time.monotonic()
         try:
             sock.send(data)
         except OSError:
-            entry["gone"] = True
+            entry.gone = True
             return
-        entry["before"].append(before)
-        entry["after"].append(time.monotonic())
+        entry.before.append(before)
+        entry.after.append(time.monotonic())
         if not last:
             heapq.heappush(self.due, (self.due_s(entry, serial, i + 1), serial, fd, entry))
 
-    def due_s(self, entry, serial, i):
+    def due_s(self, entry: Sent, serial: int, i: int) -> float:
         late = serial * GOLDEN % 1 * self.gap_s if self.out_of_step else 0.0
-        return entry["arrived"] + self.first_s + i * self.gap_s + late
+        return entry.arrived + self.first_s + i * self.gap_s + late
 
-    def receive(self, fd):
+    def accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock, _ = self.listener.accept()
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self.streams[sock.fileno()] = (sock, bytearray())
+                self.poll.register(sock.fileno(), select.EPOLLIN)
+
+    def receive(self, fd: int) -> None:
         if fd == self.listener.fileno():
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    sock, _ = self.listener.accept()
-                    sock.setblocking(False)
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    self.streams[sock.fileno()] = (sock, bytearray())
-                    self.poll.register(sock.fileno(), select.EPOLLIN)
+            self.accept()
             return
         sock, buffer = self.streams[fd]
         try:
@@ -140,7 +151,7 @@ class Server:
         buffer += data
         self.requests(fd, sock, buffer, arrived)
 
-    def requests(self, fd, sock, buffer, arrived):
+    def requests(self, fd: int, sock: socket.socket, buffer: bytearray, arrived: float) -> None:
         while (end := buffer.find(b"\r\n\r\n")) >= 0:
             head = bytes(buffer[:end]).lower()
             length = int(head.split(b"content-length:")[1].split(b"\r\n")[0]) if b"content-length:" in head else 0
@@ -153,20 +164,20 @@ class Server:
             else:
                 self.answer(sock, head.split()[1].decode())
 
-    def stream(self, fd, sock, body, arrived):
+    def stream(self, fd: int, sock: socket.socket, body: bytes, arrived: float) -> None:
         sock.send(self.plan.head)
-        entry = {"sha256": hashlib.sha256(body).hexdigest(), "arrived": arrived, "before": [], "after": []}
+        entry = Sent(hashlib.sha256(body).hexdigest(), arrived)
         self.log.append(entry)
         self.serial += 1
         heapq.heappush(self.due, (self.due_s(entry, self.serial, 0), self.serial, fd, entry))
 
-    def answer(self, sock, path):
+    def answer(self, sock: socket.socket, path: str) -> None:
         status = b"200 OK"
         if path == "/v1/models":
             content: object = {"object": "list", "data": [{"id": "known", "object": "model"}]}
         elif path == "/log":
-            usage = time.process_time()
-            content = {"first_s": self.first_s, "gap_s": self.gap_s, "cpu_s": usage, "requests": self.log}
+            requests = msgspec.to_builtins(self.log)
+            content = {"first_s": self.first_s, "gap_s": self.gap_s, "cpu_s": time.process_time(), "requests": requests}
         elif path == "/reset":
             self.log, content = [], {}
         elif path == "/health":
@@ -183,7 +194,8 @@ class Server:
         sock.setblocking(False)
 
 
-def main():
+def main() -> None:
+    """Serve, after a line with the port."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9000)
@@ -199,9 +211,10 @@ def main():
     args = parser.parse_args()
     if args.core is not None:
         os.sched_setaffinity(0, {args.core})
-    plan = Plan(args.tokens, args.thinking, args.thinking_field, args.role_late, args.continuous_usage)
-    server = Server(args.host, args.port, plan, args.first, args.gap, args.out_of_step)
+    plan = KnownAnswer(args.tokens, args.thinking, args.thinking_field, args.role_late, args.continuous_usage)
+    server = KnownTimesServer(args.host, args.port, plan, args.first, args.gap, args.out_of_step)
     print(server.port, flush=True)
+    Precedence().take()
     server.run()
 
 
