@@ -11,9 +11,10 @@ from loadtest.records import read
 
 _MEASURED = (
     "base_url", "model", "engine", "tp", "gpu", "concurrency", "rate", "arrivals", "requests", "duration", "workload",
-    "mode", "max_tokens", "tokenizer", "extra_body", "warmup_requests", "seed",
+    "mode", "max_tokens", "tokenizer", "extra_body", "warmup_requests", "seed", "find_max",
 )  # fmt: skip
-_SEARCHED = tuple(name for name in _MEASURED if name not in ("concurrency", "rate", "arrivals", "requests", "duration"))
+_OF_ATTACH = ("concurrency", "rate", "arrivals", "requests", "duration", "find_max")
+_SEARCHED = tuple(name for name in _MEASURED if name not in _OF_ATTACH)
 
 
 def began_options(run: Path, name: str) -> list[str]:

@@ -50,7 +50,8 @@ def test_whatever_would_measure_something_else_is_refused_by_name(option, value,
 
 
 def test_every_option_of_attach_is_compared_or_changes_no_figure():
-    free = {"handler", "slo", "workers", "out", "resume", "json", "plain", "quiet", "verbose", "engine_args"}
+    limits = {"budget", "start", "max_concurrency", "calibration"}  # of a search: how far it goes
+    free = limits | {"handler", "slo", "workers", "out", "resume", "json", "plain", "quiet", "verbose", "engine_args"}
     assert set(vars(cli._parse(["attach", "--base-url", URL]))) == free | set(resumed._MEASURED)
 
 
