@@ -24,7 +24,7 @@ from loadtest.analysis.comparability import (
 )
 from loadtest.analysis.decisions import RunComparison
 from loadtest.analysis.judgement import ComposedPair, Judged, Pair, PairedLevel, judge_pairs
-from loadtest.analysis.validity import LevelPlace
+from loadtest.analysis.validity import LevelPlace, unsound_reasons
 from loadtest.decision.verdicts import ALPHA, MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics.catalogue import METRICS
@@ -55,10 +55,13 @@ def compare_engines(
     pairs = [_pair_of_engines(a, b, samples, unlike, unsound) for a, b in combinations(ordered, 2) if _rivals(a, b)]
     if bursts:
         levels, broken = decision_levels(manifest.levels), {cell.id: _broken(cell) for cell in described}
-        pairs = [
-            _with_bursts(one, composed_pair(bursts.get(one.a), bursts.get(one.b), levels, (*broken[one.a], *broken[one.b])))
-            for one in pairs
-        ]
+        doubtful = {(cell.id, one.concurrency) for cell in described for one in cell.composed if unsound_reasons(one)}
+        for index, pair in enumerate(pairs):
+            found = composed_pair(
+                bursts.get(pair.a), bursts.get(pair.b), levels, (*broken[pair.a], *broken[pair.b])
+            )
+            sound = not any((name, level) in doubtful for name in (pair.a, pair.b) for level in levels)
+            pairs[index] = _with_bursts(pair, found if found is None or sound else replace(found, by_start=None))
     return judge_pairs(pairs, start_sd(manifest), matters(manifest), sequential=manifest.until_decided)
 
 

@@ -31,6 +31,7 @@ from loadtest.metrics.schema import Comparison, ComparisonVerdict, OutputLengths
 PACE = "tokens_per_s_per_user"
 CLOSED_GATE = 0.1  # share of 5 % for what differs although its pair is not decided
 POPULATION = "at equal length, for these prompts"
+COMPOSED = "at the lengths of both engines, composed of bursts"
 FEW = "at least 2 finished requests of each start needed"
 
 _NO_RATIO = Bounded(None, None)
@@ -211,7 +212,7 @@ def _decision(one: _Measured, answer: _Answer | None, start_sd: float | None, ma
         start_sd=None if effect is None else effect.start_sd,
         n_more_starts=None if verdict is None else verdict.more_starts,
         output_tokens=None if pair.different else output_lengths(_all_outputs(pair)),
-        population=POPULATION,
+        population=COMPOSED if question is not None and question.evidence == "composed" else POPULATION,
         reason=reason,
     )
 
@@ -241,7 +242,9 @@ def _said(pair: Pair, answer: _Answer | None) -> tuple[ComparisonVerdict, str]:
     if answer.verdict.word == "one start each":
         unknown = "start-to-start variation unknown: measure two or more starts of each, or say start_sd"
         return "one start each", f"{unknown}{_left_out(pair)}"
-    return answer.verdict.word, f"{_basis(answer.effect, answer.verdict)}{_left_out(pair)}"
+    broken = () if pair.composed is None else pair.composed.broken
+    natural = f"; by natural passes, as {'; '.join(broken)}" if broken else ""
+    return answer.verdict.word, f"{_basis(answer.effect, answer.verdict)}{natural}{_left_out(pair)}"
 
 
 def _left_out(pair: Pair) -> str:
@@ -257,7 +260,7 @@ def _lacking(pair: Pair) -> str:
         return FEW if pair.levels or not pair.unsound else "no sound level"
     if composed.broken:
         return f"natural passes needed at {' and '.join(map(str, composed.levels))}: {'; '.join(composed.broken)}"
-    return "bursts at each level and a natural run of either engine needed"
+    return "bursts at each level, whose checks pass, and a natural run of either engine needed"
 
 
 def _basis(effect: Effect, verdict: Verdict) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from loadtest.metrics.level_schema import EqualWork, GateStatus, LevelFigures
+from loadtest.metrics.level_schema import ComposedLevel, EqualWork, GateStatus, LevelFigures
 from loadtest.metrics.schema import CellFigures, RunHealth
 from loadtest.records.manifest import Manifest
 from loadtest.records.schema import FINISHED, RequestRecord, TokenCountSource
@@ -53,13 +53,15 @@ def judge_run(
     A record that was torn, as its writer was killed in mid-line, is missing: such a run is not complete.
     """
     levels = [level for cell in cells for level in cell.levels]
+    bursts = [level for cell in cells for level in cell.composed]
+    both: list[LevelFigures | ComposedLevel] = [*levels, *bursts]
     reasons = [str(doubt) for doubt in doubts(cells)]
     if not manifest.complete:
         reasons.append(manifest.incomplete_reason or "the run did not finish")
     return RunHealth(
-        client=_worst({level.client_health.status for level in levels}),
-        reconciliation=_worst({level.reconciliation.status for level in levels}),
-        complete=manifest.complete and not missing and not any(one.torn_lines or one.damaged_files for one in levels),
+        client=_worst({one.client_health.status for one in both}),
+        reconciliation=_worst({one.reconciliation.status for one in both}),
+        complete=manifest.complete and not missing and not any(map(_damaged, both)),
         counted_by=next((one for one in _COUNTERS if any(one in level.token_count_sources for level in levels)), None),
         reasons=(*reasons, *missing, *templates),
         windows=tuple(str(doubt) for doubt in window_doubts(cells)),
@@ -68,28 +70,36 @@ def judge_run(
 
 def doubts(cells: Iterable[CellFigures]) -> list[Doubt]:
     """What makes the figures of a level doubtful, level by level: why it is unsound, and which gates were not checked."""
-    return [
-        Doubt(cell.id, level.concurrency, reason)
-        for cell in cells
-        for level in cell.levels
-        for reason in (*unsound_reasons(level), *_unchecked_reasons(level))
-    ]
+    found: list[Doubt] = []
+    for cell in cells:
+        levels: list[LevelFigures | ComposedLevel] = [*cell.levels, *cell.composed]
+        for level in levels:
+            reasons = (*unsound_reasons(level), *_unchecked_reasons(level))
+            found += [Doubt(cell.id, level.concurrency, reason) for reason in reasons]
+    return found
 
 
-def unsound_reasons(level: LevelFigures) -> tuple[str, ...]:
+def _damaged(level: LevelFigures | ComposedLevel) -> bool:
+    return bool(level.damaged_files) or (isinstance(level, LevelFigures) and level.torn_lines > 0)
+
+
+def unsound_reasons(level: LevelFigures | ComposedLevel) -> tuple[str, ...]:
     """Why no verdict may rest on a level, empty where one may: torn or damaged records, unequal work, token counts that
     cannot be right, a load generator that may have distorted the figures, a server that does not agree."""
     failed = [gate for gate in (level.client_health, level.reconciliation) if gate.status == "fail"]
     return (
-        *([f"{level.torn_lines} torn line(s) left out"] if level.torn_lines else []),
         *level.damaged_files,
-        *level.equal_work.reasons,
-        *level.token_counts.reasons,
+        *(_of_answers(level) if isinstance(level, LevelFigures) else ()),
         *(reason for gate in failed for reason in gate.reasons or ("a check failed",)),
     )
 
 
-def _unchecked_reasons(level: LevelFigures) -> tuple[str, ...]:
+def _of_answers(level: LevelFigures) -> tuple[str, ...]:
+    torn = [f"{level.torn_lines} torn line(s) left out"] if level.torn_lines else []
+    return (*torn, *level.equal_work.reasons, *level.token_counts.reasons)
+
+
+def _unchecked_reasons(level: LevelFigures | ComposedLevel) -> tuple[str, ...]:
     gates = (level.client_health, level.reconciliation)
     return tuple(reason for gate in gates if gate.status == "not_checked" for reason in gate.reasons)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from loadtest.analysis.validity import sound_levels
+from loadtest.analysis.validity import sound_levels, unsound_reasons
 from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.schema import CellFigures, Metrics
@@ -132,14 +132,22 @@ def deployments(cells: Iterable[ShownCell]) -> Groups:
 
 
 def sound_cells(cells: Iterable[ShownCell]) -> tuple[ShownCell, ...]:
-    """The cells with the levels that verdicts may rest on; those that have none are left out."""
-    found = [with_levels(cell, sound_levels(cell.levels)) for cell in cells]
-    return tuple(cell for cell in found if cell.levels)
+    """The cells with the levels that verdicts may rest on, composed ones too; those that have none are left out."""
+    found = [_sound(cell) for cell in cells]
+    return tuple(cell for cell in found if cell.levels or cell.figures.composed)
 
 
-def with_levels(cell: ShownCell, levels: Iterable[LevelFigures]) -> ShownCell:
-    """The cell with these levels alone."""
-    return replace(cell, figures=msgspec.structs.replace(cell.figures, levels=tuple(levels)))
+def _sound(cell: ShownCell) -> ShownCell:
+    composed = tuple(level for level in cell.figures.composed if not unsound_reasons(level))
+    levels = sound_levels(cell.levels)
+    return replace(cell, figures=msgspec.structs.replace(cell.figures, levels=levels, composed=composed))
+
+
+def at_level(cell: ShownCell, concurrency: int) -> ShownCell:
+    """The cell with this concurrency alone, composed or not."""
+    levels = tuple(level for level in cell.levels if level.concurrency == concurrency)
+    composed = tuple(level for level in cell.figures.composed if level.concurrency == concurrency)
+    return replace(cell, figures=msgspec.structs.replace(cell.figures, levels=levels, composed=composed))
 
 
 def level_places(levels: Iterable[tuple[ShownCell, LevelFigures]]) -> str:

@@ -46,7 +46,11 @@ def not_measured(metrics: Metrics, manifest: Manifest) -> tuple[str, ...]:
     found: list[str] = []
     absent: dict[str, list[str]] = {}
     for cell in cells_of(metrics):
-        if not cell.levels:
+        if cell.figures.composed:
+            found += [
+                f"{cell.name} at {one.concurrency}: {clean(one.reason)}" for one in cell.figures.composed if one.reason
+            ]
+        elif not cell.levels:
             absent.setdefault(cell.status, []).append(cell.name)
         elif missing := sorted(set(manifest.levels) - {level.concurrency for level in cell.levels if level.n_requests}):
             found.append(f"{cell.name}: no data at concurrency {', '.join(map(str, missing))}")

@@ -13,19 +13,19 @@ from loadtest.analysis.validity import unsound_reasons
 from loadtest.errors import UsageError
 from loadtest.metrics import slo
 from loadtest.metrics.catalogue import METRICS, Statistic
-from loadtest.metrics.figures import Bounded, Estimate
-from loadtest.metrics.level_schema import LevelFigures
+from loadtest.metrics.figures import Bounded
+from loadtest.metrics.level_schema import ComposedLevel, LevelFigures
 from loadtest.metrics.schema import ConcurrencySearch, Metrics
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import (
     FAMILIES,
     ShownCell,
+    at_level,
     by_level,
     cells_of,
     level_places,
     sound_cells,
     typical_statistic,
-    with_levels,
 )
 from loadtest.report.formatting import at_concurrency, clean, listed, needs, number, span, with_interval
 from loadtest.report.search import search_answer, search_basis
@@ -70,7 +70,7 @@ def question_of(metrics: Metrics, manifest: Manifest) -> str:
 
 def decision_lines(metrics: Metrics, manifest: Manifest) -> tuple[Line, ...]:
     """The decision, most important first; what cannot be said is said to be unknown and why."""
-    cells = tuple(cell for cell in cells_of(metrics) if cell.levels)
+    cells = tuple(cell for cell in cells_of(metrics) if cell.levels or cell.figures.composed)
     if not cells:
         return (Line(RESULT, "Nothing was measured", "No cell has a level with data; see what was not measured."),)
     sound = sound_cells(cells)
@@ -121,7 +121,7 @@ def _named(metrics: Metrics) -> list[Named]:
 
 def _configuration(cells: tuple[ShownCell, ...]) -> Line:
     """The best for one user alone, at concurrency 1, and in total at any; levels without a figure are named."""
-    alone = _best(_at_one(cells), "tokens_per_s_per_user", typical_statistic(cells, "tokens_per_s_per_user"))
+    alone = _best([at_level(cell, 1) for cell in cells], "tokens_per_s_per_user", typical_statistic(cells, "tokens_per_s_per_user"))
     total = _best(cells, _TOTAL, "value")
     parts = [
         f"{words}: {with_interval(best[2])}, {_place(*best[:2])}{without}"
@@ -140,11 +140,6 @@ def _configuration(cells: tuple[ShownCell, ...]) -> Line:
     return Line(CONFIGURATION, answer, f"{because[:1].upper()}{because[1:]}.")
 
 
-def _at_one(cells: Iterable[ShownCell]) -> list[ShownCell]:
-    """The cells with their level of one user alone."""
-    return [with_levels(cell, (level for level in cell.levels if level.concurrency == 1)) for cell in cells]
-
-
 def _without(cells: Iterable[ShownCell], metric: str) -> str:
     """The levels that have no such figure, each with the reason: any of them might be better."""
     gone: dict[str, list[tuple[ShownCell, LevelFigures]]] = {}
@@ -156,13 +151,25 @@ def _without(cells: Iterable[ShownCell], metric: str) -> str:
     return f" (not known for {'; '.join(reasons)})" if reasons else ""
 
 
-def _best(cells: Iterable[ShownCell], metric: str, statistic: Statistic) -> tuple[ShownCell, LevelFigures, Estimate] | None:
-    found = [(cell, level, level.estimate(metric, statistic)) for cell, level in by_level(cells)]
+_Shown = LevelFigures | ComposedLevel
+
+
+def _best(cells: Iterable[ShownCell], metric: str, statistic: Statistic) -> tuple[ShownCell, _Shown, Bounded] | None:
+    """The highest of all levels; of a decision, of the composed levels that all its cells have."""
+    found: list[tuple[ShownCell, _Shown, Bounded]]
+    composed = [cell for cell in cells if cell.figures.composed]
+    if composed:
+        shared = set.intersection(*({level.concurrency for level in cell.figures.composed} for cell in composed))
+        levels = [(cell, level) for cell in composed for level in cell.figures.composed if level.concurrency in shared]
+        found = [(cell, level, getattr(level, metric)) for cell, level in levels]
+    else:
+        found = [(cell, level, level.estimate(metric, statistic)) for cell, level in by_level(cells)]
     return max((row for row in found if row[2].known), key=lambda row: row[2].value or 0.0, default=None)
 
 
-def _place(cell: ShownCell, level: LevelFigures) -> str:
-    return f"{cell.engine}, {cell.deployment}, {at_concurrency(level.concurrency)}"
+def _place(cell: ShownCell, level: _Shown) -> str:
+    how = ", composed" if isinstance(level, ComposedLevel) else ""
+    return f"{cell.engine}, {cell.deployment}, {at_concurrency(level.concurrency)}{how}"
 
 
 STATISTICS = {f"p{n}": f"{n}{'st' if n == 1 else 'th'} percentile of " for n in (1, 5, 10, 90, 95, 99)} | {

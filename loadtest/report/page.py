@@ -36,6 +36,7 @@ from loadtest.report.comparison import (
     differences,
     labels,
 )
+from loadtest.report.composed import composed_table
 from loadtest.report.decision import decision_lines, question_of
 from loadtest.report.formatting import clean, listed, when
 from loadtest.report.index import Entry, index_rows
@@ -184,6 +185,7 @@ def _run_page(source: Source, drawings: Iterable[Drawing], templates: Templates)
         findings=findings(metrics),
         capacity=capacity_table(cells, metrics, manifest),
         searched=search_table(metrics),
+        composed=composed_table(cells),
         levels=levels_table(cells),
         failures=failures_table(cells),
         doubts=window_reasons(metrics),

@@ -16,6 +16,7 @@ from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import ShownCell, by_level, cells_of, typical_statistic
 from loadtest.report.checklist import NO_ENGINES, THIS_RUN, clock_error_words, failure_lines, gate_checks
+from loadtest.report.composed import composed_lines
 from loadtest.report.decision import decision_lines
 from loadtest.report.formatting import clean, count, needs, number
 from loadtest.report.search import search_text
@@ -37,8 +38,8 @@ def decision_text(
 ) -> str:
     """A row for each level, then the verdict and what is missing; `columns` wide (default: the terminal, at most 120)."""
     columns = min(columns or shutil.get_terminal_size(UNKNOWN_TERMINAL).columns, WIDEST)
-    text = [*_warnings(metrics, manifest, engines), *_open_loop(manifest), *_levels(metrics, columns), ""]
-    text += search_text(metrics.searches)
+    text = [*_warnings(metrics, manifest, engines), *_open_loop(manifest), *_levels(metrics, columns)]
+    text += [*composed_lines(cells_of(metrics)), "", *search_text(metrics.searches)]
     body = [_wrapped(line, columns) for line in text]
     return "\n".join([*body, *_verdict(metrics, manifest, columns), *_missing(metrics, manifest, columns)])
 
@@ -158,9 +159,9 @@ def _sentences(text: str) -> list[str]:
 def _missing(metrics: Metrics, manifest: Manifest, columns: int) -> list[str]:
     """What was not measured, in one line; the page has the reasons."""
     cells = cells_of(metrics)
-    empty = [cell for cell in cells if not cell.levels]
+    empty = [cell for cell in cells if not (cell.levels or cell.figures.composed)]
     asked, n_levels = len(manifest.levels), sum(len(cell.levels) for cell in cells)
-    levels = max(0, asked * (len(cells) - len(empty)) - n_levels)
+    levels = 0 if metrics.run.mode == "decision" else max(0, asked * (len(cells) - len(empty)) - n_levels)
     claims = [row for row in metrics.findings if row.verdict == "not_measured"]
     pairs = [row for row in metrics.comparisons if row.verdict in ("too few samples", "not comparable")]
     states = "/".join(dict.fromkeys(clean(cell.figures.status or "no data") for cell in empty))

@@ -8,8 +8,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 
+from loadtest.analysis.judgement import judge_pairs
 from loadtest.decision import starts, verdicts
 from tests.intervals import worlds
+from tests.intervals.test_rates_of_decisions import CERTAIN, pairs_after
 from tests.intervals.worlds import PUBLISHED, World
 
 STUDIES = 60
@@ -31,16 +33,14 @@ def grid(world, repeats):
 
 def decision(world):
     """Hours, and the share of pairs decided by then, at each look of `qwq-32b-ada-decision`."""
-    level, hours, shares = verdicts.nominal_level(len(PUBLISHED), sequential=True), [], []
-    for seed in range(STUDIES):
-        rng = np.random.default_rng(seed)
-        study = [worlds.sampled(world, one, place, len(PUBLISHED), rng) for place, one in enumerate(PUBLISHED)]
+    hours, shares = [], []
+    for study in worlds.studies(world, STUDIES):
         n, done, spent = [0] * len(study), [False] * len(study), []
         for look in verdicts.LOOKS:
             n = [used if is_done else look for used, is_done in zip(n, done, strict=True)]
-            effects = starts.effects_of_starts([one.after(k) for one, k in zip(study, n, strict=True)])
-            done = [d or verdicts.verdict_on(e, level).decided for d, e in zip(done, effects, strict=True)]
-            spent.append((sum(2 * k * one.start_h for one, k in zip(study, n, strict=True)), float(np.mean(done))))
+            judged = judge_pairs(pairs_after(study, n), sequential=True).decisions
+            done = [d or one.verdict in CERTAIN for d, one in zip(done, judged, strict=True)]
+            spent.append((worlds.hours(study, n), float(np.mean(done))))
         hours.append([h for h, _ in spent])
         shares.append([s for _, s in spent])
     return np.mean(hours, axis=0).tolist(), np.mean(shares, axis=0).tolist()
@@ -51,7 +51,7 @@ def draw(path):
     figure, axes = plt.subplots(figsize=(6.4, 2.9), layout="constrained")
     for (name, world), colour in zip(WORLDS.items(), COLOURS, strict=True):
         hours, shares = decision(world)
-        axes.plot([0, *hours], [0, *shares], color=colour, marker="o", markersize=3.5, label=f"{name}, until decided")
+        axes.plot([0, *hours], [0, *shares], color=colour, marker="o", markersize=3.5, label=f"{name}, by bursts")
         repeats = (2, 3, 4)
         axes.plot([GRID_H * n for n in repeats], [grid(world, n) for n in repeats], color=colour, marker="s", markersize=3.5,
                   linestyle="--", label=f"{name}, whole grid")  # fmt: skip

@@ -9,26 +9,33 @@ their steps and starts those of the performance model.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
-from loadtest.decision import composition, step_line
+from loadtest.analysis.bursts.cells import BurstCell
+from loadtest.analysis.bursts.composed import composed_pair
+from loadtest.analysis.judgement import ComposedPair
+from loadtest.decision import composition
 from loadtest.decision.adjustment import Answers, at_common_length
-from loadtest.decision.composition import AnswerLengths, EngineSpeed
+from loadtest.decision.bursts import HALVES, BurstPoints, engine_speed
 from loadtest.decision.starts import PairedStarts
+from loadtest.metrics.request_arrays import Pass
 from loadtest.perfmodel.gpus import gpu
 from loadtest.perfmodel.memory import Deployment
 from loadtest.perfmodel.models import model
-from loadtest.perfmodel.step_time import StepWork, prefill_s, step_time_s
+from loadtest.perfmodel.step_time import StepWork, decode_s, prefill_s, step_time_s
+from loadtest.records.engine_facts import EngineFacts
+from loadtest.workload.bursts import CONTEXTS_TOKENS, LONE_PROMPTS, LONE_TOKENS, OUTPUT_TOKENS, WARMUP_TOKENS
+from tests.support import builders
 
 PROMPT_TOKENS = 57
-PROMPTS = 64
+PROMPTS = 48
 LEVELS = (1, 8)
-CONTEXTS = (200, 1500, 5000)
-BURSTS = 2
-BURST_TOKENS = 128
+CONTEXTS = CONTEXTS_TOKENS
+BURST_TOKENS = OUTPUT_TOKENS / HALVES
+PASS_S = 3.0  # Locust starts and ends
 NATURAL_USERS = 16
 MOST_STARTS = 6
 BETWEEN, AGAIN = 0.50, 0.35
@@ -110,60 +117,94 @@ def began(pair, pairs, starts, start_h):
 
 @dataclass(frozen=True)
 class Bursts:
-    """One pair measured by bursts: log mean times of each start, the speeds and lengths behind them, hours of a start and
-    of both engines' natural runs (inside a start)."""
+    """One pair measured by bursts: both cells as an analysis reads them, what is composed of six starts of each, and the
+    hours of a start and of both engines' natural runs (inside a start)."""
 
     deployed: Deployed
-    pair: PairedStarts
-    speeds: tuple[EngineSpeed, ...]
-    drawn: AnswerLengths
+    cells: tuple[BurstCell, BurstCell]
+    pair: ComposedPair
     start_h: float
     natural_h: float
+
+    def after(self, starts):
+        """What is known after so many starts of each engine."""
+        return replace(self.pair, by_start=_first(self.pair.by_start, starts), raw=_first(self.pair.raw, starts))
+
+    def speed(self, engine, users, starts):
+        return engine_speed([self.cells[engine].points[users][start + 1] for start in range(starts)])
+
+
+def _first(pair, starts):
+    return PairedStarts(pair.a[:starts], pair.b[:starts])
 
 
 def by_bursts(world, deployed, place, pairs, rng):
     """Six starts of both engines, each with its bursts, and one natural run each for the lengths."""
-    drawn = lengths(world, deployed, rng)
-    contexts = np.add.outer(CONTEXTS, BURST_TOKENS * (np.arange(BURSTS) + 0.5)).ravel()  # one stream on, burst after burst
-    made, busy_s = [], 0.0
+    tokens = world.tokens(rng, deployed.median_tokens, rng.normal(0, BETWEEN, PROMPTS), 1)[..., 0]
+    contexts = np.add.outer(CONTEXTS, BURST_TOKENS * (np.arange(HALVES) + 0.5)).ravel()  # the halves of each burst
+    points = [{users: {} for users in LEVELS} for _ in range(2)]
     speeds = world.speeds(rng, MOST_STARTS, began(place, pairs, MOST_STARTS, START_H), len(LEVELS))
     for i, users in enumerate(LEVELS):
         a_s, b_s, first_s = line(deployed, users)
         true_s = (a_s + b_s * users * contexts) * speeds[..., i, None]
         step_s = true_s * jitter(rng, world.jitter_sd, BURST_TOKENS * true_s)
         lone_s = first_s * speeds[..., i] * jitter(rng, world.jitter_sd, np.ones(speeds.shape[:2]))
-        made.append(EngineSpeed(users, step_line.fit_step_line(users * contexts, step_s), lone_s))
-        filled_s = sum(users * prefill_s(deployed.on, context, 8192) for context in CONTEXTS)
-        busy_s += BURST_TOKENS * float(np.mean(np.sum(step_s, axis=-1))) + filled_s
-    a, b = (np.mean([composition.log_mean_s(side(one, engine), drawn) for one in made], axis=0) for engine in (0, 1))
+        for engine in (0, 1):
+            for start in range(MOST_STARTS):
+                one = BurstPoints(users, users * contexts, step_s[engine, start], float(lone_s[engine, start]))
+                points[engine][users][start + 1] = one
+    cells = tuple(
+        BurstCell(facts=FACTS[engine], bursts=(), points=points[engine], own=(), natural=(answered(tokens[engine]),))
+        for engine in (0, 1)
+    )
+    busy_s = sum(bursts_s(deployed, users, CONTEXTS) for users in LEVELS)
     start_h = (deployed.start_s + busy_s) / 3600
-    return Bursts(deployed, PairedStarts(a, b), tuple(made), drawn, start_h, natural_h(deployed, drawn))
+    return Bursts(deployed, cells, composed_pair(*cells, LEVELS), start_h, natural_h(deployed, tokens))
 
 
-def natural_h(deployed, drawn):
-    """Hours of both engines' natural runs: all prompts at 16 users, and the longest answer once they run out."""
+FACTS = tuple(EngineFacts(id=engine, engine=engine, model="m", status="ok") for engine in ("a", "b"))
+
+
+@cache
+def finished(prompt):
+    return replace(builders.request(), prompt_id=f"p{prompt:03}", prompt_tokens=PROMPT_TOKENS)
+
+
+def answered(tokens):
+    """The columns of a natural run whose answers have these lengths."""
+    n = len(tokens)
+    none, nothing = np.full(n, np.nan), np.zeros(0)
+    return Pass(
+        concurrency=NATURAL_USERS, repeat=1, records=tuple(finished(i) for i in range(n)), measured=np.ones(n, bool),
+        sent_s=none, ended_s=none, first_s=none, answer_s=none, last_s=none, tokens=tokens, tokens_after_first=tokens,
+        thinking_tokens=none, completion_tokens=tokens, estimated=np.zeros(n, bool), token_s=nothing,
+        token_weight=nothing.astype(np.float32), token_owner=nothing.astype(np.int32),
+    )  # fmt: skip
+
+
+def bursts_s(deployed, users, contexts):
+    """Seconds of one pass of bursts: Locust, a warm-up, lone prompts, then each burst's prompts and its output."""
+    rows = [(users, min(contexts), WARMUP_TOKENS), *[(1, PROMPT_TOKENS, LONE_TOKENS)] * LONE_PROMPTS]
+    rows += [(users, context, OUTPUT_TOKENS) for context in contexts]
+    return PASS_S + sum(
+        n * prefill_s(deployed.on, context, 2048) + decode_s(deployed.on, context, tokens, n) for n, context, tokens in rows
+    )
+
+
+def natural_h(deployed, tokens):
+    """Hours of both engines' natural runs: bursts of their concurrency, all prompts at 16 users, and the longest answer."""
+    drawn = composition.pool_lengths({str(i): [float(one)] for i, one in enumerate(tokens.ravel())}, PROMPT_TOKENS)
     a_s, b_s, _ = line(deployed, NATURAL_USERS)
     step_s = a_s + b_s * composition.others_tokens(NATURAL_USERS + 1, drawn)
     alone_s = float(np.max(drawn.tokens)) * line(deployed, 1)[0]
-    return 2 * (PROMPTS * drawn.mean_tokens * step_s / NATURAL_USERS + alone_s) / 3600
+    beside_s = PASS_S + bursts_s(deployed, NATURAL_USERS, CONTEXTS[:2])
+    return 2 * (PROMPTS * drawn.mean_tokens * step_s / NATURAL_USERS + alone_s + beside_s) / 3600
 
 
 def hours(study, starts):
     """GPU-hours of a study: so many starts of both engines of each pair, and one natural run per model and engine."""
     natural = {one.deployed.name: one.natural_h for one in study}
     return sum(2 * n * one.start_h for one, n in zip(study, starts, strict=True)) + sum(natural.values())
-
-
-def side(speed, engine):
-    one = speed.line
-    return EngineSpeed(speed.concurrency, step_line.StepLine(one.a_s[engine], one.b_s[engine]), speed.first_token_s[engine])
-
-
-def lengths(world, deployed, rng):
-    """Both engines' answers to the prompts of the natural run."""
-    tokens = world.tokens(rng, deployed.median_tokens, rng.normal(0, BETWEEN, PROMPTS), 1)
-    by_prompt = {f"{prompt:03}": [float(one) for one in tokens[:, prompt, 0]] for prompt in range(PROMPTS)}
-    return composition.pool_lengths(by_prompt, PROMPT_TOKENS)
 
 
 def studies(world, n, deployed=PUBLISHED, seed=1):
