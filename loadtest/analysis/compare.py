@@ -57,9 +57,7 @@ def compare_engines(
         levels, broken = decision_levels(manifest.levels), {cell.id: _broken(cell) for cell in described}
         doubtful = {(cell.id, one.concurrency) for cell in described for one in cell.composed if unsound_reasons(one)}
         for index, pair in enumerate(pairs):
-            found = composed_pair(
-                bursts.get(pair.a), bursts.get(pair.b), levels, (*broken[pair.a], *broken[pair.b])
-            )
+            found = composed_pair(bursts.get(pair.a), bursts.get(pair.b), levels, (*broken[pair.a], *broken[pair.b]))
             sound = not any((name, level) in doubtful for name in (pair.a, pair.b) for level in levels)
             pairs[index] = _with_bursts(pair, found if found is None or sound else replace(found, by_start=None))
     return judge_pairs(pairs, start_sd(manifest), matters(manifest), sequential=manifest.until_decided)

@@ -121,7 +121,9 @@ def _named(metrics: Metrics) -> list[Named]:
 
 def _configuration(cells: tuple[ShownCell, ...]) -> Line:
     """The best for one user alone, at concurrency 1, and in total at any; levels without a figure are named."""
-    alone = _best([at_level(cell, 1) for cell in cells], "tokens_per_s_per_user", typical_statistic(cells, "tokens_per_s_per_user"))
+    alone = _best(
+        [at_level(cell, 1) for cell in cells], "tokens_per_s_per_user", typical_statistic(cells, "tokens_per_s_per_user")
+    )
     total = _best(cells, _TOTAL, "value")
     parts = [
         f"{words}: {with_interval(best[2])}, {_place(*best[:2])}{without}"
