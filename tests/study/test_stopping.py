@@ -1,5 +1,6 @@
 """A study that stops when its verdicts are certain: which cells are measured again, in which repeat."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -122,6 +123,7 @@ def carried_out(monkeypatch, tmp_path):
         def measure(execution, cell, repeat):
             done.append((cell.id, repeat))
             passes[cell.id].append(repeat)
+            shutil.rmtree(execution.out / "cells", ignore_errors=True)  # each pass is written anew, not added to
             builders.write(
                 builders.run(
                     [started(one, passes[one.id], slower.get(one.id, 0.03)) for one in study.cells], until_decided=True
