@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import resource
 import signal
 import sys
 import time
@@ -23,7 +24,7 @@ from loadtest.commands.parser import (
     commands_of,
     path_of,
 )
-from loadtest.credentials import redacted
+from loadtest.credentials import keep_from_dumps, redacted
 from loadtest.errors import GateError, Interrupted, LoadtestError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _MODELS = "a registry name, a hub name, or a directory with config.json"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 could not measure, 2 usage, 3 gate not met, 130 interrupted."""
     _open_streams()
+    keep_from_dumps()
     os.environ.pop("MPLBACKEND", None)  # nothing of ours is drawn on a screen, and a notebook's may be none here
     for number in (signal.SIGTERM, signal.SIGHUP):  # a polite kill keeps what was measured, as Ctrl-C does
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
@@ -62,11 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _failed(LoadtestError(f"the system refused: {error}"))
     except ImportError as error:
-        return _failed(LoadtestError(f"cannot load a library: {error}; is there memory left (ulimit -v)?"))
+        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        return _failed(LoadtestError(f"cannot load a library: {cause}; is there memory left (ulimit -v)?"))
     except MemoryError:
         return _failed(LoadtestError("out of memory; free some, or raise the limit (ulimit -v)"))
 
 
+_LIBRARIES_BYTES = 512 * 2**20  # of address space
+_THREAD_BYTES = 40 * 2**20  # of a library's thread: its stack and its buffers, one thread a core
 _UNSAID = "standard output: closed or full before everything was written"
 
 
@@ -236,9 +241,19 @@ def _parser() -> argparse.ArgumentParser:
 def _handler(name: str) -> Callable[[argparse.Namespace, Progress], str]:
     """The function of `commands` (`module.function`) that does the work and returns what to print."""
     module, function = name.split(".")
+    _check_memory()
     group = importlib.import_module(f"loadtest.commands.{module}")  # only when a command runs: `--help` stays instant
     handler: Callable[[argparse.Namespace, Progress], str] = getattr(group, function)
     return handler
+
+
+def _check_memory() -> None:
+    """Raise `LoadtestError` under a tight `ulimit -v`, where the libraries of algebra would spin, or interrupt us."""
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
+    needed_bytes = _LIBRARIES_BYTES + _THREAD_BYTES * (os.cpu_count() or 1)
+    if limit_bytes != resource.RLIM_INFINITY and limit_bytes < needed_bytes:
+        limits = f"{needed_bytes // 1024} KiB or more, got {limit_bytes // 1024}"
+        raise LoadtestError(f"ulimit -v: expected {limits}; raise the limit")
 
 
 def _measuring_commands(command: Command) -> None:

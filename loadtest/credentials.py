@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import functools
 import html
 import json
@@ -32,6 +33,24 @@ _SECRET = re.compile(
 )
 
 
+_PR_SET_DUMPABLE = 4
+
+
+def keep_from_dumps() -> None:
+    """Have the system write no core dump of this process, if its environment holds a key (Linux alone).
+
+    A key is in the memory of a process from its start, as part of the environment, and a core dump is a file. `ulimit -c`
+    would not reach a crash reporter, and would reach the programs that this process starts.
+    """
+    if any(map(os.environ.get, WITHHELD)):
+        _refuse_dumps()
+
+
+def _refuse_dumps() -> None:
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def api_key() -> str | None:
     """The key for the server; None where the environment holds none.
 
@@ -49,6 +68,8 @@ def _key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError(f"{variable}: expected a key of printable ASCII without a space, got other characters; set it anew")
+    if key:
+        _refuse_dumps()
     return key
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.servers import preflight
+from loadtest.servers.supervisor import descendants
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-hunter2-0123456789"
@@ -140,6 +141,43 @@ def test_an_interrupted_run(telltale, tmp_path):
     assert process.returncode == 130, said
     assert KEY not in said
     assert holding_the_key(tmp_path) == []
+
+
+def aborted(argv, folder, name, **settings):
+    """Start it where cores are written, abort it and all of its processes; the core dumps that hold the key."""
+    limited = ["bash", "-c", 'ulimit -c unlimited; exec "$@"', "-", sys.executable, "-m", *argv]
+    environment = {**os.environ, "LOADTEST_API_KEY": KEY, **settings}
+    process = subprocess.Popen(limited, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not list(folder.rglob(name)):
+        assert process.poll() is None
+        time.sleep(0.05)
+    for pid in (*reversed(descendants(process.pid)), process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGABRT)
+    process.communicate(timeout=60)
+    return holding_the_key(folder)
+
+
+@pytest.fixture
+def cores(tmp_path):
+    """A folder into which core dumps are written, with the key of a process that does nothing about it."""
+    folder = tmp_path / "control"
+    folder.mkdir()
+    code = ["timeit", "-n", "1", "-r", "1", "open('begun', 'w').close(); import time; time.sleep(60)"]
+    if not aborted(code, folder, "begun"):
+        pytest.skip("this system writes core dumps elsewhere, or none")
+    return tmp_path
+
+
+def test_no_core_dump_holds_the_key(telltale, cores):
+    run = ["loadtest", "attach", "--base-url", telltale, "--concurrency", "1", "--duration", "60", "--out", "run"]
+    assert [one for one in aborted(run, cores, "requests-*.jsonl") if not one.startswith("control")] == []
+
+
+def test_no_core_dump_of_plain_locust_holds_the_key(telltale, cores):
+    argv = ["locust", "-f", str(ROOT / "scenarios/long_reasoning.py"), "--headless", "-u", "2", "--host", telltale]
+    argv += ["--run-time", "60s", "--workload", "math:n=4", "--out", "run", "--processes", "2"]
+    assert [one for one in aborted(argv, cores, "requests-*.jsonl") if not one.startswith("control")] == []
 
 
 def test_a_traceback_of_a_bug_shows_no_key(telltale, tmp_path):

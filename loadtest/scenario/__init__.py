@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from loadtest.credentials import keep_from_dumps
+
 if TYPE_CHECKING:
     from loadtest.scenario.bursts import BurstUser as BurstUser
     from loadtest.scenario.bursts import add_burst_options as add_burst_options
@@ -36,6 +38,8 @@ _HOMES = {
     "with_options": "open_loop",
 }
 __all__ = list(_HOMES)
+
+keep_from_dumps()  # Locust is the program; this is the first of ours that it runs
 
 
 def __getattr__(name: str) -> Any:

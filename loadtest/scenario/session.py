@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from typing import Any, Protocol, cast
 
 import gevent
@@ -283,6 +285,8 @@ def _init(environment: Environment, **_: Any) -> None:
     session = Session(environment)
     statistics.count_final_answers(environment.stats)
     _sessions[id(environment)] = session
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup; Locust knows SIGTERM alone
+        gevent.signal_handler(signal.SIGHUP, os.kill, os.getpid(), signal.SIGTERM)
     fired: Any = environment.events
     fired.test_start.add_listener(lambda **_: session.start())
     fired.test_stopping.add_listener(lambda **_: session.stopping())

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.05
 _KILL_S = 10.0
@@ -116,6 +117,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # only the end of standard input, or of the command, ends us
     _set(_PR_SET_CHILD_SUBREAPER, 1)
+    _set(_PR_SET_DUMPABLE, 0)  # the environment may hold a key for the command
     try:
         server = subprocess.Popen(
             arguments[1:],

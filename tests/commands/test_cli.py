@@ -127,3 +127,13 @@ def test_a_result_that_nobody_takes_is_exit_code_1(place):
 def test_a_standard_stream_may_be_closed(number):
     done = subprocess.run(FIT, capture_output=True, text=True, preexec_fn=lambda: os.close(number))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("limit_kib", [60_000, 150_000, 250_000, 900_000])
+@pytest.mark.parametrize("argv", [("fit", "--model", "qwq-32b", "--gpu", "l20"), ("analyze", "runs/none"), ("--help",)])
+def test_with_little_memory_a_command_works_or_ends_with_one_line(argv, limit_kib):
+    limited = ["bash", "-c", f'ulimit -v {limit_kib}; exec "$@"', "-", sys.executable, "-m", "loadtest", *argv]
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=120)
+    assert done.returncode in (0, 1), done
+    assert len(done.stderr.splitlines()) == done.returncode, done.stderr
+    assert limit_kib > 600_000 or argv[0] == "--help" or "ulimit -v: expected" in done.stderr

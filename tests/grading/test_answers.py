@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import string
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -205,3 +206,48 @@ def test_language_is_judged_by_the_rest_of_the_answer_where_the_prompt_is_not_kn
     assert answer_troubles("So 答案 is 4.") == ("wrong_language",)
     assert answer_troubles(r"答案是 \boxed{4}") == answer_troubles('答案: {"answer": "C"}') == ()
     assert answer_troubles("好" * 500) == ("repetition",)
+
+
+NESTED = {
+    "braces": lambda n: "{" * (n // 2) + "}" * (n // 2),
+    "fractions": lambda n: r"\frac{1}{" * (n // 10) + "1" + "}" * (n // 10),
+    "parentheses": lambda n: "(" * (n // 2) + ")" * (n // 2),
+    "texts": lambda n: r"\text{" * (n // 7) + "a" + "}" * (n // 7),
+    "digits": lambda n: "9" * n,
+    "power": lambda n: "10^{" + "9" * n + "}",
+    "list": lambda n: "1," * (n // 2) + "1",
+    "set": lambda n: r"\{" + "1," * (n // 2) + r"1\}",
+    "products": lambda n: r"1\times" * (n // 7) + "1",
+    "percents": lambda n: r"1\%" * (n // 3),
+    "units": lambda n: "1" + " cm" * (n // 3),
+    "dollars": lambda n: "$" * n,
+    "boxes": lambda n: r"\boxed{" * (n // 7),
+}
+
+
+def operations(work):
+    """Instructions of Python that it takes: the same on any machine."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("shape", NESTED)
+def test_a_check_takes_time_linear_in_the_text(shape):
+    """Twice the text takes little more than twice the work, and the longest text that is read is checked in bounds."""
+    ask = Prompt(id="a", messages=({"role": "user", "content": "2+2?"},), answer="4", answer_format="boxed")
+    half, whole = (operations(lambda n=n: check(rf"So it is $\boxed{{{NESTED[shape](n)}}}$.", ask)) for n in (950, 1900))
+    assert whole < 2.5 * half
+    assert whole < 10**7

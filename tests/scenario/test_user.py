@@ -170,13 +170,14 @@ def test_a_lost_worker_makes_the_run_incomplete(port, tmp_path):
     assert "was lost" in manifest(tmp_path)["incomplete_reason"]
 
 
-def test_an_interrupt_keeps_everything(port, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_keeps_everything(number, port, tmp_path):
     process = subprocess.Popen(locust(port, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 30
     while not records(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
     assert [r["outcome"] for r in records(tmp_path)].count("cut_off") == 2
