@@ -98,15 +98,18 @@ class _Judged:
 
 
 def maximum_concurrency(
-    levels: Sequence[LevelFigures], objectives: Sequence[Slo], fit: MemoryFit | None
+    levels: Sequence[LevelFigures], objectives: Sequence[Slo], fit: MemoryFit | None, *, held: bool = True
 ) -> MaximumConcurrency:
     """The highest concurrency up to which every level meets every SLO, and what limits it; of sound levels.
 
     `by_slo` follows the figures alone, `ci95` the intervals. `by_kv_cache`: requests of the cell's whole context that the KV
     cache holds; `by_kv_workload`: requests as long as those that were measured. `limit` is `kv_cache` where the level that
-    broke an SLO (`binds`) has more requests than `by_kv_workload`.
+    broke an SLO (`binds`) has more requests than `by_kv_workload`. Of an open loop, which holds no concurrency (`held`),
+    there is none.
     """
     room = _room(levels, fit)
+    if not held:
+        return _unjudged("requests came by the clock: no concurrency was held", room, fit)
     if not objectives or not levels:
         return _unjudged("no SLO was given" if levels else "no sound level was measured", room, fit)
     judged = [_Judged(level.concurrency, [judge_slo(one, level) for one in objectives]) for level in levels]

@@ -132,7 +132,7 @@ def _cell(
         reason=facts.reason,
         fit=facts.fit,
         roofline=_roofline(facts, sound),
-        maximum_concurrency=slo_objectives.maximum_concurrency(sound, objectives, facts.fit),
+        maximum_concurrency=slo_objectives.maximum_concurrency(sound, objectives, facts.fit, held=not manifest.open_loop),
         levels=tuple(levels),
         composed=() if composed is None else composed.levels,
         conditions=() if composed is None else composed.conditions,

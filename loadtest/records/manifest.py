@@ -119,6 +119,11 @@ class Manifest(_Open, frozen=True, kw_only=True):
         table = _joined(msgspec.to_builtins(self))
         return table | {"cells": [_joined(cell) for cell in table["cells"]]}
 
+    @property
+    def open_loop(self) -> bool:
+        """Did requests come by the clock? The concurrency of a level is then only the most that could be in flight."""
+        return "arrivals" in (self.scenario_options or {})
+
     def cell(self, cell_id: str) -> ManifestCell | None:
         return next((cell for cell in self.cells if cell.id == cell_id), None)
 

@@ -79,12 +79,39 @@ def decision_lines(metrics: Metrics, manifest: Manifest) -> tuple[Line, ...]:
     found = [
         *_searches(metrics, cells),
         _engine(metrics, cells),
-        _configuration(sound),
-        None if metrics.searches else _concurrency(sound, slos_in_words(metrics)),
+        *([_at_rate(cell, manifest) for cell in sound] if manifest.open_loop else _closed_loop(metrics, sound)),
         _cost(sound, price(manifest)),
         _left_out(cells),
     ]
     return tuple(line for line in found if line is not None)
+
+
+def _closed_loop(metrics: Metrics, sound: tuple[ShownCell, ...]) -> list[Line]:
+    return [_configuration(sound), *([] if metrics.searches else [_concurrency(sound, slos_in_words(metrics))])]
+
+
+def rate_of(manifest: Manifest) -> str:
+    """What an open loop sent.
+
+    >>> rate_of(Manifest(run_id="r", scenario_options={"rate": 0.5, "arrivals": "poisson"}))
+    '0.5 requests/s (poisson)'
+    """
+    options = manifest.scenario_options or {}
+    kind, rate = clean(str(options.get("arrivals"))), options.get("rate")
+    return f"{rate:g} requests/s ({kind})" if isinstance(rate, int | float) else f"the {kind} rate"
+
+
+def _at_rate(cell: ShownCell, manifest: Manifest) -> Line:
+    """What users of a cell wait for at the rate of an open loop, and whether that is within the SLOs."""
+    (level, *_) = cell.levels
+    broken = [slo_words(one.slo) for one in level.slo if one.met is False]
+    open_ones = [slo_words(one.slo) for one in level.slo if one.met is None]
+    answer = "Every SLO is met" if level.slo else "No SLO was set"
+    if broken or open_ones:
+        answer = f"Not met: {'; '.join(broken)}" if broken else f"Undecided, too few requests: {'; '.join(open_ones)}"
+    waits = ("ttft_s", "time_to_final_answer_s")
+    told = [f"{STATISTICS['p50']}{METRICS[one].name} {with_interval(level.estimate(one, 'p50'), 's')}" for one in waits]
+    return Line(f"At {rate_of(manifest)}", answer, f"{cell.engine}, {cell.deployment}: {'; '.join(told)}.")
 
 
 def _left_out(cells: tuple[ShownCell, ...]) -> Line | None:

@@ -17,7 +17,7 @@ from loadtest.records.manifest import Manifest
 from loadtest.report.cells import ShownCell, by_level, cells_of, typical_statistic
 from loadtest.report.checklist import NO_ENGINES, THIS_RUN, clock_error_words, failure_lines, gate_checks
 from loadtest.report.composed import composed_lines
-from loadtest.report.decision import decision_lines
+from loadtest.report.decision import decision_lines, rate_of
 from loadtest.report.formatting import clean, count, needs, number
 from loadtest.report.search import search_text
 from loadtest.report.tables import queued_notes
@@ -38,32 +38,30 @@ def decision_text(
 ) -> str:
     """A row for each level, then the verdict and what is missing; `columns` wide (default: the terminal, at most 120)."""
     columns = min(columns or shutil.get_terminal_size(UNKNOWN_TERMINAL).columns, WIDEST)
-    text = [*_warnings(metrics, manifest, engines), *_open_loop(manifest), *_levels(metrics, columns)]
+    levels = _levels(metrics, columns, "run_tokens_per_s" if manifest.open_loop else _TOTAL)
+    text = [*_warnings(metrics, manifest, engines), *_open_loop(manifest), *levels]
     text += [*composed_lines(cells_of(metrics)), "", *search_text(metrics.searches)]
     body = [_wrapped(line, columns) for line in text]
     return "\n".join([*body, *_verdict(metrics, manifest, columns), *_missing(metrics, manifest, columns)])
 
 
 def _open_loop(manifest: Manifest) -> list[str]:
-    """What an open loop sent: then the concurrency of a level is only the most that may be in flight."""
-    options = manifest.scenario_options or {}
-    if "arrivals" not in options:
+    if not manifest.open_loop:
         return []
-    rate = f"{options['rate']:g} requests/s, " if isinstance(options.get("rate"), int | float) else ""
-    return [f"Open loop: {rate}{clean(str(options['arrivals']))} arrivals; concurrency is the most in flight", ""]
+    return [f"Open loop: {rate_of(manifest)}; concurrency is the most in flight, total tokens/s those of the whole run", ""]
 
 
-def _levels(metrics: Metrics, columns: int) -> list[str]:
+def _levels(metrics: Metrics, columns: int, total: str) -> list[str]:
     """The levels under the name of their cell, and a line for each kind of figure that is not there."""
     cells = cells_of(metrics)
     speed = typical_statistic(cells, _SPEED)
-    rows = {cell.id: [_level_row(level, speed) for level in cell.levels] for cell in cells}
+    rows = {cell.id: [_level_row(level, speed, total) for level in cell.levels] for cell in cells}
     widths = [max(map(len, column)) for column in zip(_HEAD, *(row for of in rows.values() for row in of), strict=True)]
     table = [*_group_heads(widths), _row(_HEAD, widths)]
     for cell in cells:
         table.append(_cut(cell.id if cell.levels else f"{cell.id}: {cell.status}", columns))
         table += [_row(row, widths) for row in rows[cell.id]]
-    return [*table, *_notes(cells, rows, speed)] if cells else []
+    return [*table, *_notes(cells, rows, speed), *_totals_missing(cells, total)] if cells else []
 
 
 _SPEED, _TOTAL = "tokens_per_s_per_user", "output_tokens_per_s"
@@ -73,9 +71,9 @@ _GROUPS = (("TTFT, s", 2, 5), ("final answer, s", 5, 8), ("tokens/s", 8, 10))  #
 _TIGHT = frozenset({3, 4, 6, 7})  # columns with one space before them
 
 
-def _level_row(level: LevelFigures, speed: Statistic) -> tuple[str, ...]:
+def _level_row(level: LevelFigures, speed: Statistic, total: str) -> tuple[str, ...]:
     times = [level.estimate(metric, one) for metric in ("ttft_s", "time_to_final_answer_s") for one in _QUANTILES]
-    figures = [*times, level.estimate(_SPEED, speed), level.estimate(_TOTAL)]
+    figures = [*times, level.estimate(_SPEED, speed), level.estimate(total)]
     failed = None if level.failed_share.value is None else round(level.failed_share.value * level.n_requests)
     return (count(level.concurrency), count(level.n_requests), *map(_figure, figures), count(failed))
 
@@ -104,14 +102,14 @@ def _notes(cells: Sequence[ShownCell], rows: Mapping[str, list[tuple[str, ...]]]
     texts = {text for of in rows.values() for row in of for text in row}
     notes = ["tokens/s per user: mean of the requests"] if speed == "mean" and texts else []
     notes += ["n≥N: the figure needs N requests at its level"] if any(text.startswith("n≥") for text in texts) else []
-    return [*notes, *queued_notes(cells), *_totals_missing(cells)]
+    return [*notes, *queued_notes(cells)]
 
 
-def _totals_missing(cells: Sequence[ShownCell]) -> list[str]:
+def _totals_missing(cells: Sequence[ShownCell], total: str) -> list[str]:
     """Each reason why levels have no total tokens/s, with these levels."""
     gone: dict[str, dict[str, list[str]]] = {}
     for cell, level in by_level(cells):
-        found = level.estimate(_TOTAL)
+        found = level.estimate(total)
         if not found.known and found.reason:
             gone.setdefault(clean(found.reason), {}).setdefault(cell.id, []).append(count(level.concurrency))
     places = {why: "; ".join(f"{cell} at {', '.join(at)}" for cell, at in of.items()) for why, of in gone.items()}

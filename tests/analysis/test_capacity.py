@@ -188,3 +188,9 @@ def test_a_plan_from_records():
     assert {one.simulated for one in found} == {True, False}
     with pytest.raises(UsageError, match="--slo"):
         capacity.plan(cells, [], capacity.CapacityDemand(users=3))
+
+
+def test_an_open_loop_has_no_maximum_concurrency():
+    found = objectives.maximum_concurrency([FOUR], SLO, FIT, held=False)
+    assert (found.by_slo, found.limit, found.reason) == (None, None, "requests came by the clock: no concurrency was held")
+    assert found.by_kv_cache == FIT.max_streams

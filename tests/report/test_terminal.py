@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from loadtest.metrics.figures import Estimate, unknown
-from loadtest.metrics.level_schema import TokenCounts
+from loadtest.metrics.level_schema import SloResult, TokenCounts
 from loadtest.records.engine_facts import ClockError
 from loadtest.report import tables
 from loadtest.report.cells import cells_of
@@ -113,3 +115,33 @@ def test_the_terminal_says_which_requests_failed_and_nothing_where_none_did():
     )
     told = "FAILED: 15 of 24 requests, vllm_qwq-32b-awq_tp1 at concurrency 2 (error_in_stream 14, http_503 1)"
     assert told in said(failed)
+
+
+def open_loop(met, **options):
+    """The small run as if its requests had come by the clock."""
+    source = runs.with_levels(
+        runs.small(),
+        lambda level: change(
+            level,
+            output_tokens_per_s=unknown("no steady window"),
+            run_tokens_per_s=Estimate(77.0, None, 1),
+            slo=(SloResult(slo="ttft_s:p50<2", value=1.0, ci95=None, met=met, likely=met, n_needed=None),),
+        ),
+    )
+    return replace(source, manifest=change(source.manifest, scenario_options={"arrivals": "poisson"} | options))
+
+
+def test_an_open_loop_answers_at_its_rate_and_claims_no_concurrency():
+    text = said(open_loop(True, rate=0.5), 200)
+    assert "Open loop: 0.5 requests/s (poisson); concurrency is the most in flight" in text
+    assert "At 0.5 requests/s (poisson): Every SLO is met. " in text
+    assert "median time to first token " in text
+    assert "Maximum concurrency" not in text
+    assert "Which configuration" not in text
+    assert "no total tokens/s" not in text
+    assert " 77.0 " in text
+
+
+@pytest.mark.parametrize(("met", "words"), [(False, "Not met: median"), (None, "Undecided, too few requests: median")])
+def test_an_open_loop_outside_its_slos_says_so(met, words):
+    assert f"At the recorded rate: {words} time to first token < 2 s." in said(open_loop(met, arrivals="recorded"), 200)
