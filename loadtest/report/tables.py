@@ -184,7 +184,14 @@ def levels_table(cells: Sequence[ShownCell]) -> Table:
     absent = [column.title for column in columns if column not in shown]
     notes = ["—: too few requests for the figure, or it does not apply."]
     notes += [f"Known at no level: {'; '.join(absent)}."] if absent and levels else []
-    return Table(("cell", "concurrency", "n", *(one.title for one in shown)), tuple(rows), (*notes, *queued_notes(cells)))
+    return Table(
+        ("cell", "concurrency", "n", *(one.title for one in shown)),
+        tuple(rows),
+        (*notes, *queued_notes(cells), *chunk_notes(cells)),
+    )
+
+
+MANY_TOKENS = 1.5  # in a chunk: above it, chunks are not tokens
 
 
 def queued_notes(cells: Sequence[ShownCell]) -> list[str]:
@@ -195,6 +202,17 @@ def queued_notes(cells: Sequence[ShownCell]) -> list[str]:
         if ((wait := level.queued_s.at("mean")).value or 0.0) > 0.01
     ]
     return [f"Mean wait in the load generator before sending (in no latency above): {'; '.join(waits)}."] if waits else []
+
+
+def chunk_notes(cells: Sequence[ShownCell]) -> list[str]:
+    """Where text comes in chunks of several tokens, so that a user sees pauses that no gap between tokens tells."""
+    seen = [
+        f"{cell.name} at concurrency {level.concurrency}: {number(level.itl_s.n / level.chunk_gap_s.n, 2)} tokens every "
+        f"{number(gap.value)} s {span(gap)}".rstrip()
+        for cell, level in by_level(cells)
+        if (gap := level.chunk_gap_s.at("p50")).known and level.itl_s.n > MANY_TOKENS * level.chunk_gap_s.n
+    ]
+    return [f"Text comes in chunks (median gap between two): {'; '.join(seen)}."] if seen else []
 
 
 # Failures ------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from loadtest.report.composed import composed_lines
 from loadtest.report.decision import decision_lines, rate_of
 from loadtest.report.formatting import clean, count, needs, number
 from loadtest.report.search import search_text
-from loadtest.report.tables import queued_notes
+from loadtest.report.tables import chunk_notes, queued_notes
 from loadtest.report.verdicts import Named, evidence
 
 SIMULATED = "SIMULATED: these figures are predictions"
@@ -102,7 +102,7 @@ def _notes(cells: Sequence[ShownCell], rows: Mapping[str, list[tuple[str, ...]]]
     texts = {text for of in rows.values() for row in of for text in row}
     notes = ["tokens/s per user: mean of the requests"] if speed == "mean" and texts else []
     notes += ["n≥N: the figure needs N requests at its level"] if any(text.startswith("n≥") for text in texts) else []
-    return [*notes, *queued_notes(cells)]
+    return [*notes, *queued_notes(cells), *chunk_notes(cells)]
 
 
 def _totals_missing(cells: Sequence[ShownCell], total: str) -> list[str]:

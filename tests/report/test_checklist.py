@@ -8,8 +8,9 @@ from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.report.cells import cells_of, sound_cells
 from loadtest.report.checklist import gate_checks
 from loadtest.report.decision import CONFIGURATION, LEFT_OUT, RESULT, decision_lines
+from loadtest.report.tables import levels_table
 from loadtest.report.terminal import decision_text
-from tests.support import runs
+from tests.support import builders, runs
 from tests.support.runs import change
 
 LATE = "1.6% of the requests were sent more than 10 ms late; leave this machine to the load test alone"
@@ -192,3 +193,20 @@ def test_a_run_in_which_every_level_failed_has_no_verdict():
     lines = said(runs.hostile()).splitlines()
     assert any(line.startswith("Result: No verdict. A check failed at every level: ") for line in lines)
     assert not any(line.startswith(("Which configuration", "Cost of")) for line in lines)
+
+
+def test_chunks_of_several_tokens_are_said_and_single_ones_are_not():
+    """Ten chunks of 4 tokens, 0.4 s apart: 36 tokens come after the first chunk, in 9 gaps."""
+    made = [
+        builders.request(
+            10.0 * i, seq=i, gap_s=0.4, chunk_tokens=(4,) * 10, completion_tokens=40, reasoning_tokens=24, answer=4
+        )
+        for i in range(12)
+    ]
+    chunky = runs.analysed(builders.run([builders.cell([builders.level(made)])]))
+    words = (
+        "Text comes in chunks (median gap between two): vLLM QwQ-32B-AWQ, 1 GPU at concurrency 1: 4.0 tokens every 0.400 s"
+    )
+    assert words in said(chunky)
+    assert words in " ".join(levels_table(cells_of(chunky.metrics)).notes)
+    assert "Text comes in chunks" not in said(runs.small())
