@@ -146,3 +146,34 @@ def test_tokens_that_come_at_once_are_no_cycle(gap_s, tokens):
     made = [builders.request(0.0, gap_s=gap_s, thinking=tokens, answer=0, user=user) for user in (0, 1)]
     found, method = renewal.tokens_per_s([request_arrays.pass_arrays(builders.level(made, concurrency=2), builders.ANCHOR)])
     assert method == "steady window" or np.isfinite(found.value)
+
+
+def cycle(slope, tokens, noise=0.0):
+    """Five stretches of a young run: 20 ms a token, and `slope` more for each token that users have before them."""
+    ages = np.array([0.0, 100.0, 200.0, 300.0, 400.0])
+    gap_s = 0.02 + slope * ages + noise * np.array([1.0, -1.0, 0.0, -1.0, 1.0])
+    return renewal.UserCycle(8, tokens, tokens - 1, np.full(4, 0.25), gap_s, ages, 1.0)
+
+
+def test_gaps_of_a_young_run_are_moved_to_the_age_of_a_long_one():
+    """Answers of 1000 tokens are 500 old in the mean: 20 ms + 500 x 10 us = 25 ms; the run saw 22 ms. Answers of
+    500 and 1500 tokens are (500^2 + 1500^2) / 2 / 2000 = 625 old."""
+    alike = renewal._at_mean_age(cycle(1e-5, np.full(4, 1000.0)), np.full(4, 1000.0))
+    assert alike.gap_s == pytest.approx([0.025] * 5)
+    assert alike.error_s == pytest.approx(0)
+    mixed = np.array([500.0, 1500.0])
+    found = renewal._at_mean_age(cycle(1e-5, mixed), mixed)
+    assert found.gap_s == pytest.approx([0.02625] * 5)
+    # d = N^2 - 2 x 625 N = -375,000 and 375,000: their standard deviation / (2 x 1000 x sqrt 2) = 187.5 tokens
+    assert found.error_s == pytest.approx(1e-5 * 187.5)
+
+
+def test_a_line_that_is_not_sure_widens_the_interval_and_none_that_falls_moves_a_gap():
+    """Residuals of 1, -1, 0, -1, 1 ms: sqrt(4e-6 / 3 / 1e5) = 3.65e-6 s per token, 300 tokens past the mean."""
+    tokens = np.full(4, 1000.0)
+    assert renewal._at_mean_age(cycle(0.0, tokens, noise=1e-3), tokens).error_s == pytest.approx(3.6515e-6 * 300, rel=1e-4)
+    assert renewal._at_mean_age(cycle(-1e-5, tokens), tokens).gap_s == pytest.approx(0.02 - 1e-5 * np.arange(0, 500, 100))
+    sure = renewal.renewal_tokens_per_s(8, tokens, np.full(4, 0.25), np.full(10, 0.02))
+    unsure = renewal.renewal_tokens_per_s(8, tokens, np.full(4, 0.25), np.full(10, 0.02), gap_error_s=0.001)
+    assert sure.value == unsure.value
+    assert unsure.ci95[1] - unsure.ci95[0] > sure.ci95[1] - sure.ci95[0]
