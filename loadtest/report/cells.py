@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -89,6 +89,11 @@ class ShownCell:
         return f"{self.model}, {self.gpus} GPU{'' if self.gpus == 1 else 's'}{mode}"
 
     @property
+    def placed(self) -> str:
+        """The deployment inside a sentence: `QwQ-32B on 2 GPUs`."""
+        return self.deployment.replace(", ", " on ", 1)
+
+    @property
     def status(self) -> str:
         """How it ended, with the reason where that is not well."""
         status = self.figures.status or ("ok" if self.levels else "not measured")
@@ -172,6 +177,29 @@ def top_concurrency(group: Iterable[ShownCell]) -> int:
     """The highest at which every cell of the group has requests; the highest of any where they share none."""
     levels = [{level.concurrency for level in cell.levels if level.n_requests} for cell in group]
     return max(set.intersection(*levels) or set.union(*levels) or {1})
+
+
+def best_cell(cells: Sequence[ShownCell]) -> ShownCell:
+    """The cell with the highest concurrency within the SLOs; among equals, that with the shortest median wait there."""
+
+    def rank(cell: ShownCell) -> tuple[float, float, float]:
+        level = headline_level(cell)
+        wait = None if level is None else level.time_to_final_answer_s.p50
+        total = None if level is None else level.output_tokens_per_s.value
+        return cell.figures.maximum_concurrency.by_slo or 0, -(wait if wait is not None else 1e12), total or 0.0
+
+    return max(cells, key=rank)
+
+
+def headline_level(cell: ShownCell) -> LevelFigures | None:
+    """The level that stands for a cell: the highest within the SLOs; the lowest where none is; without SLOs the highest."""
+    levels = [level for level in cell.levels if level.n_requests]
+    within = cell.figures.maximum_concurrency.by_slo
+    if not levels:
+        return None
+    if within is None:
+        return levels[-1]
+    return cell.level(within) or levels[0]
 
 
 def concurrencies(cells: Iterable[ShownCell]) -> tuple[int, ...]:

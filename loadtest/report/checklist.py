@@ -11,7 +11,7 @@ from typing import Literal
 from loadtest.analysis.validity import Doubt, doubts, window_doubts
 from loadtest.metrics.clock_error import time_errors
 from loadtest.metrics.level_schema import ClientHealth, GateStatus, LevelFigures, Reconciliation
-from loadtest.metrics.schema import ClaimResult, Comparison, Metrics
+from loadtest.metrics.schema import Comparison, Metrics
 from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.records.schema import TokenCountSource
@@ -55,19 +55,10 @@ def not_measured(metrics: Metrics, manifest: Manifest) -> tuple[str, ...]:
         elif missing := sorted(set(manifest.levels) - {level.concurrency for level in cell.levels if level.n_requests}):
             found.append(f"{cell.name}: no data at concurrency {', '.join(map(str, missing))}")
     found += [f"{listed(names)}: {why}" for why, names in absent.items()]
-    found += _unjudged(metrics.findings)
     found += _without_verdict(metrics.comparisons)
     if metrics.simulated:
         found.append("Real GPUs, real weights and right answers: the engines were simulated")
     return tuple(found)
-
-
-def _unjudged(claims: tuple[ClaimResult, ...]) -> list[str]:
-    """The published claims that this run cannot judge; in one line where it can judge none of them."""
-    unjudged = [row for row in claims if row.verdict == "not_measured"]
-    if len(unjudged) == len(claims) > 1:
-        return [f"None of the {len(claims)} published claims: this run has no cell that they are about"]
-    return [f"Claim “{clean(row.claim)}”: {clean(row.reason or 'no data')}" for row in unjudged]
 
 
 def _without_verdict(rows: tuple[Comparison, ...]) -> list[str]:

@@ -13,9 +13,10 @@ from loadtest.analysis.decisions import RunComparison
 from loadtest.metrics.catalogue import METRICS
 from loadtest.metrics.schema import Comparison, Metrics
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import Groups, ShownCell, cells_of
-from loadtest.report.decision import Line
+from loadtest.report.cells import Groups, ShownCell, cells_of, flat
+from loadtest.report.decision import Line, price
 from loadtest.report.formatting import at_concurrency, clean, number, signed, span
+from loadtest.report.overview import Overview, configurations
 from loadtest.report.plots.catalogue import shared_figures
 from loadtest.report.plots.figure import Figure, Table
 from loadtest.report.plots.ratios import PARTS, Compared, between_runs, explained, ratios_figure, reasons_figure
@@ -84,6 +85,16 @@ def comparison_lines(candidate: Side, compared: Sequence[Compared]) -> tuple[Lin
     words = summary(found)
     changed = Line("What changed", f"{words[:1].upper()}{words[1:]}", " ".join(evidence(found)))
     return (changed, _largest(compared), _reason(compared), _asked_alike(candidate))
+
+
+def comparison_answer(sides: Sequence[Side]) -> str:
+    """What changed, in one sentence."""
+    said = []
+    for label, side in zip(labels(sides)[1:], sides[1:], strict=True):
+        words = comparison_lines(side, compared_rows(sides[0], side))[0].answer
+        said.append(words if len(sides) == 2 else f"{label}: {words[:1].lower()}{words[1:]}")
+    text = "; ".join(said)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _is_decided(one: Compared) -> bool:
@@ -155,6 +166,12 @@ def differences(sides: Sequence[Side]) -> Table | None:
     return Table(("key", *labels(sides)), tuple(rows)) if rows else None
 
 
+def compared_configurations(sides: Sequence[Side]) -> Overview:
+    """What all runs have in common, run by run, at the baseline's price."""
+    cells = flat(_groups(sides))
+    return configurations(cells, price(sides[0].manifest), with_slos=any(side.metrics.run.slo for side in sides))
+
+
 def comparison_figures(sides: Sequence[Side]) -> tuple[Figure, ...]:
     """Ratios and reasons for each candidate, then all runs on one scale."""
     names, found = labels(sides), []
@@ -165,7 +182,10 @@ def comparison_figures(sides: Sequence[Side]) -> tuple[Figure, ...]:
         found.append(ratios_figure(compared, f"ratios{suffix}", title))
         found.append(reasons_figure(compared, f"why{suffix}", simulated=simulated))
     groups = _groups(sides)
-    return (*(one for one in found if one is not None), *(shared_figures(groups) if groups else ()))
+    return (
+        *(one for one in found if one is not None),
+        *(shared_figures(groups, sides[0].metrics.run.slo) if groups else ()),
+    )
 
 
 def _groups(sides: Sequence[Side]) -> Groups:

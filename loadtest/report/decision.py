@@ -21,6 +21,7 @@ from loadtest.report.cells import (
     FAMILIES,
     ShownCell,
     at_level,
+    best_cell,
     by_level,
     cells_of,
     level_places,
@@ -126,7 +127,7 @@ def _left_out(cells: tuple[ShownCell, ...]) -> Line | None:
 def _engine(metrics: Metrics, cells: tuple[ShownCell, ...]) -> Line | None:
     if len({cell.family for cell in cells}) < 2 and not metrics.decisions:
         return None
-    found = [one for one in _named(metrics) if one.of.ratio.known]
+    found = [one for one in named_decisions(metrics) if one.of.ratio.known]
     if not found:
         reasons = "; ".join(dict.fromkeys(clean(one.reason) for one in metrics.decisions))
         return Line(ENGINE, "No verdict", f"No pair of cells could be compared{f': {reasons}' if reasons else ''}.")
@@ -137,7 +138,8 @@ def _engine(metrics: Metrics, cells: tuple[ShownCell, ...]) -> Line | None:
     return Line(ENGINE, summary(found), because)
 
 
-def _named(metrics: Metrics) -> list[Named]:
+def named_decisions(metrics: Metrics) -> list[Named]:
+    """The decisions of a run with the names of their engines and of what was compared."""
     cells = {cell.figures.id: cell for cell in cells_of(metrics)}
     sides = [(one, cells[one.a], cells[one.b]) for one in metrics.decisions if one.a in cells and one.b in cells]
     return [Named(one, FAMILIES[a.family], FAMILIES[b.family], a.deployment) for one, a, b in sides]
@@ -235,8 +237,8 @@ def _concurrency(cells: tuple[ShownCell, ...], wanted: tuple[str, ...]) -> Line:
     if not wanted:
         because = "Without an SLO there is no maximum: set one with slo in the study, or --slo of attach."
         return Line(CONCURRENCY, "No SLO was set", because)
-    met = [(cell.figures.maximum_concurrency.by_slo or 0, surely_met(cell), cell) for cell in cells]
-    n, certain, cell = max(met, key=lambda row: row[:2])
+    cell = best_cell(cells)
+    n, certain = cell.figures.maximum_concurrency.by_slo or 0, surely_met(cell)
     if n == 0:
         return Line(CONCURRENCY, "No level is shown to meet the SLOs", f"{_binding(cells)}. {slos}")
     more = "; higher was not tried" if n == cell.levels[-1].concurrency else ""

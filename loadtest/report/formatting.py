@@ -97,6 +97,15 @@ def needs(of: Bounded) -> str:
     return f"needs n ≥ {of.n_needed}" if isinstance(of, Estimate) and of.n and of.n_needed else ""
 
 
+def value_or_need(of: Bounded) -> str:
+    """A figure; without it, the n that it needs, or a dash.
+
+    >>> value_or_need(Estimate(None, None, 5, n_needed=36))
+    'n ≥ 36'
+    """
+    return number(of.value) if of.known else needs(of).removeprefix("needs ") or DASH
+
+
 def value_and_span(of: Bounded) -> tuple[str, str]:
     """Two columns of a table: the figure and its interval, or a dash and the n that it needs."""
     if of.value is None:

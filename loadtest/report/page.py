@@ -18,9 +18,10 @@ from loadtest.metrics.schema import Metrics
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.records.write import make_folder, write_file
-from loadtest.report.cells import cells_of
+from loadtest.report.cells import ShownCell, cells_of
 from loadtest.report.checklist import (
     NO_ENGINES,
+    THIS_RUN,
     Check,
     clock_error_words,
     gate_checks,
@@ -30,7 +31,9 @@ from loadtest.report.checklist import (
 )
 from loadtest.report.comparison import (
     Side,
+    compared_configurations,
     compared_rows,
+    comparison_answer,
     comparison_figures,
     comparison_lines,
     differences,
@@ -39,9 +42,11 @@ from loadtest.report.comparison import (
 from loadtest.report.composed import composed_table
 from loadtest.report.decision import decision_lines, question_of
 from loadtest.report.formatting import clean, listed, when
-from loadtest.report.index import Entry, index_rows
-from loadtest.report.plots.catalogue import draw_run
-from loadtest.report.plots.figure import Drawing, Figure, draw
+from loadtest.report.index import Entry, index_answer, index_badge, index_charts, index_columns, index_rows
+from loadtest.report.overview import Badge, Overview, answer_of, badge_of, overview_of
+from loadtest.report.plots.catalogue import ABSENT, draw_run
+from loadtest.report.plots.figure import Drawing, Figure, Table, draw
+from loadtest.report.plots.overview import SPEED, TIMES
 from loadtest.report.search import search_table
 from loadtest.report.tables import (
     Command,
@@ -51,6 +56,7 @@ from loadtest.report.tables import (
     contract_table,
     definitions,
     environment_rows,
+    failed_levels_table,
     failures_table,
     findings,
     fit_texts,
@@ -58,15 +64,24 @@ from loadtest.report.tables import (
 )
 from loadtest.report.templates import Templates
 
+CHARTS = (SPEED, TIMES)
 GROUPS = (
+    ("comparison", "Comparison", ("ratios", "why")),
+    ("time", "Where the time goes", ("where-the-time-goes", "ttft")),
     (
-        "speed",
-        "Speed",
-        ("tokens-per-s-total", "tokens-per-s-per-user", "ttft", "time-to-first-answer", "time-to-final-answer"),
+        "inside",
+        "More figures: trade-offs, other waits, gaps between tokens, the server and each request over time",
+        (
+            "pareto",
+            "time-to-final-answer",
+            "time-to-first-answer",
+            "survival",
+            "token-gaps",
+            "roofline",
+            "server",
+            "timeline",
+        ),
     ),
-    ("comparison", "One engine against the other", ("ratios", "why", "pareto", "roofline")),
-    ("time", "Where the time goes", ("where-the-time-goes", "survival", "token-gaps")),
-    ("inside", "Over time", ("server", "timeline")),
 )
 
 
@@ -89,6 +104,11 @@ class Health:
     checks: tuple[Check, ...]
     reasons: tuple[str, ...]
 
+    @property
+    def whole(self) -> bool:
+        """Does a failed check doubt the whole run, not some of its levels alone?"""
+        return any(check.state == "fail" and check.where == THIS_RUN for check in self.checks)
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -97,16 +117,28 @@ class Shown:
     figure: Figure
     inner: Markup
     boxes: tuple[str, ...]
-    kind: Literal["one", "two", "three"]  # columns of panels where the screen is wide enough
+    columns: int  # panels side by side where the screen is wide enough
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Figures under one heading."""
+    """Figures under one heading; `absent`: title of each that could not be drawn, and why."""
 
     anchor: str
     title: str
     figures: tuple[Shown, ...]
+    absent: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """The first screen of a page; `table`: None where the page has one of its own."""
+
+    question: str
+    answer: str
+    badge: Badge
+    charts: tuple[Shown, ...]
+    table: Overview | None
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -138,8 +170,12 @@ def write_comparison_page(
 
 def index_page(folder: str, entries: list[Entry], templates: Templates | None = None) -> str:
     """The index page of a folder of runs."""
-    title = f"Runs in {clean(folder)}"
-    return (templates or Templates()).render("index.html.j2", title=title, simulated=False, rows=index_rows(entries))
+    title, rows = f"Runs in {clean(folder)}", index_rows(entries)
+    charts = tuple(_shown(draw(figure)) for figure in index_charts(entries))
+    entrance = Entrance(title, index_answer(rows), index_badge(rows), charts, None)
+    return (templates or Templates()).render(
+        "index.html.j2", title=title, simulated=False, entrance=entrance, rows=rows, columns=index_columns()
+    )
 
 
 def write_index_page(folder: str, entries: list[Entry], out_html: Path, templates: Templates | None = None) -> None:
@@ -170,24 +206,32 @@ def _save(page: str, drawings: Iterable[Drawing], out_html: Path, plots_dir: Pat
 def _run_page(source: Source, drawings: Iterable[Drawing], templates: Templates) -> str:
     metrics, manifest, engines = source.metrics, source.manifest, source.engines
     cells, question = cells_of(metrics), question_of(metrics, manifest)
+    health, drawn = _health(metrics, manifest, engines), {drawing.figure.name: _shown(drawing) for drawing in drawings}
     return templates.render(
         "page.html.j2",
         simulated=metrics.simulated,
         title=_titled(question, simulated=metrics.simulated),
-        question=question,
+        entrance=Entrance(
+            question,
+            answer_of(metrics),
+            badge_of(metrics, health.checks),
+            tuple(drawn[name] for name in CHARTS if name in drawn),
+            overview_of(metrics, manifest),
+        ),
         facts=_facts(metrics),
         lines=decision_lines(metrics, manifest),
         not_measured=not_measured(metrics, manifest),
         clock_speed=metrics.run.clock_speed,
         clock_error=clock_error_words(metrics),
-        health=_health(metrics, manifest, engines),
-        groups=_grouped(drawings),
+        health=health,
+        groups=_grouped(drawn, paired=_paired(cells)),
         findings=findings(metrics),
         capacity=capacity_table(cells, metrics, manifest),
         searched=search_table(metrics),
         composed=composed_table(cells),
         levels=levels_table(cells),
         failures=failures_table(cells),
+        failed=failed_levels_table(cells),
         doubts=window_reasons(metrics),
         cells=cells_table(cells, engines),
         chosen=[cell.name for cell in cells] if len(cells) > 1 else [],
@@ -230,13 +274,22 @@ def _date(started: str | None) -> str:
         return clean(started or "")
 
 
-def _grouped(drawings: Iterable[Drawing]) -> list[Group]:
-    drawn = {drawing.figure.name: _shown(drawing) for drawing in drawings}
+def _paired(cells: Iterable[ShownCell]) -> bool:
+    """Were two engines asked for on one deployment?"""
+    families: dict[str, set[str]] = {}
+    for cell in cells:
+        families.setdefault(cell.deployment, set()).add(cell.family)
+    return any(len(found) > 1 for found in families.values())
+
+
+def _grouped(drawn: Mapping[str, Shown], *, paired: bool) -> list[Group]:
+    """The figures by heading; no comparison where no two engines can be compared."""
     groups = []
     for anchor, title, names in GROUPS:
+        if anchor == "comparison" and not paired:
+            continue
         shown = tuple(drawn[name] for name in names if name in drawn)
-        title = "Trade-offs" if anchor == "comparison" and "ratios" not in drawn else title
-        groups += [Group(anchor, title, shown)] if shown else []
+        groups.append(Group(anchor, title, shown, tuple(ABSENT[name] for name in names if name not in drawn)))
     return groups
 
 
@@ -264,20 +317,28 @@ def _comparison_page(sides: Sequence[Side], drawings: Iterable[Drawing], templat
         for label, side in zip(labels(sides), sides, strict=True)
     ]
     question = f"What changed from {runs[0].name} to {listed([run.name for run in runs[1:]])}?"
+    drawn = {drawing.figure.name: _shown(drawing) for drawing in drawings}
+    different = differences(sides)
     return templates.render(
         "comparison.html.j2",
         simulated=simulated,
         title=_titled(question, simulated=simulated),
-        question=question,
+        entrance=Entrance(
+            question,
+            comparison_answer(sides),
+            _comparison_badge(runs, different, simulated=simulated),
+            tuple(drawn[name] for name in CHARTS if name in drawn),
+            compared_configurations(sides),
+        ),
         runs=runs,
         failed=[run for run in runs if run.health.state == "failed"],
         decisions=[
             (run.label, run.name, comparison_lines(side, compared_rows(sides[0], side)))
             for run, side in zip(runs[1:], sides[1:], strict=True)
         ],
-        different=differences(sides),
+        different=different,
         left=[clean(one) for side in sides[1:] for one in side.not_compared],
-        groups=_by_side(drawings),
+        groups=_by_side(drawn.values()),
         commands=[
             Command(f"{run.label}: {one.title}", one.text)
             for run, side in zip(runs, sides, strict=True)
@@ -287,18 +348,30 @@ def _comparison_page(sides: Sequence[Side], drawings: Iterable[Drawing], templat
     )
 
 
-def _by_side(drawings: Iterable[Drawing]) -> list[Group]:
+def _comparison_badge(runs: Sequence[ComparedRun], different: Table | None, *, simulated: bool) -> Badge:
+    """Doubtful where a run is, or where the runs were asked for different things."""
+    labels = ("simulated",) if simulated else ()
+    failed = [run.label for run in runs if run.health.state == "failed"]
+    if failed:
+        return Badge((*labels, "doubtful"), f"Do not rely on the {listed(failed)}: a check failed.")
+    if different is not None:
+        keys = ", ".join(row[0] for row in different.rows)
+        return Badge((*labels, "settings differ"), f"Each ratio includes the effect of {keys}.")
+    if simulated:
+        return Badge(labels, "At least one of these runs was simulated: its figures are predictions, and so is every ratio.")
+    return Badge(("sound",), "Every run passed its checks, and all were asked for the same.")
+
+
+def _by_side(shown: Iterable[Shown]) -> list[Group]:
     """The figures of differences, then those that put all runs on one scale."""
-    shown = [_shown(drawing) for drawing in drawings]
-    apart = tuple(one for one in shown if one.figure.name.startswith(("ratios", "why")))
+    below = [one for one in shown if one.figure.name not in CHARTS]
+    apart = tuple(one for one in below if one.figure.name.startswith(("ratios", "why")))
     groups = [
         Group("ratios", "Candidate against baseline", apart),
-        Group("scale", "All runs on one scale", tuple(one for one in shown if one not in apart)),
+        Group("scale", "More figures: all runs on one scale", tuple(one for one in below if one not in apart)),
     ]
     return [group for group in groups if group.figures]
 
 
 def _shown(drawing: Drawing) -> Shown:
-    columns = min(drawing.figure.columns, len(drawing.boxes))
-    kind: Literal["one", "two", "three"] = "one" if columns == 1 else "two" if columns == 2 else "three"
-    return Shown(drawing.figure, Markup(drawing.inner), drawing.boxes, kind)
+    return Shown(drawing.figure, Markup(drawing.inner), drawing.boxes, min(drawing.figure.columns, len(drawing.boxes)))

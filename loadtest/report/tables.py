@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from loadtest.metrics.catalogue import METRICS, TERMS, Metric, Statistic
+from loadtest.metrics.catalogue import METRICS, QUANTILES, TERMS, Metric, Statistic
 from loadtest.metrics.figures import Bounded
 from loadtest.metrics.level_schema import GateStatus, LevelFigures
 from loadtest.metrics.schema import ClaimResult, FindingVerdict, Metrics
@@ -19,7 +19,7 @@ from loadtest.records.manifest import Manifest
 from loadtest.report.cells import ShownCell, by_level, typical_statistic
 from loadtest.report.checklist import violated_keys
 from loadtest.report.decision import Price, cheapest_level, price, slos_in_words, surely_met
-from loadtest.report.formatting import DASH, clean, count, needs, number, percent, span
+from loadtest.report.formatting import DASH, clean, count, number, percent, span, value_or_need
 from loadtest.report.plots.figure import Table
 
 
@@ -156,33 +156,38 @@ class TableColumn:
     title: str
 
     def text(self, level: LevelFigures) -> str:
-        """The figure, and on a second line its interval or the n that it needs."""
+        """The figure, and on a second line its interval; or the n that it needs."""
         found = level.estimate(self.metric, self.statistic)
-        return f"{number(found.value)}\n{span(found) if found.known else needs(found)}".rstrip()
+        return f"{value_or_need(found)}\n{span(found)}".rstrip()
 
 
 _COLUMNS: tuple[tuple[str, Statistic | None], ...] = (  # None: the median, or the mean where a level has no median
-    ("output_tokens_per_s", "value"), ("tokens_per_s_per_user", None), ("ttft_s", None), ("time_to_final_answer_s", None),
-    ("time_to_final_answer_s", "p90"), ("answers_per_hour", "value"), ("reasoning_tokens", "mean"), ("accuracy", "value"),
+    ("output_tokens_per_s", "value"), ("tokens_per_s_per_user", None),
+    *(("ttft_s", one) for one in QUANTILES), *(("time_to_final_answer_s", one) for one in QUANTILES),
+    ("answers_per_hour", "value"), ("reasoning_tokens", "mean"), ("accuracy", "value"), ("failed_share", "value"),
 )  # fmt: skip
-_STATISTICS: Mapping[Statistic, str] = {"value": "", "p50": ", median", "mean": ", mean", "p90": ", p90"}
+_STATISTICS: Mapping[Statistic, str] = {"value": "", "p50": ", median", "mean": ", mean"}
 
 
 def level_columns(cells: Sequence[ShownCell]) -> list[TableColumn]:
     """The columns with their statistic."""
     chosen = [(metric, statistic or typical_statistic(cells, metric)) for metric, statistic in _COLUMNS]
-    return [TableColumn(metric, one, f"{METRICS[metric].short}{_STATISTICS[one]}") for metric, one in chosen]
+    return [TableColumn(metric, one, f"{METRICS[metric].short}{_STATISTICS.get(one, f', {one}')}") for metric, one in chosen]
 
 
 def levels_table(cells: Sequence[ShownCell]) -> Table:
     levels, columns = by_level(cells), level_columns(cells)
-    shown = [one for one in columns if any(level.estimate(one.metric, one.statistic).known for _, level in levels)]
+    shown = [
+        one
+        for one in columns
+        if any(value_or_need(level.estimate(one.metric, one.statistic)) != DASH for _, level in levels)
+    ]
     rows = [
         (cell.name, count(level.concurrency), count(level.n_requests), *(column.text(level) for column in shown))
         for cell, level in levels
     ]
     absent = [column.title for column in columns if column not in shown]
-    notes = ["—: too few requests for the figure, or it does not apply."]
+    notes = ["n ≥ N: the figure needs N requests. —: it does not apply, or the reason is among the failures."]
     notes += [f"Known at no level: {'; '.join(absent)}."] if absent and levels else []
     return Table(
         ("cell", "concurrency", "n", *(one.title for one in shown)),
@@ -220,7 +225,20 @@ def chunk_notes(cells: Sequence[ShownCell]) -> list[str]:
 
 def failures_table(cells: Sequence[ShownCell]) -> Table:
     """Counts of each outcome and trouble by level; kinds that never occurred are named in a note instead."""
-    levels = by_level(cells)
+    return _outcomes(by_level(cells))
+
+
+def failed_levels_table(cells: Sequence[ShownCell]) -> Table | None:
+    """The same, of the levels with failed requests or a failed check alone; None where there is none."""
+    failed = [(cell, level) for cell, level in by_level(cells) if _has_failed(level)]
+    return _outcomes(failed) if failed else None
+
+
+def _has_failed(level: LevelFigures) -> bool:
+    return bool(level.failed_share.value) or "fail" in (level.client_health.status, level.reconciliation.status)
+
+
+def _outcomes(levels: Sequence[tuple[ShownCell, LevelFigures]]) -> Table:
     counts = [_counts(level) for _, level in levels]
     kinds = list(dict.fromkeys(["ok", *(kind for one in counts for kind in one)]))
     seen = [kind for kind in kinds if kind == "ok" or any(one.get(kind) for one in counts)]

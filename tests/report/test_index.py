@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loadtest import cli
-from loadtest.report.index import Entry, index_rows
+from loadtest.report.index import Entry, index_answer, index_badge, index_charts, index_rows
 from loadtest.report.page import index_page
 from tests.support import runs
 from tests.support.runs import HOSTILE, change
@@ -23,9 +23,26 @@ def test_newest_run_stands_first_and_each_tells_its_health():
     assert [row.state for row in rows] == ["fail", "pass"]
     assert [row.simulated for row in rows] == [False, True]
     assert [row.engines for row in rows] == ["SGLang, vLLM", "SGLang, vLLM"]
-    assert "Completeness: incomplete: interrupted by the user" in rows[0].health
+    assert rows[0].badge.labels == ("doubtful", "incomplete")
+    place = "sglang_qwq-32b-awq_tp1 at concurrency 4"
+    assert rows[0].badge.words == f"Load generator: the event loop woke up to 0.31 s late ({place})."
+    assert rows[1].badge.labels == ("simulated",)
     assert rows[1].link == "./a/report.html"
-    assert "No verdict: simulated run" in rows[1].answer
+    assert rows[1].answer.startswith("Simulated, so no verdict between SGLang and vLLM; ")
+    assert [row.number for row in rows] == [2, 1]
+    assert index_answer(rows).startswith("Newest run, qwq-32b on Ada GPUs: so far: SGLang and vLLM are equal within 5 % ")
+    assert index_badge(rows).words == "2 runs: 1 doubtful, 1 incomplete, 1 simulated."
+
+
+def test_charts_of_an_index_have_a_point_for_each_run_and_engine():
+    sample = runs.simulated()
+    speed, times = index_charts([entry("a", sample), entry("b", sample)])
+    assert [row[:2] for row in speed.table.rows] == [
+        ("1", "SGLang-sim QwQ-32B-AWQ, 2 GPUs"), ("1", "vLLM-sim QwQ-32B-AWQ, 2 GPUs"),
+        ("2", "SGLang-sim QwQ-32B-AWQ, 2 GPUs"), ("2", "vLLM-sim QwQ-32B-AWQ, 2 GPUs"),
+    ]  # fmt: skip
+    assert "simulated" in times.title
+    assert index_charts([Entry("x", None, None, paged=False)]) == ()
 
 
 def test_a_run_that_cannot_be_read_is_a_row_that_says_why():

@@ -13,6 +13,7 @@ import pytest
 from loadtest.analysis.validity import window_doubts
 from loadtest.errors import RecordError
 from loadtest.metrics.catalogue import METRICS
+from loadtest.report.overview import answer_of
 from loadtest.report.page import run_page, write_run_page
 from tests.support import runs
 from tests.support.pages import page
@@ -141,9 +142,16 @@ def test_damaged_run_warns_first_and_lists_what_is_missing(damaged):
         assert words in damaged.text, words
 
 
-def test_failed_health_stands_before_the_verdict_it_spoils(damaged, full):
-    assert damaged.text.index("Do not rely on this run") < damaged.text.index("Which engine")
-    assert Page(full).text.index("The run is sound") > Page(full).text.index("Which engine")
+def test_failed_health_stands_before_any_figure(damaged, full):
+    assert damaged.text.index("doubtful incomplete Load generator: the event loop") < damaged.text.index("Tokens/s")
+    assert "doubtful" not in Page(full).text
+
+
+def test_run_whose_every_level_failed_a_check_has_no_answer():
+    def sicken(level):
+        return change(level, client_health=change(level.client_health, status="fail", reasons=("late",)))
+
+    assert answer_of(runs.with_levels(runs.measured(), sicken).metrics) == "No answer: a check failed at every level."
 
 
 def test_verdict_of_a_failed_run_is_said_to_be_conditional(damaged, full):
@@ -152,20 +160,18 @@ def test_verdict_of_a_failed_run_is_said_to_be_conditional(damaged, full):
     assert words not in Page(full).text
 
 
-def test_long_list_of_what_is_missing_is_folded_and_lost_nowhere(full):
-    unjudged = [row for row in runs.simulated().metrics.findings if row.verdict == "not_measured"]
-    assert len(unjudged) > 4
+def test_claims_stand_last_and_only_where_the_study_names_them(full):
     text = Page(full).text
-    assert re.search(r"\d more", text)
-    assert all(row.reason in text for row in unjudged)
+    assert all(row.reason in text for row in runs.simulated().metrics.findings)
+    assert text.index("Published claims") > text.index("Exact commands")
+    assert "claims" not in Page(run_page(runs.with_metrics(runs.simulated(), findings=()))).text.lower()
 
 
-def test_claims_that_this_run_has_no_cell_for_are_one_line_to_open():
-    sample = runs.simulated()
-    findings = tuple(change(row, verdict="not_measured") for row in sample.metrics.findings)
-    shown = Page(run_page(runs.with_metrics(sample, findings=findings, cells=())))
-    assert f"This run can judge none of the {len(findings)} claims" in shown.text
-    assert f"None of the {len(findings)} published claims: this run has no cell that they are about" in shown.text
+def test_a_figure_that_cannot_be_drawn_says_why_in_its_place(full):
+    assert "Not drawn" not in re.sub(r"Not drawn: p\d+", "", Page(full).text)
+    text = Page(run_page(runs.with_levels(runs.simulated(), lambda one: runs.without_distribution(one, "ttft_s")))).text
+    assert "Time to first token Not drawn: no level has enough requests for a figure." in text
+    assert "Where the time to the final answer goes Not drawn: no level has all of its parts." in text
 
 
 def test_doubts_about_windows_are_told_apart_from_failures(full):

@@ -38,8 +38,18 @@ for number, end in zip((3, 4), ends):
     os.dup2(end, number)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-DESKTOP, PHONE = (1280, 900, False), (390, 844, True)
+DESKTOP, PHONE = (1440, 900, False), (390, 844, True)
+MOST_PX = {DESKTOP: 5400, PHONE: 10_000}  # height of a page as it opens: six screens; what a thumb still scrolls
 NAMES = (*RUNS, "comparison")
+# Cells that are wider than the box that they could be scrolled in, or whose words run out of them.
+CUT = """
+Array.from(document.querySelectorAll('th, td')).filter(cell => {
+  const box = cell.closest('.scroll'), style = box && getComputedStyle(box).overflowX;
+  if (cell.checkVisibility && !cell.checkVisibility()) return false;
+  const reach = cell.offsetLeft + cell.offsetWidth - (cell.closest('table').offsetLeft || 0);
+  return cell.scrollWidth > cell.clientWidth + 1 || style !== 'auto' || reach > box.scrollWidth + 1;
+}).map(cell => cell.textContent)
+"""
 EXAMPLES = sorted((Path(__file__).parents[2] / "reports" / "examples").glob("*/report.html"))
 
 
@@ -132,6 +142,9 @@ def pages(tmp_path_factory):
     for name in NAMES:
         found[name] = folder / f"{name}.html"
         found[name].write_text(page(name), encoding="utf-8")
+    found["index"] = folder / "index.html"
+    listed = [Entry(name, source.metrics, source.manifest, paged=True) for name, make in RUNS.items() for source in [make()]]
+    found["index"].write_text(index_page("runs", listed), encoding="utf-8")
     return found
 
 
@@ -162,11 +175,25 @@ def test_policy_stops_a_script_that_is_not_ours(browser, pages, tmp_path):
     assert any("Content Security Policy" in complaint for complaint in browser.complaints())
 
 
-def test_first_screen_holds_question_verdict_and_simulation(browser, pages):
-    browser.open(pages["simulated"], DESKTOP)
-    bottom = "document.querySelector({!r}).getBoundingClientRect().bottom"
-    for part in (".simulation", "h1", ".verdict", ".soundness .checks"):
-        assert browser.run(bottom.format(part)) <= 900, part
+@pytest.mark.parametrize("name", [*NAMES, "index"])
+def test_first_screen_holds_answer_badge_charts_and_the_head_of_the_table(browser, pages, name):
+    browser.open(pages[name], DESKTOP)
+    boxes = "Array.from(document.querySelectorAll({!r})).map(e => e.getBoundingClientRect().toJSON())"
+    for part, n in (("h1", 1), (".badge-line", 1), (".chart", 2), (".overview thead", 1), (".overview tbody tr", None)):
+        found = browser.run(boxes.format(part))[:n]
+        assert len(found) >= (n or 1), part
+        assert all(box["bottom"] <= 900 for box in found[:2]), part
+    left, right = browser.run(boxes.format(".chart"))
+    assert left["top"] == right["top"]
+    assert left["right"] < right["left"]
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("name", [*RUNS, "comparison", "index"])
+def test_page_is_short_and_cuts_no_cell(browser, pages, name, screen):
+    browser.open(pages[name], screen)
+    assert name == "hostile" or browser.run("document.documentElement.scrollHeight") <= MOST_PX[screen]
+    assert browser.run(CUT) == []
 
 
 def test_a_click_on_a_header_sorts_its_table(browser, pages):
@@ -234,6 +261,7 @@ def test_choosing_a_cell_hides_the_rows_of_the_others(browser, pages):
 
 def test_a_command_is_copied_or_at_least_selected(browser, pages):
     browser.open(pages["simulated"], DESKTOP)
+    browser.run("document.querySelector('.command').closest('details').open = true")
     browser.run("document.querySelector('.command .copy').click()")
     assert browser.run("document.querySelector('.copy').textContent") in ("Copied", "Selected")
     assert browser.run("getSelection().toString()") == browser.run("document.querySelector('.command code').textContent")

@@ -6,7 +6,9 @@ import pytest
 
 from loadtest import cli, resources
 from loadtest.errors import UsageError
-from loadtest.report.page import run_page
+from loadtest.report.index import index_columns
+from loadtest.report.overview import Badge
+from loadtest.report.page import Entrance, run_page
 from loadtest.report.templates import Templates
 from tests.support import builders, runs
 
@@ -21,7 +23,9 @@ def folder(tmp_path):
 
 
 def index(folder, **values):
-    return Templates(folder).render("index.html.j2", **({"title": "Runs", "simulated": False, "rows": ()} | values))
+    entrance = Entrance("q", "a", Badge((), ""), (), None)
+    given = {"title": "Runs", "simulated": False, "rows": (), "entrance": entrance, "columns": index_columns()}
+    return Templates(folder).render("index.html.j2", **(given | values))
 
 
 def edited(folder, name, old, new):
@@ -31,7 +35,7 @@ def edited(folder, name, old, new):
 
 
 def test_a_file_of_the_folder_replaces_that_of_the_package_and_the_others_stay(folder):
-    edited(folder, "index.html.j2", "newest first", "the newest first of all")
+    edited(folder, "index.html.j2", "What each run says", "the newest first of all")
     (folder / "style.css").write_text("h1 { color: teal }", encoding="utf-8")
     page = index(folder)
     assert "the newest first of all" in page
@@ -89,8 +93,9 @@ def test_an_error_in_a_shared_part_is_named_where_it_is(folder):
 
 def page_values():
     lines = ({"asks": "a", "because": "b", "answer": "c"},)
-    return {"title": "t", "simulated": False, "question": "q", "runs": (), "different": None, "failed": (),
-            "decisions": [("x", "y", lines)]}  # fmt: skip
+    entrance = Entrance("q", "a", Badge((), ""), (), None)
+    return {"title": "t", "simulated": False, "entrance": entrance, "runs": (), "groups": (), "different": None,
+            "failed": (), "decisions": [("x", "y", lines)]}  # fmt: skip
 
 
 def test_a_file_that_is_no_text_is_an_error(folder):

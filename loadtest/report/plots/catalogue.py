@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from loadtest.metrics.schema import Metrics
@@ -15,9 +16,25 @@ from loadtest.report.plots.concurrency import (
     ttft_figure,
 )
 from loadtest.report.plots.figure import Drawing, Figure, draw
+from loadtest.report.plots.overview import speed_chart, time_chart
 from loadtest.report.plots.ratios import engine_ratios_figure, engine_reasons_figure
 from loadtest.report.plots.time import gaps_figure, server_figure, survival_figure, timeline_figure
 from loadtest.report.plots.tradeoffs import pareto_figure, roofline_figure
+
+ABSENT: Mapping[str, tuple[str, str]] = {  # what each figure is called where it could not be drawn, and why that is
+    "ratios": ("Ratio of the engines at each level", "no level was measured with both engines and enough requests"),
+    "why": ("Why the engines differ", "at no level did both engines finish a request"),
+    "ttft": ("Time to first token", "no level has enough requests for a figure"),
+    "time-to-first-answer": ("Time to first answer text", "no request gave an answer after its thinking"),
+    "time-to-final-answer": ("Time to final answer", "no level has enough finished requests for a figure"),
+    "where-the-time-goes": ("Where the time to the final answer goes", "no level has all of its parts"),
+    "survival": ("Requests still without their final answer", "no request was measured"),
+    "token-gaps": ("Gaps between tokens", "the records hold fewer than two gaps between tokens"),
+    "pareto": ("Total tokens/s against tokens/s per user", "no level has both figures"),
+    "roofline": ("Memory bandwidth", "needs a GPU that is known, and requests at concurrency 1"),
+    "server": ("The server's own /metrics", "the server gave none"),
+    "timeline": ("What each request was doing", "no request was measured"),
+}
 
 
 def run_figures(metrics: Metrics) -> tuple[Figure, ...]:
@@ -27,6 +44,8 @@ def run_figures(metrics: Metrics) -> tuple[Figure, ...]:
     if not groups:
         return ()
     makers = (
+        partial(speed_chart, groups, metrics.run.slo),
+        partial(time_chart, groups, metrics.run.slo),
         partial(throughput_figure, groups),
         partial(per_user_figure, groups),
         partial(ttft_figure, groups),
@@ -45,9 +64,11 @@ def run_figures(metrics: Metrics) -> tuple[Figure, ...]:
     return tuple(figure for maker in makers if (figure := maker()) is not None)
 
 
-def shared_figures(groups: Groups) -> tuple[Figure, ...]:
+def shared_figures(groups: Groups, slos: Sequence[str] = ()) -> tuple[Figure, ...]:
     """The figures that put the cells of several runs on one scale."""
-    makers = (
+    makers: tuple[Callable[[Groups], Figure | None], ...] = (
+        partial(speed_chart, slos=slos),
+        partial(time_chart, slos=slos),
         throughput_figure,
         per_user_figure,
         ttft_figure,

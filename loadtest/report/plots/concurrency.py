@@ -14,12 +14,29 @@ from typing import TYPE_CHECKING
 from loadtest.metrics.catalogue import METRICS, Statistic
 from loadtest.metrics.level_schema import LevelFigures
 from loadtest.report.cells import Groups, ShownCell, by_level, concurrencies, flat, labelled, sample_sizes, typical_statistic
-from loadtest.report.formatting import count, number, value_and_span
-from loadtest.report.plots.figure import CARD, GRID, INK, MUTED, PHASES, Figure, Key, Look, Panel, Table, legend, look_of
+from loadtest.report.formatting import count, listed, needs, number, value_and_span
+from loadtest.report.plots.figure import (
+    CARD,
+    GRID,
+    INK,
+    MUTED,
+    PHASES,
+    Figure,
+    Key,
+    Look,
+    Panel,
+    Table,
+    grid,
+    legend,
+    look_of,
+    one_of_each,
+)
 from loadtest.report.plots.tradeoffs import bound_tokens_per_s
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_TAILS: tuple[Statistic, ...] = ("p90", "p95", "p99")
 
 # Against concurrency -------------------------------------------------------------------------------------------------
 
@@ -38,19 +55,19 @@ def per_user_figure(groups: Groups) -> Figure | None:
 
 def ttft_figure(groups: Groups) -> Figure | None:
     caption = "From sending the request to its first text, thinking included. Median. Lower is better."
-    return _against_concurrency(groups, "ttft", "ttft_s", caption, tail="p90")
+    return _against_concurrency(groups, "ttft", "ttft_s", caption, tails=_TAILS)
 
 
 def first_answer_figure(groups: Groups) -> Figure | None:
     caption = "From sending the request to the first text of the answer, after the thinking. Median. Lower is better."
-    return _against_concurrency(groups, "time-to-first-answer", "time_to_first_answer_s", caption, tail="p90")
+    return _against_concurrency(groups, "time-to-first-answer", "time_to_first_answer_s", caption, tails=_TAILS)
 
 
 def final_answer_figure(groups: Groups) -> Figure | None:
     caption = (
         "From sending the request to the end of its answer; unfinished requests count as censored. Median. Lower is better."
     )
-    return _against_concurrency(groups, "time-to-final-answer", "time_to_final_answer_s", caption, tail="p90")
+    return _against_concurrency(groups, "time-to-final-answer", "time_to_final_answer_s", caption, tails=_TAILS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,41 +76,53 @@ class _Curves:
 
     metric: str
     statistic: Statistic
-    tail: Statistic | None
+    tails: tuple[Statistic, ...]
     levels: tuple[int, ...]
     top: float
     bound: bool
 
 
 def _against_concurrency(
-    groups: Groups, name: str, metric: str, caption: str, *, tail: Statistic | None = None, bound: bool = False
+    groups: Groups, name: str, metric: str, caption: str, *, tails: tuple[Statistic, ...] = (), bound: bool = False
 ) -> Figure | None:
     cells, described = flat(groups), METRICS[metric]
     statistic = "value" if described.shape == "estimate" else typical_statistic(cells, metric)
-    columns = (statistic,) if tail is None else (statistic, tail)
-    highest = _highest(cells, metric, columns)
+    statistics = (statistic, *tails)
+    highest = _highest(cells, metric, statistics)
     if highest is None:
         return None
     limits = [limit for cell in cells if bound and (limit := bound_tokens_per_s(cell)) is not None]
-    drawn_tail = tail if tail is not None and _highest(cells, metric, (tail,)) is not None else None
+    drawn = tuple(one for one in tails if _highest(cells, metric, (one,)) is not None)
     top = max([highest, *limits]) * 1.08
-    curves = _Curves(metric, statistic, drawn_tail, concurrencies(cells), top, bound)
+    curves = _Curves(metric, statistic, drawn, concurrencies(cells), top, bound)
+    columns, width_inches = grid(len(groups))
     return Figure(
         name=name,
         title=labelled(f"{described.title} against concurrency", cells),
-        caption=_caption(caption, curves),
+        caption=_caption(caption, curves, _absent(cells, metric, tails)),
         says=f"{described.title} against concurrency, one panel for each model and number of GPUs, one line for each "
         "engine. The table below has every value.",
         panels=tuple(Panel(text, partial(_draw_curves, cells=group, curves=curves)) for text, group in groups.items()),
         keys=legend(cells),
-        table=_concurrency_table(cells, metric, columns),
+        table=concurrency_table(cells, metric, statistics),
         bottom_inches=_below(groups),
+        width_inches=width_inches,
+        columns=columns,
     )
 
 
-def _caption(text: str, curves: _Curves) -> str:
+def _caption(text: str, curves: _Curves, absent: str) -> str:
     text = text.replace("Median", "Mean") if curves.statistic == "mean" else text
-    return f"{text}{' Faint: 90th percentile.' if curves.tail else ''} Bars: 95 % confidence intervals."
+    faint = f" Faint: {listed(list(curves.tails))}." if curves.tails else ""
+    return f"{text}{faint}{absent} Bars: 95 % confidence intervals."
+
+
+def _absent(cells: Iterable[ShownCell], metric: str, tails: Iterable[Statistic]) -> str:
+    """The quantiles that no level has, with the n that they need."""
+    found = {one: [level.estimate(metric, one) for _, level in by_level(cells)] for one in tails}
+    gone = {one: figures for one, figures in found.items() if not any(figure.known for figure in figures)}
+    said = [f"{one} {next(filter(None, map(needs, figures)), 'is not known')}" for one, figures in gone.items()]
+    return f" Not drawn: {', '.join(said)}." if said else ""
 
 
 def _below(groups: Groups) -> float:
@@ -113,9 +142,9 @@ def _draw_curves(axes: Axes, *, cells: tuple[ShownCell, ...], curves: _Curves) -
     axes.set_ylabel(METRICS[curves.metric].unit)
     for index, cell in enumerate(cells):
         shift = 1 + 0.025 * (index - (len(cells) - 1) / 2)
-        if curves.tail:
-            _line(axes, cell, curves.metric, curves.tail, shift, faint=True)
-        _line(axes, cell, curves.metric, curves.statistic, shift)
+        for tail in curves.tails:
+            draw_line(axes, cell, curves.metric, tail, shift, faint=True)
+        draw_line(axes, cell, curves.metric, curves.statistic, shift)
     for limit in {limit for cell in cells if curves.bound and (limit := bound_tokens_per_s(cell)) is not None}:
         axes.axhline(limit, color=MUTED, linestyle=":", linewidth=1)
         place = axes.get_yaxis_transform()
@@ -136,7 +165,8 @@ def _concurrency_label(axes: Axes, cells: tuple[ShownCell, ...]) -> None:
     axes.set_xlabel(f"concurrency\n{sizes}", linespacing=1.35, fontsize=7.5)
 
 
-def _line(axes: Axes, cell: ShownCell, metric: str, statistic: Statistic, shift: float, *, faint: bool = False) -> None:
+def draw_line(axes: Axes, cell: ShownCell, metric: str, statistic: Statistic, shift: float, *, faint: bool = False) -> None:
+    """One statistic of a cell against concurrency, with its confidence intervals; `shift` keeps cells apart."""
     found = [(level.concurrency * shift, level.estimate(metric, statistic)) for level in cell.levels]
     known = [(x, one.value) for x, one in found if one.value is not None]
     look = look_of(cell)
@@ -159,12 +189,13 @@ def _line(axes: Axes, cell: ShownCell, metric: str, statistic: Statistic, shift:
         axes.plot(xs, ends, linestyle="", marker="_", color=look.colour, markersize=4, alpha=0.4 if faint else 1)
 
 
-def _concurrency_table(cells: tuple[ShownCell, ...], metric: str, statistics: tuple[Statistic, ...]) -> Table:
+def concurrency_table(cells: tuple[ShownCell, ...], metric: str, statistics: tuple[Statistic, ...]) -> Table:
+    """Each level with the figure, its confidence interval and its number of requests."""
     unit = METRICS[metric].unit
-    names = {"value": unit, "p50": f"median, {unit}", "p90": f"p90, {unit}", "mean": f"mean, {unit}"}
+    names = {"value": unit, "p50": f"median, {unit}", "mean": f"mean, {unit}"}
     head = ["cell", "concurrency", "n"]
     for one in statistics:
-        head += [names[one], "95 % CI"]
+        head += [names.get(one, f"{one}, {unit}"), "95 % CI"]
     rows = []
     for cell, level in by_level(cells):
         figures = [text for one in statistics for text in value_and_span(level.estimate(metric, one))]
@@ -191,6 +222,7 @@ def breakdown_figure(groups: Groups) -> Figure | None:
         return None
     top = max(max(sum(phases), level.time_to_final_answer_s.average().high or 0.0) for level, phases in known)
     draw = partial(_bars, levels=concurrencies(cells), top=top * 1.1)
+    columns, width_inches = grid(len(groups))
     return Figure(
         name="where-the-time-goes",
         title=labelled("Where the time to the final answer goes", cells),
@@ -199,9 +231,14 @@ def breakdown_figure(groups: Groups) -> Figure | None:
         "Lower is better.",
         says="Stacked bars: mean seconds waiting, thinking and answering at each concurrency, for each engine.",
         panels=tuple(Panel(text, partial(draw, cells=group)) for text, group in groups.items()),
-        keys=tuple(Key(name, Look(MUTED if share else GRID, share=share or 1), kind="box") for name, share in PHASES),
+        keys=(
+            *(Key(name, Look(MUTED if share else GRID, share=share or 1), kind="box") for name, share in PHASES),
+            *(Key(cell.engine, Look(look_of(cell).colour), kind="box") for cell in one_of_each(cells)),
+        ),
         table=_breakdown_table(cells),
         bottom_inches=_below(groups),
+        width_inches=width_inches,
+        columns=columns,
     )
 
 
@@ -240,4 +277,5 @@ def _bar(
     if final.low is not None and final.high is not None:
         axes.plot([x, x], [final.low, final.high], color=INK, linewidth=1)
     highest = max(bottom, final.high or 0.0) + 0.01 * top
-    axes.text(x, highest, cell.short[0].upper(), ha="center", va="bottom", size=7, color=look.colour)
+    if level is cell.levels[0]:
+        axes.text(x, highest, f" {cell.short}", rotation=90, ha="center", va="bottom", size=6.5, color=look.colour)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, GRID, CARD = "#1d2733", "#5b6672", "#dfe3e8", "#fffffe"
 SGLANG, VLLM, OTHER, GOOD, BAD = "#0072b2", "#c25100", "#007a5a", "#007a5b", "#b00021"
+PURPLE, OLIVE = "#8e3b9e", "#7a6400"  # of runs on one page: no engine has them
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -38,6 +39,8 @@ VARIABLES = {
     OTHER: "--other",
     GOOD: "--good",
     BAD: "--bad",
+    PURPLE: "--purple",
+    OLIVE: "--olive",
 }
 
 PNG_DPI = 110
@@ -90,7 +93,10 @@ class Look:
 
 
 LOOKS = {"sglang": Look(SGLANG, "o", "-"), "vllm": Look(VLLM, "s", "--"), "other": Look(OTHER, "^", ":")}
-RUN_LOOKS = (*LOOKS.values(), Look(INK, "D", "-."), Look(BAD, "v", (0, (1, 1))), Look(MUTED, "P", (0, (6, 1, 1, 1))))
+RUN_LOOKS = (
+    Look(INK, "o", "-"), Look(PURPLE, "s", "--"), Look(OLIVE, "^", ":"), Look(MUTED, "D", "-."), Look(BAD, "v", (0, (1, 1))),
+    Look(GOOD, "P", (0, (6, 1, 1, 1))),
+)  # fmt: skip
 
 
 def look_of(cell: ShownCell) -> Look:
@@ -112,7 +118,7 @@ class Key:
 
 
 _NUMBER = r"[+−]?\d[\d,]*(\.\d+)?( %)?"
-_NUMERIC = re.compile(rf"(—|{_NUMBER})( to {_NUMBER})?(\n.*)?$|needs n ≥ \d+$|no data$|— \(not reached\)$")
+_NUMERIC = re.compile(rf"(—|{_NUMBER})( to {_NUMBER})?(\n.*)?$|(needs )?n ≥ \d+$|no data$|— \(not reached\)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +138,13 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One part of a figure: `draw` gets as many axes, one above the other, as `stacked` says."""
+    """One part of a figure: `draw` gets as many axes, one above the other, as `stacked` says. `drawn_title`: where the whole
+    title is too long for the drawing."""
 
     title: str
     draw: Callable[..., None]
     stacked: int = 1
+    drawn_title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +159,13 @@ class Figure:
     keys: tuple[Key, ...]
     table: Table
     width_inches: float = 3.4
-    height_inches: float = 2.76
+    height_inches: float = 2.5
     left_inches: float = 0.54
     bottom_inches: float = 0.7
     columns: int = 3
+    top_inches: float = 0.32
+    title_size: float = 8.5
+    gap_inches: float = 0.16  # between stacked axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +188,25 @@ class Drawing:
         return stream.getvalue()
 
 
+_GRIDS = {1: (1, 4.4), 2: (2, 2.93), 3: (3, 4.0), 4: (4, 2.97), 5: (5, 2.35), 6: (3, 4.0), 7: (4, 2.97), 8: (4, 2.97)}
+
+
+def grid(n_panels: int) -> tuple[int, float]:
+    """Columns, and the width (inches) of each panel: text is of one size on a page whatever the number of panels.
+
+    One or two panels take half the page, more the whole.
+    """
+    return _GRIDS.get(n_panels, _GRIDS[5])
+
+
 def legend(cells: Iterable[ShownCell]) -> tuple[Key, ...]:
     """One entry for each engine (or run); hollow markers stand for simulated ones."""
-    return tuple({cell.engine: Key(cell.engine, look_of(cell), hollow=cell.simulated) for cell in cells}.values())
+    return tuple(Key(cell.engine, look_of(cell), hollow=cell.simulated) for cell in one_of_each(cells))
+
+
+def one_of_each(cells: Iterable[ShownCell]) -> tuple[ShownCell, ...]:
+    """A cell of each engine (or run)."""
+    return tuple({cell.engine: cell for cell in cells}.values())
 
 
 def nothing(axes: Axes, why: str = "no data") -> None:
@@ -244,8 +271,8 @@ def _panel(sheet: Sheet, figure: Figure, panel: Panel, column: int, line: int) -
     bottom = height - HEADER_INCHES - (line + 1) * figure.height_inches + figure.bottom_inches
     across, tall, gap = (
         figure.width_inches - figure.left_inches - 0.14,
-        figure.height_inches - figure.bottom_inches - 0.32,
-        0.16,
+        figure.height_inches - figure.bottom_inches - figure.top_inches,
+        figure.gap_inches,
     )
     each = (tall - gap * (panel.stacked - 1)) / panel.stacked
     axes = []
@@ -253,7 +280,14 @@ def _panel(sheet: Sheet, figure: Figure, panel: Panel, column: int, line: int) -
         low = bottom + (panel.stacked - 1 - index) * (each + gap)
         axes.append(sheet.add_axes((left / width, low / height, across / width, each / height)))
     start = -(figure.left_inches - 0.12) / across
-    axes[0].set_title(panel.title, x=start, y=1.0, pad=6, color=INK)
+    axes[0].set_title(
+        panel.drawn_title or panel.title,
+        x=start,
+        y=1.0,
+        pad=6 + 72 * (figure.top_inches - 0.32),
+        color=INK,
+        fontsize=figure.title_size,
+    )
     for one in axes:  # fixed places: measuring the tick labels takes a third of the time of a drawing
         one.xaxis.set_label_coords(0.5, -0.23 / each)
         one.yaxis.set_label_coords(-0.38 / across, 0.5)

@@ -14,7 +14,7 @@ from loadtest.metrics.catalogue import METRICS
 from loadtest.metrics.schema import Comparison, Why
 from loadtest.report.cells import ShownCell, labelled
 from loadtest.report.formatting import clean, count, number, signed, value_and_span
-from loadtest.report.plots.figure import BAD, CARD, GOOD, GRID, INK, LOOKS, MUTED, Figure, Key, Look, Panel, Table
+from loadtest.report.plots.figure import BAD, CARD, GOOD, GRID, INK, LOOKS, MUTED, Figure, Key, Look, Panel, Table, grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,6 +91,8 @@ def ratios_figure(rows: Sequence[Compared], name: str, title: str) -> Figure | N
     drawn = {metric: some[:MOST_ROWS] for metric, some in by_metric.items() if some}
     cut = any(len(some) > MOST_ROWS for some in by_metric.values())
     reach = _reach(known)
+    columns, width_inches = grid(len(drawn))
+    rows_drawn = max(len(some) + len({one.place for one in some}) for some in drawn.values())
     return Figure(
         name=name,
         title=title,
@@ -103,10 +105,11 @@ def ratios_figure(rows: Sequence[Compared], name: str, title: str) -> Figure | N
         ),
         keys=_keys(known),
         table=ratio_table(rows),
-        width_inches=3.4,
-        height_inches=0.9 + 0.185 * max(len(some) + len({one.place for one in some}) for some in drawn.values()),
-        left_inches=0.66,
-        bottom_inches=0.46,
+        width_inches=width_inches,
+        columns=columns,
+        height_inches=0.98 + (0.17 if rows_drawn < 24 else 0.135) * rows_drawn,
+        left_inches=0.52,
+        bottom_inches=0.56,
     )
 
 
@@ -139,22 +142,31 @@ def _forest(axes: Axes, *, rows: Sequence[Compared], reach: float) -> None:
 
 
 def _reach(rows: Iterable[Compared]) -> float:
-    """How far from 1 the axis reaches, the same factor to both sides; intervals beyond a factor of 30 run off it."""
+    """The factor from 1 that all ratios and intervals are within; those beyond a factor of 30 run off the axis."""
     ratios = [one.row.ratio for one in rows]
     values = [value for one in ratios for value in (one.value, one.low, one.high) if value is not None and value > 0]
-    return float(min(30.0, max([1.06, *(max(value, 1 / value) for value in values)]) ** 1.08))
+    return float(min(30.0, max([1.02, *(max(value, 1 / value) for value in values)])))
 
 
 def _ratio_axis(axes: Axes, rows: Sequence[Compared], reach: float) -> None:
-    axes.set_xlim(1 / reach, reach)
-    nice = [t for t in (1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 30) if t <= reach**0.85]
-    nice = [nice[-1], *([t for t in nice if abs(t - nice[-1] ** 0.5) < 0.12 * t][-1:])] if nice else []
-    marks = sorted({*(1 / t for t in nice), 1.0, *nice})
-    axes.set_xticks(marks, [f"{mark:.2f}" if reach < 2.4 else f"{mark:.2g}" for mark in marks])
+    end = _tick_beyond(reach)
+    axes.set_xlim(end**-1.12, end**1.12)
+    marks = (1 / end, 1.0, end)
+    axes.set_xticks(marks, [f"{mark:.2f}" if end < 3 else f"{mark:.2g}" for mark in marks])
     axes.minorticks_off()
-    names = {one.a for one in rows}
-    side = "below" if METRICS[rows[0].row.metric].better == "less" else "above"
-    axes.set_xlabel(f"ratio ({side} 1: {names.pop() if len(names) == 1 else 'the first is'} better)")
+    sides = {(one.a, one.b) for one in rows}
+    first, second = sides.pop() if len(sides) == 1 else ("the first", "the second")
+    left, right = (first, second) if METRICS[rows[0].row.metric].better == "less" else (second, first)
+    axes.set_xlabel(f"ratio {first} / {second}\n← {left} better · {right} better →", fontsize=7, linespacing=1.4)
+
+
+def _tick_beyond(reach: float) -> float:
+    """The tick that, with its inverse, brackets all that is drawn.
+
+    >>> _tick_beyond(1.3), _tick_beyond(4)
+    (1.5, 5)
+    """
+    return next((tick for tick in (1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10) if tick >= reach), 30)
 
 
 def _ratio_point(axes: Axes, one: Compared, y: float) -> None:
@@ -220,6 +232,7 @@ def reasons_figure(rows: Iterable[Compared], name: str, *, simulated: bool) -> F
     by_place = {place: [one for one in known if one.of.place == place] for place in dict.fromkeys(o.of.place for o in known)}
     ends = [sum(s for s in one.parts_s() if sign * s > 0) * sign for one in known for sign in (1, -1)]
     pairs = {f"{one.of.a} minus {one.of.b}" for one in known}
+    columns, width_inches = grid(len(by_place))
     title = f"Why they differ: {pairs.pop() if len(pairs) == 1 else 'the first minus the second'}"
     return Figure(
         name=name,
@@ -232,7 +245,8 @@ def reasons_figure(rows: Iterable[Compared], name: str, *, simulated: bool) -> F
         ),
         keys=(*(Key(part.name, part.look, kind="box") for part in PARTS), Key("difference", Look(INK, "D", ""))),
         table=_reasons_table(known),
-        width_inches=3.4,
+        width_inches=width_inches,
+        columns=columns,
         height_inches=0.86 + 0.25 * max(map(len, by_place.values())),
         left_inches=0.66,
         bottom_inches=0.46,

@@ -18,7 +18,21 @@ from loadtest.metrics.level_schema import (
 )
 from loadtest.report.cells import Groups, ShownCell, flat, labelled, top_concurrency
 from loadtest.report.formatting import DASH, at_concurrency, count, number, percent
-from loadtest.report.plots.figure import GRID, INK, MUTED, PHASES, Figure, Key, Look, Panel, Table, legend, look_of, nothing
+from loadtest.report.plots.figure import (
+    GRID,
+    INK,
+    MUTED,
+    PHASES,
+    Figure,
+    Key,
+    Look,
+    Panel,
+    Table,
+    grid,
+    legend,
+    look_of,
+    nothing,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,6 +77,7 @@ def survival_figure(groups: Groups) -> Figure | None:
         return None
     rows = [(*one.name, percent(share), _reached(one, share)) for one in every for share in (0.75, 0.5, 0.25, 0.1)]
     cells = flat(groups)
+    columns, width_inches = grid(len(groups))
     return Figure(
         name="survival",
         title=labelled("Share of requests still without their final answer", cells),
@@ -74,6 +89,8 @@ def survival_figure(groups: Groups) -> Figure | None:
         ),
         keys=legend(cells),
         table=Table(("cell", "concurrency", "still waiting", "after, s"), tuple(rows)),
+        width_inches=width_inches,
+        columns=columns,
     )
 
 
@@ -120,6 +137,7 @@ def gaps_figure(groups: Groups) -> Figure | None:
         return None
     draw = partial(_shorter_gaps, span_ms=(min(edges_ms), max(edges_ms)))
     cells = flat(groups)
+    columns, width_inches = grid(len(groups))
     return Figure(
         name="token-gaps",
         title=labelled("Gaps between tokens", cells),
@@ -130,6 +148,8 @@ def gaps_figure(groups: Groups) -> Figure | None:
         panels=tuple(Panel(_panel_title(text, some), partial(draw, tops=some)) for text, some in tops.items()),
         keys=legend(cells),
         table=Table(("cell", "concurrency", "n gaps", "median, ms", "p95, ms", "p99, ms"), tuple(map(_gap_row, every))),
+        width_inches=width_inches,
+        columns=columns,
     )
 
 

@@ -1,0 +1,99 @@
+"""The entrance of a page: badge, answer and the row of each configuration."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadtest.metrics.figures import Bounded, unknown
+from loadtest.records.manifest import Prices
+from loadtest.report.cells import best_cell, cells_of, headline_level
+from loadtest.report.checklist import Check
+from loadtest.report.decision import Price
+from loadtest.report.overview import answer_of, badge_of, cost_per_million_tokens, overview_of
+from tests.support import runs
+from tests.support.runs import change
+
+SOUND, FAILED, OPEN = (
+    Check("Contract", "pass", ""), Check("Load generator", "fail", "late; use --workers"), Check("Equal work", "unknown", "")
+)  # fmt: skip
+TORN = Check("Completeness", "fail", "incomplete: interrupted by the user")
+
+
+@pytest.mark.parametrize(
+    ("checks", "labels", "words"),
+    [
+        ((SOUND,), ("sound",), "Passed: contract."),
+        ((SOUND, OPEN), ("partly checked",), "Not checked: equal work."),
+        ((SOUND, TORN), ("incomplete",), "interrupted by the user"),
+        ((FAILED, SOUND), ("doubtful",), "Load generator: late."),
+        ((FAILED, TORN), ("doubtful", "incomplete"), "Load generator: late."),
+    ],
+)
+def test_badge_is_the_worst_of_the_checks_with_its_reason(checks, labels, words):
+    badge = badge_of(runs.small().metrics, checks)
+    assert (badge.labels, badge.words) == (labels, words)
+
+
+def test_simulated_run_says_so_before_anything_else():
+    metrics = runs.simulated().metrics
+    assert badge_of(metrics, (SOUND,)).labels == ("simulated",)
+    assert badge_of(metrics, (FAILED,)).labels == ("simulated", "doubtful")
+    assert answer_of(metrics).startswith("Simulated, so no verdict between SGLang and vLLM; QwQ-32B-AWQ on 2 GPUs serves ")
+
+
+def test_answer_of_one_engine_without_slos_is_its_speed_at_the_highest_concurrency():
+    source = runs.small()
+    alone = change(source.metrics, cells=source.metrics.cells[:1], decisions=(), comparisons=())
+    level = alone.cells[0].levels[-1]
+    assert answer_of(alone).startswith("SGLang with QwQ-32B-AWQ on 1 GPU gives 2 users ")
+    assert f"{level.output_tokens_per_s.value:.1f} tokens/s in total" in answer_of(alone)
+
+
+def test_a_total_that_is_not_known_is_left_out_of_the_answer_and_explained_below_the_table():
+    source = runs.with_levels(runs.small(), lambda level: change(level, output_tokens_per_s=unknown("no steady window")))
+    assert "in total" not in answer_of(source.metrics)
+    assert "No total tokens/s: no steady window." in overview_of(source.metrics, source.manifest).notes[0]
+
+
+def test_headline_is_the_highest_level_within_the_slos_the_lowest_where_none_is():
+    cell = cells_of(runs.simulated().metrics)[0]
+
+    def at(within):
+        limit = change(cell.figures.maximum_concurrency, by_slo=within)
+        (found,) = cells_of(change(runs.simulated().metrics, cells=(change(cell.figures, maximum_concurrency=limit),)))
+        return headline_level(found).concurrency
+
+    assert [at(4), at(1), at(0), at(None)] == [4, 1, 1, 4]
+
+
+def test_best_cell_has_the_shortest_wait_among_those_of_the_same_concurrency():
+    cells = [cell for cell in cells_of(runs.simulated().metrics) if cell.levels]
+    waits = {cell.id: headline_level(cell).time_to_final_answer_s.p50 for cell in cells}
+    assert len({cell.figures.maximum_concurrency.by_slo for cell in cells}) == 1
+    assert waits[best_cell(cells).id] == min(waits.values())
+
+
+def test_overview_has_a_row_for_each_cell_engines_of_a_deployment_together():
+    source = runs.simulated()
+    table = overview_of(source.metrics, source.manifest)
+    assert [row.name for row in table.rows[:3]] == [
+        "SGLang-sim QwQ-32B-AWQ, 1 GPU", "vLLM-sim QwQ-32B-AWQ, 1 GPU", "SGLang-sim QwQ-32B-AWQ, 2 GPUs",
+    ]  # fmt: skip
+    assert {len(row.figures) for row in table.rows if not row.status} == {len(table.head)} == {11}
+    assert sum(columns for _, columns in table.groups) == len(table.head)
+    refused = next(row for row in table.rows if row.status)
+    assert refused.status.startswith("refused: does not fit")
+    assert refused.figures == ()
+
+
+def test_costs_are_in_the_currency_or_in_gpu_hours_where_no_price_is_known():
+    source = runs.simulated()
+    free = change(source.manifest, prices=Prices())
+    assert ("USD for", 2) in overview_of(source.metrics, source.manifest).groups
+    assert ("GPU-hours for", 2) in overview_of(source.metrics, free).groups
+
+
+def test_a_million_tokens_cost_the_gpu_hours_that_they_take():
+    cell = next(cell for cell in cells_of(runs.simulated().metrics) if cell.gpus == 2 and cell.levels)
+    level = change(cell.levels[0], output_tokens_per_s=change(cell.levels[0].output_tokens_per_s, value=1000.0))
+    assert cost_per_million_tokens(cell, level, Price(3.6, "USD")) == Bounded(pytest.approx(2.0), None)
