@@ -100,7 +100,7 @@ def _say(text: str, stream: TextIO, end: str = "\n") -> bool:
 
 def _is_on_disk(arguments: argparse.Namespace) -> bool:
     """Is what the command prints in the page of a run as well?"""
-    measures = arguments.handler in ("measure.demo", "measure.run", "measure.attach", "measure.search")
+    measures = arguments.handler in ("measure.demo", "measure.run", "measure.attach", "measure.search", "duel.duel")
     return measures and not getattr(arguments, "json", False) and not getattr(arguments, "dry_run", False)
 
 
@@ -302,6 +302,21 @@ def _attaching_commands(command: Command) -> None:
     add("--workload", default="math:n=1024", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
     _add_requests(add)
     _add_ending(add, "search")
+
+    add = command("duel", "duel.duel", "have two running servers take turns until it is certain which is faster")
+    add("url_a", metavar="URL_A")
+    add("url_b", metavar="URL_B")
+    add("--model", metavar="M", help="served model name (default: the one that both serve)")
+    add("--concurrency", default="1,8", metavar="1,8", help="lowest and highest users of the bursts (default: %(default)s)")
+    add("--matters", type=float, default=5.0, metavar="PERCENT", help="a smaller difference is equal (default: %(default)g)")
+    add("--start-sd", type=float, metavar="PERCENT", help="how much starts of a server vary (default: as they stand)")
+    add("--budget", type=float, metavar="HOURS", help="start no round that would end later (default: any)")
+    add("--workload", default="math", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
+    add("--max-tokens", type=int, metavar="N", help="most output tokens of a request (default: 32768)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the workload's order and of sampling (default: 0)")
+    add("--out", type=path_of, metavar="DIR", help="run folder to make (default: runs/duel-TIME)")
+    add("--json", action="store_true", help="print metrics.json instead of the table")
+    _add_telling(add)
 
 
 def _add_server(add: Callable[..., argparse.Action]) -> None:

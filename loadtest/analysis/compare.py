@@ -51,7 +51,7 @@ def compare_engines(
     (`comparability.unlike`): they are not comparable. `unsound`: levels on which no verdict rests. `bursts`: the cells that
     were measured by bursts.
     """
-    ordered = sorted(described, key=lambda cell: (cell.engine, cell.id))
+    ordered = sorted(described, key=lambda cell: (cell.side or "", cell.engine, cell.id))
     pairs = [_pair_of_engines(a, b, samples, unlike, unsound) for a, b in combinations(ordered, 2) if _rivals(a, b)]
     if bursts:
         levels, broken = decision_levels(manifest.levels), {cell.id: _broken(cell) for cell in described}
@@ -60,7 +60,13 @@ def compare_engines(
             found = composed_pair(bursts.get(pair.a), bursts.get(pair.b), levels, (*broken[pair.a], *broken[pair.b]))
             sound = not any((name, level) in doubtful for name in (pair.a, pair.b) for level in levels)
             pairs[index] = _with_bursts(pair, found if found is None or sound else replace(found, by_start=None))
-    return judge_pairs(pairs, start_sd(manifest), matters(manifest), sequential=manifest.until_decided)
+    return judge_pairs(
+        pairs,
+        start_sd(manifest),
+        matters(manifest),
+        sequential=manifest.until_decided,
+        unit="round" if any(cell.side is not None for cell in described) else "start",
+    )
 
 
 def _with_bursts(pair: Pair, composed: ComposedPair | None) -> Pair:
@@ -101,6 +107,8 @@ def matters(*manifests: Manifest) -> float:
 
 
 def _rivals(a: CellFigures, b: CellFigures) -> bool:
+    if a.side is not None:
+        return a.side != b.side
     return a.engine != b.engine and (a.model, a.tp, a.gpu, a.mode) == (b.model, b.tp, b.gpu, b.mode)
 
 
@@ -123,7 +131,7 @@ def _pair_of_engines(
         simulated=a.simulated or b.simulated,
         levels=[PairedLevel(level, samples[a.id, level], samples[b.id, level]) for level in both if level not in left_out],
         unsound=left_out,
-        restarted=(a.endpoint is None, b.endpoint is None),
+        restarted=(a.endpoint is None or a.side is not None, b.endpoint is None or b.side is not None),
         different=(*(key for key, differs in apart.items() if differs), *unlike.get(frozenset((a.id, b.id)), ())),
     )
 

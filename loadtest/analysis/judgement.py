@@ -18,7 +18,7 @@ from typing import NamedTuple
 from loadtest.analysis import effects
 from loadtest.analysis.effects import ALPHA, ANSWER, MIN_PROMPTS, Sides
 from loadtest.analysis.why import explain_difference
-from loadtest.decision import starts, verdicts
+from loadtest.decision import rounds, starts, verdicts
 from loadtest.decision.starts import Effect
 from loadtest.decision.verdicts import MATTERS, Verdict
 from loadtest.metrics import intervals
@@ -26,7 +26,7 @@ from loadtest.metrics.catalogue import COMPARED, METRICS
 from loadtest.metrics.figures import Bounded
 from loadtest.metrics.level_schema import Evidence
 from loadtest.metrics.request_arrays import Pass
-from loadtest.metrics.schema import Comparison, ComparisonVerdict, OutputLengths, PairDecision
+from loadtest.metrics.schema import Comparison, ComparisonVerdict, OutputLengths, PairDecision, RepeatUnit
 
 PACE = "tokens_per_s_per_user"
 CLOSED_GATE = 0.1  # share of 5 % for what differs although its pair is not decided
@@ -121,25 +121,34 @@ class _Answer:
 
 
 def judge_pairs(
-    pairs: Sequence[Pair], start_sd: float | None = None, matters: float = MATTERS, *, sequential: bool = False
+    pairs: Sequence[Pair],
+    start_sd: float | None = None,
+    matters: float = MATTERS,
+    *,
+    sequential: bool = False,
+    unit: RepeatUnit = "start",
 ) -> Judged:
     """Verdicts on every pair, and at every level in every metric; `why` beside each time to the final answer.
 
     `start_sd`: how much starts of a server differ, as a share, where it is known from elsewhere. `sequential`: the study
-    was judged after every start, and stopped when certain: a stricter level makes up for the looks.
+    was judged after every start, and stopped when certain: a stricter level makes up for the looks. `unit`: what a repeat
+    is; rounds of a duel are judged by `decision.rounds`, whatever the looks.
     """
     measured = [_measured(pair) for pair in pairs]
     asked = [index for index, one in enumerate(measured) if one.question is not None]
     questions = [one.question for one in measured if one.question is not None]
-    found = starts.effects_of_starts([one.by_start for one in questions], start_sd)
-    level = verdicts.nominal_level(sum(effect.error is not None for effect in found), sequential=sequential)
+    judged = _of_rounds(questions, start_sd) if unit == "round" else _of_starts(questions, start_sd, sequential)
+    level = min((one.level for one in judged if one is not None), default=ALPHA)
     answers = {
-        index: _Answer(effect, verdicts.verdict_on(effect, level, matters, more_is_faster=question.metric == PACE))
-        for index, question, effect in zip(asked, questions, found, strict=True)
+        index: _Answer(
+            one.effect, verdicts.verdict_on(one.effect, one.level, matters, more_is_faster=question.metric == PACE)
+        )
+        for index, question, one in zip(asked, questions, judged, strict=True)
+        if one is not None
     }
     rows = _rows(measured, {index for index, one in answers.items() if one.verdict.differs}, level, start_sd)
     return Judged(
-        [_decision(one, answers.get(index), start_sd, matters) for index, one in enumerate(measured)],
+        [_decision(one, answers.get(index), start_sd, matters, unit) for index, one in enumerate(measured)],
         [
             _comparison(one, at, metric, rows.get((index, (at.concurrency, metric))), level, matters)
             for index, one in enumerate(measured)
@@ -147,6 +156,25 @@ def judge_pairs(
             for at in one.pair.levels
         ],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _AtLevel:
+    """An effect, and the level at which its interval holds for what was asked."""
+
+    effect: Effect
+    level: float
+
+
+def _of_starts(questions: Sequence[_Question], start_sd: float | None, sequential: bool) -> list[_AtLevel | None]:
+    found = starts.effects_of_starts([one.by_start for one in questions], start_sd)
+    level = verdicts.nominal_level(sum(effect.error is not None for effect in found), sequential=sequential)
+    return [_AtLevel(effect, level) for effect in found]
+
+
+def _of_rounds(questions: Sequence[_Question], start_sd: float | None) -> list[_AtLevel | None]:
+    found = [rounds.effect_of_rounds(one.by_start, start_sd) for one in questions]
+    return [None if one is None else _AtLevel(one, rounds.level_of_rounds(one.starts_a)) for one in found]
 
 
 # The question --------------------------------------------------------------------------------------------------------
@@ -187,10 +215,12 @@ def _question(sides: Mapping[Place, Sides], seen: Mapping[int, Sides]) -> _Quest
     return None
 
 
-def _decision(one: _Measured, answer: _Answer | None, start_sd: float | None, matters: float) -> PairDecision:
+def _decision(
+    one: _Measured, answer: _Answer | None, start_sd: float | None, matters: float, unit: RepeatUnit
+) -> PairDecision:
     pair, question = one.pair, one.question
     effect, verdict = (None, None) if answer is None else (answer.effect, answer.verdict)
-    word, reason = _said(pair, answer)
+    word, reason = _said(one, answer, unit)
     raw = None if question is None else _raw(question, start_sd)
     return PairDecision(
         model=pair.model,
@@ -212,9 +242,20 @@ def _decision(one: _Measured, answer: _Answer | None, start_sd: float | None, ma
         start_sd=None if effect is None else effect.start_sd,
         n_more_starts=None if verdict is None else verdict.more_starts,
         output_tokens=None if pair.different else output_lengths(_all_outputs(pair)),
-        population=COMPOSED if question is not None and question.evidence == "composed" else POPULATION,
+        population=_population(one, start_sd, unit),
         reason=reason,
+        unit=unit,
     )
+
+
+def _population(one: _Measured, start_sd: float | None, unit: RepeatUnit) -> str:
+    """What the interval of the question holds for."""
+    kind = COMPOSED if one.question is not None and one.question.evidence == "composed" else POPULATION
+    if unit == "start":
+        return kind
+    if start_sd is not None:
+        return f"{kind}, whenever both servers are started anew"
+    return f"{kind}, of these two servers as they stand: a restart may differ, as start-to-start variation is unknown"
 
 
 def _raw(question: _Question, start_sd: float | None) -> Effect | None:
@@ -234,9 +275,12 @@ def _all_outputs(pair: Pair) -> Effect:
     )
 
 
-def _said(pair: Pair, answer: _Answer | None) -> tuple[ComparisonVerdict, str]:
+def _said(one: _Measured, answer: _Answer | None, unit: RepeatUnit) -> tuple[ComparisonVerdict, str]:
+    pair = one.pair
     if pair.different:
         return "not comparable", f"different {', '.join(pair.different)}"
+    if answer is None and unit == "round" and one.question is not None:
+        return "too few samples", f"at least {rounds.LEAST_ROUNDS} rounds of both servers needed{_left_out(pair)}"
     if answer is None:
         return "too few samples", f"{_lacking(pair)}{_left_out(pair)}"
     if answer.verdict.word == "one start each":
@@ -244,7 +288,7 @@ def _said(pair: Pair, answer: _Answer | None) -> tuple[ComparisonVerdict, str]:
         return "one start each", f"{unknown}{_left_out(pair)}"
     broken = () if pair.composed is None else pair.composed.broken
     natural = f"; by natural passes, as {'; '.join(broken)}" if broken else ""
-    return answer.verdict.word, f"{_basis(answer.effect, answer.verdict)}{natural}{_left_out(pair)}"
+    return answer.verdict.word, f"{_basis(answer.effect, answer.verdict, unit)}{natural}{_left_out(pair)}"
 
 
 def _left_out(pair: Pair) -> str:
@@ -263,17 +307,15 @@ def _lacking(pair: Pair) -> str:
     return "bursts at each level, whose checks pass, and a natural run of either engine needed"
 
 
-def _basis(effect: Effect, verdict: Verdict) -> str:
+def _basis(effect: Effect, verdict: Verdict, unit: RepeatUnit) -> str:
     """What a verdict rests on, in words."""
     counts = {effect.starts_a, effect.starts_b}
-    each = (
-        f"{_counted(counts.pop(), 'start')} each" if len(counts) == 1 else f"{effect.starts_a} and {effect.starts_b} starts"
-    )
+    each = f"{_counted(counts.pop(), unit)} each" if len(counts) == 1 else f"{effect.starts_a} and {effect.starts_b} {unit}s"
     vary = "are taken to vary" if math.isinf(effect.df) else "vary"
-    text = f"{each}; starts {vary} by {100 * (effect.start_sd or 0):.1f} %"
+    text = f"{each}; {unit}s {vary} by {100 * (effect.start_sd or 0):.1f} %"
     if verdict.more_starts is not None:
-        return f"{text}; about {_counted(verdict.more_starts, 'more start')} of each would decide"
-    return f"{text}; more than {verdicts.MOST_STARTS} starts of each would be needed" if verdict.too_close else text
+        return f"{text}; about {_counted(verdict.more_starts, f'more {unit}')} of each would decide"
+    return f"{text}; more than {verdicts.MOST_STARTS} {unit}s of each would be needed" if verdict.too_close else text
 
 
 def _counted(n: int, what: str) -> str:

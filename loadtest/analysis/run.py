@@ -120,6 +120,7 @@ def _cell(
         id=cell.id,
         engine=facts.engine,
         engine_version=facts.engine_version,
+        side=facts.side,
         model=facts.model,
         tp=facts.tp,
         gpu=facts.gpu,

@@ -28,6 +28,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "loadtest search --base-url http://127.0.0.1:8000 --slo 'ttft_s:p90<2' --slo 'tokens_per_s_per_user:p10>15'",
         "loadtest search --resume runs/search-20261126-103000",
     ),
+    "duel": ("loadtest duel http://127.0.0.1:8000 http://127.0.0.1:8001",),
     "serve": (
         "loadtest serve vllm --model qwq-32b-awq --gpu l20 --print",
         "loadtest serve sglang --model qwq-32b --tp 2 -- --schedule-conservativeness 0.8",

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
     if arguments.resume and arguments.out is None:
         raise UsageError("--resume: expected --out with the folder of the unfinished run, got none")
     out = arguments.out or new_folder(study.name)
-    budget_s = _budget_s(arguments.budget)
+    budget_s = hours_in_s(arguments.budget)
     precision = None if arguments.precision is None else arguments.precision / 100
     return carry_out(
         lambda: execute(
@@ -92,7 +92,7 @@ def attach(arguments: argparse.Namespace, say: Teller) -> str:
 
 
 def _attach(arguments: argparse.Namespace, say: Teller, name: str) -> str:
-    study, budget_s = searched(_attached(arguments), arguments, arguments.requests), _budget_s(arguments.budget)
+    study, budget_s = searched(_attached(arguments), arguments, arguments.requests), hours_in_s(arguments.budget)
     plan.asked(study)
     info = probe.probe(arguments.base_url, model=arguments.model)
     cell = replace(
@@ -130,7 +130,8 @@ def searched(study: schema.Study, arguments: argparse.Namespace, requests: int |
     return replace(sized, search=limits, min_requests=1, requests_per_stream=1)
 
 
-def _budget_s(hours: float | None) -> float | None:
+def hours_in_s(hours: float | None) -> float | None:
+    """Seconds of a `--budget`."""
     if hours is not None and not 0 < hours < math.inf:
         raise UsageError(f"--budget: expected hours above 0, got {hours:g}")
     return None if hours is None else 3600 * hours

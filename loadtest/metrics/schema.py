@@ -17,7 +17,7 @@ from loadtest.errors import RecordError
 from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.figures import Bounded, Estimate, OpenInterval
 from loadtest.metrics.level_schema import ComposedLevel, ConditionCheck, Evidence, GateStatus, LevelFigures
-from loadtest.records.engine_facts import CellStatus, ClockError, MemoryFit
+from loadtest.records.engine_facts import CellStatus, ClockError, MemoryFit, Side
 from loadtest.records.manifest import RunWorkload
 from loadtest.records.schema import SCHEMA_VERSION, Mode, TokenCountSource, about, damage_text
 
@@ -26,6 +26,7 @@ LengthVerdict = Literal["fewer", "more", "no detectable difference", "too few sa
 FindingVerdict = Literal["reproduced", "contradicted", "undecided", "predicted", "not_predicted", "not_measured"]
 ClaimKind = Literal["value", "fit", "weights", "maximum_concurrency", "ahead", "gain"]
 Binding = Literal["slo", "kv_cache", "not_reached"]
+RepeatUnit = Literal["start", "round"]
 SearchWord = Literal["within", "broken", "undecided"]
 SearchLimit = Literal["slo", "undecided", "max_concurrency", "kv_cache", "stopped"]
 
@@ -113,6 +114,7 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     roofline: Roofline
     maximum_concurrency: MaximumConcurrency
     levels: Annotated[tuple[LevelFigures, ...], about("By concurrency, ascending; empty where nothing was measured.")]
+    side: Annotated[Side | None, about("Of a duel: the first server or the second. None: no duel.")] = None
     composed: Annotated[tuple[ComposedLevel, ...], about("Of bursts, by concurrency; empty without them.")] = ()
     conditions: Annotated[tuple[ConditionCheck, ...], about("Of composed figures; empty likewise.")] = ()
 
@@ -260,6 +262,7 @@ class PairDecision(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: Annotated[OutputLengths | None, about("All levels together; None where the cells are not comparable.")]
     population: Annotated[str, about("What the interval holds for.")]
     reason: Annotated[str, about("What it rests on, or why there is no verdict.")]
+    unit: Annotated[RepeatUnit, about("Of a duel the round: what is said of starts is then of rounds.")] = "start"
 
 
 class ClaimResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ import msgspec
 
 from loadtest.records.schema import ClockSpeed, Mode, UnixSeconds, about
 
+Side = Literal["a", "b"]
 CellStatus = Literal["ok", "refused", "skipped", "failed", "died", "interrupted", "starting"]
 
 
@@ -79,6 +80,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     clock_speed: ClockSpeed | None = None
     base_url: str | None = None  # None: the run started the engine, and its port is gone
+    side: Side | None = None  # of a duel
     command: tuple[str, ...] | None = None  # None: not started by the run
     env: dict[str, str] | None = None
     status: CellStatus | None = None

@@ -60,7 +60,8 @@ class ShownCell:
     @property
     def short(self) -> str:
         """Name of the engine (or the run) alone, for small places under a title that says what is simulated."""
-        return self.label or FAMILIES[self.family]
+        side = self.figures.side
+        return self.label or (FAMILIES[self.family] if side is None else f"{side.upper()} ({FAMILIES[self.family]})")
 
     @property
     def engine(self) -> str:

@@ -32,6 +32,7 @@ from loadtest.report.formatting import at_concurrency, clean, listed, needs, num
 from loadtest.report.search import search_answer, search_basis
 from loadtest.report.verdicts import Named, evidence, summary
 
+SERVER = "Which server"
 ENGINE, CONFIGURATION, CONCURRENCY = "Which engine", "Which configuration", "Maximum concurrency"
 COST, RESULT, LEFT_OUT = "Cost of 1,000 answers", "Result", "Left out"
 
@@ -132,17 +133,17 @@ def _engine(metrics: Metrics, cells: tuple[ShownCell, ...]) -> Line | None:
         reasons = "; ".join(dict.fromkeys(clean(one.reason) for one in metrics.decisions))
         return Line(ENGINE, "No verdict", f"No pair of cells could be compared{f': {reasons}' if reasons else ''}.")
     because = " ".join(evidence(found))
-    if metrics.simulated:
+    if metrics.simulated and all(one.of.unit == "start" for one in found):
         alike = "The simulator treats two engines alike wherever no difference between them is known."
         return Line(ENGINE, "No verdict: simulated run", f"{alike} {because}")
-    return Line(ENGINE, summary(found), because)
+    return Line(ENGINE if found[0].of.unit == "start" else SERVER, summary(found), because)
 
 
 def named_decisions(metrics: Metrics) -> list[Named]:
     """The decisions of a run with the names of their engines and of what was compared."""
     cells = {cell.figures.id: cell for cell in cells_of(metrics)}
     sides = [(one, cells[one.a], cells[one.b]) for one in metrics.decisions if one.a in cells and one.b in cells]
-    return [Named(one, FAMILIES[a.family], FAMILIES[b.family], a.deployment) for one, a, b in sides]
+    return [Named(one, a.short, b.short, a.deployment) for one, a, b in sides]
 
 
 # Which configuration, what concurrency, what it costs ----------------------------------------------------------------

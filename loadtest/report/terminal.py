@@ -17,7 +17,7 @@ from loadtest.records.manifest import Manifest
 from loadtest.report.cells import ShownCell, by_level, cells_of, typical_statistic
 from loadtest.report.checklist import NO_ENGINES, THIS_RUN, clock_error_words, failure_lines, gate_checks
 from loadtest.report.composed import composed_lines
-from loadtest.report.decision import decision_lines, rate_of
+from loadtest.report.decision import SERVER, decision_lines, rate_of
 from loadtest.report.formatting import clean, count, needs, number
 from loadtest.report.search import search_text
 from loadtest.report.tables import chunk_notes, queued_notes
@@ -39,7 +39,7 @@ def decision_text(
     """A row for each level, then the verdict and what is missing; `columns` wide (default: the terminal, at most 120)."""
     columns = min(columns or shutil.get_terminal_size(UNKNOWN_TERMINAL).columns, WIDEST)
     levels = _levels(metrics, columns, "run_tokens_per_s" if manifest.open_loop else _TOTAL)
-    text = [*_warnings(metrics, manifest, engines), *_open_loop(manifest), *levels]
+    text = [*_duel(metrics, manifest), *_warnings(metrics, manifest, engines), *_open_loop(manifest), *levels]
     text += [*composed_lines(cells_of(metrics)), "", *search_text(metrics.searches)]
     body = [_wrapped(line, columns) for line in text]
     return "\n".join([*body, *_verdict(metrics, manifest, columns), *_missing(metrics, manifest, columns)])
@@ -49,6 +49,11 @@ def _open_loop(manifest: Manifest) -> list[str]:
     if not manifest.open_loop:
         return []
     return [f"Open loop: {rate_of(manifest)}; concurrency is the most in flight, total tokens/s those of the whole run", ""]
+
+
+def _duel(metrics: Metrics, manifest: Manifest) -> list[str]:
+    """The verdict of a duel, which stands first; nothing of other runs."""
+    return [f"{line.answer}." for line in decision_lines(metrics, manifest) if line.asks == SERVER]
 
 
 def _levels(metrics: Metrics, columns: int, total: str) -> list[str]:

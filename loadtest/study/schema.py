@@ -25,6 +25,7 @@ from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics import slo as slos
 from loadtest.perfmodel import gpus, interconnect, machine_fit
+from loadtest.records.engine_facts import Side
 from loadtest.records.folder import PassKind, cell_id, level_name
 from loadtest.records.schema import EngineName, LengthMode, Mode
 from loadtest.servers.preflight import HERE
@@ -69,6 +70,7 @@ class Cell:
     interconnect: str | None = None
     calibration: str | None = None
     mode: LengthMode | None = None
+    side: Side | None = None
 
     def __post_init__(self) -> None:
         require(self.tp >= 1, "tp", "a number of GPUs from 1 up", self.tp)
@@ -114,7 +116,8 @@ class Cell:
     @property
     def id(self) -> str:
         """Identity within the run: `ENGINE_MODEL_tpN`, and its mode where that is not the study's first."""
-        return cell_id(self.engine, self.model, self.tp) + (f"_{self.mode}" if self.mode else "")
+        more = "".join(f"_{one}" for one in (self.mode, self.side) if one)
+        return f"{cell_id(self.engine, self.model, self.tp)}{more}"
 
     @property
     def simulated(self) -> bool:
@@ -188,7 +191,7 @@ class Study:
         secret = first_secret(self.scenario_options)
         require(secret is None, "scenario_options", "no key on a command line, where it would be recorded", secret)
         require(self.repeats >= 1, "repeats", "a number from 1 up", self.repeats)
-        looked = not self.until_decided or self.repeats in LOOKS
+        looked = not self.until_decided or self.repeats in LOOKS or self.is_duel
         require(looked, "repeats", f"{LOOKS[0]} to {LOOKS[-1]} with until_decided", self.repeats)
         for key, n in (("natural_users", self.natural_users), ("natural_prompts", self.natural_prompts)):
             require(n >= 1, key, "a number from 1 up", n)
@@ -222,6 +225,11 @@ class Study:
     def decides(self) -> bool:
         """Is the question which engine is faster, answered by bursts?"""
         return self.mode == "decision"
+
+    @property
+    def is_duel(self) -> bool:
+        """Do two servers that run already take turns, so that a repeat is a round?"""
+        return any(cell.side is not None for cell in self.cells)
 
     @property
     def lengths(self) -> LengthMode:

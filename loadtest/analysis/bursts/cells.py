@@ -38,8 +38,8 @@ class BurstCell:
 
     @property
     def restarted(self) -> bool:
-        """Does each repeat start its server anew?"""
-        return self.facts.base_url is None
+        """Does each repeat count by itself: a start of the server, or a round of a duel?"""
+        return self.facts.base_url is None or self.facts.side is not None
 
     @property
     def lengths(self) -> AnswerLengths | None:

@@ -1,0 +1,85 @@
+"""`duel`: two servers that run already take turns until it is certain which is faster, or that they are equal."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from loadtest.commands.finish import carry_out, new_folder
+from loadtest.commands.measure import hours_in_s
+from loadtest.decision.rounds import MOST_ROUNDS
+from loadtest.errors import UsageError
+from loadtest.records.schema import EngineName
+from loadtest.servers import probe
+from loadtest.servers.probe import ServerInfo, normalise_url
+from loadtest.study import plan, schema
+from loadtest.study.run import execute
+from loadtest.study.schema import Cell
+
+if TYPE_CHECKING:
+    from loadtest.records.engine_facts import Side
+    from loadtest.study.execution import Teller
+
+_NATURAL_PROMPTS = 32  # answers that tell the lengths, on one server of each engine
+
+
+def duel(arguments: argparse.Namespace, say: Teller) -> str:
+    """Bursts on A, B, then B, A, and so on, one server at a time; a natural run tells the lengths once."""
+    budget_s = hours_in_s(arguments.budget)
+    study = _study(arguments, (_cell(arguments, "a", arguments.url_a), _cell(arguments, "b", arguments.url_b)))
+    plan.asked(study)
+    a, b = (_probed(cell, arguments.model) for cell in study.cells)
+    if a.model.rstrip("/").rpartition("/")[2].lower() != b.model.rstrip("/").rpartition("/")[2].lower():
+        raise UsageError(f"duel: expected one model on both servers, got {a.model} and {b.model}; name one with --model")
+    study = replace(study, cells=(a, b), name=f"{a.base_url} against {b.base_url}")
+    out = arguments.out or new_folder("duel")
+    return carry_out(
+        lambda: execute(study, out, budget_s=budget_s, say=say, audience=say.audience), out, say, arguments.json
+    )
+
+
+def _cell(arguments: argparse.Namespace, side: Side, url: str) -> Cell:
+    return Cell(engine="other", model=arguments.model or "model", base_url=normalise_url(url), side=side)
+
+
+def _study(arguments: argparse.Namespace, cells: tuple[Cell, Cell]) -> schema.Study:
+    """The study of both servers, before they are asked what they are."""
+    if cells[0].base_url == cells[1].base_url:
+        raise UsageError(f"duel: expected two servers, got {cells[0].base_url} twice")
+    for name in ("matters", "start_sd"):
+        given = getattr(arguments, name)
+        if given is not None and not 0 < given < 100:
+            raise UsageError(f"--{name.replace('_', '-')}: expected a percentage above 0 and below 100, got {given:g}")
+    levels = schema.parse_levels(arguments.concurrency)
+    return schema.Study(
+        name="duel",
+        question="Which of two servers is faster?",
+        workload=arguments.workload,
+        cells=cells,
+        mode="decision",
+        levels=levels,
+        repeats=MOST_ROUNDS,
+        until_decided=True,
+        natural_users=max(levels),
+        natural_prompts=_NATURAL_PROMPTS,
+        seed=arguments.seed,
+        matters=arguments.matters / 100,
+        start_sd=None if arguments.start_sd is None else arguments.start_sd / 100,
+        contract={} if arguments.max_tokens is None else {"max_tokens": arguments.max_tokens},
+    )
+
+
+def _probed(cell: Cell, model: str | None) -> Cell:
+    """The cell as its server says what it is."""
+    assert cell.base_url is not None
+    info: ServerInfo = probe.probe(cell.base_url, model=model)
+    return replace(
+        cell,
+        engine=cast("EngineName", info.engine),
+        model=model or info.model or "model",
+        tp=info.tp or 1,
+        gpu=info.gpu,
+        context_tokens=info.max_model_len,
+        clock_speed=info.clock_speed if info.simulated else None,
+    )
