@@ -33,7 +33,7 @@ def _cell_field(one: Field[Any], kind: Any) -> tuple[str, Any] | tuple[str, Any,
 
 _CellTable = msgspec.defstruct(
     "_CellTable",
-    [_cell_field(one, get_type_hints(Cell)[one.name]) for one in fields(Cell) if one.name != "mode"],
+    [_cell_field(one, get_type_hints(Cell)[one.name]) for one in fields(Cell) if one.name not in ("mode", "side")],
     frozen=True,
     forbid_unknown_fields=True,
     kw_only=True,
