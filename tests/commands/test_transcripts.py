@@ -102,7 +102,7 @@ def records_of(run, level):
 def test_a_rate_is_kept_by_the_clock(url, tmp_path):
     code, out, err = told(attach(url, tmp_path / "run", "--rate", "5", "--requests", "12", "--arrivals", "constant"))
     assert code == 0, err
-    assert "Open loop: 5 requests/s, constant arrivals; concurrency is the most in flight" in out
+    assert "Open loop: 5 requests/s (constant); concurrency is the most in flight" in out
     (level,) = read.read_run(tmp_path / "run").cells[0].levels
     due_s = sorted(one.scheduled_s for one in level.requests)
     assert [later - due_s[0] for later in due_s] == pytest.approx([n / 5 for n in range(12)])
