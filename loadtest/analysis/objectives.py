@@ -118,8 +118,8 @@ def maximum_concurrency(
         ((level.concurrency, one) for level in judged for one in level.slos if one.likely is not True), (None, None)
     )
     if found is not None and found.likely is None:
-        needed = f": {found.n_needed} requests needed" if found.n_needed else ""
-        return _unjudged(f"{found.slo} cannot be judged: too few requests{needed}", room, fit)
+        needed = f"needs {found.n_needed} requests there" if found.n_needed else "too few requests"
+        return _unjudged(f"{found.slo} cannot be judged at concurrency {broke}: {needed}", room, fit)
     broken = any(one.met is False for level in judged for one in level.slos)
     full = broke is not None and room.value is not None and broke > room.value
     return MaximumConcurrency(

@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
         return _dry_run(study)
     if arguments.resume and arguments.out is None:
         raise UsageError("--resume: expected --out with the folder of the unfinished run, got none")
+    _warn_of_few_requests(study, say, "min_requests")
     out = arguments.out or new_folder(study.name)
     budget_s = hours_in_s(arguments.budget)
     precision = None if arguments.precision is None else arguments.precision / 100
@@ -105,6 +106,7 @@ def _attach(arguments: argparse.Namespace, say: Teller, name: str) -> str:
         clock_speed=info.clock_speed if info.simulated else None,
     )
     study = replace(study, name=f"{cell.engine} at {arguments.base_url}", cells=(cell,))
+    _warn_of_few_requests(study, say, "--requests")
     out = arguments.out or new_folder(name)
     resume = arguments.resume is not None
     return carry_out(
@@ -114,6 +116,13 @@ def _attach(arguments: argparse.Namespace, say: Teller, name: str) -> str:
         arguments.json,
         again=f"loadtest {name} --resume {shlex.quote(str(out))}",
     )
+
+
+def _warn_of_few_requests(study: schema.Study, say: Teller, option: str) -> None:
+    """Say at once which SLOs the run cannot judge; a search and a decision take as many requests as they need."""
+    if not study.decides and study.search is None:
+        for line in plan.too_few_requests(study):
+            say(f"{line}; give {option}")
 
 
 def searched(study: schema.Study, arguments: argparse.Namespace, requests: int | None = None) -> schema.Study:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.errors import UsageError
-from loadtest.metrics.catalogue import METRICS, OBJECTIVES, Statistic, statistics_of
+from loadtest.metrics import intervals
+from loadtest.metrics.catalogue import METRICS, OBJECTIVES, QUANTILES, REACHED_QUANTILES, Statistic, statistics_of
 from loadtest.metrics.intervals import Floats
 
 Sign = Literal["<", "<=", ">", ">="]
@@ -51,6 +52,18 @@ class Slo:
     def below(self) -> bool:
         """Is the limit an upper one?"""
         return self.sign.startswith("<")
+
+    @property
+    def requests_needed(self) -> int | None:
+        """Requests without which its quantile has no figure; None where it limits no quantile over requests.
+
+        >>> parse_slo("ttft_s:p90<2").requests_needed, parse_slo("tokens_per_s_per_user:p10>15").requests_needed
+        (36, 36)
+        """
+        quantile = REACHED_QUANTILES.get(self.statistic, self.statistic)
+        if quantile not in QUANTILES or METRICS[self.metric].shape == "gaps":
+            return None
+        return intervals.n_for_quantile(QUANTILES[quantile])
 
     def holds(self, value: float) -> bool:
         return bool(_RELATIONS[self.sign](value, self.limit))

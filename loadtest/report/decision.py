@@ -256,7 +256,10 @@ def surely_met(cell: ShownCell) -> int:
 
 def _binding(cells: tuple[ShownCell, ...]) -> str:
     found = {slo_words(binds) for cell in cells if (binds := cell.figures.maximum_concurrency.binds)}
-    return f"Not met, or too few requests to tell: {'; '.join(sorted(found))}" if found else "Too few requests to tell"
+    if found:
+        return f"Not met, or too few requests to tell: {'; '.join(sorted(found))}"
+    reasons = {clean(reason) for cell in cells if (reason := cell.figures.maximum_concurrency.reason)}
+    return "; ".join(sorted(reasons)) or "Too few requests to tell"
 
 
 def _searches(metrics: Metrics, cells: tuple[ShownCell, ...]) -> list[Line]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from loadtest.client import thinking
 from loadtest.client.reply import token_counter
 from loadtest.errors import FitError
+from loadtest.metrics.slo import parse_slo
 from loadtest.perfmodel import gpus, memory
 from loadtest.servers import preflight, settings
 from loadtest.servers.flags import LaunchSpec
@@ -37,6 +38,23 @@ def asked(study: Study) -> tuple[Workload, Contract]:
         contract = replace(contract, yarn=needs_yarn(workload.prompts))
     contexts = [known for cell in study.cells if (known := context_tokens(cell, contract)) is not None]
     return workload, within(contract, workload.prompts, min(contexts)) if contexts else contract
+
+
+def too_few_requests(study: Study) -> list[str]:
+    """The SLOs that levels of the study will have too few requests for, in words; none where their number is not known."""
+    if study.duration_s is not None:
+        return []
+    found = []
+    for text in study.slo:
+        needed = parse_slo(text).requests_needed or 0
+        short = [level for level in study.levels if study.requests(level) * study.repeats < needed]
+        if short:
+            levels = ", ".join(map(str, short))
+            sent = study.requests(short[0]) * study.repeats
+            found.append(
+                f"{text} needs {needed} requests at a level; concurrency {levels} will have {sent} or more: too few"
+            )
+    return found
 
 
 def needs_yarn(prompts: Iterable[Prompt]) -> bool:

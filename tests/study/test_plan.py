@@ -138,3 +138,18 @@ def test_anothers_server_is_held_to_what_it_tells():
         "prefix_caching: expected True, got False",
     )
     assert contract_check.check_contract(cell, Contract(), (), ServerInfo(engine="other")).effective == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"slo": ("ttft_s:p90<2",)}, ["concurrency 1, 8 will have 8 or more: too few"]),
+        ({"slo": ("ttft_s:p90<2",), "repeats": 3}, ["concurrency 1 will have 24 or more: too few"]),
+        ({"slo": ("ttft_s:p90<2", "ttft_s:p50<2", "ttft_s:mean<2", "failed_share<1%"), "min_requests": 36}, []),
+        ({"slo": ("ttft_s:p90<2",), "duration_s": 60.0}, []),
+    ],
+)
+def test_an_slo_that_a_level_will_have_too_few_requests_for_is_said_before(changes, said):
+    study = Study(name="s", workload="math", cells=(AWQ,), levels=(1, 8, 64), **changes)
+    assert [line.partition("; ")[2] for line in plan.too_few_requests(study)] == said
+    assert all(line.startswith("ttft_s:p90<2 needs 36 requests at a level; ") for line in plan.too_few_requests(study))
