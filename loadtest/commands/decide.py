@@ -143,6 +143,8 @@ def _measured(folder: Path) -> tuple[Metrics, Run]:
     from loadtest.analysis.run import analyze
 
     run = read_run(folder)
+    if run.manifest.open_loop:
+        raise UsageError(f"--from {folder}: expected a run at levels of concurrency, got an open loop; measure levels")
     return analyze(run), run
 
 

@@ -59,6 +59,13 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "verify": ("loadtest verify --concurrency 8",),
 }
 
+START = """start with:
+  loadtest demo
+  loadtest attach --base-url http://127.0.0.1:8000
+  loadtest COMMAND --help
+
+completion in bash and zsh: eval "$(register-python-argcomplete loadtest)\""""
+
 _EXIT_CODES = "0 done, 1 could not measure, 2 usage error, 130 interrupted"
 _GATE = "0 done, 1 could not be judged, 2 usage error, 3 a gate is not met"
 _WITH_SLO = ("attach", "search", "check", "plan")
@@ -91,7 +98,9 @@ def group_of(command: str, option: str) -> str | None:
 
 
 def epilog(command: str) -> str:
-    """Examples, SLOs and exit codes of a command (`workload show`)."""
+    """Examples, SLOs and exit codes of a command (`workload show`); of loadtest itself, where to start."""
+    if not command:
+        return START
     parts = []
     if command in EXAMPLES:
         parts.append("\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[command])]))

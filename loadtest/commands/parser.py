@@ -49,7 +49,7 @@ class CommandParser(argparse.ArgumentParser):
         return action
 
     def format_help(self) -> str:
-        return super().format_help() + (f"\n{epilog(self.name)}\n" if self.name else "")
+        return f"{super().format_help()}\n{epilog(self.name)}\n"
 
 
 def commands_of(parser: CommandParser) -> Command:

@@ -87,6 +87,13 @@ def test_plan_says_where_each_line_comes_from(tmp_path, capsys):
     assert said(["plan", "--slo", "ttft_s:p50<2", "--from", run], capsys)[0] == 2
 
 
+def test_plan_takes_no_capacity_from_an_open_loop(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", scenario_options={"arrivals": "poisson", "rate": 1.0})
+    code, _, err = said(["plan", "--users", "8", "--slo", "ttft_s:p50<9", "--from", run], capsys)
+    assert code == 2
+    assert "expected a run at levels of concurrency, got an open loop" in err
+
+
 def test_plan_without_measurements_predicts_and_says_so(tmp_path, capsys):
     study = tmp_path / "study.toml"
     study.write_text(

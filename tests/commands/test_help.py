@@ -85,6 +85,12 @@ def test_a_help_fits_eighty_columns_but_for_its_examples(monkeypatch):
         assert max(map(len, before.splitlines())) <= 80
 
 
+def test_the_help_of_loadtest_says_where_to_start():
+    text = cli._parser().format_help()
+    assert "\nstart with:\n  loadtest demo\n" in text
+    assert text.rstrip().endswith('eval "$(register-python-argcomplete loadtest)"')
+
+
 # Completion ----------------------------------------------------------------------------------------------------------
 
 
