@@ -516,8 +516,13 @@ def _deciding_commands(command: Command) -> None:
     add("--allow-unhealthy", action="store_true", help="judge although the run's health checks failed")
     add("--json", action="store_true", help="print JSON instead of text")
 
-    add = command("plan", "decide.plan", "how many replicas and GPUs a number of users needs within the SLOs")
-    add("--users", type=int, metavar="U", help="concurrent users to serve; with --sessions-per-day: users of a day")
+    add = command("plan", "plan.plan", "how many replicas and GPUs a number of users needs within the SLOs")
+    add(
+        "--users",
+        type=int,
+        metavar="U",
+        help="requests in flight at once; with --think-time: users at work at once; with --sessions-per-day: users of a day",
+    )
     add("--answers-per-hour", type=float, metavar="N", help="finished answers per hour to deliver instead")
     _add_arrivals(add)
     add("--slo", action="append", default=[], metavar="METRIC:pQ<VALUE", help="SLO, such as ttft_s:p90<2 (repeatable)")
@@ -534,6 +539,10 @@ def _deciding_commands(command: Command) -> None:
         metavar="STUDY.toml",
         help="without --from: the study to predict (default: the published one)",
     )
+    add("--model", metavar="M", help="plan for this model only: its name or a part of it; with --gpu also one of no study")
+    add("--engine", choices=("sglang", "vllm", "other"), help="plan for this engine only")
+    add("--tp", type=int, metavar="N", help="plan for this tensor-parallel size only")
+    add("--gpu", metavar="G", help="plan for this GPU only")
     add("--gpu-hour-price", type=float, metavar="P", help="price of one GPU for one hour (default: the run's)")
     add(
         "--headroom",
@@ -551,7 +560,12 @@ def _add_arrivals(add: Callable[..., argparse.Action]) -> None:
     add("--sessions-per-day", type=float, metavar="S", help="sessions that each of the users begins per day")
     add("--requests-per-session", type=float, metavar="R", help="requests of a session, one after another (default: 1)")
     add("--think-time", type=float, metavar="S", help="mean seconds from an answer to the next request (default: 60)")
-    add("--peak-factor", type=float, metavar="P", help="highest rate of the day over its mean (default: 2)")
+    add(
+        "--peak-factor",
+        type=float,
+        metavar="P",
+        help="highest rate of the day over its mean (default: 2; of users at work: 1)",
+    )
     routers = ("random", "round-robin", "least-loaded", "all")
     add("--router", choices=routers, help="how requests are spread over replicas (default: least-loaded)")
 

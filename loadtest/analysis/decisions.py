@@ -54,6 +54,19 @@ class Cost(Bounded, frozen=True, omit_defaults=True):
     reason: Annotated[str | None, about("Why it is not known. Left out where it is.")] = None
 
 
+class UserFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What users see of an option with the likely number of replicas; None: no level and no arithmetic tells."""
+
+    ttft_p90_s: Annotated[float | None, about("p90 of the time to first token.")]
+    answer_p50_s: Annotated[float | None, about("Median time to final answer.")]
+    answer_p90_s: Annotated[float | None, about("p90 of it.")]
+    tokens_per_s_per_user: Annotated[float | None, about("Median.")]
+    output_tokens_per_s: Annotated[float | None, about("Of all replicas together.")]
+    by: Annotated[
+        Literal["levels", "levels and closed form", "closed form", "simulated peak"], about("Where they come from.")
+    ]
+
+
 class CapacityOption(msgspec.Struct, frozen=True, kw_only=True):
     """One cell as a way to meet a demand. Figures: by the level that `maximum_concurrency` names, and by both its ends."""
 
@@ -73,11 +86,15 @@ class CapacityOption(msgspec.Struct, frozen=True, kw_only=True):
     cost_per_1000_answers: Annotated[Cost, about("Of the answers that were asked for.")]
     cost_per_million_output_tokens: Annotated[Cost, about("Likewise.")]
     joules_per_answer: Annotated[Estimate, about("Of the level, as it was measured.")]
+    seen: Annotated[UserFigures | None, about("At the requests in flight that each replica gets; None: it holds nothing.")]
+    estimated: Annotated[bool, about("By the closed form alone: another cell of the model needs fewer GPUs.")]
+    at_most: Annotated[bool, about("No higher concurrency was tried: the replicas are an upper bound.")]
+    next_measurement: Annotated[str | None, about("What to measure for a firmer answer.")]
     reason: Annotated[str | None, about("Why it holds nothing.")]
 
 
 class CapacityPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Every option, cheapest first."""
+    """Every option: model by model, and of each model the cheapest first."""
 
     source: Annotated[str, about("`performance model`, or the run.")]
     simulated: Annotated[bool, about("Its figures are predictions.")]
@@ -135,7 +152,11 @@ class FleetOption(msgspec.Struct, frozen=True, kw_only=True):
     cost_per_day: Annotated[FleetEnds, about("GPUs x 24 x price.")]
     cost_per_1000_answers: Annotated[FleetEnds, about("Cost of a day over the requests of a day.")]
     peak: Annotated[tuple[PeakFigure, ...], about("What is seen with the likely number, before headroom.")]
-    losses: Annotated[tuple[FleetLoss, ...], about("One replica, then a zone; of the cheapest cell alone.")]
+    seen: Annotated[UserFigures | None, about("At the peak, with the likely number, before headroom.")]
+    estimated: Annotated[
+        bool, about("By the closed form, scaled by what the simulation made of it for the best cell of the model.")
+    ]
+    losses: Annotated[tuple[FleetLoss, ...], about("One replica, then a zone; of the cheapest cell of the first model.")]
     tried: Annotated[tuple[FleetSize, ...], about("Every size simulated at the likely speed.")]
     binds: Annotated[str | None, about("The SLO that the next smaller size breaks.")]
     known_streams: Annotated[int | None, about("Highest concurrency measured: no replica is given more. None: no limit.")]
@@ -145,12 +166,15 @@ class FleetOption(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Every cell behind every router asked for, fewest GPUs first."""
+    """Every cell behind every router asked for: model by model, and of each model the fewest GPUs first."""
 
     source: Annotated[str, about("`performance model`, or the run.")]
     simulated: Annotated[bool, about("Its speeds are predictions. The fleet is simulated in any case.")]
     slo: Annotated[tuple[str, ...], about("What the requests of the peak hour must see.")]
-    requests_per_day: float
+    users: Annotated[float | None, about("Users at work at once, who think between requests; None: requests arrive.")] = None
+    requests_per_day: Annotated[
+        float, about("Of a mean day; of users at work: if they were so all day, by the first option.")
+    ]
     peak_requests_per_hour: float
     peak_factor: Annotated[float, about("Highest rate of the day over its mean.")]
     requests_per_session: float

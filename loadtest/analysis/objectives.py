@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from loadtest.analysis.decisions import GateReport, GateRow
 from loadtest.analysis.validity import unsound_reasons
 from loadtest.metrics.catalogue import QUANTILES, is_wait
@@ -98,21 +100,29 @@ class _Judged:
 
 
 def maximum_concurrency(
-    levels: Sequence[LevelFigures], objectives: Sequence[Slo], fit: MemoryFit | None, *, held: bool = True
+    levels: Sequence[LevelFigures],
+    objectives: Sequence[Slo],
+    fit: MemoryFit | None,
+    composed: Callable[[Slo, int], float | None] = lambda slo, concurrency: None,
+    *,
+    held: bool = True,
 ) -> MaximumConcurrency:
     """The highest concurrency up to which every level meets every SLO, and what limits it; of sound levels.
 
     `by_slo` follows the figures alone, `ci95` the intervals. `by_kv_cache`: requests of the cell's whole context that the KV
     cache holds; `by_kv_workload`: requests as long as those that were measured. `limit` is `kv_cache` where the level that
-    broke an SLO (`binds`) has more requests than `by_kv_workload`. Of an open loop, which holds no concurrency (`held`),
-    there is none.
+    broke an SLO (`binds`) has more requests than `by_kv_workload`. `composed` gives the figure that a level has too few
+    requests for; it has no interval. Of an open loop, which holds no concurrency (`held`), there is none.
     """
     room = _room(levels, fit)
     if not held:
         return _unjudged("requests came by the clock: no concurrency was held", room, fit)
     if not objectives or not levels:
         return _unjudged("no SLO was given" if levels else "no sound level was measured", room, fit)
-    judged = [_Judged(level.concurrency, [judge_slo(one, level) for one in objectives]) for level in levels]
+    judged = [
+        _Judged(level.concurrency, [_judged(one, level, composed(one, level.concurrency)) for one in objectives])
+        for level in levels
+    ]
     judged.sort(key=lambda one: one.concurrency)
     broke, found = next(
         ((level.concurrency, one) for level in judged for one in level.slos if one.likely is not True), (None, None)
@@ -135,6 +145,14 @@ def maximum_concurrency(
         binds=found.slo if found else None,
         reason=None,
     )
+
+
+def _judged(slo: Slo, level: LevelFigures, composed: float | None) -> SloResult:
+    """By the level; where that has no figure, by the one composed."""
+    found = judge_slo(slo, level)
+    if found.value is not None or composed is None:
+        return found
+    return structs.replace(found, value=composed, likely=False if found.likely is False else slo.holds(composed))
 
 
 def _room(levels: Sequence[LevelFigures], fit: MemoryFit | None) -> Bounded:

@@ -1,25 +1,19 @@
-"""`compare`, `check`, `plan`: from numbers to a decision."""
+"""`compare` and `check`: from numbers to a decision."""
 
 from __future__ import annotations
 
 import argparse
-import tempfile
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from loadtest import resources
 from loadtest.commands.finish import as_json
 from loadtest.errors import GateError, UsageError
 from loadtest.records.read import read_run
-from loadtest.report.terminal import comparison_text, gate_text, number_text, options_text, ratio_text
+from loadtest.report.terminal import comparison_text, gate_text, number_text, ratio_text
 
 if TYPE_CHECKING:
     from loadtest.analysis.decisions import GateReport, RunComparison
-    from loadtest.metrics.schema import Metrics
-    from loadtest.records.read import Run
     from loadtest.study.execution import Say
 
 
@@ -89,73 +83,3 @@ def _unmet(found: GateReport) -> str:
         return f"not shown: {found.unmeasured[0]}"
     doubt = found.unhealthy[0]
     return f"the run cannot be relied on: {doubt}; measure again, or judge anyway with --allow-unhealthy"
-
-
-PREDICTED_LEVELS = (1, 2, 4, 8, 16, 32)
-
-PREDICTED_REQUESTS = 40  # a p90 needs 36
-
-
-def plan(arguments: argparse.Namespace, say: Say) -> str:
-    """Replicas, GPUs and cost of every configuration, cheapest first."""
-    from loadtest.analysis import capacity
-    from loadtest.analysis.decisions import CapacityPlan
-    from loadtest.metrics import slo
-
-    if arguments.source is not None and arguments.study is not None:
-        raise UsageError("plan: expected one of --from RUN (measurements) and --study (a prediction), got both")
-    if arguments.arrivals_per_hour is not None or arguments.sessions_per_day is not None:
-        from loadtest.commands import fleet
-
-        return fleet.plan_fleet(arguments, say)
-    _refuse_arrival_options(arguments)
-    objectives = [slo.parse_slo(text) for text in arguments.slo]
-    headroom = capacity.HEADROOM if arguments.headroom is None else arguments.headroom
-    capacity.CapacityDemand(arguments.users, arguments.answers_per_hour, headroom, arguments.gpu_hour_price)
-    metrics, run = _predicted(arguments, say) if arguments.source is None else _measured(arguments.source)
-    prices = run.manifest.prices
-    price = prices.gpu_hour if arguments.gpu_hour_price is None else arguments.gpu_hour_price
-    demand = capacity.CapacityDemand(arguments.users, arguments.answers_per_hour, headroom, price)
-    objectives = objectives or [slo.parse_slo(text) for text in metrics.run.slo]
-    found = CapacityPlan(
-        source="performance model" if arguments.source is None else f"run {metrics.run_id}",
-        simulated=metrics.simulated,
-        slo=tuple(one.text for one in objectives),
-        users=demand.users,
-        answers_per_hour=demand.answers_per_hour,
-        headroom=demand.headroom,
-        gpu_hour_price=price,
-        currency=prices.currency if arguments.gpu_hour_price is None else None,
-        options=tuple(capacity.plan(metrics.cells, objectives, demand)),
-        doubts=metrics.health.reasons,
-    )
-    return as_json(found) if arguments.json else options_text(found)
-
-
-def _refuse_arrival_options(arguments: argparse.Namespace) -> None:
-    for name in ("requests_per_session", "think_time", "peak_factor", "router", "out"):
-        if getattr(arguments, name) is not None:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option}: expected with --arrivals-per-hour or --sessions-per-day, got neither")
-
-
-def _measured(folder: Path) -> tuple[Metrics, Run]:
-    from loadtest.analysis.run import analyze
-
-    run = read_run(folder)
-    if run.manifest.open_loop:
-        raise UsageError(f"--from {folder}: expected a run at levels of concurrency, got an open loop; measure levels")
-    return analyze(run), run
-
-
-def _predicted(arguments: argparse.Namespace, say: Say) -> tuple[Metrics, Run]:
-    """The cells of a study, fast-forwarded through the performance model into a folder that does not stay."""
-    from loadtest.study import fast_forward
-    from loadtest.study import parse as studies
-
-    study = studies.load_study(arguments.study or resources.path("scenarios/studies/qwq-32b-ada.toml"))
-    study = replace(study, levels=PREDICTED_LEVELS, min_requests=PREDICTED_REQUESTS, duration_s=None)
-    say(f"no --from: predicting {study.name} by the performance model; nothing is measured")
-    with tempfile.TemporaryDirectory() as folder:
-        fast_forward.simulate_study(study, Path(folder) / "run", say=say)
-        return _measured(Path(folder) / "run")

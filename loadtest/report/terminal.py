@@ -7,11 +7,11 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from loadtest.analysis.decisions import CapacityOption, CapacityPlan, GateReport, RunComparison
+from loadtest.analysis.decisions import GateReport, RunComparison
 from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.level_schema import LevelFigures
-from loadtest.metrics.schema import Binding, Comparison, Metrics, PairDecision
+from loadtest.metrics.schema import Comparison, Metrics, PairDecision
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import ShownCell, by_level, cells_of, typical_statistic
@@ -242,7 +242,7 @@ def ratio_text(row: Comparison) -> str:
     return f"{number_text(row.ratio.value, 3)} (95 % CI {_interval(row.ratio, 3)})"
 
 
-# A gate, a plan ------------------------------------------------------------------------------------------------------
+# A gate --------------------------------------------------------------------------------------------------------------
 
 
 def gate_text(found: GateReport) -> str:
@@ -256,49 +256,6 @@ def gate_text(found: GateReport) -> str:
     text += [f"not measured: {one}" for one in found.unmeasured]
     text += [f"DOUBTFUL: {one}" for one in found.unhealthy]
     return "\n".join(text)
-
-
-_LIMITS: dict[Binding | None, str] = {"slo": "SLO", "kv_cache": "KV cache", "not_reached": "none reached", None: "-"}
-
-
-def options_text(found: CapacityPlan) -> str:
-    predicted = found.source == "performance model"
-    source = "PREDICTED" if predicted else "SIMULATED" if found.simulated else "measured"
-    text = [f"{_demand(found)} within {', '.join(found.slo)}, {found.headroom:.0%} of each replica kept free; source: "
-            f"{found.source} ({source})"]  # fmt: skip
-    if predicted:
-        text.append("intervals: variation between requests, without the error of the model (docs/performance-model.md)")
-    head = ("", "cell", "concurrency", "replicas", "GPUs", "1,000 answers", "1M tokens", "J/answer", "limit")
-    text += ["", *_left_aligned([head, *(_option_row(row, predicted=predicted) for row in found.options)]), ""]
-    text += [f"{row.cell}: {row.reason}" for row in found.options if row.reason]
-    text += [f"DOUBTFUL: {one}" for one in found.doubts]
-    return "\n".join(text).rstrip()
-
-
-def _demand(found: CapacityPlan) -> str:
-    return f"{found.users} users" if found.users else f"{found.answers_per_hour or 0:g} answers an hour"
-
-
-def _option_row(row: CapacityOption, *, predicted: bool) -> tuple[str, ...]:
-    source = "PREDICTED" if predicted else "SIMULATED" if row.simulated else "measured"
-    figures = (
-        row.streams_per_replica, row.replicas, row.cards, row.cost_per_1000_answers, row.cost_per_million_output_tokens,
-    )  # fmt: skip
-    limit = _LIMITS[row.limit] + (f" {row.binds}" if row.binds else "")
-    return source, row.cell, *map(_with_ends, figures), number_text(row.joules_per_answer.value), limit
-
-
-def _with_ends(figure: Bounded) -> str:
-    """A figure with its interval; an end that nothing bounds is a question mark."""
-    if figure.value is None:
-        return "-"
-    known = figure.low is not None or figure.high is not None
-    ends = f" [{_end(figure.low)}, {_end(figure.high)}]" if known else ""
-    return f"{number_text(figure.value)}{ends}"
-
-
-def _end(value: float | None) -> str:
-    return "?" if value is None else number_text(value)
 
 
 def number_text(value: float | None, digits: int = 4) -> str:

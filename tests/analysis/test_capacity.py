@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from loadtest.analysis import capacity, objectives, run
+from loadtest.analysis.fleet.options import CellFacts
+from loadtest.analysis.fleet.steady import SteadyReplica
 from loadtest.errors import UsageError
 from loadtest.metrics import slo
 from loadtest.metrics.figures import Estimate
-from tests.support import builders
+from tests.support import builders, fleets
 
 SLO = [slo.parse_slo("ttft_s:p50<2")]
 
@@ -55,28 +57,30 @@ SIXTEEN = level(16, (5.0, 4.0, 6.0), (170.0, 150.0, 190.0), (85.0, 80.0, 90.0))
 
 def test_users_by_hand():
     """8 streams by the figures, 4 for certain, 16 certainly broken. 40 users, a fifth kept free: 40 / 6.4 = 7 replicas; for
-    certain 40 / 3.2 = 13. Delivered: 40/8 x 160 = 800 answers an hour; 14 cards at 2 each: 35 a thousand. At the careful
-    end 10 x 80 = 800 answers by 26 cards, 65; at the hopeful end 5 x 200 by 14 cards, 28. Tokens: 5 x 80 x 3600."""
+    certain 40 / 3.2 = 13, and 20 if requests go to replicas at random: of Binomial(40, 1/20) 95 % is at most 4. Delivered:
+    40/8 x 160 = 800 answers an hour; 14 cards at 2 each: 35 a thousand. At the careful end 10 x 80 = 800 answers by 40
+    cards, 100; at the hopeful end 5 x 200 by 14 cards, 28. Tokens: 5 x 80 x 3600."""
     demand = capacity.CapacityDemand(users=40, gpu_hour_price=2.0)
     (option,) = capacity.plan([cell([FOUR, EIGHT, SIXTEEN])], SLO, demand)
     assert ends(option.streams_per_replica) == (8, (4, 8))
-    assert ends(option.replicas) == (7, (7, 13))
-    assert ends(option.cards) == (14, (14, 26))
-    assert ends(option.cost_per_hour) == (28.0, (28.0, 52.0))
+    assert ends(option.replicas) == (7, (7, 20))
+    assert ends(option.cards) == (14, (14, 40))
+    assert ends(option.cost_per_hour) == (28.0, (28.0, 80.0))
     assert option.cost_per_1000_answers.value == pytest.approx(35.0)
-    assert option.cost_per_1000_answers.ci95 == pytest.approx([28.0, 65.0])
+    assert option.cost_per_1000_answers.ci95 == pytest.approx([28.0, 100.0])
     assert option.cost_per_million_output_tokens.value == pytest.approx(28e6 / (5 * 80 * 3600))
     assert option.joules_per_answer.value == 5000.0
     assert option.binds == "ttft_s:p50<2"
 
 
 def test_answers_an_hour_by_hand():
-    """1,000 an hour at 160 each, a fifth kept free: 1000 / 128 = 8 replicas; careful 1000 / (80 x 0.8) = 16; hopeful
-    1000 / 160 = 7. What is delivered is what was asked for: 16 cards x 2 / 1,000 answers."""
+    """1,000 an hour at 160 each, a fifth kept free: 1000 / 128 = 8 replicas; careful 1000 / (80 x 0.8) = 16, and 25 for 50
+    requests in flight spread at random, 4 each at most; hopeful 1000 / 160 = 7. What is delivered is what was asked for:
+    16 cards x 2 / 1,000 answers."""
     option = capacity.plan(
         [cell([FOUR, EIGHT, SIXTEEN])], SLO, capacity.CapacityDemand(answers_per_hour=1000, gpu_hour_price=2.0)
     )[0]
-    assert ends(option.replicas) == (8, (7, 16))
+    assert ends(option.replicas) == (8, (7, 25))
     assert option.cost_per_1000_answers.value == pytest.approx(32.0)
 
 
@@ -113,7 +117,7 @@ def test_the_cheapest_is_first_and_what_holds_nothing_last():
     found = capacity.plan(cells, SLO, capacity.CapacityDemand(users=40))
     assert [one.cell for one in found] == ["one", "two", "refused", "slow"]
     assert [one.reason for one in found[2:]] == ["does not fit", "not even the lowest level meets ttft_s:p50<2"]
-    assert ends(found[0].replicas) == (7, (None, 13))  # nothing broke: fewer might do
+    assert ends(found[0].replicas) == (7, (None, 20))  # nothing broke: fewer might do
     assert found[0].cost_per_hour.value is None
 
 
@@ -162,14 +166,14 @@ def test_every_interval_holds_its_figure(levels, demanded, of_users, headroom):
 
 
 def test_a_token_costs_no_less_where_fewer_answers_arrive():
-    """600 answers/h, 100 [80, 125] each: 8 replicas [6, 10]; an answer has 1,800 tokens whatever its rate: the fleet makes
+    """600 answers/h, 100 [80, 125] each: 8 replicas [6, 15]; an answer has 1,800 tokens whatever its rate: the fleet makes
     1.08 million tokens/h, by 16 GPUs at 2. By the low ends alone, 149,760 / 80, an answer would have 1,872 tokens."""
     demand = capacity.CapacityDemand(answers_per_hour=600, gpu_hour_price=2.0)
     measured = level(4, (1.0, 0.8, 1.2), (100.0, 80.0, 125.0), (50.0, 41.6, 60.0))
     broken = level(8, (9.0, 8.0, 9.5), (100.0, 80.0, 125.0), (50.0, 41.6, 60.0))
     cost = capacity.plan([cell([measured, broken])], SLO, demand)[0].cost_per_million_output_tokens
     assert cost.value == pytest.approx(2 * 16 / 1.08)
-    assert cost.ci95 == pytest.approx((2 * 12 / 1.08, 2 * 20 / 1.08))
+    assert cost.ci95 == pytest.approx((2 * 12 / 1.08, 2 * 30 / 1.08))
 
 
 @pytest.mark.parametrize(
@@ -194,3 +198,49 @@ def test_an_open_loop_has_no_maximum_concurrency():
     found = objectives.maximum_concurrency([FOUR], SLO, FIT, held=False)
     assert (found.by_slo, found.limit, found.reason) == (None, None, "requests came by the clock: no concurrency was held")
     assert found.by_kv_cache == FIT.max_streams
+
+
+def test_what_users_see_lies_between_the_levels():
+    """7 replicas of 40 users: 5.7 each, between the levels of 4 and 8: tokens/s in all 7 x (50 + 0.429 x 30)."""
+    (option,) = capacity.plan([cell([FOUR, EIGHT, SIXTEEN])], SLO, capacity.CapacityDemand(users=40))
+    assert option.seen.output_tokens_per_s == pytest.approx(7 * (50 + (40 / 7 - 4) / 4 * 30))
+    assert option.seen.by == "levels"
+    assert not option.at_most
+
+
+def test_no_level_broke_so_the_answer_is_an_upper_bound():
+    (option,) = capacity.plan([cell([FOUR, EIGHT])], SLO, capacity.CapacityDemand(users=40))
+    assert (option.at_most, option.next_measurement) == (True, "measure 16 users next")
+
+
+def test_the_closed_form_stands_in_for_a_quantile_of_few_requests():
+    """No p90 of one request at a level: judged by the closed form, without an interval, so without a careful figure."""
+    made = fleets.model(24)
+    steady = SteadyReplica(made.likely, made.config, fleets.MIX)
+    bare = structs.replace(FOUR, ttft_s=MEASURED.levels[0].ttft_s)
+    slos, demand = [slo.parse_slo("ttft_s:p90<2")], capacity.CapacityDemand(users=8)
+    assert capacity.plan([cell([bare])], slos, demand)[0].replicas.value is None
+    (option,) = capacity.plan([cell([bare], "a")], slos, demand, {"a": steady})
+    assert ends(option.replicas)[0] == 3  # 8 / (4 x 0.8)
+    assert ends(option.replicas)[1] is None
+    assert option.seen.ttft_p90_s == steady.figure("ttft_s", "p90", 8 / 3)
+    assert option.seen.by == "closed form"
+
+
+def test_a_cell_that_cannot_win_is_estimated():
+    made = fleets.model(4)
+    steady = SteadyReplica(made.likely, made.config, fleets.MIX)
+    facts = CellFacts("b", "vllm", "m", 2, "l20", False)
+    option = capacity.estimate(facts, steady, [slo.parse_slo("tpot_s:p90<0.525")], capacity.CapacityDemand(users=40))
+    assert option.estimated
+    assert option.streams_per_replica.value == 3  # 0.5 s and 0.01 s for each other stream; 0.53 s with four
+    assert (option.replicas.value, option.cards.value) == (17, 34)
+    assert capacity.estimate(facts, steady, [slo.parse_slo("tpot_s:p90<0.4")], capacity.CapacityDemand(users=40)).reason == (
+        "not even a lone request meets tpot_s:p90<0.4"
+    )
+
+
+def test_models_keep_their_order():
+    small, large = cell([FOUR], "small", tp=1, model="7b"), cell([FOUR], "large", tp=4, model="32b")
+    found = capacity.plan([large, small], SLO, capacity.CapacityDemand(users=4))
+    assert [one.cell for one in found] == ["large", "small"]

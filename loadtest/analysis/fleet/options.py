@@ -1,19 +1,25 @@
-"""Fleets as a reader compares them: replicas, GPUs and price of each cell behind each router, and what a loss does."""
+"""Fleets as a reader compares them: replicas, GPUs and price of each cell behind each router, and what a loss does.
+
+All cells are ranked by the closed form; the best of each model is simulated, and so are its near equals where the question
+is about one model. The others are estimated: the closed form, times what the simulation made of it for the best.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from loadtest.analysis.decisions import FleetEnds, FleetLoss, FleetOption, FleetSize, PeakFigure
-from loadtest.analysis.fleet.peak import Peak, ReplicaModel, Sizing, Waits
+from loadtest.analysis.decisions import FleetEnds, FleetLoss, FleetOption, FleetSize, PeakFigure, UserFigures
+from loadtest.analysis.fleet.peak import Peak, Sizing, Waits
+from loadtest.analysis.fleet.replica_model import ReplicaModel
+from loadtest.analysis.fleet.steady import SteadyReplica
 from loadtest.errors import UsageError
 from loadtest.metrics.slo import Slo
-from loadtest.simulator.fleet.arrivals import Demand, RequestMix
+from loadtest.simulator.fleet.arrivals import Demand, Population, RequestMix
 
 ZONES = 3
-_FIRMER = 0.98  # more streams that would save less than this share of the replicas are not worth a measurement
+NEAR_EQUAL = 1.1  # times the GPUs of the best by the closed form: such a cell can win
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +43,24 @@ class Candidate:
     workload: RequestMix | None
     reason: str | None = None
 
+    @property
+    def steady(self) -> SteadyReplica | None:
+        """A replica at the likely speed in the closed form."""
+        if self.model is None or self.workload is None:
+            return None
+        return SteadyReplica(self.model.likely, self.model.config, self.workload)
+
+    def breaks_alone(self, objectives: Sequence[Slo]) -> Slo | None:
+        """The first objective that even a lone request breaks, by the closed form."""
+        steady = self.steady
+        return None if steady is None else next((one for one in objectives if not steady.meets([one], 1)), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked of every candidate."""
 
-    demand: Demand
+    demand: Demand | Population
     objectives: Sequence[Slo]
     routers: Sequence[str]
     headroom: float = 0.0
@@ -56,54 +74,146 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Sized:
-    """A candidate behind a router, with its searches."""
+class Task:
+    """One search by simulation: a candidate behind a router."""
 
     candidate: Candidate
     router: str
-    peak: Peak | None
+    question: Question
+    with_losses: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sized:
+    """A candidate behind a router: replicas by the closed form at both speeds, and by simulation where that was done."""
+
+    candidate: Candidate
+    router: str
+    estimate: float | None = None
+    careful_estimate: float | None = None
     likely: Sizing | None = None
-    careful: Sizing | None = None
-    beyond: Sizing | None = None
+    careful: int | None = None
+    losses: tuple[FleetLoss, ...] = ()
+    at_most: bool = False
+
+    @property
+    def replicas(self) -> float | None:
+        """The likely number, before headroom."""
+        return self.estimate if self.likely is None else self.likely.replicas
 
     @property
     def gpus(self) -> float:
-        found = self.likely.replicas if self.likely is not None else None
-        return math.inf if found is None else found * (self.candidate.facts.tp or 1)
+        return math.inf if self.replicas is None else self.replicas * (self.candidate.facts.tp or 1)
+
+
+Spread = Callable[[Callable[[Task], Sized], Sequence[Task]], Iterable[Sized]]
 
 
 def fleet_options(
-    candidates: Sequence[Candidate], question: Question, say: Callable[[str], None] = lambda line: None
+    candidates: Sequence[Candidate],
+    question: Question,
+    say: Callable[[str], None] = lambda line: None,
+    spread: Spread = map,
 ) -> list[FleetOption]:
-    """One option for each candidate and router, fewest GPUs first; losses for every router of the first cell."""
-    sized = []
-    for candidate in candidates:
+    """One option for each candidate and router, model by model, fewest GPUs first; losses for the best of the first model.
+
+    `spread` runs the searches, as `map` does: one after another, or on several cores.
+    """
+    models = list(dict.fromkeys(one.facts.model for one in candidates))
+    tasks, estimated = _split(candidates, question, models)
+    for task in tasks:
+        say(f"{task.candidate.facts.id}, {task.router}: searching the number of replicas")
+    sized = list(spread(simulate, tasks))
+    sized += [_scaled(one, sized) for one in estimated]
+    sized.sort(key=lambda one: (models.index(one.candidate.facts.model), one.gpus, one.candidate.facts.id))
+    return [_option(one, question) for one in sized]
+
+
+def _split(
+    candidates: Sequence[Candidate], question: Question, models: Sequence[str | None]
+) -> tuple[list[Task], list[Sized]]:
+    """What to simulate, and what the closed form does for."""
+    tasks: list[Task] = []
+    rest: list[Sized] = []
+    near = NEAR_EQUAL if len(models) == 1 else 1.0
+    for model in models:
+        of_model = [one for one in candidates if one.facts.model == model]
         for router in question.routers:
-            say(f"{candidate.facts.id}, {router}: searching the number of replicas")
-            sized.append(_size(candidate, router, question))
-    sized.sort(key=lambda one: (one.gpus, one.candidate.facts.id))
-    best = sized[0].candidate if sized and math.isfinite(sized[0].gpus) else None
-    return [_option(one, question, with_losses=one.candidate is best) for one in sized]
+            ranked = sorted((_estimated(one, router, question) for one in of_model), key=lambda one: one.gpus)
+            for place, one in enumerate(ranked):
+                can_win = place == 0 or (one.gpus <= near * ranked[0].gpus and near > 1)
+                if one.candidate.model is not None and can_win:
+                    losses = not place and model == models[0]
+                    tasks.append(Task(one.candidate, router, question, losses))
+                else:
+                    rest.append(one)
+    return tasks, rest
 
 
-def _size(candidate: Candidate, router: str, question: Question) -> _Sized:
+def _estimated(candidate: Candidate, router: str, question: Question) -> Sized:
+    """By the closed form alone."""
+    peak = _peak(candidate, router, question)
+    if peak is None or candidate.model is None:
+        return Sized(candidate, router)
+    careful = None if candidate.model.careful is None else peak.estimate(candidate.model.careful)
+    return Sized(candidate, router, peak.estimate(candidate.model.likely), careful)
+
+
+def _peak(candidate: Candidate, router: str, question: Question) -> Peak | None:
     if candidate.model is None or candidate.workload is None:
-        return _Sized(candidate, router, None)
-    peak = Peak(candidate.model, router, question.demand, candidate.workload, question.objectives)
+        return None
+    return Peak(candidate.model, router, question.demand, candidate.workload, question.objectives)
+
+
+def simulate(task: Task) -> Sized:
+    """Search the replicas of one candidate behind one router."""
+    found = _estimated(task.candidate, task.router, task.question)
+    peak = _peak(task.candidate, task.router, task.question)
+    assert peak is not None
     likely = peak.size()
-    careful = peak.size(careful=True) if candidate.model.careful is not None else None
-    beyond = peak.size_beyond() if candidate.model.known_streams is not None else None
-    return _Sized(candidate, router, peak, likely, careful, beyond)
+    count = likely.replicas
+    bound = peak.model.known_streams is not None and peak.is_bound_by_what_is_known()
+    return replace(
+        found,
+        likely=likely,
+        careful=None if count is None else peak.careful_replicas(count),
+        losses=_losses(peak, count, task.question.objectives) if task.with_losses else (),
+        at_most=bound and count is not None,
+    )
 
 
-def _option(one: _Sized, question: Question, *, with_losses: bool) -> FleetOption:
+def _losses(peak: Peak, replicas: int | None, objectives: Sequence[Slo]) -> tuple[FleetLoss, ...]:
+    if replicas is None or replicas < 2:
+        return ()
+    found = [peak.loss(replicas, lost) for lost in sorted({1, math.ceil(replicas / ZONES)})]
+    return tuple(FleetLoss(lost=loss.lost, peak=_figures(loss.waits, objectives)) for loss in found)
+
+
+def _scaled(one: Sized, simulated: Sequence[Sized]) -> Sized:
+    """The closed form, times what the simulation made of it for the same model and router."""
+    alike = [
+        (other.likely.replicas, other.estimate)
+        for other in simulated
+        if other.candidate.facts.model == one.candidate.facts.model and other.router == one.router
+        and other.likely is not None and other.likely.replicas and other.estimate
+    ]  # fmt: skip
+    if not alike or one.estimate is None:
+        return one
+    factor = max(found / estimate for found, estimate in alike)
+    careful = None if one.careful_estimate is None else one.careful_estimate * factor
+    return replace(one, estimate=one.estimate * factor, careful_estimate=careful)
+
+
+def _option(one: Sized, question: Question) -> FleetOption:
     facts, found, tp = one.candidate.facts, one.likely, one.candidate.facts.tp or 1
     kept = 1 - question.headroom
-    replicas = _ends(one, lambda count: math.ceil(count / kept - 1e-9))
+    careful = one.careful if found is not None else one.careful_estimate
+    replicas = _each(FleetEnds(one.replicas, careful), lambda count: math.ceil(count / kept - 1e-9))
     gpus = _each(replicas, lambda count: count * tp)
     price = question.gpu_hour_price
     a_day = FleetEnds(None, None) if price is None else _each(gpus, lambda count: count * 24 * price)
-    at_most = _is_upper_bound(one)
+    seen, answer_s = _seen(one, question)
+    known = None if one.candidate.model is None else one.candidate.model.known_streams
     return FleetOption(
         engine=facts.engine,
         model=facts.model,
@@ -115,25 +225,64 @@ def _option(one: _Sized, question: Question, *, with_losses: bool) -> FleetOptio
         replicas=replicas,
         cards=gpus,
         cost_per_day=a_day,
-        cost_per_1000_answers=_each(a_day, lambda cost: 1000 * cost / question.demand.requests_per_day),
+        cost_per_1000_answers=_each(a_day, lambda cost: 1000 * cost / question.demand.requests_per_day(answer_s)),
         peak=_figures(found.waits() if found is not None else None, question.objectives),
-        losses=_losses(one, question.objectives) if with_losses else (),
+        seen=seen,
+        estimated=found is None and one.estimate is not None,
+        losses=one.losses,
         tried=tuple(_tried(found, question.objectives)),
         binds=None if found is None or found.binds is None else found.binds.text,
-        known_streams=None if one.candidate.model is None else one.candidate.model.known_streams,
-        at_most=at_most,
-        next_measurement=_next(one) if at_most else None,
-        reason=_why_none(one),
+        known_streams=known,
+        at_most=one.at_most,
+        next_measurement=f"measure {2 * known} users next" if one.at_most and known is not None else None,
+        reason=_why_none(one, question.objectives),
     )
-
-
-def _ends(one: _Sized, of: Callable[[float], float]) -> FleetEnds:
-    counts = [None if found is None or found.replicas is None else of(found.replicas) for found in (one.likely, one.careful)]
-    return FleetEnds(*counts)
 
 
 def _each(ends: FleetEnds, of: Callable[[float], float]) -> FleetEnds:
     return FleetEnds(*(None if one is None else of(one) for one in (ends.likely, ends.careful)))
+
+
+def _seen(one: Sized, question: Question) -> tuple[UserFigures | None, float]:
+    """What users see at the likely number, and the mean seconds of an answer (0 where nothing is known)."""
+    waits = None if one.likely is None else one.likely.waits()
+    if waits is not None:
+        seen = waits.seen
+        told = (seen.ttft_p90_s, seen.answer_p50_s, seen.answer_p90_s, seen.tokens_per_s_per_user, seen.output_tokens_per_s)
+        return _user_figures(
+            [value if math.isfinite(value) else None for value in told], "simulated peak"
+        ), seen.answer_mean_s
+    steady = one.candidate.steady
+    if steady is None or one.replicas is None:
+        return None, 0.0
+    in_flight = steady.in_flight(question.demand, one.replicas)
+    mean_s = steady.figure("time_to_final_answer_s", "mean", in_flight)
+    return closed_form_figures(steady, in_flight, one.replicas), mean_s or 0.0
+
+
+def closed_form_figures(steady: SteadyReplica, in_flight: float, replicas: float) -> UserFigures:
+    """What users see of so many replicas with so many requests in flight at each, by the closed form."""
+    total = steady.figure("output_tokens_per_s", "value", in_flight)
+    told = [
+        steady.figure("ttft_s", "p90", in_flight),
+        steady.figure("time_to_final_answer_s", "p50", in_flight),
+        steady.figure("time_to_final_answer_s", "p90", in_flight),
+        steady.figure("tokens_per_s_per_user", "p50", in_flight),
+        None if total is None else total * replicas,
+    ]
+    return _user_figures(told, "closed form")
+
+
+def _user_figures(told: Sequence[float | None], by: str) -> UserFigures:
+    ttft, p50, p90, user, total = told
+    return UserFigures(
+        ttft_p90_s=ttft,
+        answer_p50_s=p50,
+        answer_p90_s=p90,
+        tokens_per_s_per_user=user,
+        output_tokens_per_s=total,
+        by="simulated peak" if by == "simulated peak" else "closed form",
+    )
 
 
 def _figures(waits: Waits | None, objectives: Sequence[Slo]) -> tuple[PeakFigure, ...]:
@@ -147,29 +296,10 @@ def _tried(found: Sizing | None, objectives: Sequence[Slo]) -> list[FleetSize]:
     return [FleetSize(replicas=one.replicas, peak=_figures(one, objectives)) for one in (found.tried if found else ())]
 
 
-def _losses(one: _Sized, objectives: Sequence[Slo]) -> tuple[FleetLoss, ...]:
-    replicas = one.likely.replicas if one.likely is not None else None
-    if one.peak is None or replicas is None or replicas < 2:
-        return ()
-    found = [one.peak.loss(replicas, lost) for lost in sorted({1, math.ceil(replicas / ZONES)})]
-    return tuple(FleetLoss(lost=loss.lost, peak=_figures(loss.waits, objectives)) for loss in found)
-
-
-def _is_upper_bound(one: _Sized) -> bool:
-    """Would fewer replicas do if more streams were known to run as fast?"""
-    if one.likely is None or one.beyond is None or one.likely.replicas is None or one.beyond.replicas is None:
-        return False
-    return one.beyond.replicas < _FIRMER * one.likely.replicas
-
-
-def _next(one: _Sized) -> str | None:
-    known = None if one.candidate.model is None else one.candidate.model.known_streams
-    return None if known is None else f"measure {2 * known} users next"
-
-
-def _why_none(one: _Sized) -> str | None:
-    if one.likely is None:
+def _why_none(one: Sized, objectives: Sequence[Slo]) -> str | None:
+    if one.candidate.model is None:
         return one.candidate.reason
-    if one.likely.replicas is not None:
+    if one.replicas is not None:
         return None
-    return f"not even replicas that are almost idle meet {one.likely.binds.text if one.likely.binds else 'the SLOs'}"
+    binds = one.likely.binds if one.likely is not None else one.candidate.breaks_alone(objectives)
+    return f"no number of replicas meets {binds.text if binds else 'the SLOs'}: a request that is almost alone breaks it"

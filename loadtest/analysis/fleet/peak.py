@@ -1,58 +1,62 @@
-"""How many replicas hold an open loop at its daily peak: search by simulation, and what losing replicas does to the waits.
+"""How many replicas hold a demand at its daily peak: search by simulation, and what losing replicas does to the waits.
 
-The peak hour is simulated on at most `SAMPLE` replicas with their share of the arrivals: more replicas of the same load
-behind the same router wait alike. Every search is made at the likely speed of a replica and again at the careful end of its
-interval. Design and accuracy: docs/deciding.md.
+The peak is simulated on at most `SAMPLE` replicas with their share of the demand: more replicas of the same load behind the
+same router wait alike. A search begins where the closed form says. Every search is made at the likely speed of a replica
+and again at the careful end of its interval. Design and accuracy: docs/deciding.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from loadtest.analysis.fleet.replica_model import ReplicaModel
+from loadtest.analysis.fleet.steady import SteadyReplica
 from loadtest.errors import UsageError
-from loadtest.metrics.catalogue import QUANTILES, REACHED_QUANTILES
+from loadtest.metrics import catalogue
+from loadtest.metrics.catalogue import QUANTILES, REACHED_QUANTILES, Statistic
 from loadtest.metrics.slo import Slo
-from loadtest.simulator.core.engine import EngineConfig
-from loadtest.simulator.fleet import arrivals, day
-from loadtest.simulator.fleet.arrivals import HOUR_S, Demand, RequestMix
+from loadtest.simulator.fleet import day
+from loadtest.simulator.fleet.arrivals import HOUR_S, Demand, Population, RequestMix
 from loadtest.simulator.fleet.requests import Seconds
 from loadtest.simulator.fleet.speed import Counts, Floats, Speed
 
 METRICS = ("ttft_s", "time_to_final_answer_s", "tpot_s", "tokens_per_s_per_user")
-SAMPLE = 32
-ENOUGH_REQUESTS = 5_000
+SAMPLE = 24
+ENOUGH_REQUESTS = 2_500
+SHORTEST_S = 60.0
 MOST_DAYS = 6  # days of which the peak is simulated, where one has fewer requests
 MOST_REPLICAS = 100_000
-CLOSE = 0.01  # a size is searched to within this share of it
-_BEYOND = 4  # times as many streams as are known
-IDLE_SHARE = 0.05  # of the throughput of a replica: what is then not met never is
+CLOSE = 0.02  # a size is searched to within this share of it
+_FIRMER = 0.98  # more streams that would save less than this share of the replicas are not worth a measurement
+_FIRST_STEP = 1.06  # from the size that the closed form says; each next step is half as large again
+_IDLE = 20  # times the replicas of the closed form: what is then not met never is
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ReplicaModel:
-    """What is known of one replica: its engine, how long its steps take, and how many streams that is known for.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What requests of the peak see: p90 of TTFT, p50 and p90 of the time to the final answer, the median tokens/s per user;
+    and the output tokens/s of the whole fleet. inf where it was not reached in time."""
 
-    `careful`: steps as long as the interval allows; None without one. `known_streams`: None where any number is known.
-    """
-
-    config: EngineConfig
-    likely: Speed
-    careful: Speed | None
-    known_streams: int | None
-    max_tokens: int = 0
+    ttft_p90_s: float
+    answer_p50_s: float
+    answer_p90_s: float
+    tokens_per_s_per_user: float
+    output_tokens_per_s: float
+    answer_mean_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """What requests of the peak see, by the objectives: a figure each; inf where it was not reached in time."""
+    """A size with what requests of the peak see: a figure for each objective (inf where it was not reached in time)."""
 
     replicas: int
     figures: tuple[float, ...]
     holds: bool
+    seen: Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,53 +95,96 @@ class Peak:
 
     model: ReplicaModel
     router: str
-    demand: Demand
+    demand: Demand | Population
     workload: RequestMix
     objectives: Sequence[Slo]
     seed: int = 1
     _known: dict[tuple[str, int], Waits] = field(default_factory=dict)
 
-    def size(self, *, careful: bool = False) -> Sizing:
-        """Search the fewest replicas, between what their throughput needs at least and a fleet that is almost idle."""
-        speed = self.model.careful if careful else self.model.likely
-        assert speed is not None
-        start = (self.size().replicas or 1) if careful else 1
-        return self._search(lambda count: self._waits(speed, count, "careful" if careful else "likely"), speed, start)
+    def size(self) -> Sizing:
+        """Search the fewest replicas at the likely speed, from the size that the closed form says."""
+        return self._search(self.estimate(self.model.likely))
 
-    def size_beyond(self) -> Sizing:
-        """The fewest replicas if steps took no longer with more streams than are known: no replica can do better."""
-        most = _BEYOND * (len(self.model.likely.streams_s) - 1)
-        config = replace(self.model.config, max_running=most)
-        model = replace(self.model, config=config, likely=beyond(self.model.likely, _BEYOND))
-        return Peak(model, self.router, self.demand, self.workload, self.objectives, self.seed).size()
+    def careful_replicas(self, likely: int) -> int | None:
+        """Replicas that hold at the careful end of the speed: from what the closed form makes of the size that is just too
+        small, and more until the simulation holds. None where nothing is known of that end, or nothing holds."""
+        speed = self.model.careful
+        if speed is None:
+            return None
+        slower, known = self.estimate(speed), self.estimate(self.model.likely)
+        if slower is None or known is None:
+            return None
+        count, step = max(likely, _bounded((likely - 1) * slower / known)), _FIRST_STEP
+        while not self._waits(speed, count, "careful").holds:
+            if count >= _IDLE * slower:
+                return None
+            count, step = max(count + 1, _bounded(count * step)), step**1.5
+        return count
 
-    def _search(self, waits: Callable[[int], Waits], speed: Speed, start: int = 1) -> Sizing:
-        least = max(self.demand.peak_requests_per_s / self._most_requests_per_s(speed), start)
-        idle = min(max(1, math.ceil(least / IDLE_SHARE)), MOST_REPLICAS)
-        low, high, step = math.ceil(least) - 1, min(math.ceil(least * 1.15), idle), 1.15
-        tried = [waits(high)]
-        if not tried[-1].holds and not waits(idle).holds:
-            return Sizing(None, (waits(idle),), self._first_broken(waits(idle)))
-        while not tried[-1].holds:
-            step = step**2
-            low, high = high, min(math.ceil(high * step), idle)
-            tried.append(waits(high))
+    def estimate(self, speed: Speed) -> float | None:
+        """Replicas by the closed form, a share of one included; None where it says that even a lone request waits too
+        long."""
+        return self.steady(speed).replicas(self.demand, self.objectives)
+
+    def steady(self, speed: Speed) -> SteadyReplica:
+        """A replica of this speed in the closed form."""
+        return SteadyReplica(speed, self.model.config, self.workload)
+
+    def is_bound_by_what_is_known(self) -> bool:
+        """Would fewer replicas do if more streams than were measured ran as fast?"""
+        beyond = self.model.beyond()
+        known, best = self.estimate(self.model.likely), SteadyReplica(beyond.likely, beyond.config, self.workload)
+        fewer = best.replicas(self.demand, self.objectives)
+        return known is not None and fewer is not None and fewer < _FIRMER * known
+
+    def _search(self, start: float | None) -> Sizing:
+        """Step away from the start until one size holds and one does not, then close in on the limit between them."""
+        idle = _bounded(_IDLE * (start or self._idle_replicas()))
+        high, step = _bounded(idle if start is None else start - 1e-6), _FIRST_STEP
+        tried = {high: self._likely(high)}
+        low = 0
+        while not tried[high].holds:
+            if high >= idle:
+                return Sizing(None, tuple(tried.values()), self._first_broken(tried[high]))
+            low, high, step = high, min(max(high + 1, math.ceil(high * step)), idle), step**1.5
+            tried[high] = self._likely(high)
+        while low == 0 and high > 1:
+            smaller = max(1, min(high - 1, math.floor(high / step)))
+            tried[smaller] = self._likely(smaller)
+            low, high, step = (0, smaller, step**1.5) if tried[smaller].holds else (smaller, high, step)
         while high - low > max(1, CLOSE * high):
-            middle = (low + high) // 2
-            tried.append(waits(middle))
-            low, high = (low, middle) if tried[-1].holds else (middle, high)
-        while high > 1 and all(one.holds for one in tried):  # the bound was at fault, or is what binds
-            tried.append(waits(high - 1))
-            high -= tried[-1].holds
-        tried.sort(key=lambda one: one.replicas)
-        broken = next((one for one in reversed(tried) if not one.holds), None)
-        return Sizing(high, tuple(tried), None if broken is None else self._first_broken(broken))
+            between = self._between(tried[low], tried[high])
+            tried[between] = self._likely(between)
+            low, high = (low, between) if tried[between].holds else (between, high)
+        order = tuple(tried[count] for count in sorted(tried))
+        return Sizing(high, order, self._first_broken(tried[low]) if low else None)
+
+    def _between(self, broken: Waits, holding: Waits) -> int:
+        """Where the objectives begin to hold, if their figures change by a constant factor for each replica."""
+        gap = holding.replicas - broken.replicas
+        above, below = self._excess(broken), -self._excess(holding)
+        share = min(max(above / (above + below), 0.35), 0.65)
+        return min(max(round(broken.replicas + share * gap), broken.replicas + 1), holding.replicas - 1)
+
+    def _excess(self, waits: Waits) -> float:
+        """How far the worst figure is beyond its limit, as a logarithm; below 0 where all hold."""
+        pairs = zip(self.objectives, waits.figures, strict=True)
+        ratios = [one / slo.limit if slo.below else slo.limit / max(one, 1e-9) for slo, one in pairs if slo.limit > 0]
+        return math.log(min(max(*ratios, 1e-2, 1e-2), 1e2))
+
+    def _idle_replicas(self) -> float:
+        """Replicas of which each has one request in flight."""
+        steady = self.steady(self.model.likely)
+        return self.demand.replicas_at(1, steady.requests_per_s(1))
 
     def loss(self, replicas: int, lost: int) -> LossWaits:
         """What the requests of a quarter of an hour at the peak see when so many replicas are lost at its start."""
         return LossWaits(lost, self._simulate(self.model.likely, replicas, lost, HOUR_S))
 
     # -- one simulation ------------------------------------------------------------------------------------------------
+
+    def _likely(self, replicas: int) -> Waits:
+        return self._waits(self.model.likely, replicas, "likely")
 
     def _waits(self, speed: Speed, replicas: int, kind: str) -> Waits:
         key = kind, replicas
@@ -149,25 +196,25 @@ class Peak:
         sample = min(replicas, SAMPLE)
         gone = round(lost * sample / replicas)
         share = sample / replicas if gone or not lost else sample / (replicas - lost)
-        seen = _Seen()
+        seen = _Observed()
         for number in range(MOST_DAYS):
             self._one_day(_Fleet(speed, sample, share, gone, patience_s), number, seen)
-            if seen.count >= ENOUGH_REQUESTS or lost:
+            if seen.count >= ENOUGH_REQUESTS / 2 or lost:
                 break
-        figures = tuple(seen.figure(slo) for slo in self.objectives)
-        return Waits(replicas, figures, all(slo.holds(one) for slo, one in zip(self.objectives, figures, strict=True)))
+        figures = tuple(seen.figure(slo.metric, slo.statistic) for slo in self.objectives)
+        holds = all(slo.holds(one) for slo, one in zip(self.objectives, figures, strict=True))
+        return Waits(replicas, figures, holds, seen.figures())
 
-    def _one_day(self, one: _Fleet, number: int, seen: _Seen) -> None:
+    def _one_day(self, one: _Fleet, number: int, seen: _Observed) -> None:
         """The requests that arrive in the hour around the peak, or in the part of it that has enough of them."""
-        demand = self.demand.times(one.share)
-        enough_s = ENOUGH_REQUESTS / demand.peak_requests_per_s
-        length_s = HOUR_S / 4 if one.gone else min(max(enough_s, HOUR_S / 12), HOUR_S)
-        middle_s = demand.curve.peak_hour * HOUR_S
-        begin_s, end_s = middle_s - length_s / 2, middle_s + length_s / 2
-        answer_s = self.workload.mean_output_tokens * float(one.speed.decode_s(np.array([1]))[0])
-        session_s = demand.requests_per_session * (answer_s + demand.think_s * (demand.requests_per_session > 1))
-        warm_s = min(max(HOUR_S / 12, 3 * session_s), 6 * HOUR_S)
-        traffic = arrivals.traffic(demand, self.workload, begin_s - warm_s, end_s, self.seed + 1000 * number)
+        demand, steady = self.demand.times(one.share), self.steady(one.speed)
+        answer_s = steady.figure("time_to_final_answer_s", "mean", steady.in_flight(demand, one.replicas))
+        assert answer_s is not None
+        length_s = min(max(demand.lasting_s(ENOUGH_REQUESTS, answer_s), SHORTEST_S), HOUR_S)
+        length_s = HOUR_S / 4 if one.gone else length_s
+        begin_s, end_s = demand.peak_s - length_s / 2, demand.peak_s + length_s / 2
+        warm_s = demand.warm_up_s(answer_s)
+        traffic = demand.traffic(self.workload, begin_s - warm_s, end_s, self.seed + 1000 * number)
         asked = traffic.requests.output_tokens.copy()
         loss = day.Loss(begin_s, one.gone) if one.gone else None
         fleet = day.Fleet(self.model.config, one.speed, one.replicas, self.router, self.model.max_tokens)
@@ -176,41 +223,20 @@ class Peak:
         ).requests
         sent_s = found.arrival_s
         there = (sent_s >= begin_s) & (sent_s < end_s)
-        seen.add(found.ttft_s[there], found.final_s[there], asked[there])
+        seen.add(found.ttft_s[there], found.final_s[there], asked[there], length_s * one.share)
 
     def _patience_s(self) -> float:
         """How long after the peak an answer may still come: then it has broken any limit on a wait."""
         waits = [slo.limit for slo in self.objectives if slo.below and slo.metric != "tpot_s"]
         return max(HOUR_S / 60, *waits) if waits else HOUR_S / 4
 
-    def _most_requests_per_s(self, speed: Speed) -> float:
-        """Answers a second of a replica that decodes as many streams as pays most, and computes prompts between."""
-        prompt, output = self.workload.mean_prompt_tokens, self.workload.mean_output_tokens
-        context = prompt + output / 2
-        room = int(self.model.config.kv_tokens / context)
-        seats = max(1, min(len(speed.streams_s) - 1, self.model.config.max_running or room, room))
-        streams = np.arange(1, seats + 1)
-        steps_s = speed.decode_s(streams) + speed.context_s * context * streams
-        tokens = min(
-            round(prompt), self.model.config.prefill_budget_tokens or self.model.config.behaviour.prefill_budget_tokens
-        )
-        beside = streams if self.model.config.behaviour.mixed_batches else 0 * streams
-        prompts_s = (speed.batch_s[tokens + beside] - speed.batch_s[beside]) * prompt / tokens
-        return float((streams / (output * steps_s + prompts_s * streams)).max())
-
     def _first_broken(self, waits: Waits) -> Slo | None:
         pairs = zip(self.objectives, waits.figures, strict=True)
         return next((slo for slo, figure in pairs if not slo.holds(figure)), None)
 
 
-def beyond(speed: Speed, factor: int) -> Speed:
-    """A speed known for so many times the streams, if a step took no longer with more of them."""
-    most = len(speed.streams_s) - 1
-    streams = np.arange(factor * most + 1)
-    per_token = speed.batch_s[-1] - speed.batch_s[-2]
-    batch = np.append(speed.batch_s, speed.batch_s[-1] + per_token * np.arange(1, (factor - 1) * most + 1))
-    decode = speed.decode_s(np.minimum(streams, most))
-    return replace(speed, batch_s=batch, streams_s=decode - batch[streams])
+def _bounded(replicas: float) -> int:
+    return max(1, min(math.ceil(replicas), MOST_REPLICAS))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,34 +250,48 @@ class _Fleet:
     patience_s: float
 
 
-class _Seen:
+class _Observed:
     """Requests of all simulated peaks; what was not reached in time counts as a wait without end."""
 
     def __init__(self) -> None:
         self._ttft_s: list[Floats] = []
         self._final_s: list[Floats] = []
         self._tokens: list[Floats] = []
+        self._fleet_s = 0.0  # seconds that were watched, of the whole fleet
 
     @property
     def count(self) -> int:
         return sum(map(len, self._ttft_s))
 
-    def add(self, ttft_s: Seconds, final_s: Seconds, tokens: Counts) -> None:
+    def add(self, ttft_s: Seconds, final_s: Seconds, tokens: Counts, fleet_s: float) -> None:
+        self._fleet_s += fleet_s
         self._ttft_s.append(np.nan_to_num(ttft_s.astype(float), nan=math.inf))
         self._final_s.append(np.nan_to_num(final_s.astype(float), nan=math.inf))
         self._tokens.append(tokens.astype(float))
 
-    def figure(self, slo: Slo) -> float:
-        """The statistic that an objective limits: a quantile is the least x with F(x) >= p."""
-        values = self._values(slo.metric)
+    def figures(self) -> Seen:
+        """The figures that a reader of a plan looks for."""
+        tokens = sum(float(column.sum()) for column in self._tokens)
+        return Seen(
+            ttft_p90_s=self.figure("ttft_s", "p90"),
+            answer_p50_s=self.figure("time_to_final_answer_s", "p50"),
+            answer_p90_s=self.figure("time_to_final_answer_s", "p90"),
+            tokens_per_s_per_user=self.figure("tokens_per_s_per_user", "p50"),
+            output_tokens_per_s=tokens / self._fleet_s,
+            answer_mean_s=self.figure("time_to_final_answer_s", "mean"),
+        )
+
+    def figure(self, metric: str, statistic: Statistic) -> float:
+        """A statistic of the requests seen: a quantile is the least x with F(x) >= p. Without requests nobody waits."""
+        values = self._values(metric)
         if not len(values):
-            return 0.0 if slo.below else math.inf
-        if slo.statistic in REACHED_QUANTILES:
-            share = QUANTILES[REACHED_QUANTILES[slo.statistic]]
+            return 0.0 if catalogue.METRICS[metric].better == "less" else math.inf
+        if statistic in REACHED_QUANTILES:
+            share = QUANTILES[REACHED_QUANTILES[statistic]]
             return -float(np.quantile(-values, share, method="inverted_cdf"))
-        if slo.statistic in QUANTILES:
-            return float(np.quantile(values, QUANTILES[slo.statistic], method="inverted_cdf"))
-        return float(values.mean() if slo.statistic == "mean" else values.min() if slo.statistic == "min" else values.max())
+        if statistic in QUANTILES:
+            return float(np.quantile(values, QUANTILES[statistic], method="inverted_cdf"))
+        return float(values.mean() if statistic == "mean" else values.min() if statistic == "min" else values.max())
 
     def _values(self, metric: str) -> Floats:
         ttft_s, final_s, tokens = (np.concatenate(column) for column in (self._ttft_s, self._final_s, self._tokens))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from loadtest.analysis.fleet.peak import ReplicaModel
+from loadtest.analysis.validity import sound_levels
 from loadtest.errors import UsageError
 from loadtest.metrics.figures import Estimate
 from loadtest.metrics.level_schema import LevelFigures
@@ -20,8 +20,33 @@ from loadtest.simulator.fleet import speed
 from loadtest.simulator.fleet.arrivals import RequestMix
 from loadtest.simulator.fleet.speed import MeasuredLevel, Speed
 
+_BEYOND = 4  # times as many streams as are known
 MOST_STREAMS = 1024  # of a predicted replica
 SETTLED = 8  # requests of a stream: before, all contexts are short together, and steps faster than in a long run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplicaModel:
+    """What is known of one replica: its engine, how long its steps take, and how many streams that is known for.
+
+    `careful`: steps as long as the interval allows; None without one. `known_streams`: None where any number is known.
+    """
+
+    config: EngineConfig
+    likely: Speed
+    careful: Speed | None
+    known_streams: int | None
+    max_tokens: int = 0
+
+    def beyond(self) -> ReplicaModel:
+        """The same if a step took no longer with more streams than are known: no replica can do better."""
+        speed, most = self.likely, len(self.likely.streams_s) - 1
+        streams = np.arange(_BEYOND * most + 1)
+        per_token = speed.batch_s[-1] - speed.batch_s[-2]
+        batch = np.append(speed.batch_s, speed.batch_s[-1] + per_token * np.arange(1, (_BEYOND - 1) * most + 1))
+        decode = speed.decode_s(np.minimum(streams, most))
+        likely = replace(speed, batch_s=batch, streams_s=decode - batch[streams])
+        return replace(self, config=replace(self.config, max_running=_BEYOND * most), likely=likely)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +85,7 @@ def from_cell(cell: CellFigures, asked: RequestMix, max_tokens: int) -> ReplicaM
 
     Raises UsageError, with the next measurement to make, where the cell does not tell enough.
     """
-    levels = [level for level in cell.levels if level.tpot_s.average().value]
+    levels = [level for level in sound_levels(cell.levels) if level.tpot_s.average().value]
     if not levels:
         raise UsageError(cell.reason or "no level has a time per output token; measure 1 user next")
     like = behaviour("sglang-sim" if cell.engine.startswith("sglang") else "vllm-sim")

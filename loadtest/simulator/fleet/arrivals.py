@@ -14,6 +14,7 @@ from loadtest.simulator.fleet.requests import Requests, Times, Tokens, table
 DAY_S = 86_400.0
 HOUR_S = 3_600.0
 MOST_PEAK = 6.0  # a peak of more than six times the mean is another kind of curve
+WARM_UP_S = 60.0  # at least, from an empty fleet
 THINK_FLOOR = 0.25  # nobody thinks for less than this share of the mean time
 
 
@@ -72,16 +73,86 @@ class Demand:
             raise UsageError(f"--think-time: expected from 1 to 3,600 s, got {self.think_s:g}")
 
     @property
-    def requests_per_day(self) -> float:
-        return self.sessions_per_day * self.requests_per_session
+    def peak_requests_per_s(self) -> float:
+        return self.requests_per_day() / DAY_S * self.curve.peak_factor
 
     @property
-    def peak_requests_per_s(self) -> float:
-        return self.requests_per_day / DAY_S * self.curve.peak_factor
+    def peak_s(self) -> float:
+        """When of the day the peak is."""
+        return self.curve.peak_hour * HOUR_S
+
+    def requests_per_day(self, answer_s: float = 0.0) -> float:
+        """Requests of a mean day, however long an answer takes."""
+        return self.sessions_per_day * self.requests_per_session
+
+    def replicas_at(self, in_flight: float, requests_per_s: float) -> float:
+        """Replicas that hold the peak if each ends so many requests a second."""
+        return self.peak_requests_per_s / requests_per_s
+
+    def warm_up_s(self, answer_s: float) -> float:
+        """From an empty fleet to a steady one: two mean sessions."""
+        session_s = self.requests_per_session * (answer_s + self.think_s * (self.requests_per_session > 1))
+        return min(max(WARM_UP_S, 2 * session_s), 6 * HOUR_S)
+
+    def lasting_s(self, requests: int, answer_s: float) -> float:
+        """How long it takes at the peak until so many requests have come."""
+        return requests / self.peak_requests_per_s
 
     def times(self, share: float) -> Demand:
         """The same curve and users, with so many times the sessions."""
         return Demand(self.sessions_per_day * share, self.requests_per_session, self.think_s, self.curve)
+
+    def traffic(self, workload: RequestMix, from_s: float, to_s: float, seed: int) -> Traffic:
+        """Draw the sessions that begin in a stretch of the day, with all their requests."""
+        return traffic(self, workload, from_s, to_s, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """So many users at work at once, each of whom asks, reads the answer, thinks and asks again; nobody leaves.
+
+    `users` may be a fraction where it is the share of a sample of the replicas.
+    """
+
+    users: float
+    think_s: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.users <= 1e9:
+            raise UsageError(f"--users: expected from 1 to 1e9, got {self.users:g}")
+        if not 1 <= self.think_s <= HOUR_S:
+            raise UsageError(f"--think-time: expected from 1 to 3,600 s, got {self.think_s:g}")
+
+    peak_s = 12 * HOUR_S  # any time will do
+
+    def requests_per_day(self, answer_s: float = 0.0) -> float:
+        """Requests of 24 hours with all users at work, if an answer takes so long."""
+        return self.users * DAY_S / (answer_s + self.think_s)
+
+    def replicas_at(self, in_flight: float, requests_per_s: float) -> float:
+        """Replicas if so many users wait at each, and by Little's law `requests_per_s x think_s` others think."""
+        return self.users / (in_flight + requests_per_s * self.think_s)
+
+    def warm_up_s(self, answer_s: float) -> float:
+        """From users who begin at random times to a steady state: two turns."""
+        return min(max(WARM_UP_S, 2 * (answer_s + self.think_s)), 6 * HOUR_S)
+
+    def lasting_s(self, requests: int, answer_s: float) -> float:
+        """How long it takes until so many requests have come."""
+        return requests * (answer_s + self.think_s) / self.users
+
+    def times(self, share: float) -> Population:
+        """So many times the users."""
+        return Population(self.users * share, self.think_s)
+
+    def traffic(self, workload: RequestMix, from_s: float, to_s: float, seed: int) -> Traffic:
+        """Every user begins at a random time within the first turn, and has more requests to make than time for them."""
+        rng = np.random.default_rng(seed)
+        users = max(1, round(self.users))
+        starts = np.sort(from_s + rng.uniform(0, min(self.think_s, to_s - from_s), users))
+        turns = (to_s - from_s) / self.think_s
+        each = math.ceil(turns + 6 * math.sqrt(turns) + 6)
+        return _sessions(rng, workload, starts, np.full(users, each), self.think_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,19 +209,27 @@ def traffic(demand: Demand, workload: RequestMix, from_s: float, to_s: float, se
     """Draw the sessions that begin in a stretch of the day, with all their requests."""
     rng = np.random.default_rng(seed)
     starts = poisson(rng, demand.curve, demand.sessions_per_day, from_s, to_s)
+    if demand.requests_per_session == 1:
+        requests = _asked(rng, workload, starts)
+        return Traffic(requests, starts, np.arange(len(starts)), np.zeros(len(starts), bool), np.zeros(0, np.float32))
     base, rest = divmod(demand.requests_per_session, 1)
-    alone = demand.requests_per_session == 1
-    each = np.ones(1, np.int64) if alone else np.int64(base) + (rng.random(len(starts)) < rest)
-    count = len(starts) if alone else int(each.sum())
-    opening = np.arange(count) if alone else np.cumsum(each) - each
-    arrival = starts if alone else np.full(count, np.nan)
+    return _sessions(rng, workload, starts, np.int64(base) + (rng.random(len(starts)) < rest), demand.think_s)
+
+
+def _sessions(
+    rng: np.random.Generator, workload: RequestMix, starts: Times, each: npt.NDArray[np.int64], think_s: float
+) -> Traffic:
+    """Sessions of `each` requests, one after another, with a thought between two."""
+    count = int(each.sum())
+    opening = np.cumsum(each) - each
+    arrival = np.full(count, np.nan)
     arrival[opening] = starts
-    follows = np.zeros(count, bool) if alone else np.ones(count, bool)
+    follows = np.ones(count, bool)
     follows[opening] = False
-    think = np.zeros(0 if alone else count, np.float32)
-    if not alone:
-        rest_s = demand.think_s * (1 - THINK_FLOOR)
-        think[:] = demand.think_s * THINK_FLOOR + rest_s * rng.standard_exponential(count, np.float32)
-    kind = rng.integers(len(workload.prompt_tokens), size=count, dtype=np.int32)
-    requests = table(arrival, workload.prompt_tokens[kind], workload.output_tokens[kind])
-    return Traffic(requests, starts, opening, follows, think)
+    thought = think_s * THINK_FLOOR + think_s * (1 - THINK_FLOOR) * rng.standard_exponential(count, np.float32)
+    return Traffic(_asked(rng, workload, arrival), starts, opening, follows, thought.astype(np.float32))
+
+
+def _asked(rng: np.random.Generator, workload: RequestMix, arrival: Times) -> Requests:
+    kind = rng.integers(len(workload.prompt_tokens), size=len(arrival), dtype=np.int32)
+    return table(arrival, workload.prompt_tokens[kind], workload.output_tokens[kind])

@@ -5,37 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from loadtest.analysis.fleet import options as fleet_options
 from loadtest.analysis.fleet import peak as fleet
-from loadtest.analysis.fleet import replica_model
-from loadtest.analysis.fleet.options import Candidate, CellFacts, Question
-from loadtest.analysis.fleet.peak import Peak, ReplicaModel
+from loadtest.analysis.fleet.peak import Peak
 from loadtest.errors import UsageError
 from loadtest.metrics.slo import parse_slo
-from loadtest.simulator.core.behaviour import behaviour
-from loadtest.simulator.core.engine import EngineConfig
-from loadtest.simulator.fleet import arrivals, speed
-from loadtest.simulator.fleet.arrivals import Curve, Demand
-from loadtest.simulator.fleet.speed import MeasuredLevel
-
-MIX = replica_model.request_mix([(100, 100)])  # 100 tokens each way
-FINAL = parse_slo("time_to_final_answer_s:p90<200")
+from loadtest.simulator.fleet import arrivals
+from loadtest.simulator.fleet.arrivals import Curve, Demand, Population
+from tests.support.fleets import FINAL, MIX, model, shorten
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Fewer requests: sizes in whole replicas of small fleets need no more."""
-    monkeypatch.setattr(fleet, "ENOUGH_REQUESTS", 400)
-    monkeypatch.setattr(fleet, "MOST_DAYS", 1)
-    monkeypatch.setattr(fleet, "SAMPLE", 8)
-
-
-def model(known=4, token_s=0.5, careful=1.3):
-    """Steps of 0.5 s and a little more with each of up to `known` streams, a prefill of 1 s: an answer takes 51 s alone."""
-    levels = [MeasuredLevel(1, token_s), MeasuredLevel(known, token_s + (known - 1) * 0.01)]
-    likely = speed.from_levels(levels, prefill_s=1.0, prompt_tokens=100, output_tokens=100, most_prompt_tokens=2048)
-    config = EngineConfig(behaviour=behaviour("vllm-sim"), kv_tokens=100_000, max_running=known)
-    return ReplicaModel(config, likely, None if careful is None else likely.times(careful), known)
+def _short(monkeypatch):
+    shorten(monkeypatch)
 
 
 def peak(router="round-robin", per_hour=1_000, objectives=(FINAL,), **changes):
@@ -52,7 +33,7 @@ def test_throughput_bounds_the_size_by_hand():
 
 
 def test_a_slower_replica_or_a_worse_router_needs_no_fewer():
-    assert peak().size(careful=True).replicas >= 1.2 * peak().size().replicas
+    assert peak().careful_replicas(5) >= 1.2 * peak().size().replicas
     sizes = [peak(router).size().replicas for router in ("least-loaded", "round-robin", "random")]
     assert sizes == sorted(sizes)
 
@@ -69,9 +50,28 @@ def test_what_no_number_of_replicas_meets():
 
 
 def test_beyond_the_measured_streams_fewer_may_do():
-    """With 4 streams known a replica gives an answer every 13.5 s; with 16 at the same step every 4.1 s."""
-    assert peak().size_beyond().replicas < 0.7 * peak().size().replicas
-    assert peak(known=64).size_beyond().replicas == pytest.approx(peak(known=64).size().replicas, abs=1)
+    """With 4 streams known a replica gives an answer every 13.5 s; with 16 at the same step every 4.1 s. With an SLO that 5
+    streams break, no more are wanted."""
+    assert peak().is_bound_by_what_is_known()
+    assert not peak(known=24, objectives=[parse_slo("tpot_s:p90<0.54")]).is_bound_by_what_is_known()
+
+
+def test_the_closed_form_starts_near_what_the_simulation_finds():
+    for router in ("least-loaded", "random"):
+        one = peak(router, 6_000)
+        assert one.estimate(one.model.likely) == pytest.approx(one.size().replicas, rel=0.25)
+
+
+def test_thinking_users_are_sized_by_their_turns():
+    """4 streams at 0.53 s a step and 1 s a prefill: a turn of 100 users is 100 x 0.53 + 3 + 1 = 57 s and 60 s of thought.
+    With 4 of them waiting, 4 / 57 x 60 = 4.2 think: 8.2 users a replica, 12 replicas."""
+    one = Peak(model(), "least-loaded", Population(100, 60.0), MIX, [FINAL])
+    assert one.estimate(one.model.likely) <= 12.3
+    found = one.size()
+    assert found.replicas <= 13
+    seen = found.waits().seen
+    turns_per_s = seen.output_tokens_per_s / 100
+    assert turns_per_s * (60 + seen.answer_mean_s) == pytest.approx(100, rel=0.1)  # Little's law
 
 
 def test_a_lost_zone_is_worse_than_a_lost_replica():
@@ -91,8 +91,8 @@ def test_objectives_that_arrivals_do_not_tell_are_refused(text):
 
 def test_figures_of_requests_by_hand():
     """Waits of 1, 2 and 3 s and one that never ended; 11 tokens each: 0.1, 0.2, 0.3 s a token."""
-    seen = fleet._Seen()
-    seen.add(np.array([0.0, 0.0, 0.0, np.nan]), np.array([1.0, 2.0, 3.0, np.nan]), np.array([11, 11, 11, 11]))
+    seen = fleet._Observed()
+    seen.add(np.array([0.0, 0.0, 0.0, np.nan]), np.array([1.0, 2.0, 3.0, np.nan]), np.array([11, 11, 11, 11]), 60.0)
     for text, value in (
         ("time_to_final_answer_s:p50<9", 2.0),
         ("time_to_final_answer_s:p90<9", math.inf),
@@ -102,60 +102,8 @@ def test_figures_of_requests_by_hand():
         ("tokens_per_s_per_user:p50>1", 10 / 3),
         ("tokens_per_s_per_user:p10>1", 0.0),
     ):
-        assert seen.figure(parse_slo(text)) == pytest.approx(value)
-
-
-# Options -------------------------------------------------------------------------------------------------------------
-
-
-FACTS = CellFacts("a", "vllm", "m", 2, "l20", False)
-
-
-def options(*candidates, slo=FINAL, price=2.0, headroom=0.0, per_hour=1_200):
-    demand = Demand(24 * per_hour, curve=Curve(1.0))
-    return fleet_options.fleet_options(candidates, Question(demand, [slo], ["round-robin"], headroom, price))
-
-
-def test_cost_by_hand():
-    """N replicas of 2 GPUs at 2 each: 96 N a day, for 28,800 answers. The SLO binds at fewer streams than are known."""
-    option = options(Candidate(FACTS, model(known=24, careful=1.05), MIX), slo=parse_slo("tpot_s:p90<0.65"))[0]
-    count = option.replicas.likely
-    assert option.cards.likely == 2 * count
-    assert option.cost_per_day.likely == 96 * count
-    assert option.cost_per_1000_answers.likely == pytest.approx(96 * count / 28.8)
-    assert option.replicas.careful >= count
-    assert (option.at_most, option.next_measurement) == (False, None)
-    assert [loss.lost for loss in option.losses] == sorted({1, math.ceil(count / 3)})
-    assert all(figure.met for figure in option.peak)
-
-
-def test_a_limit_of_the_measurement_makes_an_upper_bound_and_names_the_next_one():
-    option = options(Candidate(FACTS, model(known=4, careful=None), MIX))[0]
-    assert option.at_most
-    assert option.next_measurement == "measure 8 users next"
-    assert option.replicas.careful is None
-
-
-def test_headroom_is_added_and_no_price_is_no_cost():
-    plain, spare = (options(Candidate(FACTS, model(), MIX), headroom=h, price=None)[0] for h in (0.0, 0.2))
-    assert spare.replicas.likely == math.ceil(plain.replicas.likely / 0.8 - 1e-9)
-    assert spare.cost_per_day.likely is None
-
-
-def test_what_holds_nothing_is_last_and_says_why():
-    slow = Candidate(CellFacts("slow", "vllm", "m", 1, "l20", False), model(token_s=10.0), MIX)
-    unknown = Candidate(CellFacts("none", "vllm", "m", 1, "l20", False), None, None, "does not fit")
-    found = options(unknown, slow, Candidate(FACTS, model(), MIX))
-    assert [one.cell for one in found] == ["a", "none", "slow"]
-    assert found[1].reason == "does not fit"
-    assert found[2].reason == "not even replicas that are almost idle meet time_to_final_answer_s:p90<200"
-    assert [bool(one.losses) for one in found] == [True, False, False]
-
-
-@pytest.mark.parametrize("wrong", [{"headroom": 1.0}, {"headroom": math.nan}, {"gpu_hour_price": -1.0}])
-def test_a_question_that_makes_no_sense_is_refused(wrong):
-    with pytest.raises(UsageError):
-        Question(Demand(10), [FINAL], ["random"], **wrong)
+        slo = parse_slo(text)
+        assert seen.figure(slo.metric, slo.statistic) == pytest.approx(value)
 
 
 def test_a_part_of_a_fleet_waits_as_the_whole(monkeypatch):

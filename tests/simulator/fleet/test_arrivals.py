@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from loadtest.errors import UsageError
 from loadtest.simulator.fleet import arrivals
-from loadtest.simulator.fleet.arrivals import Curve, Demand, RequestMix
+from loadtest.simulator.fleet.arrivals import Curve, Demand, Population, RequestMix
 
 ONE = RequestMix(np.array([100], np.int32), np.array([10], np.int32))
 
@@ -55,7 +55,24 @@ def test_the_peak_rate_by_hand():
     """2 sessions x 3 requests of a million users: 6 million a day, 69.4 a second, 138.9 at twice the mean."""
     demand = Demand(2e6, 3, 60, Curve(2.0))
     assert demand.peak_requests_per_s == pytest.approx(138.89, rel=1e-4)
-    assert demand.times(0.5).requests_per_day == 3e6
+    assert demand.times(0.5).requests_per_day() == 3e6
+
+
+def test_users_at_work_begin_within_a_turn_and_never_run_out():
+    traffic = Population(200, 30.0).traffic(ONE, 100, 1_300, seed=3)
+    assert len(traffic.opening) == 200
+    assert (traffic.starts_s >= 100).all()
+    assert (traffic.starts_s <= 130).all()
+    spent = traffic.think_s.reshape(200, -1)[:, 1:].sum(axis=1)  # even if every answer came at once
+    assert (traffic.starts_s + spent > 1_300).all()
+
+
+def test_a_population_by_hand():
+    """100 users, 60 s of thought, 40 s an answer: one request a second; with 4 waiting and 6 thinking each, 10 replicas."""
+    users = Population(100, 60.0)
+    assert users.requests_per_day(40.0) == 86_400
+    assert users.replicas_at(4, 0.1) == pytest.approx(10)
+    assert users.times(0.5).users == 50
 
 
 @pytest.mark.parametrize(
@@ -68,6 +85,8 @@ def test_the_peak_rate_by_hand():
         lambda: Demand(math.inf),
         lambda: Demand(10, 0.5),
         lambda: Demand(10, 2, 0.0),
+        lambda: Population(0, 60.0),
+        lambda: Population(10, 0.0),
         lambda: RequestMix(np.zeros(0, np.int32), np.zeros(0, np.int32)),
     ],
 )

@@ -14,7 +14,7 @@ from loadtest.perfmodel.models import model
 from loadtest.simulator.core.behaviour import behaviour
 from loadtest.simulator.core.engine import EngineConfig
 from loadtest.simulator.fleet import arrivals, day, routers, speed
-from loadtest.simulator.fleet.arrivals import Demand, RequestMix, Traffic
+from loadtest.simulator.fleet.arrivals import Demand, Population, RequestMix, Traffic
 from tests.simulator.fleet.token_level import TokenLevelFleet
 
 DEPLOYMENT = Deployment(model("qwq-32b-awq"), gpu("l20"), 2)
@@ -65,6 +65,18 @@ def test_sessions_come_back_as_token_by_token():
     ttft, final = reference.run(draw(4.0, 300, each=2.5))
     assert quantiles(found.ttft_s) == pytest.approx(quantiles(ttft), rel=0.03)
     assert quantiles(found.final_s) == pytest.approx(quantiles(final), rel=0.03)
+
+
+def test_users_who_think_wait_as_token_by_token():
+    """100 users on four replicas, 20 s of thought: p50 and p90 of both waits within 3 %."""
+    one, users = fleet("vllm-sim", "least-loaded"), Population(100, 20.0)
+    found = day.simulate_fleet(one, users.traffic(workload(1), 0, 120, 1), until_s=400).requests
+    reference = TokenLevelFleet(one.config, step_s, routers.router("least-loaded", REPLICAS), REPLICAS)
+    ttft, final = reference.run(users.traffic(workload(1), 0, 120, 1), until_s=400)
+    there = found.arrival_s < 250
+    assert there.sum() > 500
+    assert quantiles(found.ttft_s[there]) == pytest.approx(np.nanpercentile(ttft[there], [50, 90]), rel=0.03)
+    assert quantiles(found.final_s[there]) == pytest.approx(np.nanpercentile(final[there], [50, 90]), rel=0.03)
 
 
 def test_nobody_follows_up_before_the_end_and_a_thought():

@@ -25,26 +25,25 @@ class TokenLevelFleet:
         self.engines = [Engine(config, step_time_s) for _ in range(replicas)]
         self.router, self.max_tokens = router, max_tokens
 
-    def run(self, traffic):
-        """`ttft_s` and `final_s` of every request, by id."""
+    def run(self, traffic, until_s=math.inf):
+        """`ttft_s` and `final_s` of every request, by id; nan where it was not reached by `until_s`."""
         requests = traffic.requests
         ttft, final = np.full(requests.count, math.nan), np.full(requests.count, math.nan)
         coming = [(float(at), int(i)) for at, i in zip(traffic.starts_s, traffic.opening, strict=True)]
         heapq.heapify(coming)
         live: dict[str, Sequence] = {}
         now_s = 0.0
-        while coming or live:
+        while (coming or live) and now_s < until_s:
             next_s = min([coming[0][0] if coming else math.inf, *filter(None, (e.next_time_s() for e in self.engines))])
-            until_s = min(coming[0][0] if coming else math.inf, max(now_s, next_s) + min(traffic.floor_s, 1.0))
-            now_s = until_s
-            for ended in self._advance(until_s, live):
+            now_s = min(coming[0][0] if coming else math.inf, max(now_s, next_s) + min(traffic.floor_s, 1.0))
+            for ended in self._advance(now_s, live):
                 number = int(ended.request.id)
                 assert ended.first_token_s is not None
                 ttft[number] = ended.first_token_s - ended.arrival_s
                 final[number] = ended.last_token_s - ended.arrival_s
                 if number + 1 < requests.count and traffic.follows[number + 1]:
                     heapq.heappush(coming, (ended.last_token_s + float(traffic.think_s[number + 1]), number + 1))
-            if coming and coming[0][0] <= until_s:
+            if coming and coming[0][0] <= now_s:
                 self._send(traffic, *heapq.heappop(coming), live)
         return ttft, final
 

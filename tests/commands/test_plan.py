@@ -1,0 +1,171 @@
+"""`plan` as a planner meets it: requests in flight, users who think, arrivals; filters, words, and what is refused."""
+
+import json
+
+import pytest
+
+from loadtest import cli
+from tests.support import builders
+
+
+def run_folder(path, gap_s=0.03, engine="vllm", levels=(1,), n=12, **manifest):
+    """One start of one cell."""
+    made = [builders.level(builders.closed_loop(users, n, gap_s=gap_s), concurrency=users) for users in levels]
+    return str(builders.write(builders.run([builders.cell(made, engine)], **manifest), path))
+
+
+def said(argv, capsys, lines=9):
+    code = cli.main(argv)
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") <= lines
+    return code, captured.out, captured.err
+
+
+def test_plan_says_where_each_line_comes_from(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", engine="vllm-sim", prices={"gpu_hour": 1.5, "currency": "USD"})
+    code, out, _ = said(["plan", "--users", "4", "--slo", "ttft_s:p50<2", "--from", run], capsys)
+    assert code == 0
+    assert next(line for line in out.splitlines() if "vllm-sim_" in line).startswith("SIMULATED")
+    code, out, _ = said(["plan", "--users", "4", "--slo", "ttft_s:p50<2", "--from", run, "--json"], capsys)
+    found = json.loads(out)
+    assert found["options"][0]["replicas"]["value"] == 5  # one stream each, a fifth kept free
+    assert found["gpu_hour_price"] == 1.5
+    assert said(["plan", "--users", "4", "--from", run], capsys)[0] == 2  # no SLO anywhere
+    assert said(["plan", "--slo", "ttft_s:p50<2", "--from", run], capsys)[0] == 2
+
+
+def test_plan_without_measurements_predicts_and_says_so(tmp_path, capsys):
+    study = tmp_path / "study.toml"
+    study.write_text(
+        'name = "s"\nworkload = "math:n=8,seed=1"\n[contract]\nmax_tokens = 256\n'
+        '[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\ngpu = "l20"\n'
+    )
+    code = cli.main(["plan", "--users", "40", "--slo", "ttft_s:p90<60", "--study", str(study)])
+    captured = capsys.readouterr()
+    assert code == 0
+    assert "nothing is measured" in captured.err
+    assert next(line for line in captured.out.splitlines() if "vllm-sim_qwq-32b-awq_tp1" in line).startswith("PREDICTED")
+
+
+def study_of(tmp_path, levels="[1, 8]"):
+    study = tmp_path / "study.toml"
+    study.write_text(
+        f'name = "small"\nworkload = "math:n=8"\nlevels = {levels}\n\n[[cells]]\nengine = "vllm"\n'
+        'model = "qwen2.5-7b-instruct"\ntp = 1\ngpu = "l20"\n'
+    )
+    return str(study)
+
+
+ARRIVALS = ["--arrivals-per-hour", "9000", "--slo", "time_to_final_answer_s:p90<60", "--router", "round-robin"]
+
+
+@pytest.fixture
+def short_peaks(monkeypatch):
+    monkeypatch.setattr("loadtest.analysis.fleet.peak.ENOUGH_REQUESTS", 200)
+    monkeypatch.setattr("loadtest.analysis.fleet.peak.MOST_DAYS", 1)
+    monkeypatch.setattr("loadtest.analysis.fleet.peak.SAMPLE", 4)
+
+
+@pytest.mark.usefixtures("short_peaks")
+def test_plan_with_arrivals_predicts_a_fleet_and_draws_it(tmp_path, capsys):
+    chart = tmp_path / "made" / "chart.svg"
+    asked = ["plan", *ARRIVALS, "--study", study_of(tmp_path), "--gpu-hour-price", "2", "--out", str(chart)]
+    assert cli.main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    option = found["options"][0]
+    assert found["simulated"]
+    assert (found["requests_per_day"], found["peak_requests_per_hour"]) == pytest.approx((216_000, 18_000))
+    assert option["cost_per_day"]["likely"] == 48 * option["replicas"]["likely"]
+    assert option["replicas"]["careful"] >= option["replicas"]["likely"] >= 1
+    assert chart.read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.usefixtures("short_peaks")
+def test_plan_with_arrivals_names_the_next_measurement(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", gap_s=0.2)
+    code, out, _ = said(["plan", *ARRIVALS, "--from", run], capsys)
+    assert code == 0
+    assert "216,000 requests a day, 18,000 in the peak hour (2 x the mean)" in out
+    assert "at most" in out
+    assert "as no replica is given more than the 1 users that were measured; measure 2 users next" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--arrivals-per-hour", "10", "--users", "3"], "--arrivals-per-hour N alone"),
+        (["--sessions-per-day", "2"], "--users U --sessions-per-day S"),
+        (["--arrivals-per-hour", "10", "--answers-per-hour", "3"], "without --answers-per-hour"),
+        (["--think-time", "10"], "with --users U, who are at work at once"),
+        (["--users", "9", "--think-time", "10", "--requests-per-session", "3"], "changes nothing"),
+        (["--users", "9", "--model", "llama"], "--model llama: expected one of Qwen/QwQ-32B-AWQ, Qwen/QwQ-32B,"),
+        (["--users", "9", "--tp", "8"], "--tp 8: expected one of 1, 2"),
+        (["--users", "9", "--engine", "other"], "--engine other: expected one of sglang, vllm"),
+        (["--arrivals-per-hour", "10", "--think-time", "3"], "--requests-per-session above 1"),
+        (["--arrivals-per-hour", "10", "--out", "chart.pdf"], "ends in .png or .svg"),
+        (["--arrivals-per-hour", "-1"], "sessions a day: expected from above 0"),
+        (["--users", "3", "--peak-factor", "2"], "--peak-factor: expected with --arrivals-per-hour"),
+        (["--arrivals-per-hour", "10", "--slo", "itl_s:p90<1"], "with arrivals expected one of ttft_s"),
+    ],
+)
+def test_plan_refuses_arrivals_that_make_no_sense(argv, expected, capsys):
+    assert cli.main(["plan", *argv]) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("short_peaks")
+def test_plan_for_users_who_think(tmp_path, capsys):
+    asked = ["plan", "--users", "40", "--think-time", "30", "--slo", "ttft_s:p90<2", "--study", study_of(tmp_path)]
+    code, out, _ = said([*asked, "--gpu-hour-price", "2"], capsys)
+    assert code == 0
+    assert "40 users at work at once, 30 s of thought between requests: about" in out
+    assert out.splitlines()[-1].startswith("For the slide: 40 users who think 30 s within 90th percentile of time to first")
+    assert "predicted, not measured" in out
+    found = json.loads(said([*asked, "--json"], capsys)[1])
+    assert found["users"] == 40
+    assert found["requests_per_day"] < 40 * 86_400 / 30
+
+
+def test_plan_for_one_model_and_engine(tmp_path, capsys):
+    """The published study has three models on L20; the question is about one."""
+    asked = ["plan", "--users", "20", "--slo", "ttft_s:p90<2", "--model", "7b", "--engine", "vllm", "--tp", "1"]
+    code, out, _ = said(asked, capsys)
+    assert code == 0
+    rows = [line for line in out.splitlines() if line.startswith("PREDICTED")]
+    assert len(rows) == 1
+    assert "vllm-sim_qwen2.5-7b-instruct_tp1" in rows[0]
+    assert out.splitlines()[-1].endswith("(predicted, not measured).")
+
+
+def test_plan_for_a_model_and_a_gpu_of_no_study(capsys):
+    asked = ["plan", "--users", "4", "--slo", "ttft_s:p90<2", "--model", "qwen2.5-7b-instruct", "--gpu", "h100", "--tp", "1"]
+    code, out, _ = said(asked, capsys)
+    assert code == 0
+    assert "1 H100 GPU (1 to be safe) with SGLang or vLLM" in out
+
+
+def test_plan_of_a_short_run_composes_what_the_levels_lack(tmp_path, capsys):
+    """12 requests a level give no p90 of their own."""
+    run = run_folder(tmp_path / "run", levels=(1, 2, 4))
+    asked = ["plan", "--users", "40", "--slo", "time_to_final_answer_s:p90<100", "--from", run, "--gpu-hour-price", "2"]
+    code, out, _ = said(asked, capsys)
+    assert code == 0
+    row = next(line for line in out.splitlines() if line.startswith("measured"))
+    assert "at most 13" in row
+    assert "—" not in row
+    assert "measure 8 users next" in out
+
+
+def test_an_slo_that_nothing_meets_is_said_in_the_sentence(tmp_path, capsys):
+    asked = ["plan", "--users", "4", "--slo", "ttft_s:p90<0.000001", "--from", run_folder(tmp_path / "run", n=40)]
+    code, out, _ = said(asked, capsys)
+    assert code == 0
+    assert "not even the lowest level meets ttft_s:p90<0.000001" in out
+    assert out.splitlines()[-1].startswith("For the slide: no configuration here serves 4 requests in flight")
+
+
+def test_plan_takes_no_capacity_from_an_open_loop(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", scenario_options={"arrivals": "poisson", "rate": 1.0})
+    code, _, err = said(["plan", "--users", "8", "--slo", "ttft_s:p50<9", "--from", run], capsys)
+    assert code == 2
+    assert "expected a run at levels of concurrency, got an open loop" in err
