@@ -539,10 +539,14 @@ def _deciding_commands(command: Command) -> None:
         metavar="STUDY.toml",
         help="without --from: the study to predict (default: the published one)",
     )
-    add("--model", metavar="M", help="plan for this model only: its name or a part of it; with --gpu also one of no study")
-    add("--engine", choices=("sglang", "vllm", "other"), help="plan for this engine only")
-    add("--tp", type=int, metavar="N", help="plan for this tensor-parallel size only")
-    add("--gpu", metavar="G", help="plan for this GPU only")
+    add(
+        "--model",
+        metavar="M",
+        help="this model only: its name, or a part of it; with --gpu also one of no study (default: all)",
+    )
+    add("--engine", choices=("sglang", "vllm", "other"), help="this engine only (default: all)")
+    add("--tp", type=int, metavar="N", help="this tensor-parallel size only (default: all)")
+    add("--gpu", metavar="G", help="this GPU only (default: all)")
     add("--gpu-hour-price", type=float, metavar="P", help="price of one GPU for one hour (default: the run's)")
     add(
         "--headroom",

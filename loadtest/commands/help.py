@@ -48,6 +48,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "plan": (
         "loadtest plan --users 50 --slo 'time_to_final_answer_s:p90<120' --from runs/mine",
+        "loadtest plan --users 500 --think-time 60 --model qwq-32b-awq",
         "loadtest plan --arrivals-per-hour 200 --peak-factor 3",
     ),
     "workload list": ("loadtest workload list",),
