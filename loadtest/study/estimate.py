@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loadtest.client import thinking
+from loadtest.errors import UsageError
 from loadtest.perfmodel import gpus, machine_fit, memory, prediction, step_time
 from loadtest.perfmodel.constants import Machine
 from loadtest.records.folder import PassKind
@@ -30,6 +31,7 @@ _ENGINE_START_S = 60.0  # an engine's imports, compilation and captured graphs
 _LOADING_BYTES_PER_S = 1e9  # weights, from a disk of its own
 _EXPERT_PARALLEL = ("--enable-expert-parallel", "--ep-size", "--ep", "--expert-parallel")
 _LENGTH_SCALE = "--length-scale"
+_SPECULATION = "--speculation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,14 @@ def _output_tokens(cell: Cell, prompt: Prompt, contract: Contract) -> int:
     return min(prompt.forced_tokens or thought + drawn.answer_tokens, contract.limit_tokens(prompt))
 
 
+def _speculation(args: Sequence[str]) -> memory.Speculation | None:
+    """Of a simulator's arguments; None where they do not say, or wrongly. Of an engine nobody knows beforehand."""
+    try:
+        return memory.read_speculation(args[args.index(_SPECULATION) + 1]) if _SPECULATION in args else None
+    except (UsageError, IndexError):
+        return None
+
+
 def _length_scale(args: Sequence[str]) -> float:
     """Of a simulator's arguments; 1 where they do not say, or wrongly."""
     try:
@@ -161,6 +171,7 @@ def deployment_of(cell: Cell, contract: Contract) -> memory.Deployment | None:
         plan.memory_fraction(cell, contract),
         interconnect=preflight.topology_named(cell.interconnect),
         machine=machine_fit.read_machine(Path(cell.calibration)) if cell.calibration else Machine(),
+        speculation=_speculation(cell.args),
         expert_parallel=model.experts > 0 and any(arg.partition("=")[0] in _EXPERT_PARALLEL for arg in cell.args),
     )
     fit = plan.fit_of(cell, contract)

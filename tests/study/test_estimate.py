@@ -48,6 +48,16 @@ def test_the_speed_of_a_clock_and_the_scale_of_lengths_count():
     assert (short - 3) / (one - 3) == pytest.approx(0.1, rel=0.05)
 
 
+def test_drafts_of_a_simulator_shorten_a_pass():
+    slow = Cell(engine="vllm-sim", model="qwq-32b-awq", gpu="l20")
+    plain, drafted, wrong = (
+        passes_s(estimate.of_cell(STUDY, replace(slow, args=args), WORKLOAD, Contract()))[1]
+        for args in ((), ("--speculation", "3,4,4"), ("--speculation",))
+    )
+    assert drafted < plain / 1.5
+    assert wrong == plain
+
+
 def test_a_duration_is_taken_at_its_word():
     found = estimate.of_cell(replace(STUDY, duration_s=60.0), replace(CELL, gpu=None), WORKLOAD, Contract())
     assert passes_s(found) == {1: 63.0, 4: 63.0}
