@@ -26,6 +26,8 @@ _NAME_CHARS = 256
 _MOST_MODELS = 100
 _SETTING_CHARS = 1000
 _MOST_GPUS = 4096
+_KV_TOKENS = (1, 10**12)  # what a KV cache can hold
+_DIGITS = re.compile("[0-9]{1,12}")
 _CONTEXT_TOKENS = (16, 10**9)  # what a context can be
 _CLOCK_SPEEDS = (1e-3, 1e5)
 _NO_URL = re.compile(r"[^\x21-\x7e]|\\")  # must be written with % or as xn--, and RFC 3986 has no backslash
@@ -49,13 +51,15 @@ _PREFIX_RESET = {
 class ServerInfo:
     """What a server says of itself; None where it does not tell. `clock_speed` is 1 except for a simulator.
 
-    `engine` is sglang, vllm, sglang-sim, vllm-sim or other; `max_model_len` counts tokens, prompt and output together.
+    `engine` is sglang, vllm, sglang-sim, vllm-sim or other; `max_model_len` counts tokens, prompt and output together;
+    `kv_cache_tokens`: what the KV cache holds over all GPUs.
     """
 
     engine: str
     version: str | None = None
     model: str | None = None
     max_model_len: int | None = None
+    kv_cache_tokens: int | None = None
     simulated: bool = False
     clock_speed: float = 1.0
     tp: int | None = None
@@ -217,14 +221,17 @@ def _found(asking: Any, base_url: str, first: Mapping[str, Any]) -> ServerInfo:
     if owner == "sglang":
         details = _optional(asking, base_url, "/server_info") or _optional(asking, base_url, "/get_server_info")
         info = _info("sglang", first, details.get("version"), details.get("tp_size"))
+        info = replace(info, kv_cache_tokens=_whole(details.get("max_total_num_tokens"), *_KV_TOKENS))
         return replace(info, settings={key: details[key] for key in told_keys("sglang") if _is_short(details.get(key))})
     if owner == "vllm":
-        return replace(_info("vllm", first, version.get("version"), None), settings=_vllm_settings(asking, base_url))
+        labels = _vllm_labels(asking, base_url)
+        info = _info("vllm", first, version.get("version"), None)
+        return replace(info, settings=_vllm_settings(labels), kv_cache_tokens=_vllm_kv_tokens(labels))
     return _info("other", first, version.get("version"), None)
 
 
-def _vllm_settings(asking: Any, base_url: str) -> dict[str, Any]:
-    """Settings that vLLM tells as labels of one of its metrics; empty where its /metrics are not served here."""
+def _vllm_labels(asking: Any, base_url: str) -> Mapping[str, str]:
+    """What vLLM tells of its KV cache, as labels of one of its metrics; empty where its /metrics are not served here."""
     import httpx
 
     try:
@@ -232,9 +239,17 @@ def _vllm_settings(asking: Any, base_url: str) -> dict[str, Any]:
     except httpx.HTTPError:
         return {}
     rows = parse_series(reply.content.decode("utf-8", "replace"), {_VLLM_CACHE}).get(_VLLM_CACHE, [])
-    labels = rows[0][0] if rows else {}
+    return rows[0][0] if rows else {}
+
+
+def _vllm_settings(labels: Mapping[str, str]) -> dict[str, Any]:
     told = {key: labels[key] for key in told_keys("vllm") if labels.get(key) not in (None, "None")}
     return {key: _SWITCHES.get(label, label) for key, label in told.items() if _is_short(label)}
+
+
+def _vllm_kv_tokens(labels: Mapping[str, str]) -> int | None:
+    blocks, size = (labels.get(key, "") for key in ("num_gpu_blocks", "block_size"))
+    return _whole(int(blocks) * int(size), *_KV_TOKENS) if _DIGITS.fullmatch(blocks) and _DIGITS.fullmatch(size) else None
 
 
 def _info(engine: str, first: Mapping[str, Any], version: object, tp: object) -> ServerInfo:

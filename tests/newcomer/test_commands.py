@@ -45,6 +45,7 @@ STANDS_FOR = (
     (r"^kubectl .*", r"true"),
     (r"^locust .*--(master|worker).*", r"true"),  # tests/scenario/test_machines.py starts a master and two workers
     # Minutes of load: the same, for seconds.
+    (r"^(loadtest search .*)$", r"\1 --start 8 --max-concurrency 16 --requests 24"),
     (r"(--run-time) \S+", r"\1 2s"),
     (r"--requests (32|64|512)\b", r"--requests 4"),
     (r"-u (1000|64|8) -r \1", r"-u 2 -r 2"),

@@ -62,6 +62,21 @@ def test_vllm_tells_settings_in_its_metrics(metrics, told):
         assert probe.probe(server.url).settings == told
 
 
+@pytest.mark.parametrize(
+    ("metrics", "tokens"),
+    [(CACHE, 16384 * 128), (CACHE.replace("16384", "None"), None), (CACHE.replace("16384", "9" * 20), None), ("", None)],
+)
+def test_vllm_tells_what_its_kv_cache_holds(metrics, tokens):
+    with serving({"/v1/models": models("vllm"), "/metrics": metrics}) as server:
+        assert probe.probe(server.url).kv_cache_tokens == tokens
+
+
+@pytest.mark.parametrize(("told", "tokens"), [(87970, 87970), ("many", None), (-1, None), (None, None)])
+def test_sglang_tells_what_its_kv_cache_holds(told, tokens):
+    with serving({"/v1/models": models("sglang"), "/server_info": {"max_total_num_tokens": told}}) as server:
+        assert probe.probe(server.url).kv_cache_tokens == tokens
+
+
 @pytest.mark.parametrize("path", ["/server_info", "/get_server_info"])
 def test_sglang_tells_version_and_tp_under_either_name(path):
     answers = {
