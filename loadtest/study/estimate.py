@@ -135,7 +135,7 @@ def _output_tokens(cell: Cell, prompt: Prompt, contract: Contract) -> int:
 
 
 def _speculation(args: Sequence[str]) -> memory.Speculation | None:
-    """Of a simulator's arguments; None where they do not say, or wrongly. Of an engine nobody knows beforehand."""
+    """Of a simulator's arguments; None where they do not say, or wrongly. What an engine accepts is not known before."""
     try:
         return memory.read_speculation(args[args.index(_SPECULATION) + 1]) if _SPECULATION in args else None
     except (UsageError, IndexError):

@@ -225,17 +225,17 @@ class Engine:
         for request_id in self._preempted:
             events.append(Event(now_s, request_id, 0, "preempted"))
         self._preempted.clear()
-        before = len(events)
+        before = self.totals.generation_tokens
         for sequence, tokens in self._batch:
             if sequence.state == "running":
                 sequence.computed = sequence.planned
                 if sequence.computed % self.cache.page_tokens == 0 or tokens > 1:
                     self.cache.commit(sequence.holding, sequence.computed)
-                if sequence.computed >= sequence.known:
-                    events.append(self._emit(sequence, sequence.computed - sequence.known + 1, now_s))
+                gained = sequence.computed - sequence.prompt_tokens - sequence.generated + 1
+                if gained > 0:
+                    events.append(self._emit(sequence, gained, now_s))
         self._batch = []
-        emitted = sum(event.n_tokens for event in events[before:])
-        self.gen_tokens_per_s = emitted / max(now_s - started_s, 1e-9)
+        self.gen_tokens_per_s = (self.totals.generation_tokens - before) / max(now_s - started_s, 1e-9)
 
     def _emit(self, sequence: Sequence, n_tokens: int, now_s: float) -> Event:
         sequence.generated += n_tokens
@@ -274,8 +274,8 @@ class Engine:
         preempted = False
         while index < len(self.running) and budget > 0:
             sequence = self.running[index]
-            missing = sequence.known - sequence.computed
-            tokens = self._gain(sequence) if _decodes(sequence) else min(missing, budget)
+            missing = sequence.prompt_tokens + sequence.generated - sequence.computed
+            tokens = self._gain(sequence) if missing == 1 and sequence.generated else min(missing, budget)
             while not self.cache.grow(sequence.holding, sequence.computed + tokens):
                 preempted = True
                 victim = self.running.pop()
@@ -389,13 +389,13 @@ class Engine:
 
 def _decodes(sequence: Sequence) -> bool:
     """Is all computed but the last token, which was generated?"""
-    return sequence.generated > 0 and sequence.known - sequence.computed == 1
+    return sequence.generated > 0 and sequence.prompt_tokens + sequence.generated - sequence.computed == 1
 
 
 def _work(batch: list[tuple[Sequence, int]]) -> StepWork:
     prefill_tokens = prefill_pairs = decode_streams = kv_read_tokens = 0
     for sequence, tokens in batch:
-        if _decodes(sequence):
+        if sequence.generated and sequence.prompt_tokens + sequence.generated - sequence.computed == 1:  # as `_decodes`
             decode_streams += 1
             kv_read_tokens += sequence.computed + 1
         else:
