@@ -84,6 +84,8 @@ def test_the_cost_of_the_fast_clock_is_measured(finished):
     assert error["n"] == 7
     times = {"ttft", "tpot", "time_to_final_answer"}
     assert set(error) == {"n", *(f"{one}_s" for one in times), *(f"{one}_off_s" for one in times)}
+    by_level = engine_json(finished, SIMULATED)["clock_error_by_level"]
+    assert sum(one["n"] for one in by_level.values()) == 7
     assert all(isinstance(error[key], float) for key in error if key != "n")
 
 
