@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,8 @@ import msgspec
 
 from loadtest.analysis.validity import sound_levels, unsound_reasons
 from loadtest.metrics.catalogue import Statistic
-from loadtest.metrics.level_schema import LevelFigures
+from loadtest.metrics.figures import Bounded, unknown
+from loadtest.metrics.level_schema import ComposedLevel, LevelFigures
 from loadtest.metrics.schema import CellFigures, Metrics
 from loadtest.report.formatting import clean, count
 
@@ -128,11 +130,11 @@ def title_of_model(name: str) -> str:
 Groups = Mapping[str, tuple[ShownCell, ...]]
 
 
-def deployments(cells: Iterable[ShownCell]) -> Groups:
-    """Cells with at least one level, by deployment, in order of appearance."""
+def deployments(cells: Iterable[ShownCell], *, composed: bool = False) -> Groups:
+    """Cells with a level, by deployment, in order of appearance. `composed`: also of those composed of bursts."""
     groups: dict[str, tuple[ShownCell, ...]] = {}
     for cell in cells:
-        if cell.levels:
+        if cell.levels or (composed and cell.figures.composed):
             groups[cell.deployment] = (*groups.get(cell.deployment, ()), cell)
     return groups
 
@@ -180,27 +182,59 @@ def top_concurrency(group: Iterable[ShownCell]) -> int:
     return max(set.intersection(*levels) or set.union(*levels) or {1})
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One concurrency of a cell: as it was measured, and, where a decision composed it of bursts, as that says."""
+
+    concurrency: int
+    level: LevelFigures | None
+    composed: ComposedLevel | None
+
+    def at(self, metric: str, statistic: Statistic = "value") -> Bounded:
+        """A figure: the composed one where there is one; None where neither has it."""
+        made = self._composed(metric, statistic)
+        if made is not None:
+            return made
+        return unknown("not measured") if self.level is None else self.level.estimate(metric, statistic)
+
+    def _composed(self, metric: str, statistic: Statistic) -> Bounded | None:
+        if self.composed is None or self.composed.time_to_final_answer_s is None:
+            return None
+        if metric in ("tokens_per_s_per_user", "output_tokens_per_s"):
+            found: Bounded = getattr(self.composed, metric)
+            return found
+        if metric != "time_to_final_answer_s":
+            return None
+        return getattr(self.composed.time_to_final_answer_s, statistic, None) or unknown("not composed")
+
+
+def points(cell: ShownCell) -> tuple[Point, ...]:
+    """Every concurrency of a cell that has a figure, ascending."""
+    levels = {level.concurrency: level for level in cell.levels if level.n_requests}
+    composed = {level.concurrency: level for level in cell.figures.composed}
+    return tuple(Point(n, levels.get(n), composed.get(n)) for n in sorted(levels.keys() | composed.keys()))
+
+
 def best_cell(cells: Sequence[ShownCell]) -> ShownCell:
     """The cell with the highest concurrency within the SLOs; among equals, that with the shortest median wait there."""
 
     def rank(cell: ShownCell) -> tuple[float, float, float]:
-        level = headline_level(cell)
-        wait = None if level is None else level.time_to_final_answer_s.p50
-        total = None if level is None else level.output_tokens_per_s.value
-        return cell.figures.maximum_concurrency.by_slo or 0, -(wait if wait is not None else 1e12), total or 0.0
+        point = headline(cell)
+        if point is None:
+            return 0, -math.inf, 0.0
+        wait, total = point.at("time_to_final_answer_s", "p50").value, point.at("output_tokens_per_s").value
+        return cell.figures.maximum_concurrency.by_slo or 0, -math.inf if wait is None else -wait, total or 0.0
 
     return max(cells, key=rank)
 
 
-def headline_level(cell: ShownCell) -> LevelFigures | None:
-    """The level that stands for a cell: the highest within the SLOs; the lowest where none is; without SLOs the highest."""
-    levels = [level for level in cell.levels if level.n_requests]
+def headline(cell: ShownCell) -> Point | None:
+    """The point that stands for a cell: the highest within the SLOs; the lowest where none is; without SLOs the highest."""
+    found = points(cell)
     within = cell.figures.maximum_concurrency.by_slo
-    if not levels:
-        return None
-    if within is None:
-        return levels[-1]
-    return cell.level(within) or levels[0]
+    if not found or within is None:
+        return found[-1] if found else None
+    return next((point for point in found if point.concurrency == within), found[0])
 
 
 def concurrencies(cells: Iterable[ShownCell]) -> tuple[int, ...]:

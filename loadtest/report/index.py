@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from loadtest.metrics.schema import Metrics
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import FAMILIES, ShownCell, best_cell, cells_of
+from loadtest.report.cells import FAMILIES, ShownCell, best_cell, cells_of, points
 from loadtest.report.checklist import State, gate_checks
 from loadtest.report.decision import Price
 from loadtest.report.formatting import DASH, clean, when
@@ -90,8 +90,14 @@ def _figures(cells: Sequence[ShownCell]) -> Overview:
 
 
 def _best(entry: Entry) -> ShownCell | None:
-    cells = [] if entry.metrics is None else [cell for cell in cells_of(entry.metrics) if cell.levels]
+    cells = _measured(entry)
     return best_cell(cells) if cells else None
+
+
+def _measured(entry: Entry) -> list[ShownCell]:
+    """The cells that have figures."""
+    cells = () if entry.metrics is None else cells_of(entry.metrics)
+    return [cell for cell in cells if points(cell)]
 
 
 def _engines(entry: Entry) -> str:
@@ -112,7 +118,7 @@ def _answer(entry: Entry) -> str:
         return clean(entry.problem)
     if entry.metrics is None or entry.manifest is None:
         return "Not analysed yet: loadtest report of this folder makes its page"
-    return answer_of(entry.metrics)
+    return answer_of(entry.metrics, entry.manifest)
 
 
 def index_columns() -> Overview:
@@ -140,11 +146,10 @@ def index_badge(rows: Sequence[IndexRow]) -> Badge:
 
 def index_charts(entries: list[Entry]) -> tuple[Figure, ...]:
     """The best configuration of each engine, run by run; nothing where no run has any."""
-    newest = _newest_first(entries)
-    points = []
-    for age, entry in enumerate(reversed(newest), 1):
-        measured = [] if entry.metrics is None else [cell for cell in cells_of(entry.metrics) if cell.levels]
+    found = []
+    for age, entry in enumerate(reversed(_newest_first(entries)), 1):
+        measured = _measured(entry)
         for family in FAMILIES:
             if cells := [cell for cell in measured if cell.family == family]:
-                points.append((age, best_cell(cells)))
-    return history_charts(points) if points else ()
+                found.append((age, best_cell(cells)))
+    return history_charts(found) if found else ()

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from loadtest.metrics.catalogue import Statistic
-from loadtest.metrics.figures import Bounded
-from loadtest.metrics.level_schema import LevelFigures
+from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.schema import Metrics
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import FAMILIES, ShownCell, best_cell, cells_of, headline_level, sound_cells, typical_statistic
+from loadtest.report.cells import FAMILIES, Point, ShownCell, best_cell, cells_of, headline, sound_cells, typical_statistic
 from loadtest.report.checklist import THIS_RUN, Check
-from loadtest.report.decision import Price, cost_per_1000_answers, named_decisions, price
-from loadtest.report.formatting import DASH, clean, count, number, value_or_need
+from loadtest.report.decision import Price, cost_per_1000_answers, named_decisions, price, rate_of
+from loadtest.report.formatting import DASH, clean, count, needs, number, value_or_need
 from loadtest.report.plots.figure import Key, look_of
+from loadtest.report.search import search_answer
 from loadtest.report.verdicts import summary
 
 NO_PRICE = Price(1.0, "GPU-hours")  # one GPU-hour costs one GPU-hour
@@ -60,14 +60,15 @@ def _doubt(failed: Sequence[Check]) -> str:
 # The answer ----------------------------------------------------------------------------------------------------------
 
 
-def answer_of(metrics: Metrics) -> str:
+def answer_of(metrics: Metrics, manifest: Manifest) -> str:
     """The study's question answered in one sentence, from the levels that passed their checks; where it cannot be, that."""
-    if not any(cell.levels for cell in cells_of(metrics)):
+    if not any(cell.levels or cell.figures.composed for cell in cells_of(metrics)):
         return "Nothing was measured."
     cells = sound_cells(cells_of(metrics))
     if not cells:
         return "No answer: a check failed at every level."
-    said = [part for part in (_engines(metrics, cells), _capacity(metrics, cells)) if part]
+    best = _at_rate(cells, manifest) if manifest.open_loop else _searched(metrics) or _capacity(metrics, cells)
+    said = [part for part in (_engines(metrics, cells), best) if part]
     text = "; ".join(said) or "too few requests for an answer"
     early = "" if metrics.complete else "So far: "
     return f"{early}{text[:1].upper() if not early else text[:1]}{text[1:]}."
@@ -84,16 +85,37 @@ def _engines(metrics: Metrics, cells: Sequence[ShownCell]) -> str:
     return summary(found) if found else f"no verdict between {' and '.join(names)}"
 
 
+def _at_rate(cells: Sequence[ShownCell], manifest: Manifest) -> str:
+    """What the quickest cell gives at the rate of an open loop, and whether that is within the SLOs."""
+    point = headline(best := best_cell(cells))
+    if point is None or point.level is None:
+        return ""
+    met = {one.met for one in point.level.slo}
+    kept = "not within" if False in met else "undecided against" if None in met else "within"
+    slos = f", {kept} the SLOs" if met else ""
+    return f"{best.short} with {best.placed} at {rate_of(manifest)}{slos}, {_wait(point) or 'too few requests for a time'}"
+
+
+def _searched(metrics: Metrics) -> str:
+    """What the searches found, the most users first."""
+    names = {cell.id: f"{cell.short} with {cell.placed}" for cell in cells_of(metrics)}
+    found = sorted(metrics.searches, key=lambda one: -one.within)
+    return "; ".join(f"{names.get(clean(one.cell), clean(one.cell))} serves {search_answer(one)}" for one in found[:2])
+
+
+def _wait(point: Point) -> str:
+    found = point.at("time_to_final_answer_s", "p50")
+    return f"half of the answers within {number(found.value)}\u00a0s" if found.known else ""
+
+
 def _capacity(metrics: Metrics, cells: Sequence[ShownCell]) -> str:
     """What the best configuration gives, within the SLOs where there are any."""
     best = best_cell(cells)
-    level = headline_level(best)
-    if level is None:
+    point = headline(best)
+    if point is None:
         return ""
     limit = best.figures.maximum_concurrency
-    speed = _tokens_each(cells, level)
-    waits = level.estimate("time_to_final_answer_s", "p50")
-    wait = f"half of the answers within {number(waits.value)}\u00a0s" if waits.known else ""
+    speed, wait = _tokens_each(cells, point), _wait(point)
     where = (
         best.placed if metrics.simulated and len({cell.family for cell in cells}) > 1 else f"{best.short} with {best.placed}"
     )
@@ -101,19 +123,19 @@ def _capacity(metrics: Metrics, cells: Sequence[ShownCell]) -> str:
         least = "at least " if limit.limit == "not_reached" else ""
         return ", ".join(filter(None, (f"{where} serves {least}{_users(limit.by_slo)} within the SLOs", speed, wait)))
     if metrics.run.slo and limit.by_slo == 0:
-        return f"no configuration is within the SLOs, even for {_users(level.concurrency)}"
-    total = level.output_tokens_per_s
+        return f"no configuration is within the SLOs, even for {_users(point.concurrency)}"
+    total = point.at("output_tokens_per_s")
     whole = f"{number(total.value)} tokens/s in total" if total.known else ""
     figures = ", ".join(filter(None, (speed, whole, wait)))
-    return f"{where} gives {_users(level.concurrency)} {figures}" if figures else ""
+    return f"{where} gives {_users(point.concurrency)} {figures}" if figures else ""
 
 
 def _users(n: int) -> str:
     return f"{n} user{'' if n == 1 else 's'}"
 
 
-def _tokens_each(cells: Sequence[ShownCell], level: LevelFigures) -> str:
-    found = level.estimate("tokens_per_s_per_user", typical_statistic(cells, "tokens_per_s_per_user"))
+def _tokens_each(cells: Sequence[ShownCell], point: Point) -> str:
+    found = point.at("tokens_per_s_per_user", typical_statistic(cells, "tokens_per_s_per_user"))
     return f"{number(found.value)} tokens/s each" if found.known else ""
 
 
@@ -179,24 +201,23 @@ def _side_by_side(cells: Iterable[ShownCell]) -> list[ShownCell]:
 def _row(cell: ShownCell, each: Statistic, paid: Price, *, with_slos: bool) -> Row:
     key = Key(cell.engine, look_of(cell), hollow=cell.simulated)
     name = f"{cell.place}, {cell.label}" if cell.label else cell.name
-    level = headline_level(cell)
-    if level is None:
+    point = headline(cell)
+    if point is None:
         return Row(name, key, (), cell.status.partition(";")[0])
     within = (_within(cell),) if with_slos else ()
-    figures: list[Bounded] = [level.estimate(metric, statistic) for metric, statistic in _TIMES]
-    figures += [level.estimate("tokens_per_s_per_user", each), level.output_tokens_per_s]
-    figures = _composed(cell, level, figures)
-    figures += [cost_per_1000_answers(cell, level, paid.gpu_hour or 0.0), cost_per_million_tokens(cell, level, paid)]
-    return Row(name, key, (*within, count(level.concurrency), *map(value_or_need, figures), _failed(cell)))
+    figures = [point.at(metric, statistic) for metric, statistic in _TIMES]
+    figures += [point.at("tokens_per_s_per_user", each), point.at("output_tokens_per_s")]
+    figures += [_answers_cost(cell, point, paid.gpu_hour or 0.0), cost_per_million_tokens(cell, point, paid)]
+    return Row(name, key, (*within, count(point.concurrency), *map(value_or_need, figures), _failed(cell)))
 
 
-def _composed(cell: ShownCell, level: LevelFigures, figures: list[Bounded]) -> list[Bounded]:
-    """The times and speeds that were composed of bursts in place of the bursts' own."""
-    made = next((one for one in cell.figures.composed if one.concurrency == level.concurrency), None)
-    if made is None or made.time_to_final_answer_s is None:
-        return figures
-    times = made.time_to_final_answer_s
-    return [figures[0], times.p50, times.p90, Bounded(None, None), made.tokens_per_s_per_user, made.output_tokens_per_s]
+def _answers_cost(cell: ShownCell, point: Point, gpu_hour: float) -> Bounded:
+    """Price of 1,000 answers; composed: price of a GPU-hour x GPUs x 1,000 x mean time / (3,600 x concurrency)."""
+    made = point.composed
+    if made is not None and made.time_to_final_answer_s is not None:
+        mean_s = made.time_to_final_answer_s.mean.value
+        return Bounded(None if mean_s is None else gpu_hour * cell.gpus * mean_s / (3.6 * made.concurrency), None)
+    return Bounded(None, None) if point.level is None else cost_per_1000_answers(cell, point.level, gpu_hour)
 
 
 def _within(cell: ShownCell) -> str:
@@ -208,9 +229,9 @@ def _within(cell: ShownCell) -> str:
     return f"≥ {limit.by_slo}" if limit.limit == "not_reached" else str(limit.by_slo)
 
 
-def cost_per_million_tokens(cell: ShownCell, level: LevelFigures, paid: Price) -> Bounded:
+def cost_per_million_tokens(cell: ShownCell, point: Point, paid: Price) -> Bounded:
     """Price of a million output tokens: price of a GPU-hour x GPUs x 1e6 / (3,600 x total tokens/s)."""
-    speed = level.output_tokens_per_s.value
+    speed = point.at("output_tokens_per_s").value
     return Bounded((paid.gpu_hour or 0.0) * cell.gpus * 1e6 / (3600 * speed) if speed else None, None)
 
 
@@ -218,7 +239,7 @@ def _failed(cell: ShownCell) -> str:
     """Failed requests of all levels, of how many."""
     asked = sum(level.n_requests for level in cell.levels)
     failed = sum((level.failed_share.value or 0.0) * level.n_requests for level in cell.levels)
-    return f"{failed:.0f} of {count(asked)}"
+    return f"{failed:.0f} of {count(asked)}" if asked else DASH
 
 
 def _notes(cells: Sequence[ShownCell], each: Statistic, *, with_slos: bool, priced: bool) -> tuple[str, ...]:
@@ -228,9 +249,12 @@ def _notes(cells: Sequence[ShownCell], each: Statistic, *, with_slos: bool, pric
     found = [f"Figures at {shown}; failures of all levels."]
     found += ["Tokens/s per user: mean of the requests."] if each == "mean" else []
     found += [] if priced else ["No price was given: costs in GPU-hours."]
-    levels = [level for cell in cells if (level := headline_level(cell)) is not None]
-    if any(not level.time_to_final_answer_s.at("p99").known for level in levels):
+    shown_points = [point for cell in cells if (point := headline(cell)) is not None]
+    if any(point.composed is not None for point in shown_points):
+        found.append("Composed of bursts where a decision composed them.")
+    if any(needs(point.at("time_to_final_answer_s", "p99")) for point in shown_points):
         found.append("n ≥ N: needs N requests.")
-    reasons = {clean(level.output_tokens_per_s.reason or "") for level in levels if not level.output_tokens_per_s.known}
+    totals = [point.at("output_tokens_per_s") for point in shown_points]
+    reasons = {clean(one.reason or "") for one in totals if isinstance(one, Estimate) and not one.known}
     found += [f"No total tokens/s: {'; '.join(sorted(filter(None, reasons)))}."] if any(reasons) else []
     return (" ".join(found),)

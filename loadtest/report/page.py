@@ -213,7 +213,7 @@ def _run_page(source: Source, drawings: Iterable[Drawing], templates: Templates)
         title=_titled(question, simulated=metrics.simulated),
         entrance=Entrance(
             question,
-            answer_of(metrics),
+            answer_of(metrics, manifest),
             badge_of(metrics, health.checks),
             tuple(drawn[name] for name in CHARTS if name in drawn),
             overview_of(metrics, manifest),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from loadtest.metrics.figures import Bounded, unknown
+from loadtest.metrics.level_schema import ComposedLevel, ComposedTimes
 from loadtest.records.manifest import Prices
-from loadtest.report.cells import best_cell, cells_of, headline_level
+from loadtest.report.cells import Point, best_cell, cells_of, headline
 from loadtest.report.checklist import Check
 from loadtest.report.decision import Price
-from loadtest.report.overview import answer_of, badge_of, cost_per_million_tokens, overview_of
+from loadtest.report.overview import answer_of, badge_of, configurations, cost_per_million_tokens, overview_of
 from tests.support import runs
 from tests.support.runs import change
 
@@ -38,20 +41,22 @@ def test_simulated_run_says_so_before_anything_else():
     metrics = runs.simulated().metrics
     assert badge_of(metrics, (SOUND,)).labels == ("simulated",)
     assert badge_of(metrics, (FAILED,)).labels == ("simulated", "doubtful")
-    assert answer_of(metrics).startswith("Simulated, so no verdict between SGLang and vLLM; QwQ-32B-AWQ on 2 GPUs serves ")
+    assert answer_of(metrics, runs.simulated().manifest).startswith(
+        "Simulated, so no verdict between SGLang and vLLM; QwQ-32B-AWQ on 2 GPUs serves "
+    )
 
 
 def test_answer_of_one_engine_without_slos_is_its_speed_at_the_highest_concurrency():
     source = runs.small()
     alone = change(source.metrics, cells=source.metrics.cells[:1], decisions=(), comparisons=())
     level = alone.cells[0].levels[-1]
-    assert answer_of(alone).startswith("SGLang with QwQ-32B-AWQ on 1 GPU gives 2 users ")
-    assert f"{level.output_tokens_per_s.value:.1f} tokens/s in total" in answer_of(alone)
+    assert answer_of(alone, source.manifest).startswith("SGLang with QwQ-32B-AWQ on 1 GPU gives 2 users ")
+    assert f"{level.output_tokens_per_s.value:.1f} tokens/s in total" in answer_of(alone, source.manifest)
 
 
 def test_a_total_that_is_not_known_is_left_out_of_the_answer_and_explained_below_the_table():
     source = runs.with_levels(runs.small(), lambda level: change(level, output_tokens_per_s=unknown("no steady window")))
-    assert "in total" not in answer_of(source.metrics)
+    assert "in total" not in answer_of(source.metrics, source.manifest)
     assert "No total tokens/s: no steady window." in overview_of(source.metrics, source.manifest).notes[0]
 
 
@@ -61,14 +66,14 @@ def test_headline_is_the_highest_level_within_the_slos_the_lowest_where_none_is(
     def at(within):
         limit = change(cell.figures.maximum_concurrency, by_slo=within)
         (found,) = cells_of(change(runs.simulated().metrics, cells=(change(cell.figures, maximum_concurrency=limit),)))
-        return headline_level(found).concurrency
+        return headline(found).concurrency
 
     assert [at(4), at(1), at(0), at(None)] == [4, 1, 1, 4]
 
 
 def test_best_cell_has_the_shortest_wait_among_those_of_the_same_concurrency():
     cells = [cell for cell in cells_of(runs.simulated().metrics) if cell.levels]
-    waits = {cell.id: headline_level(cell).time_to_final_answer_s.p50 for cell in cells}
+    waits = {cell.id: headline(cell).level.time_to_final_answer_s.p50 for cell in cells}
     assert len({cell.figures.maximum_concurrency.by_slo for cell in cells}) == 1
     assert waits[best_cell(cells).id] == min(waits.values())
 
@@ -96,4 +101,33 @@ def test_costs_are_in_the_currency_or_in_gpu_hours_where_no_price_is_known():
 def test_a_million_tokens_cost_the_gpu_hours_that_they_take():
     cell = next(cell for cell in cells_of(runs.simulated().metrics) if cell.gpus == 2 and cell.levels)
     level = change(cell.levels[0], output_tokens_per_s=change(cell.levels[0].output_tokens_per_s, value=1000.0))
-    assert cost_per_million_tokens(cell, level, Price(3.6, "USD")) == Bounded(pytest.approx(2.0), None)
+    assert cost_per_million_tokens(cell, Point(1, level, None), Price(3.6, "USD")) == Bounded(pytest.approx(2.0), None)
+
+
+def test_what_was_composed_of_bursts_stands_for_the_bursts():
+    cell = next(cell for cell in cells_of(runs.small().metrics))
+    made = composed_level(2, p50=5.0, mean=6.0)
+    bursts = replace(cell, figures=change(cell.figures, composed=(made,)))
+    shown = configurations([bursts], Price(3.6, "USD"), with_slos=False).rows[0].figures
+    assert (shown[0], *shown[2:6]) == ("2", "5.00", "9.00", "—", "40.0")
+    assert shown[7] == "3.00"  # 1,000 answers of 6 s on average, two at once, at 3.6 an hour
+
+
+def composed_level(concurrency, *, p50, mean):
+    times = ComposedTimes(mean=Bounded(mean, None), p50=Bounded(p50, None), p90=Bounded(9.0, None))
+    health = runs.small().metrics.cells[0].levels[0]
+    nothing = Bounded(None, None)
+    return ComposedLevel(
+        concurrency=concurrency, evidence="composed", n_starts=1, n_requests=2, step_s=nothing,
+        step_s_per_context_token=nothing, first_token_s=nothing, bend_share=None, time_to_final_answer_s=times,
+        tokens_per_s_per_user=Bounded(40.0, None), output_tokens_per_s=Bounded(80.0, None), n_answers=8,
+        lengths_of="both engines", client_health=health.client_health, reconciliation=health.reconciliation,
+        damaged_files=(), reason=None,
+    )  # fmt: skip
+
+
+def test_answer_at_a_rate_says_the_rate_and_names_no_number_of_users():
+    source = runs.small()
+    manifest = change(source.manifest, scenario_options={"rate": 0.5, "arrivals": "poisson"})
+    alone = change(source.metrics, cells=source.metrics.cells[:1], decisions=(), comparisons=())
+    assert answer_of(alone, manifest).startswith("SGLang with QwQ-32B-AWQ on 1 GPU at 0.5 requests/s (poisson), half of ")

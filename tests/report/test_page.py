@@ -151,7 +151,8 @@ def test_run_whose_every_level_failed_a_check_has_no_answer():
     def sicken(level):
         return change(level, client_health=change(level.client_health, status="fail", reasons=("late",)))
 
-    assert answer_of(runs.with_levels(runs.measured(), sicken).metrics) == "No answer: a check failed at every level."
+    sick = runs.with_levels(runs.measured(), sicken)
+    assert answer_of(sick.metrics, sick.manifest) == "No answer: a check failed at every level."
 
 
 def test_verdict_of_a_failed_run_is_said_to_be_conditional(damaged, full):

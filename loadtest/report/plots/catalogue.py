@@ -41,11 +41,13 @@ def run_figures(metrics: Metrics) -> tuple[Figure, ...]:
     """Every figure for which `metrics` holds data, in the order of the page. Titles of simulated runs say so."""
     cells = cells_of(metrics)
     groups = deployments(cells)
-    if not groups:
+    charted = deployments(cells, composed=True)
+    if not charted:
         return ()
+    charts = (speed_chart(charted, metrics.run.slo), time_chart(charted, metrics.run.slo))
+    if not groups:
+        return charts
     makers = (
-        partial(speed_chart, groups, metrics.run.slo),
-        partial(time_chart, groups, metrics.run.slo),
         partial(throughput_figure, groups),
         partial(per_user_figure, groups),
         partial(ttft_figure, groups),
@@ -61,7 +63,7 @@ def run_figures(metrics: Metrics) -> tuple[Figure, ...]:
         partial(server_figure, groups),
         partial(timeline_figure, groups),
     )
-    return tuple(figure for maker in makers if (figure := maker()) is not None)
+    return (*charts, *(figure for maker in makers if (figure := maker()) is not None))
 
 
 def shared_figures(groups: Groups, slos: Sequence[str] = ()) -> tuple[Figure, ...]:

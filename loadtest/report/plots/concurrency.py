@@ -6,12 +6,13 @@ missing is left out of the drawing and shown as a dash, with the n that it needs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from loadtest.metrics.catalogue import METRICS, Statistic
+from loadtest.metrics.figures import Bounded
 from loadtest.metrics.level_schema import LevelFigures
 from loadtest.report.cells import Groups, ShownCell, by_level, concurrencies, flat, labelled, sample_sizes, typical_statistic
 from loadtest.report.formatting import count, listed, needs, number, value_and_span
@@ -143,8 +144,8 @@ def _draw_curves(axes: Axes, *, cells: tuple[ShownCell, ...], curves: _Curves) -
     for index, cell in enumerate(cells):
         shift = 1 + 0.025 * (index - (len(cells) - 1) / 2)
         for tail in curves.tails:
-            draw_line(axes, cell, curves.metric, tail, shift, faint=True)
-        draw_line(axes, cell, curves.metric, curves.statistic, shift)
+            draw_line(axes, cell, _figures(cell, curves.metric, tail, shift), faint=True)
+        draw_line(axes, cell, _figures(cell, curves.metric, curves.statistic, shift))
     for limit in {limit for cell in cells if curves.bound and (limit := bound_tokens_per_s(cell)) is not None}:
         axes.axhline(limit, color=MUTED, linestyle=":", linewidth=1)
         place = axes.get_yaxis_transform()
@@ -165,9 +166,13 @@ def _concurrency_label(axes: Axes, cells: tuple[ShownCell, ...]) -> None:
     axes.set_xlabel(f"concurrency\n{sizes}", linespacing=1.35, fontsize=7.5)
 
 
-def draw_line(axes: Axes, cell: ShownCell, metric: str, statistic: Statistic, shift: float, *, faint: bool = False) -> None:
-    """One statistic of a cell against concurrency, with its confidence intervals; `shift` keeps cells apart."""
-    found = [(level.concurrency * shift, level.estimate(metric, statistic)) for level in cell.levels]
+def _figures(cell: ShownCell, metric: str, statistic: Statistic, shift: float) -> list[tuple[float, Bounded]]:
+    """One statistic of each level, and where it is drawn: `shift` keeps cells apart."""
+    return [(level.concurrency * shift, level.estimate(metric, statistic)) for level in cell.levels]
+
+
+def draw_line(axes: Axes, cell: ShownCell, found: Sequence[tuple[float, Bounded]], *, faint: bool = False) -> None:
+    """Figures of a cell against concurrency, with their confidence intervals."""
     known = [(x, one.value) for x, one in found if one.value is not None]
     look = look_of(cell)
     axes.plot(
@@ -182,7 +187,7 @@ def draw_line(axes: Axes, cell: ShownCell, metric: str, statistic: Statistic, sh
         markersize=3 if faint else 4.5,
         zorder=3,
     )
-    spans = [(x, *one.ci95) for x, one in found if one.known and one.ci95 is not None]
+    spans = [(x, one.low, one.high) for x, one in found if one.known and one.low is not None and one.high is not None]
     xs, lows, highs = zip(*spans, strict=True) if spans else ((), (), ())
     axes.vlines(xs, lows, highs, color=look.colour, linewidth=1.1, alpha=0.4 if faint else 1)
     for ends in (lows, highs):

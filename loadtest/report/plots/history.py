@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from loadtest.metrics.catalogue import Statistic
-from loadtest.metrics.figures import Estimate
-from loadtest.report.cells import ShownCell, headline_level, labelled
+from loadtest.metrics.figures import Bounded
+from loadtest.report.cells import ShownCell, headline, labelled
 from loadtest.report.formatting import count, value_and_span
 from loadtest.report.plots.figure import CARD, Figure, Key, Panel, Table, look_of, nothing
 
@@ -53,22 +53,22 @@ def _chart(points: Sequence[Point], name: str, title: str, rows: Sequence[tuple[
 
 
 def _row(number: int, cell: ShownCell, rows: Sequence[tuple[str, Statistic, str]]) -> tuple[str, ...]:
-    figures = [text for metric, statistic, _ in rows for text in value_and_span(_estimate(cell, metric, statistic))]
+    figures = [text for metric, statistic, _ in rows for text in value_and_span(_figure(cell, metric, statistic))]
     return (count(number), cell.name, *figures)
 
 
-def _estimate(cell: ShownCell, metric: str, statistic: Statistic) -> Estimate:
-    level = headline_level(cell)
-    return Estimate(None, None, 0) if level is None else level.estimate(metric, statistic)
+def _figure(cell: ShownCell, metric: str, statistic: Statistic) -> Bounded:
+    point = headline(cell)
+    return Bounded(None, None) if point is None else point.at(metric, statistic)
 
 
 def _points(axes: Axes, *, points: Sequence[Point], metric: str, statistic: Statistic) -> None:
-    found = [(number, cell, _estimate(cell, metric, statistic)) for number, cell in points]
+    found = [(number, cell, _figure(cell, metric, statistic)) for number, cell in points]
     known = [one for one in found if one[2].known]
     for number, cell, figure in known:
         look, x = look_of(cell), number + {"sglang": -0.12, "vllm": 0.12}.get(cell.family, 0.0)
-        if figure.ci95 is not None:
-            axes.vlines(x, *figure.ci95, color=look.colour, linewidth=1.1)
+        if figure.low is not None and figure.high is not None:
+            axes.vlines(x, figure.low, figure.high, color=look.colour, linewidth=1.1)
         axes.plot([x], [figure.value or 0.0], color=look.colour, marker=look.marker,
                   markerfacecolor=CARD if cell.simulated else look.colour)  # fmt: skip
     if not known:

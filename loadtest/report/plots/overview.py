@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from loadtest.errors import UsageError
 from loadtest.metrics.catalogue import Statistic
+from loadtest.metrics.figures import Estimate
 from loadtest.metrics.slo import Slo, parse_slo
-from loadtest.report.cells import Groups, ShownCell, by_level, concurrencies, flat, labelled, typical_statistic
+from loadtest.report.cells import Groups, ShownCell, by_level, flat, labelled, points, typical_statistic
 from loadtest.report.formatting import clean, count, needs
 from loadtest.report.plots.concurrency import concurrency_table, draw_line
 from loadtest.report.plots.figure import GRID, INK, MUTED, Figure, Key, Panel, Table, look_of, nothing, one_of_each
@@ -67,12 +68,13 @@ def time_chart(groups: Groups, slos: Sequence[str]) -> Figure:
 def _row(groups: Groups, slos: Sequence[str], metric: str, statistic: Statistic, title: str, short: str) -> _Row:
     cells = flat(groups)
     limits = tuple(one for one in _parsed(slos) if one.metric == metric and _drawn_with(one) in (statistic, "value"))
-    found = [level.estimate(metric, statistic) for _, level in by_level(cells)]
+    found = [point.at(metric, statistic) for cell in cells for point in points(cell)]
     ends = [end for one in found if one.known for end in (one.value, one.high) if end is not None]
     highest = max(ends, default=0.0)
     near = [one.limit for one in limits if one.limit <= OFF_SCALE * highest]
     top = max([highest, *near]) * 1.12 or 1.0
-    return _Row(metric, statistic, title, short, limits, concurrencies(cells), top, narrow=len(groups) > 3)
+    levels = tuple(sorted({point.concurrency for cell in cells for point in points(cell)}))
+    return _Row(metric, statistic, title, short, limits, levels, top, narrow=len(groups) > 3)
 
 
 def _drawn_with(slo: Slo) -> str:
@@ -117,7 +119,7 @@ def _chart(groups: Groups, name: str, title: str, caption: str, rows: tuple[_Row
         width_inches=width_px / PX_PER_INCH,
         height_inches=2.5 if alone else 2.92 + 0.1 * lines,
         title_size=7.5 if lines else 8.5,
-        left_inches=0.36 if len(shown) < 4 else 0.28,
+        left_inches=(0.36 if len(shown) < 4 else 0.28) + (0.05 if max(row.top for row in rows) >= 1000 else 0),
         bottom_inches=0.36,
         columns=len(panels),
         top_inches=0.32 if alone else 0.46 + 0.1 * max(0, lines - 1),
@@ -129,7 +131,7 @@ def _short(deployment: str, n_panels: int) -> str:
     """A title as wide as its panel: on several lines, and cut, where there are many panels.
 
     >>> _short("SGLang Qwen2.5-7B-Instruct, 2 GPUs", 5)
-    'SGLang\\nQwen2…truct\\n2 GPUs'
+    'SGLang\\nQwen2.5…uct\\n2 GPUs'
     """
     if n_panels < 4:
         return deployment
@@ -139,7 +141,7 @@ def _short(deployment: str, n_panels: int) -> str:
 
 
 def _cut(word: str, most: int) -> str:
-    return word if len(word) <= most else f"{word[: (most - 1) // 2]}…{word[-(most // 2) :]}"
+    return word if len(word) <= most else f"{word[: most - 4]}…{word[-3:]}"
 
 
 def _keys(cells: Iterable[ShownCell]) -> tuple[Key, ...]:
@@ -182,7 +184,7 @@ def _curve(axes: Axes, *, cells: tuple[ShownCell, ...], row: _Row) -> None:
     axes.set_ylim(0, row.top)
     axes.locator_params(axis="y", nbins=4)
     _levels_axis(axes, row.levels, most=4 if row.narrow else 7)
-    found = [level.estimate(row.metric, row.statistic) for _, level in by_level(cells)]
+    found = [point.at(row.metric, row.statistic) for cell in cells for point in points(cell)]
     if not any(one.known for one in found):
         nothing(axes, "\n".join([_why_missing(cells, row), *(_limit_words(slo, row) for slo in row.slos)]))
         axes.set_yticks([])
@@ -191,13 +193,14 @@ def _curve(axes: Axes, *, cells: tuple[ShownCell, ...], row: _Row) -> None:
     for slo in row.slos:
         _limit(axes, slo, row)
     for index, cell in enumerate(cells):
-        draw_line(axes, cell, row.metric, row.statistic, 1 + 0.02 * (index - (len(cells) - 1) / 2))
+        shift = 1 + 0.02 * (index - (len(cells) - 1) / 2)
+        draw_line(axes, cell, [(one.concurrency * shift, one.at(row.metric, row.statistic)) for one in points(cell)])
 
 
 def _why_missing(cells: Iterable[ShownCell], row: _Row) -> str:
     """Why no level has the figure: the n that it needs, or the reason that the analysis gave."""
-    found = [level.estimate(row.metric, row.statistic) for _, level in by_level(cells)]
-    said = [needs(one) or clean(one.reason or "") for one in found]
+    found = [point.at(row.metric, row.statistic) for cell in cells for point in points(cell)]
+    said = [needs(one) or clean((isinstance(one, Estimate) and one.reason) or "") for one in found]
     words = next(filter(None, said), "no data").replace("needs ", "needs\n" if row.narrow else "needs ")
     return words if len(words) < 40 else f"{words[:38]}…"
 
@@ -205,8 +208,8 @@ def _why_missing(cells: Iterable[ShownCell], row: _Row) -> str:
 def _mark_missing(axes: Axes, cells: Sequence[ShownCell], row: _Row) -> None:
     """Beside each level that was measured without the figure: for which cell, and the n that it needs."""
     for concurrency in row.levels:
-        levels = [(cell, level) for cell in cells if (level := cell.level(concurrency)) is not None]
-        gone = [(cell, found) for cell, level in levels if not (found := level.estimate(row.metric, row.statistic)).known]
+        levels = [(cell, one) for cell in cells for one in points(cell) if one.concurrency == concurrency]
+        gone = [(cell, found) for cell, one in levels if not (found := one.at(row.metric, row.statistic)).known]
         if gone:
             words = needs(gone[0][1]).removeprefix("needs ") or "no figure"
             text = words if len(gone) == len(levels) else f"{gone[0][0].short}: {words}"
