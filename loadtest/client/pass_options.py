@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 
 from loadtest.records.folder import PassKind, level_name, level_path
 from loadtest.workload.contract import Contract
+from loadtest.workload.script import Rounds
 
 
 class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +33,7 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
     workload_identity: str  # SHA-256 of its prompts
     contract: Contract
     kind: PassKind = "level"
+    prompts: int | None = None  # whole rounds of so many; None: the workload on and on
     tokenizer: str | None = None  # where it is, to count the tokens of a server that never tells
 
     @property
@@ -42,6 +45,13 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The name of that folder."""
         return level_name(self.concurrency, self.repeat, self.kind)
+
+    @property
+    def rounds(self) -> Rounds | None:
+        """The rounds of the workload's first prompts that it sends, if any."""
+        if self.prompts is None:
+            return None
+        return Rounds(self.prompts, self.name, math.ceil((self.requests or 0) / self.prompts))
 
     @property
     def chat_url(self) -> str:

@@ -98,6 +98,8 @@ class Manifest(_Open, frozen=True, kw_only=True):
     cooldown_s: float | None = None  # before each pass
     workers: int | None = None  # processes that share the streams
     repeats: int = 0
+    prompts: int | None = None  # each level asked whole rounds of so many
+    unsalted: tuple[str, ...] = ()  # cells whose engine knows no `cache_salt`: they ask on through the workload
     natural_users: int | None = None  # mode decision: concurrency of the natural runs, and their requests
     natural_prompts: int | None = None
     until_decided: bool = False  # looked at between repeats: judged by a stricter level

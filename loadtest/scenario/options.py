@@ -39,6 +39,7 @@ def add_options(parser: Any) -> None:
     group.add_argument(
         "--requests", type=_from(1), help="measured requests of this level; it ends when they have (default: --duration)"
     )
+    group.add_argument("--prompts", type=_from(1), help="ask the first N prompts in whole rounds, each with a cache_salt")
     group.add_argument("--duration", type=_seconds, help="seconds of the run's clock, from the start of the users on")
     group.add_argument(
         "--warmup-requests",

@@ -148,6 +148,7 @@ def _resolved(
         workload_identity=loaded.identity,
         contract=_contract(options, manifest),
         tokenizer=options.tokenizer,
+        prompts=options.prompts,
     )
 
 

@@ -258,7 +258,7 @@ def _steps(options: Any) -> list[int]:
 
 
 def _endpoint(asked: PassOptions, workload: Workload) -> Endpoint:
-    script = Script(workload, asked.contract, model=asked.model, engine=asked.engine, seed=asked.seed)
+    script = Script(workload, asked.contract, model=asked.model, engine=asked.engine, seed=asked.seed, rounds=asked.rounds)
     transport = SocketTransport(asked.chat_url, api_key=credentials.api_key(), speed=asked.clock_speed)
     return Endpoint(transport=transport, script=script, opened=prompt_opens(asked.contract, asked.model))
 

@@ -28,7 +28,7 @@ from loadtest.simulator import options as simulator_options
 from loadtest.simulator.core import engine as virtual
 from loadtest.simulator.setup import Simulation
 from loadtest.study import run
-from loadtest.study.bursts.asked import Wanted, first_wanted
+from loadtest.study.bursts.asked import Wanted, first_wanted, rounds_of
 from loadtest.study.bursts.virtual import VirtualBursts
 from loadtest.study.engine_file import EngineFile, memory_fit, starting
 from loadtest.study.execution import Say
@@ -240,7 +240,8 @@ def _pass(prediction: _Prediction, cell: Cell, server: VirtualServer, plan: Plan
     """A closed loop over the workload, or bursts."""
     study, model = prediction.study, server.served.model
     contract = replace(prediction.contract, mode=cell.mode or prediction.contract.mode)
-    script = Script(prediction.workload, contract, model=model, engine=cell.engine, seed=study.seed)
+    rounds = rounds_of(study, cell, asked, 1)
+    script = Script(prediction.workload, contract, model=model, engine=cell.engine, seed=study.seed, rounds=rounds)
     if asked.kind == "level":
         return VirtualLevel(plan, script, server)
     bursts = BurstPlan(concurrency=asked.concurrency, contexts_tokens=asked.contexts_tokens, seed=study.seed)

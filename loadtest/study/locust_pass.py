@@ -16,6 +16,7 @@ from loadtest.records.progress import LevelProgress, ProgressReader
 from loadtest.servers import preflight
 from loadtest.servers.process import Guarded, open_log, python
 from loadtest.study.schema import AskedPass, Cell, Study
+from loadtest.workload.script import SALTED
 
 _POLL_S = 0.1
 _TELL_S = 1.0
@@ -75,6 +76,8 @@ def command(study: Study, cell: Cell, target: Target, asked: AskedPass, repeat: 
             argv += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
     if study.workers > 1:
         argv += shared(study.workers)
+    if study.prompts is not None and cell.engine in SALTED:
+        argv += ["--prompts", str(study.prompts)]
     return [
         *argv,
         *(["--duration", repr(study.duration_s)] if asked.requests is None else ["--requests", str(asked.requests)]),

@@ -58,6 +58,7 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     until_decided: bool | None = None
     requests_per_stream: int = 2
     min_requests: int = 8
+    prompts: int | None = None
     natural_users: int = 16
     natural_prompts: int = 64
     duration_s: float | None = None

@@ -11,7 +11,17 @@ from loadtest.errors import RecordError
 from loadtest.records.manifest import UNFINISHED, Manifest
 from loadtest.workload.contract import contract_differences, from_table
 
-_MEASURED = ("mode", "scenario", "scenario_options", "seed", "levels", "duration_s", "natural_users", "natural_prompts")
+_MEASURED = (
+    "mode",
+    "scenario",
+    "scenario_options",
+    "seed",
+    "levels",
+    "duration_s",
+    "prompts",
+    "natural_users",
+    "natural_prompts",
+)
 _SIZES = ("min_requests", "requests_per_stream", "warmup_requests", "cooldown_s", "workers")  # None: an older release
 _JUDGING = ("name", "question", "slo", "matters", "start_sd", "prices", "findings")
 _FREE = ("api_key_env",)  # of a cell

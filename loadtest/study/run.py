@@ -34,6 +34,7 @@ from loadtest.study.resumption import reopened
 from loadtest.study.schema import AskedPass, Cell, Study
 from loadtest.study.search.live import search_cell
 from loadtest.workload.contract import Contract
+from loadtest.workload.script import SALTED
 from loadtest.workload.workload import Workload
 
 
@@ -211,6 +212,8 @@ def _asked_for(study: Study, workload: Workload, contract: Contract, out: Path, 
         cooldown_s=study.cooldown_s,
         workers=study.workers,
         mode=study.mode,
+        prompts=study.prompts,
+        unsalted=tuple(cell.id for cell in study.cells if study.prompts is not None and cell.engine not in SALTED),
         natural_users=study.natural_users if study.decides else None,
         natural_prompts=study.natural_prompts if study.decides else None,
         repeats=study.repeats,

@@ -148,6 +148,8 @@ class Study:
     pass no request is sent for `cooldown_s` (wall), so that GPUs cool down. `workers` processes of Locust share the streams.
     `mode` "decision": bursts at the lowest and the highest level tell which engine is faster, once for each engine and model
     after `natural_prompts` answers at `natural_users` tell the lengths; its conditions: docs/deciding.md.
+    `prompts`: every level asks the first so many prompts in whole rounds; each round has a `cache_salt` of its own, and
+    engines that do not know it ask on through the workload.
     `until_decided`: a pair of engines whose verdict is certain is not measured again; `repeats` is then the most.
     `matters`: the difference (a share) below which two engines are equal. `start_sd`: how much starts of a server are known
     to differ (a share). `search`: each cell is searched for the largest concurrency within `slo`, in place of `levels` and
@@ -166,6 +168,7 @@ class Study:
     until_decided: bool = False
     requests_per_stream: int = 2
     min_requests: int = 8
+    prompts: int | None = None
     natural_users: int = 16
     natural_prompts: int = 64
     duration_s: float | None = None
@@ -193,6 +196,9 @@ class Study:
         require(self.repeats >= 1, "repeats", "a number from 1 up", self.repeats)
         looked = not self.until_decided or self.repeats in LOOKS or self.is_duel
         require(looked, "repeats", f"{LOOKS[0]} to {LOOKS[-1]} with until_decided", self.repeats)
+        require(self.prompts is None or self.prompts >= 1, "prompts", "a number from 1 up", self.prompts)
+        asked_once = self.prompts is None or (not self.decides and self.scenario == "long_reasoning" and not self.duration_s)
+        require(asked_once, "prompts", "none with another scenario, with duration_s or mode decision", self.prompts)
         for key, n in (("natural_users", self.natural_users), ("natural_prompts", self.natural_prompts)):
             require(n >= 1, key, "a number from 1 up", n)
         closed = not self.decides or (self.scenario == "long_reasoning" and self.duration_s is None)
@@ -219,7 +225,8 @@ class Study:
 
     def requests(self, concurrency: int) -> int:
         """Measured requests in one pass over a level of this concurrency."""
-        return max(self.min_requests, self.requests_per_stream * concurrency)
+        n = max(self.min_requests, self.requests_per_stream * concurrency)
+        return n if self.prompts is None else self.prompts * math.ceil(n / self.prompts)
 
     @property
     def decides(self) -> bool:
@@ -306,7 +313,8 @@ def in_mode(study: Study, mode: Mode) -> Study:
     """
     decides, cells = mode == "decision", tuple(cell for cell in study.cells if cell.mode is None)
     repeats = LOOKS[-1] if decides else max(TYPICAL_STARTS, 1 if study.decides else study.repeats)
-    return replace(study, mode=mode, cells=cells, repeats=repeats, until_decided=decides)
+    prompts = None if decides else study.prompts
+    return replace(study, mode=mode, cells=cells, repeats=repeats, until_decided=decides, prompts=prompts)
 
 
 def parse_levels(text: str) -> tuple[int, ...]:

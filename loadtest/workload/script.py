@@ -52,9 +52,26 @@ class Item:
         return self.index * self.turns + (self.turn or 0)
 
 
-def prepare(prompt: Prompt, contract: Contract, model: str, engine: str) -> Prepared:
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Whole rounds of one set: the first `prompts` of a workload's order, asked again and again by every level.
+
+    `salt` is of one pass. With it goes each request (`cache_salt`), so that no round finds another's prompts in a prefix
+    cache. `expected`: rounds whose bodies are encoded before any clock runs.
+    """
+
+    prompts: int
+    salt: str
+    expected: int = 1
+
+
+SALTED = ("vllm", "sglang", "vllm-sim", "sglang-sim")  # engines that keep apart what has another `cache_salt`
+
+
+def prepare(prompt: Prompt, contract: Contract, model: str, engine: str, salt: str | None = None) -> Prepared:
     """Encode the request for one prompt."""
-    body = msgspec.json.encode(contract.body(prompt, model, engine=engine))
+    asked = contract.body(prompt, model, engine=engine)
+    body = msgspec.json.encode(asked if salt is None else asked | {"cache_salt": salt})
     digest = hashlib.sha256(body).hexdigest()
     return Prepared(prompt=prompt, body=body, sha256=digest, forced_tokens=contract.forced_tokens(prompt))
 
@@ -89,14 +106,29 @@ def indices(slots: Sequence[int], users: int, n: int | None) -> Iterator[int]:
 class Script:
     """Item i of the measured sequence, or of the warm-up: fixed by the seed and i alone."""
 
-    def __init__(self, workload: Workload, contract: Contract, *, model: str, engine: str, seed: int) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        contract: Contract,
+        *,
+        model: str,
+        engine: str,
+        seed: int,
+        rounds: Rounds | None = None,
+    ) -> None:
+        if rounds is not None:
+            workload = replace(workload, prompts=schedule(workload, seed=seed, n=min(rounds.prompts, len(workload.prompts))))
         self.workload = workload
         self._contract, self._model, self._engine = contract, model, engine
-        self._seed = seed
+        self._seed, self._rounds = seed, rounds
+        self._salted: dict[tuple[int, int, str], Prepared] = {}
         self._prepared = {p.id: prepare(p, contract, model, engine) for p in workload.prompts}
         self._passes: dict[tuple[int, int], tuple[Prompt, ...]] = {}
         self.arrivals_s = workload.arrivals_s
         self._recorded = [self._prepared[p.id] for p in workload.by_arrival] if self.arrivals_s else []
+        for number in range(0 if rounds is None else rounds.expected):
+            for prompt in workload.prompts:
+                self._of_round(seed, number, prompt)
 
     def measured(self, index: int) -> Item:
         """Item `index`: as recorded where all prompts have an arrival time, else by the seed's permutation."""
@@ -118,4 +150,14 @@ class Script:
         key = (seed, number)
         if key not in self._passes:
             self._passes[key] = schedule(self.workload, seed=seed, n=size, start=number * size)
-        return self._prepared[self._passes[key][place].id]
+        return self._of_round(seed, number, self._passes[key][place])
+
+    def _of_round(self, seed: int, number: int, prompt: Prompt) -> Prepared:
+        """The body of a prompt, in its round."""
+        if self._rounds is None:
+            return self._prepared[prompt.id]
+        key = (seed, number, prompt.id)
+        if key not in self._salted:
+            salt = f"{self._rounds.salt}-{'' if seed == self._seed else 'w'}{number}"
+            self._salted[key] = prepare(prompt, self._contract, self._model, self._engine, salt)
+        return self._salted[key]

@@ -15,7 +15,7 @@ from tests.intervals.test_rates_of_decisions import CERTAIN, pairs_after
 from tests.intervals.worlds import PUBLISHED, World
 
 STUDIES = 60
-GRID_H = 15.5 / 3  # one repeat of the published study, by `run --dry-run`
+GRID_H = 14.9 / 3  # one repeat of the published study, by `run --dry-run`
 WORLDS = {"equal": World(), "5 % slower": World(slower=1.05), "10 % slower": World(slower=1.1)}
 COLOURS = ("#4a5568", "#b7791f", "#2b6cb0")
 

@@ -1,13 +1,15 @@
 """Which passes a decision asks for, and what virtual time makes of them."""
 
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from loadtest.analysis.run import analyze
 from loadtest.errors import UsageError
 from loadtest.records import read
-from loadtest.study import fast_forward, parse, plan
+from loadtest.study import fast_forward, locust_pass, parse, plan
 from loadtest.study.bursts import asked
 from loadtest.study.schema import Cell, Study, in_mode
 from loadtest.workload.contract import Contract
@@ -72,6 +74,36 @@ def test_a_decision_repeats_up_to_six_times_unless_it_says_otherwise():
     assert [(one.repeats, one.until_decided) for one in found] == [(6, True), (3, True)]
     fixed = parse.parse_study(text.format("repeats=3\nuntil_decided=false"))
     assert (fixed.repeats, fixed.until_decided, fixed.lengths) == (3, False, "natural")
+
+
+def test_every_level_asks_the_same_prompts_and_no_cache_knows_them(tmp_path):
+    """Rounds of four prompts of some 200 tokens, which a cache without salts would know from the second round on."""
+    grid = replace(in_mode(STUDY, "natural"), cells=(CELLS[0], CELLS[2]), levels=(1, 3), prompts=4, min_requests=6,
+                   requests_per_stream=3, workload="ledger:n=20,seed=1,difficulty=5")  # fmt: skip
+    assert [grid.requests(level) for level in grid.levels] == [8, 12]
+    fast_forward.simulate_study(grid, tmp_path / "run", say=lambda _: None)
+    run = read.read_run(tmp_path / "run")
+    assert (run.manifest.prompts, run.manifest.unsalted) == (4, ())
+    for cell in run.cells:
+        asked_for = [Counter(r.prompt_id for r in one.requests if r.phase == "measure") for one in cell.levels]
+        assert [set(one.values()) for one in asked_for] == [{2}, {3}]
+        assert asked_for[0].keys() == asked_for[1].keys()
+        requests = [r for one in cell.levels for r in one.requests]
+        assert min(r.prompt_tokens for r in requests) > 60
+        assert max(r.cached_tokens or 0 for r in requests) < 20  # the words that all these prompts begin with
+    assert analyze(run).cells[1].levels[0].server.prefix_cache_hit_share == 0
+
+
+def test_an_engine_without_salts_asks_on_through_the_workload():
+    cell = Cell(engine="other", model="m", base_url="http://127.0.0.1:1")
+    study = Study(name="s", workload="math", cells=(cell,), prompts=4)
+    (first, *_) = asked.natural_passes(study)
+    assert asked.rounds_of(study, cell, first, 1) is None
+    argv = locust_pass.command(study, cell, locust_pass.Target("http://127.0.0.1:1", "m"), first, 1, Path("RUN"), "id")
+    assert "--prompts" not in argv
+    vllm = Cell(engine="vllm", model="m")
+    argv = locust_pass.command(study, vllm, locust_pass.Target("http://127.0.0.1:1", "m"), first, 1, Path("RUN"), "id")
+    assert argv[argv.index("--prompts") + 1] == "4"
 
 
 # In virtual time -----------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """Which request comes next: fixed by seed and index, shared out without gap or overlap."""
 
 import hashlib
+import json
 
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.workload.contract import Contract
-from loadtest.workload.script import Script, indices, slots_of
+from loadtest.workload.script import Rounds, Script, indices, slots_of
 from loadtest.workload.workload import load
 
 
@@ -57,3 +58,24 @@ def test_the_body_is_encoded_and_hashed():
     body = msgspec.json.decode(item.prepared.body)
     assert (body["model"], body["stream"], body["min_tokens"], item.prepared.forced_tokens) == ("m", True, 50, 50)
     assert item.prepared.sha256 == hashlib.sha256(item.prepared.body).hexdigest()
+
+
+def asked(script, n):
+    return [script.measured(i).prepared for i in range(n)]
+
+
+def test_rounds_ask_one_set_of_prompts_each_with_a_salt_of_its_own():
+    math = load("math:n=20")
+    one, other = (
+        Script(math, Contract(), model="m", engine="vllm", seed=1, rounds=Rounds(4, salt, 2))
+        for salt in ("c01-r1", "c08-r1")
+    )
+    plain = [item.prompt.id for item in asked(Script(math, Contract(), model="m", engine="vllm", seed=1), 4)]
+    for script in (one, other):
+        ids = [item.prompt.id for item in asked(script, 12)]
+        assert all(sorted(ids[k : k + 4]) == sorted(plain) for k in (0, 4, 8))
+    salts = [json.loads(item.body)["cache_salt"] for script in (one, other) for item in asked(script, 12)]
+    assert salts == [f"{name}-r1-{number}" for name in ("c01", "c08") for number in range(3) for _ in range(4)]
+    warm = json.loads(one.warmup(0).prepared.body)["cache_salt"]
+    assert warm == "c01-r1-w0"
+    assert asked(one, 1)[0] is asked(one, 1)[0]

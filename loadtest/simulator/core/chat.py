@@ -67,7 +67,7 @@ def parse(body: bytes, served: Served) -> Chat:
         message = f"The model `{model}` does not exist. Valid aliases: {served.model}."
         raise Refusal(404, message, "NotFoundError", "model")
     _check_sampling(data, served.behaviour)
-    prompt = lengths.prompt_key(messages)
+    prompt = lengths.prompt_key(messages, _salt(data))
     max_tokens = _max_tokens(data, served, len(prompt) // TOKEN_CHARS)
     extra, options = _nested(data, "loadtest_sim"), _nested(data, "stream_options")
     stream = data.get("stream") is True
@@ -145,6 +145,17 @@ def _number(data: dict[str, Any], key: str) -> float | None:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def _salt(data: dict[str, Any]) -> str:
+    """What keeps equal prompts apart in the prefix cache."""
+    salt = data.get("cache_salt")
+    if salt is not None and not (isinstance(salt, str) and 0 < len(salt) <= _SALT_CHARS):
+        raise Refusal(400, "Parameter 'cache_salt' must be a non-empty string if provided.", param="cache_salt")
+    return salt or ""
+
+
+_SALT_CHARS = 128
 
 
 def _count(data: dict[str, Any], key: str) -> int | None:

@@ -115,8 +115,10 @@ def answer_word(index: int) -> str:
     return ANSWER_WORDS[index % len(ANSWER_WORDS)]
 
 
-def prompt_key(messages: list[tuple[str, str]]) -> str:
+def prompt_key(messages: list[tuple[str, str]], salt: str = "") -> str:
     """Chat messages as the engine's prompt: four characters a token, each message begun by four tokens of template.
+
+    A `salt` changes the first token, so that a prefix cache tells it from the same messages with another salt.
 
     >>> len(prompt_key([("user", "12345")])) // TOKEN_CHARS
     9
@@ -126,4 +128,9 @@ def prompt_key(messages: list[tuple[str, str]]) -> str:
         parts.append(f"<|{role}|>".ljust(4 * TOKEN_CHARS)[: 4 * TOKEN_CHARS])
         parts.append(text + " " * (-len(text) % TOKEN_CHARS))
     parts.append("<|assistant|".ljust(3 * TOKEN_CHARS))
-    return "".join(parts)
+    key = "".join(parts)
+    return (
+        key
+        if not salt
+        else hashlib.sha256(salt.encode("utf-8", "surrogatepass")).hexdigest()[:TOKEN_CHARS] + key[TOKEN_CHARS:]
+    )

@@ -6,6 +6,7 @@ model a natural run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -15,6 +16,14 @@ from loadtest.study import plan
 from loadtest.study.schema import AskedPass, Cell, Study
 from loadtest.workload.bursts import BurstPlan, contexts_within
 from loadtest.workload.contract import Contract
+from loadtest.workload.script import SALTED, Rounds
+
+
+def rounds_of(study: Study, cell: Cell, asked: AskedPass, repeat: int) -> Rounds | None:
+    """The rounds of a pass over the workload, where the study has one set of prompts and the engine tells rounds apart."""
+    if study.prompts is None or asked.kind == "bursts" or cell.engine not in SALTED:
+        return None
+    return Rounds(study.prompts, asked.name(repeat), math.ceil((asked.requests or 0) / study.prompts))
 
 
 def natural_passes(study: Study) -> list[AskedPass]:
