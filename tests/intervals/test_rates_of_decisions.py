@@ -29,7 +29,7 @@ from loadtest.report.verdicts import Named, summary
 from tests.intervals import worlds
 from tests.intervals.worlds import PUBLISHED, World
 
-STUDIES = 150
+STUDIES = 200
 FALSE = 0.05 + 3 * np.sqrt(0.05 * 0.95 / STUDIES)
 EQUAL = {
     "1 %": World(),
@@ -52,15 +52,15 @@ class Decided:
 
 
 def by_bursts(study):
-    """Look after every start from the second on, as a run in mode decision does; a pair that is decided starts no more."""
-    n, words = [2] * len(study), [""] * len(study)
-    for look in verdicts.LOOKS:
-        n = [used if word else look for used, word in zip(n, words, strict=True)]
+    """Look after every start from the second on, as a run in mode decision does; a certain pair starts no more, unless it
+    becomes uncertain again."""
+    n, judged = [1] * len(study), None
+    for _ in verdicts.LOOKS:
+        n = [k + (judged is None or judged[i].verdict not in CERTAIN) for i, k in enumerate(n)]
         judged = judge_pairs(pairs_after(study, n), sequential=True).decisions
-        words = [word or (one.verdict if one.verdict in CERTAIN else "") for word, one in zip(words, judged, strict=True)]
-        if all(words):
+        if all(one.verdict in CERTAIN for one in judged):
             break
-    return Decided([word or "undecided" for word in words], worlds.hours(study, n), judged)
+    return Decided([one.verdict for one in judged], worlds.hours(study, n), judged)
 
 
 CERTAIN = ("faster", "slower", "equal")
@@ -169,7 +169,7 @@ def test_jitter_is_seldom_taken_for_a_bend(name):
 def test_the_ratio_is_covered(deployed):
     """Pooling takes the larger variance: never too narrow, and of five pairs a little too wide."""
     hits = []
-    for study in worlds.studies(World(slower=1.05), 1000 // len(deployed) * 2, deployed):
+    for study in worlds.studies(World(slower=1.05), 800 // len(deployed), deployed):
         effects = starts.effects_of_starts([one.after(3).by_start for one in study])
         hits += [one.interval()[0] <= 1.05 <= one.interval()[1] for one in effects]
     assert 0.93 <= np.mean(hits) <= (0.975 if len(deployed) == 1 else 0.99)
@@ -188,7 +188,7 @@ def truth(world, deployed, users, kind):
 def test_absolute_figures_are_covered():
     world, deployed, hits = World(), PUBLISHED[0], {"mean": [], "p50": [], "p90": []}
     true = {kind: truth(world, deployed, 8, kind) for kind in hits}
-    for (one,) in worlds.studies(world, 600, (deployed,)):
+    for (one,) in worlds.studies(world, 400, (deployed,), prompts=64):
         drawn = lengths_of([passed for cell in one.cells for passed in cell.natural])
         for kind, figure in composition.composed_figures(one.speed(1, 8, 3), drawn).items():
             low, high = figure.of_this_kind

@@ -31,7 +31,7 @@ from loadtest.workload.bursts import CONTEXTS_TOKENS, LONE_PROMPTS, LONE_TOKENS,
 from tests.support import builders
 
 PROMPT_TOKENS = 57
-PROMPTS = 48
+PROMPTS = 40
 LEVELS = (1, 8)
 CONTEXTS = CONTEXTS_TOKENS
 BURST_TOKENS = OUTPUT_TOKENS / HALVES
@@ -138,9 +138,9 @@ def _first(pair, starts):
     return PairedStarts(pair.a[:starts], pair.b[:starts])
 
 
-def by_bursts(world, deployed, place, pairs, rng):
+def by_bursts(world, deployed, place, pairs, rng, prompts=PROMPTS):
     """Six starts of both engines, each with its bursts, and one natural run each for the lengths."""
-    tokens = world.tokens(rng, deployed.median_tokens, rng.normal(0, BETWEEN, PROMPTS), 1)[..., 0]
+    tokens = world.tokens(rng, deployed.median_tokens, rng.normal(0, BETWEEN, prompts), 1)[..., 0]
     contexts = np.add.outer(CONTEXTS, BURST_TOKENS * (np.arange(HALVES) + 0.5)).ravel()  # the halves of each burst
     points = [{users: {} for users in LEVELS} for _ in range(2)]
     speeds = world.speeds(rng, MOST_STARTS, began(place, pairs, MOST_STARTS, START_H), len(LEVELS))
@@ -182,6 +182,7 @@ def answered(tokens):
     )  # fmt: skip
 
 
+@cache
 def bursts_s(deployed, users, contexts):
     """Seconds of one pass of bursts: Locust, a warm-up, lone prompts, then each burst's prompts and its output."""
     rows = [(users, min(contexts), WARMUP_TOKENS), *[(1, PROMPT_TOKENS, LONE_TOKENS)] * LONE_PROMPTS]
@@ -198,7 +199,7 @@ def natural_h(deployed, tokens):
     step_s = a_s + b_s * composition.others_tokens(NATURAL_USERS + 1, drawn)
     alone_s = float(np.max(drawn.tokens)) * line(deployed, 1)[0]
     beside_s = PASS_S + bursts_s(deployed, NATURAL_USERS, CONTEXTS[:2])
-    return 2 * (PROMPTS * drawn.mean_tokens * step_s / NATURAL_USERS + alone_s + beside_s) / 3600
+    return 2 * (tokens.shape[1] * drawn.mean_tokens * step_s / NATURAL_USERS + alone_s + beside_s) / 3600
 
 
 def hours(study, starts):
@@ -207,11 +208,11 @@ def hours(study, starts):
     return sum(2 * n * one.start_h for one, n in zip(study, starts, strict=True)) + sum(natural.values())
 
 
-def studies(world, n, deployed=PUBLISHED, seed=1):
+def studies(world, n, deployed=PUBLISHED, seed=1, prompts=PROMPTS):
     """So many studies by bursts, each of all deployments."""
     for study in range(n):
         rng = np.random.default_rng((seed, study))
-        yield [by_bursts(world, one, place, len(deployed), rng) for place, one in enumerate(deployed)]
+        yield [by_bursts(world, one, place, len(deployed), rng, prompts) for place, one in enumerate(deployed)]
 
 
 def natural(world, deployed, rng, *, levels=(1, 2, 4, 8), repeats=3):

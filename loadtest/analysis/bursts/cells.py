@@ -107,6 +107,8 @@ def log_times(cell: BurstCell, levels: Sequence[int], drawn: AnswerLengths) -> F
     """log of the mean time to the final answer, one figure a start: the mean over the levels, of starts that have all."""
     at = [cell.points.get(level, {}) for level in levels]
     repeats = sorted(set.intersection(*map(set, at))) if at else []
-    figures = [[composition.log_mean_s(engine_speed([points[repeat]]), drawn)[0] for points in at] for repeat in repeats]
-    logs = np.array([float(np.mean(one)) for one in figures], np.float64)
-    return logs if cell.restarted or not len(logs) else np.array([float(np.mean(logs))])
+    if not repeats:
+        return np.zeros(0)
+    figures = [composition.log_mean_s(engine_speed([points[repeat] for repeat in repeats]), drawn) for points in at]
+    logs = np.asarray(np.mean(figures, axis=0), np.float64)
+    return logs if cell.restarted else np.array([float(np.mean(logs))])
