@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from loadtest import credentials
+from loadtest.analysis.run import analyze
 from loadtest.errors import EngineError, RecordError, UsageError
 from loadtest.records import read
 from loadtest.servers import preflight, process
@@ -410,3 +411,22 @@ def test_a_checkout_that_is_not_installed_says_so(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), "/usr/lib"])
     with pytest.raises(UsageError, match="loadtest: expected it installed, found it in .* alone; python -m pip install -e"):
         process.python("loadtest.simulator")
+
+
+def test_both_simulated_engines_are_decided_by_bursts_under_locust(tmp_path):
+    """A/A: two engines of one model of speed, two starts each; whether a condition holds on this machine or not."""
+    cells = tuple(replace(SIMULATED, engine=engine, clock_speed=20.0) for engine in ("sglang-sim", "vllm-sim"))
+    study = replace(STUDY, cells=cells, mode="decision", natural_users=2, natural_prompts=6, repeats=2, until_decided=True)
+    assert study_run.execute(study, tmp_path / "run", say=silent) == ()
+    run = read.read_run(tmp_path / "run")
+    for cell in run.cells:
+        assert {(one.concurrency, one.repeat) for one in cell.bursts} >= {(1, 1), (2, 1)}
+        assert [(one.concurrency, one.repeat) for one in cell.levels][-1][0] == 2
+        for one in cell.bursts:
+            bursts = [r for r in one.requests if r.burst is not None]
+            assert len(bursts) == 3 * one.concurrency
+            assert {(r.outcome, r.completion_tokens) for r in bursts} == {("ok", 256)}
+            assert not one.torn
+    (pair,) = analyze(run).decisions
+    assert pair.verdict in ("equal", "undecided", "too few samples")
+    assert (pair.evidence == "composed") == (not pair.broken)
