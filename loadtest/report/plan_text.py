@@ -125,7 +125,9 @@ def fleet_text(found: FleetPlan) -> str:
     if any(one.estimated for one in found.options):
         text.append("about: by the closed form, scaled by the simulation of the best cell of the model")
     text += _without_price(found) + [f"DOUBTFUL: {one}" for one in found.doubts]
-    asked = f"{found.users:,.0f} users who think {found.think_time_s:g} s" if found.users else _arrivals(found)
+    asked = (
+        f"{found.users:,.0f} users who think {found.think_time_s:g} s between requests" if found.users else _arrivals(found)
+    )
     return "\n".join(
         [
             *text,
@@ -234,9 +236,9 @@ def _sentence(
     slos = listed([slo_words(text) for text in found.slo])
     if not held:
         return f"For the slide: no configuration here serves {asked} within {slos}."
-    parts = [_part(one, options, cost(one), found.currency, per) for one in held]
+    parts = "; ".join(_part(one, options, cost(one), found.currency, per) for one in held)
     how = {"PREDICTED": "predicted, not measured", "SIMULATED": "simulated, not measured", "measured": "measured speed"}
-    return f"For the slide: {asked} within {slos} need {'; '.join(parts)} ({how[source_word(found)]})."
+    return f"For the slide: {asked} need {parts} ({how[source_word(found)]}; within {slos})."
 
 
 def _part(one: Option, options: Sequence[Option], cost: float | None, currency: str | None, per: str) -> str:

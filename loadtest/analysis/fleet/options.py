@@ -212,7 +212,7 @@ def _option(one: Sized, question: Question) -> FleetOption:
     gpus = _each(replicas, lambda count: count * tp)
     price = question.gpu_hour_price
     a_day = FleetEnds(None, None) if price is None else _each(gpus, lambda count: count * 24 * price)
-    seen, answer_s = _seen(one, question)
+    seen, per_s = _seen(one, question)
     known = None if one.candidate.model is None else one.candidate.model.known_streams
     return FleetOption(
         engine=facts.engine,
@@ -225,7 +225,7 @@ def _option(one: Sized, question: Question) -> FleetOption:
         replicas=replicas,
         cards=gpus,
         cost_per_day=a_day,
-        cost_per_1000_answers=_each(a_day, lambda cost: 1000 * cost / question.demand.requests_per_day(answer_s)),
+        cost_per_1000_answers=_each(a_day, lambda cost: 1000 * cost / question.demand.requests_per_day(per_s)),
         peak=_figures(found.waits() if found is not None else None, question.objectives),
         seen=seen,
         estimated=found is None and one.estimate is not None,
@@ -244,20 +244,20 @@ def _each(ends: FleetEnds, of: Callable[[float], float]) -> FleetEnds:
 
 
 def _seen(one: Sized, question: Question) -> tuple[UserFigures | None, float]:
-    """What users see at the likely number, and the mean seconds of an answer (0 where nothing is known)."""
+    """What users see at the likely number, and the requests per second of the fleet (0 where nothing is known)."""
     waits = None if one.likely is None else one.likely.waits()
     if waits is not None:
         seen = waits.seen
         told = (seen.ttft_p90_s, seen.answer_p50_s, seen.answer_p90_s, seen.tokens_per_s_per_user, seen.output_tokens_per_s)
         return _user_figures(
             [value if math.isfinite(value) else None for value in told], "simulated peak"
-        ), seen.answer_mean_s
+        ), seen.requests_per_s
     steady = one.candidate.steady
     if steady is None or one.replicas is None:
         return None, 0.0
     in_flight = steady.in_flight(question.demand, one.replicas)
-    mean_s = steady.figure("time_to_final_answer_s", "mean", in_flight)
-    return closed_form_figures(steady, in_flight, one.replicas), mean_s or 0.0
+    per_s = steady.requests_per_s(in_flight) * one.replicas
+    return closed_form_figures(steady, in_flight, one.replicas), per_s
 
 
 def closed_form_figures(steady: SteadyReplica, in_flight: float, replicas: float) -> UserFigures:

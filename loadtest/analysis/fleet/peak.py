@@ -39,14 +39,14 @@ _IDLE = 20  # times the replicas of the closed form: what is then not met never 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What requests of the peak see: p90 of TTFT, p50 and p90 of the time to the final answer, the median tokens/s per user;
-    and the output tokens/s of the whole fleet. inf where it was not reached in time."""
+    and the output tokens and requests per second of the whole fleet. inf where it was not reached in time."""
 
     ttft_p90_s: float
     answer_p50_s: float
     answer_p90_s: float
     tokens_per_s_per_user: float
     output_tokens_per_s: float
-    answer_mean_s: float
+    requests_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +278,7 @@ class _Observed:
             answer_p90_s=self.figure("time_to_final_answer_s", "p90"),
             tokens_per_s_per_user=self.figure("tokens_per_s_per_user", "p50"),
             output_tokens_per_s=tokens / self._fleet_s,
-            answer_mean_s=self.figure("time_to_final_answer_s", "mean"),
+            requests_per_s=self.count / self._fleet_s,
         )
 
     def figure(self, metric: str, statistic: Statistic) -> float:

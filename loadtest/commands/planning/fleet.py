@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from loadtest.analysis.decisions import FleetOption, FleetPlan
-from loadtest.analysis.fleet.options import Question, Sized, Task, fleet_options
+from loadtest.analysis.fleet.options import Candidate, Question, Sized, Task, fleet_options
 from loadtest.analysis.fleet.peak import check_objectives
 from loadtest.commands.finish import as_json
 from loadtest.commands.planning.source import plan_source
@@ -36,15 +36,17 @@ def plan_fleet(arguments: argparse.Namespace, say: Say) -> str:
     price = source.prices.gpu_hour if arguments.gpu_hour_price is None else arguments.gpu_hour_price
     routers = KINDS if arguments.router == "all" else (arguments.router or "least-loaded",)
     question = Question(demand, objectives, routers, arguments.headroom or 0.0, price)
-    options = fleet_options(source.candidates(), question, say, _on_all_cores(say))
+    candidates = source.candidates()
+    options = fleet_options(candidates, question, say, _on_all_cores(say))
+    asked_per_s = _asked_per_s(demand, candidates, options)
     thinks = isinstance(demand, Population) or demand.requests_per_session > 1
     found = FleetPlan(
         source=source.name,
         simulated=source.simulated,
         slo=tuple(slo.text for slo in objectives),
         users=demand.users if isinstance(demand, Population) else None,
-        requests_per_day=demand.requests_per_day(_answer_s(options)),
-        peak_requests_per_hour=_peak_per_hour(demand, options),
+        requests_per_day=demand.requests_per_day(asked_per_s),
+        peak_requests_per_hour=3600 * asked_per_s,
         peak_factor=1.0 if isinstance(demand, Population) else demand.curve.peak_factor,
         requests_per_session=1.0 if isinstance(demand, Population) else demand.requests_per_session,
         think_time_s=demand.think_s if thinks else None,
@@ -77,16 +79,16 @@ def _on_all_cores(say: Say) -> Callable[[Callable[[Task], Sized], Sequence[Task]
     return run
 
 
-def _answer_s(options: Sequence[FleetOption]) -> float:
-    """The mean time to an answer of the first option, as far as its figures tell: the median."""
-    first = next((one.seen for one in options if one.seen is not None), None)
-    return 0.0 if first is None or first.answer_p50_s is None else first.answer_p50_s
-
-
-def _peak_per_hour(demand: Demand | Population, options: Sequence[FleetOption]) -> float:
-    if isinstance(demand, Population):
-        return demand.requests_per_day(_answer_s(options)) / 24
-    return 3600 * demand.peak_requests_per_s
+def _asked_per_s(demand: Demand | Population, candidates: Sequence[Candidate], options: Sequence[FleetOption]) -> float:
+    """Requests per second at the peak; of users at work: as the first option that holds saw them."""
+    if isinstance(demand, Demand):
+        return demand.peak_requests_per_s
+    mixes = {one.facts.id: one.workload for one in candidates}
+    for one in options:
+        mix, seen = mixes[one.cell], one.seen
+        if mix is not None and seen is not None and seen.output_tokens_per_s is not None:
+            return seen.output_tokens_per_s / mix.mean_output_tokens
+    return 0.0
 
 
 def _chart_path(path: Path | None) -> Path | None:

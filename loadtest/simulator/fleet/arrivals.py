@@ -81,8 +81,8 @@ class Demand:
         """When of the day the peak is."""
         return self.curve.peak_hour * HOUR_S
 
-    def requests_per_day(self, answer_s: float = 0.0) -> float:
-        """Requests of a mean day, however long an answer takes."""
+    def requests_per_day(self, seen_per_s: float = 0.0) -> float:
+        """Requests of a mean day, however many the peak saw."""
         return self.sessions_per_day * self.requests_per_session
 
     def replicas_at(self, in_flight: float, requests_per_s: float) -> float:
@@ -125,9 +125,9 @@ class Population:
 
     peak_s = 12 * HOUR_S  # any time will do
 
-    def requests_per_day(self, answer_s: float = 0.0) -> float:
-        """Requests of 24 hours with all users at work, if an answer takes so long."""
-        return self.users * DAY_S / (answer_s + self.think_s)
+    def requests_per_day(self, seen_per_s: float) -> float:
+        """Requests of 24 hours with all users at work, if they ask so many a second."""
+        return DAY_S * seen_per_s
 
     def replicas_at(self, in_flight: float, requests_per_s: float) -> float:
         """Replicas if so many users wait at each, and by Little's law `requests_per_s x think_s` others think."""

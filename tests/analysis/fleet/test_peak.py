@@ -70,8 +70,16 @@ def test_thinking_users_are_sized_by_their_turns():
     found = one.size()
     assert found.replicas <= 13
     seen = found.waits().seen
-    turns_per_s = seen.output_tokens_per_s / 100
-    assert turns_per_s * (60 + seen.answer_mean_s) == pytest.approx(100, rel=0.1)  # Little's law
+    assert seen.output_tokens_per_s == pytest.approx(100 * seen.requests_per_s)
+    assert seen.requests_per_s * (60 + seen.answer_p50_s) == pytest.approx(100, rel=0.1)  # Little's law
+
+
+def test_a_rate_is_known_where_some_requests_are_never_answered():
+    """Of a limit that half of the requests may break, those may have no end: the rate counts them all the same."""
+    seen = fleet._Observed()
+    seen.add(np.array([1.0, np.nan]), np.array([2.0, np.nan]), np.array([11, 11]), 4.0)
+    assert seen.figures().requests_per_s == 0.5
+    assert seen.figures().answer_p90_s == math.inf
 
 
 def test_a_lost_zone_is_worse_than_a_lost_replica():
