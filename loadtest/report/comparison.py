@@ -15,7 +15,7 @@ from loadtest.metrics.schema import Comparison, Metrics
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import Groups, ShownCell, cells_of, flat
 from loadtest.report.decision import Line, price
-from loadtest.report.formatting import at_concurrency, clean, number, signed, span
+from loadtest.report.formatting import at_concurrency, clean, number, sentence, signed, span
 from loadtest.report.overview import Overview, configurations
 from loadtest.report.plots.catalogue import shared_figures
 from loadtest.report.plots.figure import Figure, Table
@@ -94,7 +94,7 @@ def comparison_answer(sides: Sequence[Side]) -> str:
         words = comparison_lines(side, compared_rows(sides[0], side))[0].answer
         said.append(words if len(sides) == 2 else f"{label}: {words[:1].lower()}{words[1:]}")
     text = "; ".join(said)
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{sentence(text)}."
 
 
 def _is_decided(one: Compared) -> bool:

@@ -28,6 +28,15 @@ def listed(names: list[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
+def sentence(text: str) -> str:
+    """With a capital at its head, but for a name that has none.
+
+    >>> sentence("no verdict"), sentence("vLLM is faster")
+    ('No verdict', 'vLLM is faster')
+    """
+    return text if text.startswith("vLLM") else f"{text[:1].upper()}{text[1:]}"
+
+
 def clean(text: str) -> str:
     """Text with every invisible or direction-changing character written out, so that what is read is what is there.
 

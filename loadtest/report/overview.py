@@ -12,7 +12,7 @@ from loadtest.records.manifest import Manifest
 from loadtest.report.cells import FAMILIES, Point, ShownCell, best_cell, cells_of, headline, sound_cells, typical_statistic
 from loadtest.report.checklist import THIS_RUN, Check
 from loadtest.report.decision import Price, cost_per_1000_answers, named_decisions, price, rate_of
-from loadtest.report.formatting import DASH, clean, count, needs, number, value_or_need
+from loadtest.report.formatting import DASH, clean, count, needs, number, sentence, value_or_need
 from loadtest.report.plots.figure import Key, look_of
 from loadtest.report.search import search_answer
 from loadtest.report.verdicts import summary
@@ -70,8 +70,7 @@ def answer_of(metrics: Metrics, manifest: Manifest) -> str:
     best = _at_rate(cells, manifest) if manifest.open_loop else _searched(metrics) or _capacity(metrics, cells)
     said = [part for part in (_engines(metrics, cells), best) if part]
     text = "; ".join(said) or "too few requests for an answer"
-    early = "" if metrics.complete else "So far: "
-    return f"{early}{text[:1].upper() if not early else text[:1]}{text[1:]}."
+    return f"{sentence(text) if metrics.complete else f'So far: {text}'}."
 
 
 def _engines(metrics: Metrics, cells: Sequence[ShownCell]) -> str:
@@ -201,9 +200,11 @@ def _side_by_side(cells: Iterable[ShownCell]) -> list[ShownCell]:
 def _row(cell: ShownCell, each: Statistic, paid: Price, *, with_slos: bool) -> Row:
     key = Key(cell.engine, look_of(cell), hollow=cell.simulated)
     name = f"{cell.place}, {cell.label}" if cell.label else cell.name
-    point = headline(cell)
+    sound = sound_cells((cell,))
+    point = headline(sound[0]) if sound else None
     if point is None:
-        return Row(name, key, (), cell.status.partition(";")[0])
+        failed = bool(cell.levels or cell.figures.composed) and not sound
+        return Row(name, key, (), "a check failed at every level" if failed else cell.status.partition(";")[0])
     within = (_within(cell),) if with_slos else ()
     figures = [point.at(metric, statistic) for metric, statistic in _TIMES]
     figures += [point.at("tokens_per_s_per_user", each), point.at("output_tokens_per_s")]
@@ -249,7 +250,7 @@ def _notes(cells: Sequence[ShownCell], each: Statistic, *, with_slos: bool, pric
     found = [f"Figures at {shown}; failures of all levels."]
     found += ["Tokens/s per user: mean of the requests."] if each == "mean" else []
     found += [] if priced else ["No price was given: costs in GPU-hours."]
-    shown_points = [point for cell in cells if (point := headline(cell)) is not None]
+    shown_points = [point for cell in sound_cells(cells) if (point := headline(cell)) is not None]
     if any(point.composed is not None for point in shown_points):
         found.append("Composed of bursts where a decision composed them.")
     if any(needs(point.at("time_to_final_answer_s", "p99")) for point in shown_points):

@@ -8,6 +8,7 @@ from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.report.cells import cells_of, sound_cells
 from loadtest.report.checklist import gate_checks
 from loadtest.report.decision import CONFIGURATION, LEFT_OUT, RESULT, decision_lines
+from loadtest.report.overview import answer_of, overview_of
 from loadtest.report.tables import levels_table
 from loadtest.report.terminal import decision_text
 from tests.support import builders, runs
@@ -210,3 +211,17 @@ def test_chunks_of_several_tokens_are_said_and_single_ones_are_not():
     assert words in said(chunky)
     assert words in " ".join(levels_table(cells_of(chunky.metrics)).notes)
     assert "Text comes in chunks" not in said(runs.small())
+
+
+def test_the_first_table_of_the_page_shows_levels_that_passed():
+    def shown(source):
+        return [(row.figures[:1], row.status) for row in overview_of(source.metrics, source.manifest).rows]
+
+    assert shown(runs.small()) == [(("2",), "")] * 2
+    assert shown(failed(late, 2)) == [(("1",), "")] * 2
+    assert shown(failed(late)) == [((), "a check failed at every level")] * 2
+
+
+def test_a_name_without_a_capital_keeps_none_at_the_head_of_a_sentence():
+    source = runs.with_metrics(runs.small(), cells=runs.small().metrics.cells[1:], decisions=())
+    assert answer_of(source.metrics, source.manifest).startswith("vLLM with QwQ-32B-AWQ on 1 GPU gives ")
