@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loadtest.decision.rounds import LEAST_ROUNDS
 from loadtest.decision.verdicts import LOOKS
 from loadtest.metrics.schema import CellFigures, Metrics, PairDecision
 from loadtest.study.bursts.asked import Wanted, natural_cells
@@ -49,7 +50,11 @@ def look(execution: Execution, metrics: Metrics, repeat: int) -> Wanted:
     """
     study, by_id = execution.study, {cell.id: cell for cell in metrics.cells}
     judged = repeat >= LOOKS[0]
-    still = [one for one in metrics.decisions if not judged or _is_open(one, by_id, execution.precision)]
+    still = [
+        one
+        for one in metrics.decisions
+        if not judged or (_is_open(one, by_id, execution.precision) and not _is_hopeless(one, repeat))
+    ]
     broken = {name for one in still if one.broken for name in (one.a, one.b)}
     whole = {name for one in still if not one.broken for name in (one.a, one.b)}
     natural = _without_natural_run(execution, by_id) if study.decides else set()
@@ -80,6 +85,11 @@ def _is_open(one: PairDecision, cells: Mapping[str, CellFigures], precision: flo
     gone = any(side.status in _GONE and not (side.levels or side.composed) for side in sides)
     unsure = one.verdict in _OPEN if precision is None else one.verdict != "not comparable" and not _within(one, precision)
     return unsure and not gone
+
+
+def _is_hopeless(one: PairDecision, repeat: int) -> bool:
+    """Do rounds of a duel go on without one that a verdict may rest on? More of them would not help."""
+    return one.unit == "round" and one.verdict == "too few samples" and repeat >= 2 * LEAST_ROUNDS
 
 
 def _within(one: PairDecision, precision: float) -> bool:

@@ -182,3 +182,12 @@ def test_a_run_that_was_looked_at_and_extended_is_judged_more_strictly(tmp_path)
 def test_looks_are_counted_on_two_to_six_starts(repeats):
     with pytest.raises(UsageError, match="repeats: expected 2 to 6 with until_decided, got"):
         replace(STUDY, repeats=repeats)
+
+
+def test_a_duel_ends_where_no_round_can_be_relied_on():
+    one, other = CELLS[:2]
+    metrics = measured(started(one, (1, 2, 3)), started(other, (1, 2, 3)))
+    [pair] = metrics.decisions
+    doubtful = replace_(metrics, decisions=(replace_(pair, unit="round", verdict="too few samples"),))
+    assert needed(doubtful, repeat=3) == [one.id, other.id]
+    assert needed(doubtful, repeat=6) == []
