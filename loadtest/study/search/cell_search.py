@@ -207,5 +207,6 @@ def _objective_words(one: SearchObjective) -> str:
         return f"{one.slo} not known yet"
     low, high = ends
     if one.of_requests:
-        return f"{one.slo} {value:.0%} [{low:.0%}, {high:.0%}] of {one.needed:.0%}"
-    return f"{one.slo} {value:.3g} [{low:.3g}, {high:.3g}]"
+        share = f"{100 * value:.3g} % [{100 * low:.3g}, {100 * high:.3g}]"
+        return f"{one.slo}: {share} of requests, {100 * one.needed:g} % needed"
+    return f"{one.slo}: {value:.3g} [{low:.3g}, {high:.3g}]"
