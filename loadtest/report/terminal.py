@@ -60,24 +60,32 @@ def _levels(metrics: Metrics, columns: int, total: str) -> list[str]:
     """The levels under the name of their cell, and a line for each kind of figure that is not there."""
     cells = cells_of(metrics)
     speed = typical_statistic(cells, _SPEED)
-    rows = {cell.id: [_level_row(level, speed, total) for level in cell.levels] for cell in cells}
-    widths = [max(map(len, column)) for column in zip(_HEAD, *(row for of in rows.values() for row in of), strict=True)]
-    table = [*_group_heads(widths), _row(_HEAD, widths)]
+    quantiles = _shown_quantiles(cells)
+    rows = {cell.id: [_level_row(level, quantiles, speed, total) for level in cell.levels] for cell in cells}
+    head = ("concurrency", "n", *quantiles, *quantiles, "per user", "total", "failed")
+    widths = [max(map(len, column)) for column in zip(head, *(row for of in rows.values() for row in of), strict=True)]
+    if len(quantiles) == 1:
+        widths[2:4] = [max(len(title), width) for title, width in zip(_WAIT_TITLES, widths[2:4], strict=True)]
+    table = [*_group_heads(widths, len(quantiles)), _row(head, widths, len(quantiles))]
     for cell in cells:
         table.append(_cut(cell.id if cell.levels else f"{cell.id}: {cell.status}", columns))
-        table += [_row(row, widths) for row in rows[cell.id]]
-    return [*table, *_notes(cells, rows, speed), *_totals_missing(cells, total)] if cells else []
+        table += [_row(row, widths, len(quantiles)) for row in rows[cell.id]]
+    return [*table, *_notes(cells, rows, quantiles, speed), *_totals_missing(cells, total)] if cells else []
 
 
 _SPEED, _TOTAL = "tokens_per_s_per_user", "output_tokens_per_s"
+_WAITS, _WAIT_TITLES = ("ttft_s", "time_to_final_answer_s"), ("TTFT, s", "final answer, s")
 _QUANTILES: tuple[Statistic, ...] = ("p50", "p90", "p99")
-_HEAD = ("concurrency", "n", *_QUANTILES, *_QUANTILES, "per user", "total", "failed")
-_GROUPS = (("TTFT, s", 2, 5), ("final answer, s", 5, 8), ("tokens/s", 8, 10))  # title, first column, end
-_TIGHT = frozenset({3, 4, 6, 7})  # columns with one space before them
 
 
-def _level_row(level: LevelFigures, speed: Statistic, total: str) -> tuple[str, ...]:
-    times = [level.estimate(metric, one) for metric in ("ttft_s", "time_to_final_answer_s") for one in _QUANTILES]
+def _shown_quantiles(cells: Sequence[ShownCell]) -> tuple[Statistic, ...]:
+    """The median, and what any level has requests enough for."""
+    levels = [level for cell in cells for level in cell.levels]
+    return tuple(q for q in _QUANTILES if q == "p50" or any(not needs(one.estimate(w, q)) for one in levels for w in _WAITS))
+
+
+def _level_row(level: LevelFigures, quantiles: tuple[Statistic, ...], speed: Statistic, total: str) -> tuple[str, ...]:
+    times = [level.estimate(metric, one) for metric in _WAITS for one in quantiles]
     figures = [*times, level.estimate(_SPEED, speed), level.estimate(total)]
     failed = None if level.failed_share.value is None else round(level.failed_share.value * level.n_requests)
     return (count(level.concurrency), count(level.n_requests), *map(_figure, figures), count(failed))
@@ -88,26 +96,41 @@ def _figure(found: Estimate) -> str:
     return number(found.value) if found.known or not needs(found) else f"n≥{found.n_needed}"
 
 
-def _group_heads(widths: list[int]) -> list[str]:
+def _group_heads(widths: list[int], n_quantiles: int) -> list[str]:
     """What the columns of a group have in common, over their middle."""
-    line = ""
-    for title, first, end in _GROUPS:
-        left, right = (len(_row(("",) * n, widths[:n], keep=True)) for n in (first, end))
-        line = f"{line.ljust(left)}{title.center(right - left)}"
+    line, first = "", 2
+    for title, n in (*((title, n_quantiles) for title in _WAIT_TITLES), ("tokens/s", 2)):
+        left, right = (len(_row(("",) * end, widths[:end], n_quantiles, keep=True)) for end in (first, first + n))
+        line, first = f"{line.ljust(left)}{title.center(right - left)}", first + n
     return [line.rstrip()]
 
 
-def _row(texts: Sequence[str], widths: list[int], *, keep: bool = False) -> str:
-    gaps = ["" if i == 0 else " " if i in _TIGHT else "  " for i in range(len(texts))]
+def _row(texts: Sequence[str], widths: list[int], n_quantiles: int, *, keep: bool = False) -> str:
+    """Texts under each other; quantiles of one metric close together."""
+    starts = (2, 2 + n_quantiles, 2 + 2 * n_quantiles)
+    gaps = ["" if i == 0 else " " if starts[0] < i < starts[2] and i not in starts else "  " for i in range(len(texts))]
     line = "".join(f"{gap}{text:>{width}}" for gap, text, width in zip(gaps, texts, widths, strict=True))
     return line if keep else line.rstrip()
 
 
-def _notes(cells: Sequence[ShownCell], rows: Mapping[str, list[tuple[str, ...]]], speed: Statistic) -> list[str]:
+def _notes(
+    cells: Sequence[ShownCell],
+    rows: Mapping[str, list[tuple[str, ...]]],
+    quantiles: tuple[Statistic, ...],
+    speed: Statistic,
+) -> list[str]:
     texts = {text for of in rows.values() for row in of for text in row}
     notes = ["tokens/s per user: mean of the requests"] if speed == "mean" and texts else []
     notes += ["n≥N: the figure needs N requests at its level"] if any(text.startswith("n≥") for text in texts) else []
-    return [*notes, *queued_notes(cells), *chunk_notes(cells)]
+    return [*notes, *_quantiles_missing(cells, quantiles), *queued_notes(cells), *chunk_notes(cells)]
+
+
+def _quantiles_missing(cells: Sequence[ShownCell], shown: tuple[Statistic, ...]) -> list[str]:
+    """How many requests the quantiles need that no level has."""
+    levels = [level for cell in cells for level in cell.levels]
+    least = {q: [one.estimate(w, q).n_needed or 0 for one in levels for w in _WAITS] for q in _QUANTILES if q not in shown}
+    needed = [f"{quantile} needs {min(n)}" for quantile, n in least.items() if n]
+    return [f"{', '.join(needed)} requests of a level"] if needed else []
 
 
 def _totals_missing(cells: Sequence[ShownCell], total: str) -> list[str]:

@@ -40,10 +40,17 @@ def test_a_row_has_quantiles_of_both_waits_both_speeds_and_the_failures():
     level = source.metrics.cells[0].levels[0]
     row = next(line.split() for line in said(source).splitlines() if line.split()[:1] == [str(level.concurrency)])
     ttft, answer = level.ttft_s, level.time_to_final_answer_s
-    assert row[2] == number(ttft.p50)
-    assert row[4] == f"n≥{ttft.n_needed.p99}"
-    assert row[5] == number(answer.p50)
-    assert row[8:] == [number(level.tokens_per_s_per_user.p50), number(level.output_tokens_per_s.value), "3"]
+    assert row[2:6] == [number(one) for one in (ttft.p50, ttft.p90, answer.p50, answer.p90)]
+    assert row[6:] == [number(level.tokens_per_s_per_user.p50), number(level.output_tokens_per_s.value), "3"]
+    assert f"p99 needs {ttft.n_needed.p99} requests of a level" in said(source).splitlines()
+
+
+def test_a_quantile_that_only_some_levels_have_is_a_column():
+    source = runs.with_levels(runs.small(), lambda one: change(one, ttft_s=change(one.ttft_s, p99=7.5)))
+    level = source.metrics.cells[0].levels[0]
+    row = next(line.split() for line in said(source).splitlines() if line.split()[:1] == [str(level.concurrency)])
+    assert (row[4], row[7]) == ("7.50", f"n≥{level.time_to_final_answer_s.n_needed.p99}")
+    assert "n≥N: the figure needs N requests at its level" in said(source).splitlines()
 
 
 def test_a_total_that_is_missing_is_a_dash_with_its_reason():
