@@ -155,7 +155,8 @@ def _completeness(metrics: Metrics, manifest: Manifest) -> Check:
     torn = "some records are torn" if any(level.torn_lines for level in levels) else ""
     damaged = "records are missing, or not as they were written" if manifest.complete else "the run ended early"
     why = manifest.incomplete_reason or torn or damaged
-    return Check("Completeness", "fail", f"incomplete: {clean(why)}")
+    cure = "--resume measures what is missing" if manifest.levels else "measure again"
+    return Check("Completeness", "fail", f"incomplete: {clean(why)}; {cure}")
 
 
 def _failures(metrics: Metrics) -> str:

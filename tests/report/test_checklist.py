@@ -225,3 +225,12 @@ def test_the_first_table_of_the_page_shows_levels_that_passed():
 def test_a_name_without_a_capital_keeps_none_at_the_head_of_a_sentence():
     source = runs.with_metrics(runs.small(), cells=runs.small().metrics.cells[1:], decisions=())
     assert answer_of(source.metrics, source.manifest).startswith("vLLM with QwQ-32B-AWQ on 1 GPU gives ")
+
+
+@pytest.mark.parametrize(("levels", "cure"), [((1, 2), "--resume measures what is missing"), ((), "measure again")])
+def test_a_run_that_ended_early_says_how_to_complete_it(levels, cure):
+    source = runs.with_metrics(runs.small(), complete=False)
+    manifest = change(source.manifest, complete=False, incomplete_reason="interrupted", levels=levels)
+    text = decision_text(source.metrics, manifest, 400)
+    assert text.startswith(f"DO NOT RELY ON THIS RUN. Completeness FAIL: incomplete: interrupted; {cure}\n")
+    assert "\nWhich configuration: " in text  # of the levels that ended

@@ -139,7 +139,7 @@ def test_a_run_that_ended_says_how_many_of_its_requests_failed():
 
 def test_an_incomplete_run_says_why():
     torn = runs.with_metrics(runs.with_levels(runs.small(), lambda level: change(level, torn_lines=1)), complete=False)
-    assert completeness(torn) == "incomplete: some records are torn"
+    assert completeness(torn) == "incomplete: some records are torn; measure again"
 
 
 def test_the_health_of_a_fast_forwarded_run_has_no_load_generator():
