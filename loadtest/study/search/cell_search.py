@@ -202,10 +202,10 @@ def progress_words(objectives: Sequence[SearchObjective]) -> str:
 
 
 def _objective_words(one: SearchObjective) -> str:
-    value, ends = one.figure.value, one.figure.ci95
-    if value is None or ends is None or None in ends:
-        return f"{one.slo} not known yet"
-    low, high = ends
+    value = one.figure.value
+    low, high = one.figure.low, one.figure.high
+    if value is None or low is None or high is None:
+        return f"{one.slo}: not known yet"
     if one.of_requests:
         share = f"{100 * value:.3g} % [{100 * low:.3g}, {100 * high:.3g}]"
         return f"{one.slo}: {share} of requests, {100 * one.needed:g} % needed"
