@@ -9,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import combinations
+from typing import NamedTuple
 
 from loadtest.analysis import comparability
-from loadtest.analysis.bursts.cells import BurstCell
-from loadtest.analysis.bursts.composed import composed_pair, decision_levels
+from loadtest.analysis.bursts.cells import BurstCell, burst_cells, recorded
+from loadtest.analysis.bursts.composed import compose_cells, composed_pair, decision_levels
 from loadtest.analysis.comparability import (
     OF_CELL,
     OF_PROMPTS,
@@ -28,8 +29,9 @@ from loadtest.analysis.validity import LevelPlace, unsound_reasons
 from loadtest.decision.verdicts import ALPHA, MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics.catalogue import METRICS
+from loadtest.metrics.level_schema import ConditionCheck
 from loadtest.metrics.request_arrays import Pass, earliest_anchor, pass_arrays
-from loadtest.metrics.schema import CellFigures, Comparison
+from loadtest.metrics.schema import CellFigures, Comparison, PairDecision
 from loadtest.records.manifest import VIRTUAL_TIME, Manifest
 from loadtest.records.read import CellRecords, Run
 from loadtest.workload import contract
@@ -54,7 +56,10 @@ def compare_engines(
     ordered = sorted(described, key=lambda cell: (cell.side or "", cell.engine, cell.id))
     pairs = [_pair_of_engines(a, b, samples, unlike, unsound) for a, b in combinations(ordered, 2) if _rivals(a, b)]
     if bursts:
-        levels, broken = decision_levels(manifest.levels), {cell.id: _broken(cell) for cell in described}
+        levels, broken = (
+            decision_levels(manifest.levels),
+            {cell.id: broken_words(cell.id, cell.conditions) for cell in described},
+        )
         doubtful = {(cell.id, one.concurrency) for cell in described for one in cell.composed if unsound_reasons(one)}
         for index, pair in enumerate(pairs):
             found = composed_pair(bursts.get(pair.a), bursts.get(pair.b), levels, (*broken[pair.a], *broken[pair.b]))
@@ -89,9 +94,9 @@ def _repeats_of_all(levels: Sequence[Sequence[Pass]]) -> set[int]:
     return set.intersection(*({one.repeat for one in passes} for passes in levels)) if levels else set()
 
 
-def _broken(cell: CellFigures) -> list[str]:
+def broken_words(cell_id: str, conditions: Sequence[ConditionCheck]) -> list[str]:
     """The conditions of composed figures that fail, in words."""
-    return [f"{cell.id}: {one.name}: {one.reason}" for one in cell.conditions if one.status == "broken"]
+    return [f"{cell_id}: {one.name}: {one.reason}" for one in conditions if one.status == "broken"]
 
 
 def start_sd(*manifests: Manifest) -> float | None:
@@ -161,10 +166,11 @@ def compare_runs(
     found = matched(baseline.cells, candidate.cells)
     other_prompts = (comparability.TEMPLATE,) if apart.keys() & OF_PROMPTS else ()  # allowed, and so no sign of the template
     pairs = [_pair(old, new, (*allow, *other_prompts), unsound) for old, new in found]
+    pairs = _composed_runs(pairs, baseline, candidate)
     if pairs and all(pair.different for pair in pairs):
         values = all_differences(*found[0])
         raise UsageError(_refusal({key: values[key] for key in pairs[0].different}))
-    if not any(pair.levels or pair.unsound for pair in pairs):
+    if not any(pair.levels or pair.unsound or pair.composed for pair in pairs):
         ids = [", ".join(cell.id for cell in run.cells) or "no cell" for run in (baseline, candidate)]
         raise UsageError(f"expected a cell with a level in both runs, got {ids[0]} and {ids[1]}; measure the same cells")
     manifests = (baseline.manifest, candidate.manifest)
@@ -179,8 +185,43 @@ def compare_runs(
         decisions=tuple(judged.decisions),
         comparisons=tuple(judged.comparisons),
         regressions=tuple(row for row in judged.comparisons if _differs(row) and _least_loss(row) > tolerance),
+        slower=tuple(one for one in judged.decisions if _is_slower(one, tolerance)),
         not_compared=tuple(_left_over(baseline, candidate, found)),
     )
+
+
+def _is_slower(one: PairDecision, tolerance: float) -> bool:
+    """Is the candidate slower by bursts, with the whole interval beyond the tolerance?"""
+    return one.evidence == "composed" and one.verdict == "slower" and (one.ratio.low or 0.0) > 1 + tolerance
+
+
+def _composed_runs(pairs: Sequence[Pair], baseline: Run, candidate: Run) -> list[Pair]:
+    """The pairs as bursts show them, where both runs have some."""
+    before, after = _burst_side(baseline), _burst_side(candidate)
+    levels = decision_levels(set(baseline.manifest.levels) & set(candidate.manifest.levels))
+    found = []
+    for pair in pairs:
+        broken = (*after.broken.get(pair.a, ()), *before.broken.get(pair.b, ()))
+        composed = composed_pair(after.cells.get(pair.a), before.cells.get(pair.b), levels, broken)
+        found.append(_with_bursts(pair, composed))
+    return found
+
+
+class _BurstSide(NamedTuple):
+    """The cells of one run that have sound bursts, by id, and the conditions that each breaks."""
+
+    cells: Mapping[str, BurstCell]
+    broken: Mapping[str, list[str]]
+
+
+def _burst_side(run: Run) -> _BurstSide:
+    anchor = earliest_anchor([one for cell in run.cells for one in cell.passes])
+    if not any(cell.bursts for cell in run.cells):
+        return _BurstSide({}, {})
+    cells = burst_cells([recorded(cell, anchor) for cell in run.cells], run.manifest.natural_users)
+    composed = compose_cells(cells, run.manifest, anchor)
+    sound = {name: cells[name] for name, one in composed.items() if not any(map(unsound_reasons, one.levels))}
+    return _BurstSide(sound, {name: broken_words(name, one.conditions) for name, one in composed.items()})
 
 
 def _check_keys(allow: Collection[str]) -> None:

@@ -23,6 +23,7 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
     decisions: Annotated[tuple[PairDecision, ...], about("Which side of each pair is faster, over its levels.")]
     comparisons: tuple[Comparison, ...]
     regressions: Annotated[tuple[Comparison, ...], about("Slower, with the whole interval worse than the tolerance.")]
+    slower: Annotated[tuple[PairDecision, ...], about("Composed decisions: slower, likewise beyond the tolerance.")] = ()
     not_compared: Annotated[tuple[str, ...], about("Cells and levels without a partner, and doubts about either run.")]
 
 

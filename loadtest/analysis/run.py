@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from loadtest.analysis import claims as published
 from loadtest.analysis import comparability, compare, validity
 from loadtest.analysis import objectives as slo_objectives
-from loadtest.analysis.bursts.cells import Recorded, burst_cells
+from loadtest.analysis.bursts.cells import Recorded, burst_cells, recorded
 from loadtest.analysis.bursts.composed import ComposedCell, compose_cells
 from loadtest.analysis.level import level_figures
 from loadtest.analysis.search.result import search_result
@@ -19,7 +19,7 @@ from loadtest.metrics import slo
 from loadtest.metrics.clock_error import pool_clock_errors
 from loadtest.metrics.figures import Bounded
 from loadtest.metrics.level_schema import LevelFigures
-from loadtest.metrics.request_arrays import Pass, earliest_anchor, pass_arrays
+from loadtest.metrics.request_arrays import Pass, earliest_anchor
 from loadtest.metrics.schema import CellFigures, Comparison, Metrics, Roofline, RunFacts
 from loadtest.perfmodel import gpus, memory, models
 from loadtest.records.engine_facts import ClockError, EngineFacts
@@ -38,10 +38,10 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
     anchor = earliest_anchor([level for cell in run.cells for level in cell.passes])
     cells: list[CellFigures] = []
     samples: dict[tuple[str, int], list[Pass]] = {}
-    recorded = [_recorded(cell, anchor) for cell in run.cells]
-    bursts = burst_cells(recorded, run.manifest.natural_users)
+    columns_of = [recorded(cell, anchor) for cell in run.cells]
+    bursts = burst_cells(columns_of, run.manifest.natural_users)
     composed = compose_cells(bursts, run.manifest, anchor)
-    for cell, (_, _, passes) in zip(run.cells, recorded, strict=True):
+    for cell, (_, _, passes) in zip(run.cells, columns_of, strict=True):
         cells.append(_cell(cell, run.manifest, passes, objectives, anchor, composed.get(cell.id)))
         for concurrency, group in groupby((columns for _, columns in passes), key=lambda columns: columns.concurrency):
             samples[cell.id, concurrency] = list(group)
@@ -68,12 +68,6 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
         findings=published.judge_claims(claims, *_of_mode(run.manifest.mode, cells, judged.comparisons)),
         searches=tuple(searches),
     )
-
-
-def _recorded(cell: CellRecords, anchor: float) -> tuple[EngineFacts, Recorded, Recorded]:
-    """A cell's facts, its bursts and its levels, each pass with its columns."""
-    bursts, levels = ([(one, pass_arrays(one, anchor)) for one in some] for some in (cell.bursts, cell.levels))
-    return cell.engine, bursts, levels
 
 
 def _of_mode(

@@ -36,16 +36,22 @@ def compare(arguments: argparse.Namespace, say: Say) -> str:
     )
     doubts = [f"{side}: DOUBTFUL: {reason}" for side, one in (("baseline", before), ("candidate", after))
               for reason in one.health.reasons]  # fmt: skip
-    if not found.comparisons:
+    if not (found.comparisons or any(one.evidence == "composed" for one in found.decisions)):
         raise UsageError(f"expected a level that is sound in both runs, got none ({'; '.join(doubts[:2])}); measure again")
     found = msgspec.structs.replace(found, not_compared=(*found.not_compared, *doubts))
     said = as_json(found) if arguments.json else comparison_text(found)
-    if found.regressions:
+    if found.regressions or found.slower:
         raise GateError(_slower(found), said)
     return said
 
 
 def _slower(found: RunComparison) -> str:
+    if not found.regressions:
+        pair = found.slower[0]
+        return (
+            f"{len(found.slower)} cell(s) slower beyond {100 * found.tolerance:g} %: composed {pair.metric} of {pair.a} is"
+            f" {number_text(pair.ratio.value)} of the baseline's"
+        )
     first = found.regressions[0]
     return (
         f"{len(found.regressions)} significant regression(s) beyond {100 * found.tolerance:g} %: {first.metric} of {first.a}"

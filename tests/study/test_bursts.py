@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.analysis.compare import compare_runs
 from loadtest.analysis.run import analyze
 from loadtest.errors import UsageError
 from loadtest.records import read
@@ -155,6 +156,35 @@ def test_composed_times_are_those_of_a_natural_run(tmp_path, metrics):
     assert level.time_to_final_answer_s.p50.value == pytest.approx(
         natural.time_to_final_answer_s.p50, rel=0.15
     )  # 32 prompts
+
+
+def test_two_decisions_of_the_same_engines_are_compared_by_their_bursts(run):
+    found = compare_runs(run, run)
+    assert [(one.a, one.evidence, one.verdict, one.ratio.value) for one in found.decisions] == [
+        (cell.id, "composed", "equal", 1.0) for cell in run.cells
+    ]
+    assert (found.regressions, found.slower) == ((), ())
+
+
+def test_a_candidate_that_is_slower_by_bursts_is_a_regression(run):
+    """The simulator's clock stretched by 10 %, in bursts and natural runs of the candidate alike."""
+    cells = [
+        replace(cell, bursts=tuple(map(stretched, cell.bursts)), levels=tuple(map(stretched, cell.levels)))
+        for cell in run.cells
+    ]
+    slower = replace(run, cells=tuple(cells))
+    found = compare_runs(run, slower, tolerance=0.05)
+    assert {one.a for one in found.slower} == {cell.id for cell in run.cells}
+    assert compare_runs(run, slower, tolerance=0.15).slower == ()
+
+
+def stretched(passed):
+    return replace(passed, requests=tuple(later(one) for one in passed.requests))
+
+
+def later(one):
+    times = ("scheduled_s", "sent_s", "headers_s", "ended_s")
+    return replace(one, chunk_s=tuple(1.1 * t for t in one.chunk_s), **{name: 1.1 * getattr(one, name) for name in times})
 
 
 def test_a_cell_that_preempts_falls_back_to_natural_passes_in_the_same_run(tmp_path):

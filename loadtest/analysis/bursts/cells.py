@@ -18,9 +18,9 @@ from loadtest.decision import composition
 from loadtest.decision.bursts import BurstPoints, burst_points, engine_speed
 from loadtest.decision.composition import AnswerLengths
 from loadtest.metrics.intervals import Floats
-from loadtest.metrics.request_arrays import Pass
+from loadtest.metrics.request_arrays import Pass, pass_arrays
 from loadtest.records.engine_facts import EngineFacts
-from loadtest.records.read import LevelRecords
+from loadtest.records.read import CellRecords, LevelRecords
 
 Recorded = Sequence[tuple[LevelRecords, Pass]]
 
@@ -45,6 +45,12 @@ class BurstCell:
     def lengths(self) -> AnswerLengths | None:
         """Of its engine's own natural answers; None without."""
         return lengths_of(self.natural)
+
+
+def recorded(cell: CellRecords, anchor: float) -> tuple[EngineFacts, Recorded, Recorded]:
+    """A cell's facts, its bursts and its levels, each pass with its columns."""
+    bursts, levels = ([(one, pass_arrays(one, anchor)) for one in some] for some in (cell.bursts, cell.levels))
+    return cell.engine, bursts, levels
 
 
 def burst_cells(cells: Sequence[tuple[EngineFacts, Recorded, Recorded]], users: int | None) -> dict[str, BurstCell]:
