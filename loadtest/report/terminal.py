@@ -81,7 +81,7 @@ _QUANTILES: tuple[Statistic, ...] = ("p50", "p90", "p99")
 def _shown_quantiles(cells: Sequence[ShownCell]) -> tuple[Statistic, ...]:
     """The median, and what any level has requests enough for."""
     levels = [level for cell in cells for level in cell.levels]
-    return tuple(q for q in _QUANTILES if q == "p50" or any(not needs(one.estimate(w, q)) for one in levels for w in _WAITS))
+    return tuple(q for q in _QUANTILES if q == "p50" or any(one.estimate(w, q).known for one in levels for w in _WAITS))
 
 
 def _level_row(level: LevelFigures, quantiles: tuple[Statistic, ...], speed: Statistic, total: str) -> tuple[str, ...]:
