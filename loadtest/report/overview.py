@@ -9,7 +9,17 @@ from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.schema import Metrics
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import FAMILIES, Point, ShownCell, best_cell, cells_of, headline, sound_cells, typical_statistic
+from loadtest.report.cells import (
+    FAMILIES,
+    Point,
+    ShownCell,
+    best_cell,
+    cells_of,
+    headline,
+    points,
+    sound_cells,
+    typical_statistic,
+)
 from loadtest.report.checklist import THIS_RUN, Check
 from loadtest.report.decision import Price, cost_per_1000_answers, named_decisions, price, rate_of
 from loadtest.report.formatting import DASH, clean, count, needs, number, sentence, value_or_need
@@ -52,7 +62,7 @@ def badge_of(metrics: Metrics, checks: Sequence[Check]) -> Badge:
 def _doubt(failed: Sequence[Check]) -> str:
     """The first check that failed, where, and its cause without the cure; how many more have failed."""
     first = failed[0]
-    where = "" if first.where == THIS_RUN else f" ({first.where})"
+    where = "" if first.where == THIS_RUN else f" ({first.where if len(first.where) < 60 else 'at several levels'})"
     more = f" And {len(failed) - 1} more." if len(failed) > 1 else ""
     return f"{first.name}: {first.words.partition('; ')[0]}{where}.{more}"
 
@@ -68,20 +78,19 @@ def answer_of(metrics: Metrics, manifest: Manifest) -> str:
     if not cells:
         return "No answer: a check failed at every level."
     best = _at_rate(cells, manifest) if manifest.open_loop else _searched(metrics) or _capacity(metrics, cells)
-    said = [part for part in (_engines(metrics, cells), best) if part]
+    said = [part for part in (_engines(metrics), best) if part]
     text = "; ".join(said) or "too few requests for an answer"
     return f"{sentence(text) if metrics.complete else f'So far: {text}'}."
 
 
-def _engines(metrics: Metrics, cells: Sequence[ShownCell]) -> str:
+def _engines(metrics: Metrics) -> str:
     """Who is faster, where two engines were measured."""
-    names = list(dict.fromkeys(FAMILIES[cell.family] for cell in cells))
-    if len(names) < 2 and not metrics.decisions:
-        return ""
-    if metrics.simulated:
-        return f"simulated, so no verdict between {' and '.join(names)}"
-    found = [one for one in named_decisions(metrics) if one.of.ratio.known]
-    return summary(found) if found else f"no verdict between {' and '.join(names)}"
+    names = list(dict.fromkeys(FAMILIES[cell.family] for cell in cells_of(metrics) if points(cell)))
+    found = [] if metrics.simulated else [one for one in named_decisions(metrics) if one.of.ratio.known]
+    if len(names) < 2 or found:
+        return summary(found) if found else ""
+    pair = f"no verdict between {' and '.join(names)}"
+    return f"simulated, so {pair}" if metrics.simulated else pair
 
 
 def _at_rate(cells: Sequence[ShownCell], manifest: Manifest) -> str:
@@ -121,12 +130,13 @@ def _capacity(metrics: Metrics, cells: Sequence[ShownCell]) -> str:
     if limit.by_slo:
         least = "at least " if limit.limit == "not_reached" else ""
         return ", ".join(filter(None, (f"{where} serves {least}{_users(limit.by_slo)} within the SLOs", speed, wait)))
-    if metrics.run.slo and limit.by_slo == 0:
-        return f"no configuration is within the SLOs, even for {_users(point.concurrency)}"
+    if metrics.run.slo and {cell.figures.maximum_concurrency.by_slo for cell in cells_of(metrics) if points(cell)} == {0}:
+        return "no configuration is within the SLOs"
     total = point.at("output_tokens_per_s")
     whole = f"{number(total.value)} tokens/s in total" if total.known else ""
     figures = ", ".join(filter(None, (speed, whole, wait)))
-    return f"{where} gives {_users(point.concurrency)} {figures}" if figures else ""
+    unjudged = "; none is shown to be within the SLOs" if metrics.run.slo else ""
+    return f"{where} gives {_users(point.concurrency)} {figures}{unjudged}" if figures else unjudged.removeprefix("; ")
 
 
 def _users(n: int) -> str:

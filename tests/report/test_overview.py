@@ -131,3 +131,25 @@ def test_answer_at_a_rate_says_the_rate_and_names_no_number_of_users():
     manifest = change(source.manifest, scenario_options={"rate": 0.5, "arrivals": "poisson"})
     alone = change(source.metrics, cells=source.metrics.cells[:1], decisions=(), comparisons=())
     assert answer_of(alone, manifest).startswith("SGLang with QwQ-32B-AWQ on 1 GPU at 0.5 requests/s (poisson), half of ")
+
+
+def test_both_engines_are_named_where_the_levels_of_one_failed_a_check():
+    def sicken(cell):
+        late = [change(one, client_health=change(one.client_health, status="fail")) for one in cell.levels]
+        return change(cell, levels=tuple(late)) if cell.engine == "vllm" else cell
+
+    sick = runs.with_metrics(runs.with_cells(runs.small(), sicken), decisions=())
+    assert answer_of(sick.metrics, sick.manifest).startswith("No verdict between SGLang and vLLM; SGLang with QwQ-32B-AWQ ")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"), [(0, "No configuration is within the SLOs."), (None, "; none is shown to be within the SLOs.")]
+)
+def test_answer_says_where_no_configuration_is_within_the_slos(other, words):
+    source, limits = runs.simulated(), iter([0, other])
+
+    def limit(cell):
+        return change(cell, maximum_concurrency=change(cell.maximum_concurrency, by_slo=next(limits)))
+
+    cells = tuple(limit(cell) for cell in [one for one in source.metrics.cells if one.levels][:2])
+    assert answer_of(change(source.metrics, cells=cells), source.manifest).endswith(words)
