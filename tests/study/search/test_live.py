@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 
@@ -34,7 +35,9 @@ def url(tmp_path_factory):
 
 
 def searched(capsys, *arguments):
-    code = cli.main(["search", *arguments, "--json"])
+    command = ["search", *arguments, "--json"]
+    with mock.patch.object(sys, "argv", ["loadtest", *command]):  # which the manifest keeps, for --resume
+        code = cli.main(command)
     out, err = capsys.readouterr()
     return code, json.loads(out)["searches"][0] if out else None, err
 
