@@ -305,6 +305,8 @@ def _replica(level: LevelFigures, demand: CapacityDemand, end: int | None) -> Re
     answers, tokens = (_rate(one, end) for one in (level.answers_per_hour, level.output_tokens_per_s))
     if demand.users is None and answers and level.answers_per_hour.value and level.output_tokens_per_s.value:
         tokens = level.output_tokens_per_s.value * answers / level.answers_per_hour.value
+    if demand.users is not None and end is not None and not (answers and tokens):
+        return Replica(level.concurrency, math.nan, math.nan)  # users need no rate; costs do
     return Replica(level.concurrency, answers, 3600 * tokens) if answers and tokens else None
 
 
@@ -320,9 +322,13 @@ def _figure(cases: _Cases, of: Callable[[Provision], float]) -> Bounded:
 
 
 def _ends(cases: _Cases, of: Callable[[Provision], float]) -> OpenInterval | None:
-    low = min((of(one) for one in cases.hopeful), default=None)
-    high = max((of(one) for one in cases.careful), default=None)
+    low, high = _end(min, [of(one) for one in cases.hopeful]), _end(max, [of(one) for one in cases.careful])
     return None if low is None and high is None else (low, high)
+
+
+def _end(which: Callable[[Sequence[float]], float], figures: Sequence[float]) -> float | None:
+    """The least or the greatest; None where there is none, or one rests on a rate without an interval."""
+    return None if not figures or any(map(math.isnan, figures)) else which(figures)
 
 
 def _cost(cases: _Cases, price: float | None, gpus: Callable[[Provision], float]) -> Cost:

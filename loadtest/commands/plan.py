@@ -123,15 +123,16 @@ def _estimated(
 def _levels(
     source: Predicted, one: Candidate, steady: SteadyReplica, objectives: Sequence[Slo], demand: CapacityDemand, say: Say
 ) -> CellFigures:
-    """Levels of a cell in virtual time: from the closed form's concurrency down until one meets the SLOs, and up until one
-    breaks them or holds all users."""
+    """Levels of a cell in virtual time: from the closed form's concurrency down until one surely meets the SLOs, and up
+    until one breaks them or holds all users."""
     most = min(demand.most_in_flight or MOST_CONCURRENCY, MOST_CONCURRENCY)
     first = max(1, min(most, steady.most_in_flight(objectives)))
     cell = _simulated(source, one, first, say)
     while True:
         found = maximum_concurrency(cell.levels, objectives, cell.fit)
         low, high = cell.levels[0].concurrency, cell.levels[-1].concurrency
-        if found.by_slo == 0 and low > 1:
+        surely = found.ci95[0] if found.ci95 is not None else 1
+        if (found.by_slo == 0 or surely == 0) and low > 1:
             following = max(1, min(low - 1, int(low / _STEP)))
         elif found.limit == "not_reached" and high < most:
             following = min(most, max(high + 1, round(high * _STEP)))

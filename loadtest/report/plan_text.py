@@ -44,7 +44,8 @@ class Gpus:
         if self.likely is None:
             return DASH
         safe = "?" if self.careful is None else count(max(self.careful, self.likely))
-        return f"{self._before}{count(self.likely)} ({safe})"
+        alone = self.estimated and self.careful is None
+        return f"{self._before}{count(self.likely)}{'' if alone else f' ({safe})'}"
 
     @property
     def words(self) -> str:
@@ -79,7 +80,8 @@ _LIMITS: dict[Binding | None, str] = {"slo": "", "kv_cache": "KV cache: ", "not_
 
 def capacity_text(found: CapacityPlan) -> str:
     """The answer for a terminal: a table for each model, then the sentence."""
-    asked = f"{found.users:,} requests in flight" if found.users else f"{found.answers_per_hour or 0:,g} answers an hour"
+    requests = f"{found.users:,} request{'' if found.users == 1 else 's'} in flight" if found.users else ""
+    asked = requests or f"{found.answers_per_hour or 0:,g} answers an hour"
     text = [
         f"{asked} within {', '.join(found.slo)}; {found.headroom:.0%} of each replica kept free; by {found.source}"
         f" ({source_word(found)})",

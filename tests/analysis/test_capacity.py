@@ -244,3 +244,12 @@ def test_models_keep_their_order():
     small, large = cell([FOUR], "small", tp=1, model="7b"), cell([FOUR], "large", tp=4, model="32b")
     found = capacity.plan([large, small], SLO, capacity.CapacityDemand(users=4))
     assert [one.cell for one in found] == ["large", "small"]
+
+
+def test_users_need_no_interval_of_a_rate():
+    """Rates of one short pass have none: 20 replicas are careful all the same, but no cost is."""
+    bare = structs.replace(FOUR, answers_per_hour=Estimate(100.0, None, 1), output_tokens_per_s=Estimate(50.0, None, 1))
+    (option,) = capacity.plan([cell([bare, SIXTEEN])], SLO, capacity.CapacityDemand(users=40, gpu_hour_price=2.0))
+    assert ends(option.replicas) == (13, (13, 20))
+    assert option.cost_per_hour.high == 80.0
+    assert option.cost_per_1000_answers.high is None

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from loadtest.metrics.catalogue import QUANTILES, Statistic
+from loadtest.metrics.catalogue import QUANTILES, REACHED_QUANTILES, Statistic
 from loadtest.metrics.slo import Slo
 from loadtest.simulator.core.engine import EngineConfig
 from loadtest.simulator.fleet.arrivals import RequestMix
@@ -64,10 +64,10 @@ class SteadyReplica:
         return float(self.speed.decode_s(streams)[0] + self.speed.context_s * self.context_tokens * running)
 
     def prompt_s(self, running: int) -> float:
-        """What a mean prompt adds to the steps of so many streams."""
+        """What a mean prompt adds to the steps of so many streams; a lone one has its steps to itself."""
         prompt = self.workload.mean_prompt_tokens
         budget = self.config.prefill_budget_tokens or self.config.behaviour.prefill_budget_tokens
-        beside = running if self.config.behaviour.mixed_batches else 0
+        beside = running if self.config.behaviour.mixed_batches and running > 1 else 0
         tokens = max(1, min(round(prompt), budget, len(self.speed.batch_s) - 1 - beside))
         return float(self.speed.batch_s[tokens + beside] - self.speed.batch_s[beside]) * prompt / tokens
 
@@ -90,7 +90,7 @@ class SteadyReplica:
 
     def figure(self, metric: str, statistic: Statistic, in_flight: float) -> float | None:
         """A statistic of a metric; None for one that the closed form does not tell."""
-        share = QUANTILES.get(statistic, 0.5 if statistic == "mean" else None)
+        share = QUANTILES.get(REACHED_QUANTILES.get(statistic, statistic), 0.5 if statistic == "mean" else None)
         if metric == "output_tokens_per_s":
             return self.requests_per_s(in_flight) * self.workload.mean_output_tokens
         if share is None:

@@ -7,7 +7,7 @@ from loadtest.analysis.fleet.steady import SteadyReplica
 from loadtest.metrics.slo import parse_slo
 from loadtest.simulator.core.behaviour import behaviour
 from loadtest.simulator.core.engine import EngineConfig
-from loadtest.simulator.fleet import day
+from loadtest.simulator.fleet import day, speed
 from loadtest.simulator.fleet.arrivals import Curve, Demand, Population, RequestMix
 from tests.support.fleets import MIX, model
 
@@ -24,7 +24,17 @@ def test_one_request_by_hand():
     assert lone.first_token_s(1) == pytest.approx(1.0, rel=0.01)
     assert lone.figure("time_to_final_answer_s", "p90", 1) == pytest.approx(50.5, rel=0.01)
     assert lone.figure("tokens_per_s_per_user", "p50", 1) == pytest.approx(2.0)
+    assert lone.figure("tokens_per_s_per_user", "p10", 1) == pytest.approx(2.0)
     assert lone.figure("itl_s", "p50", 1) is None
+
+
+def test_a_lone_prompt_has_its_step_to_itself():
+    """Each step reads the weights for 1 s: so does the one that computes a lone prompt; beside others that is theirs."""
+    made = speed.from_steps(lambda work: 1.0 + work.prefill_tokens / 100 + work.decode_streams / 100, 256, 8)
+    config = EngineConfig(behaviour=behaviour("vllm-sim"), kv_tokens=100_000)
+    one = SteadyReplica(made, config, MIX)
+    assert one.prompt_s(1) == pytest.approx(2.0)
+    assert one.prompt_s(4) == pytest.approx(1.0)
 
 
 def test_four_streams_by_hand():
