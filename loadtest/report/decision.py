@@ -78,18 +78,20 @@ def decision_lines(metrics: Metrics, manifest: Manifest) -> tuple[Line, ...]:
     sound = sound_cells(cells)
     if not sound:
         return (Line(RESULT, "No verdict", f"A check failed at every level: {level_places(by_level(cells))}."),)
+    left_out = _left_out(cells)
+    which = "all levels" if left_out is None else "the levels that passed"
     found = [
         *_searches(metrics, cells),
         _engine(metrics, cells),
-        *([_at_rate(cell, manifest) for cell in sound] if manifest.open_loop else _closed_loop(metrics, sound)),
-        _cost(sound, price(manifest)),
-        _left_out(cells),
+        *([_at_rate(cell, manifest) for cell in sound] if manifest.open_loop else _closed_loop(metrics, sound, which)),
+        _cost(sound, price(manifest), which),
+        left_out,
     ]
     return tuple(line for line in found if line is not None)
 
 
-def _closed_loop(metrics: Metrics, sound: tuple[ShownCell, ...]) -> list[Line]:
-    return [_configuration(sound), *([] if metrics.searches else [_concurrency(sound, slos_in_words(metrics))])]
+def _closed_loop(metrics: Metrics, sound: tuple[ShownCell, ...], which: str) -> list[Line]:
+    return [_configuration(sound, which), *([] if metrics.searches else [_concurrency(sound, slos_in_words(metrics))])]
 
 
 def rate_of(manifest: Manifest) -> str:
@@ -149,8 +151,8 @@ def named_decisions(metrics: Metrics) -> list[Named]:
 # Which configuration, what concurrency, what it costs ----------------------------------------------------------------
 
 
-def _configuration(cells: tuple[ShownCell, ...]) -> Line:
-    """The best for one user alone, at concurrency 1, and in total at any; levels without a figure are named."""
+def _configuration(cells: tuple[ShownCell, ...], which: str) -> Line:
+    """The best for one user alone, at concurrency 1, and in total at any of `which`; levels without a figure are named."""
     alone = _best(
         [at_level(cell, 1) for cell in cells], "tokens_per_s_per_user", typical_statistic(cells, "tokens_per_s_per_user")
     )
@@ -159,7 +161,7 @@ def _configuration(cells: tuple[ShownCell, ...]) -> Line:
         f"{words}: {with_interval(best[2])}, {_place(*best[:2])}{without}"
         for words, best, without in (
             ("tokens/s of one user alone", alone, ""),
-            ("highest total output tokens/s", total, _without(cells, _TOTAL)),
+            (f"highest total output tokens/s of {which}", total, _without(cells, _TOTAL)),
         )
         if best is not None
     ]
@@ -301,7 +303,7 @@ def cheapest_level(cells: Iterable[ShownCell], gpu_hour_price: float) -> tuple[B
     return min((row for row in costs if row[0].known), key=lambda row: row[0].value or 0.0, default=None)
 
 
-def _cost(cells: tuple[ShownCell, ...], price: Price) -> Line:
+def _cost(cells: tuple[ShownCell, ...], price: Price, which: str) -> Line:
     if price.gpu_hour is None:
         because = "Give the price of a GPU-hour: gpu_hour in the prices of a study, or --gpu-hour-price of plan --from RUN."
         return Line(COST, "No price was given", because)
@@ -311,7 +313,7 @@ def _cost(cells: tuple[ShownCell, ...], price: Price) -> Line:
     found, cell, level = best
     interval = f"95 % CI {span(found)}" if span(found) else "no confidence interval"
     because = (
-        f"Lowest of all levels ({interval}): {_place(cell, level)}, at {price.gpu_hour:g} {price.currency} per GPU-hour"
+        f"Lowest of {which} ({interval}): {_place(cell, level)}, at {price.gpu_hour:g} {price.currency} per GPU-hour"
         f"{_without(cells, 'answers_per_hour')}."
     )
     return Line(COST, f"{number(found.value)} {price.currency}", because)

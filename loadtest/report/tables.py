@@ -16,7 +16,7 @@ from loadtest.metrics.level_schema import GateStatus, LevelFigures
 from loadtest.metrics.schema import ClaimResult, FindingVerdict, Metrics
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import ShownCell, by_level, typical_statistic
+from loadtest.report.cells import ShownCell, by_level, sound_cells, typical_statistic
 from loadtest.report.checklist import violated_keys
 from loadtest.report.decision import Price, cheapest_level, price, slos_in_words, surely_met
 from loadtest.report.formatting import DASH, clean, count, number, percent, span, value_or_need
@@ -137,7 +137,7 @@ def _within_slos(cell: ShownCell) -> tuple[str, ...]:
 def _lowest_cost(cell: ShownCell, paid: Price) -> tuple[str, ...]:
     if paid.gpu_hour is None:
         return ()
-    best = cheapest_level((cell,), paid.gpu_hour)
+    best = cheapest_level(sound_cells((cell,)), paid.gpu_hour)
     if best is None:
         return DASH, DASH, DASH
     found, _, level = best

@@ -9,7 +9,7 @@ from loadtest.report.cells import cells_of, sound_cells
 from loadtest.report.checklist import gate_checks
 from loadtest.report.decision import CONFIGURATION, LEFT_OUT, RESULT, decision_lines
 from loadtest.report.overview import answer_of, overview_of
-from loadtest.report.tables import levels_table
+from loadtest.report.tables import capacity_table, levels_table
 from loadtest.report.terminal import decision_text
 from tests.support import builders, runs
 from tests.support.runs import change
@@ -80,7 +80,8 @@ def test_no_line_of_the_verdict_rests_on_a_level_that_failed(edit):
     assert "concurrency 2" in sound[CONFIGURATION].because
     assert LEFT_OUT not in sound
     assert "concurrency 2" not in one[CONFIGURATION].because
-    assert "highest total output tokens/s" in one[CONFIGURATION].because
+    assert "highest total output tokens/s of the levels that passed: " in one[CONFIGURATION].because
+    assert "highest total output tokens/s of all levels: " in sound[CONFIGURATION].because
     assert one[LEFT_OUT].answer.count("at concurrency 2") == 2
     assert list(both) == [RESULT]
     assert both[RESULT].answer == "No verdict"
@@ -234,3 +235,11 @@ def test_a_run_that_ended_early_says_how_to_complete_it(levels, cure):
     text = decision_text(source.metrics, manifest, 400)
     assert text.startswith(f"DO NOT RELY ON THIS RUN. Completeness FAIL: incomplete: interrupted; {cure}\n")
     assert "\nWhich configuration: " in text  # of the levels that ended
+
+
+def test_the_lowest_price_is_of_levels_that_passed():
+    """Concurrency 2 gives more answers an hour, so it is the cheaper; where it failed, 1 is the cheapest that is known."""
+    for source, cheapest in ((runs.small(), "2"), (failed(late, 2), "1"), (failed(late), "—")):
+        manifest = change(source.manifest, prices=change(source.manifest.prices, gpu_hour=1.0, currency="USD"))
+        table = capacity_table(cells_of(source.metrics), source.metrics, manifest)
+        assert [row[-1] for row in table.rows] == [cheapest] * 2
