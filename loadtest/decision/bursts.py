@@ -85,12 +85,12 @@ def _stream(columns: Pass, request: int, low_s: float, high_s: float) -> tuple[f
     return float(times[last] - times[first]), float(reached[last] - reached[first]), float(context)
 
 
-def engine_speed(starts: Sequence[BurstPoints]) -> EngineSpeed:
+def engine_speed(starts: Sequence[BurstPoints], *, mixes: bool = False) -> EngineSpeed:
     """The starts of one engine at one concurrency, one line each."""
     first_s = np.array([one.first_token_s for one in starts], np.float64)
     if len({len(one.step_s) for one in starts}) == 1:  # as a rule: all at once
         contexts, steps_s = np.array([one.context_tokens for one in starts]), np.array([one.step_s for one in starts])
-        return EngineSpeed(starts[0].concurrency, fit_step_line(contexts, steps_s), first_s)
+        return EngineSpeed(starts[0].concurrency, fit_step_line(contexts, steps_s), first_s, mixes)
     lines = [one.line for one in starts]
     line = StepLine(np.array([float(one.a_s) for one in lines]), np.array([float(one.b_s) for one in lines]))
-    return EngineSpeed(starts[0].concurrency, line, first_s)
+    return EngineSpeed(starts[0].concurrency, line, first_s, mixes)

@@ -7,7 +7,8 @@ answer of L tokens at C users is
 
 with q the seconds of a lone first token, a + b K the seconds of a step over K tokens of context, N the mean length, and
 K_others = (C - 1) (prompt + E[L^2] / 2 E[L]) what the other users' contexts hold at a random moment (a longer answer is
-met more often). The last term is the prefills of others: one for each answer that ends meanwhile.
+met more often). The last term is the prefills of others: one for each answer that ends meanwhile; q - a in place of q where
+an engine mixes them with decoding.
 """
 
 from __future__ import annotations
@@ -28,11 +29,20 @@ QUANTILES = {"p50": 0.5, "p90": 0.9}
 
 @dataclass(frozen=True, slots=True)
 class EngineSpeed:
-    """How fast an engine is at one concurrency: its line, and the seconds of a lone first token; one entry a start."""
+    """How fast an engine is at one concurrency: its line, and the seconds of a lone first token; one entry a start.
+
+    `mixes`: prompts share steps with streams that decode, so that one adds `q - a` to a step; else it halts them for q.
+    """
 
     concurrency: int
     line: StepLine
     first_token_s: Floats
+    mixes: bool = False
+
+    @property
+    def beside_s(self) -> Floats:
+        """Seconds by which the prompt of another request delays a stream."""
+        return np.maximum(self.first_token_s - self.line.a_s, 0.0) if self.mixes else self.first_token_s
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ def answer_s(speed: EngineSpeed, tokens: Floats, drawn: AnswerLengths) -> Floats
     context = others_tokens(speed.concurrency, drawn) + drawn.prompt_tokens + tokens / 2
     step_s = speed.line.a_s[..., None] + speed.line.b_s[..., None] * context
     first_s = speed.first_token_s[..., None]
-    prefills_s = first_s * (speed.concurrency - 1) * tokens / drawn.mean_tokens
+    prefills_s = speed.beside_s[..., None] * (speed.concurrency - 1) * tokens / drawn.mean_tokens
     return np.asarray(first_s + (tokens - 1) * step_s + prefills_s, np.float64)
 
 

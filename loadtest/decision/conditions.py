@@ -20,11 +20,11 @@ LOAD_P = 0.001  # p-value below which lengths are said to depend on load: a fals
 MIN_TOKENS = 1000  # of a natural run at its full concurrency, so that it can be held against a line
 
 
-def own_times(natural: Pass, line: StepLine, first_token_s: float) -> float | None:
+def own_times(natural: Pass, line: StepLine, beside_s: float) -> float | None:
     """How much longer a natural run's tokens took than the line says, as a share; None where too few came.
 
     Counts the gaps between tokens while all streams were in flight, each against `a + b K` with K what all of them held at
-    that moment, and a prefill of `first_token_s` for every other request that began meanwhile.
+    that moment, and `beside_s` for every other request that began meanwhile.
     """
     flight = _flight(natural)
     since, at, tokens = _gaps(natural)
@@ -35,7 +35,7 @@ def own_times(natural: Pass, line: StepLine, first_token_s: float) -> float | No
     step_s = float(line.a_s) + float(line.b_s) * flight.held[_before(flight, at)]
     firsts = np.sort(natural.first_s[np.isfinite(natural.first_s)])
     begun = np.searchsorted(firsts, at, side="right") - np.searchsorted(firsts, since, side="right")
-    expected_s = float(np.sum(tokens * step_s)) + first_token_s * float(np.sum(begun))
+    expected_s = float(np.sum(tokens * step_s)) + beside_s * float(np.sum(begun))
     return float(np.sum(at - since)) / expected_s - 1
 
 

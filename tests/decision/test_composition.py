@@ -61,3 +61,9 @@ def test_the_same_prompts_again_are_more_certain_than_others_of_their_kind():
     for name in ("mean", "p50", "p90"):
         kind, these = found[name].of_this_kind, found[name].these_prompts
         assert kind[0] < these[0] < found[name].value < these[1] < kind[1], name
+
+
+def test_an_engine_that_mixes_prompts_with_decoding_delays_others_by_less():
+    halts, mixes = speed(4, 0.02), EngineSpeed(4, StepLine(np.array([0.02]), np.zeros(1)), np.array([0.5]), mixes=True)
+    found = composition.answer_s(halts, EQUAL.tokens, EQUAL) - composition.answer_s(mixes, EQUAL.tokens, EQUAL)
+    assert found == pytest.approx(np.full((1, 4), 3 * 0.02))

@@ -42,6 +42,11 @@ class BurstCell:
         return self.facts.base_url is None or self.facts.side is not None
 
     @property
+    def mixes(self) -> bool:
+        """Does its engine compute prompts in the steps of streams that decode?"""
+        return self.facts.engine.startswith("vllm")
+
+    @property
     def lengths(self) -> AnswerLengths | None:
         """Of its engine's own natural answers; None without."""
         return lengths_of(self.natural)
@@ -115,6 +120,9 @@ def log_times(cell: BurstCell, levels: Sequence[int], drawn: AnswerLengths) -> F
     repeats = sorted(set.intersection(*map(set, at))) if at else []
     if not repeats:
         return np.zeros(0)
-    figures = [composition.log_mean_s(engine_speed([points[repeat] for repeat in repeats]), drawn) for points in at]
+    figures = [
+        composition.log_mean_s(engine_speed([points[repeat] for repeat in repeats], mixes=cell.mixes), drawn)
+        for points in at
+    ]
     logs = np.asarray(np.mean(figures, axis=0), np.float64)
     return logs if cell.restarted else np.array([float(np.mean(logs))])

@@ -62,7 +62,7 @@ def _level(cell: BurstCell, level: int, lengths: ModelLengths, manifest: Manifes
     passes = [(records, one) for records, one in cell.bursts if one.concurrency == level]
     starts = list(cell.points.get(level, {}).values())
     drawn = lengths.of(cell)
-    speed = engine_speed(starts) if starts else None
+    speed = engine_speed(starts, mixes=cell.mixes) if starts else None
     bend = bend_of(starts)
     steps_s = [float(np.median(one.step_s)) for one in starts]
     return ComposedLevel(

@@ -8,7 +8,7 @@ import numpy as np
 
 from loadtest.analysis.bursts.cells import BurstCell
 from loadtest.decision import conditions, step_line
-from loadtest.decision.bursts import BurstPoints
+from loadtest.decision.bursts import BurstPoints, engine_speed
 from loadtest.metrics import reconciliation
 from loadtest.metrics.level_schema import ConditionCheck, ConditionName
 from loadtest.metrics.request_arrays import Pass
@@ -98,7 +98,10 @@ def _own_times(siblings: Sequence[BurstCell]) -> ConditionCheck:
     for cell in siblings:
         for _, one in cell.own:
             points = cell.points.get(one.concurrency, {}).get(one.repeat)
-            if points is not None and (share := conditions.own_times(one, points.line, points.first_token_s)) is not None:
+            if points is None:
+                continue
+            beside_s = float(engine_speed([points], mixes=cell.mixes).beside_s[0])
+            if (share := conditions.own_times(one, points.line, beside_s)) is not None:
                 found.append((share, cell.facts.id, one.concurrency))
     limit = conditions.MAX_OWN_TIMES
     if not found:
