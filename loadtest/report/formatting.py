@@ -53,12 +53,12 @@ def _visible(character: str) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits and thousands separated; None is a dash.
+    """A number with `digits` significant digits and thousands separated; None is a dash, and so is what is no number.
 
-    >>> number(0.01234), number(1234567.0), number(34.96), number(0.9999), number(None), number(0)
-    ('0.0123', '1,230,000', '35.0', '1.00', '—', '0')
+    >>> number(0.01234), number(1234567.0), number(34.96), number(0.9999), number(None), number(0), number(float("inf"))
+    ('0.0123', '1,230,000', '35.0', '1.00', '—', '0', '—')
     """
-    if value is None:
+    if value is None or not math.isfinite(value):
         return DASH
     if abs(value) < 5e-7:
         return "0"

@@ -103,7 +103,7 @@ def test_plan_with_arrivals_names_the_next_measurement(tmp_path, capsys):
         (["--users", "9", "--engine", "other"], "--engine other: expected one of sglang, vllm"),
         (["--arrivals-per-hour", "10", "--think-time", "3"], "--requests-per-session above 1"),
         (["--arrivals-per-hour", "10", "--out", "chart.pdf"], "ends in .png or .svg"),
-        (["--arrivals-per-hour", "-1"], "sessions a day: expected from above 0"),
+        (["--arrivals-per-hour", "-1"], "--arrivals-per-hour: expected from 0.001 to 1e9, got -1"),
         (["--users", "3", "--peak-factor", "2"], "--peak-factor: expected with --arrivals-per-hour"),
         (["--arrivals-per-hour", "10", "--slo", "itl_s:p90<1"], "with arrivals expected one of ttft_s"),
     ],

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from loadtest.records import read
 from tests.fuzz import folders
 
@@ -18,3 +20,18 @@ def test_a_broken_promise_is_seen(monkeypatch):
     monkeypatch.setattr(read, "read_level", lambda *args, **kwargs: replace(whole(*args, **kwargs), damaged=(), torn=()))
     _, broken = folders.fuzz(40, seed=1)
     assert any("other figures without a reason" in one for one in broken)
+
+
+def test_a_hang_is_seen(monkeypatch):
+    def spin(_):
+        try:
+            while True:
+                pass
+        except OSError:  # as the command line does
+            return 1
+
+    monkeypatch.setattr(folders, "LONGEST_S", 0.05)
+    monkeypatch.setattr(folders.cli, "main", spin)
+    monkeypatch.setattr(folders.signal, "alarm", lambda _: None)
+    with pytest.raises(folders.Late):
+        folders.asked("analyze", "run")

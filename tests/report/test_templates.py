@@ -70,6 +70,9 @@ def test_a_template_cannot_reach_into_python(folder):
         ("{{ title / 2 }}", 1, "unsupported operand"),
         ("\n{{ 1 / 0 }}", 2, "division by zero"),
         ("\n\n{% include 'none.j2' %}", 3, "none.j2"),
+        ("{{ 'x' * 10 ** 10 }}", 1, "expected numbers beside *"),
+        ("{{ 10 ** 400 }}", 1, "out of range"),
+        ("{% extends 'index.html.j2' %}", 1, "maximum recursion depth exceeded"),
     ],
 )
 def test_a_template_with_an_error_is_named_with_its_line(folder, text, line, said):

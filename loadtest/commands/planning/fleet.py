@@ -105,6 +105,9 @@ def _demand(arguments: argparse.Namespace) -> Demand | Population:
     by_users = arguments.sessions_per_day is not None
     if by_users == (arguments.arrivals_per_hour is not None) or by_users != (arguments.users is not None):
         raise UsageError("plan: expected --users U --sessions-per-day S, or --arrivals-per-hour N alone")
+    named = "sessions_per_day" if by_users else "arrivals_per_hour"
+    if not 1e-3 <= (given := getattr(arguments, named)) <= 1e9:
+        raise UsageError(f"--{named.replace('_', '-')}: expected from 0.001 to 1e9, got {given:g}")
     each = 1.0 if arguments.requests_per_session is None else arguments.requests_per_session
     think_s = THINK_TIME_S if arguments.think_time is None else arguments.think_time
     if arguments.think_time is not None and each == 1:
