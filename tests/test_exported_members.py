@@ -8,8 +8,9 @@ import pytest
 import loadtest
 
 NOTEBOOK = ["Deployment", "analyze", "fit", "gpu", "model", "plan", "read_run", "to_frame"]
-LOCUSTFILE = ["DialogueUser", "Messages", "OpenLoopUser", "ReasoningUser", "RouterUser", "Stairs", "add_open_loop_options",
-              "add_router_options", "add_stairs_options", "answered", "default_workload", "with_options"]  # fmt: skip
+LOCUSTFILE = ["BurstUser", "DialogueUser", "Messages", "OpenLoopUser", "ReasoningUser", "RouterUser", "Stairs",
+              "add_burst_options", "add_open_loop_options", "add_router_options", "add_stairs_options", "answered",
+              "default_workload", "with_options"]  # fmt: skip
 
 
 def test_a_notebook_gets_these_names():
