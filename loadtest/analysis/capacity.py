@@ -235,6 +235,34 @@ def estimate(
     )
 
 
+def with_slow_end(
+    option: CapacityOption,
+    steady: SteadyReplica,
+    slow: SteadyReplica | None,
+    objectives: Sequence[slo.Slo],
+    demand: CapacityDemand,
+) -> CapacityOption:
+    """A predicted option whose careful replicas and GPUs follow from the error of the model: the streams of the levels,
+    times what the closed form makes of them at the slow end. As it is where even a lone request then breaks an objective."""
+    streams, likely = option.streams_per_replica.value, option.replicas.value
+    known = steady.most_in_flight(objectives)
+    most = 0 if slow is None else min(slow.most_in_flight(objectives), known)
+    if slow is None or not streams or not likely or not most:
+        return option
+    held = max(1, int(min(streams, most) if option.limit == "not_reached" else streams * most / known))
+    hourly = 3600 * slow.requests_per_s(held)
+    one = Replica(held, hourly, hourly * slow.workload.mean_output_tokens)
+    replicas = max(likely, provision(demand, one, at_random=True).replicas)
+    tp, price = option.tp or 1, demand.gpu_hour_price
+    cost = option.cost_per_hour
+    return structs.replace(
+        option,
+        replicas=Bounded(likely, (option.replicas.low, replicas)),
+        cards=Bounded(likely * tp, (option.cards.low, replicas * tp)),
+        cost_per_hour=cost if price is None else Cost(cost.value, (cost.low, price * replicas * tp)),
+    )
+
+
 def holds_nothing(cell: CellFacts, reason: str | None) -> CapacityOption:
     """An option that holds nothing, and why."""
     return structs.replace(_bare(cell, _Cases(None, (), ()), None), reason=reason)

@@ -30,6 +30,7 @@ from loadtest.study.execution import Say
 PREDICTED_REQUESTS = 40  # a p90 needs 36
 MOST_CONCURRENCY = 512  # of a predicted level
 _STEP = 1.2  # from one predicted level to the next
+_CLOSE = 0.05  # the highest concurrency within the SLOs is found to within this share
 
 
 def plan(arguments: argparse.Namespace, say: Say) -> str:
@@ -95,7 +96,8 @@ def _predicted(source: Predicted, objectives: Sequence[Slo], demand: CapacityDem
             options.append(_estimated(one, steady, objectives, demand))
             continue
         cell = _levels(source, one, steady, objectives, demand, say)
-        options.append(capacity.plan([cell], objectives, demand, {cell.id: steady})[0])
+        option = capacity.plan([cell], objectives, demand, {cell.id: steady})[0]
+        options.append(capacity.with_slow_end(option, steady, one.slow, objectives, demand))
     return capacity.by_model(options)
 
 
@@ -123,24 +125,28 @@ def _estimated(
 def _levels(
     source: Predicted, one: Candidate, steady: SteadyReplica, objectives: Sequence[Slo], demand: CapacityDemand, say: Say
 ) -> CellFigures:
-    """Levels of a cell in virtual time: from the closed form's concurrency down until one surely meets the SLOs, and up
-    until one breaks them or holds all users."""
+    """Levels of a cell in virtual time: from the closed form's concurrency down until one meets the SLOs, and up until one
+    breaks them or holds all users."""
     most = min(demand.most_in_flight or MOST_CONCURRENCY, MOST_CONCURRENCY)
     first = max(1, min(most, steady.most_in_flight(objectives)))
     cell = _simulated(source, one, first, say)
-    while True:
-        found = maximum_concurrency(cell.levels, objectives, cell.fit)
-        low, high = cell.levels[0].concurrency, cell.levels[-1].concurrency
-        surely = found.ci95[0] if found.ci95 is not None else 1
-        if (found.by_slo == 0 or surely == 0) and low > 1:
-            following = max(1, min(low - 1, int(low / _STEP)))
-        elif found.limit == "not_reached" and high < most:
-            following = min(most, max(high + 1, round(high * _STEP)))
-        else:
-            return cell
+    while (following := _next_level(cell, objectives, most)) is not None:
         more = _simulated(source, one, following, say)
         levels = sorted((*cell.levels, *more.levels), key=lambda level: level.concurrency)
         cell = structs.replace(cell, levels=tuple(levels))
+    return cell
+
+
+def _next_level(cell: CellFigures, objectives: Sequence[Slo], most: int) -> int | None:
+    """The concurrency to simulate next; None where the highest that meets the SLOs is known to within `_CLOSE`."""
+    found = maximum_concurrency(cell.levels, objectives, cell.fit)
+    levels = [level.concurrency for level in cell.levels]
+    if found.by_slo == 0:
+        return max(1, min(levels[0] - 1, int(levels[0] / _STEP))) if levels[0] > 1 else None
+    if found.limit == "not_reached":
+        return min(most, max(levels[-1] + 1, round(levels[-1] * _STEP))) if levels[-1] < most else None
+    met, broke = found.by_slo or 0, min((one for one in levels if one > (found.by_slo or 0)), default=0)
+    return (met + broke) // 2 if met and broke - met > max(1, _CLOSE * met) else None
 
 
 def _simulated(source: Predicted, one: Candidate, concurrency: int, say: Say) -> CellFigures:

@@ -50,6 +50,14 @@ class Candidate:
             return None
         return SteadyReplica(self.model.likely, self.model.config, self.workload)
 
+    @property
+    def slow(self) -> SteadyReplica | None:
+        """The same at the slow end of the interval of its speed; None without one."""
+        steady = self.steady
+        if steady is None or self.model is None or self.model.careful is None:
+            return None
+        return replace(steady, speed=self.model.careful)
+
     def breaks_alone(self, objectives: Sequence[Slo]) -> Slo | None:
         """The first objective that even a lone request breaks, by the closed form."""
         steady = self.steady
