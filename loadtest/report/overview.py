@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.figures import Bounded, Estimate
-from loadtest.metrics.schema import Metrics
+from loadtest.metrics.schema import ConcurrencySearch, Metrics
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import (
     FAMILIES,
@@ -105,10 +107,14 @@ def _at_rate(cells: Sequence[ShownCell], manifest: Manifest) -> str:
 
 
 def _searched(metrics: Metrics) -> str:
-    """What the searches found, the most users first."""
-    names = {cell.id: f"{cell.short} with {cell.placed}" for cell in cells_of(metrics)}
-    found = sorted(metrics.searches, key=lambda one: -one.within)
-    return "; ".join(f"{names.get(clean(one.cell), clean(one.cell))} serves {search_answer(one)}" for one in found[:2])
+    """What the search found for the cell with the most users; empty where nothing was searched."""
+    found = max(metrics.searches, key=lambda one: one.within, default=None)
+    if found is None or found.within == 0:
+        return "" if found is None else "no configuration is shown to be within the SLOs"
+    where = next(
+        (f"{cell.short} with {cell.placed}" for cell in cells_of(metrics) if cell.figures.id == found.cell), "one cell"
+    )
+    return f"{where} serves {search_answer(found).partition(';')[0]} within the SLOs"
 
 
 def _wait(point: Point) -> str:
@@ -181,7 +187,18 @@ _TIMES: tuple[tuple[str, Statistic], ...] = (
 
 def overview_of(metrics: Metrics, manifest: Manifest) -> Overview:
     """Every configuration of a run, those of one deployment next to each other."""
-    return configurations(cells_of(metrics), price(manifest), with_slos=bool(metrics.run.slo))
+    searched = {one.cell: one for one in metrics.searches}
+    cells = [_as_searched(cell, searched.get(cell.figures.id)) for cell in cells_of(metrics)]
+    return configurations(cells, price(manifest), with_slos=bool(metrics.run.slo))
+
+
+def _as_searched(cell: ShownCell, found: ConcurrencySearch | None) -> ShownCell:
+    """The cell with the level that its search found to be surely within the SLOs, where it was searched."""
+    if found is None:
+        return cell
+    limit = "not_reached" if found.broken is None else "slo"
+    most = msgspec.structs.replace(cell.figures.maximum_concurrency, by_slo=found.within, limit=limit)
+    return replace(cell, figures=msgspec.structs.replace(cell.figures, maximum_concurrency=most))
 
 
 def configurations(cells: Sequence[ShownCell], paid: Price, *, with_slos: bool) -> Overview:

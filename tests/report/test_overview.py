@@ -8,6 +8,7 @@ import pytest
 
 from loadtest.metrics.figures import Bounded, unknown
 from loadtest.metrics.level_schema import ComposedLevel, ComposedTimes
+from loadtest.metrics.schema import ConcurrencySearch
 from loadtest.records.manifest import Prices
 from loadtest.report.cells import Point, best_cell, cells_of, headline
 from loadtest.report.checklist import Check
@@ -153,3 +154,22 @@ def test_answer_says_where_no_configuration_is_within_the_slos(other, words):
 
     cells = tuple(limit(cell) for cell in [one for one in source.metrics.cells if one.levels][:2])
     assert answer_of(change(source.metrics, cells=cells), source.manifest).endswith(words)
+
+
+def search(cell, within, broken):
+    return ConcurrencySearch(
+        cell=cell.id, simulated=True, within=within, broken=broken, binds="ttft_s:p50<2", limit="slo", reason=None, start=1,
+        start_source="asked", most=8, levels=(), n_requests=9, gpu_minutes=None,
+    )  # fmt: skip
+
+
+def test_a_search_says_how_many_users_a_configuration_serves():
+    source = runs.simulated()
+    first, second = source.metrics.cells[:2]
+    metrics = change(source.metrics, cells=(first, second), searches=(search(first, 1, 4), search(second, 4, None)))
+    assert [row.figures[:2] for row in overview_of(metrics, source.manifest).rows] == [("1", "1"), ("≥ 4", "4")]
+    assert answer_of(metrics, source.manifest).endswith(
+        "SGLang with QwQ-32B-AWQ on 2 GPUs serves at least 4 users within the SLOs."
+    )
+    none = change(metrics, searches=(search(first, 0, 1),))
+    assert answer_of(none, source.manifest).lower().endswith("no configuration is shown to be within the slos.")

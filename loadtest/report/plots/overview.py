@@ -207,10 +207,12 @@ def _why_missing(cells: Iterable[ShownCell], row: _Row) -> str:
 
 def _mark_missing(axes: Axes, cells: Sequence[ShownCell], row: _Row) -> None:
     """Beside each level that was measured without the figure: for which cell, and the n that it needs."""
+    marked = 0.0
     for concurrency in row.levels:
         levels = [(cell, one) for cell in cells for one in points(cell) if one.concurrency == concurrency]
         gone = [(cell, found) for cell, one in levels if not (found := one.at(row.metric, row.statistic)).known]
-        if gone:
+        if gone and concurrency >= 1.3 * marked:  # no text on another
+            marked = concurrency
             words = needs(gone[0][1]).removeprefix("needs ") or "no figure"
             text = words if len(gone) == len(levels) else f"{gone[0][0].short}: {words}"
             axes.text(concurrency, 0.02 * row.top, text, rotation=90, ha="center", va="bottom", size=6, color=MUTED)

@@ -55,7 +55,7 @@ def test_a_search_through_sockets_finds_a_frontier(url, tmp_path, capsys):
     assert passed["complete"]  # although Locust was stopped when the level was decided
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"{found['broken']} breaks ttft_s:p50" in page
-    assert "Levels of the search" in page
+    assert "Every level that the search tried" in page
     # resumed, it measures nothing again
     before = len(list((tmp_path / "run").rglob("requests-*.jsonl")))
     code, resumed, _ = searched(capsys, "--resume", str(tmp_path / "run"))
