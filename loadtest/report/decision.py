@@ -275,11 +275,14 @@ def _searches(metrics: Metrics, cells: tuple[ShownCell, ...]) -> list[Line]:
     ]
 
 
+def doubted_ends(found: ConcurrencySearch, cell: ShownCell) -> list[LevelFigures]:
+    """The ends of a search's frontier at which a check failed: its answer then rests on nothing."""
+    ends = (found.within, found.broken)
+    return [level for level in cell.levels if level.concurrency in ends and unsound_reasons(level)]
+
+
 def _search(found: ConcurrencySearch, cell: ShownCell, asks: str) -> Line:
-    unsound = [
-        level for level in cell.levels if level.concurrency in (found.within, found.broken) and unsound_reasons(level)
-    ]
-    if unsound:
+    if unsound := doubted_ends(found, cell):
         failed = level_places([(cell, level) for level in unsound])
         return Line(asks, "No verdict", f"A check failed at an end of the frontier: {failed}. {search_basis(found)}.")
     return Line(asks, search_answer(found), f"{search_basis(found)}.")

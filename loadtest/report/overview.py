@@ -23,7 +23,7 @@ from loadtest.report.cells import (
     typical_statistic,
 )
 from loadtest.report.checklist import THIS_RUN, Check
-from loadtest.report.decision import Price, cost_per_1000_answers, named_decisions, price, rate_of
+from loadtest.report.decision import Price, cost_per_1000_answers, doubted_ends, named_decisions, price, rate_of
 from loadtest.report.formatting import DASH, clean, count, needs, number, sentence, value_or_need
 from loadtest.report.plots.figure import Key, look_of
 from loadtest.report.search import search_answer
@@ -108,13 +108,15 @@ def _at_rate(cells: Sequence[ShownCell], manifest: Manifest) -> str:
 
 def _searched(metrics: Metrics) -> str:
     """What the search found for the cell with the most users; empty where nothing was searched."""
-    found = max(metrics.searches, key=lambda one: one.within, default=None)
-    if found is None or found.within == 0:
-        return "" if found is None else "no configuration is shown to be within the SLOs"
-    where = next(
-        (f"{cell.short} with {cell.placed}" for cell in cells_of(metrics) if cell.figures.id == found.cell), "one cell"
-    )
-    return f"{where} serves {search_answer(found).partition(';')[0]} within the SLOs"
+    cells = {cell.figures.id: cell for cell in cells_of(metrics)}
+    sure = [one for one in metrics.searches if one.cell in cells and not doubted_ends(one, cells[one.cell])]
+    found = max(sure, key=lambda one: one.within, default=None)
+    if found is None:
+        return "a check failed where the search ended" if metrics.searches else ""
+    if found.within == 0:
+        return "no configuration is shown to be within the SLOs"
+    cell = cells[found.cell]
+    return f"{cell.short} with {cell.placed} serves {search_answer(found).partition(';')[0]} within the SLOs"
 
 
 def _wait(point: Point) -> str:

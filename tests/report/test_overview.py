@@ -173,3 +173,13 @@ def test_a_search_says_how_many_users_a_configuration_serves():
     )
     none = change(metrics, searches=(search(first, 0, 1),))
     assert answer_of(none, source.manifest).lower().endswith("no configuration is shown to be within the slos.")
+
+
+def test_a_search_whose_end_failed_a_check_answers_nothing():
+    source = runs.simulated()
+    (first, second), sick = source.metrics.cells[:2], "late"
+    low = first.levels[0]
+    low = change(low, client_health=change(low.client_health, status="fail", reasons=(sick,)))
+    cells = (change(first, levels=(low, *first.levels[1:])), second)
+    metrics = change(source.metrics, cells=cells, searches=(search(first, 1, 4),))
+    assert answer_of(metrics, source.manifest).lower().endswith("a check failed where the search ended.")
