@@ -35,7 +35,6 @@ STANDS_FOR = (
     # Two GPUs, or a network: the plan instead of the run.
     (r"^(.*loadtest run \S*qwq-32b-ada[\w-]*\.toml(?!.*--dry-run).*)$", r"\1 --dry-run"),
     (r"^(.*loadtest run STUDY\.toml.*)$", r"loadtest run scenarios/studies/demo.toml --dry-run"),
-    (r"^(.*) --resume( --dry-run)?$", r"\1 --dry-run"),
     (r"^(\.venv/bin/python -m pip|python3 -m venv|vllm-env/|git clone|export LOADTEST_VLLM|curl|nvidia-smi).*", r"true"),
     (
         r"^(\S+=(\"[^\"]*\"|\S+) )*docker .*",
@@ -44,7 +43,9 @@ STANDS_FOR = (
     (r"^kubectl apply --kustomize (\S+)$", r"! command -v kubectl > kubectl.txt || kubectl kustomize \1 > kubectl.txt"),
     (r"^kubectl .*", r"true"),
     (r"^locust .*--(master|worker).*", r"true"),  # tests/scenario/test_machines.py starts a master and two workers
-    # Minutes of load: the same, for seconds.
+    # Minutes of load: the same, for seconds; the demo is run by try_wheel.sh.
+    (r"^env/bin/loadtest demo$", r"loadtest demo --help > help.txt"),
+    (r"^env/bin/(loadtest attach .*)$", r"\1 --concurrency 1 --requests 2"),
     (r"^(loadtest search .*)$", r"\1 --start 8 --max-concurrency 16 --requests 24"),
     (r"(--run-time) \S+", r"\1 2s"),
     (r"--requests (32|64|512)\b", r"--requests 4"),
@@ -56,7 +57,6 @@ STANDS_FOR = (
     (r"\bRUN\b", r"runs/mine"),
     (r"http://10\.0\.0\.5:8000|https?://HOST", ADDRESS),
     (r"LOADTEST_API_KEY=\S+ (.*) --model NAME", r"LOADTEST_API_KEY=none \1"),
-    (r"\.venv/bin/", r""),
 )
 PYTHON = sys.executable
 

@@ -13,7 +13,7 @@ DOCUMENTS = tuple(
     )
 )
 PROGRAM = re.compile(
-    r"(?:[A-Z_]+=(?:\"[^\"]*\"|\$\(\S+\)|\S+) )*(?:\.venv/bin/)?"
+    r"(?:[A-Z_]+=(?:\"[^\"]*\"|\$\(\S+\)|\S+) )*(?:\.venv/bin/|env/bin/)?"
     r"(?:cat >|cd|docker|export|git|kubectl|launchers/|loadtest|locust|make|\. |python|sudo|tests/|\.engines/)"
 )
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```|((?:^(?: {4}|\t)[^\n]+\n)+)", re.MULTILINE | re.DOTALL)
