@@ -23,7 +23,7 @@ def options(out, **given):
     values = {
         "model": "Qwen/QwQ-32B", "engine": "other", "tp": None, "cell": None, "repeat": None, "run_id": None,
         "workload": "math:n=3", "requests": 4, "warmup_requests": 1, "max_tokens": None, "mode": None, "seed": 0,
-        "clock_speed": 1.0, "tokenizer": None, "out": str(out), "locustfile": "scenarios/long_reasoning.py",
+        "clock_speed": 1.0, "tokenizer": None, "prompts": None, "out": str(out), "locustfile": "scenarios/long_reasoning.py",
     }  # fmt: skip
     return SimpleNamespace(**(values | given))
 
