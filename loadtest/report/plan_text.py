@@ -85,7 +85,7 @@ def capacity_text(found: CapacityPlan) -> str:
     text = [
         f"{asked} within {', '.join(found.slo)}; {found.headroom:.0%} of each replica kept free; by {found.source}"
         f" ({source_word(found)})",
-        "GPUs: likely (to be safe: the low ends of the intervals, and requests spread at random)",
+        f"GPUs: likely (to be safe: {_safe(found)}, and requests spread at random)",
     ]
     head = ("", "cell", "GPUs", "users each", *_SEEN_HEAD, f"{found.currency or 'price'}/h", "per 1,000", "limit")
     text += _by_model([one.model for one in found.options], [head, *(_capacity_row(one, found) for one in found.options)])
@@ -98,6 +98,10 @@ def capacity_text(found: CapacityPlan) -> str:
         text.append("about: by the closed form; another cell of the model needs fewer GPUs and was simulated")
     text += _without_price(found) + [f"DOUBTFUL: {one}" for one in found.doubts]
     return "\n".join([*text, *([""] if text[-1] else []), _capacity_sentence(found, asked)])
+
+
+def _safe(found: CapacityPlan) -> str:
+    return "at the slow end of the prediction" if found.source == PREDICTION else "the low ends of the intervals"
 
 
 def _capacity_row(one: CapacityOption, found: CapacityPlan) -> tuple[str, ...]:
