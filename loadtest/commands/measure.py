@@ -49,14 +49,13 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
         study = replace(study, until_decided=True, repeats=study.repeats if study.repeats > 1 else verdicts.LOOKS[-1])
     if arguments.precision is not None and not 0 < arguments.precision < 100:
         raise UsageError(f"--precision: expected a percentage above 0 and below 100, got {arguments.precision:g}")
-    study = searched(study, arguments)
+    study, budget_s = searched(study, arguments), hours_in_s(arguments.budget)
     if arguments.dry_run:
         return _dry_run(study)
     if arguments.resume and arguments.out is None:
         raise UsageError("--resume: expected --out with the folder of the unfinished run, got none")
     _warn_of_few_requests(study, say, "min_requests")
     out = arguments.out or new_folder(study.name)
-    budget_s = hours_in_s(arguments.budget)
     precision = None if arguments.precision is None else arguments.precision / 100
     return carry_out(
         lambda: execute(

@@ -137,6 +137,8 @@ class SearchLimits:
     def __post_init__(self) -> None:
         require(self.max_concurrency >= 1, "--max-concurrency", "a number from 1 up", self.max_concurrency)
         require(self.requests is None or self.requests >= 1, "--requests", "a number from 1 up", self.requests)
+        most = self.max_concurrency
+        require(self.start is None or 1 <= self.start <= most, "--start", f"1 to --max-concurrency {most}", self.start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

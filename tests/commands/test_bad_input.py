@@ -2,12 +2,13 @@
 
 import pytest
 
-from loadtest import cli
+from loadtest import cli, resources
 from loadtest.errors import UsageError
 from loadtest.study import parse
 
 NOBODY = ("attach", "--base-url", "http://127.0.0.1:9")
 AWQ = ("--model", "qwq-32b-awq", "--gpu", "l20")
+DEMO = str(resources.path("scenarios/studies/demo.toml"))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,9 @@ AWQ = ("--model", "qwq-32b-awq", "--gpu", "l20")
         ((*NOBODY, "--extra-body", '{"a":' * 5000), "--extra-body: expected a JSON object"),
         (("fit", "--model", "a" * 5000, "--gpu", "l20", "--tp", "1"), "is not known: expected one of"),
         (("serve", "vllm", "--print", "--model", "a" * 5000), "model: expected a registry name"),
+        (("run", DEMO, "--dry-run", "--budget", "nan"), "--budget: expected hours above 0, got nan"),
+        (("run", DEMO, "--dry-run", "--find-max", "--start", "0"), "--start: expected 1 to --max-concurrency 256, got 0"),
+        (("plan", "--arrivals-per-hour", "-1"), "--arrivals-per-hour: expected from 0.001 to 1e9, got -1"),
         (("run", "/dev/zero"), "/dev/zero: expected a study of at most 1,048,576 characters"),
         (("run", "no\nsuch"), "loadtest: no\\nsuch: cannot read this study"),
     ],
