@@ -18,7 +18,8 @@ from loadtest.study.execution import Execution
 
 @dataclass(slots=True)
 class Budget:
-    """Seconds that a run may take (None: any), and what its repeats have taken so far, each cell alike."""
+    """Seconds that a run may take (None: any), and what its last repeat took, each cell alike: the first is no measure of
+    others, as it alone has the natural runs."""
 
     seconds: float | None
     started_s: float
@@ -29,7 +30,7 @@ class Budget:
         self.last_s = self.started_s
 
     def repeat_ended(self, now_s: float, cells: int) -> None:
-        self.per_cell_s = max(self.per_cell_s, (now_s - self.last_s) / max(1, cells))
+        self.per_cell_s = (now_s - self.last_s) / max(1, cells)
         self.last_s = now_s
 
     def is_spent(self, now_s: float, cells: int) -> bool:

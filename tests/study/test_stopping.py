@@ -164,6 +164,16 @@ def test_a_budget_ends_before_a_repeat_that_would_not_end_within_it():
     assert not stopping.Budget(None, 0.0).is_spent(1e9, 4)
 
 
+def test_a_long_first_repeat_does_not_count_for_short_later_ones():
+    """As it alone has the natural runs."""
+    budget = stopping.Budget(100.0, started_s=0.0)
+    budget.repeat_ended(45.0, 2)
+    budget.repeat_ended(60.0, 2)
+    assert not budget.is_spent(60.0, 2)
+    budget.repeat_ended(90.0, 2)
+    assert budget.is_spent(90.0, 2)
+
+
 def test_without_hours_for_a_second_repeat_there_is_one(carried_out, monkeypatch):
     ticks = iter(range(0, 10**6, 1000))
     monkeypatch.setattr(study_run.time, "monotonic", lambda: next(ticks))
