@@ -66,6 +66,7 @@ class Session:
         self.shutting_down = False
         self.ended = False
         self._time_limit: gevent.Greenlet[..., None] | None = None
+        self._end: gevent.Greenlet[..., None] | None = None
 
     # --- the start and the end of a level
 
@@ -221,8 +222,11 @@ class Session:
             self.done()
 
     def quit(self) -> None:
-        """Stop the test from a greenlet of its own, because stopping may kill the caller's."""
-        gevent.spawn(self.runner.quit if self.options.headless else self.runner.stop)
+        """Stop the test from a greenlet of its own, because stopping may kill the caller's; not a second time, which would end
+        the process while the first closes its files."""
+        if self.shutting_down or self._end:
+            return
+        self._end = gevent.spawn(self.runner.quit if self.options.headless else self.runner.stop)
 
     def hear(self, kind: str, data: dict[str, Any], sender: str) -> None:
         """Handle a message: FINISH, PROVE and REFUSED come from the master, the others from workers."""
@@ -241,7 +245,10 @@ class Session:
     # --- exit code
 
     def quitting(self) -> None:
-        """Set the exit code before Locust does: 130 if a level was interrupted."""
+        """Set the exit code before Locust does: 130 if a level was interrupted. A level that ends by itself ends first: a
+        signal that came meanwhile would leave its files open."""
+        if self._end is not None:
+            self._end.join()
         self.shutting_down = True
         if self.admission is not None:
             self.admission.dismiss()
