@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 MARK = "LOADTEST_TESTS"
 PATIENCE_S = 5.0  # for what was told to end and is ending
@@ -18,6 +19,9 @@ THEIRS = ("org.chromium", ".org.chromium")  # what the browser leaves of its own
 
 # A shell ignores Ctrl-C for what it puts into the background, and whatever that starts inherits it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("house", deadline=None)  # a busy machine is no failure of the code
+settings.load_profile("house")
 
 
 @pytest.fixture(scope="session", autouse=True)

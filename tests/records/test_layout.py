@@ -25,7 +25,7 @@ findings = "{findings}"
 engine = ["sglang-sim", "vllm-sim"]
 model = "qwq-32b-awq"
 gpu = "l20"
-clock_speed = 100
+clock_speed = 10
 args = ["--length-scale", "0.02"]
 
 [[cells]]
