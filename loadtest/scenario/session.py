@@ -222,8 +222,8 @@ class Session:
             self.done()
 
     def quit(self) -> None:
-        """Stop the test from a greenlet of its own, because stopping may kill the caller's; not a second time, which would end
-        the process while the first closes its files."""
+        """Stop the test from a greenlet of its own, because stopping may kill the caller's; not a second time, which would
+        end the process while the first closes its files."""
         if self.shutting_down or self._end:
             return
         self._end = gevent.spawn(self.runner.quit if self.options.headless else self.runner.stop)
