@@ -105,7 +105,7 @@ def provision(demand: CapacityDemand, one: Replica, *, at_random: bool = False) 
 
 
 def _balanced(in_flight: int, streams: int, least: int) -> int:
-    """The fewest replicas, from `least` up, of which a share of `BUSIEST` gets no more than `streams` of these requests."""
+    """The fewest replicas, at least `least`, so that a share `BUSIEST` of them gets at most `streams` requests each."""
 
     def suffice(replicas: int) -> bool:
         return streams >= in_flight or bool(special.bdtr(streams, in_flight, 1 / replicas) >= BUSIEST)
@@ -355,7 +355,7 @@ def _ends(cases: _Cases, of: Callable[[Provision], float]) -> OpenInterval | Non
 
 
 def _end(which: Callable[[Sequence[float]], float], figures: Sequence[float]) -> float | None:
-    """The least or the greatest; None where there is none, or one rests on a rate without an interval."""
+    """The lowest or the highest. None: there is none, or one comes from a rate without an interval."""
     return None if not figures or any(map(math.isnan, figures)) else which(figures)
 
 

@@ -82,7 +82,7 @@ def _points(bursts: Recorded) -> dict[int, dict[int, BurstPoints]]:
 
 
 def lengths_of(passes: Sequence[Pass]) -> AnswerLengths | None:
-    """Output tokens of the answers that ended by themselves, by prompt; None where there is none."""
+    """Output tokens of finished answers, by prompt; None without any."""
     by_prompt: dict[str, list[float]] = defaultdict(list)
     prompts: list[float] = []
     for one in passes:

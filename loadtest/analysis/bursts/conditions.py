@@ -48,7 +48,7 @@ def bend_of(starts: Sequence[BurstPoints]) -> step_line.Bend | None:
     """How far the middle contexts lie off the line, over the starts that have every burst; None where none has three."""
     most = max((len(one.step_s) for one in starts), default=0)
     whole = [one for one in starts if len(one.step_s) == most]
-    if most < 5:  # two halves of each of three contexts, of which one half may be too short
+    if most < 5:  # three contexts, two halves each; one half may be too short
         return None
     return step_line.bend(np.array([one.context_tokens for one in whole]), np.array([one.step_s for one in whole]))
 

@@ -28,7 +28,7 @@ METRICS = ("ttft_s", "time_to_final_answer_s", "tpot_s", "tokens_per_s_per_user"
 SAMPLE = 24
 ENOUGH_REQUESTS = 2_500
 SHORTEST_S = 60.0
-MOST_DAYS = 6  # days of which the peak is simulated, where one has fewer requests
+MOST_DAYS = 6  # peaks of so many days are simulated, where one peak has too few requests
 MOST_REPLICAS = 100_000
 CLOSE = 0.02  # a size is searched to within this share of it
 _FIRMER = 0.98  # more streams that would save less than this share of the replicas are not worth a measurement
@@ -173,7 +173,7 @@ class Peak:
         return math.log(min(max(*ratios, 1e-2, 1e-2), 1e2))
 
     def _idle_replicas(self) -> float:
-        """Replicas of which each has one request in flight."""
+        """Replicas with one request in flight each."""
         steady = self.steady(self.model.likely)
         return self.demand.replicas_at(1, steady.requests_per_s(1))
 

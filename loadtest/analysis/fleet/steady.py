@@ -1,6 +1,6 @@
 """A replica in a steady state, in closed form: what requests see while a given number of them is in flight.
 
-With n requests in flight, of which at most as many run as there are seats and room in the KV cache, mean output N, and
+With n requests in flight (seats and KV cache limit how many of them run), mean output N, and
 step_s(n) the seconds of a step over the contexts that n streams hold at a random moment (prompt + E[L^2] / 2 E[L] each):
 
     seconds per token   = step_s(n) + (n - 1) prompt_s / N            the prompts of the others between its tokens
