@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import socket
 import struct
 import sys
@@ -117,24 +118,29 @@ class Wakefulness:
     """Since when this thread may have left bytes unread.
 
     While it sleeps nothing is unread: what arrives wakes it. So bytes that it reads now came after its last sleep began to
-    end, and that was at most so long ago as it has since been running (CPU time) or ready to run (schedstat). Looked at
-    every 10 ms, which says more of the last of them. Waits for Python's lock, below 0.1 ms here, count as sleep.
+    end, and that was at most so long ago as it has since been running (CPU time) or ready to run (schedstat). A thread that
+    has not given up its core has not slept, however little it ran: a hypervisor may have taken the time. Looked at every
+    10 ms, which says more of the last of them. Waits for Python's lock, below 0.1 ms here, count as sleep.
     """
 
     def __init__(self) -> None:
         self._schedstat = _schedstat()
         self._looked_s = self._since_s = time.monotonic()
-        self._awake_s = self._awake()
+        self._awake_s, self._sleeps = self._awake(), _sleeps()
         self._timer = gevent.get_hub().loop.timer(LOOK_S, LOOK_S, ref=False)
         self._timer.start(self.look)
 
     def look(self) -> float:
         """Since when bytes that are read now may have lain unread (reading of `time.monotonic()`)."""
-        now_s, awake_s = time.monotonic(), self._awake()
+        now_s = time.monotonic()
+        awake_s, sleeps = self._awake(), _sleeps()
+        if time.monotonic() - now_s > _SLEPT_S:  # stopped between the clocks: they do not belong together
+            return self._since_s
         awake_for_s = awake_s - self._awake_s
-        if now_s - self._looked_s - awake_for_s > _SLEPT_S and self._schedstat is not None:
+        slept = sleeps > self._sleeps and now_s - self._looked_s - awake_for_s > _SLEPT_S
+        if slept and self._schedstat is not None:
             self._since_s = now_s - awake_for_s
-        self._looked_s, self._awake_s = now_s, awake_s
+        self._looked_s, self._awake_s, self._sleeps = now_s, awake_s, sleeps
         return self._since_s
 
     def stop(self) -> None:
@@ -149,6 +155,11 @@ class Wakefulness:
         if self._schedstat is None:
             return 0.0
         return time.thread_time() + int(os.pread(self._schedstat, 64, 0).split()[1]) * 1e-9
+
+
+def _sleeps() -> int:
+    """How often this thread has given up its core."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def _schedstat() -> int | None:

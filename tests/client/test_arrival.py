@@ -6,10 +6,12 @@ import socket
 import threading
 import time
 
-import gevent
+import gevent.socket
 import pytest
 
 from loadtest.client import arrival
+
+CLOCKS_S = 0.001  # between the kernel's clock and ours
 
 
 @pytest.fixture
@@ -40,13 +42,14 @@ def stamped(pair):
 def test_a_late_read_knows_when_its_bytes_came(stamped):
     client, server = stamped
     read = arrival.stamped_reader(client)
+    before = time.monotonic()
     server.send(b"one")
-    came = time.monotonic()
+    after = time.monotonic()
     time.sleep(0.2)
     data, at, unread_s = read()
     assert data == b"one"
-    assert at == pytest.approx(came, abs=0.02)
-    assert unread_s == pytest.approx(0.2, abs=0.05)
+    assert before - CLOCKS_S <= at <= after + CLOCKS_S
+    assert 0.2 - CLOCKS_S <= unread_s <= time.monotonic() - before + CLOCKS_S
 
 
 def test_nothing_to_read_and_the_end(stamped):
@@ -56,9 +59,10 @@ def test_nothing_to_read_and_the_end(stamped):
         read()
     server.close()
     time.sleep(0.05)
+    before = time.monotonic()
     data, at, unread_s = read()
     assert data == b""
-    assert at == pytest.approx(time.monotonic(), abs=0.02)
+    assert before <= at <= time.monotonic()
     assert math.isnan(unread_s)
 
 
@@ -69,15 +73,17 @@ def test_a_wall_clock_that_was_set_meanwhile_is_not_believed(stamped, monkeypatc
     time.sleep(0.01)
     wall = time.time
     monkeypatch.setattr(time, "time", lambda: wall() + step_s)
+    before = time.monotonic()
     data, at, unread_s = arrival.stamped_reader(client)()
     assert (data, math.isnan(unread_s)) == (b"one", True)
-    assert at == pytest.approx(time.monotonic(), abs=0.02)
+    assert before <= at <= time.monotonic()
 
 
 def test_a_process_stopped_between_the_two_clocks_reads_them_again(stamped, monkeypatch):
     client, server = stamped
+    before = time.monotonic()
     server.send(b"one")
-    came, wall, stops = time.monotonic(), time.time, [0.1]
+    after, wall, stops = time.monotonic(), time.time, [0.1]
 
     def stopped():
         if stops:
@@ -86,16 +92,17 @@ def test_a_process_stopped_between_the_two_clocks_reads_them_again(stamped, monk
 
     monkeypatch.setattr(time, "time", stopped)
     _, at, _ = arrival.stamped_reader(client)()
-    assert at == pytest.approx(came, abs=0.02)
+    assert before - CLOCKS_S <= at <= after + CLOCKS_S
 
 
 def test_without_stamps_bytes_came_when_they_were_read(pair):
     client, server = pair
     server.send(b"one")
     time.sleep(0.1)
+    before = time.monotonic()
     data, at, unread_s = arrival.unstamped_reader(client)()
     assert (data, math.isnan(unread_s)) == (b"one", True)
-    assert at == pytest.approx(time.monotonic(), abs=0.02)
+    assert before <= at <= time.monotonic()
 
 
 def test_the_kernel_tells_when_a_request_left(stamped):
@@ -104,7 +111,7 @@ def test_the_kernel_tells_when_a_request_left(stamped):
     assert arrival.stamped_send(client, b"x" * 300) == 300
     after = time.monotonic()
     time.sleep(0.1)
-    assert before - 0.001 <= arrival.departure(client) <= after + 0.02
+    assert before - CLOCKS_S <= arrival.departure(client) <= after + CLOCKS_S
     assert math.isnan(arrival.departure(client))  # taken off the queue
 
 
@@ -112,12 +119,19 @@ class Thread:
     """A thread whose clocks are told: now, and how long it has been awake."""
 
     def __init__(self, monkeypatch):
-        self.now_s, self.awake_s = 100.0, 5.0
+        self.now_s, self.awake_s, self.sleeps, self.stopped_s = 100.0, 5.0, 0, 0.0
         monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
-        monkeypatch.setattr(arrival.Wakefulness, "_awake", lambda _: self.awake_s)
+        monkeypatch.setattr(arrival.Wakefulness, "_awake", self.awake)
+        monkeypatch.setattr(arrival, "_sleeps", lambda: self.sleeps)
         self.wakefulness = arrival.Wakefulness()
 
-    def after(self, wall_s, awake_s):
+    def awake(self):
+        self.now_s += self.stopped_s
+        self.awake_s += self.stopped_s
+        return self.awake_s
+
+    def after(self, wall_s, awake_s, sleeps=1):
+        self.sleeps += sleeps
         self.now_s += wall_s
         self.awake_s += awake_s
         return self.wakefulness.look()
@@ -132,12 +146,29 @@ def test_bytes_lay_unread_at_most_while_the_thread_was_awake(monkeypatch):
     thread.wakefulness.stop()
 
 
+def test_time_that_was_taken_is_no_sleep(monkeypatch):
+    """A hypervisor's: the thread ran for 2 of 10 ms, and never gave up its core."""
+    thread = Thread(monkeypatch)
+    assert thread.after(0.010, 0.002, sleeps=0) == 100.0
+    thread.wakefulness.stop()
+
+
+def test_clocks_between_which_the_thread_was_stopped_are_not_compared(monkeypatch):
+    thread = Thread(monkeypatch)
+    thread.stopped_s = 0.010
+    assert thread.after(0.010, 0.002) == 100.0
+    thread.stopped_s = 0.0
+    assert thread.after(0.010, 0.002) == pytest.approx(100.030 - 0.002 - 0.010 - 0.002)
+    thread.wakefulness.stop()
+
+
 def test_without_the_scheduler_s_account_nothing_is_known(monkeypatch):
     monkeypatch.setattr(arrival, "_schedstat", lambda: None)
     began = time.monotonic()
     wakefulness = arrival.Wakefulness()
+    made = time.monotonic()
     gevent.sleep(0.1)
-    assert began <= wakefulness.look() <= began + 0.05
+    assert began <= wakefulness.look() <= made
     wakefulness.stop()
 
 
@@ -149,11 +180,11 @@ def wakefulness():
 
 
 def test_a_burst_to_a_sleeping_thread_is_known(stamped, wakefulness):
-    """Within what this machine holds up at worst."""
     client, server = stamped
+    asleep_from = time.monotonic()
     threading.Timer(0.3, server.send, (b"one",)).start()
     gevent.socket.wait_read(client.fileno())
-    assert time.monotonic() - wakefulness.look() < 0.1
+    assert wakefulness.look() > asleep_from
 
 
 def test_a_busy_thread_does_not_know_when_they_came(stamped, wakefulness):
