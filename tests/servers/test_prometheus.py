@@ -139,7 +139,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_metrics_are_read_soon_and_keep_little(name):
     text, expected = HOSTILE[name]
