@@ -6,10 +6,12 @@ import pytest
 
 from loadtest.perfmodel import gpus, models, step_time
 from loadtest.perfmodel.memory import Deployment, Speculation
-from loadtest.simulator.core.acceptance import Acceptance
+from loadtest.simulator.core.acceptance import Acceptance, Drafts
 from loadtest.simulator.core.behaviour import BEHAVIOURS
+from loadtest.simulator.core.counters import Observations
 from loadtest.simulator.core.engine import Engine
 from loadtest.simulator.core.sequence import Request
+from loadtest.simulator.http import exposition
 from loadtest.simulator.setup import simulate
 from tests.simulator import test_server
 
@@ -82,3 +84,47 @@ def test_a_chunk_carries_the_tokens_of_a_step(kind):
         assert simulator.engine.totals.steps == 3
 
     test_server.simulate(kind, test, speculation=Speculation(5.0, 4, 4))
+
+
+@pytest.mark.parametrize("kind", BEHAVIOURS)
+def test_metrics_tell_what_became_of_the_drafts(kind):
+    """One request: its first token comes with the prompt, each further step verifies 4 drafts; the last row may be cut."""
+
+    async def test(simulator, ask):
+        lengths = {"thinking_tokens": 700, "answer_tokens": 200}
+        await ask("/v1/chat/completions", test_server.chat(loadtest_sim=lengths))
+        page = (await ask("/metrics"))[2].decode()
+        seen = test_server.series(page.encode())
+        rows = simulator.engine.totals.steps - 1
+        if kind == "vllm-sim":
+            accepted = seen["vllm:spec_decode_num_accepted_tokens_total"]
+            assert seen["vllm:spec_decode_num_drafts_total"] == rows
+            assert seen["vllm:spec_decode_num_draft_tokens_total"] == 4 * rows
+            assert seen["vllm:spec_decode_num_accepted_tokens_per_pos_total"] == accepted
+            by_position = [
+                float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if "per_pos_total{" in line and "# " not in line
+            ]
+            assert len(by_position) == 4
+            assert by_position == sorted(by_position, reverse=True)
+            assert 900 <= 1 + rows + accepted <= 904
+            assert 1 + accepted / rows == pytest.approx(3.0, abs=0.3)
+        else:
+            assert seen["sglang:spec_verify_calls_total"] == rows
+            assert seen["sglang:spec_accept_length"] == pytest.approx(3.0, abs=0.8)
+            assert seen["sglang:spec_accept_rate"] == pytest.approx((seen["sglang:spec_accept_length"] - 1) / 4)
+            assert (seen["sglang:spec_num_steps"], seen["sglang:spec_num_draft_tokens"]) == (4, 5)
+
+    test_server.simulate(kind, test, speculation=Speculation(3.0, 4, 4))
+
+
+def test_sglang_averages_over_40_steps_and_vllm_says_nothing_without_drafts():
+    drafts = Drafts()
+    for n in range(79):
+        drafts.count([2, 0] if n < 40 else [4], 40)
+    assert (drafts.last_rows, drafts.last_accepted) == (80, 80)
+    drafts.count([4], 40)
+    assert (drafts.last_rows, drafts.last_accepted) == (40, 160)
+    assert (drafts.rows, drafts.accepted_tokens, drafts.accepted_beyond(0), drafts.accepted_beyond(2)) == (120, 240, 80, 40)
+    made = simulate(replace(ON, engine="vllm-sim", speculation=None))
+    page = exposition.render(Engine(made.config, made.step_time_s), Observations(vllm=True), "m")
+    assert "spec_decode" not in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass, field
 
 from loadtest.perfmodel.memory import Speculation
 
@@ -34,6 +35,43 @@ class Acceptance:
         digest = hashlib.blake2b(f"{generated}\0{prompt}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         uniform = (int.from_bytes(digest, "big") + 0.5) / 2**64
         return 1 + min(self.depth, int(math.log(uniform) / math.log(self.probability)))
+
+
+@dataclass(slots=True)
+class Drafts:
+    """What became of all drafts since the start, counted as both engines count: before an end cuts a row short.
+
+    `rows`: streams that decoded, summed over steps; each verifies one row of drafts. `accepted_at`: rows by how many drafts
+    were accepted. SGLang tells means of the last steps alone, `log_steps` at a time: `last_rows` and `last_accepted` are of
+    those.
+    """
+
+    rows: int = 0
+    accepted_at: dict[int, int] = field(default_factory=dict)
+    last_rows: int = 0
+    last_accepted: int = 0
+    _steps: int = 0
+    _rows_before: int = 0
+    _accepted_before: int = 0
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Drafts accepted since the start."""
+        return sum(accepted * rows for accepted, rows in self.accepted_at.items())
+
+    def accepted_beyond(self, position: int) -> int:
+        """Rows whose draft at this position was accepted; 0 is the first."""
+        return sum(rows for accepted, rows in self.accepted_at.items() if accepted > position)
+
+    def count(self, accepted: list[int], log_steps: int) -> None:
+        """One step: the drafts accepted of each of its rows."""
+        self.rows += len(accepted)
+        for one in accepted:
+            self.accepted_at[one] = self.accepted_at.get(one, 0) + 1
+        self._steps += 1
+        if self._steps % log_steps == 0:
+            self.last_rows, self.last_accepted = self.rows - self._rows_before, self.accepted_tokens - self._accepted_before
+            self._rows_before, self._accepted_before = self.rows, self.accepted_tokens
 
 
 def _probability(accepted_tokens: float, depth: int) -> float:

@@ -47,6 +47,7 @@ RESERVE_RATIO_LOW = 0.7 * 0.14  # sglang-code: SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR
 RESERVE_DECAY_STEPS = 600  # sglang-code: SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS
 RESERVE_CLIP_TOKENS = 4096  # sglang-code: SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION
 RETRACT_AHEAD_STEPS = 20  # sglang-code: SGLANG_RETRACT_DECODE_STEPS
+LOG_STEPS = 40  # sglang-code: decode_log_interval, over which it averages what became of drafts
 
 _VLLM = Behaviour(
     name="vllm-sim",

@@ -90,6 +90,7 @@ class Observations:
     )
     finished_prompt_tokens: int = 0  # of requests that ended by themselves, as the SGLang-like counts them
     finished_tokens: int = 0
+    finished_verified_steps: int = 0
     rejected: int = 0
     late: Histogram = field(default_factory=lambda: Histogram(_LATE))
     late_max_s: float = 0.0
@@ -115,3 +116,4 @@ class Observations:
             self.e2e.observe(sequence.last_token_s - sequence.arrival_s)
             self.finished_prompt_tokens += sequence.prompt_tokens
             self.finished_tokens += sequence.generated
+            self.finished_verified_steps += sequence.verified_steps

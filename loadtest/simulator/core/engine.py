@@ -16,8 +16,9 @@ from itertools import accumulate
 from loadtest.errors import UsageError
 from loadtest.perfmodel.memory import Speculation
 from loadtest.perfmodel.step_time import StepWork
-from loadtest.simulator.core.acceptance import Acceptance
+from loadtest.simulator.core.acceptance import Acceptance, Drafts
 from loadtest.simulator.core.behaviour import (
+    LOG_STEPS,
     RESERVE_DECAY_STEPS,
     RESERVE_RATIO_LOW,
     RESERVE_RATIO_START,
@@ -65,6 +66,7 @@ class Engine:
         self.config = config
         self.cache = config.cache()
         self.totals = Totals()
+        self.drafts = Drafts()
         self.now_s = 0.0
         self.sequences: dict[str, Sequence] = {}
         self.running: list[Sequence] = []
@@ -213,11 +215,20 @@ class Engine:
         if not batch:
             return False
         self._batch = batch
+        if self._acceptance is not None:
+            self._count_drafts(self._acceptance)
         for sequence, tokens in batch:
             sequence.planned = sequence.computed + tokens
         self.step_end_s = start_s + self._step_time_s(_work(batch))
         self.totals.steps += 1
         return True
+
+    def _count_drafts(self, acceptance: Acceptance) -> None:
+        decoding = [sequence for sequence, _ in self._batch if _decodes(sequence)]
+        for sequence in decoding:
+            sequence.verified_steps += 1
+        if decoding:
+            self.drafts.count([acceptance.draw(one.request.prompt, one.generated) - 1 for one in decoding], LOG_STEPS)
 
     def _end(self, events: list[Event]) -> None:
         started_s, now_s = self.now_s, self.step_end_s or 0.0

@@ -72,6 +72,7 @@ class Sequence:
         "request",
         "scheduled_s",
         "state",
+        "verified_steps",
     )
 
     def __init__(self, request: Request, arrival_s: float, holding: Holding) -> None:
@@ -84,6 +85,7 @@ class Sequence:
         self.planned = 0  # tokens computed at the end of the step that runs
         self.cached_tokens = 0  # of the prompt, found in the prefix cache at first admission
         self.preemptions = 0
+        self.verified_steps = 0  # steps that verified drafts for it
         self.scheduled_s: float | None = None
         self.first_token_s: float | None = None
         self.last_token_s = 0.0

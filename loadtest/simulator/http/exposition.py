@@ -68,10 +68,43 @@ def _vllm(engine: Engine, seen: Observations, model: str) -> list[str]:
     lines += seen.itl.lines("vllm:inter_token_latency_seconds", labels)
     lines += seen.e2e.lines("vllm:e2e_request_latency_seconds", labels)
     lines += seen.queue.lines("vllm:request_queue_time_seconds", labels)
+    lines += _vllm_drafts(engine, labels)
     blocks = cache.capacity_tokens // cache.page_tokens
     info = f'block_size="{cache.page_tokens}",engine="0",kv_cache_size_tokens="{cache.capacity_tokens}"'
     info += f',num_gpu_blocks="{blocks}"'
     return [*lines, f"vllm:cache_config_info{{{info}}} 1.0"]
+
+
+def _vllm_drafts(engine: Engine, labels: str) -> list[str]:
+    """Counters of drafts, which exist with speculation alone (its `v1/spec_decode/metrics.py`)."""
+    speculation, drafts = engine.config.speculation, engine.drafts
+    if speculation is None:
+        return []
+    counts = {
+        f"num_drafts_total{{{labels}}}": drafts.rows,
+        f"num_draft_tokens_total{{{labels}}}": drafts.rows * speculation.draft_tokens,
+        f"num_accepted_tokens_total{{{labels}}}": drafts.accepted_tokens,
+    } | {
+        f'num_accepted_tokens_per_pos_total{{{labels},position="{n}"}}': drafts.accepted_beyond(n)
+        for n in range(speculation.draft_tokens)
+    }
+    return [f"vllm:spec_decode_{name} {float(count)}" for name, count in counts.items()]
+
+
+def _sglang_drafts(engine: Engine) -> dict[str, float]:
+    """Gauges of drafts: means of the last steps, 0 without speculation (`scheduler_components/metrics_reporter.py`).
+
+    Its number of draft tokens counts the token before them too, its rate does not.
+    """
+    speculation, drafts = engine.config.speculation, engine.drafts
+    steps, tokens = (0, 0) if speculation is None else (speculation.draft_steps, speculation.draft_tokens)
+    accepted = drafts.last_accepted / max(drafts.last_rows, 1)
+    return {
+        "spec_accept_length": accepted + 1 if drafts.last_rows else 0.0,
+        "spec_accept_rate": accepted / max(tokens, 1),
+        "spec_num_steps": float(steps),
+        "spec_num_draft_tokens": float(tokens + 1 if tokens else 0),
+    }
 
 
 def _sglang(engine: Engine, seen: Observations, model: str) -> list[str]:
@@ -88,12 +121,13 @@ def _sglang(engine: Engine, seen: Observations, model: str) -> list[str]:
         "num_retracted_reqs": float(sum(1 for s in engine.waiting if s.preemptions)),
         "gen_throughput": engine.gen_tokens_per_s,
         "cache_hit_rate": totals.prefix_hit_tokens / max(totals.prefix_query_tokens, 1),
-    }
+    } | _sglang_drafts(engine)
     lines = [f"sglang:{name}{{{labels}}} {value}" for name, value in gauges.items()]
     ended = sum(seen.finished.values())  # an aborted request counts as ended too, as in the engine
     events = {  # absent before the first event, as in the engine
         f"prompt_tokens_total{{{streaming}}}": seen.finished_prompt_tokens,
         f"generation_tokens_total{{{streaming}}}": seen.finished_tokens,
+        f"spec_verify_calls_total{{{streaming}}}": seen.finished_verified_steps,
         f"num_requests_total{{{streaming}}}": ended,
         f'cached_tokens_total{{cache_source="device",{plain}}}': totals.prefix_hit_tokens,
         f"num_aborted_requests_total{{{plain}}}": seen.finished["abort"],
