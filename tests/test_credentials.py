@@ -51,6 +51,7 @@ KEY = "sk-0123456789+/=&<'\"ABCDEFxyz"
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("variable", ["LOADTEST_API_KEY", "OPENAI_API_KEY", "LOADTEST_EASY_API_KEY"])
+@pytest.mark.fault("secrets", "A key escaped, encoded or cut: `[API key]`")
 def test_no_spelling_of_a_key_is_left(monkeypatch, variable, echo):
     monkeypatch.setenv(variable, KEY)
     left = credentials.redacted(f"401: {echo}" if not echo.startswith(KEY[-9:]) else echo)
@@ -106,6 +107,7 @@ def test_other_names(name):
 @pytest.mark.parametrize(
     "line", ['args = ["--api-key", "hunter2"]', 'args = ["--api-key=hunter2"]', 'base_url = "http://me:hunter2@host"']
 )
+@pytest.mark.fault("secrets", "A key in a study, URL or extra body: refused, exit 2")
 def test_a_study_with_a_secret_is_refused_before_anything_is_written(line):
     with pytest.raises(UsageError) as caught:
         parse.parse_study(CELL + line)
@@ -120,6 +122,7 @@ def test_a_body_with_a_secret_is_refused():
 
 
 @pytest.mark.parametrize("key", ["abc\ndef", "ключ", "sk 1234", "a\x01b"])
+@pytest.mark.fault("input", "A key that no header can carry: not repeated")
 def test_a_key_that_no_header_can_carry_is_refused_without_being_repeated(monkeypatch, key):
     monkeypatch.setenv("LOADTEST_API_KEY", key)
     with pytest.raises(UsageError, match="LOADTEST_API_KEY: expected a key of printable ASCII") as caught:

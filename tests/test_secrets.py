@@ -111,6 +111,7 @@ def holding_the_key(folder):
 @pytest.mark.parametrize(
     ("place", "outcome"), [("", "ok"), ("/refuse", "http_error"), ("/fail", "server_error")], ids=["ok", "401", "stream"]
 )
+@pytest.mark.fault("secrets", "A server repeats the key: no file has it")
 def test_a_run_against_a_server_that_repeats_the_key(telltale, place, outcome, tmp_path):
     process = started(["loadtest", "attach", "--base-url", f"{telltale}{place}", *QUICK, "--out", "run"], tmp_path)
     said = finished(process)
@@ -121,6 +122,7 @@ def test_a_run_against_a_server_that_repeats_the_key(telltale, place, outcome, t
     assert holding_the_key(tmp_path) == []
 
 
+@pytest.mark.fault("secrets", "A server repeats the key under plain Locust with `--csv`: no file has it")
 def test_a_scenario_under_plain_locust(telltale, tmp_path):
     scenario = str(ROOT / "scenarios/long_reasoning.py")
     argv = ["locust", "-f", scenario, "--headless", "-u", "2", "-r", "2", "--requests", "4", "--host", f"{telltale}/refuse"]
@@ -169,6 +171,7 @@ def cores(tmp_path):
     return tmp_path
 
 
+@pytest.mark.fault("secrets", "A core dump of ours: none")
 def test_no_core_dump_holds_the_key(telltale, cores):
     run = ["loadtest", "attach", "--base-url", telltale, "--concurrency", "1", "--duration", "60", "--out", "run"]
     assert [one for one in aborted(run, cores, "requests-*.jsonl") if not one.startswith("control")] == []
@@ -180,6 +183,7 @@ def test_no_core_dump_of_plain_locust_holds_the_key(telltale, cores):
     assert [one for one in aborted(argv, cores, "requests-*.jsonl") if not one.startswith("control")] == []
 
 
+@pytest.mark.fault("secrets", "A traceback of ours: no key")
 def test_a_traceback_of_a_bug_shows_no_key(telltale, tmp_path):
     """The key is in no local variable that Python or Locust prints: a bug is provoked where the key is at hand."""
     code = (
@@ -194,6 +198,7 @@ def test_a_traceback_of_a_bug_shows_no_key(telltale, tmp_path):
     assert KEY not in said
 
 
+@pytest.mark.fault("secrets", "An engine's environment: no key")
 def test_a_runtime_that_needs_no_key_is_not_given_one(tmp_path):
     """The simulator, started by a run, finds no key in its environment."""
     port = str(preflight.free_port())

@@ -125,6 +125,7 @@ def test_an_early_end_is_no_end(data):
         HEAD + b"0\r\n\r\nmore",
     ],
 )
+@pytest.mark.fault("servers", "Bytes that are not HTTP: `not_http`")
 def test_what_is_not_http_is_refused(data):
     with pytest.raises(NotHttp, match="expected|after the end"):
         fed(Response(), data)

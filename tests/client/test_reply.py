@@ -68,6 +68,7 @@ def test_a_forced_length_counts_as_finished():
     assert read(exchange(*by_event("sglang_length.txt")), forced_tokens=4).outcome == "ok"
 
 
+@pytest.mark.fault("servers", "An error in a 200 stream: `server_error`")
 def test_an_error_in_a_200_stream():
     got = read(exchange(*by_event("vllm_overloaded.txt")))
     assert got.outcome == "server_error"
@@ -104,6 +105,7 @@ def test_an_error_in_a_200_stream():
         (exchange(b'data: {"error":{"message":"no","code":"%s"}}\n\n' % (b"9" * 5000)), "server_error", "no"),
     ],
 )
+@pytest.mark.fault("servers", "Wrong content type, invalid UTF-8 or JSON: `protocol_error`")
 def test_failures_name_their_cause(x, outcome, words):
     got = read(x)
     assert got.outcome == outcome
@@ -188,6 +190,7 @@ def test_tokens_after_the_last_text_go_to_it():
 
 
 @pytest.mark.parametrize("counts", [[1, None, 3], [3, 2]])
+@pytest.mark.fault("servers", "Running totals that decrease: unknown")
 def test_totals_that_are_missing_or_run_backwards_are_not_believed(counts):
     final = b'data: {"choices":[],"usage":{"completion_tokens":9}}\n\n'
     assert read(exchange(*map(counted, counts), final)).chunk_tokens is None
@@ -196,6 +199,7 @@ def test_totals_that_are_missing_or_run_backwards_are_not_believed(counts):
 @pytest.mark.parametrize(
     "piece", [content("a"), b": ping\n\n" * 4096, b"\n" * 65536, b"data: x\n" * 8192, b"x" * 65536, b"\r"], ids=range(6)
 )
+@pytest.mark.fault("servers", "128 MiB of comments: no stream waits")
 def test_it_pauses_after_so_many_bytes_whatever_comes(piece):
     """Else a server of comments alone would hold up every other stream for seconds."""
     x = exchange(*[piece] * (200_000 // len(piece)))
@@ -223,6 +227,7 @@ def test_a_server_that_gave_up_has_whatever_it_says_after_that():
 
 
 @pytest.mark.parametrize("told", ["-5", "1e30", "NaN", '"many"', "3.5", "1000000000000"])
+@pytest.mark.fault("servers", "Token counts of -1, text, a billion: `protocol_error`")
 def test_a_server_that_tells_an_impossible_number_of_tokens_is_named(told):
     event = b'data: {"choices":[{"delta":{"content":"4"}}],"usage":{"completion_tokens":%s}}\n\n' % told.encode()
     found = read(exchange(event))
@@ -230,6 +235,7 @@ def test_a_server_that_tells_an_impossible_number_of_tokens_is_named(told):
 
 
 @pytest.mark.parametrize(("told", "believed"), [(40, True), (56, True), (57, False), (10**9, False)])
+@pytest.mark.fault("servers", "More tokens than allowed: `impossible_usage`; chunks are counted instead")
 def test_a_server_that_tells_of_more_tokens_than_were_asked_for_is_not_believed(told, believed):
     x = exchange(content("4"), counted(told), content("</think>2", '"stop"'))
     x.body = b'{"model": "m", "max_tokens": 40}'
@@ -240,6 +246,7 @@ def test_a_server_that_tells_of_more_tokens_than_were_asked_for_is_not_believed(
     assert believed or (got.error.kind, got.chunk_tokens) == ("impossible_usage", None)
 
 
+@pytest.mark.fault("servers", "An event over 1 MiB: `protocol_error`, not decoded")
 def test_an_event_too_large_for_a_token_is_not_decoded():
     got = read(exchange(content("4"), content("x" * sse.EVENT_LIMIT_BYTES)))
     assert (got.outcome, got.error.kind, got.chunk_s) == ("protocol_error", "too_large", (2.0,))

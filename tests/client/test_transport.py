@@ -180,6 +180,7 @@ def test_connections_opened_ahead_are_taken(scripted):
         ([HEAD + b"zz\r\nhello\r\n", close], "protocol_error", "not_http"),
     ],
 )
+@pytest.mark.fault("servers", "The connection breaks: `connection_error`, tokens kept")
 def test_broken_connections(scripted, send, steps, outcome, kind):
     x = send(scripted(*steps))
     assert (x.outcome, x.error.kind) == (outcome, kind)
@@ -205,6 +206,7 @@ def test_a_redirect_is_not_followed(scripted, send):
     assert send(server).status == 302
 
 
+@pytest.mark.fault("servers", "Redirects: not followed")
 def test_the_key_goes_nowhere_else(scripted, send):
     elsewhere = scripted(HEAD + b"0\r\n\r\n")
     server = scripted(b"HTTP/1.1 307 Away\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % elsewhere.url.encode())
@@ -261,6 +263,7 @@ def test_a_stream_over_tls(scripted, certificate, tls, monkeypatch):
     assert exchanges[0].connect_wall_s == 0  # opened ahead, handshake and all
 
 
+@pytest.mark.fault("servers", "An untrusted certificate: `tls`, nothing was sent")
 def test_a_server_that_nobody_vouches_for_gets_nothing(scripted, send, tls, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     server = scripted(HEAD + b"0\r\n\r\n", tls=tls)
@@ -349,12 +352,14 @@ def test_a_proxy_that_refuses_is_named(scripted, send, tls, proxy):
         (Limits(total_s=0.1, first_token_s=9), [HEAD], "timeout", "total"),
     ],
 )
+@pytest.mark.fault("servers", "Silence: `timeout`, `stalled`")
 def test_limits(scripted, send, limits, steps, outcome, kind):
     server = scripted(*steps, lambda connection: server.release.wait(10), close)
     x = send(server, limits=limits)
     assert (x.outcome, x.error.kind) == (outcome, kind)
 
 
+@pytest.mark.fault("servers", "A stream without end: `protocol_error`, `too_large`")
 def test_a_server_that_never_stops(scripted, send):
     server = scripted(HEAD + chunked(EVENT * 1000), close)
     x = send(server, limits=Limits(size_bytes=10_000))
@@ -381,6 +386,7 @@ def test_a_server_that_trickles_is_held_to_what_its_reads_take(scripted, send):
     [(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"), (HEAD + b"0\r\n", b"A: b\r\n"), (HEAD, b"1;" + b"e" * 60 + b"\r\nx\r\n")],
     ids=["interim responses", "trailers", "chunk extensions"],
 )  # fmt: skip
+@pytest.mark.fault("servers", "Endless trailers, chunk extensions: `protocol_error`, `too_large`")
 def test_framing_without_end_counts_as_well(scripted, send, head, more):
     def never_stops(connection):
         with contextlib.suppress(OSError):  # until the client goes
@@ -392,6 +398,7 @@ def test_framing_without_end_counts_as_well(scripted, send, head, more):
     assert sum(map(len, x.pieces)) < 20_000
 
 
+@pytest.mark.fault("servers", "A compression bomb: `compressed`, not unpacked")
 def test_a_bomb_is_not_unpacked(scripted, send):
     bomb = gzip.compress(bytes(10_000_000))
     encoded = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
@@ -411,6 +418,7 @@ def test_a_refusal_is_heard_while_the_request_is_still_being_written(scripted):
     assert (x.status, b"".join(x.pieces), x.outcome) == (413, b"{}", None)
 
 
+@pytest.mark.fault("servers", "One stalled stream holds up no other")
 def test_a_stalled_stream_holds_up_no_other(scripted):
     stalled = scripted(HEAD + chunked(EVENT), lambda connection: stalled.release.wait(10), close)
     healthy = scripted(HEAD + chunked(EVENT), *[chunked(EVENT)] * 50, b"0\r\n\r\n")
@@ -433,6 +441,7 @@ def test_a_connection_that_the_server_closed_while_idle_is_opened_anew_once(scri
     assert (server.connections, first.resends) == (2, 0)
 
 
+@pytest.mark.fault("servers", "A kept connection dropped late: `connection_error`, never resent")
 def test_a_request_that_a_server_takes_and_drops_later_is_a_failure_of_full_length(scripted, send):
     """On a kept connection too: what a server has had for 0.4 s it may have read, and the user waited that long."""
 
@@ -451,6 +460,7 @@ def test_a_request_that_a_server_takes_and_drops_later_is_a_failure_of_full_leng
     assert len(server.requests) == 2
 
 
+@pytest.mark.fault("servers", "A body that nobody reads: `timeout`")
 def test_a_server_that_reads_no_more_does_not_hold_a_user_past_the_limits():
     """A body of 8 MB that nobody reads: the limit on the first token ends the wait."""
     listener = socket.create_server(("127.0.0.1", 0))

@@ -56,6 +56,7 @@ DEMO = str(resources.path("scenarios/studies/demo.toml"))
         (("run", "no\nsuch"), "loadtest: no\\nsuch: cannot read this study"),
     ],
 )
+@pytest.mark.fault("input", "A wrong number, URL, SLO or workload")
 def test_a_wrong_value_is_one_line_and_exit_code_2(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(argv) == 2
@@ -97,6 +98,7 @@ gpu_hour = 1.5
         ("gpu_hour = 1.5", "gpu_hour = -1", "s.toml:11: gpu_hour: expected a price from 0 up, got -1"),
     ],
 )
+@pytest.mark.fault("input", "A wrong value in a study: file, line, key")
 def test_a_wrong_value_in_a_study_is_named_with_its_line(old, new, message):
     with pytest.raises(UsageError) as caught:
         parse.parse_study(STUDY.replace(old, new), "s.toml")
@@ -110,6 +112,7 @@ def test_a_wrong_value_in_a_study_is_named_with_its_line(old, new, message):
      STUDY.replace('"l20"', '"\\u0000.toml"')],
     ids=["lists", "tables", "scenario with NUL", "long scenario", "model with NUL", "long model", "card with NUL"],
 )  # fmt: skip
+@pytest.mark.fault("input", "An endless study, or NUL in names")
 def test_a_hostile_study_is_one_line(text, tmp_path, capsys):
     path = tmp_path / "s.toml"
     path.write_text(text)
@@ -150,6 +153,7 @@ def test_a_log_of_keys_that_cannot_be_written_is_named(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("proxy", ["foo://proxy", "socks5://proxy"])
+@pytest.mark.fault("input", "An invalid proxy: `HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// addresses`")
 def test_a_proxy_that_is_none_is_named(proxy, capsys, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     monkeypatch.setenv("https_proxy", proxy)

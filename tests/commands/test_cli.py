@@ -103,6 +103,7 @@ def test_only_serve_hands_arguments_on(capsys):
     assert "after --: --enforce-eager" in capsys.readouterr().err
 
 
+@pytest.mark.fault("secrets", "Escape sequences: shown as `\\x1b`, `\\u202e`")
 def test_text_from_a_server_cannot_steer_the_terminal():
     hostile = "a\x1b[2J\x1b]0;title\x07\r\x9b31m\u202edesrever\u2028b\x7f\x00"
     shown = cli.printable(hostile)
@@ -114,6 +115,7 @@ FIT = [sys.executable, "-m", "loadtest", "fit", "--model", "qwq-32b", "--gpu", "
 
 
 @pytest.mark.parametrize("place", ["a pipe without a reader", "/dev/full"])
+@pytest.mark.fault("processes", "Lost output: `standard output: closed or full`, exit 1")
 def test_a_result_that_nobody_takes_is_exit_code_1(place):
     reader, pipe = os.pipe()
     os.close(reader)
@@ -131,6 +133,7 @@ def test_a_standard_stream_may_be_closed(number):
 
 @pytest.mark.parametrize("limit_kib", [60_000, 150_000, 250_000, 900_000])
 @pytest.mark.parametrize("argv", [("fit", "--model", "qwq-32b", "--gpu", "l20"), ("analyze", "runs/none"), ("--help",)])
+@pytest.mark.fault("processes", "Little memory: `ulimit -v: expected`")
 def test_with_little_memory_a_command_works_or_ends_with_one_line(argv, limit_kib):
     limited = ["bash", "-c", f'ulimit -v {limit_kib}; exec "$@"', "-", sys.executable, "-m", "loadtest", *argv]
     done = subprocess.run(limited, capture_output=True, text=True, timeout=120)

@@ -1,13 +1,15 @@
 """Writes the parts of the documents that are made from the code: `python -m tests.docs.generate`."""
 
 import argparse
+import ast
+import functools
 import re
 
 from loadtest import cli
 from loadtest.metrics.catalogue import METRICS
 from tests.support.documents import ROOT
 
-DOCUMENTS = (ROOT / "docs/metrics.md", ROOT / "docs/reference.md")
+DOCUMENTS = (ROOT / "docs/faults.md", ROOT / "docs/metrics.md", ROOT / "docs/reference.md")
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n\n(.*?)\n<!-- /generated -->", re.DOTALL)
 
 
@@ -45,7 +47,28 @@ def options(parser):
     return " ".join(f"`{one}`" for one in named if one != "--help")
 
 
-TABLES = {"metrics": metrics_table, "commands": commands_table}
+def faults(part):
+    """What each test marked `fault(part, said)` says, and where it is, in the order of the files."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        source = path.read_text(encoding="utf-8")
+        for test in ast.walk(ast.parse(source)) if ".mark.fault(" in source else ():
+            for mark in getattr(test, "decorator_list", ()):
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
+                    of, said = (ast.literal_eval(one) for one in mark.args)
+                    if of == part:
+                        yield said, f"{path.relative_to(ROOT / 'tests')}::{test.name}"
+
+
+def faults_list(part):
+    """A line per fault of a part; its test stands on a line of its own."""
+    return "".join(f"- {said}\n  `{test}`\n" for said, test in faults(part))
+
+
+TABLES = {
+    "metrics": metrics_table,
+    "commands": commands_table,
+    **{part: functools.partial(faults_list, part) for part in ("processes", "input", "servers", "secrets")},
+}
 
 
 def generated(text):

@@ -92,7 +92,7 @@ def test_every_document_is_reached_from_the_readme():
 
 def test_the_documents_are_short():
     ours = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
-    assert len(ours) <= 14
+    assert len(ours) <= 16
     assert sum(len(generate.handwritten(path.read_text()).split()) for path in ours) <= 14_000
     assert len((ROOT / "README.md").read_text().split()) <= 900
 

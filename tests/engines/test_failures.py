@@ -114,6 +114,7 @@ def failures(engine, tmp_path_factory):
     return Failures(out, code, said, left_over(family), **ids)
 
 
+@pytest.mark.fault("processes", "Real engines, one killed: the run goes on, `--resume` completes")
 def test_a_study_goes_on_after_a_failed_start_and_a_killed_engine(engine, failures):
     manifest, facts, page = run_of(failures.out)
     states = {failures.cramped: "failed", failures.killed: "died", failures.crowded: "ok"}
@@ -160,6 +161,7 @@ memory_fraction = 0.3
 """
 
 
+@pytest.mark.fault("processes", "Ctrl-C, SIGKILL, `--resume`, real engines")
 def test_interrupted_then_killed_then_resumed(engine, begin, tmp_path):
     """Ctrl-C, then SIGKILL to the orchestrator: no process of the engine is left, and --resume completes the run."""
     path = study(tmp_path / "study.toml", LEVELS_OF_INTERRUPTIONS, cell(engine))
@@ -194,6 +196,7 @@ def test_interrupted_then_killed_then_resumed(engine, begin, tmp_path):
     assert all(request.outcome == "ok" for level in measured.levels for request in level.requests)
 
 
+@pytest.mark.fault("processes", "A taken port, real engines: refused with its owner")
 def test_a_taken_port_is_refused_with_who_has_it(engine, begin):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -112,6 +112,7 @@ def test_answers_and_counters_agree(engine, narrow):
     assert narrow.died() is None
 
 
+@pytest.mark.fault("servers", "A full queue, real engines")
 def test_a_full_queue_is_an_error_of_the_server_not_an_answer(narrow, begin, tmp_path):
     """Eight streams to a server that takes two: it refuses with HTTP 200 and an error inside the stream, else with 503."""
     out = tmp_path / "run"
@@ -131,6 +132,7 @@ def test_a_full_queue_is_an_error_of_the_server_not_an_answer(narrow, begin, tmp
     assert f"FAILED: {24 - outcomes['ok']} of 24 requests" in seen
 
 
+@pytest.mark.fault("processes", "A scheduler killed behind its front: noticed")
 def test_a_killed_scheduler_is_noticed_within_two_seconds(narrow):
     """The last test of this server."""
     family = supervisor.descendants(narrow.pid)

@@ -50,6 +50,7 @@ def test_what_computes_is_run(program, printed):
         "\0",
     ],
 )
+@pytest.mark.fault("secrets", "A program in an answer: sandboxed")
 def test_what_does_more_is_stopped(program, tmp_path):
     """Each program must come to its end to print: none does, and nothing outside it has changed."""
     canary = tmp_path / "canary"

@@ -82,6 +82,7 @@ def test_no_true_count_is_doubted(tokens, silent):
     assert doubts(chunk_s=(1.0,) * len(tokens), thinking=0, answer=0, text_bytes=size, completion_tokens=true) == (0, 0)
 
 
+@pytest.mark.fault("servers", "Counts that the text contradicts (200 chunks, one token): a doubt")
 def test_a_server_that_lies_is_doubted_on_the_level_and_in_the_run():
     events = b'data: {"choices":[{"delta":{"content":"word"}}]}\n\n' * 200
     lie = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"completion_tokens":1}}\n\n'

@@ -54,6 +54,7 @@ def with_wrong(value, way, wrong):
 
 
 @pytest.mark.parametrize("name", ["manifest", "engine"])
+@pytest.mark.fault("input", "A value of `manifest.json` or `engine.json` altered")
 def test_every_value_of_a_description_may_be_wrong(name, folder, capsys):
     path = named(folder, name)
     right = json.loads(path.read_text())
@@ -65,6 +66,7 @@ def test_every_value_of_a_description_may_be_wrong(name, folder, capsys):
 
 
 @pytest.mark.parametrize("name", ["requests", "server_metrics", "client_health"])
+@pytest.mark.fault("input", "Any value of a record altered")
 def test_every_value_of_a_record_may_be_wrong(name, folder, capsys):
     path = named(folder, name)
     first, *rest = path.read_text().splitlines()
@@ -88,6 +90,7 @@ def test_bytes_may_be_wrong_anywhere(name, seed, folder, capsys):
 
 
 @pytest.mark.parametrize("name", ["manifest", "engine", "requests", "server_metrics", "client_health"])
+@pytest.mark.fault("input", "A file missing, empty, cut off, a folder")
 def test_a_file_may_be_missing_empty_cut_off_or_a_folder(name, folder, capsys):
     path = named(folder, name)
     content = path.read_bytes()
@@ -107,11 +110,13 @@ def test_a_file_may_be_missing_empty_cut_off_or_a_folder(name, folder, capsys):
 
 
 @pytest.mark.parametrize("name", ["manifest", "engine", "requests", "server_metrics", "client_health"])
+@pytest.mark.fault("input", "A hundred thousand brackets")
 def test_nesting_without_end_is_one_line(name, folder, capsys):
     named(folder, name).write_text("[" * 100_000 + "\n")
     assert analysed(folder, capsys) == 1
 
 
+@pytest.mark.fault("processes", "A torn last line: counted")
 def test_a_torn_last_line_is_counted_and_said(folder, capsys):
     path = named(folder, "requests")
     path.write_bytes(path.read_bytes()[:-20])
@@ -121,6 +126,7 @@ def test_a_torn_last_line_is_counted_and_said(folder, capsys):
     assert "torn" in json.dumps(numbers["health"])
 
 
+@pytest.mark.fault("input", "A newer schema: `schema_version: expected 1, got 9`")
 def test_a_newer_schema_is_refused_by_its_number(folder, capsys):
     path = named(folder, "requests")
     path.write_text(path.read_text().replace('"schema_version":1', '"schema_version":9'))

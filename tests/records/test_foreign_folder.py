@@ -41,6 +41,7 @@ def refused(capsys, *arguments):
 
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("command", ["analyze", "report"])
+@pytest.mark.fault("input", "Links, pipes, devices")
 def test_a_link_leads_no_command_out_of_a_run_folder(name, command, folder, tmp_path, capsys):
     outside = tmp_path / "outside"
     (outside / "plots").mkdir(parents=True)
@@ -83,6 +84,7 @@ def test_a_run_is_not_measured_into_a_folder_with_links(folder, tmp_path):
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.fault("input", "A failed report: old page")
 def test_a_report_that_fails_keeps_the_page_before(folder, capsys, monkeypatch):
     assert cli.main(["report", str(folder)]) == 0
     before = (folder / "report.html").read_bytes()
@@ -98,6 +100,7 @@ def test_a_report_that_fails_keeps_the_page_before(folder, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", f"{PASS}/requests-h-0.jsonl", f"{PASS}/server_metrics.jsonl"])
+@pytest.mark.fault("input", "Sparse files")
 def test_a_sparse_file_of_terabytes_is_one_line_and_little_memory(name, folder):
     with (folder / name).open("r+b") as stream:
         stream.truncate(2**43)

@@ -164,6 +164,7 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.mark.fault("secrets", "A formula in CSV: preceded by an apostrophe")
 def test_a_spreadsheet_takes_no_text_for_a_formula(tmp_path):
     write_csv(tmp_path / "a.csv", [{"engine": "=cmd()", "value": -1.5}])
     assert (tmp_path / "a.csv").read_text() == "engine,value\n'=cmd(),-1.5\n"

@@ -159,6 +159,7 @@ def test_page_is_silent_self_contained_and_as_wide_as_the_screen(browser, pages,
     assert browser.run("document.querySelectorAll('figure svg[role=img]').length") > 10
 
 
+@pytest.mark.fault("secrets", "HTML and scripts: text only")
 def test_strangers_text_neither_runs_nor_becomes_an_element(browser, pages):
     browser.open(pages["hostile"], DESKTOP)
     assert browser.run("document.querySelectorAll('img, iframe, object, embed, link, form').length") == 0

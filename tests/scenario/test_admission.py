@@ -72,6 +72,7 @@ def wait_for_records(out, n=1):
         time.sleep(0.1)
 
 
+@pytest.mark.fault("processes", "A foreign or late worker: no users")
 def test_foreign_and_late_workers_get_no_users(deployed, tmp_path):
     (tmp_path / "foreign.py").write_text(FOREIGN)
     master = deployed.master("--duration", "15")
@@ -89,6 +90,7 @@ def test_foreign_and_late_workers_get_no_users(deployed, tmp_path):
     assert len({r["worker"] for r in records(deployed.out)}) == 2
 
 
+@pytest.mark.fault("processes", "Another scenario or version: `it gets no users`")
 def test_a_worker_with_another_scenario_is_refused(deployed, tmp_path):
     other = tmp_path / "long_reasoning.py"
     other.write_text(SCENARIO.read_text() + "\n# as edited on this host alone\n")
@@ -104,6 +106,7 @@ def test_a_worker_with_another_scenario_is_refused(deployed, tmp_path):
     assert [seq for seq, _ in asked(deployed.out)] == list(range(8))
 
 
+@pytest.mark.fault("processes", "Other prompts: `expected the master's prompts`, exit 2")
 def test_a_worker_with_other_prompts_sends_nothing(deployed, tmp_path):
     for name, text in (("here", "What is 1 + 1?"), ("there", "What is 2 + 2?")):
         (tmp_path / name).mkdir()
@@ -118,6 +121,7 @@ def test_a_worker_with_other_prompts_sends_nothing(deployed, tmp_path):
     assert manifest(deployed.out)["complete"] is False
 
 
+@pytest.mark.fault("processes", "A rogue on the master's port: ignored")
 def test_a_rogue_on_the_port_changes_nothing(deployed):
     master = deployed.master("--requests", "24", expected=1)
     rogue = zmq.Context.instance().socket(zmq.DEALER)

@@ -154,6 +154,7 @@ def test_two_processes_send_the_same_requests_and_lose_no_record(port, tmp_path)
     assert int(row[3]) == len(records(tmp_path / "two")) == 11
 
 
+@pytest.mark.fault("processes", "A lost worker: incomplete")
 def test_a_lost_worker_makes_the_run_incomplete(port, tmp_path):
     argv = locust(port, tmp_path, *locust_pass.shared(2), "--run-time", "60s")
     master = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -171,6 +172,7 @@ def test_a_lost_worker_makes_the_run_incomplete(port, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.fault("processes", "Ctrl-C under plain Locust: exit 130, everything is kept")
 def test_an_interrupt_keeps_everything(number, port, tmp_path):
     process = subprocess.Popen(locust(port, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 30
@@ -185,6 +187,7 @@ def test_an_interrupt_keeps_everything(number, port, tmp_path):
     assert manifest(tmp_path)["complete"] is False
 
 
+@pytest.mark.fault("processes", "A second plain Locust run into the same folder: exit 1")
 def test_a_second_run_into_the_folder_is_refused(port, tmp_path):
     first = subprocess.Popen(locust(port, tmp_path, "--run-time", "60s"), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
@@ -216,6 +219,7 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(port, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.fault("processes", "Too few descriptors: exit 1")
 def test_too_few_descriptors_for_the_streams_end_the_run_before_it_starts(tmp_path):
     argv = [sys.executable, "-m", "locust", "-f", str(SCENARIO), "--headless", "-u", "300", "-r", "300"]
     argv += [

@@ -201,6 +201,7 @@ def test_of_several_models_the_one_that_was_named_is_told_of():
         ((200, {"data": [{"id": "x" * 1_000_000}] * 5}, {}), None),
     ],
 )
+@pytest.mark.fault("servers", "`/v1/models` silent, slow, huge or compressed: one line, exit 1")
 def test_a_hostile_answer_is_one_line_and_little_memory(answer, message):
     with serving({"/v1/models": answer}) as server:
         if message is None:
@@ -251,6 +252,7 @@ def test_a_trickle_is_given_up_when_the_time_is_over():
     ],
     ids=str,
 )
+@pytest.mark.fault("servers", "A false simulator: `it calls itself a simulator: expected`")
 def test_what_no_simulator_of_ours_says_of_itself_is_refused(lie):
     """Its engine names a folder of the run, and its clock multiplies every time."""
     answers = {"/v1/models": models("vllm"), "/version": {"simulated": True, **lie}}
@@ -273,6 +275,7 @@ def test_what_no_simulator_of_ours_says_of_itself_is_refused(lie):
     ],
     ids=["names", "types", "sglang", "simulator"],
 )
+@pytest.mark.fault("servers", "Control characters in names, impossible context lengths: unknown")
 def test_what_no_server_can_mean_is_not_believed(owner, listed, more):
     entry = {"data": [{"owned_by": owner, **listed}]}
     with serving({"/v1/models": entry, "/version": more, "/server_info": more}) as server:

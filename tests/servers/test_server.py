@@ -179,6 +179,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.fault("processes", "An engine ignores SIGTERM: killed")
 def test_no_orphan_after_a_stop_that_is_ignored(engine, monkeypatch):
     monkeypatch.setattr(servers, "STOP_GRACE_S", 0.2)
     server = engine(STUBBORN)

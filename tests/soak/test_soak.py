@@ -18,6 +18,7 @@ def runs(tmp_path_factory):
     return calm, soak.soak(folder / "rough", "--requests", str(3 * len(quick)), every=3, only=quick, **shape)
 
 
+@pytest.mark.fault("servers", "A third of the replies broken: the others' figures hold")
 def test_each_misbehaviour_is_recorded_as_what_it_was_and_honest_requests_end_well(runs):
     calm, rough = runs
     assert [

@@ -97,6 +97,7 @@ WORKERS = [("Locust", 2), ("a worker", 2)]
 
 
 @pytest.mark.parametrize(("victim", "workers"), [*((one, 1) for one in VICTIMS), *WORKERS])
+@pytest.mark.fault("processes", "SIGKILL of any process: no orphan, exit 1; `--resume` completes")
 def test_any_process_may_be_killed_and_resume_completes_the_run(victim, workers, study):
     folder = study(workers=workers)
     out = folder / "run"
@@ -137,6 +138,7 @@ def lost(broken):
     return torn + sum((max(seqs) - min(seqs)) // 2 + 1 - len(seqs) for seqs in found.values())
 
 
+@pytest.mark.fault("processes", "`2>&1 | head -3`: the run goes on")
 def test_a_closed_pipe_ends_no_run(study):
     """As of `loadtest run … 2>&1 | head -3`."""
     folder = study(requests=3)
@@ -160,6 +162,7 @@ def limit_file_size():
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
 
+@pytest.mark.fault("processes", "A record cannot be written: exit 1 at once")
 def test_a_record_that_cannot_be_written_stops_the_run_at_once(study):
     """A file that may grow no further, as on a full disk."""
     folder = study(requests=400)
@@ -181,6 +184,7 @@ def test_a_record_that_cannot_be_written_stops_the_run_at_once(study):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+@pytest.mark.fault("processes", "A full disk: exit 1 at once")
 def test_a_full_disk_stops_the_run_at_once(study):
     folder = study(requests=400)
     (folder / "run").mkdir()
@@ -200,6 +204,7 @@ def test_a_full_disk_stops_the_run_at_once(study):
         subprocess.run(["umount", str(folder / "run")], check=True)
 
 
+@pytest.mark.fault("processes", "A second run into the same folder: exit 1")
 def test_two_runs_into_one_folder_are_refused(study):
     folder = study(requests=200)
     first = run(folder)
@@ -231,6 +236,7 @@ sys.stderr.flush()
 
 
 @pytest.mark.parametrize("then", ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGKILL)"], ids=["ignores", "is killed"])
+@pytest.mark.fault("processes", "Shared memory of a killed engine: unlinked")
 def test_shared_memory_of_a_killed_runtime_is_unlinked(then):
     command = [
         sys.executable,
@@ -254,6 +260,7 @@ def moments(monkeypatch, *readings):
     monkeypatch.setattr(sampling.Moment, "now", lambda: sampling.Moment(*next(told)))
 
 
+@pytest.mark.fault("processes", "Suspended: `the machine was suspended for`; the repeat is broken")
 def test_a_suspended_machine_breaks_its_pass_and_resume_measures_it_again(tmp_path, monkeypatch):
     moments(monkeypatch, (0, 0, 0), (650, 50, 650), (700, 100, 700), (710, 110, 710), (711, 111, 711), (720, 120, 720))
     problems = execute(STUDY, tmp_path / "run", say=silent)

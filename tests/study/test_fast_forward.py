@@ -413,6 +413,7 @@ def test_a_study_is_predicted_to_its_page(study_file, tmp_path, capsys, monkeypa
     assert {"metrics.json", "metrics.csv", "plots", "manifest.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
 
 
+@pytest.mark.fault("processes", "Every request fails: exit 1")
 def test_a_run_in_which_every_request_failed_has_measured_nothing(study_file, tmp_path, capsys):
     study_file.write_text(study_file.read_text() + "[contract]\nextra_body = { temperature = -1.0 }\n")
     assert cli.main(["predict", "--study", str(study_file), "--out", str(tmp_path / "run")]) == 1

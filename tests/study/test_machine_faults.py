@@ -76,6 +76,7 @@ def permitted(*needed):
         pytest.skip(f"unshare {needed[0]} is not permitted here")
 
 
+@pytest.mark.fault("processes", "The disk turns read-only: exit 1")
 def test_a_disk_that_turns_read_only_stops_the_run_and_keeps_its_records(folder):
     """ext4 on an error: the kernel remounts it read-only while files are open."""
     permitted("--mount", "true")
@@ -98,6 +99,7 @@ def test_a_disk_that_turns_read_only_stops_the_run_and_keeps_its_records(folder)
     assert len(kept.cells[0].levels[0].requests) > 0
 
 
+@pytest.mark.fault("processes", "`/dev/shm` is full: no matter")
 def test_a_full_shared_memory_is_no_matter(folder):
     permitted("--mount", "true")
     script = f"mount -t tmpfs -o size=4096 tmpfs /dev/shm; head -c 4096 /dev/zero > /dev/shm/full; timeout 120 {RUN}"
@@ -107,6 +109,7 @@ def test_a_full_shared_memory_is_no_matter(folder):
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+@pytest.mark.fault("processes", "`the wall clock was set`: no figure depends on it")
 def test_a_wall_clock_that_steps_in_mid_run_changes_no_figure(folder):
     (folder / "clock.c").write_text(STEPPED_CLOCK)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", "clock.so", "clock.c", "-ldl"], cwd=folder, check=True)

@@ -101,6 +101,7 @@ def test_resume_repeats_nothing_that_is_finished(finished):
     assert {path: path.read_bytes() for path in finished.rglob("requests-*.jsonl")} == before
 
 
+@pytest.mark.fault("input", "Damaged records: `--resume` measures them again")
 def test_resume_measures_passes_again_whose_records_are_not_whole(finished, tmp_path):
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     first, second = sorted(out.glob("cells/*/c0?-r1"))
@@ -114,6 +115,7 @@ def test_resume_measures_passes_again_whose_records_are_not_whole(finished, tmp_
     assert read.read_manifest(out / "manifest.json").complete
 
 
+@pytest.mark.fault("input", "The run folder is renamed: exit 1")
 def test_a_run_whose_folder_is_renamed_does_not_end_complete(tmp_path):
     out, moved = tmp_path / "run", tmp_path / "moved"
 
@@ -157,6 +159,7 @@ ANOTHER = {
 
 
 @pytest.mark.parametrize("key", ANOTHER)
+@pytest.mark.fault("input", "`--resume` of another study; repeats may grow")
 def test_resume_of_another_study_is_refused_by_what_differs(key, finished, monkeypatch):
     monkeypatch.setattr(plan, "token_counter", lambda path: None)
     before = (finished / "manifest.json").read_bytes()
@@ -324,6 +327,7 @@ def test_a_server_that_dies_is_explained_and_the_next_cell_is_measured(tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.fault("processes", "Ctrl-C, SIGTERM, SIGHUP: exit 130, a page")
 def test_interrupted_it_keeps_what_it_has_and_leaves_no_process(number, tmp_path):
     out = tmp_path / "run"
     study = tmp_path / "long.toml"
@@ -392,6 +396,7 @@ AMBIENT = {
 }
 
 
+@pytest.mark.fault("processes", "Modules, `locust.conf`, `LOCUST_*` around a study: ignored")
 def test_nothing_in_the_current_folder_or_the_environment_changes_a_run(tmp_path):
     for name, text in AMBIENT.items():
         (tmp_path / name).write_text(text)

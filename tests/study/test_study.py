@@ -79,6 +79,7 @@ def test_options_of_a_scenario_go_to_its_command_line():
 
 
 @pytest.mark.parametrize("duration_s", [0.5, 2.5, 1e6])
+@pytest.mark.fault("processes", "`duration_s` of 0.5, 1e6: kept")
 def test_a_duration_may_be_any_number_of_seconds(duration_s):
     one = replace(parse.parse_study(GOOD), duration_s=duration_s)
     argv = command_of(one)
@@ -174,6 +175,7 @@ def test_a_study_is_never_read_in_part(tmp_path):
         parse.load_study(path)
 
 
+@pytest.mark.fault("input", "A cell twice: `each engine x model x tp once`")
 def test_the_same_cell_twice_is_refused_by_name():
     twice = GOOD + '\n[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\n'
     with pytest.raises(UsageError, match="each engine x model x tp once, got vllm_qwq-32b-awq_tp1"):
