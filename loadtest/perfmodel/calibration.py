@@ -33,6 +33,7 @@ from loadtest.perfmodel.constants import (
     VLLM_0_6,
     VLLM_0_8,
     generation,
+    reads_windows_by_pages,
 )
 from loadtest.perfmodel.interconnect import LINKS
 from loadtest.perfmodel.measurements import Measurement
@@ -102,6 +103,7 @@ _SHARED = (VLLM_0_8, CURRENT)  # the generations that more than one source measu
 _WEIGHTS = {"lone": 140, "static-batch": 60, "at-once": 40, "closed-loop": 20, "step": 12}
 """Weight of all rows of one way of measuring together: many rows of one kind must not drown the others."""
 
+PAGED_KEYS = ("paged_attention", "paged_bytes_per_s")
 NOISE = 0.03  # what repeated measurements of this kind scatter by
 
 
@@ -172,23 +174,33 @@ def calibrate(rows: Sequence[Measurement]) -> Fitted:
     if not rows:
         raise UsageError("nothing to calibrate on: expected at least one measurement that is not held back")
     drafted = [one for one in rows if one.deployment.speculation is not None]
-    rows = [one for one in rows if one.deployment.speculation is None]
+    paged = [one for one in rows if _is_paged(one)]
+    rows = [one for one in rows if one.deployment.speculation is None and not _is_paged(one)]
     parameters = free_parameters(rows)
     guesses = np.log([one.free.guess for one in parameters])
     bounds = (np.log([one.free.low for one in parameters]), np.log([one.free.high for one in parameters]))
     answer = least_squares(lambda logs: misfit(rows, parameters, logs), guesses, bounds=bounds, xtol=1e-5, ftol=1e-6)
     found = _fitted(parameters, np.exp(answer.x))
-    return _with_drafts(found, drafted) if drafted else found
+    for keys, shown in ((("draft_step_s",), drafted), (PAGED_KEYS, paged)):
+        found = with_kernels(found, keys, shown) if shown else found
+    return found
 
 
-def _with_drafts(found: Fitted, drafted: Sequence[Measurement]) -> Fitted:
-    """The same with the time of a draft that fits the rows with drafts best: these decide nothing else."""
+def _is_paged(one: Measurement) -> bool:
+    deployment = one.deployment
+    return bool(deployment.model.window_tokens) and reads_windows_by_pages(deployment.engine, deployment.engine_version)
 
-    def with_step(log: Array) -> Fitted:
-        return replace(found, kernels=replace(found.kernels, draft_step_s=float(np.exp(log[0]))))
 
-    answer = least_squares(lambda log: np.log1p(errors(drafted, with_step(log))), [np.log(1e-3)])
-    return with_step(answer.x)
+def with_kernels(found: Fitted, keys: Sequence[str], rows: Sequence[Measurement]) -> Fitted:
+    """The same with those constants of kernels that fit these rows best: rows with drafts, or old ones with a window, decide
+    nothing else."""
+
+    def changed(logs: Array) -> Fitted:
+        return replace(found, kernels=replace(found.kernels, **dict(zip(keys, np.exp(logs).tolist(), strict=True))))
+
+    guess = np.log([getattr(KERNELS, key) for key in keys])
+    answer = least_squares(lambda logs: np.log1p(errors(rows, changed(logs))), guess)
+    return changed(answer.x)
 
 
 def misfit(rows: Sequence[Measurement], parameters: Sequence[Parameter], logs: Array) -> Array:

@@ -14,6 +14,7 @@ from loadtest.errors import UsageError
 from loadtest.perfmodel.interconnect import LINKS, Link
 
 QUERY_TILE = 128  # query rows that one attention block works on (FlashAttention-2 and later)
+PAGED_BLOCKS = 512  # streams x heads a GPU up to which PagedAttention splits contexts
 SMOOTHNESS = 3  # of the roofline: (memory^3 + unpacking^3 + arithmetic^3)^(1/3); held against Marlin's own table
 
 
@@ -59,7 +60,9 @@ class KernelConstants:
     `memory_efficiency`: share of the bandwidth at which weights stream where nothing else is in the way.
     `weights_per_cycle_*`: weights that a multiprocessor unpacks in a clock cycle (Marlin-class kernels; FP8 by its own).
     `products_*`: share of the 16-bit kernel's efficiency (FP8: of the FP8 rate) in matrix products. `quantised_layer_s`: a
-    layer's extra launches.
+    layer's extra launches. `draft_step_s`: a pass of a head that drafts. `paged_attention`: how many times as long as
+    FlashAttention vLLM's own kernel took to read the KV cache where it split contexts; `paged_bytes_per_s`: where it did
+    not, with one copy for each query head.
     """
 
     memory_efficiency: float
@@ -71,6 +74,8 @@ class KernelConstants:
     products_fp8: float
     quantised_layer_s: float
     draft_step_s: float
+    paged_attention: float
+    paged_bytes_per_s: float
 
 
 FACTORS = ("overhead", "streams", "weights", "kv", "all_reduce", "prefill")
@@ -191,6 +196,8 @@ KERNELS = KernelConstants(
     products_fp8=0.753,  # Qwen3-14B-FP8 on H20 after 63,488 tokens (34.0 tokens/s)
     quantised_layer_s=1.06e-05,
     draft_step_s=0.000998,
+    paged_attention=1.40,
+    paged_bytes_per_s=2.62e12,
 )
 
 
@@ -202,19 +209,36 @@ def generation(engine: str, version: str = "") -> str:
     >>> generation("vllm", "0.10.1"), generation("sglang", "0.4.6.post1"), generation("vllm-sim")
     ('vLLM 0.8', 'SGLang 0.4', 'current')
     """
-    found = re.match(r"v?(\d+)\.(\d+)", version)
-    if version and not found:
-        raise UsageError(f"engine version {version!r}: expected numbers as in 0.19.0")
-    name = engine.removesuffix("-sim")
-    if found is None or name not in ("vllm", "sglang"):
+    number, name = _numbers(version)[:2], engine.removesuffix("-sim")
+    if not number or name not in ("vllm", "sglang"):
         return CURRENT
-    number = (int(found[1]), int(found[2]))
     if name == "sglang":
         return SGLANG_0_4 if number < (0, 5) else CURRENT
     for below, before in (((0, 6), VLLM_0_5), ((0, 8), VLLM_0_6), ((0, 14), VLLM_0_8)):
         if number < below:
             return before
     return CURRENT
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(0, 6, 3) of `0.6.3.post1`; () of none. Raises UsageError for a version without numbers."""
+    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    if version and not found:
+        raise UsageError(f"engine version {version!r}: expected numbers as in 0.19.0")
+    return tuple(int(number) for number in found.groups(default="0")) if found else ()
+
+
+def reads_windows_by_pages(engine: str, version: str) -> bool:
+    """Did this engine read the KV cache of models with a sliding window by its own PagedAttention, not by FlashAttention?
+
+    vLLM 0.4.3 to 0.6.3 did (its pull requests 3648 and 9403).
+
+    >>> reads_windows_by_pages("vllm", "0.6.2"), reads_windows_by_pages("vllm", "0.6.4")
+    (True, False)
+    """
+    number = _numbers(version) or (0, 0, 0)
+    # A version of two numbers may be any of its releases.
+    return engine.removesuffix("-sim") == "vllm" and (0, 4, 3) <= number < (0, 6, 4)
 
 
 def is_calibrated(gpu_name: str) -> bool:

@@ -53,7 +53,7 @@ class Measurement:
     `measured_s`: seconds of the whole request or batch (`lone`, `static-batch`), else seconds per token. `family` names the
     model without its quantisation; `source` is short. `context_tokens` is the mean context of a stream (`step` only),
     `wait_s` the mean time to the first token (`at-once` only). `total_tokens_per_s` of all streams, 0 where not told or
-    is the time itself. `held_back`: the fit never sees it.
+    is the time itself; `requests` of the loop that it is of (0: not told). `held_back`: the fit never sees it.
     """
 
     deployment: Deployment
@@ -68,6 +68,7 @@ class Measurement:
     context_tokens: float = 0.0
     wait_s: float = 0.0
     total_tokens_per_s: float = 0.0
+    requests: int = 0
     where: str = ""
 
     @property
@@ -130,7 +131,7 @@ def _batched(row: Mapping[str, str], line: int, where: str) -> Measurement | Non
     try:
         gpu = "a100-80gb-pcie" if "dennislee22" in source else row["gpu"]
         deployment = _deployment(row["model"] + suffix, gpu, row["tp"], row["engine"], version, row["gpu"])
-        streams = float(row["concurrency"])
+        streams, requests = float(row["concurrency"]), int(row.get("n_requests") or 0)
         prompt, output = float(row["input_tokens"] or 0), float(row["output_tokens"] or 0)
         measured = _seconds(row, way)
         if "SPECULATIVE" in note:
@@ -146,13 +147,17 @@ def _batched(row: Mapping[str, str], line: int, where: str) -> Measurement | Non
     wait = float(row["ttft_ms_mean_or_p50"] or 0) / 1e3 if way == "at-once" and streams > 1 else 0.0
     total = float(row["output_tokens_per_s_total"] or 0) if way in ("closed-loop", "at-once") else 0.0
     found = Measurement(
-        deployment, row["model"], short, way, streams, prompt, output, measured, held_back, context, wait, total, where
-    )
+        deployment, row["model"], short, way, streams, prompt, output, measured, held_back, context, wait, total, requests,
+        where,
+    )  # fmt: skip
     return None if _overflows(found, note) else found
 
 
 def _speculation(note: str, tpot_s: float) -> Speculation:
-    """What an SGLang command says of drafts; accepted tokens are the mean gap between its chunks over the time per token."""
+    """What an SGLang command says of drafts; accepted tokens are the mean gap between its chunks over the time per token.
+
+    Its number of draft tokens counts the token before them too.
+    """
     used = note.rpartition("# --speculative")[2] or note
     steps, tokens = (re.search(rf"--speculative-num-{key} (\d+)", used) for key in ("steps", "draft-tokens"))
     gap_ms = re.search(r"mean ITL ([\d.]+)", note)
@@ -160,7 +165,7 @@ def _speculation(note: str, tpot_s: float) -> Speculation:
         raise UsageError(
             "speculation: expected --speculative-num-steps, --speculative-num-draft-tokens and mean ITL in note"
         )
-    return Speculation(float(gap_ms[1]) / 1e3 / tpot_s, int(tokens[1]), int(steps[1]))
+    return Speculation(float(gap_ms[1]) / 1e3 / tpot_s, int(tokens[1]) - 1, int(steps[1]))
 
 
 def _way(note: str) -> Way:

@@ -10,7 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from loadtest.perfmodel.constants import QUERY_TILE, SMOOTHNESS, VLLM_0_5, VLLM_0_6, Constants, generation
+from loadtest.perfmodel.constants import (
+    PAGED_BLOCKS,
+    QUERY_TILE,
+    SMOOTHNESS,
+    VLLM_0_5,
+    VLLM_0_6,
+    Constants,
+    generation,
+    reads_windows_by_pages,
+)
 from loadtest.perfmodel.gpus import Gpu
 from loadtest.perfmodel.interconnect import all_reduce_s
 from loadtest.perfmodel.memory import Deployment
@@ -152,7 +161,23 @@ def _kv_s(deployment: Deployment, work: StepWork, constants: Constants) -> float
     """Read the KV cache of the streams that decode: their whole contexts, and of layers with a window the windows."""
     kv_bytes = work.kv_read_tokens * deployment.kv_bytes_per_token_per_gpu
     kv_bytes += work.decode_streams * deployment.window_bytes_per_gpu
-    return kv_bytes / (deployment.gpu.bandwidth_bytes_per_s * constants.gpu.kv_efficiency)
+    kv_s = kv_bytes / (deployment.gpu.bandwidth_bytes_per_s * constants.gpu.kv_efficiency)
+    by_pages = deployment.model.window_tokens and reads_windows_by_pages(deployment.engine, deployment.engine_version)
+    return _paged_s(deployment, work, kv_bytes, kv_s, constants) if by_pages else kv_s
+
+
+def _paged_s(deployment: Deployment, work: StepWork, kv_bytes: float, kv_s: float, constants: Constants) -> float:
+    """The same by PagedAttention, which FlashAttention needs `kv_s` for.
+
+    Each query head reads the keys and values that grouped heads share once more. Up to 512 streams x heads a GPU, contexts
+    are split into parts of 512 tokens, which hides it; beyond, one block reads a whole context (`paged_attn.py`, `use_v1`).
+    """
+    kernels, heads = constants.kernels, deployment.model.heads // deployment.tp
+    split_s = kv_s * kernels.paged_attention
+    if work.decode_streams * heads <= PAGED_BLOCKS:
+        return split_s
+    copies = heads / max(1.0, deployment.model.kv_heads / deployment.tp)
+    return max(split_s, kv_bytes * copies / kernels.paged_bytes_per_s)
 
 
 def _attention_s(deployment: Deployment, work: StepWork, constants: Constants) -> float:

@@ -22,7 +22,7 @@ def on(model, gpu, tp=1, engine="other", **options):
 PLAIN = Constants(
     EngineConstants(1e-3, 1e-5, 1e-4, "made up", parallel_step_s=3e-3, all_reduce_s=1e-6),
     GpuConstants(1e9, 0.5, 0.5, 0.5, "made up"),
-    KernelConstants(0.5, 1e9, 1e9, 1e9, 0.5, 0.5, 0.5, 2e-5, 1e-3),
+    KernelConstants(0.5, 1e9, 1e9, 1e9, 0.5, 0.5, 0.5, 2e-5, 1e-3, 1.5, 1e12),
 )
 QUICK = replace(PLAIN, gpu=replace(PLAIN.gpu, prefill_efficiency=1e9))  # no time for products
 OVERHEAD = 1e-3 + 64e-5 + 1e-4
@@ -98,6 +98,24 @@ def test_layers_with_a_window_read_no_more_than_the_window():
     one = on("gpt-oss-20b", "h100")
     short, long = (step_time_s(one, StepWork(decode_streams=1, kv_read_tokens=n), QUICK) for n in (1000, 2000))
     assert long - short == pytest.approx(1000 * 12 * 2 * 8 * 64 * 2 / (3350e9 * 0.5))
+
+
+@pytest.mark.parametrize(
+    ("version", "streams", "tp", "expected"),
+    [
+        ("0.6.4", 64, 1, 1.0),  # FlashAttention
+        ("0.6.3.post1", 16, 1, 1.5),  # 16 x 32 = 512 blocks: contexts are split
+        ("0.5", 64, 4, 1.5),  # 64 x 32 / 4
+        ("0.5", 17, 1, 4 * 1.675),  # each of 4 query heads reads its own copy, at 1e12 instead of 3350e9 x 0.5 bytes/s
+        ("0.4.2", 64, 1, 1.0),
+    ],
+)
+def test_old_vllm_read_the_cache_of_window_models_by_pages(version, streams, tp, expected):
+    one = on("mistral-7b-v0.1", "h100", tp, "vllm", engine_version=version)
+    work = StepWork(decode_streams=streams, kv_read_tokens=1000 * streams)
+    flash_s = 1000 * streams * 2 * 32 * 8 / tp * 128 * 2 / (3350e9 * 0.5)
+    assert step_time.step_time(one, work, PLAIN).kv_s == pytest.approx(expected * flash_s)
+    assert step_time.step_time(replace(one, engine="sglang"), work, PLAIN).kv_s == pytest.approx(flash_s)
 
 
 def test_a_machines_factors_stretch_their_parts():
