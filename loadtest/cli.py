@@ -25,7 +25,7 @@ from loadtest.commands.parser import (
     path_of,
 )
 from loadtest.credentials import keep_from_dumps, redacted
-from loadtest.errors import GateError, Interrupted, LoadtestError
+from loadtest.errors import Interrupted, LoadtestError
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -55,11 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except KeyboardInterrupt:
         return _failed(Interrupted("interrupted"))
-    except GateError as error:
+    except LoadtestError as error:
         if error.said:
             _say(error.said, sys.stdout)
-        return _failed(error)
-    except LoadtestError as error:
         return _failed(error)
     except OSError as error:
         return _failed(LoadtestError(f"the system refused: {error}"))
@@ -119,23 +117,30 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return _of_attach(parser, arguments, ours) if arguments.handler in _ATTACHING else arguments
 
 
-_ATTACHING = {"measure.attach": "attach", "measure.search": "search"}
+_ATTACHING = {"measure.attach": "attach", "measure.search": "search", "duel.duel": "duel"}
 
 
 def _of_attach(parser: argparse.ArgumentParser, given: argparse.Namespace, argv: list[str]) -> argparse.Namespace:
-    """Arguments of `attach` or `search`; with --resume those that began it, and what is given now."""
+    """Arguments of `attach`, `search` or `duel`; with --resume those that began it, and what is given now."""
     name = _ATTACHING[given.handler]
+    places = ("url_a", "url_b") if name == "duel" else ("base_url",)
+    named = [place for place in places if getattr(given, place) is not None]
     if given.resume is None:
-        if given.base_url is None:
-            parser.error(f"{name}: expected --base-url URL, or --resume RUN for an unfinished run")
+        if len(named) < len(places):
+            where = "URL_A URL_B" if name == "duel" else "--base-url URL"
+            parser.error(f"{name}: expected {where}, or --resume RUN for an unfinished run")
         return given
+    if name == "duel" and named:
+        parser.error("duel: expected --resume RUN without URLs, as the run has its own")
     from loadtest.commands import resumed
 
     options = resumed.began_options(given.resume, name)
     began = parser.parse_args([name, *options])
     both = parser.parse_args([name, *options, *argv[1:]])
     resumed.check_same(given.resume, began, both)
-    both.slo, both.out = given.slo or began.slo, given.resume
+    both.out = given.resume
+    if name != "duel":
+        both.slo = given.slo or began.slo
     return both
 
 
@@ -304,8 +309,8 @@ def _attaching_commands(command: Command) -> None:
     _add_ending(add, "search")
 
     add = command("duel", "duel.duel", "have two running servers take turns until it is certain which is faster")
-    add("url_a", metavar="URL_A")
-    add("url_b", metavar="URL_B")
+    add("url_a", nargs="?", metavar="URL_A")
+    add("url_b", nargs="?", metavar="URL_B")
     add("--model", metavar="M", help="served model name (default: the one that both serve)")
     add("--concurrency", default="1,8", metavar="1,8", help="lowest and highest users of the bursts (default: %(default)s)")
     add("--matters", type=float, default=5.0, metavar="PERCENT", help="a smaller difference is equal (default: %(default)g)")
@@ -314,9 +319,7 @@ def _attaching_commands(command: Command) -> None:
     add("--workload", default="math", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
     add("--max-tokens", type=int, metavar="N", help="most output tokens of a request (default: 32768)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the workload's order and of sampling (default: 0)")
-    add("--out", type=path_of, metavar="DIR", help="run folder to make (default: runs/duel-TIME)")
-    add("--json", action="store_true", help="print metrics.json instead of the table")
-    _add_telling(add)
+    _add_ending(add, "duel")
 
 
 def _add_server(add: Callable[..., argparse.Action]) -> None:
@@ -371,7 +374,7 @@ def _add_ending(add: Callable[..., argparse.Action], name: str) -> None:
         "--resume",
         type=path_of,
         metavar="RUN",
-        help="continue an unfinished run with its own options; finished levels are kept",
+        help="continue an unfinished run with its own options; what is finished is kept",
     )
     add("--json", action="store_true", help="print metrics.json instead of the table")
     _add_telling(add)

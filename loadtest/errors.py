@@ -15,9 +15,16 @@ from __future__ import annotations
 
 
 class LoadtestError(Exception):
-    """Root of every error that a user may meet: one line that says what, where and what to do next."""
+    """Root of every error that a user may meet: one line that says what, where and what to do next.
+
+    `said`: what the command has to say on standard output all the same.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class UsageError(LoadtestError):
@@ -39,13 +46,9 @@ class RecordError(LoadtestError):
 
 
 class GateError(LoadtestError):
-    """A requirement of `check` or `compare` is not met; `said` is what the command has to say all the same."""
+    """A requirement of `check` or `compare` is not met."""
 
     exit_code = 3
-
-    def __init__(self, message: str, said: str = "") -> None:
-        super().__init__(message)
-        self.said = said
 
 
 class Interrupted(LoadtestError):  # noqa: N818 - named as what happened, like KeyboardInterrupt

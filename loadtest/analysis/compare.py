@@ -58,7 +58,7 @@ def compare_engines(
     if bursts:
         levels, broken = (
             decision_levels(manifest.levels),
-            {cell.id: broken_words(cell.id, cell.conditions) for cell in described},
+            {cell.id: broken_words(cell.side.upper() if cell.side else cell.id, cell.conditions) for cell in described},
         )
         doubtful = {(cell.id, one.concurrency) for cell in described for one in cell.composed if unsound_reasons(one)}
         for index, pair in enumerate(pairs):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from loadtest.commands.finish import carry_out, new_folder
 from loadtest.commands.measure import hours_in_s
 from loadtest.decision.rounds import MOST_ROUNDS
 from loadtest.errors import UsageError
+from loadtest.records import read
 from loadtest.records.schema import EngineName
 from loadtest.servers import probe
 from loadtest.servers.probe import ServerInfo, normalise_url
@@ -26,7 +30,7 @@ _NATURAL_PROMPTS = 32  # answers that tell the lengths, on one server of each en
 
 def duel(arguments: argparse.Namespace, say: Teller) -> str:
     """Bursts on A, B, then B, A, and so on, one server at a time; a natural run tells the lengths once."""
-    budget_s = hours_in_s(arguments.budget)
+    budget_s, resume = hours_in_s(arguments.budget), arguments.resume is not None
     study = _study(arguments, (_cell(arguments, "a", arguments.url_a), _cell(arguments, "b", arguments.url_b)))
     plan.asked(study)
     a, b = (_probed(cell, arguments.model) for cell in study.cells)
@@ -35,7 +39,11 @@ def duel(arguments: argparse.Namespace, say: Teller) -> str:
     study = replace(study, cells=(a, b), name=f"{a.base_url} against {b.base_url}")
     out = arguments.out or new_folder("duel")
     return carry_out(
-        lambda: execute(study, out, budget_s=budget_s, say=say, audience=say.audience), out, say, arguments.json
+        lambda: execute(study, out, resume=resume, budget_s=budget_s, say=say, audience=say.audience),
+        out,
+        say,
+        arguments.json,
+        again=f"loadtest duel --resume {shlex.quote(str(out))}",
     )
 
 
@@ -59,7 +67,7 @@ def _study(arguments: argparse.Namespace, cells: tuple[Cell, Cell]) -> schema.St
         cells=cells,
         mode="decision",
         levels=levels,
-        repeats=MOST_ROUNDS,
+        repeats=MOST_ROUNDS if arguments.resume is None else _rounds_on(arguments.resume),
         until_decided=True,
         natural_users=max(levels),
         natural_prompts=_NATURAL_PROMPTS,
@@ -68,6 +76,13 @@ def _study(arguments: argparse.Namespace, cells: tuple[Cell, Cell]) -> schema.St
         start_sd=None if arguments.start_sd is None else arguments.start_sd / 100,
         contract={} if arguments.max_tokens is None else {"max_tokens": arguments.max_tokens},
     )
+
+
+def _rounds_on(run: Path) -> int:
+    """Rounds that a resumed duel may reach: its interval holds whenever one looks, so it may go on as long as one likes."""
+    known = read.read_manifest(run / "manifest.json")
+    done = [int(match[1]) for name in known.passes if (match := re.search(r"/bursts-.*-r(\d+)$", name))]
+    return max(known.repeats, max(done, default=0) + MOST_ROUNDS)
 
 
 def _probed(cell: Cell, model: str | None) -> Cell:

@@ -39,17 +39,23 @@ def carry_out(execute: Callable[[], tuple[str, ...]], out: Path, say: Say, json:
         interrupted = True
         say("interrupted: analysing what was measured so far")
     metrics = _conclude(out, say)
+    said = as_json(metrics) if json else decision_table(out, metrics)
     if interrupted:
-        raise Interrupted(f"interrupted; what was measured is in {out} and reported as incomplete in {page}{step}")
+        text = f"interrupted; what was measured is in {out} and reported as incomplete in {page}{step}"
+        raise Interrupted(text, said if _tells(metrics) else "")
     if problems:
-        raise LoadtestError(
-            f"{len(problems)} problem(s) left the run incomplete ({problems[0]}); the rest is in {page}{step}"
-        )
+        text = f"{len(problems)} problem(s) left the run incomplete ({problems[0]}); the rest is in {page}{step}"
+        raise LoadtestError(text, said if _tells(metrics) else "")
     if kinds := _only_failures(metrics):
         raise LoadtestError(
             f"nothing could be measured: every request failed ({kinds}); read the server's log, and {out / 'report.html'}"
         )
-    return as_json(metrics) if json else f"{decision_table(out, metrics)}\n{out / 'report.html'}"
+    return said if json else f"{said}\n{page}"
+
+
+def _tells(metrics: Metrics) -> bool:
+    """Has an incomplete run a decision, or the frontier of a search?"""
+    return bool(metrics.decisions or metrics.searches)
 
 
 def _conclude(out: Path, say: Say) -> Metrics:

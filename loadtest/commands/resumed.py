@@ -1,4 +1,4 @@
-"""`--resume RUN` of `attach` and `search`: the command line that began it, and does the one given now measure the same?"""
+"""`--resume RUN` of `attach`, `search`, `duel`: the command line that began it; does the one given now measure the same?"""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ _MEASURED = (
 )  # fmt: skip
 _OF_ATTACH = ("concurrency", "rate", "arrivals", "requests", "duration", "find_max")
 _SEARCHED = tuple(name for name in _MEASURED if name not in _OF_ATTACH)
+_BY_COMMAND = {
+    "measure.attach": _MEASURED,
+    "measure.search": _SEARCHED,
+    "duel.duel": ("model", "concurrency", "workload", "max_tokens", "seed"),
+}
 
 
 def began_options(run: Path, name: str) -> list[str]:
-    """The options of the `attach` or `search` (`name`) that began a run, as its manifest has them.
+    """The options of the command (`name`) that began a run, as its manifest has them.
 
     Raises `UsageError`: another command did.
     """
@@ -32,7 +37,7 @@ def began_options(run: Path, name: str) -> list[str]:
 
 def check_same(run: Path, began: argparse.Namespace, given: argparse.Namespace) -> None:
     """Raise `UsageError` where an option that is given now would measure something else than the run did."""
-    for name in _SEARCHED if began.handler == "measure.search" else _MEASURED:
+    for name in _BY_COMMAND[began.handler]:
         expected, got = getattr(began, name), getattr(given, name)
         if expected != got:
             option = f"--{name.replace('_', '-')}"

@@ -34,7 +34,7 @@ def serving(
     spec = launch_spec(cell, execution.contract, port=preflight.free_port())
     argv, variables = flags.launch_command(spec)
     engine.learn(command=tuple(argv), env=variables)
-    execution.say(f"{cell.id}: starting")
+    execution.say(f"{cell.title}: starting")
     log = execution.out / "cells" / cell.id / "engine.log"
     execution.audience.detail(f"command: {shlex.join(argv)}")
     execution.audience.detail(f"log: {log}")
@@ -57,7 +57,7 @@ def _attached(execution: Execution, base_url: str, cell: Cell, engine: EngineFil
     engine.learn(contract=contract)
     tell = execution.note if cell.base_url is None else execution.say  # a server of others: no problem of ours
     for violation in contract.violations:
-        tell(f"{cell.id}: differs from the contract: {violation}")
+        tell(f"{cell.title}: differs from the contract: {violation}")
     return locust_pass.Target(
         base_url=base_url, served_model=served, clock_speed=info.clock_speed, room_tokens=info.max_model_len
     )

@@ -66,6 +66,10 @@ class Execution:
     started_s: float = field(default_factory=time.monotonic)
     problems: list[str] = field(default_factory=list)
 
+    def is_out_of_time(self) -> bool:
+        """Is the budget spent?"""
+        return self.budget_s is not None and time.monotonic() > self.started_s + self.budget_s
+
     def note(self, problem: str) -> None:
         """Note a problem that makes the run incomplete; each is kept once."""
         self.say(problem)

@@ -22,6 +22,8 @@ from loadtest.study.execution import Execution, key_variables
 from loadtest.study.schema import AskedPass, Cell, Study
 
 PASS_FILE = "pass.json"
+SILENCE_S = 30.0  # wall: from a server that sends nothing for so long, a duel expects nothing beyond its budget
+ENOUGH_FAILURES = 2  # requests of a duel's pass that all failed
 
 
 class PassFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +48,7 @@ def is_finished(execution: Execution, cell: Cell, asked: AskedPass, repeat: int)
     if problem is None:
         return True
     aside = set_aside(folder)
-    execution.say(f"{cell.id}: an incomplete {folder.name} is kept as {aside.name}{problem and f': {problem}'}")
+    execution.say(f"{cell.title}: an incomplete {folder.name} is kept as {aside.name}{problem and f': {problem}'}")
     return False
 
 
@@ -98,7 +100,7 @@ def run_pass(
                 argv,
                 folder,
                 _environment(execution.study, cell),
-                died=lambda: unwritable() or died(),
+                died=lambda: unwritable() or died() or teller.gone(),
                 tell=teller,
                 enough=enough,
             )
@@ -122,13 +124,13 @@ def run_pass(
     took_s = after.monotonic_s - before.monotonic_s
     failed = f", {teller.progress.failed} failed" if teller.progress.failed else ""
     what = f"{'bursts  ' if asked.kind == 'bursts' else ''}{teller.progress.requests:>4} requests"
-    execution.say(f"{cell.id} at {asked.concurrency:>2}  {what} in {took_s:5.1f} s{failed}{left}")
+    execution.say(f"{cell.title} at {asked.concurrency:>2}  {what} in {took_s:5.1f} s{failed}{left}")
     if clocks.set_by is not None:
-        execution.say(f"{cell.id} at {asked.concurrency:>2}  {clocks.set_by}")
+        execution.say(f"{cell.title} at {asked.concurrency:>2}  {clocks.set_by}")
     if end.reason is not None:
-        raise EngineError(f"concurrency {asked.concurrency}, repeat {repeat}: {end.reason}")
+        raise EngineError(f"concurrency {asked.concurrency}, {execution.study.turn} {repeat}: {end.reason}")
     if clocks.suspended is not None:  # --resume measures this pass again; the next may be sound
-        execution.note(f"{cell.id}: concurrency {asked.concurrency}, repeat {repeat}: {clocks.suspended}")
+        execution.note(f"{cell.title}: concurrency {asked.concurrency}, {execution.study.turn} {repeat}: {clocks.suspended}")
 
 
 def _is_here(target: locust_pass.Target) -> bool:
@@ -153,8 +155,23 @@ class _Teller:
         self._by_clock_s = _by_clock_s(study, cell, asked)
         self._expected_s = remaining.pass_s(cell, asked)
         self.progress = LevelProgress()
+        self._heard_s = self._began_s
+
+    def gone(self) -> str | None:
+        """Why the pass of a duel need not go on: every request failed, or the budget is spent and nothing comes."""
+        execution, seen = self._execution, self.progress
+        if not execution.study.is_duel:
+            return None
+        if seen.failed == seen.requests >= ENOUGH_FAILURES:
+            return f"each of the first {seen.requests} requests failed"
+        silent_s = time.monotonic() - self._heard_s
+        if not execution.is_out_of_time() or silent_s < SILENCE_S:
+            return None
+        return f"the budget is spent, and nothing came for {silent_s:.0f} s; {seen.ended} requests had ended"
 
     def __call__(self, progress: LevelProgress) -> None:
+        if progress.tokens_per_s or progress.ended > self.progress.ended:
+            self._heard_s = time.monotonic()
         self.progress = progress
         asked, elapsed_s = self._asked, time.monotonic() - self._began_s
         left_s = (
@@ -164,7 +181,7 @@ class _Teller:
         )
         self._execution.audience.watch(
             LevelStatus(
-                cell=self._cell.id,
+                cell=self._cell.title,
                 concurrency=asked.concurrency,
                 place=_place(self._execution.study, self._cell, asked, self._repeat),
                 asked=asked.requests,
@@ -208,7 +225,7 @@ def _place(study: Study, cell: Cell, asked: AskedPass, repeat: int) -> str:
     first = f"level {study.levels.index(asked.concurrency) + 1} of {len(study.levels)}" if ordinary else _ASKED[asked.kind]
     counted = (
         ("cell", study.cells.index(cell) + 1, len(study.cells)),
-        ("repeat", repeat, study.repeats),
+        (study.turn, repeat, study.repeats),
     )
     return ", ".join([first, *(f"{what} {n} of {of}" for what, n, of in counted if of > 1)])
 

@@ -143,11 +143,15 @@ def _run_repeats(execution: Execution) -> None:
     for repeat in range(1, study.repeats + 1):
         cells = tuple(cell for cell in study.cells if cell.id in execution.wanted.cells)
         if clock.is_spent(time.monotonic(), len(cells)):
-            execution.say(f"stopped before repeat {repeat}: it would not end within the budget")
+            execution.say(f"stopped before {study.turn} {repeat}: it would not end within the budget")
             return
+        measured = False
         for cell in in_order(cells, repeat):
-            _run_cell(execution, cell, repeat)
-        clock.repeat_ended(time.monotonic(), len(cells))
+            measured |= _run_cell(execution, cell, repeat)
+            if study.is_duel and execution.problems:  # a round without its other half tells nothing
+                return
+        if measured:
+            clock.repeat_ended(time.monotonic(), len(cells))
         if study.until_decided and repeat < study.repeats and (study.decides or repeat >= LOOKS[0]):
             execution.wanted = stopping.look(execution, analyze(read.read_run(execution.out)), repeat)
             if not execution.wanted.cells:
@@ -229,16 +233,18 @@ def end_run(opened: Manifest, out: Path, problems: list[str], *, interrupted: bo
     write.write_manifest(out, ended(opened, problems, finished_passes(out), interrupted=interrupted))
 
 
-def _run_cell(execution: Execution, cell: Cell, repeat: int) -> None:
+def _run_cell(execution: Execution, cell: Cell, repeat: int) -> bool:
+    """One repeat of a cell; False where all of it is on disk already."""
     searched = execution.study.search is not None
     asked = [] if searched else execution.wanted.passes(execution.study, execution.contract, cell)
     left = [one for one in asked if not is_finished(execution, cell, one, repeat)]
     if not left and not searched:
-        execution.say(f"{cell.id}: repeat {repeat} is complete on disk already")
+        execution.say(f"{cell.title}: {execution.study.turn} {repeat} is complete on disk already")
     else:
         with credentials.named(cell.api_key_env):
             _measure(execution, cell, left, repeat)
     execution.remaining.ended(cell, repeat)
+    return bool(left) or searched
 
 
 def _measure(execution: Execution, cell: Cell, asked: list[AskedPass], repeat: int) -> None:
@@ -257,12 +263,12 @@ def _measure(execution: Execution, cell: Cell, asked: list[AskedPass], repeat: i
     except FitError as error:  # a finding, not a failure of ours
         engine.learn(status="refused", reason=str(error))
         execution.remaining.never(cell.id)
-        execution.say(f"{cell.id}: refused: {error}")
+        execution.say(f"{cell.title}: refused: {error}")
     except EngineError as error:
         ended = "skipped" if cell.id in execution.blocked else "failed"
         reason = credentials.redacted(str(error))
         engine.learn(status="died" if engine.facts.status == "died" else ended, reason=reason)
-        execution.note(f"{cell.id}: {reason}")
+        execution.note(f"{cell.title}: {reason}")
     except RecordError as error:
         engine.learn(status="failed", reason=str(error))
         raise

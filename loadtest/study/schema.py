@@ -120,6 +120,15 @@ class Cell:
         return f"{cell_id(self.engine, self.model, self.tp)}{more}"
 
     @property
+    def title(self) -> str:
+        """What messages call it: its id; a side of a duel by its letter and its URL.
+
+        >>> Cell(engine="vllm", model="m", base_url="http://10.0.0.1:8000", side="b").title
+        'B (http://10.0.0.1:8000)'
+        """
+        return self.id if self.side is None or self.base_url is None else f"{self.side.upper()} ({self.base_url})"
+
+    @property
     def simulated(self) -> bool:
         """Is the engine our simulator? Its figures predict; they never measure an engine."""
         return self.engine.endswith("-sim")
@@ -239,6 +248,11 @@ class Study:
     def is_duel(self) -> bool:
         """Do two servers that run already take turns, so that a repeat is a round?"""
         return any(cell.side is not None for cell in self.cells)
+
+    @property
+    def turn(self) -> str:
+        """What messages call a repeat."""
+        return "round" if self.is_duel else "repeat"
 
     @property
     def lengths(self) -> LengthMode:

@@ -62,14 +62,16 @@ def look(execution: Execution, metrics: Metrics, repeat: int) -> Wanted:
     wanted = Wanted(frozenset(whole), frozenset(broken), frozenset(natural))
     if not study.decides:
         wanted = Wanted(levels=frozenset(whole))
+    titles = {cell.id: cell.title for cell in study.cells}
     for one in metrics.decisions:
+        pair = f"{titles[one.a]} against {titles[one.b]}"
         if one.broken and one in still:
-            execution.say(f"{one.a} against {one.b}: natural passes instead of bursts, as {'; '.join(one.broken)}")
+            execution.say(f"{pair}: natural passes instead of bursts, as {'; '.join(one.broken)}")
         elif one not in still:
-            execution.say(f"{one.a} against {one.b}: {one.verdict}; {one.reason}")
+            execution.say(f"{pair}: {one.verdict}; {one.reason}")
     if judged:
         n = len(wanted.cells)
-        more = f"{n} of {len(study.cells)} cells are still needed"
+        more = "undecided so far" if study.is_duel else f"{n} of {len(study.cells)} cells are still needed"
         execution.say(more if n else "every pair that can be decided is decided")
     return wanted
 

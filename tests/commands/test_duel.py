@@ -1,14 +1,19 @@
 """`duel`: two simulators behind sockets take turns; wrong command lines are one clear line."""
 
 import json
+import re
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
 
 import pytest
 
 from loadtest import cli
 from loadtest.servers import preflight
+from loadtest.study import passes
 
 PRESENT = "http://127.0.0.1:{}"
 
@@ -38,7 +43,7 @@ def urls(tmp_path_factory):
 @pytest.mark.timeout(300)
 def test_two_servers_take_turns_and_leave_one_run(urls, tmp_path, capsys):
     out = tmp_path / "run"
-    assert cli.main(["duel", *urls[:2], "--concurrency", "1,2", "--budget", "0.004", "--out", str(out), "--json"]) == 0
+    assert dueled([*urls[:2], "--concurrency", "1,2", "--budget", "0.002", "--out", str(out), "--json"]) == 0
     printed, said = capsys.readouterr()
     metrics = json.loads(printed)
     assert [(cell["side"], cell["engine"]) for cell in metrics["cells"]] == [("a", "vllm-sim"), ("b", "vllm-sim")]
@@ -46,10 +51,63 @@ def test_two_servers_take_turns_and_leave_one_run(urls, tmp_path, capsys):
     assert decision["unit"] == "round"
     assert decision["verdict"] in ("equal", "undecided", "too few samples")  # a busy machine may fail its checks
     assert "as they stand" in decision["population"]
-    sides = [line.split(" at ")[0][-1] for line in said.splitlines() if " requests in " in line]
+    sides = [line.partition("] ")[2].split(" at ")[0] for line in said.splitlines() if " requests in " in line]
     turns = [one for at, one in enumerate(sides) if at == 0 or sides[at - 1] != one]
-    assert turns[:2] == ["a", "b"]
+    assert turns[:2] == [f"A ({urls[0]})", f"B ({urls[1]})"]
+    assert "vllm-sim" not in said
     assert "Which of two servers is faster?" in (out / "report.html").read_text()
+    # resumed, it goes on where it stopped
+    done = max(rounds_on_disk(out))
+    assert dueled(["--resume", str(out), "--budget", "0.0001", "--json"]) == 0
+    printed, said = capsys.readouterr()
+    [decision] = json.loads(printed)["decisions"]
+    assert f"round {done} is complete on disk already" in said
+    assert decision["verdict"] in ("equal", "undecided", "too few samples")
+    assert max(rounds_on_disk(out)) == done + (" requests in " in said)
+    assert json.loads((out / "manifest.json").read_text())["repeats"] == 40 + done
+
+
+def dueled(arguments):
+    """The exit code; the manifest keeps the command line, for --resume."""
+    with mock.patch.object(sys, "argv", ["loadtest", "duel", *arguments]):
+        return cli.main(["duel", *arguments])
+
+
+def rounds_on_disk(out):
+    return {int(re.search(r"-r(\d+)$", path.parent.name)[1]) for path in out.glob("cells/*/bursts-*/pass.json")}
+
+
+class Silent(BaseHTTPRequestHandler):
+    """Says what it serves, takes every request, and answers none."""
+
+    done = threading.Event()
+
+    def do_GET(self):
+        body = json.dumps({"data": [{"id": "qwq-32b-awq", "max_model_len": 32768}]}).encode()
+        self.send_response(200 if self.path == "/v1/models" else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        self.done.wait(120)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.timeout(300)
+def test_a_server_that_never_answers_ends_with_the_budget(urls, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(passes, "SILENCE_S", 1.0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as silent:
+        threading.Thread(target=silent.serve_forever, daemon=True).start()
+        url = PRESENT.format(silent.server_port)
+        assert dueled([url, urls[0], "--concurrency", "1,2", "--budget", "0.0005", "--out", str(tmp_path / "run")]) == 1
+        silent.shutdown()
+        Silent.done.set()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"A ({url}): concurrency 1, round 1: the budget is spent, and nothing came for " in said
+    assert said.endswith(f"continue with: loadtest duel --resume {tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize(
@@ -72,3 +130,16 @@ def test_a_wrong_command_line_is_one_clear_line(arguments, said, capsys):
 def test_servers_of_two_models_are_refused(urls, capsys):
     assert cli.main(["duel", urls[0], urls[2]]) == 2
     assert "expected one model on both servers, got qwq-32b-awq and qwen2.5-7b-instruct" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["http://127.0.0.1:1"], "duel: expected URL_A URL_B, or --resume RUN for an unfinished run"),
+        (["http://127.0.0.1:1", "--resume", "run"], "duel: expected --resume RUN without URLs, as the run has its own"),
+    ],
+)
+def test_urls_or_a_run_are_needed(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["duel", *arguments])
+    assert said in capsys.readouterr().err

@@ -130,6 +130,7 @@ def carried_out(monkeypatch, tmp_path):
                 ),
                 execution.out,
             )
+            return True
 
         monkeypatch.setattr(study_run, "_run_cell", measure)
         monkeypatch.setattr(study_run, "_blocked", lambda *_: {})

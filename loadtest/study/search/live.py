@@ -72,8 +72,7 @@ class LocustDriver:
         run_pass(one, self.cell, self.target, self.died, asked_pass, repeat, live)
 
     def is_out_of_time(self) -> bool:
-        budget_s = self.execution.budget_s
-        return budget_s is not None and time.monotonic() > self.execution.started_s + budget_s
+        return self.execution.is_out_of_time()
 
     def _next_repeat(self, level: int) -> int:
         return next(repeat for repeat in itertools.count(1) if not self._folder(level, repeat).exists())
