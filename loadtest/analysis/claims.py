@@ -17,8 +17,8 @@ from loadtest.analysis.validity import unsound_reasons
 from loadtest.errors import UsageError
 from loadtest.metrics import intervals
 from loadtest.metrics.catalogue import METRICS, Statistic, statistics_of
-from loadtest.metrics.figures import Estimate, Interval, OpenInterval
-from loadtest.metrics.schema import CellFigures, ClaimKind, ClaimResult, Comparison, FindingVerdict
+from loadtest.metrics.figures import Bounded, Estimate, Interval, OpenInterval
+from loadtest.metrics.schema import CellFigures, ClaimKind, ClaimResult, Comparison, FindingVerdict, PairDecision
 from loadtest.perfmodel import models
 
 
@@ -96,13 +96,23 @@ def _check_figure(claim: Claim, where: str) -> None:
 
 
 def judge_claims(
-    claims: Sequence[Claim], cells: Sequence[CellFigures], comparisons: Sequence[Comparison]
+    claims: Sequence[Claim],
+    cells: Sequence[CellFigures],
+    comparisons: Sequence[Comparison],
+    decisions: Sequence[PairDecision] = (),
 ) -> tuple[ClaimResult, ...]:
-    """What cells and comparisons say of each claim."""
-    return tuple(_result(claim, _judged(claim, cells, comparisons)) for claim in claims)
+    """What cells, comparisons and composed decisions say of each claim."""
+    rows: list[_Scenario] = [
+        *comparisons,
+        *(one for one in decisions if one.evidence == "composed" and one.ratio.ci95 is not None),
+    ]
+    return tuple(_result(claim, _judged(claim, cells, rows)) for claim in claims)
 
 
-def _judged(claim: Claim, cells: Sequence[CellFigures], comparisons: Sequence[Comparison]) -> _Judgement:
+_Scenario = Comparison | PairDecision
+
+
+def _judged(claim: Claim, cells: Sequence[CellFigures], comparisons: Sequence[_Scenario]) -> _Judgement:
     match claim.kind:
         case "value":
             return _value(claim, cells)
@@ -166,7 +176,11 @@ def _either(names: Sequence[str]) -> str:
     return " or ".join(names)
 
 
-def _at(claim: Claim, cell: CellFigures) -> Estimate | None:
+def _at(claim: Claim, cell: CellFigures) -> Bounded | None:
+    """The figure of a claim in a cell: composed where a decision composed it, else of a sound level."""
+    made = next((one for one in cell.usable if one.concurrency == claim.concurrency and not unsound_reasons(one)), None)
+    if made is not None and (found := made.estimate(claim.metric, claim.statistic)) is not None:
+        return found
     level = cell.level(claim.concurrency)
     return None if level is None or unsound_reasons(level) else level.estimate(claim.metric, claim.statistic)
 
@@ -177,19 +191,21 @@ class _Figure(NamedTuple):
     cell: CellFigures
     value: float
     ends: Interval
+    composed: bool = False
 
     def __str__(self) -> str:
         share = self.cell.roofline.reached_share
         bound = "" if share is None or share.value is None else f", {share.value:.0%} of the bound"
-        return f"{self.cell.engine} {self.value:.4g} [{self.ends[0]:.4g}, {self.ends[1]:.4g}]{bound}"
+        how = ", composed" if self.composed else ""
+        return f"{self.cell.engine} {self.value:.4g} [{self.ends[0]:.4g}, {self.ends[1]:.4g}]{how}{bound}"
 
 
 def _figures(claim: Claim, cells: Sequence[CellFigures]) -> list[_Figure]:
     found = [(cell, _at(claim, cell)) for cell in cells]
     return [
-        _Figure(cell, one.value, one.ci95)
+        _Figure(cell, one.value, (one.low, one.high), composed=not isinstance(one, Estimate))
         for cell, one in found
-        if one is not None and one.value is not None and one.ci95 is not None
+        if one is not None and one.value is not None and one.low is not None and one.high is not None
     ]
 
 
@@ -201,7 +217,8 @@ def _value(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
     if not measured:
         missing = f"no sound figure with an interval at concurrency {claim.concurrency}" if chosen else "no cell"
         return _unjudged(f"{missing} of {_where(claim)}; {claim.because}")
-    cell, value, ends = max(measured, key=lambda one: one.value)
+    best = max(measured, key=lambda one: one.value)
+    cell, value, ends = best.cell, best.value, best.ends
     each = "; ".join(str(one) for one in sorted(measured, key=lambda one: one.cell.id))
     used = [one.cell for one in measured]
     if claim.gpus and cell.gpu not in claim.gpus:
@@ -218,9 +235,9 @@ def _fit(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
     found = [cell for cell in _chosen(claim, cells) if not claim.gpus or cell.gpu in claim.gpus]
     if not found:
         return _unjudged(f"no cell of {_where(claim)}; {claim.because}")
-    cell = next((one for one in found if one.levels), found[0])
+    cell = next((one for one in found if one.levels or one.composed), found[0])
     reason = cell.reason or ("" if cell.fit is None else cell.fit.reason)
-    if cell.levels:
+    if cell.levels or cell.composed:
         return _Judgement(claim.value > 0, "served", None, f"{cell.id} was served", found)
     if cell.status == "refused" or (cell.fit is not None and not cell.fit.fits):
         return _Judgement(claim.value == 0, "refused", None, f"refused by arithmetic before a start: {reason}", found)
@@ -242,7 +259,7 @@ def _weights(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
 
 def _maximum(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
     """The highest concurrency within the SLOs, best of the chosen cells, against `value` or below."""
-    chosen = [cell for cell in _chosen(claim, cells) if cell.levels]
+    chosen = [cell for cell in _chosen(claim, cells) if cell.levels or cell.composed]
     if not chosen:
         return _unjudged(f"no level of {claim.model} was measured")
     known = [(cell.maximum_concurrency.by_slo, cell.id, cell) for cell in chosen]
@@ -251,7 +268,8 @@ def _maximum(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
         return _unjudged(str(chosen[0].maximum_concurrency.reason), chosen)
     best, _, cell = max(judged, key=lambda one: one[:2])
     used = [one for _, _, one in judged]
-    found, top = cell.maximum_concurrency, max(level.concurrency for level in cell.levels)
+    found = cell.maximum_concurrency
+    top = max([level.concurrency for level in cell.levels] + [level.concurrency for level in cell.usable])
     said = f"{cell.id}: {best} within the SLOs, tried up to {top}, KV cache holds {found.by_kv_cache} full contexts"
     if claim.gpus and cell.gpu not in claim.gpus:
         return _Judgement(None, best, found.ci95, f"claimed of {_either(claim.gpus)}, measured on {cell.gpu}; {said}", used)
@@ -264,11 +282,14 @@ def _maximum(claim: Claim, cells: Sequence[CellFigures]) -> _Judgement:
     return _Judgement(best <= claim.value, best, found.ci95, f"{said}; {limit}; {claim.because}", used)
 
 
-def _ahead(claim: Claim, cells: Sequence[CellFigures], comparisons: Sequence[Comparison]) -> _Judgement:
-    """Share of scenarios in which SGLang's verdict is "faster"; not held where "slower" has at least half of them. Where the
-    claim names GPUs, what others did is told and not judged."""
+def _ahead(claim: Claim, cells: Sequence[CellFigures], comparisons: Sequence[_Scenario]) -> _Judgement:
+    """Share of scenarios in which SGLang's verdict is "faster"; not held where "slower" has at least half of them. A pair
+    that bursts decide is one scenario. Where the claim names GPUs, what others did is told and not judged."""
     families = {cell.id: cell.family for cell in cells}
-    rows = [row for row in comparisons if row.metric == claim.metric and row.p_value is not None]
+    composed = [row for row in comparisons if isinstance(row, PairDecision)]
+    levels = [row for row in comparisons if not isinstance(row, PairDecision)]
+    rows: list[_Scenario] = [row for row in levels if row.metric == claim.metric and row.p_value is not None]
+    rows = [*composed] or rows
     rows = [row for row in rows if (families[row.a], families[row.b]) == ("sglang", "vllm")]
     if not rows:
         return _unjudged("no scenario with a verdict between SGLang and vLLM")
@@ -279,7 +300,8 @@ def _ahead(claim: Claim, cells: Sequence[CellFigures], comparisons: Sequence[Com
     faster, slower = (sum(row.verdict == word for row in rows) for word in ("faster", "slower"))
     found = intervals.share(faster, len(rows))
     neither = len(rows) - faster - slower
-    reason = f"faster in {faster}, slower in {slower}, neither in {neither} of {len(rows)} scenarios by {claim.metric}"
+    how = f"pairs by composed {composed[0].metric}" if composed else f"scenarios by {claim.metric}"
+    reason = f"faster in {faster}, slower in {slower}, neither in {neither} of {len(rows)} {how}"
     if any(cell.simulated for cell in used):
         reason = f"the simulator treats both engines alike where no difference between them is known; {reason}"
     if elsewhere:

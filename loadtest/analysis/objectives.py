@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from msgspec import structs
 
+from loadtest.analysis.bursts.objectives import judge_composed
 from loadtest.analysis.decisions import GateReport, GateRow
 from loadtest.analysis.validity import unsound_reasons
 from loadtest.metrics.catalogue import QUANTILES, is_wait
 from loadtest.metrics.figures import Bounded, Estimate
-from loadtest.metrics.level_schema import LevelFigures, SloResult
+from loadtest.metrics.level_schema import ComposedLevel, LevelFigures, SloResult
 from loadtest.metrics.schema import MaximumConcurrency, Metrics
 from loadtest.metrics.slo import Slo
 from loadtest.records.engine_facts import MemoryFit
@@ -57,11 +59,14 @@ def gate(
     unmeasured = []
     for cell in metrics.cells:
         levels = [level for level in cell.levels if concurrency in (None, level.concurrency)]
-        if not levels and cell.status != "refused":
+        made = [level for level in cell.usable if concurrency in (None, level.concurrency)]
+        if not (levels or made) and cell.status != "refused":
             where = "" if concurrency is None else f" at concurrency {concurrency}"
             unmeasured.append(f"{cell.id}: nothing was measured{where}")
-        for level in levels:
-            rows += [_row(judge_slo(one, level), cell.id, level.concurrency, cell.simulated) for one in objectives]
+        for at in _by_level(levels, made, objectives):
+            rows += [_row(one, cell.id, at.concurrency, cell.simulated) for one in at.slos]
+        both: list[LevelFigures | ComposedLevel] = [*levels, *made]
+        for level in both:
             unhealthy += [f"{cell.id} at concurrency {level.concurrency}: {reason}" for reason in unsound_reasons(level)]
     if not rows and not unmeasured:
         unmeasured.append("nothing was measured")
@@ -88,6 +93,7 @@ def _row(judged: SloResult, cell: str, concurrency: int, simulated: bool) -> Gat
         concurrency=concurrency,
         simulated=simulated,
         result="not shown" if judged.met is None else "met" if judged.met else "not met",
+        evidence=judged.evidence,
     )
 
 
@@ -105,6 +111,7 @@ def maximum_concurrency(
     fit: MemoryFit | None,
     composed: Callable[[Slo, int], float | None] = lambda slo, concurrency: None,
     *,
+    bursts: Sequence[ComposedLevel] = (),
     held: bool = True,
 ) -> MaximumConcurrency:
     """The highest concurrency up to which every level meets every SLO, and what limits it; of sound levels.
@@ -112,23 +119,20 @@ def maximum_concurrency(
     `by_slo` follows the figures alone, `ci95` the intervals. `by_kv_cache`: requests of the cell's whole context that the KV
     cache holds; `by_kv_workload`: requests as long as those that were measured. `limit` is `kv_cache` where the level that
     broke an SLO (`binds`) has more requests than `by_kv_workload`. `composed` gives the figure that a level has too few
-    requests for; it has no interval. Of an open loop, which holds no concurrency (`held`), there is none.
+    requests for; it has no interval. `bursts`: levels of a decision, whose conditions hold; what they tell counts before
+    what a level does. Of an open loop, which holds no concurrency (`held`), there is none.
     """
     room = _room(levels, fit)
     if not held:
         return _unjudged("requests came by the clock: no concurrency was held", room, fit)
-    if not objectives or not levels:
-        return _unjudged("no SLO was given" if levels else "no sound level was measured", room, fit)
-    judged = [
-        _Judged(level.concurrency, [_judged(one, level, composed(one, level.concurrency)) for one in objectives])
-        for level in levels
-    ]
-    judged.sort(key=lambda one: one.concurrency)
+    if not objectives or not (levels or bursts):
+        return _unjudged("no SLO was given" if levels or bursts else "no sound level was measured", room, fit)
+    judged = _by_level(levels, bursts, objectives, composed)
     broke, found = next(
         ((level.concurrency, one) for level in judged for one in level.slos if one.likely is not True), (None, None)
     )
     if found is not None and found.likely is None:
-        needed = f"needs {found.n_needed} requests there" if found.n_needed else "too few requests"
+        needed = f"needs {found.n_needed} requests there" if found.n_needed else _MISSING[found.evidence]
         return _unjudged(f"{found.slo} cannot be judged at concurrency {broke}: {needed}", room, fit)
     broken = any(one.met is False for level in judged for one in level.slos)
     full = broke is not None and room.value is not None and broke > room.value
@@ -145,6 +149,32 @@ def maximum_concurrency(
         binds=found.slo if found else None,
         reason=None,
     )
+
+
+_MISSING = {"measured": "too few requests", "composed": "bursts do not tell; mode natural does"}
+
+
+def _by_level(
+    levels: Sequence[LevelFigures],
+    bursts: Sequence[ComposedLevel],
+    objectives: Sequence[Slo],
+    composed: Callable[[Slo, int], float | None] = lambda slo, concurrency: None,
+) -> list[_Judged]:
+    """Every concurrency with its SLOs, ascending: by bursts where these tell, else as it was measured."""
+    measured = {
+        level.concurrency: [_judged(one, level, composed(one, level.concurrency)) for one in objectives] for level in levels
+    }
+    made = {level.concurrency: [judge_composed(one, level) for one in objectives] for level in bursts}
+    return [
+        _Judged(n, [_best_known(a, b) for a, b in zip_longest(made.get(n, ()), measured.get(n, ()))])
+        for n in sorted(measured.keys() | made.keys())
+    ]
+
+
+def _best_known(made: SloResult | None, measured: SloResult | None) -> SloResult:
+    found = made if made is not None and (measured is None or made.likely is not None) else measured
+    assert found is not None
+    return found
 
 
 def _judged(slo: Slo, level: LevelFigures, composed: float | None) -> SloResult:

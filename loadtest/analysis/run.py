@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from urllib.parse import urlsplit
+
+import msgspec
 
 from loadtest.analysis import claims as published
 from loadtest.analysis import comparability, compare, validity
@@ -65,7 +68,7 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
         cells=tuple(cells),
         comparisons=tuple(judged.comparisons),
         decisions=tuple(judged.decisions),
-        findings=published.judge_claims(claims, *_of_mode(run.manifest.mode, cells, judged.comparisons)),
+        findings=published.judge_claims(claims, *_of_mode(run.manifest.mode, cells, judged.comparisons), judged.decisions),
         searches=tuple(searches),
     )
 
@@ -110,7 +113,8 @@ def _cell(
         for concurrency, group in by_level
     ]
     sound = validity.sound_levels(levels)
-    return CellFigures(
+    fitting = partial(slo_objectives.maximum_concurrency, sound, objectives, facts.fit, held=not manifest.open_loop)
+    found = CellFigures(
         id=cell.id,
         engine=facts.engine,
         engine_version=facts.engine_version,
@@ -127,11 +131,13 @@ def _cell(
         reason=facts.reason,
         fit=facts.fit,
         roofline=_roofline(facts, sound),
-        maximum_concurrency=slo_objectives.maximum_concurrency(sound, objectives, facts.fit, held=not manifest.open_loop),
+        maximum_concurrency=fitting(),
         levels=tuple(levels),
         composed=() if composed is None else composed.levels,
         conditions=() if composed is None else composed.conditions,
     )
+    bursts = [level for level in found.usable if not validity.unsound_reasons(level)]
+    return msgspec.structs.replace(found, maximum_concurrency=fitting(bursts=bursts)) if bursts else found
 
 
 def _clock_error(facts: EngineFacts, concurrency: int) -> ClockError | None:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from loadtest import resources
+from loadtest.analysis.bursts.objectives import is_told
 from loadtest.commands.finish import carry_out, new_folder
 from loadtest.commands.verification import verify
 from loadtest.decision import verdicts
 from loadtest.errors import EngineError, UsageError
+from loadtest.metrics.slo import parse_slo
 from loadtest.perfmodel import memory
 from loadtest.records.schema import EngineName
 from loadtest.report.formatting import spoken
@@ -43,7 +45,9 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
     study = schema.select(parse.load_study(arguments.study, plan.asked), arguments.only)
     if arguments.workers is not None:
         study = replace(study, workers=arguments.workers)
-    if arguments.mode is not None and arguments.mode != study.mode:
+    if arguments.mode is None and not arguments.find_max and not any(one.startswith("mode=") for one in arguments.only):
+        study = _by_default(study, say)
+    elif arguments.mode is not None and arguments.mode != study.mode:
         study = schema.in_mode(study, arguments.mode)
     if arguments.until_decided or arguments.precision is not None:
         study = replace(study, until_decided=True, repeats=study.repeats if study.repeats > 1 else verdicts.LOOKS[-1])
@@ -55,6 +59,8 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
     if arguments.resume and arguments.out is None:
         raise UsageError("--resume: expected --out with the folder of the unfinished run, got none")
     _warn_of_few_requests(study, say, "min_requests")
+    for line in _of_decision(study):
+        say(line)
     out = arguments.out or new_folder(study.name)
     precision = None if arguments.precision is None else arguments.precision / 100
     return carry_out(
@@ -74,6 +80,28 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
         arguments.json,
         again=f"loadtest run {shlex.join((str(arguments.study), '--resume', '--out', str(out)))}",
     )
+
+
+def _by_default(study: schema.Study, say: Teller) -> schema.Study:
+    """The study in the mode that it leaves open; natural, where its bursts would find no room."""
+    found = schema.by_default(study)
+    if found.decides and not study.decides:
+        try:
+            asked.check_room(found, plan.asked(study)[1])
+        except UsageError as error:
+            say(f"natural mode, as bursts find no room: {error}")
+            return study
+    return found
+
+
+def _of_decision(study: schema.Study) -> list[str]:
+    """What mode decision means for this study: that it is the default, and the SLOs that it leaves open."""
+    if not study.decides:
+        return []
+    untold = [text for text in study.slo if not is_told(parse_slo(text))]
+    chosen = 'decision mode, the default for studies that compare; mode = "natural" measures each level whole'
+    lines = [chosen] if "mode" in study.unsaid else []
+    return [*lines, *([f'bursts do not tell {", ".join(untold)}: mode = "natural" does'] if untold else [])]
 
 
 def search(arguments: argparse.Namespace, say: Teller) -> str:
@@ -246,7 +274,7 @@ def _dry_run(study: schema.Study) -> str:
     lines = [line for cell in study.cells for line in _plan_of(study, cell, contract, times[cell.id])]
     total = _total(study, times)
     if study.decides:
-        return "\n".join([head, *lines, "", *_both(study, workload, contract), total])
+        return "\n".join([head, *lines, "", *_of_decision(study), *_both(study, workload, contract), total])
     return "\n".join([head, *lines, "", *_power(study), *_instead(study, workload, contract), total])
 
 

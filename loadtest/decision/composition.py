@@ -24,7 +24,7 @@ from loadtest.metrics import intervals
 from loadtest.metrics.figures import Interval
 from loadtest.metrics.intervals import Floats
 
-QUANTILES = {"p50": 0.5, "p90": 0.9}
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Composed:
 
 
 def composed_figures(speed: EngineSpeed, drawn: AnswerLengths) -> dict[str, Composed]:
-    """`mean`, `p50` and `p90` of the time to the final answer (s), over starts.
+    """`mean` and `QUANTILES` of the time to the final answer (s), over starts.
 
     EngineSpeed (t over starts) and length (by prompt) are independent: their errors add up in quadrature on the log scale. A
     quantile of the time is the time of that quantile of the length, for a longer answer takes longer.
@@ -116,6 +116,29 @@ def composed_figures(speed: EngineSpeed, drawn: AnswerLengths) -> dict[str, Comp
         value = intervals.sample_quantile(order, p)
         found[name] = _figure(value, _quantile_bounds(times, drawn, p), speed, drawn)
     return found
+
+
+REACHED = {"p50": 0.5, "p10": 0.9, "p5": 0.95, "p1": 0.99}
+
+
+def composed_paces(speed: EngineSpeed, drawn: AnswerLengths) -> dict[str, Composed]:
+    """Tokens/s after the first that these shares of the answers reach: 1 / quantile of their seconds per token.
+
+    They differ by what is in flight and by their own length alone, not by jitter, which long answers average out.
+    """
+    tokens = np.maximum(drawn.tokens, 2)
+    each_s = (answer_s(speed, tokens, drawn) - speed.first_token_s[..., None]) / (tokens - 1)
+    times = np.exp(np.mean(np.log(each_s), axis=0))
+    order = np.sort(times)
+    found = {}
+    for name, p in REACHED.items():
+        slow = _figure(intervals.sample_quantile(order, p), _quantile_bounds(times, drawn, p), speed, drawn)
+        found[name] = Composed(1 / slow.value, _turned(slow.of_this_kind), _turned(slow.these_prompts))
+    return found
+
+
+def _turned(ends: Interval | None) -> Interval | None:
+    return None if ends is None else (1 / ends[1], 1 / ends[0])
 
 
 def _figure(

@@ -113,6 +113,9 @@ class TroubleCounts(msgspec.Struct, frozen=True, kw_only=True):
     wrong_language: Annotated[int, about("The answer is in another language. Not looked for in simulated text.")]
 
 
+Evidence = Literal["measured", "composed"]
+
+
 class SloResult(msgspec.Struct, frozen=True, kw_only=True):
     """One SLO at one level."""
 
@@ -122,6 +125,7 @@ class SloResult(msgspec.Struct, frozen=True, kw_only=True):
     met: Annotated[bool | None, about("What the whole interval says; None where it holds the limit or is missing.")]
     likely: Annotated[bool | None, about("What the figure alone says; None without one.")]
     n_needed: Annotated[int | None, about("Requests that a missing figure would need.")]
+    evidence: Annotated[Evidence, about("`composed`: of bursts, no answer was waited for.")] = "measured"
 
 
 # Can the figures be believed -----------------------------------------------------------------------------------------
@@ -339,7 +343,6 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 # Composed of bursts (`mode = "decision"`) -----------------------------------------------------------------------------
 
-Evidence = Literal["measured", "composed"]
 ConditionName = Literal[
     "straight line", "no preemption", "no truncation", "no speculation", "lengths independent of load", "own times"
 ]
@@ -351,6 +354,17 @@ class ComposedTimes(msgspec.Struct, frozen=True, kw_only=True):
     mean: Bounded
     p50: Bounded
     p90: Bounded
+    p95: Bounded = Bounded(None, None)
+    p99: Bounded = Bounded(None, None)
+
+
+class ComposedPaces(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens/s of one user that half, 90, 95 and 99 % of the requests reach, composed; intervals as of the times."""
+
+    p50: Bounded
+    p10: Bounded
+    p5: Bounded
+    p1: Bounded
 
 
 class ComposedLevel(msgspec.Struct, frozen=True, kw_only=True):
@@ -363,9 +377,14 @@ class ComposedLevel(msgspec.Struct, frozen=True, kw_only=True):
     step_s: Annotated[Bounded, about("a of the line a + b K: seconds of a step without context, over starts.")]
     step_s_per_context_token: Annotated[Bounded, about("b of the line: seconds that each token of context adds.")]
     first_token_s: Annotated[Bounded, about("Mean wait of a lone request for its first token.")]
+    longest_first_token_s: Annotated[
+        float | None,
+        about("Longest where all begin at once with prompts as long as 95 %, and two steps; None: no such burst."),
+    ] = None
     bend_share: Annotated[float | None, about("How far the middle contexts lie off the line, over starts.")]
     time_to_final_answer_s: Annotated[ComposedTimes | None, about("None without lengths.")]
     tokens_per_s_per_user: Annotated[Bounded, about("Mean tokens/s of one user after the first token.")]
+    paces: Annotated[ComposedPaces | None, about("Quantiles of it. None without lengths.")] = None
     output_tokens_per_s: Annotated[Bounded, about("Of all users: concurrency x mean tokens / mean time.")]
     n_answers: Annotated[int, about("Answers that the lengths are of.")]
     lengths_of: Annotated[
@@ -375,7 +394,26 @@ class ComposedLevel(msgspec.Struct, frozen=True, kw_only=True):
     client_health: ClientHealth
     reconciliation: Reconciliation
     damaged_files: Annotated[tuple[str, ...], about("As of a level, torn lines too.")]
+    slo: Annotated[tuple[SloResult, ...], about("Each SLO of the study, in its order.")] = ()
     reason: Annotated[str | None, about("Why times are missing.")]
+
+    def estimate(self, metric: str, statistic: Statistic = "value") -> Bounded | None:
+        """One statistic of a metric; None where bursts do not tell it (a first token is only bounded: `judge_composed`)."""
+        times = self.time_to_final_answer_s
+        if metric == "time_to_final_answer_s" and times is not None:
+            found: Bounded | None = getattr(times, statistic, None)
+            return found
+        if metric == "tokens_per_s_per_user" and self.paces is not None:
+            return self.tokens_per_s_per_user if statistic == "mean" else getattr(self.paces, statistic, None)
+        if metric == "answers_per_hour" and times is not None and times.mean.value:
+            return _hourly(times.mean, self.concurrency)
+        return self.output_tokens_per_s if metric == "output_tokens_per_s" and times is not None else None
+
+
+def _hourly(mean_s: Bounded, concurrency: int) -> Bounded:
+    """Concurrency / mean time, the ends of its interval turned over."""
+    low, high = (None if end is None else 3600 * concurrency / end for end in (mean_s.high, mean_s.low))
+    return Bounded(None if mean_s.value is None else 3600 * concurrency / mean_s.value, (low, high))
 
 
 class ConditionCheck(msgspec.Struct, frozen=True, kw_only=True):

@@ -123,6 +123,11 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
         """The engine, simulated or not: `sglang`, `vllm`, `other`."""
         return self.engine.removesuffix("-sim")
 
+    @property
+    def usable(self) -> tuple[ComposedLevel, ...]:
+        """The composed levels, where every condition that was checked holds; none otherwise."""
+        return () if any(one.status == "broken" for one in self.conditions) else self.composed
+
     def level(self, concurrency: int) -> LevelFigures | None:
         return next((level for level in self.levels if level.concurrency == concurrency), None)
 

@@ -105,7 +105,8 @@ class ShownCell:
     @property
     def tried(self) -> str:
         """The concurrencies that were tried."""
-        return ", ".join(str(level.concurrency) for level in self.levels)
+        levels = {level.concurrency for level in self.levels} | {level.concurrency for level in self.figures.composed}
+        return ", ".join(map(str, sorted(levels)))
 
 
 def cells_of(metrics: Metrics) -> tuple[ShownCell, ...]:
@@ -209,9 +210,9 @@ class Point:
 
 
 def points(cell: ShownCell) -> tuple[Point, ...]:
-    """Every concurrency of a cell that has a figure, ascending."""
+    """Every concurrency of a cell that has a figure, ascending; nothing composed where a condition of it is broken."""
     levels = {level.concurrency: level for level in cell.levels if level.n_requests}
-    composed = {level.concurrency: level for level in cell.figures.composed}
+    composed = {level.concurrency: level for level in cell.figures.usable}
     return tuple(Point(n, levels.get(n), composed.get(n)) for n in sorted(levels.keys() | composed.keys()))
 
 

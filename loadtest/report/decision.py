@@ -191,10 +191,10 @@ _Shown = LevelFigures | ComposedLevel
 def _best(cells: Iterable[ShownCell], metric: str, statistic: Statistic) -> tuple[ShownCell, _Shown, Bounded] | None:
     """The highest of all levels; of a decision, of the composed levels that all its cells have."""
     found: list[tuple[ShownCell, _Shown, Bounded]]
-    composed = [cell for cell in cells if cell.figures.composed]
+    composed = [cell for cell in cells if cell.figures.usable]
     if composed:
-        shared = set.intersection(*({level.concurrency for level in cell.figures.composed} for cell in composed))
-        levels = [(cell, level) for cell in composed for level in cell.figures.composed if level.concurrency in shared]
+        shared = set.intersection(*({level.concurrency for level in cell.figures.usable} for cell in composed))
+        levels = [(cell, level) for cell in composed for level in cell.figures.usable if level.concurrency in shared]
         found = [(cell, level, getattr(level, metric)) for cell, level in levels]
     else:
         found = [(cell, level, level.estimate(metric, statistic)) for cell, level in by_level(cells)]
@@ -244,10 +244,16 @@ def _concurrency(cells: tuple[ShownCell, ...], wanted: tuple[str, ...]) -> Line:
     n, certain = cell.figures.maximum_concurrency.by_slo or 0, surely_met(cell)
     if n == 0:
         return Line(CONCURRENCY, "No level is shown to meet the SLOs", f"{_binding(cells)}. {slos}")
-    more = "; higher was not tried" if n == cell.levels[-1].concurrency else ""
+    more = "; higher was not tried" if n == cell.figures.maximum_concurrency.tried else ""
     known = f"up to concurrency {certain}" if certain else "at no level"
-    because = f"{cell.engine}, {cell.deployment}. The confidence intervals are within the SLOs {known}. {slos}"
+    how = f" Composed of bursts at {spoken_levels(cell)}." if cell.figures.usable else ""
+    because = f"{cell.engine}, {cell.deployment}. The confidence intervals are within the SLOs {known}.{how} {slos}"
     return Line(CONCURRENCY, f"{n} within the SLOs{more}", because)
+
+
+def spoken_levels(cell: ShownCell) -> str:
+    """The concurrencies that bursts composed."""
+    return listed([str(level.concurrency) for level in cell.figures.usable])
 
 
 def surely_met(cell: ShownCell) -> int:

@@ -16,7 +16,7 @@ from loadtest.metrics.level_schema import GateStatus, LevelFigures
 from loadtest.metrics.schema import ClaimResult, FindingVerdict, Metrics
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import ShownCell, by_level, sound_cells, typical_statistic
+from loadtest.report.cells import ShownCell, by_level, points, sound_cells, typical_statistic
 from loadtest.report.checklist import violated_keys
 from loadtest.report.decision import Price, cheapest_level, price, slos_in_words, surely_met
 from loadtest.report.formatting import DASH, clean, count, number, percent, span, value_or_need
@@ -115,7 +115,7 @@ def _measured(row: ClaimResult) -> str:
 def capacity_table(cells: Sequence[ShownCell], metrics: Metrics, manifest: Manifest) -> Table | None:
     """Each cell against the SLOs and the price; None where neither was given."""
     wanted, paid = slos_in_words(metrics), price(manifest)
-    measured = [cell for cell in cells if cell.levels]
+    measured = [cell for cell in cells if points(cell)]
     if not measured or not (wanted or paid.gpu_hour is not None):
         return None
     head = ["cell"]

@@ -52,7 +52,7 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     question: str = ""
     scenario: str = "long_reasoning"
     scenario_options: dict[str, str | int | float | bool] = {}
-    mode: Mode | tuple[Mode, ...] = "natural"
+    mode: Mode | tuple[Mode, ...] | None = None
     levels: tuple[int, ...] = (1, 2, 4, 8)
     repeats: int | None = None
     until_decided: bool | None = None
@@ -117,7 +117,7 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
     plain = {f.name: getattr(table, f.name) for f in fields(Study) if hasattr(table, f.name)}
     if table.prices is not None:
         plain.update(gpu_hour_price=table.prices.gpu_hour, currency=table.prices.currency)
-    modes = _listed(table.mode)
+    modes = _listed(table.mode or "natural")
     alone = "decision" not in modes or len(modes) == 1
     require(
         0 < len(modes) == len(set(modes)) and alone, "mode", "natural, equal-work, a list of both, or decision", list(modes)
@@ -126,7 +126,8 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
     plain["repeats"] = (LOOKS[-1] if decides else 1) if table.repeats is None else table.repeats
     plain["until_decided"] = decides if table.until_decided is None else table.until_decided
     cells = tuple(replace(cell, mode=mode) for mode in (None, *modes[1:]) for cell in cells)
-    return Study(**plain | {"mode": modes[0], "cells": cells})
+    unsaid = frozenset(key for key in ("mode", "repeats", "until_decided") if getattr(table, key) is None)
+    return Study(**plain | {"mode": modes[0], "cells": cells, "unsaid": unsaid})
 
 
 def _expand_cell(table: msgspec.Struct) -> list[Cell]:

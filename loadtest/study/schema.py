@@ -164,7 +164,8 @@ class Study:
     `until_decided`: a pair of engines whose verdict is certain is not measured again; `repeats` is then the most.
     `matters`: the difference (a share) below which two engines are equal. `start_sd`: how much starts of a server are known
     to differ (a share). `search`: each cell is searched for the largest concurrency within `slo`, in place of `levels` and
-    `repeats`. `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`.
+    `repeats`. `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`. `unsaid`: which of `mode`,
+    `repeats` and `until_decided` its file leaves open (`by_default`).
     """
 
     name: str
@@ -195,6 +196,7 @@ class Study:
     gpu_hour_price: float | None = None
     currency: str = "USD"
     search: SearchLimits | None = None
+    unsaid: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         require(bool(self.cells), "cells", "at least one cell", "none")
@@ -238,6 +240,13 @@ class Study:
         """Measured requests in one pass over a level of this concurrency."""
         n = max(self.min_requests, self.requests_per_stream * concurrency)
         return n if self.prompts is None else self.prompts * math.ceil(n / self.prompts)
+
+    @property
+    def compares(self) -> bool:
+        """Does it start two engines or more for one model on the same GPUs?"""
+        engines = {(cell.model, cell.tp, cell.gpu, cell.mode, cell.engine) for cell in self.cells if cell.base_url is None}
+        places = [one[:-1] for one in engines]
+        return len(set(places)) < len(places)
 
     @property
     def decides(self) -> bool:
@@ -331,6 +340,22 @@ def in_mode(study: Study, mode: Mode) -> Study:
     repeats = LOOKS[-1] if decides else max(TYPICAL_STARTS, 1 if study.decides else study.repeats)
     prompts = None if decides else study.prompts
     return replace(study, mode=mode, cells=cells, repeats=repeats, until_decided=decides, prompts=prompts)
+
+
+def by_default(study: Study) -> Study:
+    """The study as `loadtest run` takes it: one that compares and says no mode decides, with at most six repeats, unless it
+    asks for what bursts have not: another scenario, a duration, rounds of prompts.
+
+    >>> cells = (Cell(engine="vllm", model="qwq-32b"), Cell(engine="sglang", model="qwq-32b"))
+    >>> by_default(Study(name="s", workload="math", cells=cells, unsaid=frozenset({"mode", "repeats"}))).mode
+    'decision'
+    """
+    natural = study.scenario != CLOSED_LOOP or study.duration_s is not None or study.prompts is not None
+    if "mode" not in study.unsaid or natural or not study.compares:
+        return study
+    repeats = LOOKS[-1] if "repeats" in study.unsaid else study.repeats
+    until_decided = repeats in LOOKS if "until_decided" in study.unsaid else study.until_decided
+    return replace(study, mode="decision", repeats=repeats, until_decided=until_decided)
 
 
 def parse_levels(text: str) -> tuple[int, ...]:

@@ -71,3 +71,35 @@ def test_what_does_not_fit_is_refused_unless_forced(monkeypatch, capfd):
     assert "does not fit: QwQ-32B on 1 x NVIDIA L20 needs 66.3 GB" in capfd.readouterr().err
     assert cli.main([*command, "--force"]) == 1
     assert "vllm: exited with code 1; see its messages above" in capfd.readouterr().err
+
+
+COMPARING = """
+name = "which"
+workload = "math:n=16"
+levels = [1, 4]
+slo = ["ttft_s:p90<2", "itl_s:p99<0.2"]
+[[cells]]
+engine = ["sglang-sim", "vllm-sim"]
+model = "qwq-32b-awq"
+gpu = "l20"
+"""
+
+
+def planned(path, *options):
+    arguments = cli._parse(["run", str(path), "--dry-run", *options])
+    return cli._handler(arguments.handler)(arguments, cli.Progress())
+
+
+def test_a_dry_run_says_that_a_study_that_compares_decides_and_what_that_leaves_open(tmp_path):
+    (tmp_path / "study.toml").write_text(COMPARING)
+    told = planned(tmp_path / "study.toml")
+    assert 'decision mode, the default for studies that compare; mode = "natural" measures each level whole' in told
+    assert 'bursts do not tell itl_s:p99<0.2: mode = "natural" does' in told
+    assert "decision (mode decision): about" in told
+    for options in (("--mode", "natural"), ("--only", "mode=natural"), ("--only", "engine=vllm-sim"), ("--find-max",)):
+        assert "the default for studies" not in planned(tmp_path / "study.toml", *options)
+
+
+def test_bursts_without_room_leave_a_study_natural(tmp_path):
+    (tmp_path / "study.toml").write_text(f"{COMPARING}context_tokens = 400\n[contract]\nmax_tokens = 200\n")
+    assert "1 repeat(s); nothing is started" in planned(tmp_path / "study.toml")

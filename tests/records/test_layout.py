@@ -15,6 +15,7 @@ from loadtest.records.read import read_run
 STUDY = """
 name = "tiny"
 workload = "math:n=8,seed=1"
+mode = "natural"
 levels = [1]
 min_requests = 6
 seed = 1

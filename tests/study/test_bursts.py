@@ -4,17 +4,25 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from loadtest import resources
+from loadtest.analysis.bursts.objectives import is_told, judge_composed
+from loadtest.analysis.claims import parse_claims
 from loadtest.analysis.compare import compare_runs
 from loadtest.analysis.run import analyze
 from loadtest.errors import UsageError
+from loadtest.metrics.catalogue import METRICS, OBJECTIVES, statistics_of
+from loadtest.metrics.figures import Bounded
+from loadtest.metrics.slo import parse_slo
 from loadtest.records import read
 from loadtest.study import fast_forward, locust_pass, parse, plan
 from loadtest.study.bursts import asked
-from loadtest.study.schema import Cell, Study, in_mode
+from loadtest.study.schema import Cell, Study, by_default, in_mode
 from loadtest.workload.contract import Contract
 
+FINDINGS = resources.path("reports/findings/qwq-32b-ada.toml")
 CELLS = tuple(
     Cell(engine=engine, model="qwq-32b-awq", tp=tp, gpu="l20", args=("--length-scale", "0.1"))
     for engine in ("sglang-sim", "vllm-sim")
@@ -45,6 +53,12 @@ def test_natural_passes_are_of_the_levels_that_bursts_stand_for():
 def test_a_natural_run_at_a_level_of_bursts_is_held_against_these():
     study = replace(STUDY, natural_users=4)
     assert names(asked.first_wanted(study, Contract()), CELLS[1], study) == ["bursts-c01-r1", "bursts-c04-r1", "c04-r1"]
+
+
+def test_slos_and_claims_have_bursts_at_every_level():
+    for study in (replace(STUDY, slo=("ttft_s:p90<2",)), replace(STUDY, findings="qwq-32b-ada")):
+        assert names(asked.first_wanted(study, Contract()), CELLS[0], study) == [f"bursts-c0{n}-r1" for n in (1, 2, 4)]
+        assert names(asked.Wanted(levels=frozenset({CELLS[0].id})), CELLS[0], study) == ["c01-r1", "c02-r1", "c04-r1"]
 
 
 def test_bursts_of_one_deployment_have_the_same_contexts_as_the_smallest_of_its_engines_holds():
@@ -107,6 +121,23 @@ def test_an_engine_without_salts_asks_on_through_the_workload():
     assert argv[argv.index("--prompts") + 1] == "4"
 
 
+def test_studies_that_compare_decide_unless_they_say_otherwise():
+    text = 'name="s"\nworkload="math"\n{}\n[[cells]]\nengine={}\nmodel="qwq-32b"\n{}\n'
+
+    def found(line="", engine='["sglang","vllm"]', place=""):
+        study = by_default(parse.parse_study(text.format(line, engine, place)))
+        return study.mode, study.repeats, study.until_decided
+
+    assert found() == ("decision", 6, True)
+    assert found("repeats=3") == ("decision", 3, True)
+    assert found("repeats=1") == ("decision", 1, False)
+    assert found("until_decided=false") == ("decision", 6, False)
+    for line in ('mode="natural"', "duration_s=60.0", 'scenario="open_loop"', "prompts=4"):
+        assert found(line) == ("natural", 1, False)
+    assert found(engine='"vllm"') == ("natural", 1, False)
+    assert found(place='base_url="http://127.0.0.1:1"') == ("natural", 1, False)
+
+
 # In virtual time -----------------------------------------------------------------------------------------------------
 
 
@@ -152,10 +183,59 @@ def test_composed_times_are_those_of_a_natural_run(tmp_path, metrics):
     level = found.composed[1]
     assert (level.concurrency, level.evidence, level.n_answers, level.lengths_of) == (4, "composed", 64, "both engines")
     assert level.tokens_per_s_per_user.value == pytest.approx(natural.tokens_per_s_per_user.mean, rel=0.02)
+    for reached in ("p50", "p10", "p5"):
+        true = natural.estimate("tokens_per_s_per_user", reached).value
+        assert level.estimate("tokens_per_s_per_user", reached).value == pytest.approx(true, rel=0.02)
+    assert level.first_token_s.value <= natural.ttft_s.p50 <= natural.ttft_s.p99 <= level.longest_first_token_s
     assert level.output_tokens_per_s.value == pytest.approx(natural.output_tokens_per_s.value, rel=0.03)
     assert level.time_to_final_answer_s.p50.value == pytest.approx(
         natural.time_to_final_answer_s.p50, rel=0.15
     )  # 32 prompts
+
+
+def test_slos_are_judged_by_composed_levels(run):
+    slo = ("time_to_final_answer_s:p90<600", "tokens_per_s_per_user:p10>1", "ttft_s:p90<60", "itl_s:p99<9")
+    told = analyze(with_slos(run, *slo[:3]))
+    for cell in told.cells:
+        assert [one.evidence for level in cell.composed for one in level.slo] == ["composed"] * 3 * len(cell.composed)
+        assert (cell.maximum_concurrency.by_slo, cell.maximum_concurrency.limit) == (
+            cell.composed[-1].concurrency,
+            "not_reached",
+        )
+    first, last = told.cells[0].composed[0], told.cells[0].composed[1]
+    between = (first.tokens_per_s_per_user.value + last.tokens_per_s_per_user.value) / 2
+    strict = analyze(with_slos(run, f"tokens_per_s_per_user:mean>{between}")).cells[0].maximum_concurrency
+    assert (strict.by_slo, strict.limit, strict.tried) == (1, "slo", 4)
+    assert "bursts do not tell" in analyze(with_slos(run, *slo)).cells[0].maximum_concurrency.reason
+
+
+def with_slos(run, *slo):
+    return replace(run, manifest=msgspec.structs.replace(run.manifest, slo=slo))
+
+
+def test_what_bursts_are_said_to_tell_they_tell(metrics):
+    (level, *_) = metrics.cells[0].composed
+    for metric in OBJECTIVES:
+        for statistic in statistics_of(metric):
+            limit = f"{metric}:{statistic}" if statistic != "value" else metric
+            slo = parse_slo(f"{limit}{'<' if METRICS[metric].better == 'less' else '>'}1")
+            told = metric == "ttft_s" or level.estimate(metric, statistic) is not None
+            assert is_told(slo) == told, slo.text
+
+
+def test_a_first_token_is_bounded_by_lone_requests_and_by_whole_bursts(metrics):
+    level = metrics.cells[0].composed[1]
+    level = msgspec.structs.replace(level, first_token_s=Bounded(0.1, (0.09, 0.11)))
+    assert level.longest_first_token_s > 0.11
+    for limit, met in ((0.05, False), (level.longest_first_token_s * 0.9, None), (level.longest_first_token_s * 1.1, True)):
+        found = judge_composed(parse_slo(f"ttft_s:p90<{limit}"), level)
+        assert (found.met, found.likely, found.value) == (met, met, None)
+
+
+def test_claims_are_judged_by_composed_levels(run):
+    rows = {one.id: one for one in analyze(run, parse_claims(FINDINGS.read_bytes(), "findings")).findings}
+    assert "composed" in rows["awq-tp1-speed"].reason or rows["awq-tp1-speed"].ci95 is None
+    assert rows["sglang-ahead"].reason.endswith("2 pairs by composed time_to_final_answer_s")
 
 
 def test_two_decisions_of_the_same_engines_are_compared_by_their_bursts(run):

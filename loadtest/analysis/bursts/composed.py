@@ -7,19 +7,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import structs
 
 from loadtest.analysis import effects
 from loadtest.analysis.bursts.cells import BurstCell, ModelLengths, Recorded, lengths_of, log_times, model_lengths
 from loadtest.analysis.bursts.conditions import bend_of, check_conditions
+from loadtest.analysis.bursts.objectives import judge_composed, longest_first_token_s
 from loadtest.analysis.judgement import ComposedPair
 from loadtest.decision import composition
 from loadtest.decision.bursts import BurstPoints, engine_speed
-from loadtest.decision.composition import AnswerLengths, EngineSpeed
+from loadtest.decision.composition import AnswerLengths, Composed, EngineSpeed
 from loadtest.decision.starts import PairedStarts
 from loadtest.metrics import client_health, intervals, reconciliation
 from loadtest.metrics.figures import Bounded
 from loadtest.metrics.intervals import Floats
-from loadtest.metrics.level_schema import ClientHealth, ComposedLevel, ComposedTimes, ConditionCheck
+from loadtest.metrics.level_schema import ClientHealth, ComposedLevel, ComposedPaces, ComposedTimes, ConditionCheck
+from loadtest.metrics.slo import Slo, parse_slo
 from loadtest.records.manifest import VIRTUAL_TIME, Manifest
 
 _UNKNOWN = Bounded(None, None)
@@ -46,26 +49,34 @@ def decision_levels(levels: Collection[int]) -> tuple[int, ...]:
 def compose_cells(cells: Mapping[str, BurstCell], manifest: Manifest, anchor: float) -> dict[str, ComposedCell]:
     """The composed figures and conditions of every cell of a run, by id."""
     found = {}
+    objectives = [parse_slo(text) for text in manifest.slo]
     for cell in cells.values():
         of_model = [one for one in cells.values() if one.facts.model == cell.facts.model]
         siblings = [one for one in of_model if one.facts.engine == cell.facts.engine]
         lengths = model_lengths(of_model)
         levels = sorted({one.concurrency for _, one in cell.bursts})
         found[cell.facts.id] = ComposedCell(
-            tuple(_level(cell, level, lengths, manifest, anchor) for level in levels),
+            tuple(_level(cell, level, lengths, manifest, anchor, objectives) for level in levels),
             check_conditions(cell, siblings, anchor),
         )
     return found
 
 
-def _level(cell: BurstCell, level: int, lengths: ModelLengths, manifest: Manifest, anchor: float) -> ComposedLevel:
+def _level(
+    cell: BurstCell,
+    level: int,
+    lengths: ModelLengths,
+    manifest: Manifest,
+    anchor: float,
+    objectives: Sequence[Slo],
+) -> ComposedLevel:
     passes = [(records, one) for records, one in cell.bursts if one.concurrency == level]
     starts = list(cell.points.get(level, {}).values())
     drawn = lengths.of(cell)
     speed = engine_speed(starts, mixes=cell.mixes) if starts else None
     bend = bend_of(starts)
     steps_s = [float(np.median(one.step_s)) for one in starts]
-    return ComposedLevel(
+    found = ComposedLevel(
         concurrency=level,
         evidence="composed",
         n_starts=len(starts),
@@ -73,9 +84,11 @@ def _level(cell: BurstCell, level: int, lengths: ModelLengths, manifest: Manifes
         step_s=_over(None if speed is None else speed.line.a_s),
         step_s_per_context_token=_over(None if speed is None else speed.line.b_s),
         first_token_s=_over(None if speed is None else speed.first_token_s),
+        longest_first_token_s=longest_first_token_s([one for _, one in passes], cell.natural, starts),
         bend_share=None if bend is None else bend.share,
         time_to_final_answer_s=None if speed is None or drawn is None else _times(speed, drawn),
         tokens_per_s_per_user=_rate(speed, drawn, _pace),
+        paces=None if speed is None or drawn is None else _paces(speed, drawn),
         output_tokens_per_s=_rate(speed, drawn, _total),
         n_answers=0 if drawn is None else len(drawn.tokens),
         lengths_of=None if drawn is None else "this engine" if lengths.differ else "both engines",
@@ -86,6 +99,7 @@ def _level(cell: BurstCell, level: int, lengths: ModelLengths, manifest: Manifes
         ),
         reason=_why_missing(starts, drawn),
     )
+    return structs.replace(found, slo=tuple(judge_composed(one, found) for one in objectives))
 
 
 def _why_missing(starts: Sequence[BurstPoints], drawn: AnswerLengths | None) -> str | None:
@@ -109,8 +123,15 @@ def _over(values: Floats | None) -> Bounded:
 
 
 def _times(speed: EngineSpeed, drawn: AnswerLengths) -> ComposedTimes:
-    found = composition.composed_figures(speed, drawn)
-    return ComposedTimes(**{name: Bounded(one.value, one.of_this_kind) for name, one in found.items()})
+    return ComposedTimes(**_bounded(composition.composed_figures(speed, drawn)))
+
+
+def _paces(speed: EngineSpeed, drawn: AnswerLengths) -> ComposedPaces:
+    return ComposedPaces(**_bounded(composition.composed_paces(speed, drawn)))
+
+
+def _bounded(found: Mapping[str, Composed]) -> dict[str, Bounded]:
+    return {name: Bounded(one.value, one.of_this_kind) for name, one in found.items()}
 
 
 def _rate(speed: EngineSpeed | None, drawn: AnswerLengths | None, rate: _Rate) -> Bounded:

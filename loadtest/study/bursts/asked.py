@@ -1,7 +1,7 @@
 """Which passes a study asks of a cell in one repeat.
 
-Over the workload at each level; or, to decide, bursts at the lowest and the highest level, and once for each engine and
-model a natural run.
+Over the workload at each level; or, to decide, bursts at the lowest and the highest level (at every level, where SLOs or
+published claims ask about them), and once for each engine and model a natural run.
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ def rounds_of(study: Study, cell: Cell, asked: AskedPass, repeat: int) -> Rounds
     return Rounds(study.prompts, asked.name(repeat), math.ceil((asked.requests or 0) / study.prompts))
 
 
+def burst_levels(study: Study) -> tuple[int, ...]:
+    """The concurrencies of a study's bursts."""
+    return tuple(sorted(study.levels)) if study.slo or study.findings else decision_levels(study.levels)
+
+
 def natural_passes(study: Study) -> list[AskedPass]:
     """One repeat over the workload: every level; of a study that decides those which its bursts would stand for."""
-    levels = decision_levels(study.levels) if study.decides else study.levels
+    levels = burst_levels(study) if study.decides else study.levels
     timed = study.duration_s is not None
     return [
         AskedPass(
@@ -41,14 +46,14 @@ def natural_passes(study: Study) -> list[AskedPass]:
 
 
 def burst_passes(study: Study, contract: Contract, cell: Cell, room_tokens: int | None = None) -> list[AskedPass]:
-    """Bursts of one start: at the lowest and the highest level."""
-    return [burst_pass(study, contract, cell, level, room_tokens) for level in decision_levels(study.levels)]
+    """Bursts of one start."""
+    return [burst_pass(study, contract, cell, level, room_tokens) for level in burst_levels(study)]
 
 
 def natural_run(study: Study, contract: Contract, cell: Cell, room_tokens: int | None = None) -> list[AskedPass]:
     """The natural run of an engine and model, after bursts of its concurrency, which it is held against."""
     users = study.natural_users
-    if users in decision_levels(study.levels):
+    if users in burst_levels(study):
         beside = []
     else:
         whole = burst_pass(study, contract, cell, users, room_tokens)
