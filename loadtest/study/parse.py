@@ -117,7 +117,7 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
     plain = {f.name: getattr(table, f.name) for f in fields(Study) if hasattr(table, f.name)}
     if table.prices is not None:
         plain.update(gpu_hour_price=table.prices.gpu_hour, currency=table.prices.currency)
-    modes = _listed(table.mode or "natural")
+    modes = _listed("natural" if table.mode is None else table.mode)
     alone = "decision" not in modes or len(modes) == 1
     require(
         0 < len(modes) == len(set(modes)) and alone, "mode", "natural, equal-work, a list of both, or decision", list(modes)
