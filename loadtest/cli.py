@@ -19,6 +19,8 @@ from loadtest.commands.parser import (
     Command,
     CommandParser,
     add_file_commands,
+    add_gate_commands,
+    add_handing_on_commands,
     add_setup_commands,
     add_workload_commands,
     commands_of,
@@ -237,7 +239,9 @@ def _parser() -> argparse.ArgumentParser:
     _serving_command(command)
     add_file_commands(command)
     _model_commands(command)
+    add_gate_commands(command)
     _deciding_commands(command)
+    add_handing_on_commands(command)
     add_workload_commands(command)
     add_setup_commands(command)
     return parser
@@ -245,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _handler(name: str) -> Callable[[argparse.Namespace, Progress], str]:
     """The function of `commands` (`module.function`) that does the work and returns what to print."""
-    module, function = name.split(".")
+    module, _, function = name.rpartition(".")
     _check_memory()
     group = importlib.import_module(f"loadtest.commands.{module}")  # only when a command runs: `--help` stays instant
     handler: Callable[[argparse.Namespace, Progress], str] = getattr(group, function)
@@ -500,25 +504,6 @@ def _model_commands(command: Command) -> None:
 
 
 def _deciding_commands(command: Command) -> None:
-    add = command(
-        "compare", "decide.compare", "compare two runs, level by level and metric by metric; exit 3 on a regression"
-    )
-    add("baseline", type=path_of, metavar="BASELINE")
-    add("candidate", type=path_of, metavar="CANDIDATE")
-    add("--tolerance", type=float, default=0.0, metavar="PCT", help="allow regressions up to this many percent (default: 0)")
-    add("--start-sd", type=float, metavar="PCT", help="how much starts of a server differ (default: what the runs show)")
-    add("--allow", action="append", default=[], metavar="KEY", help="compare although this key differs (repeatable)")
-    add("--json", action="store_true", help="print JSON instead of text")
-
-    add = command("check", "decide.check", "a gate for CI: exit 3 if a run does not meet its requirements")
-    add("run", type=path_of, metavar="RUN")
-    add(
-        "--require", action="append", required=True, metavar="METRIC:pQ<VALUE", help="SLO, such as ttft_s:p90<2 (repeatable)"
-    )
-    add("--concurrency", type=int, metavar="C", help="judge only this level (default: each level)")
-    add("--allow-unhealthy", action="store_true", help="judge although the run's health checks failed")
-    add("--json", action="store_true", help="print JSON instead of text")
-
     add = command("plan", "plan.plan", "how many replicas and GPUs a number of users needs within the SLOs")
     add(
         "--users",

@@ -29,7 +29,7 @@ PURE = {
     "simulator.fleet",
 }
 IMPURE = {"os", "time", "pathlib", "socket", "subprocess", "random", "tempfile", "httpx"}
-WRITERS = {"records.folder", "records.write", "servers.process", "resources"}
+WRITERS = {"records.bundle", "records.folder", "records.write", "servers.process", "resources"}
 PRINTERS = {"cli", "__main__", "perfmodel.calibration", "metrics.schema", "simulator.known_times"}  # by `python -m`
 GEVENT = {"client", "scenario"}
 LOCUST = {"scenario"}

@@ -1,4 +1,4 @@
-"""The figures of a run as rows of metrics.csv, and its requests as a pandas frame."""
+"""The figures of a run as rows of metrics.csv and as OpenMetrics, and its requests as a pandas frame."""
 
 from __future__ import annotations
 
@@ -33,6 +33,26 @@ def _rows(cell: CellFigures, level: LevelFigures) -> Iterator[CsvRow]:
                 "simulated": cell.simulated, "concurrency": level.concurrency, "metric": name, "statistic": statistic,
                 "value": found.value, "ci95_low": found.low, "ci95_high": found.high, "n": found.n,
             }  # fmt: skip
+
+
+_LABELS = ("cell", "engine", "model", "tp", "gpu", "concurrency", "simulated", "statistic")
+
+
+def to_openmetrics(metrics: Metrics) -> str:
+    """The same figures as OpenMetrics gauges: `loadtest_KEY`, and the ends of its 95 % interval as `loadtest_KEY_ci95_low`
+    and `_high`. A figure that is missing has no line. Raises ImportError without prometheus-client."""
+    from prometheus_client import CollectorRegistry, Gauge
+    from prometheus_client.openmetrics.exposition import generate_latest
+
+    registry, gauges = CollectorRegistry(), dict[str, Gauge]()
+    for row in to_rows(metrics):
+        for column, ending in (("value", ""), ("ci95_low", "_ci95_low"), ("ci95_high", "_ci95_high")):
+            value, name = row[column], f"loadtest_{row['metric']}{ending}"
+            if isinstance(value, float | int):
+                about = METRICS[str(row["metric"])].definition
+                gauge = gauges.get(name) or gauges.setdefault(name, Gauge(name, about, _LABELS, registry=registry))
+                gauge.labels(*(str(row[label]) for label in _LABELS)).set(value)
+    return bytes(generate_latest(registry)).decode()  # type: ignore[no-untyped-call]
 
 
 def to_frame(run: Run) -> pd.DataFrame:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest.commands.finish import analyze_run, as_json, decision_table, read_metrics, write_page
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
+from loadtest.records.bundle import unpacked
 from loadtest.records.folder import check_run_folder
 
 if TYPE_CHECKING:
@@ -37,14 +39,21 @@ def report(arguments: argparse.Namespace, say: Say) -> str:
     """The page of a run; one comparison page of several (the first is the baseline); the index of a folder of runs."""
     from loadtest.report.templates import Templates
 
-    runs: list[Path] = arguments.runs
+    given: list[Path] = arguments.runs
     templates = Templates(arguments.templates)
-    if len(runs) > 1:
-        return str(_compare(runs, arguments.output or runs[0].parent / "comparison.html", templates))
-    (run,) = runs
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(unpacked(one)) for one in given]
+        if len(runs) > 1:
+            return str(_compare(runs, arguments.output or given[0].parent / "comparison.html", templates))
+        (run,) = runs
+        beside = given[0].with_suffix(".html") if run != given[0] else run / "report.html"
+        return _of_one(run, arguments.output, beside, templates)
+
+
+def _of_one(run: Path, output: Path | None, beside: Path, templates: Templates) -> str:
     if not (run / "manifest.json").exists() and (folders := _runs_in(run)):
-        return str(_index(run, folders, arguments.output or run / "index.html", templates))
-    page = arguments.output or run / "report.html"
+        return str(_index(run, folders, output or run / "index.html", templates))
+    page = output or beside
     write_page(run, _metrics(run), page, templates)
     return str(page)
 

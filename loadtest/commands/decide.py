@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from loadtest.commands.finish import as_json
 from loadtest.errors import GateError, UsageError
+from loadtest.records.bundle import unpacked
 from loadtest.records.read import read_run
+from loadtest.records.write import write_file
 from loadtest.report.terminal import comparison_text, gate_text, number_text, ratio_text
 
 if TYPE_CHECKING:
     from loadtest.analysis.decisions import GateReport, RunComparison
+    from loadtest.report.text.gates import Case
     from loadtest.study.execution import Say
 
 
@@ -22,12 +26,14 @@ def compare(arguments: argparse.Namespace, say: Say) -> str:
     from loadtest.analysis import compare as comparisons
     from loadtest.analysis.run import analyze
     from loadtest.analysis.validity import unsound_places
+    from loadtest.report.text import gates
 
     if arguments.tolerance < 0:
         raise UsageError(f"--tolerance: expected a percentage from 0 up, got {arguments.tolerance:g}")
     if arguments.start_sd is not None and not 0 <= arguments.start_sd < 100:
         raise UsageError(f"--start-sd: expected a percentage from 0 up and below 100, got {arguments.start_sd:g}")
-    baseline, candidate = (read_run(path) for path in (arguments.baseline, arguments.candidate))
+    with unpacked(arguments.baseline) as one, unpacked(arguments.candidate) as other:
+        baseline, candidate = read_run(one), read_run(other)
     known_start_sd = None if arguments.start_sd is None else arguments.start_sd / 100
     before, after = analyze(baseline), analyze(candidate)
     unsound = (unsound_places(before.cells), unsound_places(after.cells))
@@ -40,9 +46,23 @@ def compare(arguments: argparse.Namespace, say: Say) -> str:
         raise UsageError(f"expected a level that is sound in both runs, got none ({'; '.join(doubts[:2])}); measure again")
     found = msgspec.structs.replace(found, not_compared=(*found.not_compared, *doubts))
     said = as_json(found) if arguments.json else comparison_text(found)
-    if found.regressions or found.slower:
-        raise GateError(_slower(found), said)
+    failed = _slower(found) if found.regressions or found.slower else ""
+    _hand_on(arguments, gates.comparison_cases(found), failed or "No significant regression", not failed, found.simulated)
+    if failed:
+        raise GateError(failed, said)
     return said
+
+
+def _hand_on(arguments: argparse.Namespace, cases: Sequence[Case], title: str, met: bool, simulated: bool) -> None:
+    """What a CI system and a pull request are to read, where it was asked for."""
+    from loadtest.report.text import gates
+
+    if arguments.junit is not None:
+        write_file(
+            arguments.junit, gates.junit(cases, f"loadtest {arguments.handler.rpartition('.')[2]}", simulated=simulated)
+        )
+    if arguments.summary is not None:
+        write_file(arguments.summary, gates.summary(cases, title, met=met, simulated=simulated).encode())
 
 
 def _slower(found: RunComparison) -> str:
@@ -64,16 +84,20 @@ def check(arguments: argparse.Namespace, say: Say) -> str:
     from loadtest.analysis import objectives as slo_objectives
     from loadtest.analysis.run import analyze
     from loadtest.metrics import slo
+    from loadtest.report.text import gates
 
     objectives = [slo.parse_slo(text) for text in arguments.require]
-    metrics = analyze(read_run(arguments.run))
+    with unpacked(arguments.run) as run:
+        metrics = analyze(read_run(run))
     levels = sorted({level.concurrency for cell in metrics.cells for level in cell.levels})
     if arguments.concurrency is not None and arguments.concurrency not in levels:
         raise UsageError(f"--concurrency {arguments.concurrency}: expected a level of the run, one of {levels}")
     found = slo_objectives.gate(metrics, objectives, arguments.concurrency, allow_unhealthy=arguments.allow_unhealthy)
     said = as_json(found) if arguments.json else gate_text(found)
-    if not found.met:
-        raise GateError(_unmet(found), said)
+    failed = "" if found.met else _unmet(found)
+    _hand_on(arguments, gates.gate_cases(found), failed or "Every requirement is met", found.met, found.simulated)
+    if failed:
+        raise GateError(failed, said)
     return said
 
 

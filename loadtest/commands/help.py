@@ -35,6 +35,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "analyze": ("loadtest analyze runs/mine", "loadtest analyze runs/mine --json"),
     "report": ("loadtest report runs/mine", "loadtest report runs/before runs/after -o change.html", "loadtest report runs"),
+    "export": ("loadtest export runs/mine -o requests.parquet", "loadtest export runs/mine -o figures.prom"),
+    "bundle": ("loadtest bundle runs/mine", "loadtest bundle runs/mine --redact -o mine.loadtest"),
     "fit": ("loadtest fit --model qwq-32b --gpu l20 --tp 2 --context 32768",),
     "predict": (
         "loadtest predict --model qwq-32b-awq --gpu l20 --prompt-tokens 500 --output-tokens 4000 --concurrency 8",
@@ -44,7 +46,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "compare": ("loadtest compare runs/before runs/after --tolerance 3",),
     "check": (
         "loadtest check runs/mine --require 'ttft_s:p90<2' --concurrency 8",
-        "loadtest check runs/mine --require 'tokens_per_s_per_user:p10>15'",
+        "loadtest check runs/mine --require 'tokens_per_s_per_user:p10>15' --junit junit.xml --summary summary.md",
     ),
     "plan": (
         "loadtest plan --users 50 --slo 'time_to_final_answer_s:p90<120' --from runs/mine",

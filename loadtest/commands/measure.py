@@ -16,7 +16,7 @@ import msgspec
 from loadtest import resources
 from loadtest.analysis.bursts.objectives import is_told
 from loadtest.commands.finish import carry_out, new_folder
-from loadtest.commands.verification import verify
+from loadtest.commands.machine.verification import verify
 from loadtest.decision import verdicts
 from loadtest.errors import EngineError, UsageError
 from loadtest.metrics.slo import parse_slo

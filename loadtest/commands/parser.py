@@ -99,6 +99,53 @@ def add_file_commands(command: Command) -> None:
     )
 
 
+def add_handing_on_commands(command: Command) -> None:
+    add = command("export", "handing_on.export", "write the requests of a run, or its figures, for other programs")
+    add("run", type=path_of, metavar="RUN")
+    add(
+        "-o",
+        "--output",
+        type=path_of,
+        required=True,
+        metavar="FILE",
+        help="new file; .parquet or .csv: a row for each request; .prom: the figures as OpenMetrics",
+    )
+
+    add = command("bundle", "handing_on.bundle", "pack a run into one file, which report, compare, check and export take")
+    add("run", type=path_of, metavar="RUN")
+    add("-o", "--output", type=path_of, metavar="FILE", help="new file (default: RUN.loadtest)")
+    add("--redact", action="store_true", help="replace names of machines, addresses and home folders")
+    add("--hide", action="append", default=[], metavar="WORD", help="replace this word too (repeatable)")
+
+
+def add_gate_commands(command: Command) -> None:
+    add = command(
+        "compare", "decide.compare", "compare two runs, level by level and metric by metric; exit 3 on a regression"
+    )
+    add("baseline", type=path_of, metavar="BASELINE")
+    add("candidate", type=path_of, metavar="CANDIDATE")
+    add("--tolerance", type=float, default=0.0, metavar="PCT", help="allow regressions up to this many percent (default: 0)")
+    add("--start-sd", type=float, metavar="PCT", help="how much starts of a server differ (default: what the runs show)")
+    add("--allow", action="append", default=[], metavar="KEY", help="compare although this key differs (repeatable)")
+    _add_gate_files(add)
+    add("--json", action="store_true", help="print JSON instead of text")
+
+    add = command("check", "decide.check", "a gate for CI: exit 3 if a run does not meet its requirements")
+    add("run", type=path_of, metavar="RUN")
+    add(
+        "--require", action="append", required=True, metavar="METRIC:pQ<VALUE", help="SLO, such as ttft_s:p90<2 (repeatable)"
+    )
+    add("--concurrency", type=int, metavar="C", help="judge only this level (default: each level)")
+    add("--allow-unhealthy", action="store_true", help="judge although the run's health checks failed")
+    _add_gate_files(add)
+    add("--json", action="store_true", help="print JSON instead of text")
+
+
+def _add_gate_files(add: Callable[..., Any]) -> None:
+    add("--junit", type=path_of, metavar="FILE", help="also write the result as JUnit XML, for a CI system (default: none)")
+    add("--summary", type=path_of, metavar="FILE", help="also write it as Markdown, for a pull request (default: none)")
+
+
 def add_workload_commands(command: Command) -> None:
     within = command("workload", None, "list, show and validate workloads, or make one from a run")
     add = within("list", "workloads.list_all", "list the built-in workloads")
@@ -117,12 +164,16 @@ def add_workload_commands(command: Command) -> None:
 
 
 def add_setup_commands(command: Command) -> None:
-    add = command("init", "setup.init", "copy scenarios, studies, launchers and templates into DIR, for editing")
+    add = command("init", "machine.setup.init", "copy scenarios, studies, launchers and templates into DIR, for editing")
     add("directory", type=path_of, metavar="DIR")
 
-    add = command("verify", "setup.verify", "hold the instrument against known times on this machine, in half a minute")
+    add = command(
+        "verify", "machine.setup.verify", "hold the instrument against known times on this machine, in half a minute"
+    )
     add("--concurrency", type=int, default=8, metavar="C", help="requests in flight at once (default: %(default)s)")
     add("--json", action="store_true", help="print JSON instead of text")
 
-    add = command("doctor", "setup.doctor", "list what this machine has, what is missing, and the command that installs it")
+    add = command(
+        "doctor", "machine.setup.doctor", "list what this machine has, what is missing, and the command that installs it"
+    )
     add("--json", action="store_true", help="print JSON instead of text")

@@ -23,7 +23,7 @@ from loadtest.errors import UsageError
 from loadtest.metrics.schema import CellFigures
 from loadtest.metrics.slo import Slo, parse_slo
 from loadtest.records.read import read_run
-from loadtest.report.plan_text import capacity_text
+from loadtest.report.text.plan import capacity_text
 from loadtest.study import fast_forward
 from loadtest.study.execution import Say
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-_PACKAGES = ("loadtest", "locust", "gevent", "msgspec", "numpy", "scipy", "pandas", "matplotlib", "httpx")
+from loadtest import __version__
+
+_PACKAGES = ("locust", "gevent", "msgspec", "numpy", "scipy", "pandas", "matplotlib", "httpx")
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +33,7 @@ def describe() -> Environment:
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        packages={name: _version(name) for name in _PACKAGES},
+        packages={"loadtest": __version__, **{name: _version(name) for name in _PACKAGES}},
     )
 
 

@@ -226,7 +226,7 @@ def _comparison_row(row: Comparison) -> tuple[str, ...]:
     verdict = row.verdict if row.p_value is not None else f"{row.verdict} ({row.reason})"
     least = row.smallest_detectable_ratio
     return (
-        name, str(row.concurrency), row.metric, number_text(row.ratio.value), _interval(row.ratio, 3), verdict,
+        name, str(row.concurrency), row.metric, number_text(row.ratio.value), interval_text(row.ratio, 3), verdict,
         "-" if least is None else f"{least - 1:+.1%}",
     )  # fmt: skip
 
@@ -257,12 +257,12 @@ def _output_lengths(row: Comparison) -> str:
     tokens = row.output_tokens
     if tokens is None or tokens.verdict not in ("fewer", "more"):
         return ""
-    share = f"{number_text(tokens.ratio.value, 3)} of the baseline's ({_interval(tokens.ratio, 3)})"
+    share = f"{number_text(tokens.ratio.value, 3)} of the baseline's ({interval_text(tokens.ratio, 3)})"
     return f"; outputs have {tokens.verdict} tokens: {share}"
 
 
 def ratio_text(row: Comparison) -> str:
-    return f"{number_text(row.ratio.value, 3)} (95 % CI {_interval(row.ratio, 3)})"
+    return f"{number_text(row.ratio.value, 3)} (95 % CI {interval_text(row.ratio, 3)})"
 
 
 # A gate --------------------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def gate_text(found: GateReport) -> str:
     rows = [("cell", "concurrency", "required", "measured", "95 % CI", "result")]
     for row in found.rows:
         needs = f" (needs {row.n_needed} requests)" if row.n_needed else ""
-        interval = _interval(Bounded(row.value, row.ci95), 4)
+        interval = interval_text(Bounded(row.value, row.ci95), 4)
         rows.append((row.cell, str(row.concurrency), row.slo, number_text(row.value), interval, f"{row.result}{needs}"))
     text += _left_aligned(rows) if found.rows else []
     text += [f"not measured: {one}" for one in found.unmeasured]
@@ -285,7 +285,7 @@ def number_text(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
-def _interval(of: Bounded, digits: int) -> str:
+def interval_text(of: Bounded, digits: int) -> str:
     return "-" if of.low is None or of.high is None else f"{of.low:.{digits}g} to {of.high:.{digits}g}"
 
 

@@ -17,8 +17,8 @@ from loadtest.commands.planning.source import plan_source
 from loadtest.errors import UsageError
 from loadtest.metrics.slo import parse_slo
 from loadtest.report.page import write_figure
-from loadtest.report.plan_text import fleet_text
 from loadtest.report.plots.fleet import fleet_figure
+from loadtest.report.text.plan import fleet_text
 from loadtest.simulator.fleet.arrivals import Curve, Demand, Population
 from loadtest.simulator.fleet.routers import KINDS
 from loadtest.study.execution import Say

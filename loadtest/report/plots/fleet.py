@@ -12,8 +12,8 @@ from loadtest.analysis.decisions import FleetOption, FleetPlan, PeakFigure
 from loadtest.metrics.catalogue import METRICS
 from loadtest.metrics.slo import Slo, parse_slo
 from loadtest.report.formatting import DASH, number
-from loadtest.report.plan_text import figures_text, source_word
 from loadtest.report.plots.figure import BAD, CARD, MUTED, OTHER, SGLANG, VLLM, Figure, Key, Look, Panel, Table, nothing
+from loadtest.report.text.plan import figures_text, source_word
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

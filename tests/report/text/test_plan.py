@@ -7,7 +7,7 @@ from loadtest.analysis import capacity
 from loadtest.analysis.decisions import CapacityPlan, FleetPlan
 from loadtest.analysis.fleet.options import Candidate, CellFacts, Question, fleet_options
 from loadtest.metrics.slo import parse_slo
-from loadtest.report.plan_text import Gpus, capacity_text, fleet_text
+from loadtest.report.text.plan import Gpus, capacity_text, fleet_text
 from loadtest.simulator.fleet.arrivals import Curve, Demand
 from tests.support.fleets import FINAL, MIX, model, shorten
 

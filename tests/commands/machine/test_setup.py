@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from loadtest import cli, resources
-from loadtest.commands import doctor
+from loadtest.commands.machine import doctor
 from loadtest.study import parse
 
 

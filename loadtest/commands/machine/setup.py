@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from loadtest import resources
-from loadtest.commands import doctor as examination
 from loadtest.commands.finish import as_json
-from loadtest.commands.verification import verify as verify_instrument
+from loadtest.commands.machine import doctor as examination
+from loadtest.commands.machine.verification import verify as verify_instrument
 from loadtest.errors import LoadtestError, UsageError
 from loadtest.report.formatting import instrument_words
 

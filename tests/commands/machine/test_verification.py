@@ -3,7 +3,7 @@
 import pytest
 
 from loadtest import cli
-from loadtest.commands import verification
+from loadtest.commands.machine import verification
 from loadtest.errors import EngineError
 from loadtest.records import read
 
