@@ -64,6 +64,7 @@ def test_every_option_is_explained_with_its_default(name):
 
 
 WITHOUT_DEFAULT = {
+    "duel": {"--resume"},
     "attach": {"--base-url", "--resume"},
     "search": {"--base-url", "--resume"},
     "predict": {"--model", "--gpu"},
