@@ -8,11 +8,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-from collections.abc import Iterator
+import resource
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
@@ -22,17 +25,60 @@ from loadtest.errors import UsageError
 from loadtest.report.plots.figure import VARIABLES, Dash, Key
 
 SCRIPT, STYLE = "page.js", "style.css"
+MOST_STEPS = 10_000_000  # of loops and calls of one page; that of a small run takes 2,000
+MOST_BYTES = 2 * 2**30  # that one page may take, beside what the process has
+_CURE = "correct the template, or leave --templates out"
 
 
 class _Sandbox(SandboxedEnvironment):
-    """Jinja's, which bounds ranges but not products: `"x" * 10**10` would take all memory."""
+    """Jinja's, which bounds each range but neither products (`"x" * 10**10`) nor loops in loops: here both are."""
 
     intercepted_binops = frozenset({"*", "**"})
+    steps_left = MOST_STEPS
+
+    def compile(self, source: Any, *named: Any, **options: Any) -> Any:
+        """As Jinja does, with every loop counted."""
+        tree = self.parse(source, *named[:2]) if isinstance(source, str) else source
+        for loop in list(tree.find_all(nodes.For)):
+            loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+        return super().compile(tree, *named, **options)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if not (isinstance(left, int | float) and isinstance(right, int | float)):
             raise SecurityError(f"expected numbers beside {operator}")
         return left * right if operator == "*" else float(left) ** right
+
+    def call(self, context: Any, called: Any, *arguments: Any, **named: Any) -> Any:
+        result = super().call(context, called, *arguments, **named)
+        self.step(len(result) if isinstance(result, range) else 1)
+        return result
+
+    def counted(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            self.step()
+            yield item
+
+    def step(self, n: int = 1) -> None:
+        self.steps_left -= n
+        if self.steps_left < 0:
+            raise SecurityError(f"expected at most {MOST_STEPS:,} steps of loops and calls, got more")
+
+
+@contextlib.contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """Raises MemoryError in place of taking more than `MOST_BYTES`, where the system tells what is taken (Linux)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    except OSError:
+        yield
+        return
+    limits = [limit for limit in (soft, hard, taken + MOST_BYTES) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 class Templates:
@@ -51,16 +97,18 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.filters["swatch"] = swatch
+        self._environment.filters |= {"swatch": swatch, "counted": self._environment.counted}
         for path in sorted(folder.glob("*.j2")) if folder is not None else ():  # before anything is drawn
-            with self._explained(path.name):
+            with self._explained(path.name), _bounded_memory():
                 self._environment.get_template(path.name)
 
     def render(self, name: str, **values: Any) -> str:
         """One page. Raises UsageError, one line with file and line, where a template has an error."""
         script, style = self._text(SCRIPT), self._text(STYLE)
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        with self._explained(name):
+        own = self._edited is None
+        self._environment.steps_left = sys.maxsize if own else MOST_STEPS
+        with self._explained(name), contextlib.nullcontext() if own else _bounded_memory():
             template = self._environment.get_template(name)
             return template.render(style=Markup(style), script=Markup(script), script_hash=digest, **values)
 
@@ -69,11 +117,15 @@ class Templates:
         """Says where an edited template has an error. One of the package's own is a bug and stays one."""
         try:
             yield
+        except MemoryError:
+            if self._edited is None:
+                raise
+            raise UsageError(f"{name}: expected a page of at most {MOST_BYTES >> 30} GiB, got more; {_CURE}") from None
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             if self._edited is None:
                 raise
             where = self._place(error, name)
-            raise UsageError(f"{where}: {str(error).rstrip('.')}; correct the template, or leave --templates out") from error
+            raise UsageError(f"{where}: {str(error).rstrip('.')}; {_CURE}") from error
 
     def _text(self, name: str) -> str:
         path = next(path for folder in self._folders if (path := folder / name).is_file())

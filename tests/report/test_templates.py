@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+
 import pytest
 
 from loadtest import cli, resources
 from loadtest.errors import UsageError
+from loadtest.report import templates
 from loadtest.report.index import index_columns
 from loadtest.report.overview import Badge
 from loadtest.report.page import Entrance, run_page
@@ -84,6 +88,34 @@ def test_a_template_with_an_error_is_named_with_its_line(folder, text, line, sai
     assert message.startswith(f"{path}:{line}: ")
     assert said in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}",
+        "{% for a in title %}{% for b in title %}{% for c in title %}{{ loop.index }}{% endfor %}{% endfor %}{% endfor %}",
+        "{% macro twice(n) %}{% if n %}{{ twice(n - 1) }}{{ twice(n - 1) }}{% endif %}{% endmacro %}{{ twice(60) }}",
+        "{% for a in [1, 2] recursive %}{% if loop.depth < 60 %}{{ loop([1, 2]) }}{% endif %}{% endfor %}",
+        "{% for a in title %}{{ range(900) | sum }}{% endfor %}",
+    ],
+    ids=["ranges", "values", "macros", "recursive loop", "sums"],
+)
+def test_a_template_that_would_hardly_end_is_stopped(folder, monkeypatch, text):
+    monkeypatch.setattr(templates, "MOST_STEPS", 20_000)
+    (folder / "index.html.j2").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"index\.html\.j2:1: expected at most 20,000 steps of loops and calls, got more"):
+        index(folder, title="x" * 100)
+
+
+@pytest.mark.parametrize("text", ["{{ title | center(4000000000) }}", "{{ 'x' | center(4000000000) }}"])
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
+def test_a_template_that_takes_all_memory_is_stopped(folder, text):
+    (folder / "index.html.j2").write_text(text, encoding="utf-8")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(UsageError, match=r"index\.html\.j2: expected a page of at most 2 GiB, got more; correct"):
+        index(folder)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_an_error_in_a_shared_part_is_named_where_it_is(folder):
