@@ -58,6 +58,7 @@ class _Prediction:
     contract: Contract
     say: Say
     wanted: Wanted
+    repeat: int = 1
     elapsed_s: float = 0.0
     servers: dict[str, VirtualServer] = field(default_factory=dict)
 
@@ -110,7 +111,7 @@ def simulate_study(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
     try:
         _run_cells(prediction, made)
         if study.decides and (broken := _broken_cells(prediction)):
-            prediction.wanted = Wanted(levels=broken)
+            prediction.wanted, prediction.repeat = Wanted(levels=broken), 2  # beside the natural run of the first
             _run_cells(prediction, made)
         interrupted = False
     finally:
@@ -165,7 +166,7 @@ def _run_cell(prediction: _Prediction, cell: Cell, made: Simulation | FitError) 
             _search(prediction, cell, _server(prediction, cell, made), engine)
         else:
             for one in prediction.wanted.passes(prediction.study, prediction.contract, cell):
-                _run_pass(prediction, cell, _server(prediction, cell, made), one)
+                _run_pass(prediction, cell, _server(prediction, cell, made), one, prediction.repeat)
     engine.learn(stopped_unix_s=time.time())
     engine.write()
 
@@ -206,7 +207,7 @@ def _run_pass(
     cell: Cell,
     server: VirtualServer,
     asked: AskedPass,
-    repeat: int = 1,
+    repeat: int,
     is_enough: Callable[[RequestRecord], bool] | None = None,
 ) -> None:
     """One pass; it ends early after a record with which it `is_enough`."""
@@ -240,7 +241,7 @@ def _pass(prediction: _Prediction, cell: Cell, server: VirtualServer, plan: Plan
     """A closed loop over the workload, or bursts."""
     study, model = prediction.study, server.served.model
     contract = replace(prediction.contract, mode=cell.mode or prediction.contract.mode)
-    rounds = rounds_of(study, cell, asked, 1)
+    rounds = rounds_of(study, cell, asked, plan.repeat)
     script = Script(prediction.workload, contract, model=model, engine=cell.engine, seed=study.seed, rounds=rounds)
     if asked.kind == "level":
         return VirtualLevel(plan, script, server)

@@ -281,3 +281,13 @@ def test_a_cell_that_preempts_falls_back_to_natural_passes_in_the_same_run(tmp_p
     assert any("no preemption" in one for one in pair.broken)
     assert any("natural passes instead of bursts, as" in line for line in said)
     assert plan.fit_of(cells[0], Contract()).kv_capacity_tokens < 15_000
+
+
+def test_a_fallback_at_the_concurrency_of_the_natural_run_is_a_repeat_of_its_own(tmp_path):
+    cells = tuple(one for one in CELLS if one.tp == 1)
+    study = replace(STUDY, cells=cells, levels=(1, 6), contract={"max_tokens": 128})  # every answer is cut off
+    assert fast_forward.simulate_study(study, tmp_path / "run", say=lambda _: None) == ()
+    run = read.read_run(tmp_path / "run")
+    assert [(one.concurrency, one.repeat) for one in run.cells[0].levels] == [(1, 2), (6, 1), (6, 2)]
+    assert not any(one.damaged for one in run.cells[0].passes)
+    assert {len(list(one.path.glob("requests*"))) for one in run.cells[0].passes} == {1}
