@@ -1,8 +1,11 @@
-"""Where the files beside the code are: in a checkout at its top level, in an installed wheel inside the package."""
+"""Files beside the code (in a checkout at its top level, in an installed wheel inside the package), and small files that
+somebody names."""
 
 from __future__ import annotations
 
+import errno
 import shutil
+import stat
 from pathlib import Path
 
 from loadtest.errors import LoadtestError, RecordError, UsageError
@@ -10,6 +13,19 @@ from loadtest.errors import LoadtestError, RecordError, UsageError
 _PACKAGE = Path(__file__).resolve().parent
 _PLACES = (_PACKAGE / "bundled", _PACKAGE.parent)
 FOLDERS = ("scenarios", "launchers", "reports")
+LARGEST_BYTES = 16 * 2**20  # of a description that people write
+
+
+def small_file(named: Path) -> bytes:
+    """What a small file holds. A run folder from elsewhere may have named it: raises OSError where it is a pipe or a device,
+    which may have no end, or holds more than `LARGEST_BYTES`."""
+    if not stat.S_ISREG(named.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a file", str(named))
+    with named.open("rb") as stream:
+        content = stream.read(LARGEST_BYTES + 1)
+    if len(content) > LARGEST_BYTES:
+        raise OSError(errno.EFBIG, f"more than {LARGEST_BYTES >> 20} MiB", str(named))
+    return content
 
 
 def path(name: str) -> Path:

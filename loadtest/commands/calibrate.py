@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _LEVELS = (1, 2, 4, 8, 16, 32, 64)  # predicted where they were not measured
 _DEFAULT_OUT = Path("machine.toml")
+_TPOT_S = (1e-6, 1e3)  # what a run can have
 _VERSION = re.compile(r"v?\d+\.\d+")
 
 
@@ -48,15 +49,17 @@ def calibrate(arguments: argparse.Namespace, say: Say) -> str:
 def _measured(run: Path, interconnect: str | None) -> Iterator[RunLevel]:
     """The levels of a run that have a time per token, on a GPU and of a model that are known.
 
-    Levels whose figures the load generator may have distorted are left out.
+    Levels whose figures the load generator may have distorted are left out. Raises `UsageError`, with the file and the cell:
+    a GPU, tp or engine that is not known, a figure that cannot be.
     """
-    metrics = read_metrics(run / "metrics.json")
-    for cell in metrics.cells:
-        deployment = _deployment(cell, interconnect)
-        for level in cell.levels if deployment is not None else ():
-            one = _level(deployment, level) if deployment is not None else None
-            if one is not None:
-                yield one
+    path = run / "metrics.json"
+    for cell in read_metrics(path).cells:
+        try:
+            deployment = _deployment(cell, interconnect)
+            levels = [] if deployment is None else [_level(deployment, level) for level in cell.levels]
+        except UsageError as error:
+            raise UsageError(f"{path}: {cell.id}: {error}") from None
+        yield from filter(None, levels)
 
 
 def _deployment(cell: CellFigures, interconnect: str | None) -> Deployment | None:
@@ -80,15 +83,22 @@ def _deployment(cell: CellFigures, interconnect: str | None) -> Deployment | Non
 
 def _level(deployment: Deployment, level: LevelFigures) -> RunLevel | None:
     from loadtest.perfmodel.machine_fit import RunLevel
+    from loadtest.perfmodel.memory import MOST_TOKENS
 
     if level.client_health.status == "fail":
         return None
     tpot, context = level.tpot_s.mean, level.context_tokens.value
-    told = [one.mean for one in (level.reasoning_tokens, level.answer_tokens)]
-    if tpot is None or context is None or None in told:
+    thinking, answer = level.reasoning_tokens.mean, level.answer_tokens.mean
+    if tpot is None or context is None or thinking is None or answer is None:
         return None
-    output = round(sum(one for one in told if one is not None))
-    if output < 2:
+    counts = {"concurrency": level.concurrency, "context": context, "reasoning tokens": thinking, "answer tokens": answer}
+    for name, count in counts.items():
+        if not 0 <= count <= MOST_TOKENS:
+            raise UsageError(f"concurrency {level.concurrency}: {name}: expected 0 to {MOST_TOKENS:,}, got {count:g}")
+    if not _TPOT_S[0] <= tpot <= _TPOT_S[1]:
+        raise UsageError(f"concurrency {level.concurrency}: time per token: expected 0.001 ms to 1,000 s, got {tpot:g} s")
+    output = round(thinking + answer)
+    if output < 2 or not level.concurrency:
         return None
     return RunLevel(deployment, level.concurrency, max(1, round(context) - output), output, tpot)
 

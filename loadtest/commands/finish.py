@@ -111,7 +111,7 @@ def _claims(name: str | None) -> tuple[Claim, ...]:
     own = Path(name)
     path = own if own.suffix == ".toml" else resources.path(f"reports/findings/{own}.toml")
     try:
-        return claims.parse_claims(path.read_bytes(), str(path))
+        return claims.parse_claims(resources.small_file(path), str(path))
     except OSError as error:
         raise UsageError(f"{path}: cannot read the findings: {error.strerror}") from error
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from loadtest import resources
 from loadtest.errors import UsageError
 from loadtest.perfmodel.architecture import Model, Quantisation
 
@@ -59,7 +60,7 @@ def from_config(directory: Path) -> Model:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(resources.small_file(path))
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read: {error.strerror}; expected the config.json of a Hugging Face model"

@@ -79,6 +79,7 @@ class KernelConstants:
 
 
 FACTORS = ("overhead", "streams", "weights", "kv", "all_reduce", "prefill")
+WIDEST_RANGE = 10  # of a machine's predictions
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,8 @@ class Machine:
         for key in FACTORS:
             if not 0.01 <= getattr(self, key) <= 1000:
                 raise UsageError(f"{key}: expected a factor from 0.01 to 1000, got {getattr(self, key)!r}")
-        if self.range is not None and not 0 < self.range < 10:
-            raise UsageError(f"range: expected a ratio above 0 and below 10, got {self.range!r}")
+        if self.range is not None and not 0 < self.range < WIDEST_RANGE:
+            raise UsageError(f"range: expected a ratio above 0 and below {WIDEST_RANGE}, got {self.range!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ def generation(engine: str, version: str = "") -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """(0, 6, 3) of `0.6.3.post1`; () of none. Raises UsageError for a version without numbers."""
-    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    found = re.match(r"v?(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?", version)
     if version and not found:
         raise UsageError(f"engine version {version!r}: expected numbers as in 0.19.0")
     return tuple(int(number) for number in found.groups(default="0")) if found else ()

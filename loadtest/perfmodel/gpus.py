@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from loadtest import resources
 from loadtest.errors import UsageError
 
 Interconnect = Literal["nvlink", "pcie", "pcie-host"]
@@ -167,7 +168,7 @@ def _from_toml(path: Path) -> Gpu:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(resources.small_file(path).decode())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}; expected a TOML file with a GPU's figures") from None
     except (ValueError, RecursionError) as error:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from loadtest import resources
 from loadtest.errors import UsageError
-from loadtest.perfmodel.constants import FACTORS, Machine
+from loadtest.perfmodel.constants import FACTORS, WIDEST_RANGE, Machine
 from loadtest.perfmodel.memory import Deployment
 from loadtest.perfmodel.prediction import cycle
 
@@ -23,6 +24,7 @@ from loadtest.perfmodel.prediction import cycle
 # stream depends on the host most.
 _PRIOR = {"streams": 0.5} | dict.fromkeys([key for key in FACTORS if key != "streams"], 0.3)
 _NOISE = 0.02  # what repeated levels scatter by
+_MOST = 99.0  # factor, either way
 _LEAST_RANGE = 0.08  # a machine is not known better than this from a few levels
 
 
@@ -53,7 +55,7 @@ def fit_machine(levels: Sequence[RunLevel], source: str) -> Machine:
     """The factors that explain the levels with the least departure from the model; its range is what they leave unexplained.
 
     Least squares on log errors in units of 2 %, with a prior of 1 +- 30 % on each factor (`streams`: 50 %): what levels do
-    not show stays 1. Raises UsageError without levels.
+    not show stays 1. Raises UsageError without levels, and where no machine explains them.
     """
     from scipy.optimize import least_squares  # 0.3 s that no other command should pay
 
@@ -69,11 +71,16 @@ def fit_machine(levels: Sequence[RunLevel], source: str) -> Machine:
         predicted = np.log([tpot_s(level, machine(logs)) for level in levels])
         return np.concatenate([(predicted - measured) / _NOISE, logs / spreads])
 
-    spreads, bound = np.array([_PRIOR[key] for key in FACTORS]), math.log(500)
+    spreads, bound = np.array([_PRIOR[key] for key in FACTORS]), math.log(_MOST)
     answer = least_squares(misfit, np.zeros(len(FACTORS)), bounds=(-bound, bound))
     found = machine(answer.x)
     errors = np.array([residual(level, found) for level in levels])
-    return replace(found, range=max(_LEAST_RANGE, 2 * float(np.sqrt(np.mean(errors**2)))))
+    half_width = max(_LEAST_RANGE, 2 * float(np.sqrt(np.mean(errors**2))))
+    if half_width >= WIDEST_RANGE:
+        worst = levels[int(np.argmax(np.abs(errors)))]
+        told = f"measured {worst.tpot_s * 1e3:.3g} ms per token, {tpot_s(worst, found) * 1e3:.3g} ms at the nearest"
+        raise UsageError(f"no machine explains these runs: {worst.title}: {told}; are its GPU and its model named right?")
+    return replace(found, range=half_width)
 
 
 def residual(level: RunLevel, machine: Machine) -> float:
@@ -84,7 +91,7 @@ def residual(level: RunLevel, machine: Machine) -> float:
 def read_machine(path: Path) -> Machine:
     """The machine that a file describes. Raises UsageError with the file: unreadable, an unknown key, a wrong value."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(resources.small_file(path).decode())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}; expected what loadtest calibrate wrote") from None
     except (ValueError, RecursionError) as error:
@@ -103,7 +110,7 @@ def read_machine(path: Path) -> Machine:
 
 def as_toml(machine: Machine) -> str:
     """The file of a machine."""
-    told = machine.source.replace("\\", "/").replace('"', "'")
+    told = "".join(c if c.isprintable() else " " for c in machine.source).replace("\\", "/").replace('"', "'")
     lines = [f"{key} = {getattr(machine, key):.4g}" for key in FACTORS]
     if machine.range is not None:
         lines.append(f"range = {machine.range:.4g}")

@@ -150,12 +150,16 @@ def write_manifest(run: Path, manifest: Manifest) -> None:
 
 def write_new(path: Path, content: bytes) -> None:
     """Write a file that is not there yet. Raises `UsageError` if it exists: a file of the user is never overwritten."""
+    made = False
     try:
         with path.open("xb") as stream:
+            made = True
             stream.write(content)
     except FileExistsError:
         raise UsageError(f"{path}: expected a new file, got one that exists; name another") from None
     except OSError as error:
+        if made:
+            path.unlink()  # half of it: the disk is full
         raise RecordError(f"{path}: cannot write: {error.strerror}") from error
 
 

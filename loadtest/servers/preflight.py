@@ -112,7 +112,7 @@ def _hub_cache() -> Path:
 def cached_snapshot(hub: str) -> Path | None:
     """The directory of a hub model in the local cache, the newest where there are several; None where there is none."""
     folder = _hub_cache() / f"models--{hub.replace('/', '--')}" / "snapshots"
-    found = [path.parent for path in folder.glob("*/config.json")]
+    found = [path.parent for path in folder.glob("*/config.json")] if os.path.isdir(folder) else []
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
@@ -127,7 +127,7 @@ def shape(model: str) -> Model | None:
     try:
         return models.model(model)
     except UsageError:
-        if (Path(model) / "config.json").is_file():
+        if os.path.isfile(Path(model) / "config.json"):  # no error where it could name none: too long, or with a NUL
             raise
     snapshot = cached_snapshot(model)
     return config_file.from_config(snapshot) if snapshot is not None else None

@@ -1,6 +1,7 @@
 """Records on disk: written, read back, torn, and refused where they cannot be true."""
 
 import os
+import resource
 from dataclasses import replace
 
 import msgspec
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.errors import RecordError
-from loadtest.records import read
+from loadtest.records import read, write
 from loadtest.records.folder import level_path, set_aside
 from loadtest.records.schema import RequestRecord
 from loadtest.records.write import JsonlWriter, write_csv, write_json
@@ -208,3 +209,14 @@ def test_a_broken_pass_is_set_aside_and_kept(tmp_path):
         assert set_aside(folder).name == f"c01-r1.broken-{number}"
     assert (tmp_path / "c01-r1.broken-1" / "requests-a.jsonl").read_text() == "1"
     assert not (tmp_path / "c01-r1").exists()
+
+
+def test_half_a_new_file_is_not_left_behind(tmp_path):
+    path, (soft, hard) = tmp_path / "new.toml", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # as a full disk
+    try:
+        with pytest.raises(RecordError, match="new.toml: cannot write: File too large"):
+            write.write_new(path, b"x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not path.exists()
