@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.errors import RecordError
-from loadtest.records import read, write
+from loadtest.records import read
 from loadtest.records.folder import level_path, set_aside
 from loadtest.records.schema import RequestRecord
-from loadtest.records.write import JsonlWriter, write_csv, write_json
+from loadtest.records.write import JsonlWriter, write_csv, write_json, write_new
 
 RECORD = RequestRecord(
     run_id="r",
@@ -216,7 +216,7 @@ def test_half_a_new_file_is_not_left_behind(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # as a full disk
     try:
         with pytest.raises(RecordError, match="new.toml: cannot write: File too large"):
-            write.write_new(path, b"x" * 100)
+            write_new(path, b"x" * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not path.exists()
