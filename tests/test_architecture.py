@@ -1,6 +1,7 @@
 """The rules of the house, held by reading the code: who imports whom, who writes, who prints, how long a piece is."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -38,6 +39,7 @@ FUNCTION_LINES = 60
 FILE_LINES = 600
 
 
+@functools.cache
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -66,6 +68,7 @@ def dotted(path):
 KNOWN = {dotted(path): path for path in MODULES}
 
 
+@functools.cache
 def own(path):
     """Our modules that a file imports, whether it names the module or something in it."""
     found = set()
@@ -158,10 +161,12 @@ def test_only_scenarios_import_locust_and_only_the_client_gevent(path):
     assert "gevent" not in used or is_among(path, GEVENT)
 
 
+@functools.cache
 def calls(path):
     return [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
 
 
+@functools.cache
 def says(call):
     return ast.unparse(call.func) in ("print", "sys.stdout.write", "sys.stderr.write")
 
@@ -171,6 +176,7 @@ def test_only_the_command_lines_print(path):
     assert not any(map(says, calls(path))) or is_among(path, PRINTERS) or path.stem == "__main__"
 
 
+@functools.cache
 def writes(call):
     """Does this call make, change or rename a file by one of the ways that Python code usually takes?"""
     name = ast.unparse(call.func)
