@@ -17,12 +17,13 @@ from loadtest.decision import adjustment, renewal, starts
 from loadtest.decision.adjustment import Answers
 from loadtest.metrics import intervals, survival
 from loadtest.metrics.intervals import Floats
-from loadtest.metrics.request_arrays import Pass, per_request, values_of
+from loadtest.metrics.request_arrays import Pass, pace_of, per_request, values_of
 
 MIN_PROMPTS = 5
 ALPHA = 0.05
 ANSWER = "time_to_final_answer_s"
 EQUAL_LENGTH = "at equal length"
+WHOLE = "geometric means of requests over the whole answer: tokens came in bursts"
 RAW = "geometric means of requests"
 CENSORED = "some times censored: means up to a common time"
 THROUGHPUT = "total output tokens/s"
@@ -122,9 +123,10 @@ def raw(a: Sequence[Start], b: Sequence[Start], metric: str) -> Sides:
     """A metric as it was seen, lengths and all."""
     if metric == "output_tokens_per_s":
         return _each(a, b, _throughput, THROUGHPUT)
-    found = [_pooled(one, metric) for one in (*a, *b)]
+    known = pace_of(metric, [one for start in (*a, *b) for one in start])
+    found = [_pooled(one, known) for one in (*a, *b)]
     if all(bool(np.all(seen)) for _, seen in found):
-        return _each(a, b, lambda one: _mean_log(_pooled(one, metric)[0]), RAW)
+        return _each(a, b, lambda one: _mean_log(_pooled(one, known)[0]), RAW if known == metric else WHOLE)
     horizon = min((float(np.max(values)) for values, _ in found if len(values)), default=0.0)
     return _each(a, b, lambda one: _restricted(*_pooled(one, metric), horizon), CENSORED)
 

@@ -31,14 +31,16 @@ from loadtest.metrics import (
 from loadtest.metrics.catalogue import CENSORED_METRICS, METRICS
 from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimate, GapDistribution, unknown
 from loadtest.metrics.level_schema import (
+    ClientHealth,
     LevelFigures,
     PassFigures,
     SteadyWindow,
+    TokenArrivals,
     TokenCounts,
     TroubleCounts,
     WindowSpan,
 )
-from loadtest.metrics.request_arrays import Bools, Ints, Pass, Small, per_request, values_of
+from loadtest.metrics.request_arrays import Bools, Ints, Pass, Small, pace_of, per_request, values_of
 from loadtest.records.engine_facts import ClockError
 from loadtest.records.manifest import VIRTUAL_TIME
 from loadtest.records.read import LevelRecords
@@ -60,7 +62,7 @@ def level_figures(
     joules = _joules(passes, spans, anchor)
     throughput, method = renewal.tokens_per_s(columns)
     per_hour = partial(_per_hour, columns, spans, throughput if method == "renewal" else None)
-    tpot_s, gaps_s = exact_distribution(columns, "tpot_s"), gap_distribution([one.gaps() for one in columns])
+    tpot_s, gaps_s = _pace(columns, "tpot_s"), gap_distribution([one.gaps() for one in columns])
     level = LevelFigures(
         concurrency=columns[0].concurrency,
         n_requests=len(measured),
@@ -81,30 +83,46 @@ def level_figures(
         itl_s=gaps_s,
         chunk_gap_s=_chunk_gaps(columns, gaps_s),
         tpot_s=tpot_s,
-        tokens_per_s_per_user=exact_distribution(columns, "tokens_per_s_per_user"),
+        tokens_per_s_per_user=_pace(columns, "tokens_per_s_per_user"),
         output_tokens_per_s=throughput,
         throughput_method=method,
         run_tokens_per_s=steady_window.run_tokens_per_s(columns),
         answers_per_hour=per_hour([one.measured & one.ok for one in columns]),
-        goodput_answers_per_hour=per_hour([one.measured & one.ok & _meets(one, objectives) for one in columns])
+        goodput_answers_per_hour=per_hour([one.measured & one.ok & _meets(one, objectives, columns) for one in columns])
         if objectives
         else unknown("no SLO was given"),
         accuracy=_accuracy(columns, simulated),
         failed_share=intervals.share(sum(r.outcome in FAILED for r in measured), len(measured)),
+        arrivals=_arrivals(columns),
         joules_per_answer=joules.per_answer,
         joules_per_output_token=joules.per_output_token,
         context_tokens=_context(columns),
         equal_work=validity.equal_work(measured),
         troubles=TroubleCounts(**count_troubles(measured, simulated=simulated)),
         curves=series.of_level(columns, [level for level, _ in passes], spans, anchor),
-        client_health=client_health.no_client()
-        if driven == VIRTUAL_TIME
-        else client_health.check_client(passes, anchor, gaps_s.p50 or tpot_s.mean, clock_error),
+        client_health=_client_health(passes, anchor, _usual_gap_s(columns, gaps_s, tpot_s), driven, clock_error),
         reconciliation=reconciliation.reconcile(passes, anchor, tpot_s.mean),
         server=reconciliation.count_server(passes, anchor),
         slo=(),
     )
     return replace(level, slo=tuple(slo_objectives.judge_slo(objective, level) for objective in objectives))
+
+
+def _usual_gap_s(columns: Sequence[Pass], gaps_s: GapDistribution, tpot_s: Distribution) -> float | None:
+    """The median gap between tokens; of bursts, where most are none, the time per token."""
+    return (None if any(one.bursty for one in columns) else gaps_s.p50) or tpot_s.mean
+
+
+def _client_health(
+    passes: Sequence[tuple[LevelRecords, Pass]],
+    anchor: float,
+    gap_s: float | None,
+    driven: str,
+    clock_error: ClockError | None,
+) -> ClientHealth:
+    if driven == VIRTUAL_TIME:
+        return client_health.no_client()
+    return client_health.check_client(passes, anchor, gap_s, clock_error)
 
 
 def _with_window(columns: Sequence[Pass], spans: Sequence[WindowSpan | None]) -> list[tuple[Pass, WindowSpan]]:
@@ -141,6 +159,17 @@ def _token_counts(columns: Sequence[Pass], measured: Sequence[RequestRecord]) ->
     spread = sum(int(np.sum(one.estimated & one.measured)) for one in columns)
     told = sum(int(np.sum(~one.estimated & one.measured & (one.tokens > 0))) for one in columns)
     return token_counts.count_requests(measured, told_by_chunk=told, spread_over_chunks=spread)
+
+
+def _pace(columns: Sequence[Pass], metric: str) -> Distribution:
+    """A rate of each request: while it decodes, or, where tokens came in bursts, over its whole answer."""
+    return exact_distribution(columns, pace_of(metric, columns))
+
+
+def _arrivals(columns: Sequence[Pass]) -> TokenArrivals:
+    """How many tokens came at once, and the rates over the whole answer and between arrivals."""
+    whole, between = (exact_distribution(columns, name) for name in ("whole_answer_tokens_per_s", "tokens_per_s_per_user"))
+    return token_counts.count_arrivals(columns, whole_answer=whole, between_arrivals=between)
 
 
 def _token_count_sources(columns: Sequence[Pass]) -> dict[TokenCountSource, int]:
@@ -228,13 +257,15 @@ def _context(columns: Sequence[Pass]) -> Estimate:
     return intervals.mean(np.array(found, np.float64))
 
 
-def _meets(columns: Pass, objectives: Iterable[slo.Slo]) -> Bools:
-    """Requests that meet the limit of every objective on requests; a gap limit is held against tpot."""
+def _meets(columns: Pass, objectives: Iterable[slo.Slo], passes: Sequence[Pass]) -> Bools:
+    """Requests that meet the limit of every objective on requests; a gap limit is held against tpot. `passes`: all of the
+    level."""
     meets = np.ones(len(columns.records), bool)
     for objective in objectives:
         if not objective.of_requests:
             continue
-        values, observed = per_request(columns, "tpot_s" if METRICS[objective.metric].shape == "gaps" else objective.metric)
+        metric = "tpot_s" if METRICS[objective.metric].shape == "gaps" else objective.metric
+        values, observed = per_request(columns, pace_of(metric, passes))
         absent = ~np.isfinite(values)  # no thinking, one token: nothing to break the limit
         meets &= (objective.which_hold(values) & observed) | absent
     return meets

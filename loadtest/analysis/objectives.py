@@ -15,7 +15,7 @@ from loadtest.metrics.catalogue import QUANTILES, is_wait
 from loadtest.metrics.figures import Bounded, Estimate
 from loadtest.metrics.level_schema import ComposedLevel, LevelFigures, SloResult
 from loadtest.metrics.schema import MaximumConcurrency, Metrics
-from loadtest.metrics.slo import Slo
+from loadtest.metrics.slo import Slo, parse_slo
 from loadtest.records.engine_facts import MemoryFit
 
 
@@ -132,7 +132,7 @@ def maximum_concurrency(
         ((level.concurrency, one) for level in judged for one in level.slos if one.likely is not True), (None, None)
     )
     if found is not None and found.likely is None:
-        needed = f"needs {found.n_needed} requests there" if found.n_needed else _MISSING[found.evidence]
+        needed = f"needs {found.n_needed} requests there" if found.n_needed else _why_unknown(found, broke, levels)
         return _unjudged(f"{found.slo} cannot be judged at concurrency {broke}: {needed}", room, fit)
     broken = any(one.met is False for level in judged for one in level.slos)
     full = broke is not None and room.value is not None and broke > room.value
@@ -151,7 +151,13 @@ def maximum_concurrency(
     )
 
 
-_MISSING = {"measured": "too few requests", "composed": "bursts do not tell; mode natural does"}
+def _why_unknown(found: SloResult, concurrency: int | None, levels: Sequence[LevelFigures]) -> str:
+    """Why a figure is unknown that asks for no more requests."""
+    if found.evidence == "composed":
+        return "bursts do not tell; mode natural does"
+    slo = parse_slo(found.slo)
+    reasons = [one.estimate(slo.metric, slo.statistic).reason for one in levels if one.concurrency == concurrency]
+    return next(filter(None, reasons), "too few requests")
 
 
 def _by_level(

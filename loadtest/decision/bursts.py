@@ -76,7 +76,8 @@ def _stream(columns: Pass, request: int, low_s: float, high_s: float) -> tuple[f
     """Of one stream between two times: seconds, the tokens that came in them, and its mean context."""
     begin, end = np.searchsorted(columns.token_owner, (request, request + 1))
     times, weights = columns.token_s[begin:end], columns.token_weight[begin:end].astype(np.float64)
-    inside = np.flatnonzero((times >= low_s) & (times <= high_s) & (weights > 0))
+    last_of_arrival = ~np.append(columns.together[begin + 1 : end], False)
+    inside = np.flatnonzero((times >= low_s) & (times <= high_s) & (weights > 0) & last_of_arrival)
     if len(inside) < 2:
         return 0.0, 0.0, 0.0
     first, last = inside[0], inside[-1]

@@ -71,12 +71,13 @@ class UserCycle:
 
 
 def cycle_of(one: Pass, span: WindowSpan) -> UserCycle | None:
-    """The parts of a pass's cycle; None where its loop is not closed, requests queue in the server, or a part is missing.
+    """The parts of a pass's cycle; None where its loop is not closed, requests queue in the server, tokens come in
+    bursts, or a part is missing.
 
     Warm-up requests that are still under way halt the others too, and so are among the prefills.
     """
     finished, began = one.measured & one.ok, np.isfinite(one.sent_s) & np.isfinite(one.first_s)
-    if np.sum(finished) < one.concurrency or not _is_closed(one, began):
+    if one.bursty or np.sum(finished) < one.concurrency or not _is_closed(one, began):
         return None
     begins, ends, requests = _runs(one.sent_s[began], one.first_s[began])
     gap_s, age_tokens = _gaps(one, span, begins, ends)

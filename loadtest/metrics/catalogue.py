@@ -79,7 +79,8 @@ METRICS: Mapping[str, Metric] = {
     ),
     "tokens_per_s_per_user": Metric(
         "Tokens/s per user", "tokens/s",
-        "1 / time per output token: what one request receives while it decodes. One value per request.",
+        "1 / time per output token: what one request receives while it decodes. One value per request. If tokens came in "
+        "bursts (`arrivals.bursty`): tokens / time from sending to the last chunk.",
         "plain", "more", objective=True, short="tokens/s per user",
     ),
     "ttft_s": Metric(
@@ -105,7 +106,8 @@ METRICS: Mapping[str, Metric] = {
     ),
     "tpot_s": Metric(
         "Time per output token", "seconds",
-        "(Last chunk - first chunk) / tokens after the first chunk. One value per request.",
+        "(Last chunk - first chunk) / tokens after the first chunk. One value per request. If tokens came in bursts: time "
+        "from sending to the last chunk / tokens.",
         "plain", "less", objective=True, short="TPOT, s", abbreviation="TPOT",
     ),
     "itl_s": Metric(

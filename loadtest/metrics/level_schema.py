@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 import msgspec
 
 from loadtest.metrics.catalogue import METRICS, REACHED_QUANTILES, Statistic
-from loadtest.metrics.figures import Bounded, CensoredDistribution, Distribution, Estimate, GapDistribution, Interval
+from loadtest.metrics.figures import (
+    Bounded,
+    CensoredDistribution,
+    Distribution,
+    Estimate,
+    GapDistribution,
+    Interval,
+    unknown,
+)
 from loadtest.records.schema import Outcome, Phase, Priority, StampSource, TokenCountSource, about
 
 GateStatus = Literal["pass", "fail", "not_checked", "not_applicable"]
@@ -92,6 +100,23 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
     n_too_few: Annotated[int, about("The server counted fewer tokens than their text can be.")] = 0
     n_too_many: Annotated[int, about("The server counted more tokens than their text can be.")] = 0
     reasons: Annotated[tuple[str, ...], about("These in words, with the first of them.")] = ()
+
+
+class TokenArrivals(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tokens came at once, of measured requests. A chunk came with the one before it if it followed within 1 ms of
+    wall time and a tenth of the request's mean time per token, from sending to the last chunk."""
+
+    n: Annotated[int, about("TokenArrivals: chunks that came together count as one.")]
+    with_others_share: Annotated[float | None, about("Tokens of chunks that came with other chunks / tokens.")]
+    p99_tokens: Annotated[float | None, about("99th percentile of the tokens of an arrival.")]
+    bursty: Annotated[
+        bool,
+        about("That share is above 10 % in a pass: `tpot_s` and `tokens_per_s_per_user` are then over the whole answer."),
+    ]
+    whole_answer_tokens_per_s: Annotated[Distribution, about("Tokens / time from sending to the last chunk, per request.")]
+    between_arrivals_tokens_per_s: Annotated[
+        Distribution, about("Tokens after the first chunk / time from the first to the last chunk, per request.")
+    ]
 
 
 class EqualWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -313,6 +338,7 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
     goodput_answers_per_hour: Annotated[Estimate, _metric("goodput_answers_per_hour")]
     accuracy: Annotated[Estimate, _metric("accuracy")]
     failed_share: Annotated[Estimate, _metric("failed_share")]
+    arrivals: Annotated[TokenArrivals | None, about("How many tokens came at once. None: an older version wrote it.")] = None
     joules_per_answer: Annotated[Estimate, _metric("joules_per_answer")]
     joules_per_output_token: Annotated[Estimate, _metric("joules_per_output_token")]
     context_tokens: Annotated[Estimate, _metric("context_tokens")]
@@ -324,6 +350,10 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerCounters
     slo: Annotated[tuple[SloResult, ...], about("Each SLO of the study, in its order.")]
 
+    @property
+    def bursty(self) -> bool:
+        return self.arrivals is not None and self.arrivals.bursty
+
     def figure(self, metric: str) -> Distribution | Estimate:
         """A metric by its name; KeyError where it is none."""
         if metric not in METRICS:
@@ -332,10 +362,13 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def estimate(self, metric: str, statistic: Statistic = "value") -> Estimate:
-        """One statistic of a metric: `mean` or a quantile of a distribution, `value` of a single figure.
+        """One statistic of a metric: `mean` or a quantile of a distribution, `value` of a single figure. Gaps of a bursty
+        stream are unknown: most are of tokens that came together.
 
         p10, p5 and p1 of `tokens_per_s_per_user`: what 90, 95, 99 % of the requests reach, 1 / p90, p95, p99 of `tpot_s`.
         """
+        if self.bursty and METRICS[metric].shape == "gaps":
+            return unknown("tokens came in bursts")
         if metric == "tokens_per_s_per_user" and statistic in REACHED_QUANTILES:
             return self.tpot_s.at(REACHED_QUANTILES[statistic]).inverse()
         return self.figure(metric).at(statistic)

@@ -5,7 +5,7 @@ Requests are put in a canonical order first, so that neither the order of lines 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,16 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 Small = NDArray[np.float32]
+
+TOGETHER_WALL_S = 0.001  # a chunk that follows another within this time,
+TOGETHER_SHARE = 0.1  # and within this share of its request's mean time per token, came with it
+BURSTY_SHARE = 0.1  # of the tokens in chunks that came with others: above it, a rate between arrivals says little
+
+# A request's rate while it decodes, and the same over its whole answer, from sending on: what holds of a bursty stream.
+OF_WHOLE_ANSWER: Mapping[str, str] = {
+    "tpot_s": "whole_answer_tpot_s",
+    "tokens_per_s_per_user": "whole_answer_tokens_per_s",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,32 @@ class Pass:
     def cut_off(self) -> Bools:
         """Still running when the level ended."""
         return np.array([r.outcome == "cut_off" for r in self.records], bool)
+
+    @cached_property
+    def together(self) -> Bools:
+        """For each chunk: did it come with the one before it?"""
+        wall_s = np.array([TOGETHER_WALL_S * r.clock_speed for r in self.records], np.float64)
+        limit_s = np.fmin(TOGETHER_SHARE * per_request(self, "whole_answer_tpot_s")[0], wall_s)[self.token_owner]
+        follows = ~_firsts(self.token_owner)
+        follows[1:] &= np.diff(self.token_s) < limit_s[1:]
+        return follows
+
+    @cached_property
+    def arrivals(self) -> tuple[Floats, Bools]:
+        """The arrivals of measured requests, in their order: tokens of each, and whether several chunks came in it."""
+        starts = np.flatnonzero(~self.together)
+        if not len(starts):
+            return np.zeros(0), np.zeros(0, bool)
+        tokens = np.add.reduceat(self.token_weight, starts, dtype=np.float64)
+        use = self.measured[self.token_owner[starts]] & (tokens > 0)
+        chunks = np.diff(np.append(starts, len(self.token_s)))
+        return tokens[use], (chunks > 1)[use]
+
+    @cached_property
+    def bursty(self) -> bool:
+        """Came so many tokens at once that a rate between arrivals says little?"""
+        tokens, shared = self.arrivals
+        return bool(np.sum(tokens[shared]) > BURSTY_SHARE * np.sum(tokens))
 
     def gaps(self) -> tuple[Small, Small, Ints]:
         """Token gaps of measured requests, in their order: (gap_s, weight_tokens, start of each request's run of gaps).
@@ -208,6 +244,11 @@ def values_of(columns: Pass, metric: str) -> tuple[Floats, Bools]:
     return values[use], observed[use]
 
 
+def pace_of(metric: str, passes: Iterable[Pass]) -> str:
+    """A metric of requests; the same over the whole answer where the tokens of any of the passes came in bursts."""
+    return OF_WHOLE_ANSWER.get(metric, metric) if any(one.bursty for one in passes) else metric
+
+
 def per_request(columns: Pass, metric: str) -> tuple[Floats, Bools]:
     """One metric of every request, NaN where it has none, and whether it is exact (else right-censored there).
 
@@ -235,9 +276,11 @@ def per_request(columns: Pass, metric: str) -> tuple[Floats, Bools]:
         total = np.where(np.isfinite(c.completion_tokens), c.completion_tokens, c.tokens)
         left = np.maximum(total - c.thinking_tokens, 0.0)
         return _either(np.where(c.ok, left, np.nan), left, c.censored & np.isfinite(c.answer_s))
+    whole = metric in OF_WHOLE_ANSWER.values()
+    begun_s, tokens = (c.sent_s, c.tokens) if whole else (c.first_s, c.tokens_after_first)
     with np.errstate(divide="ignore", invalid="ignore"):
-        tpot = np.where(c.tokens_after_first > 0, (c.last_s - c.first_s) / c.tokens_after_first, np.nan)
-        return (tpot if metric == "tpot_s" else np.where(tpot > 0, 1 / tpot, np.nan)), np.ones(len(tpot), bool)
+        tpot = np.where(tokens > 0, (c.last_s - begun_s) / tokens, np.nan)
+        return (tpot if metric.endswith("tpot_s") else np.where(tpot > 0, 1 / tpot, np.nan)), np.ones(len(tpot), bool)
 
 
 def _either(exact: Floats, reached: Floats, censored: Bools) -> tuple[Floats, Bools]:

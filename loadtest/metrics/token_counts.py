@@ -1,4 +1,4 @@
-"""How the tokens of requests are known, and whether a server's count can belong to the text that it sent.
+"""How the tokens of requests are known, how many came at once, and whether a server's count can belong to the text it sent.
 
 The bounds are generous: a count outside them is wrong, or a proxy has changed the chunks.
 """
@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from loadtest.metrics.level_schema import TokenCounts
+import numpy as np
+
+from loadtest.metrics import intervals
+from loadtest.metrics.figures import Distribution
+from loadtest.metrics.level_schema import TokenArrivals, TokenCounts
+from loadtest.metrics.request_arrays import Pass
 from loadtest.records.schema import RequestRecord
 
 FEWER_SLACK_TOKENS = 4  # a parser sends the text of one token as thinking and answer; one token is a long run of spaces
@@ -28,6 +33,20 @@ def count_requests(measured: Sequence[RequestRecord], *, told_by_chunk: int, spr
         n_too_few=len(fewer),
         n_too_many=len(more),
         reasons=(*_doubt("fewer", fewer, len(counted)), *_doubt("more", more, len(counted))),
+    )
+
+
+def count_arrivals(passes: Sequence[Pass], *, whole_answer: Distribution, between_arrivals: Distribution) -> TokenArrivals:
+    """How many tokens came at once, over all passes of a level; beside both of its rates (tokens/s of each request)."""
+    tokens = np.concatenate([one.arrivals[0] for one in passes])
+    shared = np.concatenate([one.arrivals[1] for one in passes])
+    return TokenArrivals(
+        n=len(tokens),
+        with_others_share=float(np.sum(tokens[shared]) / np.sum(tokens)) if len(tokens) else None,
+        p99_tokens=intervals.sample_quantile(np.sort(tokens), 0.99) if len(tokens) else None,
+        bursty=any(one.bursty for one in passes),
+        whole_answer_tokens_per_s=whole_answer,
+        between_arrivals_tokens_per_s=between_arrivals,
     )
 
 

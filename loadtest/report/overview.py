@@ -153,7 +153,8 @@ def _users(n: int) -> str:
 
 def _tokens_each(cells: Sequence[ShownCell], point: Point) -> str:
     found = point.at("tokens_per_s_per_user", typical_statistic(cells, "tokens_per_s_per_user"))
-    return f"{number(found.value)} tokens/s each" if found.known else ""
+    bursty = point.composed is None and point.level is not None and point.level.bursty
+    return f"{number(found.value)} tokens/s each{' over the whole answer' if bursty else ''}" if found.known else ""
 
 
 # The table -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from loadtest.metrics.catalogue import METRICS, QUANTILES, TERMS, Metric, Statistic
-from loadtest.metrics.figures import Bounded
+from loadtest.metrics.figures import Bounded, Distribution
 from loadtest.metrics.level_schema import GateStatus, LevelFigures
 from loadtest.metrics.schema import ClaimResult, FindingVerdict, Metrics
 from loadtest.records.engine_facts import EngineFacts
@@ -192,7 +192,7 @@ def levels_table(cells: Sequence[ShownCell]) -> Table:
     return Table(
         ("cell", "concurrency", "n", *(one.title for one in shown)),
         tuple(rows),
-        (*notes, *queued_notes(cells), *chunk_notes(cells)),
+        (*notes, *queued_notes(cells), *burst_notes(cells), *chunk_notes(cells)),
     )
 
 
@@ -207,6 +207,23 @@ def queued_notes(cells: Sequence[ShownCell]) -> list[str]:
         if ((wait := level.queued_s.at("mean")).value or 0.0) > 0.01
     ]
     return [f"Mean wait in the load generator before sending (in no latency above): {'; '.join(waits)}."] if waits else []
+
+
+def burst_notes(cells: Sequence[ShownCell]) -> list[str]:
+    """Where tokens came in bursts: both of their rates, of which the figures take that over the whole answer."""
+    seen = [
+        f"{cell.name} at concurrency {level.concurrency}: {100 * (found.with_others_share or 0):.0f} % of the tokens came"
+        f" with others, p99 {number(found.p99_tokens)} at once; {_middle(found.whole_answer_tokens_per_s)} tokens/s over the"
+        f" whole answer, {_middle(found.between_arrivals_tokens_per_s)} between arrivals"
+        for cell, level in by_level(cells)
+        if (found := level.arrivals) is not None and found.bursty
+    ]
+    return [f"Tokens came in bursts, so tokens/s per user are over the whole answer: {'; '.join(seen)}."] if seen else []
+
+
+def _middle(found: Distribution) -> str:
+    """Its median; without one, its mean."""
+    return number(found.mean if found.p50 is None else found.p50)
 
 
 def chunk_notes(cells: Sequence[ShownCell]) -> list[str]:

@@ -4,7 +4,8 @@ how true a client's times are (`loadtest verify`, `tests/benchmarks`).
 Each request is answered on a schedule fixed by its arrival: a role-only chunk at once (with `--role-late` in the write of
 the first token, as vLLM and SGLang send it), then token i at `arrival + first + i * gap`; with `--out-of-step`, the k-th
 request a share of a gap later (the fractional part of k times the golden ratio), so that no two streams send at once
-whenever their clients start them. One process, one loop; it sleeps with microsecond precision and spins for the last bit.
+whenever their clients start them; with `--burst N`, N tokens together, each a write of its own. One process, one loop; it
+sleeps with microsecond precision and spins for the last bit.
 `GET /log` returns, for every request, the readings of CLOCK_MONOTONIC (the same clock in every process of a host)
 before and after the send of each token. `GET /reset` empties the log, `GET /die` ends the server as a crash would.
 
@@ -78,8 +79,10 @@ class KnownAnswer:
 class KnownTimesServer:
     """Answers every request by one plan, on its schedule."""
 
-    def __init__(self, host: str, port: int, plan: KnownAnswer, first_s: float, gap_s: float, out_of_step: bool) -> None:
-        self.plan, self.first_s, self.gap_s, self.out_of_step = plan, first_s, gap_s, out_of_step
+    def __init__(
+        self, host: str, port: int, plan: KnownAnswer, first_s: float, gap_s: float, out_of_step: bool, burst: int = 1
+    ) -> None:
+        self.plan, self.first_s, self.gap_s, self.out_of_step, self.burst = plan, first_s, gap_s, out_of_step, burst
         self.listener = socket.create_server((host, port), backlog=4096)
         self.listener.setblocking(False)
         self.port = self.listener.getsockname()[1]
@@ -122,7 +125,7 @@ class KnownTimesServer:
 
     def due_s(self, entry: Sent, serial: int, i: int) -> float:
         late = serial * GOLDEN % 1 * self.gap_s if self.out_of_step else 0.0
-        return entry.arrived + self.first_s + i * self.gap_s + late
+        return entry.arrived + self.first_s + i // self.burst * self.burst * self.gap_s + late
 
     def accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -206,13 +209,14 @@ def main() -> None:
     parser.add_argument("--thinking-field", default="reasoning", help="vLLM's; SGLang's is reasoning_content")
     parser.add_argument("--role-late", action="store_true", help="send the role-only chunk with the first token")
     parser.add_argument("--out-of-step", action="store_true", help="spread the streams' sends over a gap")
+    parser.add_argument("--burst", type=int, default=1, help="tokens that are sent at once")
     parser.add_argument("--continuous-usage", action="store_true", help="tell usage in every chunk")
     parser.add_argument("--core", type=int, help="run on this core only")
     args = parser.parse_args()
     if args.core is not None:
         os.sched_setaffinity(0, {args.core})
     plan = KnownAnswer(args.tokens, args.thinking, args.thinking_field, args.role_late, args.continuous_usage)
-    server = KnownTimesServer(args.host, args.port, plan, args.first, args.gap, args.out_of_step)
+    server = KnownTimesServer(args.host, args.port, plan, args.first, args.gap, args.out_of_step, args.burst)
     print(server.port, flush=True)
     Precedence().take()
     server.run()

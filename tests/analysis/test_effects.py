@@ -61,6 +61,19 @@ def test_other_metrics_are_taken_as_they_are_seen(metric):
     assert expected is None or math.exp(found.pair.log_ratio) == pytest.approx(expected, rel=0.05)
 
 
+def in_bursts(record, size=5):
+    """The same request, its tokens sent whenever there are `size` of them."""
+    ends = [record.chunk_s[min(i // size * size + size, len(record.chunk_s)) - 1] for i in range(len(record.chunk_s))]
+    return replace(record, chunk_s=tuple(ends))
+
+
+def test_no_verdict_rests_on_a_rate_between_arrivals_where_either_side_sends_in_bursts():
+    records = builders.closed_loop(1, 20, noise=0.001)
+    found = effects.raw([[passed(list(map(in_bursts, records)))]], [[passed(records)]], "tokens_per_s_per_user")
+    assert found.method == effects.WHOLE
+    assert found.pair.log_ratio == pytest.approx(0, abs=1e-9)
+
+
 def test_where_some_times_are_cut_off_the_raw_figure_is_a_mean_up_to_a_common_time():
     records = builders.closed_loop(2, 30)
     records[-1] = replace(records[-1], outcome="cut_off")

@@ -7,13 +7,16 @@ from dataclasses import replace
 import pytest
 
 from loadtest.metrics.figures import Bounded, unknown
-from loadtest.metrics.level_schema import ComposedLevel, ComposedTimes
+from loadtest.metrics.level_schema import ComposedLevel, ComposedTimes, TokenArrivals
 from loadtest.metrics.schema import ConcurrencySearch
 from loadtest.records.manifest import Prices
 from loadtest.report.cells import Point, best_cell, cells_of, headline
 from loadtest.report.checklist import Check
 from loadtest.report.decision import Price
 from loadtest.report.overview import answer_of, badge_of, configurations, cost_per_million_tokens, overview_of
+from loadtest.report.page import run_page
+from loadtest.report.tables import burst_notes
+from loadtest.report.terminal import decision_text
 from tests.support import runs
 from tests.support.runs import change
 
@@ -53,6 +56,22 @@ def test_answer_of_one_engine_without_slos_is_its_speed_at_the_highest_concurren
     level = alone.cells[0].levels[-1]
     assert answer_of(alone, source.manifest).startswith("SGLang with QwQ-32B-AWQ on 1 GPU gives 2 users ")
     assert f"{level.output_tokens_per_s.value:.1f} tokens/s in total" in answer_of(alone, source.manifest)
+
+
+def bursty(level):
+    rates = {"whole_answer_tokens_per_s": level.tokens_per_s_per_user, "between_arrivals_tokens_per_s": level.ttft_s}
+    return change(level, arrivals=TokenArrivals(n=30, with_others_share=0.62, p99_tokens=20.0, bursty=True, **rates))
+
+
+def test_tokens_that_come_in_bursts_are_said_beside_both_rates():
+    source = runs.with_levels(runs.small(), bursty)
+    alone = change(source.metrics, cells=source.metrics.cells[:1], decisions=(), comparisons=())
+    assert " tokens/s each over the whole answer" in answer_of(alone, source.manifest)
+    (note,) = burst_notes(cells_of(alone))
+    assert "62 % of the tokens came with others, p99 20.0 at once" in note
+    assert "tokens/s over the whole answer, " in note
+    assert note.split(":")[0] in " ".join(decision_text(alone, source.manifest, 120).split())
+    assert "Tokens came in bursts" in run_page(runs.with_metrics(source, cells=alone.cells))
 
 
 def test_a_total_that_is_not_known_is_left_out_of_the_answer_and_explained_below_the_table():
