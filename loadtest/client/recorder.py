@@ -88,6 +88,11 @@ class Recorder:
         """Name of the file of requests."""
         return self._requests.path.name
 
+    @property
+    def files(self) -> tuple[str, str]:
+        """Names of all its files."""
+        return self.file, self._health.path.name
+
     def wait_for_room(self) -> None:
         """Return when few enough replies wait: a new request may be sent."""
         self._room.wait()

@@ -17,6 +17,7 @@ from loadtest.records.schema import Phase
 PassKind = Literal["level", "bursts"]  # the workload at one concurrency; or bursts (`workload.bursts`)
 
 FAILURE_FILE = "failure.json"  # in the folder of a level: why Locust ended early
+MASTER_FILE = ".master"  # in the folder of a level: a token, by which a worker finds that it shares the master's folder
 
 _MODEL_CHARS = 100  # of a cell's id, which is the name of a folder
 

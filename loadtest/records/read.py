@@ -57,6 +57,12 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
+def count_lines(path: Path) -> int:
+    """How many whole lines a file of a run has. Raises RecordError where it cannot be read."""
+    with _opened(path) as stream:
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(2**20), b""))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object, or say what is wrong with it and where."""
     return read_as(path, dict[str, Any])

@@ -23,11 +23,11 @@ from loadtest.records.folder import own_stem
 from loadtest.records.manifest import Manifest
 
 
-class JsonlWriter:
-    """Appends one JSON line at a time, each handed to the system before the call returns.
+class RecordFile:
+    """A file that only grows, its bytes handed to the system before a call returns.
 
-    The file is created exclusively: two processes never share one. A write that fails raises `RecordError`, and so ends
-    the run: a measurement that cannot be kept is not a measurement.
+    It is created exclusively: two processes never share one. A write that fails raises `RecordError`, and so ends the run:
+    a measurement that cannot be kept is not a measurement.
     """
 
     def __init__(self, directory: Path, stem: str) -> None:
@@ -35,26 +35,41 @@ class JsonlWriter:
             directory.mkdir(parents=True, exist_ok=True)
             self.path, self._fd = _create(directory, stem)
             self._lines, self._content = 0, hashlib.sha256()
+            self.size_bytes = 0
         except OSError as error:
             raise RecordError(f"{directory}: cannot create a record file: {error.strerror}") from error
 
-    def write(self, value: object) -> None:
-        line = redacted(_encoded(value).decode()).encode() + b"\n"
+    def append(self, content: bytes) -> None:
         try:
-            written = os.write(self._fd, line)
+            written = os.write(self._fd, content)
         except OSError as error:
             raise RecordError(f"{self.path}: cannot write a record: {error.strerror}") from error
-        if written != len(line):
-            raise RecordError(f"{self.path}: the disk took {written} of {len(line)} bytes of a record; is it full?")
-        self._content.update(line)
-        self._lines += 1
+        if written != len(content):
+            raise RecordError(f"{self.path}: the disk took {written} of {len(content)} bytes of a record; is it full?")
+        self._content.update(content)
+        self._lines += content.count(b"\n")
+        self.size_bytes += written
 
-    def close(self) -> None:
-        """Close the file, and keep what it holds in `digests-HOST-PID.jsonl`: a reader can tell that it is whole."""
+    @property
+    def digest(self) -> FileDigest:
+        """What it holds so far."""
+        return FileDigest(self.path.name, self._lines, self._content.hexdigest())
+
+    def close(self, digest: FileDigest | None = None) -> None:
+        """Close the file, and keep in `digests-HOST-PID.jsonl` what it holds: a reader can tell that it is whole.
+
+        `digest`: what it is to hold, where another process says so."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            _append_digest(self.path.parent, FileDigest(self.path.name, self._lines, self._content.hexdigest()))
+            _append_digest(self.path.parent, digest or self.digest)
+
+
+class JsonlWriter(RecordFile):
+    """Appends one JSON line at a time."""
+
+    def write(self, value: object) -> None:
+        self.append(redacted(_encoded(value).decode()).encode() + b"\n")
 
 
 def _append_digest(folder: Path, digest: FileDigest) -> None:

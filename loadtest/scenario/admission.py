@@ -1,4 +1,7 @@
-"""Which workers a Locust master takes: those that prove that they run what it runs, and no more once a level has begun."""
+"""Which workers a Locust master takes: those that prove that they run what it runs, and no more once a level has begun.
+
+The port has neither a key nor encryption: this keeps out what is not ours, not who means harm.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,35 @@ from typing import Any
 
 import locust
 import msgspec
+import zmq
 from locust.env import Environment
-from locust.exception import RPCReceiveError
-from locust.rpc import Message
+from locust.exception import RPCError, RPCReceiveError
+from locust.rpc import Message, zmqrpc
 
 from loadtest import __version__
 
 PROOF, PROVE, REFUSED = "loadtest_proof", "loadtest_prove", "loadtest_refused"
 
+LARGEST_MESSAGE_BYTES = 16 * 2**20  # a worker's batches and statistics are far smaller
+
+REFUSALS_TOLD = 20
+
 logger = logging.getLogger("loadtest")
+
+
+def limit_messages() -> None:
+    """Have ZeroMQ break the connection of whoever announces a larger message to a master, before it takes memory.
+
+    To be called before Locust opens the port."""
+    kind: Any = zmqrpc.BaseSocket
+    make = kind.__init__
+
+    def make_limited(self: Any, socket_type: int, ipv4_only: bool) -> None:
+        make(self, socket_type, ipv4_only)
+        if socket_type == zmq.ROUTER:
+            self.socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_MESSAGE_BYTES)
+
+    kind.__init__ = make_limited
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -48,6 +71,7 @@ class Admission:
         self._ours = proof_of(environment)
         self._closed = False
         self._waiting: set[str] = set()  # who is connected, and not admitted
+        self._refused: set[str] = set()
         self._guard()
         reset = self._runner.reset_connection
 
@@ -66,8 +90,13 @@ class Admission:
             while True:
                 try:
                     client, message = receive()
-                except (ValueError, TypeError, LookupError) as error:  # no message of Locust's
-                    raise RPCReceiveError(f"not of a worker: {error}") from error
+                except RPCError:  # the port itself
+                    raise
+                except Exception as error:  # whatever Locust's decoder raises at what is no message of Locust's
+                    if isinstance(error, RPCReceiveError) and error.addr in self._runner.clients:
+                        raise  # Locust has the worker connect anew
+                    self._tell_refusal("somebody", f"no message of a worker ({error!r:.100})")
+                    continue
                 heard = self._heard(client, message)
                 if heard is not None:
                     return client, heard
@@ -76,7 +105,8 @@ class Admission:
 
     def _heard(self, client: str, message: Message) -> Message | None:
         """What the master is to hear of a message; None for nothing."""
-        if message.node_id != client:
+        if message.node_id != client or not isinstance(message.type, str):
+            self._tell_refusal(client, f"a message in the name of {message.node_id!r:.100}")
             return None
         if message.type == PROOF:
             return self._judged(client, message.data)
@@ -85,7 +115,17 @@ class Admission:
             self._tell(client, "ack")
             self._tell(client, PROVE)
             return None
-        return message if message.type == "locustfile" or client in self._runner.clients else None
+        if message.type == "locustfile" or client in self._runner.clients:
+            return message
+        if message.type.startswith("loadtest_"):
+            self._tell_refusal(client, f"{message.type!r:.100}, though it is no worker of this run")
+        return None
+
+    def _tell_refusal(self, client: str, what: str) -> None:
+        """Say so once of each sender, and not without end."""
+        if client not in self._refused and len(self._refused) < REFUSALS_TOLD:
+            self._refused.add(client)
+            logger.warning("refused, from %s on the workers' port: %s", repr(client)[:100], what)
 
     def _judged(self, client: str, data: Any) -> Message | None:
         try:

@@ -16,7 +16,7 @@ from loadtest.clock import Clock
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
 from loadtest.records.engine_facts import EngineFacts
-from loadtest.records.folder import FAILURE_FILE, PASS_NAME, PassKind, cell_id, claimed, level_name
+from loadtest.records.folder import FAILURE_FILE, MASTER_FILE, PASS_NAME, PassKind, cell_id, claimed, level_name
 from loadtest.records.manifest import UNFINISHED, Manifest, ManifestCell, begun, ended
 from loadtest.records.pass_facts import Failure, LevelSummary
 from loadtest.records.write import JsonlWriter
@@ -54,14 +54,17 @@ class Opening:
 
             self._counters.write(scrape(self.asked.url, self._clock))
 
+    def mark(self, token: str) -> None:
+        """Mark the folder of the pass as the master's: a worker that finds the token there has no records to ship."""
+        write.write_file(self.asked.folder / MASTER_FILE, token.encode())
+
     def count_lines(self, summaries: Iterable[LevelSummary]) -> None:
-        """Compare the records on disk with what each process reports, if its file is on this host."""
+        """Compare the records on disk with what each process reports."""
         for summary in summaries:
             path = self.asked.folder / summary.file
-            if path.is_file():
-                lines = path.read_bytes().count(b"\n")
-                if lines != summary.written:
-                    raise RecordError(f"{path}: expected {summary.written} records, as its writer counted, found {lines}")
+            lines = read.count_lines(path)
+            if lines != summary.written:
+                raise RecordError(f"{path}: expected {summary.written} records, as its writer counted, found {lines}")
 
     def keep(self, failure: Failure) -> None:
         """Record why the pass failed, for the process that started Locust."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import gevent
@@ -25,9 +27,11 @@ from loadtest.errors import LoadtestError, RecordError, UsageError
 from loadtest.records.folder import PassKind
 from loadtest.records.pass_facts import Failure, FailureKind, LevelSummary
 from loadtest.records.schema import RequestRecord
+from loadtest.records.shipping import Outbox, WorkerEnd, is_masters
 from loadtest.scenario import options as scenario_options
 from loadtest.scenario import run_folder, statistics
-from loadtest.scenario.admission import PROOF, PROVE, REFUSED, Admission, proof_of
+from loadtest.scenario.admission import PROOF, PROVE, REFUSED, Admission, limit_messages, proof_of
+from loadtest.scenario.shipping import BATCH, KEPT, Shipper
 from loadtest.scenario.workers import DONE, FAILED, FINAL, FINISH, Workers
 from loadtest.workload import workload as workloads
 from loadtest.workload.script import Script, slots_of
@@ -61,6 +65,7 @@ class Session:
         self.level: Level | None = None
         self.opening: run_folder.Opening | None = None
         self.workers: Workers | None = None
+        self.shipper: Shipper | None = None
         self.admission = Admission(environment, self.runner) if isinstance(self.runner, MasterRunner) else None
         self.failure: Failure | None = None
         self.shutting_down = False
@@ -72,6 +77,7 @@ class Session:
 
     def start(self) -> None:
         runner = self.runner
+        self._stop_shipping()
         self.failure, self.ended, self.level, self.workers = None, False, None, None
         if self.admission is not None:
             self.admission.close()
@@ -82,6 +88,8 @@ class Session:
                 self._deal(runner)
             else:
                 self._open_level(runner)
+            if isinstance(runner, WorkerRunner):
+                self._ship(runner)
             self._limit_duration()
         except LoadtestError as error:
             kind: FailureKind = "records" if isinstance(error, RecordError) else "start"
@@ -104,11 +112,26 @@ class Session:
             self._time_limit = gevent.spawn_later(wall_s, self.quit)
 
     def _deal(self, runner: MasterRunner) -> None:
-        """Share the users out among the workers."""
-        options = self.options
-        self.workers = Workers(runner, self.fail)
-        options.loadtest_workers = self.workers.names
+        """Share the users out among the workers, and take in their records."""
+        assert self.opening is not None
+        options, token = self.options, secrets.token_hex(16)
+        self.opening.mark(token)
+        self.workers = Workers(runner, self.fail, self.opening.asked.folder, token)
+        options.loadtest_workers, options.loadtest_token = self.workers.names, token
         gevent.spawn(self.workers.watch)
+
+    def _ship(self, runner: WorkerRunner) -> None:
+        """Ship the records of this worker, unless it writes into the master's own folder."""
+        assert self.level is not None
+        folder, token = self.level.options.folder, self.options.loadtest_token
+        if not is_masters(folder, token):
+            self.shipper = Shipper(runner, Outbox(folder, self.level.recorder.files, token))
+
+    def _stop_shipping(self) -> None:
+        if self.shipper is not None and self.level is not None and (left_bytes := self.shipper.stop()):
+            folder = self.level.options.folder
+            logger.error("%d bytes of records did not reach the master; they are here, in %s", left_bytes, folder)
+        self.shipper = None
 
     def _open_level(self, runner: LocalRunner | WorkerRunner) -> None:
         options = self.options
@@ -165,10 +188,13 @@ class Session:
             self.level.close()
             summary = self.level.summary()
         if isinstance(runner, WorkerRunner):
-            runner.send_message(FINAL, msgspec.to_builtins(summary) if summary else {})
+            files = self.shipper.close() if self.shipper is not None else ()
+            runner.send_message(FINAL, msgspec.to_builtins(WorkerEnd(summary, files)))
+            if self.shipper is not None and self.shutting_down:  # by itself: the master does not wait
+                self.shipper.wait()
             return
         if self.workers is not None:
-            self._reconcile(self.workers.problems(), self.workers.summaries)
+            self._reconcile(self._taken_in(self.workers), self.workers.summaries)
         else:
             self._reconcile([], {summary.worker: summary} if summary else {})
         if self.opening is not None:
@@ -176,7 +202,14 @@ class Session:
         if self.admission is not None:
             self.admission.open()
 
-    def _reconcile(self, problems: list[str], summaries: dict[str, LevelSummary]) -> None:
+    def _taken_in(self, workers: Workers) -> list[str]:
+        """Close the files of the workers' records; what is missing in them."""
+        try:
+            return workers.close()
+        except RecordError as error:
+            return [str(error)]
+
+    def _reconcile(self, problems: list[str], summaries: Mapping[str, LevelSummary]) -> None:
         """Every request that was started has its record, in every process."""
         for name, summary in summaries.items():
             if summary.failure:
@@ -184,7 +217,7 @@ class Session:
             elif summary.started != summary.written:
                 problems.append(f"worker {name}: {summary.started} requests were started, {summary.written} recorded")
         if problems:
-            self.fail(Failure(kind="workers", message=problems[0]))
+            self.fail(Failure(kind="workers", message="; ".join(problems)))
         elif self.opening is not None and self.failure is None:
             try:
                 self.opening.count_lines(summaries.values())
@@ -229,9 +262,12 @@ class Session:
         self._end = gevent.spawn(self.runner.quit if self.options.headless else self.runner.stop)
 
     def hear(self, kind: str, data: dict[str, Any], sender: str) -> None:
-        """Handle a message: FINISH, PROVE and REFUSED come from the master, the others from workers."""
+        """Handle a message: FINISH, KEPT, PROVE and REFUSED come from the master, the others from workers."""
         if kind == FINISH:
             gevent.spawn(self.runner.stop)
+        elif kind == KEPT:
+            if self.shipper is not None:
+                self.shipper.hear(data)
         elif kind == PROVE:
             self.runner.send_message(PROOF, msgspec.to_builtins(proof_of(self.environment)))
         elif kind == REFUSED:
@@ -248,15 +284,23 @@ class Session:
         """Set the exit code before Locust does: 130 if a level was interrupted. A level that ends by itself ends first: a
         signal that came meanwhile would leave its files open."""
         if self._end is not None:
+            if self.workers is not None:
+                self.workers.hurried = True
             self._end.join()
         self.shutting_down = True
         if self.admission is not None:
             self.admission.dismiss()
-        environment = self.environment
-        if environment.process_exit_code is not None:
-            return
-        if (self.level is not None or self.workers is not None) and not self.ended:
-            environment.process_exit_code = 130
+        is_cut = (self.level is not None or self.workers is not None) and not self.ended
+        if is_cut and self.environment.process_exit_code is None:
+            self.environment.process_exit_code = 130
+        if isinstance(self.runner, WorkerRunner):
+            self._leave()
+
+    def _leave(self) -> None:
+        """A worker ends. By itself, it closes its level and ships what is left before Locust tells the master."""
+        if self.level is not None and not self.ended:
+            self.runner.stop()
+        self._stop_shipping()
 
 
 def _steps(options: Any) -> list[int]:
@@ -303,7 +347,7 @@ def _init(environment: Environment, **_: Any) -> None:
     fired.user_error.add_listener(
         lambda exception, **_: session.fail(Failure(kind="bug", message=f"a bug: a user ended with {exception!r}"))
     )
-    for kind in (FINISH, FINAL, DONE, FAILED, PROVE, REFUSED):
+    for kind in (FINISH, FINAL, DONE, FAILED, BATCH, KEPT, PROVE, REFUSED):
         session.runner.register_message(kind, _hand_over(session, kind))
     if isinstance(session.runner, WorkerRunner):
         session.hear(PROVE, {}, "")
@@ -316,5 +360,6 @@ def _hand_over(session: Session, kind: str) -> Any:
     return listener
 
 
+limit_messages()
 _events.init_command_line_parser.add_listener(_add_options)
 _events.init.add_listener(_init)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -61,12 +62,12 @@ def deployed(port, tmp_path):
 
 
 def ended(process):
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=140)
     return process.returncode, said
 
 
 def wait_for_records(out, n=1):
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 140
     while len(records(out)) < n:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -121,14 +122,19 @@ def test_a_worker_with_other_prompts_sends_nothing(deployed, tmp_path):
     assert manifest(deployed.out)["complete"] is False
 
 
-@pytest.mark.fault("processes", "A rogue on the master's port: ignored")
-def test_a_rogue_on_the_port_changes_nothing(deployed):
-    master = deployed.master("--requests", "24", expected=1)
+@pytest.mark.fault("processes", "A rogue on the master's port: refused, told once")
+def test_a_rogue_on_the_port_changes_nothing(deployed, tmp_path):
+    """The worker has a folder of its own, so that its records come over the same port."""
+    deployed.out = Path("run")
+    for name in ("master", "worker"):
+        (tmp_path / name).mkdir()
+    master = deployed.master("--requests", "24", expected=1, cwd=tmp_path / "master")
     rogue = zmq.Context.instance().socket(zmq.DEALER)
     rogue.setsockopt(zmq.IDENTITY, b"rogue")
     rogue.setsockopt(zmq.LINGER, 0)
     rogue.connect(f"tcp://127.0.0.1:{deployed.port}")
-    worker = deployed.worker()
+    worker = deployed.worker(cwd=tmp_path / "worker")
+    rogue.send(bytes(17 * 2**20))  # a MiB more than `admission.LARGEST_MESSAGE_BYTES`
     try:
         while master.poll() is None:
             for kind, data in HOSTILE:
@@ -136,13 +142,16 @@ def test_a_rogue_on_the_port_changes_nothing(deployed):
                     rogue.send(msgpack.dumps((kind, data, name)))
             rogue.send(b"\xc1 no message")
             rogue.send(msgpack.dumps(7))
+            rogue.send(msgpack.dumps(("stats", {"__ObjectId__": 1, "as_str": "no"}, "rogue")))
             time.sleep(0.2)
     finally:
         rogue.close()
     code, said = ended(master)
     assert (code, ended(worker)[0]) == (0, 0), said
-    assert [seq for seq, _ in asked(deployed.out)] == list(range(24))
-    assert manifest(deployed.out)["complete"] is True
+    assert [seq for seq, _ in asked(tmp_path / "master/run")] == list(range(24))
+    assert asked(tmp_path / "worker/run") == asked(tmp_path / "master/run")
+    assert manifest(tmp_path / "master/run")["complete"] is True
+    assert said.count("refused, from 'rogue'") <= 1 <= said.count("refused, from"), said
 
 
 HOSTILE = [
@@ -152,6 +161,8 @@ HOSTILE = [
     ("loadtest_done", {}),
     ("loadtest_final", {}),
     ("loadtest_failed", {"kind": "bug", "message": "no"}),
+    ("loadtest_batch", {"token": "", "file": "../x", "offset_bytes": 0, "size_bytes": 1, "packed": b""}),
+    ("loadtest_kept", 7),
     ("exception", None),
     ("exception", {"msg": "no", "traceback": "no"}),
     ("stats", None),

@@ -131,9 +131,11 @@ def test_a_missing_record_is_noticed(tmp_path):
     folder = opening.asked.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "requests-a.jsonl").write_bytes(b"{}\n{}\n")
-    opening.count_lines([summary("requests-a.jsonl", 2), summary("requests-elsewhere.jsonl", 9)])
+    opening.count_lines([summary("requests-a.jsonl", 2)])
     with pytest.raises(RecordError, match="expected 3 records"):
         opening.count_lines([summary("requests-a.jsonl", 3)])
+    with pytest.raises(RecordError, match=r"requests-elsewhere.jsonl: cannot read"):
+        opening.count_lines([summary("requests-elsewhere.jsonl", 9)])
 
 
 def summary(file, written):
