@@ -453,7 +453,10 @@ class ConditionCheck(msgspec.Struct, frozen=True, kw_only=True):
     """What must hold for composed figures; where it does not, the pair falls back to natural passes."""
 
     name: Annotated[ConditionName, about("What must hold.")]
-    status: Annotated[Literal["met", "broken", "not checked"], about("`not checked`: nothing tells, or not yet.")]
+    status: Annotated[
+        Literal["met", "broken", "undecided", "not checked"],
+        about("`undecided`: one more natural run will tell; `not checked`: nothing tells, or not yet."),
+    ]
     value: Annotated[float | None, about("By how much: a share, a number of requests, or a p-value.")]
     limit: Annotated[float | None, about("What it is held against.")]
     reason: Annotated[str, about("In words.")]

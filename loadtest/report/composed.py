@@ -49,7 +49,12 @@ def _with_span(found: Bounded) -> str:
 def condition_lines(cells: Sequence[ShownCell]) -> list[str]:
     """The conditions that are broken, each with its cell and by how much; that all hold, where they do."""
     checks = [(cell, one) for cell in cells for one in cell.figures.conditions]
-    broken = [f"Broken: {cell.name}: {one.name}: {clean(one.reason)}." for cell, one in checks if one.status == "broken"]
+    broken = [
+        f"{word.capitalize()}: {cell.name}: {one.name}: {clean(one.reason)}."
+        for word in ("broken", "undecided")
+        for cell, one in checks
+        if one.status == word
+    ]
     untold = sorted({one.name for _, one in checks if one.status == "not checked"})
     kept = ["All conditions hold."] if checks and not broken and not untold else []
     return [*broken, *kept, *([f"Not checked everywhere: {', '.join(untold)}."] if untold else [])]

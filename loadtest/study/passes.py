@@ -225,7 +225,7 @@ def _place(study: Study, cell: Cell, asked: AskedPass, repeat: int) -> str:
     first = f"level {study.levels.index(asked.concurrency) + 1} of {len(study.levels)}" if ordinary else _ASKED[asked.kind]
     counted = (
         ("cell", study.cells.index(cell) + 1, len(study.cells)),
-        (study.turn, repeat, study.repeats),
+        (study.turn, repeat, max(repeat, study.repeats)),
     )
     return ", ".join([first, *(f"{what} {n} of {of}" for what, n, of in counted if of > 1)])
 

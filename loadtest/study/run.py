@@ -140,7 +140,9 @@ def _run_repeats(execution: Execution) -> None:
     """Every repeat of every cell; with `until_decided` only of cells that some pair still needs."""
     study = execution.study
     clock = stopping.Budget(execution.budget_s, time.monotonic())
-    for repeat in range(1, study.repeats + 1):
+    repeat, last = 0, study.repeats
+    while repeat < last:
+        repeat += 1
         cells = tuple(cell for cell in study.cells if cell.id in execution.wanted.cells)
         if clock.is_spent(time.monotonic(), len(cells)):
             execution.say(f"stopped before {study.turn} {repeat}: it would not end within the budget")
@@ -152,8 +154,13 @@ def _run_repeats(execution: Execution) -> None:
                 return
         if measured:
             clock.repeat_ended(time.monotonic(), len(cells))
-        if study.until_decided and repeat < study.repeats and (study.decides or repeat >= LOOKS[0]):
-            execution.wanted = stopping.look(execution, analyze(read.read_run(execution.out)), repeat)
+        if study.decides or (study.until_decided and LOOKS[0] <= repeat < last):
+            metrics = analyze(read.read_run(execution.out))
+            last = stopping.last_repeat(study, metrics, repeat, last)
+            if repeat < last:
+                execution.wanted = stopping.look(execution, metrics, repeat)
+            if last > study.repeats == repeat:
+                execution.say(f"repeats go on to {last}: a verdict by natural passes needs two starts of each engine")
             if not execution.wanted.cells:
                 return
 

@@ -6,7 +6,7 @@ when a run is interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from loadtest.decision.rounds import LEAST_ROUNDS
@@ -14,6 +14,7 @@ from loadtest.decision.verdicts import LOOKS
 from loadtest.metrics.schema import CellFigures, Metrics, PairDecision
 from loadtest.study.bursts.asked import Wanted, natural_cells
 from loadtest.study.execution import Execution
+from loadtest.study.schema import Study
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ def look(execution: Execution, metrics: Metrics, repeat: int) -> Wanted:
     may become uncertain again: then it is measured again.
     """
     study, by_id = execution.study, {cell.id: cell for cell in metrics.cells}
-    judged = repeat >= LOOKS[0]
+    judged = study.until_decided and repeat >= LOOKS[0]
     still = [
         one
         for one in metrics.decisions
@@ -58,10 +59,15 @@ def look(execution: Execution, metrics: Metrics, repeat: int) -> Wanted:
     ]
     broken = {name for one in still if one.broken for name in (one.a, one.b)}
     whole = {name for one in still if not one.broken for name in (one.a, one.b)}
+    again = {name: words for name, words in _unsure(execution, by_id) if name not in broken} if study.decides else {}
     natural = _without_natural_run(execution, by_id) if study.decides else set()
-    wanted = Wanted(frozenset(whole), frozenset(broken), frozenset(natural))
+    wanted = Wanted(frozenset(whole), frozenset(broken), frozenset(natural | again.keys()))
     if not study.decides:
         wanted = Wanted(levels=frozenset(whole))
+    elif repeat >= study.repeats:  # it goes on for the natural passes alone
+        wanted = Wanted(levels=frozenset(broken))
+    for name in again.keys() & wanted.natural:
+        execution.say(f"{name}: one more natural run, as {again[name]}")
     titles = {cell.id: cell.title for cell in study.cells}
     for one in metrics.decisions:
         pair = f"{titles[one.a]} against {titles[one.b]}"
@@ -76,6 +82,25 @@ def look(execution: Execution, metrics: Metrics, repeat: int) -> Wanted:
     return wanted
 
 
+def last_repeat(study: Study, metrics: Metrics, repeat: int, last: int) -> int:
+    """The last repeat, after this one: later where bursts were broken too late for two natural starts of each engine."""
+    by_id = {cell.id: cell for cell in metrics.cells}
+    lacking = [
+        LOOKS[0] - (min(one.n_a, one.n_b) if one.evidence == "measured" else 0)
+        for one in metrics.decisions
+        if one.broken and one.unit == "start" and not _is_gone(one, by_id)
+    ]
+    return max(last, repeat + max([0, *lacking])) if study.decides else last
+
+
+def _unsure(execution: Execution, cells: Mapping[str, CellFigures]) -> Iterator[tuple[str, str]]:
+    """The cells whose natural run is not surely on the line of its bursts, nor surely off it, and why."""
+    for name in natural_cells(execution.study, execution.contract, execution.blocked):
+        for one in cells[name].conditions if name in cells else ():
+            if one.status == "undecided":
+                yield name, f"{one.name}: {one.reason}"
+
+
 def _without_natural_run(execution: Execution, cells: Mapping[str, CellFigures]) -> set[str]:
     """The cells that should have had a natural run and do not."""
     chosen = natural_cells(execution.study, execution.contract, execution.blocked)
@@ -84,10 +109,13 @@ def _without_natural_run(execution: Execution, cells: Mapping[str, CellFigures])
 
 
 def _is_open(one: PairDecision, cells: Mapping[str, CellFigures], precision: float | None) -> bool:
-    sides = [cells[name] for name in (one.a, one.b) if name in cells]
-    gone = any(side.status in _GONE and not (side.levels or side.composed) for side in sides)
     unsure = one.verdict in _OPEN if precision is None else one.verdict != "not comparable" and not _within(one, precision)
-    return unsure and not gone
+    return unsure and not _is_gone(one, cells)
+
+
+def _is_gone(one: PairDecision, cells: Mapping[str, CellFigures]) -> bool:
+    sides = [cells[name] for name in (one.a, one.b) if name in cells]
+    return any(side.status in _GONE and not (side.levels or side.composed) for side in sides)
 
 
 def _is_hopeless(one: PairDecision, repeat: int) -> bool:

@@ -47,7 +47,20 @@ LENGTHS = np.random.default_rng(1).lognormal(5, 0.5, 40).astype(int).tolist()
 @pytest.mark.parametrize(("slower", "share"), [(1.0, 0.0), (1.05, 0.05), (0.96, -0.04)])
 def test_a_natural_run_is_held_against_the_line_token_by_token(slower, share):
     found = conditions.own_times(columns(loop(4, LENGTHS, slower=slower), 4), LINE, 0.0)
-    assert found == pytest.approx(share, abs=1e-3)
+    share_of = conditions.own_share([found])
+    assert share_of.value == pytest.approx(share, abs=1e-3)
+    assert share_of.low <= share_of.value <= share_of.high
+    assert share_of.high - share_of.low < 0.01
+
+
+def test_a_disturbance_of_a_tenth_of_the_time_widens_the_interval():
+    found = conditions.own_times(columns(loop(4, LENGTHS), 4), LINE, 0.0)
+    disturbed = replace(found, took_s=found.took_s * np.array([1.6] + 9 * [1.0]))
+    share_of = conditions.own_share([disturbed])
+    assert share_of.value > conditions.MAX_OWN_TIMES
+    assert share_of.low < 0 < share_of.high
+    twice = conditions.own_share([disturbed, found])
+    assert twice.high - twice.low < share_of.high - share_of.low
 
 
 def test_a_run_that_is_never_full_or_hardly_tells_nothing():
@@ -57,8 +70,8 @@ def test_a_run_that_is_never_full_or_hardly_tells_nothing():
 
 def test_prefills_of_others_are_time_too():
     waits = [replace(one, chunk_s=tuple(t + 0.0 for t in one.chunk_s)) for one in loop(4, LENGTHS)]
-    without = conditions.own_times(columns(waits, 4), LINE, 0.0)
-    assert conditions.own_times(columns(waits, 4), LINE, 0.05) < without
+    without, beside = (conditions.own_share([conditions.own_times(columns(waits, 4), LINE, s)]) for s in (0.0, 0.05))
+    assert beside.value < without.value
 
 
 def test_lengths_that_are_luck_do_not_depend_on_load():
@@ -81,3 +94,21 @@ def test_answers_that_end_sooner_in_a_crowd_are_noticed():
 
 def test_one_load_tells_nothing():
     assert conditions.lengths_by_load([columns(loop(1, LENGTHS[:5]), 1)]) is None
+
+
+def test_answers_to_the_same_prompts_are_no_further_evidence():
+    """The same answers in three rounds say no more than in one; answers to other prompts would."""
+    lengths = np.maximum(2, np.random.default_rng(4).lognormal(3.5, 0.6, 40)).astype(int).tolist()
+    once = loop(8, lengths)
+    others = [[replace(one, prompt_id=f"{one.prompt_id}-{n}") for one in once] for n in range(3)]
+    one, same, more = (
+        conditions.lengths_by_load([columns(part, 8) for part in parts]) for parts in ([once], [once] * 3, others)
+    )
+    assert same.log_hazard == pytest.approx(one.log_hazard, rel=0.05)
+    assert same.p_value == pytest.approx(one.p_value, rel=0.1)
+    assert more.p_value < one.p_value
+
+
+def test_one_prompt_tells_nothing_of_lengths():
+    one = [replace(request, prompt_id="p") for request in loop(4, LENGTHS)]
+    assert conditions.lengths_by_load([columns(one, 4)]) is None

@@ -9,6 +9,7 @@ from msgspec.structs import replace as replace_
 
 from loadtest.analysis.run import analyze
 from loadtest.errors import UsageError
+from loadtest.metrics.level_schema import ConditionCheck
 from loadtest.records import read
 from loadtest.study import run as study_run
 from loadtest.study import stopping
@@ -100,6 +101,37 @@ def test_a_pair_whose_bursts_break_a_condition_gets_natural_passes_and_says_why(
     assert said == [
         f"{CELLS[0].id} against {CELLS[1].id}: natural passes instead of bursts, as a: no preemption: 3 preemptions"
     ]
+
+
+def unsure(found):
+    """The first cell's natural run lies beyond the limit, by one noisy pass."""
+    doubt = ConditionCheck(name="own times", status="undecided", value=0.04, limit=0.03, reason="+4.0 % [-3.0, +11.0]")
+    first, *rest = found.cells
+    return replace_(found, cells=(replace_(first, conditions=(doubt,)), *rest))
+
+
+def test_a_natural_run_that_is_unsure_is_repeated_once_more():
+    said = []
+    study = replace(DECISION, natural_users=1)
+    wanted = looked(unsure(decided()), study, repeat=2, said=said.append)
+    assert (wanted.natural, wanted.bursts) == ({CELLS[0].id}, {CELLS[0].id, CELLS[1].id})
+    assert said[0] == f"{CELLS[0].id}: one more natural run, as own times: +4.0 % [-3.0, +11.0]"
+    done = replace_(decided(), decisions=(replace_(decided().decisions[0], verdict="equal"),))
+    alone = looked(unsure(done), study, repeat=2)
+    assert (alone.natural, alone.bursts) == ({CELLS[0].id}, set())
+    assert [one.name(3) for one in alone.passes(study, Contract(), CELLS[0])] == ["bursts-c01-r3", "c01-r3"]
+
+
+def test_bursts_that_break_late_still_get_two_natural_starts():
+    study = replace(DECISION, repeats=2)
+    late = decided("a: no preemption: 3 preemptions", evidence="measured", n_a=0, n_b=0)
+    assert stopping.last_repeat(study, late, repeat=1, last=2) == 3
+    assert stopping.last_repeat(study, late, repeat=2, last=2) == 4
+    assert stopping.last_repeat(study, decided("a: broken", evidence="measured", n_a=1, n_b=1), 2, 2) == 3
+    assert stopping.last_repeat(study, decided("a: broken", evidence="measured", n_a=2, n_b=2), 3, 3) == 3
+    assert stopping.last_repeat(study, decided(), 2, 2) == 2
+    beyond = looked(late, study, repeat=2)
+    assert (beyond.levels, beyond.bursts, beyond.natural) == ({CELLS[0].id, CELLS[1].id}, set(), set())
 
 
 def test_the_natural_run_is_made_up_for_where_it_is_missing():

@@ -57,7 +57,7 @@ def compose_cells(cells: Mapping[str, BurstCell], manifest: Manifest, anchor: fl
         levels = sorted({one.concurrency for _, one in cell.bursts})
         found[cell.facts.id] = ComposedCell(
             tuple(_level(cell, level, lengths, manifest, anchor, objectives) for level in levels),
-            check_conditions(cell, siblings, anchor),
+            check_conditions(cell, siblings, anchor, exact=manifest.driven == VIRTUAL_TIME),
         )
     return found
 

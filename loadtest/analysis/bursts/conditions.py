@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from msgspec.structs import replace
 
 from loadtest.analysis.bursts.cells import BurstCell
 from loadtest.decision import conditions, step_line
@@ -15,16 +16,18 @@ from loadtest.metrics.request_arrays import Pass
 from loadtest.records.read import LevelRecords
 
 
-def check_conditions(cell: BurstCell, siblings: Sequence[BurstCell], anchor: float) -> tuple[ConditionCheck, ...]:
+def check_conditions(
+    cell: BurstCell, siblings: Sequence[BurstCell], anchor: float, *, exact: bool = False
+) -> tuple[ConditionCheck, ...]:
     """What must hold of a cell. `siblings`: the cells of its engine and model, itself among them, as a natural run on any of
-    them speaks for all."""
+    them speaks for all. `exact`: nothing disturbs the times, which are virtual."""
     return (
         _straight_line(cell),
         _no_preemption(cell, anchor),
         _no_truncation(cell),
         _no_speculation(cell),
         _lengths_by_load(cell),
-        _own_times(siblings),
+        _own_times(siblings, exact=exact),
     )
 
 
@@ -93,19 +96,28 @@ def _lengths_by_load(cell: BurstCell) -> ConditionCheck:
     )
 
 
-def _own_times(siblings: Sequence[BurstCell]) -> ConditionCheck:
-    found = []
-    for cell in siblings:
-        for _, one in cell.own:
-            points = cell.points.get(one.concurrency, {}).get(one.repeat)
-            if points is None:
-                continue
-            beside_s = float(engine_speed([points], mixes=cell.mixes).beside_s[0])
-            if (share := conditions.own_times(one, points.line, beside_s)) is not None:
-                found.append((share, cell.facts.id, one.concurrency))
+def _own_times(siblings: Sequence[BurstCell], *, exact: bool) -> ConditionCheck:
+    """Broken: the whole interval is beyond the limit, and a second run confirms it, unless time is virtual (`exact`)."""
+    found = [(one, cell.facts.id) for cell in siblings for one in _beside_bursts(cell)]
     limit = conditions.MAX_OWN_TIMES
     if not found:
         return _check("own times", None, limit, "no natural run beside bursts of its concurrency yet", broken=False)
-    share, where, level = max(found, key=lambda one: abs(one[0]))
-    said = f"the natural run of {where} at {level} took {100 * share:+.1f} % against the line of its bursts"
-    return _check("own times", abs(share), limit, said, broken=abs(share) > limit)
+    share = conditions.own_share([one for one, _ in found])
+    value, ends = share.value or 0.0, share.ci95 or (share.value, share.value)
+    low, high = (100 * (end or 0.0) for end in ends)
+    runs = "the natural run" if len(found) == 1 else f"{len(found)} natural runs"
+    said = f"{runs} of {found[-1][1]} took {100 * value:+.1f} % [{low:+.1f}, {high:+.1f}] against the line of its bursts"
+    beyond = low > 100 * limit or high < -100 * limit
+    broken = beyond and (exact or len(found) > 1)
+    made = _check("own times", abs(value), limit, said, broken=broken)
+    return replace(made, status="undecided") if abs(value) > limit and not broken else made
+
+
+def _beside_bursts(cell: BurstCell) -> Iterator[conditions.OwnTimes]:
+    """The natural runs of a cell that have bursts of their concurrency in the same start."""
+    for _, one in cell.own:
+        points = cell.points.get(one.concurrency, {}).get(one.repeat)
+        if points is not None:
+            beside_s = float(engine_speed([points], mixes=cell.mixes).beside_s[0])
+            if (found := conditions.own_times(one, points.line, beside_s)) is not None:
+                yield found

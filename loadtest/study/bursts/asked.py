@@ -50,10 +50,13 @@ def burst_passes(study: Study, contract: Contract, cell: Cell, room_tokens: int 
     return [burst_pass(study, contract, cell, level, room_tokens) for level in burst_levels(study)]
 
 
-def natural_run(study: Study, contract: Contract, cell: Cell, room_tokens: int | None = None) -> list[AskedPass]:
-    """The natural run of an engine and model, after bursts of its concurrency, which it is held against."""
+def natural_run(
+    study: Study, contract: Contract, cell: Cell, room_tokens: int | None = None, *, with_bursts: bool = True
+) -> list[AskedPass]:
+    """The natural run of an engine and model, after bursts of its concurrency, which it is held against. `with_bursts`: the
+    same start has the cell's bursts too."""
     users = study.natural_users
-    if users in burst_levels(study):
+    if with_bursts and users in burst_levels(study):
         beside = []
     else:
         whole = burst_pass(study, contract, cell, users, room_tokens)
@@ -111,7 +114,7 @@ class Wanted:
         """The passes of one start of a cell, in order."""
         found = burst_passes(study, contract, cell, room_tokens) if cell.id in self.bursts else []
         if cell.id in self.natural:
-            found += natural_run(study, contract, cell, room_tokens)
+            found += natural_run(study, contract, cell, room_tokens, with_bursts=cell.id in self.bursts)
         taken = {(one.concurrency, one.kind) for one in found}
         if cell.id in self.levels:
             found += [one for one in natural_passes(study) if (one.concurrency, one.kind) not in taken]
