@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +19,7 @@ from loadtest.records.pass_facts import Failure
 from loadtest.scenario.session import current_level
 from loadtest.scenario.user import ReasoningUser
 from loadtest.workload.bursts import CONTEXTS_TOKENS, OUTPUT_TOKENS, Burst, BurstPlan
+from loadtest.workload.script import Item
 from loadtest.workload.workload import Workload
 
 
@@ -33,6 +37,24 @@ class Gate:
             return
         opened, self._opened, self._waiting = self._opened, gevent.event.Event(), 0
         opened.set()
+
+
+@dataclass(slots=True)
+class _Shared:
+    """What all users of a pass have in common. `prompt_tokens`: the server's count of a warm-up prompt."""
+
+    plan: BurstPlan
+    make: Callable[..., tuple[Burst, ...]]
+    gate: Gate
+    bursts: tuple[Burst, ...]
+    prompt_tokens: int | None = None
+
+    def sized(self, place: int) -> tuple[Item, ...]:
+        """The requests of a burst; those after the warm-up in tokens of the server."""
+        if place == 1 and (each := self.plan.tokens_per_word(self.prompt_tokens)) != 1.0:
+            self.bursts = self.make(tokens_per_word=each)
+            self.prompt_tokens = None
+        return self.bursts[place].items
 
 
 class BurstUser(ReasoningUser):
@@ -53,14 +75,18 @@ class BurstUser(ReasoningUser):
     def take_turn(self, level: Level) -> None:
         if level.failure is not None:
             raise StopUser
-        bursts, gate = self._shared(level)
-        for burst in bursts:
-            gate.wait()
-            if self.number < len(burst.items):
-                level.send(burst.items[self.number], self.number, level.clock.now_s())
+        shared = self._shared(level)
+        for place in range(len(shared.bursts)):
+            shared.gate.wait()
+            items = shared.sized(place)
+            if place == 0:
+                _, reply = level.converse(items[self.number], self.number, level.clock.now_s())
+                shared.prompt_tokens = reply.prompt_tokens
+            elif self.number < len(items):
+                level.send(items[self.number], self.number, level.clock.now_s())
         raise StopUser
 
-    def _shared(self, level: Level) -> tuple[tuple[Burst, ...], Gate]:
+    def _shared(self, level: Level) -> _Shared:
         """What all users of a pass have in common; made by the first of them."""
         if level not in _passes:
             asked = level.options
@@ -70,13 +96,13 @@ class BurstUser(ReasoningUser):
                 level.fail(Failure(kind="start", message=message))
                 raise StopUser
             plan = _plan(self.environment.parsed_options, asked.concurrency, asked.repeat, asked.seed)
-            bursts = plan.bursts(level.script.workload, asked.contract, model=asked.model, engine=asked.engine)
-            _passes[level] = bursts, Gate(asked.concurrency)
+            made = partial(plan.bursts, level.script.workload, asked.contract, model=asked.model, engine=asked.engine)
+            _passes[level] = _Shared(plan, made, Gate(asked.concurrency), made())
             level.expect(plan.requests)
         return _passes[level]
 
 
-_passes: WeakKeyDictionary[Level, tuple[tuple[Burst, ...], Gate]] = WeakKeyDictionary()
+_passes: WeakKeyDictionary[Level, _Shared] = WeakKeyDictionary()
 
 
 def _plan(options: Any, concurrency: int, repeat: int, seed: int) -> BurstPlan:

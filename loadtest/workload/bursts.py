@@ -26,7 +26,8 @@ WARMUP_TOKENS = 32  # of output, before anything is measured
 LONE_TOKENS = 8  # of output, where only the wait for the first token is of interest
 LONE_PROMPTS = 4
 
-# Short words of English: with its space each is one token of the simulator, and of most tokenizers.
+# Short words of English: with its space each is one token of the simulator, and of most tokenizers; of others more, which
+# the server's count of the warm-up tells (`tokens_per_word`).
 _TEXT = (
     "the and for are but not you all any can had her was one our out day get has him his how man new now old see two way"
     " who boy did its let put say she too use dad mom car cat dog eye far few got hot job law low may men off own pay per"
@@ -35,6 +36,7 @@ _TEXT = (
 _WORDS = tuple(_TEXT.split())
 _WORD_CHARS = 4
 _REQUEST = "Continue this list of words:"
+_TYPICAL_TEMPLATE = 32  # tokens that a chat template adds to a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +75,27 @@ class BurstPlan:
         """Measured requests of the pass."""
         return LONE_PROMPTS + len(self.contexts_tokens) * self.concurrency
 
-    def bursts(self, workload: Workload, contract: Contract, *, model: str, engine: str) -> tuple[Burst, ...]:
+    def tokens_per_word(self, prompt_tokens: int | None) -> float:
+        """By the server's count of a warm-up prompt, less a typical chat template; 1 where it does not count.
+
+        >>> BurstPlan(concurrency=1).tokens_per_word(230), BurstPlan(concurrency=1).tokens_per_word(432)
+        (1.0, 2.0)
+        """
+        return 1.0 if prompt_tokens is None else max(1.0, (prompt_tokens - _TYPICAL_TEMPLATE) / min(self.contexts_tokens))
+
+    def bursts(
+        self, workload: Workload, contract: Contract, *, model: str, engine: str, tokens_per_word: float = 1.0
+    ) -> tuple[Burst, ...]:
         """The bursts in order, every body prepared."""
         forced = replace(contract, mode="equal-work", max_tokens=max(self.output_tokens, WARMUP_TOKENS))
         least = min(self.contexts_tokens)
-        warmup = [self._filler(-1, least, stream, WARMUP_TOKENS) for stream in range(self.concurrency)]
+        streams = range(self.concurrency)
+        warmup = [self._filler(-1, least, stream, WARMUP_TOKENS) for stream in streams]
         rows: list[tuple[Phase, int | None, list[Prompt]]] = [("warmup", None, warmup)]
-        rows += [("measure", None, [_lone(prompt)]) for prompt in typical_prompts(workload.prompts)]
+        rows += [("measure", None, [self._lone(place, one)]) for place, one in enumerate(typical_prompts(workload.prompts))]
         for number, tokens in enumerate(self.contexts_tokens):
-            streams = range(self.concurrency)
-            rows.append(("measure", number, [self._filler(number, tokens, one, self.output_tokens) for one in streams]))
+            fillers = [self._filler(number, tokens, one, self.output_tokens, tokens_per_word) for one in streams]
+            rows.append(("measure", number, fillers))
         made = list[Burst]()
         index: dict[Phase, int] = {"warmup": 0, "measure": 0}
         for phase, burst, prompts in rows:
@@ -94,10 +107,20 @@ class BurstPlan:
             made.append(Burst(phase, burst, tuple(items)))
         return tuple(made)
 
-    def _filler(self, number: int, tokens: int, stream: int, output_tokens: int) -> Prompt:
+    def _lone(self, place: int, prompt: Prompt) -> Prompt:
+        """A prompt of the workload behind a line that no other request of the run has, so that no prefix cache knows it."""
+        first, *others = prompt.messages
+        line = f"({self.concurrency}.{self.round}.{place})"
+        messages = ({**first, "content": f"{line} {first['content']}"}, *others)
+        return replace(
+            prompt, messages=messages, answer=None, answer_format="none", thinking_tokens=0, answer_tokens=LONE_TOKENS,
+            max_tokens=None,
+        )  # fmt: skip
+
+    def _filler(self, number: int, tokens: int, stream: int, output_tokens: int, tokens_per_word: float = 1.0) -> Prompt:
         """A text of about so many tokens that no other request of the run begins with."""
         random = Random(f"burst/{self.seed}/{self.concurrency}/{self.round}/{number}/{stream}")
-        words = random.choices(_WORDS, k=max(1, tokens - len(_REQUEST) // _WORD_CHARS))
+        words = random.choices(_WORDS, k=max(1, round(tokens / tokens_per_word) - len(_REQUEST) // _WORD_CHARS))
         text = f"{' '.join(words)}\n{_REQUEST}"
         return Prompt(
             id=f"burst-{tokens}-c{self.concurrency:02d}-r{self.round}-{stream}",
@@ -111,10 +134,6 @@ def typical_prompts(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
     """Prompts of the workload whose lengths are spread as all of them are; some twice where there are too few."""
     ranked = sorted(prompts, key=lambda prompt: (prompt.chars, prompt.id))
     return tuple(ranked[math.floor((place + 0.5) * len(ranked) / LONE_PROMPTS)] for place in range(LONE_PROMPTS))
-
-
-def _lone(prompt: Prompt) -> Prompt:
-    return replace(prompt, answer=None, answer_format="none", thinking_tokens=0, answer_tokens=LONE_TOKENS, max_tokens=None)
 
 
 def contexts_within(

@@ -44,6 +44,20 @@ def test_no_two_requests_of_a_run_begin_alike_and_both_engines_get_the_same():
     assert a == b
 
 
+def test_contexts_are_sized_in_tokens_of_the_server():
+    plan = BurstPlan(concurrency=1, contexts_tokens=(200, 1500))
+    sized = plan.bursts(MATH, Contract(), model="m", engine="vllm", tokens_per_word=plan.tokens_per_word(432))
+    words = [len(burst.items[0].prepared.prompt.messages[0]["content"].split()) for burst in sized]
+    assert (words[0], *words[-2:]) == pytest.approx((200, 100, 750), abs=4)  # the warm-up tells it, and is as it was
+    assert plan.tokens_per_word(None) == 1.0
+
+
+def test_no_prefix_cache_knows_a_lone_prompt():
+    plans = [BurstPlan(concurrency=c, round=n) for c in (1, 4) for n in (1, 2)]
+    lone = [burst[0]["messages"][0]["content"] for plan in plans for burst in bodies(plan)[1 : 1 + LONE_PROMPTS]]
+    assert len({text[:8] for text in lone}) == len(lone)
+
+
 def test_lone_prompts_are_spread_over_the_lengths_of_the_workload():
     chars = sorted(prompt.chars for prompt in MATH.prompts)
     chosen = [prompt.chars for prompt in typical_prompts(MATH.prompts)]
