@@ -479,8 +479,9 @@ def _model_commands(command: Command) -> None:
         help="tokens accepted a step, tokens drafted, drafting passes; such as 3.2,16,4 (default: none)",
     )
     add(
-        "--expert-parallel", action="store_const", const=True,
-        help="each GPU holds whole experts (vLLM --enable-expert-parallel, SGLang --ep-size)",
+        "--expert-parallel", nargs="?", const="all-reduce", choices=("all-reduce", "all-to-all"),
+        help="each GPU holds whole experts (vLLM --enable-expert-parallel, SGLang --ep-size), whose answers an all-reduce"
+        " adds up; all-to-all: tokens are sent to them (SGLang --moe-a2a-backend)",
     )  # fmt: skip
     add("--calibration", type=path_of, metavar="FILE", help="what loadtest calibrate wrote of this machine (default: none)")
     add("--prompt-tokens", type=int, metavar="P", help="tokens of each prompt (with a model, required)")

@@ -74,6 +74,7 @@ def _predict_one(arguments: argparse.Namespace) -> str:
         interconnect=preflight.topology_named(arguments.interconnect),
         machine=machine_fit.read_machine(arguments.calibration) if arguments.calibration else constants.Machine(),
         expert_parallel=bool(arguments.expert_parallel),
+        all_to_all=arguments.expert_parallel == "all-to-all",
         speculation=memory.read_speculation(arguments.speculation) if arguments.speculation else None,
     )
     answer = prediction.predict(

@@ -219,6 +219,13 @@ class Model:
         above = NormalDist().inv_cdf((gpus - 0.375) / (gpus + 0.25)) * math.sqrt(own * touched * (1 - touched))
         return min(own, own * touched + above) / (own * touched)
 
+    def other_gpus(self, gpus: int) -> float:
+        """Expected number of the other GPUs that hold an expert of a token, if all are equally likely.
+
+        (gpus - 1) (1 - (1 - 1 / gpus)^k) with k experts a token.
+        """
+        return (gpus - 1) * (1 - (1 - 1 / gpus) ** self.experts_per_token)
+
     def routed_bytes_read(self, tokens: int) -> float:
         """Bytes of routed experts that a step over this many tokens reads."""
         expert_bytes = self.expert_parameters * self.bits_per_weight / 8

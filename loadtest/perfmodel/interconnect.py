@@ -1,4 +1,4 @@
-"""How long an all-reduce takes, by how the GPUs of a host reach each other, and how to read that off a machine.
+"""How long an all-reduce or an all-to-all takes, by how the GPUs of a host reach each other; how to read that off a machine.
 
 One all-reduce of s bytes a GPU takes
 
@@ -21,6 +21,7 @@ from loadtest.errors import UsageError
 Topology = Literal["nvlink", "pcie-p2p", "pcie-host", "pcie"]
 """How GPUs reach each other; "pcie" leaves open whether with peer access."""
 
+_PCIE: tuple[Topology, ...] = ("pcie-p2p", "pcie-host")
 TOPOLOGIES: tuple[Topology, ...] = ("nvlink", "pcie-p2p", "pcie-host")
 
 
@@ -72,11 +73,36 @@ def all_reduce_s(
     if tp == 1:
         return 0.0
     if topology == "pcie":
-        both = (all_reduce_s(one, tp, message_bytes, link_bytes_per_s, links) for one in ("pcie-p2p", "pcie-host"))
-        return sum(both) / 2
+        return sum(all_reduce_s(one, tp, message_bytes, link_bytes_per_s, links) for one in _PCIE) / 2
     link = links[topology]
-    wait = link.wait_s * (1 + _MORE_GPUS * (tp - 2)) + link.step_s * message_bytes / (message_bytes + link.knee_bytes)
-    return wait + message_bytes * 2 * (tp - 1) / tp / link.rate(link_bytes_per_s)
+    return _wait_s(link, tp, message_bytes) + message_bytes * 2 * (tp - 1) / tp / link.rate(link_bytes_per_s)
+
+
+# Of NVLink in one direction: DeepEP's kernels reach 153 and 158 GB/s of an H800's 200, 726 and 740 of a B200's 900.
+_ALL_TO_ALL_SHARE = 0.79
+
+
+def all_to_all_s(
+    topology: Topology, tp: int, sent_bytes: float, link_bytes_per_s: float, links: Mapping[str, Link] = LINKS
+) -> float:
+    """Seconds of one all-to-all in which each of `tp` GPUs sends this many bytes to the others.
+
+    It waits as an all-reduce of as many bytes does; over NVLink then at the rate of DeepEP's kernels, which need it. Over
+    PCIe nobody published any: the rate is that of an all-reduce.
+
+    >>> round(67e6 / all_to_all_s("nvlink", 8, 67e6, 200e9) / 1e9)  # GB/s
+    151
+    """
+    if tp == 1:
+        return 0.0
+    if topology == "pcie":
+        return sum(all_to_all_s(one, tp, sent_bytes, link_bytes_per_s, links) for one in _PCIE) / 2
+    rate = _ALL_TO_ALL_SHARE * link_bytes_per_s if topology == "nvlink" else links[topology].rate(link_bytes_per_s)
+    return _wait_s(links[topology], tp, sent_bytes) + sent_bytes / rate
+
+
+def _wait_s(link: Link, tp: int, message_bytes: float) -> float:
+    return link.wait_s * (1 + _MORE_GPUS * (tp - 2)) + link.step_s * message_bytes / (message_bytes + link.knee_bytes)
 
 
 def check(name: str) -> Topology:

@@ -65,7 +65,9 @@ class Deployment:
 
     `engine_version` as the engine says it ("": current). `interconnect` is how the GPUs reach each other (None: what the
     GPU's data sheet tells). `machine` is how this machine differs from the model. `speculation` is None without.
-    `expert_parallel`: whole experts on each GPU, not a slice of all (vLLM `--enable-expert-parallel`, SGLang `--ep-size`).
+    `expert_parallel`: whole experts on each GPU, not a slice of all (vLLM `--enable-expert-parallel`, SGLang `--ep-size`);
+    `all_to_all`: each token is sent to the GPUs of its experts and back (SGLang `--moe-a2a-backend`), where else each GPU
+    has all tokens and an all-reduce adds up what its experts say.
     Raises UsageError: a `tp` that does not divide the heads, a fraction outside (0, 1], an unknown engine or interconnect,
     expert parallel without experts.
     """
@@ -80,10 +82,13 @@ class Deployment:
     machine: Machine = field(default_factory=Machine)
     speculation: Speculation | None = None
     expert_parallel: bool = False
+    all_to_all: bool = False
 
     def __post_init__(self) -> None:
         if self.expert_parallel and not self.model.experts:
             raise UsageError(f"expert parallel: expected a mixture of experts, got {self.model.title}, which has none")
+        if self.all_to_all and not self.expert_parallel:
+            raise UsageError("all-to-all: expected it with expert parallel, as experts that are sliced need no token sent")
         if self.tp < 1 or self.model.heads % self.tp:
             raise UsageError(
                 f"tp {self.tp}: expected a divisor of the {self.model.heads} attention heads of {self.model.title}"

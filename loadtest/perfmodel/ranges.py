@@ -23,6 +23,7 @@ UNKNOWN_TOPOLOGY = 0.15  # half of what peer access makes at 1 to 64 streams
 SMALL = 0.50  # below 2 B parameters: within 47 %, as launches were fitted on 7B to 70B models
 DRAFTS = 0.15  # rows held back: within 15 %
 EXPERT_PARALLEL = 0.30  # a judgement: routers load some experts more than others
+ALL_TO_ALL = 0.20  # a judgement: rates are those of DeepEP's own table, waits those of all-reduces
 PAGED = 0.15  # Mistral-7B under vLLM 0.5 at 1, 16 and 64 streams: within 12 %
 NO_EVIDENCE = 0.40  # experts, latent caches and windows: a judgement, no published run was held against the model
 
@@ -67,6 +68,9 @@ def _reasons(deployment: Deployment, streams: int) -> list[tuple[float, str]]:
         found.append((NO_EVIDENCE, "experts or other attention: no published run was held against the model"))
     if deployment.expert_parallel:
         found.append((EXPERT_PARALLEL, "expert parallel, as if every expert were asked for equally often"))
+    if deployment.all_to_all:
+        told = "at published NVLink rates" if deployment.topology == "nvlink" else "over PCIe, of which nothing is published"
+        found.append((ALL_TO_ALL if deployment.topology == "nvlink" else 2 * ALL_TO_ALL, f"all-to-all {told}; no run"))
     if model.window_tokens and reads_windows_by_pages(deployment.engine, deployment.engine_version):
         found.append((PAGED, "a sliding window, for which vLLM then used an older attention kernel"))
     return found

@@ -21,7 +21,7 @@ from loadtest.perfmodel.constants import (
     reads_windows_by_pages,
 )
 from loadtest.perfmodel.gpus import Gpu
-from loadtest.perfmodel.interconnect import all_reduce_s
+from loadtest.perfmodel.interconnect import all_reduce_s, all_to_all_s
 from loadtest.perfmodel.memory import Deployment
 
 
@@ -43,7 +43,7 @@ class StepWork:
 @dataclass(frozen=True, slots=True)
 class StepTime:
     """What a step is made of (seconds): launches and scheduling, weights and products, KV cache, prompt attention,
-    all-reduces, drafts."""
+    all-reduces (with all-to-alls), drafts."""
 
     overhead_s: float
     weights_s: float
@@ -195,13 +195,22 @@ def _attention_s(deployment: Deployment, work: StepWork, constants: Constants) -
 
 
 def _all_reduces_s(deployment: Deployment, tokens: int, constants: Constants) -> float:
-    """Two all-reduces a layer, each of the 16-bit hidden states of the batch."""
+    """Two all-reduces a layer, each of the 16-bit hidden states of the batch.
+
+    With all-to-all the second one of a layer with experts is a dispatch, at 8 bit, and a combine, at 16 bit: each GPU sends
+    its share of the tokens to the other GPUs that hold their experts, and receives as much.
+    """
     model, tp = deployment.model, deployment.tp
     if tp == 1:
         return 0.0
     message_bytes = tokens * model.hidden * 2
-    one_s = all_reduce_s(deployment.topology, tp, message_bytes, deployment.gpu.interconnect_bytes_per_s, constants.links)
-    return 2 * model.layers * (one_s + constants.engine.all_reduce_s)
+    link = deployment.gpu.interconnect_bytes_per_s
+    one_s = all_reduce_s(deployment.topology, tp, message_bytes, link, constants.links) + constants.engine.all_reduce_s
+    if not deployment.all_to_all:
+        return 2 * model.layers * one_s
+    sent = tokens / tp * model.hidden * model.other_gpus(tp)
+    exchange_s = sum(all_to_all_s(deployment.topology, tp, sent * width, link, constants.links) for width in (1, 2))
+    return (2 * model.layers - model.moe_layers) * one_s + model.moe_layers * exchange_s
 
 
 _DRAFT_VOCABULARY = 32_000  # of EAGLE-3's heads

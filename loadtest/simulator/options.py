@@ -44,7 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--interconnect", choices=TOPOLOGIES, help="how the GPUs reach each other (default: as the GPU's data sheet says)")
     add("--calibration", type=Path, metavar="FILE", help="what loadtest calibrate wrote of a machine")
     add("--speculation", metavar="A,T,S", help="tokens accepted a step, tokens drafted, drafting passes; such as 3.2,16,4")
-    add("--expert-parallel", action="store_true", help="each GPU holds whole experts")
+    add(
+        "--expert-parallel",
+        nargs="?",
+        const="all-reduce",
+        choices=("all-reduce", "all-to-all"),
+        help="each GPU holds whole experts (default: slices of all)",
+    )
     add("--step-time", type=float, help="a fixed time for every step (s) instead of the performance model")
     add("--fault", action="append", default=[], help=f"{', '.join(faults.KINDS)}; KIND:N; repeatable")
     add("--fault-every", type=int, default=1, help="only every Kth request meets the fault")
@@ -70,7 +76,8 @@ def build_simulation(options: argparse.Namespace) -> Simulation:
         engine=options.engine,
         memory_fraction=options.memory_fraction,
         interconnect=options.interconnect,
-        expert_parallel=options.expert_parallel,
+        expert_parallel=bool(options.expert_parallel),
+        all_to_all=options.expert_parallel == "all-to-all",
         speculation=memory.read_speculation(options.speculation) if options.speculation else None,
         machine=Machine() if options.calibration is None else machine_fit.read_machine(options.calibration),
     )

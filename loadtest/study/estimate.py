@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from loadtest.client import thinking
@@ -142,6 +143,18 @@ def _speculation(args: Sequence[str]) -> memory.Speculation | None:
         return None
 
 
+def _holds_whole_experts(args: Sequence[str]) -> bool:
+    return _sends_tokens(args) or any(arg.partition("=")[0] in _EXPERT_PARALLEL for arg in args)
+
+
+def _sends_tokens(args: Sequence[str]) -> bool:
+    """Do experts get their tokens by all-to-all: `--moe-a2a-backend` of SGLang, `all-to-all` of a simulator?"""
+    words = [word for arg in args for word in arg.split("=", 1)]
+    pairs = list(pairwise(words))
+    sglang = any(key == "--moe-a2a-backend" and value != "none" for key, value in pairs)
+    return sglang or ("--expert-parallel", "all-to-all") in pairs
+
+
 def _length_scale(args: Sequence[str]) -> float:
     """Of a simulator's arguments; 1 where they do not say, or wrongly."""
     try:
@@ -172,7 +185,8 @@ def deployment_of(cell: Cell, contract: Contract) -> memory.Deployment | None:
         interconnect=preflight.topology_named(cell.interconnect),
         machine=machine_fit.read_machine(Path(cell.calibration)) if cell.calibration else Machine(),
         speculation=_speculation(cell.args),
-        expert_parallel=model.experts > 0 and any(arg.partition("=")[0] in _EXPERT_PARALLEL for arg in cell.args),
+        expert_parallel=model.experts > 0 and _holds_whole_experts(cell.args),
+        all_to_all=model.experts > 0 and _sends_tokens(cell.args),
     )
     fit = plan.fit_of(cell, contract)
     return made if fit is None or fit.fits else None

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.errors import UsageError
-from loadtest.perfmodel import interconnect
-from loadtest.perfmodel.interconnect import all_reduce_s, from_matrix
+from loadtest.perfmodel import interconnect, models
+from loadtest.perfmodel.interconnect import all_reduce_s, all_to_all_s, from_matrix
 
 LINK = {"nvlink": 450e9, "pcie-p2p": 15.75e9, "pcie-host": 32e9, "pcie": 32e9}  # of the published machines
 PUBLISHED = [  # topology, GPUs, bytes, us, how far off it may be
@@ -54,10 +54,23 @@ def test_an_all_reduce_takes_what_was_published(topology, tp, size, us, off):
     assert all_reduce_s(topology, tp, size, LINK[topology]) * 1e6 == pytest.approx(us, rel=off)
 
 
+@pytest.mark.parametrize(
+    ("link_bytes_per_s", "tokens", "gb_per_s"),
+    [(200e9, 4096, 153), (200e9, 4096, 158), (900e9, 8192, 726), (900e9, 8192, 740)],
+)
+def test_an_all_to_all_reaches_what_deepep_published(link_bytes_per_s, tokens, gb_per_s):
+    """Eight H800, then eight B200, each with so many tokens of 7,168 numbers for 8 experts: dispatch at 8 bit."""
+    sent_bytes = tokens * 7168 * models.model("deepseek-r1").other_gpus(8)
+    told = sent_bytes / all_to_all_s("nvlink", 8, sent_bytes, link_bytes_per_s) / 1e9
+    assert told == pytest.approx(gb_per_s, rel=0.12)
+
+
 @given(st.sampled_from([*interconnect.TOPOLOGIES, "pcie"]), st.integers(2, 8), st.floats(1, 1e8))
 def test_more_bytes_and_more_gpus_take_longer(topology, tp, size):
     assert 0 < all_reduce_s(topology, tp, size, 32e9) < all_reduce_s(topology, tp, size * 1.5, 32e9)
     assert all_reduce_s(topology, tp, size, 32e9) < all_reduce_s(topology, tp + 1, size, 32e9)
+    assert all_to_all_s(topology, 1, size, 32e9) == 0 < all_to_all_s(topology, tp, size, 32e9)
+    assert all_to_all_s(topology, tp, size, 32e9) < all_to_all_s(topology, tp, size * 1.5, 32e9)
 
 
 def test_a_long_message_over_nvlink_is_as_fast_as_published():

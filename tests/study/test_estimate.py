@@ -58,6 +58,23 @@ def test_drafts_of_a_simulator_shorten_a_pass():
     assert wrong == plain
 
 
+@pytest.mark.parametrize(
+    ("engine", "args", "told"),
+    [
+        ("vllm", ("--enable-expert-parallel",), (True, False)),
+        ("sglang", ("--ep-size", "8"), (True, False)),
+        ("sglang", ("--moe-a2a-backend", "none"), (False, False)),
+        ("sglang", ("--moe-a2a-backend=deepep",), (True, True)),
+        ("sglang-sim", ("--expert-parallel", "all-to-all"), (True, True)),
+        ("vllm-sim", ("--expert-parallel",), (True, False)),
+    ],
+)
+def test_how_experts_get_their_tokens_is_read_from_the_arguments(engine, args, told):
+    cell = Cell(engine=engine, model="qwen3-235b-a22b-fp8", gpu="h200", tp=8, args=args)
+    made = estimate.deployment_of(cell, Contract())
+    assert (made.expert_parallel, made.all_to_all) == told
+
+
 def test_a_duration_is_taken_at_its_word():
     found = estimate.of_cell(replace(STUDY, duration_s=60.0), replace(CELL, gpu=None), WORKLOAD, Contract())
     assert passes_s(found) == {1: 63.0, 4: 63.0}
