@@ -11,7 +11,7 @@ import json
 import os
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from loadtest.errors import UsageError
 
@@ -32,6 +32,8 @@ _SECRET = re.compile(
     r"|key|(?:(?:.*[-_])?(?:hf|auth|access|session|bearer|refresh|security)[-_])?token"
 )
 
+
+_hidden: set[str] = set()  # secrets beside the keys: of environments that a study gives to its servers
 
 _PR_SET_DUMPABLE = 4
 
@@ -73,6 +75,16 @@ def _key(variable: str) -> str:
     return key
 
 
+def hide_secrets(settings: Mapping[str, str]) -> None:
+    """From now on `redacted` hides the values of those variables whose names say that they carry a secret.
+
+    >>> hide_secrets({"HF_TOKEN": "hf_0123456789", "HF_HOME": "/models/of/all"})
+    >>> redacted("hf_0123456789 of /models/of/all"), _hidden.clear()
+    ('[API key] of /models/of/all', None)
+    """
+    _hidden.update(value.strip() for name, value in settings.items() if is_secret(name))
+
+
 @contextlib.contextmanager
 def named(variable: str | None) -> Iterator[None]:
     """While inside, the key is the one in the environment's `variable`, which itself is hidden; None changes nothing.
@@ -111,7 +123,7 @@ def redacted(text: str) -> str:
     >>> redacted("Incorrect API key: sk-0123456789, as sk-012345..."), os.environ.pop("LOADTEST_API_KEY")
     ('Incorrect API key: [API key], as [API key]...', 'sk-0123456789')
     """
-    for key in (os.environ.get(name, "").strip() for name in (*KEY_VARIABLES, EASY_KEY_VARIABLE)):
+    for key in (*(os.environ.get(name, "").strip() for name in (*KEY_VARIABLES, EASY_KEY_VARIABLE)), *_hidden):
         if len(key) >= _SHORTEST_KEY:
             text = _without(text, _spellings(key))
     return text
@@ -163,4 +175,9 @@ def first_secret(names: Iterable[str]) -> str | None:
     ('--api-key', None)
     """
     plain = (name.partition("=")[0] for name in names)
-    return next((name for name in plain if _SECRET.fullmatch(name.lstrip("-").lower())), None)
+    return next(filter(is_secret, plain), None)
+
+
+def is_secret(name: str) -> bool:
+    """Does an option, a field or a variable of this name carry a secret?"""
+    return _SECRET.fullmatch(name.lstrip("-").lower()) is not None

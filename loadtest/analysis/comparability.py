@@ -9,6 +9,7 @@ from itertools import combinations
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.records.read import CellRecords
+from loadtest.servers.flags import settings_named
 from loadtest.workload import contract
 
 Values = tuple[object, object]  # of a key in which two sides differ: a's, b's
@@ -20,13 +21,15 @@ def apart(a: CellRecords, b: CellRecords) -> dict[str, Values]:
     """Every key in which two cells ran differently, with both values; a key that either does not report is no difference.
 
     Keys of the contract by `contract.effective` of engine.json, both engines in the contract's words ("auto": the engine's
-    own choice, which is no difference). `template`: see `template`.
+    own choice, which is no difference). What the arguments of a named configuration say is no difference either: it is what
+    is compared. `template`: see `template`.
     """
     ours, theirs = _effective(a), _effective(b)
+    meant = settings_named([word for cell in (a, b) if cell.engine.name is not None for word in cell.engine.args])
     found = {
         key: (ours[key], theirs[key])
         for key in ours
-        if key in theirs and ours[key] != theirs[key] and "auto" not in (ours[key], theirs[key])
+        if key in theirs and key not in meant and ours[key] != theirs[key] and "auto" not in (ours[key], theirs[key])
     }
     return found | template(a, b)
 

@@ -24,6 +24,7 @@ from loadtest.analysis.comparability import (
     matched,
 )
 from loadtest.analysis.decisions import RunComparison
+from loadtest.analysis.factors import are_rivals, baselines, changes, judge_changes
 from loadtest.analysis.judgement import ComposedPair, Judged, Pair, PairedLevel, judge_pairs
 from loadtest.analysis.validity import LevelPlace, unsound_reasons
 from loadtest.decision.verdicts import ALPHA, MATTERS
@@ -47,31 +48,52 @@ def compare_engines(
     unsound: Collection[LevelPlace],
     bursts: Mapping[str, BurstCell] | None = None,
 ) -> Judged:
-    """Every two engines of one run with the same model, GPUs and mode, a before b by name.
+    """Every two engines of one run with the same model, GPUs, mode and name, a before b by name; every other configuration
+    (a) against its baseline (b); and what each change does that the study varies.
 
     `samples`: the passes by (cell id, concurrency). `unlike`: the ids of every two cells that ran differently, with the keys
     (`comparability.unlike`): they are not comparable. `unsound`: levels on which no verdict rests. `bursts`: the cells that
     were measured by bursts.
     """
-    ordered = sorted(described, key=lambda cell: (cell.side or "", cell.engine, cell.id))
-    pairs = [_pair_of_engines(a, b, samples, unlike, unsound) for a, b in combinations(ordered, 2) if _rivals(a, b)]
-    if bursts:
-        levels, broken = (
-            decision_levels(manifest.levels),
-            {cell.id: broken_words(cell.side.upper() if cell.side else cell.id, cell.conditions) for cell in described},
-        )
-        doubtful = {(cell.id, one.concurrency) for cell in described for one in cell.composed if unsound_reasons(one)}
-        for index, pair in enumerate(pairs):
-            found = composed_pair(bursts.get(pair.a), bursts.get(pair.b), levels, (*broken[pair.a], *broken[pair.b]))
-            sound = not any((name, level) in doubtful for name in (pair.a, pair.b) for level in levels)
-            pairs[index] = _with_bursts(pair, found if found is None or sound else replace(found, by_start=None))
-    return judge_pairs(
-        pairs,
+    asked = {cell.id: place for place, cell in enumerate(manifest.cells)}
+    listed = sorted(described, key=lambda cell: asked.get(cell.id, len(asked)))
+    baseline_of = baselines(listed, manifest.baseline) if not any(cell.side for cell in described) else {}
+    composed = _Composed(described, manifest.levels, bursts or {})
+
+    def pair_of(a: CellFigures, b: CellFigures) -> Pair:
+        return composed.added_to(_pair_of_engines(a, b, samples, unlike, unsound))
+
+    judged = judge_pairs(
+        [pair_of(a, b) for a, b in _rivals(described, baseline_of)],
         start_sd(manifest),
         matters(manifest),
         sequential=manifest.until_decided,
         unit="round" if any(cell.side is not None for cell in described) else "start",
     )
+    found = [(one, [pair_of(a, b) for a, b in one.cells]) for one in changes(listed, baseline_of)]
+    return judged._replace(
+        factors=judge_changes(found, start_sd(manifest), matters(manifest), sequential=manifest.until_decided)
+    )
+
+
+class _Composed:
+    """What bursts say of the pairs of a run."""
+
+    def __init__(self, described: Sequence[CellFigures], levels: Collection[int], bursts: Mapping[str, BurstCell]) -> None:
+        self._bursts, self._levels = bursts, decision_levels(levels)
+        self._broken = {
+            cell.id: broken_words(cell.side.upper() if cell.side else cell.id, cell.conditions) for cell in described
+        }
+        self._doubtful = {(cell.id, one.concurrency) for cell in described for one in cell.composed if unsound_reasons(one)}
+
+    def added_to(self, pair: Pair) -> Pair:
+        """The pair with what bursts say of it; as it is in a run without bursts."""
+        if not self._bursts:
+            return pair
+        a, b = self._bursts.get(pair.a), self._bursts.get(pair.b)
+        found = composed_pair(a, b, self._levels, (*self._broken[pair.a], *self._broken[pair.b]))
+        sound = not any((name, level) in self._doubtful for name in (pair.a, pair.b) for level in self._levels)
+        return _with_bursts(pair, found if found is None or sound else replace(found, by_start=None))
 
 
 def _with_bursts(pair: Pair, composed: ComposedPair | None) -> Pair:
@@ -111,10 +133,16 @@ def matters(*manifests: Manifest) -> float:
     return min(MATTERS if one.matters is None else one.matters for one in manifests)
 
 
-def _rivals(a: CellFigures, b: CellFigures) -> bool:
-    if a.side is not None:
-        return a.side != b.side
-    return a.engine != b.engine and (a.model, a.tp, a.gpu, a.mode) == (b.model, b.tp, b.gpu, b.mode)
+def _rivals(cells: Sequence[CellFigures], baseline_of: Mapping[str, str]) -> list[tuple[CellFigures, CellFigures]]:
+    """Who is held against whom: the servers of a duel, a configuration and its baseline, two engines by name."""
+    found = []
+    ordered = sorted(cells, key=lambda cell: (cell.side or "", cell.engine, cell.id))
+    for a, b in combinations(ordered, 2):
+        if baseline_of.get(b.id) == a.id:
+            found.append((b, a))
+        elif baseline_of.get(a.id) == b.id or (a.side != b.side if a.side is not None else are_rivals(a, b)):
+            found.append((a, b))
+    return found
 
 
 def _pair_of_engines(

@@ -26,7 +26,14 @@ from loadtest.metrics.catalogue import COMPARED, METRICS
 from loadtest.metrics.figures import Bounded
 from loadtest.metrics.level_schema import Evidence
 from loadtest.metrics.request_arrays import Pass
-from loadtest.metrics.schema import Comparison, ComparisonVerdict, OutputLengths, PairDecision, RepeatUnit
+from loadtest.metrics.schema import (
+    Comparison,
+    ComparisonVerdict,
+    FactorEffect,
+    OutputLengths,
+    PairDecision,
+    RepeatUnit,
+)
 
 PACE = "tokens_per_s_per_user"
 CLOSED_GATE = 0.1  # share of 5 % for what differs although its pair is not decided
@@ -87,6 +94,7 @@ class Judged(NamedTuple):
 
     decisions: list[PairDecision]
     comparisons: list[Comparison]
+    factors: Sequence[FactorEffect] = ()
 
 
 Place = tuple[int, str]  # concurrency, metric
@@ -112,6 +120,26 @@ class _Measured:
     pair: Pair
     sides: Mapping[Place, Sides]
     question: _Question | None
+
+
+class PairFigures(NamedTuple):
+    """The starts of a pair, side by side: of its question (None: it has none), and in each metric at each level. `lacking`:
+    why the question has none."""
+
+    metric: str
+    levels: tuple[int, ...]
+    by_start: starts.PairedStarts | None
+    at: Mapping[Place, Sides]
+    lacking: str
+
+
+def pair_figures(pair: Pair) -> PairFigures:
+    """What verdicts on this pair, and averages over several, are made from."""
+    one = _measured(pair)
+    if one.question is None:
+        lacking = f"different {', '.join(pair.different)}" if pair.different else _lacking(pair)
+        return PairFigures(ANSWER, (), None, one.sides, lacking)
+    return PairFigures(one.question.metric, one.question.levels, one.question.by_start, one.sides, "")
 
 
 @dataclass(frozen=True, slots=True)

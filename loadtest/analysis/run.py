@@ -68,6 +68,7 @@ def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
         cells=tuple(cells),
         comparisons=tuple(judged.comparisons),
         decisions=tuple(judged.decisions),
+        factors=tuple(judged.factors),
         findings=published.judge_claims(claims, *_of_mode(run.manifest.mode, cells, judged.comparisons), judged.decisions),
         searches=tuple(searches),
     )
@@ -118,6 +119,8 @@ def _cell(
         id=cell.id,
         engine=facts.engine,
         engine_version=facts.engine_version,
+        name=facts.name,
+        factors=facts.factors,
         side=facts.side,
         model=facts.model,
         tp=facts.tp,

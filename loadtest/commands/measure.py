@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +15,7 @@ import msgspec
 
 from loadtest import resources
 from loadtest.analysis.bursts.objectives import is_told
+from loadtest.analysis.factors import are_rivals, baselines
 from loadtest.commands.finish import carry_out, new_folder
 from loadtest.commands.machine.verification import verify
 from loadtest.decision import verdicts
@@ -331,9 +332,10 @@ def _prospect(study: schema.Study, workload: Workload, contract: Contract) -> li
 
 
 def _pairs(study: schema.Study) -> int:
-    """Pairs of engines that it compares."""
-    places = Counter((cell.model, cell.tp, cell.gpu, cell.mode) for cell in study.cells)
-    return sum(n * (n - 1) // 2 for n in places.values())
+    """Pairs of cells that it compares."""
+    held = baselines(study.cells, study.baseline)
+    engines = [(a.id, b.id) for a, b in combinations(study.cells, 2) if are_rivals(a, b)]
+    return len({frozenset(pair) for pair in (*held.items(), *engines)})
 
 
 def _start_sd(study: schema.Study) -> str:

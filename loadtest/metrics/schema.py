@@ -114,6 +114,8 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     roofline: Roofline
     maximum_concurrency: MaximumConcurrency
     levels: Annotated[tuple[LevelFigures, ...], about("By concurrency, ascending; empty where nothing was measured.")]
+    name: Annotated[str | None, about("Of the configuration, where an engine has several.")] = None
+    factors: Annotated[dict[str, str], about("What the study varies, and the level that this cell has of each.")] = {}
     side: Annotated[Side | None, about("Of a duel: the first server or the second. None: no duel.")] = None
     composed: Annotated[tuple[ComposedLevel, ...], about("Of bursts, by concurrency; empty without them.")] = ()
     conditions: Annotated[tuple[ConditionCheck, ...], about("Of composed figures; empty likewise.")] = ()
@@ -270,6 +272,45 @@ class PairDecision(msgspec.Struct, frozen=True, kw_only=True):
     unit: Annotated[RepeatUnit, about("Of a duel the round: what is said of starts is then of rounds.")] = "start"
 
 
+class FactorFigure(msgspec.Struct, frozen=True, kw_only=True):
+    """A change in one metric, averaged as the change itself."""
+
+    metric: Annotated[str, about("One of `COMPARED`.")]
+    ratio: Annotated[Bounded, about("Mean over levels, with its own 95 % interval.")]
+
+
+class FactorLevel(msgspec.Struct, frozen=True, kw_only=True):
+    """A change at one concurrency, in the metric of the change: where it pays, and where it stops to."""
+
+    concurrency: Annotated[int, about("Requests in flight at once.")]
+    ratio: Annotated[Bounded, about("Level / baseline, with an interval that holds for all concurrencies at once.")]
+    verdict: Annotated[ComparisonVerdict, about("Read off that interval.")]
+
+
+class FactorEffect(msgspec.Struct, frozen=True, kw_only=True):
+    """What one level of a factor does against the baseline's level, averaged over the levels of the study's other factors:
+    cells that differ in nothing else are paired."""
+
+    factor: Annotated[str, about("A flag, a variable, `executable`, or the study's own word.")]
+    level: Annotated[str, about("Its level.")]
+    baseline: Annotated[str, about("The level that it is held against.")]
+    engine: Annotated[str, about("As of the cells.")]
+    model: Annotated[str | None, about("As of the cells.")]
+    tp: Annotated[int | None, about("As of the cells.")]
+    gpu: Annotated[str | None, about("As of the cells.")]
+    simulated: Annotated[bool, about("Some cell is simulated.")]
+    pairs: Annotated[tuple[tuple[str, str], ...], about("Ids of the cells: with the level, and with the baseline's.")]
+    metric: Annotated[str, about("As of a pair's decision.")]
+    concurrency: Annotated[tuple[int, ...], about("Levels of concurrency that it is the mean over.")]
+    verdict: Annotated[ComparisonVerdict, about("Of the level against the baseline's.")]
+    ratio: Annotated[Bounded, about("Level / baseline, with an interval that holds for all effects of the study at once.")]
+    pair_ratios: Annotated[tuple[float, ...], about("Of each pair: far apart, the effect depends on the other factors.")]
+    n_starts: Annotated[int, about("Starts of a cell's server, the fewest.")]
+    by_concurrency: Annotated[tuple[FactorLevel, ...], about("Empty where bursts decide.")]
+    figures: Annotated[tuple[FactorFigure, ...], about("In other metrics; likewise.")]
+    reason: Annotated[str, about("What it rests on, or why there is no verdict.")]
+
+
 class ClaimResult(msgspec.Struct, frozen=True, kw_only=True):
     """A published claim, and what this run says of it."""
 
@@ -300,8 +341,12 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     run: RunFacts
     health: RunHealth
     cells: Annotated[tuple[CellFigures, ...], about("By id.")]
-    comparisons: Annotated[tuple[Comparison, ...], about("Every two engines with the same model, GPUs and mode.")]
+    comparisons: Annotated[
+        tuple[Comparison, ...],
+        about("Every two engines with the same model, GPUs, mode and name; other configurations against their baseline."),
+    ]
     decisions: Annotated[tuple[PairDecision, ...], about("Which engine of each pair is faster, over its levels.")]
+    factors: Annotated[tuple[FactorEffect, ...], about("What each level of what the study varies does.")] = ()
     findings: Annotated[tuple[ClaimResult, ...], about("The claims that the study names, in the order of their file.")]
     searches: Annotated[tuple[ConcurrencySearch, ...], about("One for each cell of a search.")] = ()
 

@@ -77,6 +77,9 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     tp: int | None = None
     gpu: str | None = None
     mode: Mode | None = None  # None: the run's
+    name: str | None = None  # of the configuration, where an engine has several
+    factors: dict[str, str] = {}  # what the study varies, and the level that this cell has of each
+    args: tuple[str, ...] = ()  # the cell's own arguments of the engine
     simulated: bool = False
     clock_speed: ClockSpeed | None = None
     base_url: str | None = None  # None: the run started the engine, and its port is gone
@@ -95,6 +98,11 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     clock_error: ClockError | None = None
     clock_error_by_level: dict[int, ClockError] = {}  # the same of each concurrency; empty: not measured
     search: SearchFacts | None = None  # None: the levels were given
+
+    @property
+    def configuration(self) -> tuple[str, str | None]:
+        """The engine, and which of its configurations."""
+        return self.engine, self.name
 
     @property
     def predicts(self) -> bool:

@@ -22,14 +22,15 @@ MASTER_FILE = ".master"  # in the folder of a level: a token, by which a worker 
 _MODEL_CHARS = 100  # of a cell's id, which is the name of a folder
 
 
-def cell_id(engine: str, model: str, tp: int) -> str:
-    """Identity of a cell, `ENGINE_MODEL_tpN`; of a path or a hub name only the last part counts, at most 100 characters.
+def cell_id(engine: str, model: str, tp: int, *more: str | None) -> str:
+    """Identity of a cell, `ENGINE_MODEL_tpN`, and what else tells it from others of the run (None: nothing); of a path or a
+    hub name only the last part counts, at most 100 characters.
 
-    >>> cell_id("vllm", "Qwen/QwQ-32B-AWQ", 2)
-    'vllm_qwq-32b-awq_tp2'
+    >>> cell_id("vllm", "Qwen/QwQ-32B-AWQ", 2), cell_id("vllm", "qwq-32b", 1, "chunked", None)
+    ('vllm_qwq-32b-awq_tp2', 'vllm_qwq-32b_tp1_chunked')
     """
     name = re.sub(r"[^a-z0-9.-]+", "-", model.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-.") or "model"
-    return f"{engine}_{name[:_MODEL_CHARS]}_tp{tp}"
+    return "_".join([engine, name[:_MODEL_CHARS], f"tp{tp}", *(one for one in more if one)])
 
 
 def request_id(run_id: str, cell: str, pass_name: str, phase: Phase, seq: int) -> str:

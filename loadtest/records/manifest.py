@@ -54,6 +54,7 @@ class ManifestCell(_Open, frozen=True, kw_only=True):
     tp: int | None = None
     gpu: str | None = None
     mode: Mode | None = None  # None: the run's
+    name: str | None = None  # of the configuration, where an engine has several
     base_url: str | None = None  # None: started by the run
     clock_speed: ClockSpeed | None = None
 
@@ -90,6 +91,7 @@ class Manifest(_Open, frozen=True, kw_only=True):
     findings: str | None = None
     commands: tuple[str, ...] = ()
     seed: int | None = None
+    baseline: str | None = None  # name or id of the cells that others of their engine and deployment are held against
     levels: tuple[int, ...] = ()
     duration_s: float | None = None  # of a pass; None: by requests
     min_requests: int | None = None  # measured requests of a pass: so many, or `requests_per_stream` of each stream

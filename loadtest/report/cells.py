@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,12 +25,14 @@ _MODES = {"equal-work": "equal work", "natural": "natural stopping"}
 class ShownCell:
     """One cell and the names it is shown by. Every text is safe to show (`clean`).
 
-    `second_mode`: where a study pairs two modes, the second one, of the cells that it adds. On a page of several runs,
-    `run` is the run's number there, `label` its name, and `place` what is compared.
+    `second_mode`: where a study pairs two modes, the second one, of the cells that it adds. `variant`: which configuration
+    of its engine it is, where that has several, and `run` its place among those of its deployment. On a page of several
+    runs, `run` is the run's number there, `label` its name, and `place` what is compared.
     """
 
     figures: CellFigures
     second_mode: str = ""
+    variant: str = ""
     run: int | None = None
     label: str = ""
     place: str = ""
@@ -60,10 +63,15 @@ class ShownCell:
         return self.figures.family if self.figures.family in FAMILIES else "other"
 
     @property
+    def _own(self) -> str:
+        side, family = self.figures.side, FAMILIES[self.family]
+        return self.label or (family if side is None else f"{side.upper()} ({family})")
+
+    @property
     def short(self) -> str:
-        """Name of the engine (or the run) alone, for small places under a title that says what is simulated."""
-        side = self.figures.side
-        return self.label or (FAMILIES[self.family] if side is None else f"{side.upper()} ({FAMILIES[self.family]})")
+        """Name of the engine with its configuration (or of the run), for small places under a title that says what is
+        simulated."""
+        return self._own if self.label or not self.variant else f"{self._own} {self.variant}"
 
     @property
     def engine(self) -> str:
@@ -72,8 +80,9 @@ class ShownCell:
 
     @property
     def name(self) -> str:
-        """Engine and deployment, the header of a table's row; `-sim` marks a simulated engine."""
-        return f"{self.short}{'-sim' if self.simulated else ''} {self.deployment}"
+        """Engine, deployment and configuration, the header of a table's row; `-sim` marks a simulated engine."""
+        variant = f", {self.variant}" if self.variant and not self.label else ""
+        return f"{self._own}{'-sim' if self.simulated else ''} {self.deployment}{variant}"
 
     @property
     def model(self) -> str:
@@ -111,7 +120,16 @@ class ShownCell:
 
 def cells_of(metrics: Metrics) -> tuple[ShownCell, ...]:
     """Every cell, in the order of `metrics.cells`."""
-    return tuple(ShownCell(one, second_mode=_second_mode(one, metrics.run.mode)) for one in metrics.cells)
+    plain = [ShownCell(one, second_mode=_second_mode(one, metrics.run.mode)) for one in metrics.cells]
+    places = Counter(cell.deployment for cell in plain if cell.figures.name is not None)
+    seen = Counter[str]()
+    return tuple(_configured(cell, seen) if places[cell.deployment] else cell for cell in plain)
+
+
+def _configured(cell: ShownCell, seen: Counter[str]) -> ShownCell:
+    """One of several configurations of a deployment: each has a look of its own. `seen`: how many of each have one."""
+    seen[cell.deployment] += 1
+    return replace(cell, variant=clean((cell.figures.name or "").replace(",", ", ")), run=seen[cell.deployment] - 1)
 
 
 def _second_mode(cell: CellFigures, first: str | None) -> str:

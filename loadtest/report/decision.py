@@ -30,10 +30,11 @@ from loadtest.report.cells import (
 )
 from loadtest.report.formatting import at_concurrency, clean, listed, needs, number, span, with_interval
 from loadtest.report.search import search_answer, search_basis
-from loadtest.report.verdicts import Named, evidence, summary
+from loadtest.report.verdicts import Named, change_evidence, change_name, change_verdict, evidence, summary
 
 SERVER = "Which server"
 ENGINE, CONFIGURATION, CONCURRENCY = "Which engine", "Which configuration", "Maximum concurrency"
+BASELINE = "Against the baseline"
 COST, RESULT, LEFT_OUT = "Cost of 1,000 answers", "Result", "Left out"
 
 _TOTAL = "output_tokens_per_s"
@@ -83,6 +84,8 @@ def decision_lines(metrics: Metrics, manifest: Manifest) -> tuple[Line, ...]:
     found = [
         *_searches(metrics, cells),
         _engine(metrics, cells),
+        _against_baseline(metrics),
+        *(Line(change_name(one), change_verdict(one), change_evidence(one)) for one in metrics.factors),
         *([_at_rate(cell, manifest) for cell in sound] if manifest.open_loop else _closed_loop(metrics, sound, which)),
         _cost(sound, price(manifest), which),
         left_out,
@@ -128,11 +131,12 @@ def _left_out(cells: tuple[ShownCell, ...]) -> Line | None:
 
 
 def _engine(metrics: Metrics, cells: tuple[ShownCell, ...]) -> Line | None:
-    if len({cell.family for cell in cells}) < 2 and not metrics.decisions:
+    pairs = [one for one in named_decisions(metrics) if not one.same_engine]
+    if len({cell.family for cell in cells}) < 2 and not pairs:
         return None
-    found = [one for one in named_decisions(metrics) if one.of.ratio.known]
+    found = [one for one in pairs if one.of.ratio.known]
     if not found:
-        reasons = "; ".join(dict.fromkeys(clean(one.reason) for one in metrics.decisions))
+        reasons = "; ".join(dict.fromkeys(clean(one.of.reason) for one in pairs))
         return Line(ENGINE, "No verdict", f"No pair of cells could be compared{f': {reasons}' if reasons else ''}.")
     because = " ".join(evidence(found))
     if metrics.simulated and all(one.of.unit == "start" for one in found):
@@ -145,7 +149,24 @@ def named_decisions(metrics: Metrics) -> list[Named]:
     """The decisions of a run with the names of their engines and of what was compared."""
     cells = {cell.figures.id: cell for cell in cells_of(metrics)}
     sides = [(one, cells[one.a], cells[one.b]) for one in metrics.decisions if one.a in cells and one.b in cells]
-    return [Named(one, a.short, b.short, a.deployment) for one, a, b in sides]
+    return [Named(one, a.short, b.short, a.deployment, _configurations_of_one(a, b)) for one, a, b in sides]
+
+
+def _configurations_of_one(a: ShownCell, b: ShownCell) -> bool:
+    return a.figures.side is None and a.figures.engine == b.figures.engine
+
+
+def _against_baseline(metrics: Metrics) -> Line | None:
+    """Configurations of one engine that differ by more than what is varied: each against its baseline."""
+    varied = {pair for one in metrics.factors for pair in one.pairs}
+    found = [one for one in named_decisions(metrics) if one.same_engine and (one.of.a, one.of.b) not in varied]
+    if not found:
+        return None
+    known = [one for one in found if one.of.ratio.known]
+    if not known:
+        return Line(BASELINE, "No verdict", f"{'; '.join(dict.fromkeys(clean(one.of.reason) for one in found))}.")
+    words = summary(known)
+    return Line(BASELINE, f"Predicted: {words}" if metrics.simulated else words, " ".join(evidence(known)))
 
 
 # Which configuration, what concurrency, what it costs ----------------------------------------------------------------

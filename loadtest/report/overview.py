@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,7 +28,7 @@ from loadtest.report.decision import Price, cost_per_1000_answers, doubted_ends,
 from loadtest.report.formatting import DASH, clean, count, needs, number, sentence, value_or_need
 from loadtest.report.plots.figure import Key, look_of
 from loadtest.report.search import search_answer
-from loadtest.report.verdicts import summary
+from loadtest.report.verdicts import change_name, differs, plain_verdict, summary
 
 NO_PRICE = Price(1.0, "GPU-hours")  # one GPU-hour costs one GPU-hour
 
@@ -88,11 +89,29 @@ def answer_of(metrics: Metrics, manifest: Manifest) -> str:
 def _engines(metrics: Metrics) -> str:
     """Who is faster, where two engines were measured."""
     names = list(dict.fromkeys(FAMILIES[cell.family] for cell in cells_of(metrics) if points(cell)))
-    found = [] if metrics.simulated else [one for one in named_decisions(metrics) if one.of.ratio.known]
+    known = [one for one in named_decisions(metrics) if one.of.ratio.known]
+    found = [one for one in known if one.same_engine] if metrics.simulated else known
+    if metrics.factors and all(one.same_engine for one in found):
+        return _changes(metrics)
     if len(names) < 2 or found:
-        return summary(found) if found else ""
+        words = summary(found) if found else ""
+        return f"predicted: {words}" if words and metrics.simulated else words
     pair = f"no verdict between {' and '.join(names)}"
     return f"simulated, so {pair}" if metrics.simulated else pair
+
+
+_MOST_CHANGES = 3
+
+
+def _changes(metrics: Metrics) -> str:
+    """What the largest differences of what is varied are, and how many changes make none."""
+    sizes = {one: abs(math.log(one.ratio.value)) for one in metrics.factors if one.ratio.value and differs(one)}
+    found = sorted(sizes, key=lambda one: -sizes[one])
+    said = [f"{change_name(one)} is {plain_verdict(one)}" for one in found[:_MOST_CHANGES]]
+    said += [f"{len(found) - _MOST_CHANGES} more changes differ"] if len(found) > _MOST_CHANGES else []
+    left = len(metrics.factors) - len(found)
+    said += [f"no difference is shown for {left} change{'' if left == 1 else 's'}"] if left else []
+    return f"{'predicted: ' if metrics.simulated else ''}{'; '.join(said)}"
 
 
 def _at_rate(cells: Sequence[ShownCell], manifest: Manifest) -> str:

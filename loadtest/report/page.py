@@ -275,11 +275,11 @@ def _date(started: str | None) -> str:
 
 
 def _paired(cells: Iterable[ShownCell]) -> bool:
-    """Were two engines asked for on one deployment?"""
-    families: dict[str, set[str]] = {}
+    """Were two engines, or two configurations, asked for on one deployment?"""
+    asked: dict[str, set[str]] = {}
     for cell in cells:
-        families.setdefault(cell.deployment, set()).add(cell.family)
-    return any(len(found) > 1 for found in families.values())
+        asked.setdefault(cell.deployment, set()).add(cell.short)
+    return any(len(found) > 1 for found in asked.values())
 
 
 def _grouped(drawn: Mapping[str, Shown], *, paired: bool) -> list[Group]:

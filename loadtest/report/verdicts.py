@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadtest.metrics.catalogue import METRICS
-from loadtest.metrics.schema import PairDecision
+from loadtest.metrics.figures import Bounded
+from loadtest.metrics.schema import ComparisonVerdict, FactorEffect, PairDecision
 from loadtest.report.formatting import DASH, clean
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A decision with the names that its sentence uses; `place`: what was compared, empty where there is nothing to add."""
+    """A decision with the names that its sentence uses; `place`: what was compared, empty where there is nothing to add.
+    `same_engine`: two configurations of one."""
 
     of: PairDecision
     a: str
     b: str
     place: str = ""
+    same_engine: bool = False
 
     @property
     def quicker(self) -> str:
@@ -30,12 +33,15 @@ def _a_is_quicker(one: PairDecision) -> bool:
     return ((one.ratio.value or 1.0) > 1) == (METRICS[one.metric].better == "more")
 
 
-def faster_by(one: PairDecision) -> str:
+def faster_by(one: PairDecision | FactorEffect) -> str:
     """How much faster the quicker side is, in percent with the interval; where it is 0, the other may be as fast.
 
     `5.1 % [2.9, 7.4]`: in the time that the slower side takes to its final answer, beyond that of the quicker.
     """
-    ratio = one.ratio
+    return _faster_by(one.ratio)
+
+
+def _faster_by(ratio: Bounded) -> str:
     if not ratio.value:
         return DASH
     upright = ratio.value > 1
@@ -120,3 +126,71 @@ def _other(one: PairDecision) -> str:
     if one.verdict == "equal":
         return f"equal within {100 * one.equal_within_share:g} %"
     return {"undecided": "undecided", "one start each": "no verdict from one start each"}.get(one.verdict, "not judged")
+
+
+# What is varied ------------------------------------------------------------------------------------------------------
+
+
+def change_name(one: FactorEffect) -> str:
+    """A change in a few words: `--max-num-seqs 64 instead of 8`."""
+    return clean(f"{one.factor} {one.level} instead of {one.baseline}")
+
+
+def change_verdict(one: FactorEffect) -> str:
+    """What a change does, in a few words; a simulated one is predicted."""
+    words = plain_verdict(one)
+    return f"Predicted: {words}" if one.simulated and one.ratio.known else f"{words[:1].upper()}{words[1:]}"
+
+
+def plain_verdict(one: FactorEffect) -> str:
+    return _word_of(one.verdict, one.ratio, METRICS[one.metric].better)
+
+
+def differs(one: FactorEffect) -> bool:
+    return one.verdict in ("faster", "slower")
+
+
+def _word_of(verdict: ComparisonVerdict, ratio: Bounded, better: str | None) -> str:
+    """A verdict on a change, with how much faster or slower it is.
+
+    >>> _word_of("faster", Bounded(0.95, (0.93, 0.97)), "less")
+    '5.3 % faster [3.1, 7.5]'
+    """
+    faster = ((ratio.value or 1.0) > 1) == (better == "more")
+    amount, _, ends = _faster_by(ratio).partition(" [")
+    said = f"{amount} {'faster' if faster else 'slower'}{f' [{ends}' if ends else ''}"
+    match verdict:
+        case "faster" | "slower":
+            return said
+        case "equal" | "undecided":
+            return f"{verdict} ({said})"
+        case "one start each":
+            return f"no verdict from one start each ({amount} {'faster' if faster else 'slower'})"
+        case _:
+            return f"no verdict: {verdict}"
+
+
+def change_evidence(one: FactorEffect) -> str:
+    """What a change rests on, other metrics, and each concurrency."""
+    others = [row for row in one.figures if row.metric != one.metric]
+    parts = [", ".join(f"{METRICS[row.metric].name} {_percent_more(row.ratio)}" for row in others)]
+    better = METRICS[one.metric].better
+    if len(one.by_concurrency) > 1:
+        each = [f"{row.concurrency}: {_word_of(row.verdict, row.ratio, better)}" for row in one.by_concurrency]
+        parts.append(f"By concurrency, {'; '.join(each)}")
+    if len(one.pair_ratios) > 1:
+        parts.append(f"Ratios of the pairs: {min(one.pair_ratios):.2f} to {max(one.pair_ratios):.2f}")
+    basis = f"{METRICS[one.metric].title}, {clean(one.reason)}"
+    return " ".join(f"{part[:1].upper()}{part[1:]}." for part in (basis, *parts) if part)
+
+
+def _percent_more(ratio: Bounded) -> str:
+    """By how much a figure is larger with the change.
+
+    >>> _percent_more(Bounded(1.06, (1.04, 1.08)))
+    '+6.0 % [4.0, 8.0]'
+    """
+    if ratio.value is None:
+        return DASH
+    ends = "" if ratio.low is None or ratio.high is None else f" [{100 * (ratio.low - 1):.1f}, {100 * (ratio.high - 1):.1f}]"
+    return f"{100 * (ratio.value - 1):+.1f} %{ends}".replace("-", "\N{MINUS SIGN}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ _ALWAYS = {
 class LaunchSpec(EngineSettings):
     """One engine to start, with its settings: `model` is a registry name, a hub name or a directory, `tp` counts GPUs.
 
-    `extra_args` go to the engine as they are, last, so that they win. `clock_speed` is for the simulators.
+    `extra_args` go to the engine as they are, last, so that they win. `executable` starts it in place of what this machine
+    has, `variables` are added to its environment. `clock_speed` is for the simulators.
     """
 
     engine: str
@@ -60,6 +61,8 @@ class LaunchSpec(EngineSettings):
     served_name: str | None = None
     clock_speed: float | None = None
     extra_args: tuple[str, ...] = ()
+    executable: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.engine not in _ENVIRONMENT:
@@ -88,13 +91,13 @@ class LaunchSpec(EngineSettings):
 
 
 def launch_command(spec: LaunchSpec) -> tuple[list[str], dict[str, str]]:
-    """The exact command, and the variables to add to the environment (never a secret).
+    """The exact command, and the variables to add to the environment.
 
     >>> argv, environment = launch_command(LaunchSpec(engine="vllm", model="Qwen/QwQ-32B-AWQ", tp=2, port=8000))
     >>> argv[:8]
     ['vllm', 'serve', 'Qwen/QwQ-32B-AWQ', '--host', '127.0.0.1', '--port', '8000', '--served-model-name']
     """
-    environment = dict(_ENVIRONMENT[spec.engine])
+    environment = {**_ENVIRONMENT[spec.engine], **spec.variables}
     if spec.simulated:
         return [*_simulator_start(spec), *_words(spec, override=False), *spec.extra_args], environment
     if spec.engine == "sglang" and spec.port > _SGLANG_LAST_PORT:
@@ -106,7 +109,7 @@ def launch_command(spec: LaunchSpec) -> tuple[list[str], dict[str, str]]:
 def _start(spec: LaunchSpec) -> list[str]:
     model, tp = ("serve", "--tensor-parallel-size") if spec.engine == "vllm" else ("--model-path", "--tp-size")
     place = ["--host", HOST, "--port", str(spec.port), "--served-model-name", spec.name, tp, str(spec.tp)]
-    return [*program(spec.engine), model, hub_name(spec.model), *place]
+    return [*program(spec.engine, spec.executable), model, hub_name(spec.model), *place]
 
 
 def _simulator_start(spec: LaunchSpec) -> list[str]:
@@ -115,7 +118,7 @@ def _simulator_start(spec: LaunchSpec) -> list[str]:
     deployment = ["--engine", spec.engine, "--model", spec.model, "--tp", str(spec.tp), "--gpu", spec.gpu]
     clock = [] if spec.clock_speed is None else ["--clock-speed", str(spec.clock_speed)]
     place = ["--port", str(spec.port), *clock, "--seed", str(spec.seed), "--served-model-name", spec.name]
-    return [*python("loadtest.simulator"), *deployment, *place]
+    return [*program(spec.engine, spec.executable), *deployment, *place]
 
 
 def _words(spec: LaunchSpec, *, override: bool) -> Iterator[str]:
@@ -127,10 +130,13 @@ def _words(spec: LaunchSpec, *, override: bool) -> Iterator[str]:
             yield from column.words(told[row.key], spec.model)
 
 
-def program(engine: str) -> list[str]:
-    """How an engine is called here: LOADTEST_VLLM or LOADTEST_SGLANG, else what is on the PATH."""
-    variable, default = _PROGRAMS[engine]
-    said = os.environ.get(variable) or default
+def program(engine: str, executable: str | None = None) -> list[str]:
+    """How an engine is called: the `executable` of its cell, else LOADTEST_VLLM or LOADTEST_SGLANG, else what is on the
+    PATH; the simulator is our own module."""
+    if executable is None and engine not in _PROGRAMS:
+        return python("loadtest.simulator")
+    variable, default = _PROGRAMS[engine] if executable is None else ("executable", executable)
+    said = default if executable is not None else os.environ.get(variable) or default
     try:
         return shlex.split(said)
     except ValueError as error:
@@ -194,6 +200,17 @@ def _from_argv(argv: Sequence[str], column: Column) -> SettingValue:
 def _from_info(info: Mapping[str, Any], column: Column) -> SettingValue:
     told = info.get(column.told) if column.told is not None else None
     return None if told is None else column.read_told(told)
+
+
+def settings_named(arguments: Sequence[str]) -> set[str]:
+    """The settings that any engine's flags among these arguments tell.
+
+    >>> settings_named(["--max-num-seqs=8", "--schedule-policy", "fcfs"])
+    {'max_running_requests'}
+    """
+    names = {word.partition("=")[0] for word in arguments}
+    columns = ((row.key, column) for row in SETTINGS for column in (row.vllm, row.sglang, row.simulator))
+    return {key for key, column in columns if column is not None and names & set(column.names)}
 
 
 def engine_words(engine: str, asked: Mapping[str, SettingValue]) -> dict[str, SettingValue]:

@@ -38,19 +38,21 @@ def check_launch(spec: LaunchSpec) -> None:
     found = gpu_count()
     if spec.gpu is not None or found:
         check_gpus(spec.tp, found)
-    check_installed(spec.engine)
-    check_model(spec.model, offline=_is_offline(spec.engine))
+    check_installed(spec.engine, spec.executable)
+    check_model(spec.model, offline=_is_offline(spec))
 
 
-def check_installed(engine: str) -> None:
-    """Raise `EngineError`, with the commands to install it, unless the program that starts this engine is there. It may
-    stand behind another program, such as `numactl -m 0` or `taskset -c 0`."""
-    words = _without_settings(program(engine))
+def check_installed(engine: str, executable: str | None = None) -> None:
+    """Raise `EngineError`, with the next step, unless the program that starts this engine is there. It may stand behind
+    another program, such as `numactl -m 0` or `taskset -c 0`. `executable`: the cell's own, in place of this machine's."""
+    words = _without_settings(program(engine, executable))
     missing = None
     if not words or shutil.which(words[0]) is None:
         missing = words[0] if words else "the command"
     elif not all(_has_module(python, module) for python, module in _modules(words)):
         missing = " ".join(words)
+    if missing is not None and executable is not None:
+        raise EngineError(f"{engine}: {missing}: not found; name another executable in the cell")
     if missing is not None:
         raise EngineError(f"{engine}: {missing}: not found; {_CURES[engine]}, or LOADTEST_{engine.upper()} for where it is")
 
@@ -85,9 +87,10 @@ def _has_module(python: str, module: str) -> bool:
         return False
 
 
-def _is_offline(engine: str) -> bool:
-    """Will this engine refuse to download? By our environment, or by the one that its command sets."""
-    settings = dict(word.partition("=")[::2] for word in program(engine) if "=" in word)
+def _is_offline(spec: LaunchSpec) -> bool:
+    """Will this engine refuse to download? By our environment, or by the one that its command or its cell sets."""
+    words = program(spec.engine, spec.executable)
+    settings = {**dict(word.partition("=")[::2] for word in words if "=" in word), **spec.variables}
     said = settings.get("HF_HUB_OFFLINE") or os.environ.get("HF_HUB_OFFLINE", "")
     return said.lower() in ("1", "on", "yes", "true")
 

@@ -63,7 +63,7 @@ class Server:
     def start(self) -> None:
         """Start the engine under its guard. Raises `EngineError`: not installed, port taken; `RecordError`: no log."""
         if not self.spec.simulated:
-            preflight.check_installed(self.spec.engine)
+            preflight.check_installed(self.spec.engine, self.spec.executable)
         preflight.check_port_free(self.spec.port)
         environment = {name: value for name, value in os.environ.items() if name not in self._withheld}
         with self._open_log() as output:

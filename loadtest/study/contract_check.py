@@ -32,6 +32,9 @@ def check_contract(
         found["thinking_prelude"] = prelude
     if cell.base_url is not None and cell.memory_fraction is None:
         found.pop("memory_fraction", None)  # another's server may use what it likes, unless the study says otherwise
+    if cell.name is not None:  # a configuration of its own: what its arguments say is what is asked of it
+        told = flags.effective(cell.engine, argv=cell.args)
+        asked |= {key: told[key] for key in flags.settings_named(cell.args) if key in told}
     wanted = settings.setting_values(contract) | {key: value for key, value in asked.items() if value is not None}
     wrong = flags.disagreements(wanted, found)
     words = flags.engine_words(cell.engine, asked)

@@ -76,7 +76,22 @@ def predicted(study: Study) -> Study:
     """
     if study.scenario != _SCENARIO:
         raise UsageError(f"scenario: expected {_SCENARIO}, the one that predict --study can follow, got {study.scenario}")
-    return replace(study, cells=tuple(_predicted_cell(cell) for cell in study.cells), repeats=1, until_decided=False)
+    cells = tuple(_predicted_cell(cell) for cell in study.cells)
+    _check_modelled(cells)
+    return replace(study, cells=cells, repeats=1, until_decided=False)
+
+
+def _check_modelled(cells: tuple[Cell, ...]) -> None:
+    """Raise UsageError where two cells differ only in what the simulator does not know: it would call them equal."""
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        plain = replace(cell, name=None, factors={})
+        if alike := next((one for one, known in seen.items() if known == plain), None):
+            raise UsageError(
+                f"{cell.id}: not modelled: the simulator does not know in what it differs from {alike}; leave one out with"
+                " --only, or vary the simulator's own options"
+            )
+        seen[cell.id] = plain
 
 
 def _predicted_cell(cell: Cell) -> Cell:
@@ -89,7 +104,7 @@ def _predicted_cell(cell: Cell) -> Cell:
         raise UsageError(f'{cell.id}: gpu: expected the GPU to predict for, got none; add gpu = "l20" to the cell')
     args = cell.args if cell.simulated else ()
     engine: EngineName = "sglang-sim" if cell.engine.startswith("sglang") else "vllm-sim"
-    return replace(cell, engine=engine, clock_speed=None, args=args)
+    return replace(cell, engine=engine, clock_speed=None, args=args, env={}, executable=None)
 
 
 def simulate_study(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:

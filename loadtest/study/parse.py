@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import itertools
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterator
@@ -14,10 +15,11 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from loadtest.credentials import is_secret
 from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
 from loadtest.records.schema import Mode
-from loadtest.study.schema import Cell, Study, require
+from loadtest.study.schema import VARIABLE, Cell, Study, require
 
 _STUDY_CHARS = 2**20  # the longest study; `/dev/zero` has no end
 
@@ -28,12 +30,30 @@ _AXES = ("model", "tp", "engine")  # a list of these stands for as many cells
 def _cell_field(one: Field[Any], kind: Any) -> tuple[str, Any] | tuple[str, Any, Any]:
     """A key of `[[cells]]` for a field of `Cell`."""
     shape = kind | tuple[kind, ...] if one.name in _AXES else kind
+    if one.default_factory is not MISSING:
+        return (one.name, shape, one.default_factory())
     return (one.name, shape) if one.default is MISSING else (one.name, shape, one.default)
 
 
+class _LevelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A named level of a factor: what it adds to the cell."""
+
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    executable: str | None = None
+
+
+_Value = bool | int | float | str
+_Vary = dict[str, tuple[_Value, ...] | dict[str, _LevelTable]]
+
+_OWN = ("mode", "side", "factors")  # fields of a cell that no table has
+
 _CellTable = msgspec.defstruct(
     "_CellTable",
-    [_cell_field(one, get_type_hints(Cell)[one.name]) for one in fields(Cell) if one.name not in ("mode", "side")],
+    [
+        *(_cell_field(one, get_type_hints(Cell)[one.name]) for one in fields(Cell) if one.name not in _OWN),
+        ("vary", _Vary, {}),
+    ],
     frozen=True,
     forbid_unknown_fields=True,
     kw_only=True,
@@ -66,6 +86,7 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     cooldown_s: float = 0.0
     workers: int = 1
     seed: int = 0
+    baseline: str | None = None
     slo: tuple[str, ...] = ()
     matters: float = MATTERS
     start_sd: float | None = None
@@ -122,6 +143,9 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
     require(
         0 < len(modes) == len(set(modes)) and alone, "mode", "natural, equal-work, a list of both, or decision", list(modes)
     )
+    known = {name for cell in cells for name in (cell.name, cell.id) if name is not None}
+    named = table.baseline is None or table.baseline in known
+    require(named, "baseline", f"the name or the id of a cell, one of {', '.join(sorted(known))}", table.baseline)
     decides = modes[0] == "decision"
     plain["repeats"] = (LOOKS[-1] if decides else 1) if table.repeats is None else table.repeats
     plain["until_decided"] = decides if table.until_decided is None else table.until_decided
@@ -133,7 +157,93 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
 def _expand_cell(table: msgspec.Struct) -> list[Cell]:
     plain = {f.name: getattr(table, f.name) for f in fields(Cell) if hasattr(table, f.name)}
     axes = [_listed(plain.pop(axis)) for axis in _AXES]
-    return [Cell(**plain, **dict(zip(_AXES, one, strict=True))) for one in itertools.product(*axes)]
+    cells = [Cell(**plain, **dict(zip(_AXES, one, strict=True))) for one in itertools.product(*axes)]
+    vary: _Vary = table.vary  # type: ignore[attr-defined]
+    return [varied for cell in cells for varied in _varied(cell, vary)]
+
+
+# What is varied ------------------------------------------------------------------------------------------------------
+
+UNSET = "unset"  # the level of a factor at which the engine is told nothing
+
+_FLAG = re.compile(r"--?[A-Za-z][\w.-]*")
+_SLUG_CHARS = 40
+_MOST_COMBINATIONS = 64
+
+
+def _varied(cell: Cell, vary: _Vary) -> list[Cell]:
+    """The cell at every combination of the levels of its factors; the cell itself where it has none."""
+    if not vary:
+        return [cell]
+    require(cell.base_url is None, "vary", "a cell that the run starts", cell.base_url)
+    n = math.prod(map(len, vary.values()))
+    require(n <= _MOST_COMBINATIONS, "vary", f"at most {_MOST_COMBINATIONS} combinations of levels", n)
+    factors = [[(factor, *one) for one in _factor_levels(cell, factor, levels)] for factor, levels in vary.items()]
+    return [_at_levels(cell, combined) for combined in itertools.product(*factors)]
+
+
+def _at_levels(cell: Cell, levels: tuple[tuple[str, str, _LevelTable], ...]) -> Cell:
+    label = ",".join(f"{factor.lstrip('-')}={name}" for factor, name, _ in levels)
+    executables = [one.executable for *_, one in levels if one.executable is not None]
+    require(len(executables) < 2, "vary", "an executable by one factor at most", len(executables))
+    return replace(
+        cell,
+        name=",".join(filter(None, (cell.name, label))),
+        args=(*cell.args, *(word for *_, one in levels for word in one.args)),
+        env=cell.env | {name: value for *_, one in levels for name, value in one.env.items()},
+        executable=next(iter(executables), cell.executable),
+        factors={factor: name for factor, name, _ in levels},
+    )
+
+
+def _factor_levels(
+    cell: Cell, factor: str, levels: tuple[_Value, ...] | dict[str, _LevelTable]
+) -> list[tuple[str, _LevelTable]]:
+    """Each level of a factor: its name, and what it adds to the cell."""
+    require(len(levels) > 1, "vary", f"two levels or more of {factor}", len(levels))
+    if isinstance(levels, dict):
+        return list(levels.items())
+    names = [_level_name(value) for value in levels]
+    if is_secret(factor) or len(set(names)) < len(names):
+        names = [str(number) for number, _ in enumerate(levels, 1)]
+    return [(name, _level_of(cell, factor, value)) for name, value in zip(names, levels, strict=True)]
+
+
+def _level_name(value: _Value) -> str:
+    """A level's name, which may stand in the name of a folder.
+
+    >>> _level_name(True), _level_name("/opt/vllm-1/bin/vllm")
+    ('true', 'opt-vllm-1-bin-vllm')
+    """
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.")[:_SLUG_CHARS] or "empty"
+
+
+def _level_of(cell: Cell, factor: str, value: _Value) -> _LevelTable:
+    """What a plain value of a factor adds to a cell: a flag, a variable or the executable."""
+    if factor == "executable":
+        return _LevelTable(executable=str(value))
+    if value == UNSET:
+        return _LevelTable()
+    if _FLAG.fullmatch(factor):
+        return _LevelTable(args=_flag(cell.engine, factor, value))
+    known = "a flag such as --max-num-seqs, a variable in capitals, executable, or named levels with args, env, executable"
+    require(VARIABLE.fullmatch(factor) is not None and factor == factor.upper(), "vary", known, factor)
+    return _LevelTable(env={factor: str(int(value)) if isinstance(value, bool) else str(value)})
+
+
+def _flag(engine: str, name: str, value: _Value) -> tuple[str, ...]:
+    """A flag at one level. False: vLLM's parsers have `--no-NAME`; elsewhere a switch that is off is left out.
+
+    >>> _flag("vllm", "--enable-chunked-prefill", False), _flag("sglang", "--disable-radix-cache", False)
+    (('--no-enable-chunked-prefill',), ())
+    """
+    if value is True:
+        return (name,)
+    if value is False:
+        negated = engine == "vllm" and not name.startswith(("--no-", "--disable-"))
+        return (f"--no-{name.removeprefix('--')}",) if negated else ()
+    return (name, str(value))
 
 
 def _listed(value: Any) -> tuple[Any, ...]:
@@ -162,7 +272,15 @@ def _explain(message: str, text: str, where: str) -> str:
         key = missing[1] if missing else (keys[-1] if keys else "")
         hint = "; add it" if missing else ""
         return f"{where}:{_line_of(key, text, cell)}: {key}: {said[:1].lower()}{said[1:].replace('`', '')}{hint}"
-    known = _CellTable if "cells" in keys else _PricesTable if "prices" in keys else _StudyTable
+    known = (
+        _LevelTable
+        if "vary" in keys
+        else _CellTable
+        if "cells" in keys
+        else _PricesTable
+        if "prices" in keys
+        else _StudyTable
+    )
     names = known.__struct_fields__
     near = difflib.get_close_matches(unknown[1], names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(names)}"

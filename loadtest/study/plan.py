@@ -107,6 +107,8 @@ def launch_spec(cell: Cell, contract: Contract, port: int) -> LaunchSpec:
         port=port,
         clock_speed=cell.clock_speed,
         extra_args=(*_prediction_args(cell), *cell.args),
+        executable=cell.executable,
+        variables=cell.env,
         **settings.setting_values(engine_settings(cell, contract)),
     )
 

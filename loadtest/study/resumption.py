@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from loadtest.credentials import redacted
 from loadtest.errors import RecordError
 from loadtest.records.manifest import UNFINISHED, Manifest
 from loadtest.workload.contract import contract_differences, from_table
@@ -23,7 +24,7 @@ _MEASURED = (
     "natural_prompts",
 )
 _SIZES = ("min_requests", "requests_per_stream", "warmup_requests", "cooldown_s", "workers")  # None: an older release
-_JUDGING = ("name", "question", "slo", "matters", "start_sd", "prices", "findings")
+_JUDGING = ("name", "question", "slo", "baseline", "matters", "start_sd", "prices", "findings")
 _FREE = ("api_key_env",)  # of a cell
 
 _Changes = dict[str, tuple[object, object]]
@@ -68,7 +69,8 @@ def _cell_changes(ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, A
     found: _Changes = {"cells": (", ".join(sorted(ours)), ", ".join(sorted(theirs)))}
     for cell in sorted(ours.keys() & theirs.keys()):
         one, other = ours[cell], theirs[cell]
-        found |= {f"{cell}: {key}": (one.get(key), other.get(key)) for key in {**one, **other} if key not in _FREE}
+        keys = [key for key in {**one, **other} if key not in _FREE]
+        found |= {f"{cell}: {key}": (one.get(key) or None, other.get(key) or None) for key in keys}
     return found
 
 
@@ -77,6 +79,6 @@ def _identity(manifest: Manifest) -> str | None:
 
 
 def _as_read(manifest: Manifest) -> dict[str, Any]:
-    """As `manifest.json` holds it: lists where a study has tuples."""
-    table: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(manifest.to_table()))
+    """As `manifest.json` holds it: lists where a study has tuples, and no secret."""
+    table: dict[str, Any] = msgspec.json.decode(redacted(msgspec.json.encode(manifest.to_table()).decode()))
     return table

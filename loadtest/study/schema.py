@@ -9,18 +9,19 @@ engine = ["sglang", "vllm"]     # lists multiply: this table stands for 4 cells
 model = "qwq-32b-awq"
 tp = [1, 2]
 gpu = "l20"
+vary = {"--max-running" = [8, 64]}     # and for twice as many
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from loadtest.credentials import first_secret
+from loadtest.credentials import WITHHELD, first_secret, hide_secrets
 from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics import slo as slos
@@ -40,9 +41,13 @@ _OF_A_PASS = re.compile(  # what a study says by keys of its own, or Locust is t
     "|duration|repeat|requests|run_id|run_time|seed|skip_log_setup|spawn_rate|tp|users|warmup_requests|workload"
 )
 
-_ONLY = ("engine", "model", "tp", "gpu", "mode", "cell", "concurrency")
+_ONLY = ("engine", "model", "tp", "gpu", "mode", "name", "cell", "concurrency")
 
 _MODEL_CHARS = 1000
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.,=+-]{0,119}", re.ASCII)  # part of the name of a folder
+
+VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")  # of an environment
 
 CLOSED_LOOP = "long_reasoning"  # the scenario that keeps so many requests in flight
 
@@ -51,6 +56,9 @@ CLOSED_LOOP = "long_reasoning"  # the scenario that keeps so many requests in fl
 class Cell:
     """One engine x model x tensor-parallel size x GPU; with `base_url` it is measured as it runs, else it is started.
 
+    `name` tells configurations of one engine apart: with a name, `args` are part of what is asked of the engine, else they
+    are held against the contract. `factors`: what the study varies, and this cell's level of each. `env` is added to the
+    engine's environment, `executable` starts it in place of what this machine has.
     `api_key_env` names the variable that holds its key (None: LOADTEST_API_KEY, else OPENAI_API_KEY). `mode` is that of a
     study's second mode (None: the study's own). `interconnect` (how its GPUs reach each other) and `calibration` (a file
     that `loadtest calibrate` wrote) are for predictions and the simulator.
@@ -67,6 +75,10 @@ class Cell:
     memory_fraction: float | None = None
     clock_speed: float | None = None
     args: tuple[str, ...] = ()
+    name: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    executable: str | None = None
+    factors: dict[str, str] = field(default_factory=dict)
     interconnect: str | None = None
     calibration: str | None = None
     mode: LengthMode | None = None
@@ -91,6 +103,11 @@ class Cell:
             "a number above 0, and only for a simulated engine",
             self.clock_speed,
         )
+        named = self.name is None or _NAME.fullmatch(self.name) is not None
+        require(named, "name", "letters, digits and . , = + - _ (at most 120)", self.name)
+        own = [key for key in ("env", "executable") if getattr(self, key)]
+        require(started or not own, "base_url", f"none in a cell with {' and '.join(own)}", self.base_url)
+        _check_env(self.env)
         require(self.context_tokens is None or self.context_tokens >= 1, "context_tokens", "at least 1", self.context_tokens)
         ours = next((arg for arg in self.args if arg.partition("=")[0] in _OURS), None)
         require(ours is None, "args", "neither --host nor --port, as a server of ours listens on 127.0.0.1 alone", ours)
@@ -115,9 +132,8 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Identity within the run: `ENGINE_MODEL_tpN`, and its mode where that is not the study's first."""
-        more = "".join(f"_{one}" for one in (self.mode, self.side) if one)
-        return f"{cell_id(self.engine, self.model, self.tp)}{more}"
+        """Identity within the run: `ENGINE_MODEL_tpN`, its name, and its mode where that is not the study's first."""
+        return cell_id(self.engine, self.model, self.tp, self.name, self.mode, self.side)
 
     @property
     def title(self) -> str:
@@ -165,7 +181,8 @@ class Study:
     `matters`: the difference (a share) below which two engines are equal. `start_sd`: how much starts of a server are known
     to differ (a share). `search`: each cell is searched for the largest concurrency within `slo`, in place of `levels` and
     `repeats`. `scenario_options` are the scenario's own: `{rate = 0.5}` is its `--rate 0.5`. `unsaid`: which of `mode`,
-    `repeats` and `until_decided` its file leaves open (`by_default`).
+    `repeats` and `until_decided` its file leaves open (`by_default`). `baseline`: name or id of the cell that others of its
+    engine and deployment are held against (None: the first).
     """
 
     name: str
@@ -188,6 +205,7 @@ class Study:
     cooldown_s: float = 0.0
     workers: int = 1
     seed: int = 0
+    baseline: str | None = None
     slo: tuple[str, ...] = ()
     matters: float = MATTERS
     start_sd: float | None = None
@@ -234,7 +252,7 @@ class Study:
         require(not searched or self.scenario == CLOSED_LOOP, "scenario", f"{CLOSED_LOOP} with a search", self.scenario)
         ids = [cell.id for cell in self.cells]
         twice = sorted({one for one in ids if ids.count(one) > 1})
-        require(not twice, "cells", "each engine x model x tp once", ", ".join(twice))
+        require(not twice, "cells", "each engine x model x tp once, or a name for each", ", ".join(twice))
 
     def requests(self, concurrency: int) -> int:
         """Measured requests in one pass over a level of this concurrency."""
@@ -293,6 +311,17 @@ class AskedPass:
         return level_name(self.concurrency, repeat, self.kind)
 
 
+def _check_env(env: Mapping[str, str]) -> None:
+    """Variables for an engine: no key of ours, and from now on no secret among them is written or printed."""
+    wrong = next((name for name in env if not VARIABLE.fullmatch(name)), None)
+    require(wrong is None, "env", "names of variables, as VLLM_USE_V1", wrong)
+    key = next((name for name in env if name in WITHHELD), None)
+    require(key is None, "env", "no key of a server, as a server of ours listens on 127.0.0.1 alone", key)
+    broken = next((name for name, value in env.items() if "\0" in value), None)
+    require(broken is None, "env", "values without NUL", broken)
+    hide_secrets(env)
+
+
 def require(holds: bool, key: str, expected: str, got: object) -> None:
     if not holds:
         raise UsageError(f"{key}: expected {expected}, got {got}")
@@ -307,16 +336,19 @@ def _explained(key: str, check: Callable[[str], object], value: str) -> None:
 
 
 def select(study: Study, only: list[str]) -> Study:
-    """Keep the cells and levels that match every `KEY=VALUE`, the keys of `_ONLY`."""
+    """Keep the cells and levels that match every `KEY=VALUE`: the keys of `_ONLY`, and what the study varies."""
 
     def told(cell: Cell) -> str:
-        return str({"cell": cell.id, "mode": cell.mode or study.mode}.get(key) or getattr(cell, key))
+        if key in cell.factors:
+            return cell.factors[key]
+        return str({"cell": cell.id, "mode": cell.mode or study.mode}.get(key) or getattr(cell, key, None))
 
     cells, levels = study.cells, study.levels
+    known = (*_ONLY, *dict.fromkeys(factor for cell in cells for factor in cell.factors))
     for condition in only:
         key, equals, value = condition.partition("=")
-        if not equals or key not in _ONLY:
-            raise UsageError(f"--only {condition}: expected KEY=VALUE with a key of {', '.join(_ONLY)}")
+        if not equals or key not in known:
+            raise UsageError(f"--only {condition}: expected KEY=VALUE with a key of {', '.join(known)}")
         if key == "concurrency":
             levels = tuple(level for level in levels if str(level) == value)
         else:

@@ -466,3 +466,12 @@ def test_a_study_may_pair_both_modes(tmp_path):
         (f"sglang-sim_qwq-32b-awq_tp1{mode}", f"vllm-sim_qwq-32b-awq_tp1{mode}") for mode in ("", "_equal-work")
     }
     assert {cell.id: cell.mode for cell in numbers.cells}["sglang-sim_qwq-32b-awq_tp1_equal-work"] == "equal-work"
+
+
+def test_configurations_that_differ_only_in_what_is_not_modelled_are_refused():
+    """Else the prediction would call the two equal."""
+    both = tuple(replace(REAL[1], name=name, args=("--max-num-seqs", name)) for name in ("8", "64"))
+    with pytest.raises(UsageError, match=r"vllm-sim_qwq-32b-awq_tp1_64: not modelled: the simulator does not know"):
+        fast_forward.predicted(replace(STUDY, cells=both))
+    ours = tuple(replace(VLLM, name=name, args=("--max-running", name)) for name in ("8", "64"))
+    assert len(fast_forward.predicted(replace(STUDY, cells=ours)).cells) == 2

@@ -435,3 +435,22 @@ def test_both_simulated_engines_are_decided_by_bursts_under_locust(tmp_path):
     (pair,) = analyze(run).decisions
     assert pair.verdict in ("equal", "undecided", "too few samples")
     assert (pair.evidence == "composed") == (not pair.broken)
+
+
+def test_configurations_of_one_engine_are_measured_in_one_study_and_no_secret_is_kept(tmp_path, monkeypatch):
+    """Each has its own program, variables and arguments; the value of a secret variable reaches the engine alone."""
+    monkeypatch.setattr(credentials, "_hidden", set())
+    program = f"env SEEN=1 {sys.executable} -P -m loadtest.simulator"
+    old = replace(SIMULATED, name="old", env={"HF_TOKEN": "hf_very-secret-1", "HF_HOME": "/models"}, executable=program)
+    new = replace(SIMULATED, name="new", args=(*SIMULATED.args, "--max-running", "1"))
+    study = replace(STUDY, cells=(old, new), levels=(2,), baseline="old")
+    out = tmp_path / "run"
+    assert study_run.execute(study, out, say=silent) == ()
+    assert study_run.execute(study, out, resume=True, say=silent) == ()
+    started = engine_json(out, old)
+    assert started["command"][:2] == ["env", "SEEN=1"]
+    assert started["env"] == {"HF_TOKEN": "[API key]", "HF_HOME": "/models"}
+    assert not [path for path in out.rglob("*") if path.is_file() and b"very-secret" in path.read_bytes()]
+    found = analyze(read.read_run(out))
+    assert [(one.a, one.b) for one in found.decisions] == [(new.id, old.id)]
+    assert found.cells[0].level(2).n_requests == found.cells[1].level(2).n_requests == 4

@@ -178,7 +178,7 @@ def test_a_study_is_never_read_in_part(tmp_path):
 @pytest.mark.fault("input", "A cell twice: `each engine x model x tp once`")
 def test_the_same_cell_twice_is_refused_by_name():
     twice = GOOD + '\n[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\n'
-    with pytest.raises(UsageError, match="each engine x model x tp once, got vllm_qwq-32b-awq_tp1"):
+    with pytest.raises(UsageError, match="each engine x model x tp once, or a name for each, got vllm_qwq-32b-awq_tp1"):
         parse.parse_study(twice)
 
 

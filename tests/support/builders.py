@@ -114,6 +114,11 @@ def cell(levels, engine="vllm", model="qwq-32b-awq", tp=1, **facts):
     )
 
 
+def changed(facts, **changes):
+    """Facts with some of them changed."""
+    return msgspec.structs.replace(facts, **changes)
+
+
 def run(cells, **manifest):
     """A complete run in natural mode; `manifest` changes its manifest, and keys of its workload."""
     workload = {"source": "math", "name": "math", "identity": "ab" * 32, "n_prompts": 64} | manifest.pop("workload", {})
@@ -127,7 +132,8 @@ def run(cells, **manifest):
 
 
 def _asked(engine):
-    return {"id": engine.id, "engine": engine.engine, "model": engine.model, "tp": engine.tp, "gpu": engine.gpu}
+    keys = ("id", "engine", "model", "tp", "gpu", "name")
+    return {key: getattr(engine, key) for key in keys}
 
 
 def fit(**facts):

@@ -1,7 +1,7 @@
 """Cells measured by bursts: the points of each start, the natural answers of each engine, and whose lengths count.
 
-A natural run is one for each engine and model, whichever of its cells it was on. Lengths are those of all engines of a
-model together, unless they differ by prompt: then each engine has its own.
+A natural run is one for each engine, configuration and model, whichever of its cells it was on. Lengths are those of all
+engines of a model together, unless they differ by prompt: then each engine has its own.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def recorded(cell: CellRecords, anchor: float) -> tuple[EngineFacts, Recorded, R
 def burst_cells(cells: Sequence[tuple[EngineFacts, Recorded, Recorded]], users: int | None) -> dict[str, BurstCell]:
     """The cells that have bursts, by id, from each cell's facts, its bursts and its natural passes. `users`: concurrency of
     the natural runs."""
-    runs: dict[tuple[str, str | None], list[Pass]] = defaultdict(list)
+    runs: dict[tuple[object, str | None], list[Pass]] = defaultdict(list)
     for facts, _, own in cells:
-        runs[facts.engine, facts.model] += [one for _, one in own if one.concurrency == users]
+        runs[facts.configuration, facts.model] += [one for _, one in own if one.concurrency == users]
     return {
         facts.id: BurstCell(
-            facts=facts, bursts=bursts, points=_points(bursts), own=own, natural=runs[facts.engine, facts.model]
+            facts=facts, bursts=bursts, points=_points(bursts), own=own, natural=runs[facts.configuration, facts.model]
         )
         for facts, bursts, own in cells
         if bursts
@@ -108,7 +108,7 @@ class ModelLengths:
 
 def model_lengths(cells: Sequence[BurstCell]) -> ModelLengths:
     """Of cells of one model."""
-    by_engine = {cell.facts.engine: cell.natural for cell in cells}
+    by_engine = {cell.facts.configuration: cell.natural for cell in cells}
     tests = [effects.output_tokens(a, b) for a, b in combinations(by_engine.values(), 2)]
     pooled = lengths_of([one for passes in by_engine.values() for one in passes])
     return ModelLengths(pooled, any(one.p_value <= effects.ALPHA for one in tests))

@@ -52,7 +52,7 @@ def compose_cells(cells: Mapping[str, BurstCell], manifest: Manifest, anchor: fl
     objectives = [parse_slo(text) for text in manifest.slo]
     for cell in cells.values():
         of_model = [one for one in cells.values() if one.facts.model == cell.facts.model]
-        siblings = [one for one in of_model if one.facts.engine == cell.facts.engine]
+        siblings = [one for one in of_model if one.facts.configuration == cell.facts.configuration]
         lengths = model_lengths(of_model)
         levels = sorted({one.concurrency for _, one in cell.bursts})
         found[cell.facts.id] = ComposedCell(

@@ -100,7 +100,7 @@ RUN_LOOKS = (
 
 
 def look_of(cell: ShownCell) -> Look:
-    """How a cell is drawn: by its engine, or, on a page of several runs, by its run."""
+    """How a cell is drawn: by its engine; of several configurations or runs, by its place among them."""
     return LOOKS[cell.family] if cell.run is None else RUN_LOOKS[cell.run % len(RUN_LOOKS)]
 
 

@@ -14,7 +14,22 @@ from loadtest.metrics.catalogue import METRICS
 from loadtest.metrics.schema import Comparison, Why
 from loadtest.report.cells import ShownCell, labelled
 from loadtest.report.formatting import clean, count, number, signed, value_and_span
-from loadtest.report.plots.figure import BAD, CARD, GOOD, GRID, INK, LOOKS, MUTED, Figure, Key, Look, Panel, Table, grid
+from loadtest.report.plots.figure import (
+    BAD,
+    CARD,
+    GOOD,
+    GRID,
+    INK,
+    LOOKS,
+    MUTED,
+    Figure,
+    Key,
+    Look,
+    Panel,
+    Table,
+    grid,
+    look_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +74,7 @@ def between_engines(rows: Iterable[Comparison], cells: Iterable[ShownCell]) -> l
     return [
         Compared(
             row, f"{a.deployment}: {a.short} / {b.short}" if several else a.deployment, a.short, b.short,
-            LOOKS[a.family], LOOKS[b.family],
+            look_of(a), look_of(b),
         )
         for row, a, b in paired
     ]  # fmt: skip

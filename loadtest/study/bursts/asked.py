@@ -86,15 +86,15 @@ def _of_contexts(level: int, contexts_tokens: tuple[int, ...]) -> AskedPass:
 
 
 def natural_cells(study: Study, contract: Contract, blocked: Collection[str] = ()) -> set[str]:
-    """The cells with a natural run: of each engine and model the one on the most GPUs that can start."""
-    chosen: dict[tuple[str, str], Cell] = {}
+    """The cells with a natural run: of each engine, configuration and model the one on the most GPUs that can start."""
+    chosen: dict[tuple[str, str | None, str], Cell] = {}
     for cell in study.cells:
         fit = plan.fit_of(cell, contract)
         if cell.id in blocked or (fit is not None and not fit.fits):
             continue
-        known = chosen.get((cell.engine, cell.model))
+        known = chosen.get((cell.engine, cell.name, cell.model))
         if known is None or cell.tp > known.tp:
-            chosen[cell.engine, cell.model] = cell
+            chosen[cell.engine, cell.name, cell.model] = cell
     return {cell.id for cell in chosen.values()}
 
 

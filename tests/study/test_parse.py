@@ -1,0 +1,127 @@
+"""What a study varies: which cells it stands for, what each adds to its engine, and what is refused."""
+
+import pytest
+
+from loadtest.errors import UsageError
+from loadtest.servers import flags
+from loadtest.study import parse, plan, schema
+from loadtest.workload.contract import Contract
+
+BASE = """\
+name = "settings"
+workload = "math:n=8"
+
+[[cells]]
+engine = "vllm"
+model = "qwq-32b-awq"
+gpu = "l20"
+"""
+TWO_FLAGS = BASE + 'vary = {"--max-num-seqs" = [8, 64], "--enable-chunked-prefill" = [true, false]}\n'
+
+
+def cells(text):
+    return parse.parse_study(text).cells
+
+
+def test_every_combination_of_levels_is_a_cell_of_its_own():
+    made = cells(TWO_FLAGS)
+    assert [cell.name for cell in made] == [
+        "max-num-seqs=8,enable-chunked-prefill=true",
+        "max-num-seqs=8,enable-chunked-prefill=false",
+        "max-num-seqs=64,enable-chunked-prefill=true",
+        "max-num-seqs=64,enable-chunked-prefill=false",
+    ]
+    assert made[0].id == "vllm_qwq-32b-awq_tp1_max-num-seqs=8,enable-chunked-prefill=true"
+    assert made[3].args == ("--max-num-seqs", "64", "--no-enable-chunked-prefill")
+    assert made[3].factors == {"--max-num-seqs": "64", "--enable-chunked-prefill": "false"}
+
+
+def test_a_name_stands_before_what_is_varied():
+    (first, *_) = cells(TWO_FLAGS.replace("vary", 'name = "old"\nargs = ["--enforce-eager"]\nvary'))
+    assert first.name == "old,max-num-seqs=8,enable-chunked-prefill=true"
+    assert first.args == ("--enforce-eager", "--max-num-seqs", "8", "--enable-chunked-prefill")
+
+
+@pytest.mark.parametrize(
+    ("engine", "flag", "value", "words"),
+    [
+        ("vllm", "--enable-prefix-caching", "false", ("--no-enable-prefix-caching",)),
+        ("vllm", "--disable-log-stats", "false", ()),
+        ("sglang", "--disable-radix-cache", "false", ()),
+        ("sglang", "--disable-radix-cache", "true", ("--disable-radix-cache",)),
+        ("sglang", "--chunked-prefill-size", "2048", ("--chunked-prefill-size", "2048")),
+        ("vllm", "--max-num-seqs", '"unset"', ()),
+    ],
+)
+def test_a_level_is_a_flag_as_the_engine_takes_it(engine, flag, value, words):
+    text = BASE.replace('"vllm"', f'"{engine}"') + f'vary = {{"{flag}" = [{value}, "other"]}}\n'
+    assert cells(text)[0].args == words
+
+
+def test_variables_executables_and_named_levels_are_factors_too():
+    made = cells(
+        BASE
+        + """
+[cells.vary]
+VLLM_ATTENTION_BACKEND = ["unset", "FLASHINFER"]
+executable = ["/opt/a/bin/vllm", "/opt/b/bin/vllm"]
+speculation = {off = {}, ngram = {args = ["--speculative-config", '{"method": "ngram"}'], env = {A = "1"}}}
+"""
+    )
+    assert len(made) == 8
+    assert made[0].name == "VLLM_ATTENTION_BACKEND=unset,executable=opt-a-bin-vllm,speculation=off"
+    assert (made[0].env, made[0].executable, made[0].args) == ({}, "/opt/a/bin/vllm", ())
+    last = made[-1]
+    assert last.env == {"VLLM_ATTENTION_BACKEND": "FLASHINFER", "A": "1"}
+    argv, environment = flags.launch_command(plan.launch_spec(last, Contract(), port=8000))
+    assert argv[:2] == ["/opt/b/bin/vllm", "serve"]
+    assert argv[-2:] == ["--speculative-config", '{"method": "ngram"}']
+    assert environment["VLLM_ATTENTION_BACKEND"] == "FLASHINFER"
+
+
+def test_a_level_that_could_not_name_a_folder_has_its_number():
+    made = cells(BASE + 'vary = {HF_TOKEN = ["hf_0123456789", "hf_9876543210"], "--x" = ["a/b", "a,b"]}\n')
+    assert [cell.name for cell in made][:2] == ["HF_TOKEN=1,x=1", "HF_TOKEN=1,x=2"]
+
+
+def test_two_named_cells_of_one_engine_are_one_study():
+    text = BASE.replace('gpu = "l20"', 'name = "old"\nexecutable = "/opt/a/bin/vllm"')
+    both = text + '\n[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\nname = "new"\nexecutable = "/opt/b/bin/vllm"\n'
+    study = parse.parse_study('baseline = "new"\n' + both)
+    assert [cell.id for cell in study.cells] == ["vllm_qwq-32b-awq_tp1_old", "vllm_qwq-32b-awq_tp1_new"]
+    assert study.baseline == "new"
+    with pytest.raises(UsageError, match="study:1: baseline: expected the name or the id of a cell, one of new, old, vllm_"):
+        parse.parse_study('baseline = "newer"\n' + both)
+
+
+def test_cells_are_chosen_by_name_and_by_what_is_varied():
+    study = parse.parse_study(TWO_FLAGS)
+    chosen = schema.select(study, ["--max-num-seqs=64", "--enable-chunked-prefill=true"])
+    assert [cell.name for cell in chosen.cells] == ["max-num-seqs=64,enable-chunked-prefill=true"]
+    assert schema.select(study, [f"name={chosen.cells[0].name}"]).cells == chosen.cells
+    with pytest.raises(UsageError, match=r"a key of engine, .*, concurrency, --max-num-seqs, --enable-chunked-prefill$"):
+        schema.select(study, ["--seed=1"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("vary = {x = [1, 2]}", "study:8: vary: expected a flag such as --max-num-seqs, a variable in capitals"),
+        ('vary = {"--a" = [1]}', "study:8: vary: expected two levels or more of --a, got 1"),
+        ('vary = {"--a" = [1, 2], base_url = 1}', "study:8: vary: expected"),
+        (f'vary = {{"--a" = {list(range(9))}, "--b" = {list(range(9))}}}', "vary: expected at most 64 combinations"),
+        ('vary = {executable = ["a", "b"], k = {x = {executable = "c"}, y = {}}}', "vary: expected an executable by one"),
+        ('vary = {s = {a = {args = ["--api-key=1"]}, b = {}}}', "args: expected no key on a command line"),
+        ("vary = {s = {a = {arg = []}, b = {}}}", "arg: unknown key; did you mean args?"),
+        ('vary = {"--a" = [1, 2]}\nbase_url = "http://h:1"', "vary: expected a cell that the run starts"),
+        ('executable = "vllm"\nbase_url = "http://h:1"', "base_url: expected none in a cell with executable"),
+        ('name = "a/b"', "study:8: name: expected letters, digits"),
+        ('env = {VLLM_API_KEY = "1"}', "study:8: env: expected no key of a server"),
+        ('env = {"A B" = "1"}', "study:8: env: expected names of variables"),
+    ],
+)
+def test_what_cannot_be_varied_is_refused_in_one_line(line, message):
+    with pytest.raises(UsageError) as caught:
+        parse.parse_study(f"{BASE}{line}\n")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
