@@ -71,8 +71,8 @@ _PCIE5 = 64e9
 # name, title, GB, GB/s, TFLOP/s at BF16 and FP8, interconnect and its bytes/s, multiprocessors, boost MHz, source.
 # Rates, multiprocessors and clocks are held against each other in the tests. What was found beside NVIDIA's data sheets:
 # L20 topcpu.net, L4 grokipedia.com, L40S cputronic.com, RTX 4090 and RTX PRO 6000 hmc-tech.com, RTX 5090 tomshardware.com,
-# A10 sysrqmts.com, A100 thundercompute.com and techpowerup.com, H100 hpctech.co.jp and glennklockwood.com, B200 (148
-# multiprocessors) from kernels that name them.
+# A10 sysrqmts.com, A100 thundercompute.com and techpowerup.com, H100 hpctech.co.jp and glennklockwood.com, H100 PCIe
+# cputronic.com, B200 (148 multiprocessors) from kernels that name them.
 _ROWS: tuple[tuple[str, str, float, float, float, float, Interconnect, float, int, int, str], ...] = (
     ("l20", "NVIDIA L20", 48, 864, 119.5, 239, "pcie", _PCIE4, 92, 2520, "NVIDIA L20 data sheet"),
     ("l4", "NVIDIA L4", 24, 300, 121, 242, "pcie", _PCIE4, 58, 2040, "NVIDIA L4 data sheet"),
@@ -100,7 +100,8 @@ _ROWS: tuple[tuple[str, str, float, float, float, float, Interconnect, float, in
 _ECC_INSIDE = ("l20", "l4", "l40s", "a10", "rtx-6000-ada")
 _FOUND_OF_GIB = 0.985 * 2**30
 
-_UNVERIFIED = {"h20": "clock", "h100-pcie": "clock", "gh200": "bandwidth, clock"}
+# Looked for in vain. The GH200's clock is what its tensor rate says; one owner reports 1,980 MHz.
+_UNVERIFIED = {"h20": "clock", "gh200": "bandwidth, clock"}
 
 GPUS: dict[str, Gpu] = {
     name: Gpu(

@@ -57,7 +57,7 @@ def test_a_row_says_what_the_data_sheet_says(name):
 
 
 def test_figures_without_a_publication_are_named():
-    assert {name for name, row in gpus.GPUS.items() if row.unverified} == {"h20", "h100-pcie", "gh200"}
+    assert {name for name, row in gpus.GPUS.items() if row.unverified} == {"h20", "gh200"}
     assert gpus.gpu("h20").unverified == "clock"
 
 
