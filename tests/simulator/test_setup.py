@@ -5,7 +5,10 @@ import pytest
 from loadtest.errors import FitError
 from loadtest.perfmodel import gpus, models, step_time
 from loadtest.perfmodel.memory import Deployment
+from loadtest.perfmodel.prediction import predict
 from loadtest.perfmodel.step_time import StepWork
+from loadtest.simulator.core.engine import Engine
+from loadtest.simulator.core.sequence import Request
 from loadtest.simulator.setup import default_context_tokens, simulate
 
 
@@ -58,3 +61,32 @@ def test_a_mixture_of_experts_is_simulated_where_it_fits():
     assert simulate(on("gpt-oss-20b", "l20")).config.kv_tokens > 100_000
     with pytest.raises(FitError, match="CUDA out of memory"):
         simulate(on("deepseek-r1", "h100", 8))
+
+
+def loop_tpot_s(deployment, prompt, output, streams):
+    """Mean time per token of equal requests in a closed loop of the simulated engine, once its streams are out of step."""
+    made = simulate(deployment, prefix_cache=False)
+    engine, sent, found = Engine(made.config, made.step_time_s), {}, []
+
+    def send(number, tokens):
+        engine.submit(Request(id=str(number), prompt=f"{number:<4}" * prompt, output_tokens=tokens), engine.now_s)
+        sent[str(number)] = engine.sequences[str(number)]
+
+    for number in range(1, streams + 1):
+        send(number, output * number // streams)
+    while len(found) < 3 * streams:
+        for event in engine.step():
+            if event.kind == "finished":
+                one = sent[event.request_id]
+                if int(event.request_id) > 2 * streams:
+                    found.append((one.last_token_s - one.first_token_s) / (output - 1))
+                send(len(sent) + 1, output)
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("engine", ["vllm-sim", "sglang-sim"])
+@pytest.mark.parametrize(("prompt", "output", "streams"), [(200, 400, 8), (4000, 400, 8), (1000, 300, 32)])
+def test_prompts_delay_the_streams_beside_them_as_predicted(engine, prompt, output, streams):
+    one = on("qwq-32b-awq", "l20", 2, engine)
+    told = predict(one, prompt_tokens=prompt, output_tokens=output, concurrency=streams)
+    assert loop_tpot_s(one, prompt, output, streams) == pytest.approx(told.tpot_s.value, rel=0.01)
