@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ import msgspec
 from loadtest import cli
 from loadtest.study import fast_forward
 from loadtest.study import parse as studies
+from loadtest.study.schema import SearchLimits, in_mode
 
 LONGEST_S = 20  # of processor time; of waiting, thirty times as long, for a busy machine
 STUDY = """
@@ -48,9 +50,18 @@ gpu = "l20"
 Damage = Callable[[Path, random.Random], None]
 
 
-def finished(folder):
+def bases():
+    """A small study of each kind: levels, a decision by bursts, a search."""
+    levels = studies.parse_study(STUDY)
+    short = tuple(replace(cell, args=("--length-scale", "0.02")) for cell in levels.cells)
+    decision = replace(in_mode(levels, "decision"), cells=short, contract={}, natural_users=2, natural_prompts=8)
+    search = replace(levels, search=SearchLimits(max_concurrency=4, requests=6))
+    return {"levels": levels, "decision": decision, "search": search}
+
+
+def finished(folder, study):
     """A small run in virtual time, with its figures."""
-    fast_forward.simulate_study(studies.parse_study(STUDY), folder, say=lambda _: None)
+    fast_forward.simulate_study(study, folder, say=lambda _: None)
     assert asked("analyze", str(folder)) == (0, "")
     page = folder.with_name("page")
     shutil.copytree(folder, page)
@@ -259,16 +270,17 @@ def _figures(metrics):
     return {
         cell["id"]: [{key: level[key] for key in level if key not in judgements} for level in cell["levels"]]
         for cell in metrics["cells"]
-    }
+    } | {"composed": [cell["composed"] for cell in metrics["cells"]], "searches": metrics["searches"]}
 
 
 def fuzz(n_folders, seed):
-    """Damage so many copies of one run; how often each outcome came, and each promise that was broken."""
+    """Damage so many copies of finished runs; how often each outcome came, and each promise that was broken."""
     outcomes: Counter[str] = Counter()
     broken: list[str] = []
     with tempfile.TemporaryDirectory(prefix="loadtest-fuzz-") as place:
-        whole = finished(Path(place) / "whole")
+        wholes = [finished(Path(place) / name, study) for name, study in bases().items()]
         for number in range(n_folders):
+            whole = wholes[number % len(wholes)]
             dice = random.Random(f"{seed}-{number}")
             run = Path(place) / "run"
             shutil.copytree(whole, run)
@@ -280,7 +292,7 @@ def fuzz(n_folders, seed):
                     raise
                 broken.append(f"folder {number} of seed {seed}, {', '.join(done)}: {error!r}")
             for path in Path(place).iterdir():
-                if path != whole:
+                if path not in wholes:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
     return outcomes, broken
 
