@@ -27,7 +27,7 @@ from loadtest.commands.parser import (
     path_of,
 )
 from loadtest.credentials import keep_from_dumps, redacted
-from loadtest.errors import Interrupted, LoadtestError
+from loadtest.errors import Interrupted, LoadtestError, UsageError
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -138,6 +138,8 @@ def _of_attach(parser: argparse.ArgumentParser, given: argparse.Namespace, argv:
 
     options = resumed.began_options(given.resume, name)
     began = parser.parse_args([name, *options])
+    if began.resume is not None or None in (getattr(began, place) for place in places):
+        raise UsageError(f"{given.resume}: --resume: expected the command that began it to name its server, got none")
     both = parser.parse_args([name, *options, *argv[1:]])
     resumed.check_same(given.resume, began, both)
     both.out = given.resume

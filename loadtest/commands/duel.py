@@ -81,7 +81,7 @@ def _study(arguments: argparse.Namespace, cells: tuple[Cell, Cell]) -> schema.St
 def _rounds_on(run: Path) -> int:
     """Rounds that a resumed duel may reach: its interval holds whenever one looks, so it may go on as long as one likes."""
     known = read.read_manifest(run / "manifest.json")
-    done = [int(match[1]) for name in known.passes if (match := re.search(r"/bursts-.*-r(\d+)$", name))]
+    done = [int(match[1]) for name in known.passes if (match := re.search(r"/bursts-.*-r(\d{1,7})$", name))]
     return max(known.repeats, max(done, default=0) + MOST_ROUNDS)
 
 

@@ -27,8 +27,11 @@ def began_options(run: Path, name: str) -> list[str]:
 
     Raises `UsageError`: another command did.
     """
-    commands = [shlex.split(command) for command in read.read_manifest(run / "manifest.json").commands]
-    words = commands[0] if commands else []
+    commands = read.read_manifest(run / "manifest.json").commands
+    try:
+        words = shlex.split(commands[0]) if commands else []
+    except ValueError as error:
+        raise UsageError(f"{run}: --resume: expected the command that began it, got one of another shape: {error}") from None
     if words[1:2] != [name]:
         began = f"loadtest {words[1]}" if len(words) > 1 else "another program"
         raise UsageError(f"{run}: --resume: expected a run of loadtest {name}, got one of {began}")

@@ -44,6 +44,8 @@ _OF_A_PASS = re.compile(  # what a study says by keys of its own, or Locust is t
 _ONLY = ("engine", "model", "tp", "gpu", "mode", "name", "cell", "concurrency")
 
 _MODEL_CHARS = 1000
+MOST_USERS, MOST_REQUESTS, MOST_REPEATS = 99_999, 10**9, 10**6  # what one machine and the names of folders can hold
+MOST_WORKERS, MOST_GPUS = 1000, 100_000
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.,=+-]{0,119}", re.ASCII)  # part of the name of a folder
 
@@ -85,7 +87,7 @@ class Cell:
     side: Side | None = None
 
     def __post_init__(self) -> None:
-        require(self.tp >= 1, "tp", "a number of GPUs from 1 up", self.tp)
+        _whole("tp", self.tp, of="a number of GPUs", most=MOST_GPUS)
         require(
             self.engine in get_args(EngineName), "engine", f"one of {', '.join(get_args(EngineName))}", repr(self.engine)
         )
@@ -160,8 +162,8 @@ class SearchLimits:
     start: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.max_concurrency >= 1, "--max-concurrency", "a number from 1 up", self.max_concurrency)
-        require(self.requests is None or self.requests >= 1, "--requests", "a number from 1 up", self.requests)
+        _whole("--max-concurrency", self.max_concurrency, most=MOST_USERS)
+        _whole("--requests", 1 if self.requests is None else self.requests)
         most = self.max_concurrency
         require(self.start is None or 1 <= self.start <= most, "--start", f"1 to --max-concurrency {most}", self.start)
 
@@ -219,26 +221,27 @@ class Study:
     def __post_init__(self) -> None:
         require(bool(self.cells), "cells", "at least one cell", "none")
         require(bool(self.levels) and min(self.levels) >= 1, "levels", "concurrencies from 1 up", self.levels)
+        _whole("levels", max(self.levels), most=MOST_USERS)
         require(len(set(self.levels)) == len(self.levels), "levels", "each concurrency once", self.levels)
         ours = sorted(key for key in self.scenario_options if not _OPTION.fullmatch(key) or _OF_A_PASS.fullmatch(key))
         require(not ours, "scenario_options", "options of the scenario's own, as rate = 0.5", ", ".join(ours))
         secret = first_secret(self.scenario_options)
         require(secret is None, "scenario_options", "no key on a command line, where it would be recorded", secret)
-        require(self.repeats >= 1, "repeats", "a number from 1 up", self.repeats)
+        _whole("repeats", self.repeats, most=MOST_REPEATS)
         looked = not self.until_decided or self.repeats in LOOKS or self.is_duel
         require(looked, "repeats", f"{LOOKS[0]} to {LOOKS[-1]} with until_decided", self.repeats)
-        require(self.prompts is None or self.prompts >= 1, "prompts", "a number from 1 up", self.prompts)
+        _whole("prompts", 1 if self.prompts is None else self.prompts)
         asked_once = self.prompts is None or (not self.decides and self.scenario == "long_reasoning" and not self.duration_s)
         require(asked_once, "prompts", "none with another scenario, with duration_s or mode decision", self.prompts)
-        for key, n in (("natural_users", self.natural_users), ("natural_prompts", self.natural_prompts)):
-            require(n >= 1, key, "a number from 1 up", n)
+        _whole("natural_users", self.natural_users, most=MOST_USERS)
+        _whole("natural_prompts", self.natural_prompts)
         closed = not self.decides or (self.scenario == "long_reasoning" and self.duration_s is None)
         require(closed, "mode", "natural with another scenario or with duration_s", self.mode)
-        require(self.requests_per_stream >= 0, "requests_per_stream", "a number from 0 up", self.requests_per_stream)
-        require(self.min_requests >= 1, "min_requests", "a number from 1 up", self.min_requests)
-        require(self.warmup_requests >= 0, "warmup_requests", "a number from 0 up", self.warmup_requests)
-        require(0 <= self.cooldown_s < math.inf, "cooldown_s", "seconds from 0 up", self.cooldown_s)
-        require(self.workers >= 1, "workers", "a number of processes from 1 up", self.workers)
+        _whole("requests_per_stream", self.requests_per_stream, least=0)
+        _whole("min_requests", self.min_requests)
+        _whole("warmup_requests", self.warmup_requests, least=0)
+        require(0 <= self.cooldown_s < 1e8, "cooldown_s", "seconds from 0 up", self.cooldown_s)
+        _whole("workers", self.workers, of="a number of processes", most=MOST_WORKERS)
         duration_s, price = self.duration_s, self.gpu_hour_price
         require(duration_s is None or 0 < duration_s < 1e8, "duration_s", "seconds above 0, and below 1e8", duration_s)
         require(price is None or 0 <= price < math.inf, "gpu_hour", "a price from 0 up", price)
@@ -325,6 +328,11 @@ def _check_env(env: Mapping[str, str]) -> None:
 def require(holds: bool, key: str, expected: str, got: object) -> None:
     if not holds:
         raise UsageError(f"{key}: expected {expected}, got {got}")
+
+
+def _whole(key: str, n: int, *, least: int = 1, most: int = MOST_REQUESTS, of: str = "a number") -> None:
+    require(least <= n, key, f"{of} from {least} up", n)
+    require(n <= most, key, f"at most {most:,}", n)
 
 
 def _explained(key: str, check: Callable[[str], object], value: str) -> None:

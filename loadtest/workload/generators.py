@@ -61,7 +61,7 @@ def _value(spec: str, key: str, value: str) -> int:
         step = f"did you mean {near[0]!r}?" if near else "remove it"
         raise UsageError(f"workload {spec!r}: {key}: expected one of {', '.join(_BOUNDS)}, got {key!r}; {step}")
     low, high = _BOUNDS[key]
-    if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
+    if not value.isascii() or not value.isdigit() or len(value) > 20 or not low <= int(value) <= high:
         raise UsageError(f"workload {spec!r}: {key}: expected a whole number from {low} to {high}, got {value!r}; change it")
     return int(value)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from loadtest import cli
-from loadtest.commands import measure, resumed
+from loadtest.commands import duel, measure, resumed
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import write
 from loadtest.records.manifest import Manifest
@@ -115,3 +115,29 @@ def test_without_a_rate_it_is_a_closed_loop():
 def test_a_wrong_rate_is_refused(options, message):
     with pytest.raises(UsageError, match=message):
         asked(*options)
+
+
+@pytest.mark.fault("input", "`--resume` of a run whose manifest names no command, or half of one: one line")
+@pytest.mark.parametrize(
+    ("name", "command", "said"),
+    [
+        ("attach", "loadtest attach --base-url 'x", "expected the command that began it, got one of another shape"),
+        ("attach", "loadtest attach", "expected the command that began it to name its server"),
+        ("attach", f"loadtest attach --base-url {URL} --resume other", "expected the command that began it to name its"),
+        ("search", "loadtest search --slo ttft_s:p50<2", "expected the command that began it to name its server"),
+        ("duel", f"loadtest duel {URL}", "expected the command that began it to name its server"),
+        ("duel", "\x1b[31m", "got one of another program"),
+    ],
+)
+def test_a_manifest_with_another_command_is_one_line(name, command, said, run, capsys):
+    write.write_manifest(run, Manifest(run_id="r", commands=(command,)))
+    assert cli.main([name, "--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_the_number_of_a_round_has_no_thousand_digits(run):
+    passes = (f"a/bursts-c01-r{'9' * 5000}", "a/bursts-c01-r7")
+    write.write_manifest(run, Manifest(run_id="r", repeats=3, passes=passes))
+    assert duel._rounds_on(run) == 7 + duel.MOST_ROUNDS
