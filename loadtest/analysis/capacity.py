@@ -235,6 +235,31 @@ def estimate(
     )
 
 
+def from_composed(
+    cell: CellFacts, steady: SteadyReplica, highest: int, objectives: Sequence[slo.Slo], demand: CapacityDemand
+) -> CapacityOption:
+    """An option of a cell that bursts were measured of: by the closed form at their speeds, up to the highest concurrency
+    that was measured, `highest`."""
+    most = steady.most_in_flight(objectives)
+    if not most:
+        return structs.replace(estimate(cell, steady, objectives, demand), composed=True)
+    streams = min(most, highest)
+    hourly = 3600 * steady.requests_per_s(streams)
+    held = provision(demand, Replica(streams, hourly, hourly * steady.workload.mean_output_tokens))
+    at_most = most > highest and held.replicas > 1
+    binds = None if most > highest else next((one.text for one in objectives if not steady.meets([one], most + 1)), None)
+    return structs.replace(
+        _bare(cell, _Cases(held, (), ()), demand.gpu_hour_price),
+        streams_per_replica=Bounded(streams, None),
+        limit="not_reached" if most > highest else "slo",
+        binds=binds,
+        seen=structs.replace(closed_form_figures(steady, held.in_flight, held.replicas), by="composed"),
+        at_most=at_most,
+        next_measurement=f"measure {2 * highest} users next" if at_most else None,
+        composed=True,
+    )
+
+
 def with_slow_end(
     option: CapacityOption,
     steady: SteadyReplica,

@@ -64,7 +64,8 @@ class UserFigures(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s_per_user: Annotated[float | None, about("Median.")]
     output_tokens_per_s: Annotated[float | None, about("Of all replicas together.")]
     by: Annotated[
-        Literal["levels", "levels and closed form", "closed form", "simulated peak"], about("Where they come from.")
+        Literal["levels", "levels and closed form", "closed form", "composed", "simulated peak"],
+        about("Where they come from; `composed`: the closed form at speeds that bursts showed."),
     ]
 
 
@@ -92,6 +93,7 @@ class CapacityOption(msgspec.Struct, frozen=True, kw_only=True):
     at_most: Annotated[bool, about("No higher concurrency was tried: the replicas are an upper bound.")]
     next_measurement: Annotated[str | None, about("What to measure for a firmer answer.")]
     reason: Annotated[str | None, about("Why it holds nothing.")]
+    composed: Annotated[bool, about("Its speeds are composed of bursts: few or no answers were waited for.")] = False
 
 
 class CapacityPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +166,7 @@ class FleetOption(msgspec.Struct, frozen=True, kw_only=True):
     at_most: Annotated[bool, about("That limit may cost replicas: they are an upper bound.")]
     next_measurement: Annotated[str | None, about("What to measure for a firmer answer.")]
     reason: Annotated[str | None, about("Why it holds nothing.")]
+    composed: Annotated[bool, about("As of a plan of requests in flight.")] = False
 
 
 class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -77,8 +77,21 @@ def _refuse_arrival_options(arguments: argparse.Namespace) -> None:
 
 
 def _measured(source: Measured, objectives: Sequence[Slo], demand: CapacityDemand) -> list[CapacityOption]:
-    closed_form = {one.facts.id: one.steady for one in source.candidates() if one.steady is not None}
-    return capacity.plan(source.cells, objectives, demand, closed_form)
+    """By levels; where bursts stand for these, by the closed form at the speeds that they showed."""
+    candidates = source.candidates()
+    by_bursts = {one.facts.id for one in candidates if one.facts.composed}
+    closed_form = {one.facts.id: one.steady for one in candidates if one.steady is not None}
+    levels = [cell for cell in source.cells if cell.id not in by_bursts]
+    composed = [_composed(one, objectives, demand) for one in candidates if one.facts.id in by_bursts]
+    return capacity.by_model([*capacity.plan(levels, objectives, demand, closed_form), *composed])
+
+
+def _composed(one: Candidate, objectives: Sequence[Slo], demand: CapacityDemand) -> CapacityOption:
+    steady, highest = one.steady, None if one.model is None else one.model.known_streams
+    if steady is None or highest is None:
+        return structs.replace(capacity.holds_nothing(one.facts, one.reason), composed=True)
+    option = capacity.from_composed(one.facts, steady, highest, objectives, demand)
+    return capacity.with_slow_end(option, steady, one.slow, objectives, demand)
 
 
 # By the performance model --------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """`plan` as a planner meets it: requests in flight, users who think, arrivals; filters, words, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from loadtest import cli
+from loadtest.study import fast_forward
+from loadtest.study.schema import Cell, Study
 from tests.support import builders
 
 
@@ -169,3 +172,38 @@ def test_plan_takes_no_capacity_from_an_open_loop(tmp_path, capsys):
     code, _, err = said(["plan", "--users", "8", "--slo", "ttft_s:p50<9", "--from", run], capsys)
     assert code == 2
     assert "expected a run at levels of concurrency, got an open loop" in err
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same engine measured by bursts and by levels, in virtual time."""
+    folder = tmp_path_factory.mktemp("runs")
+    cell = Cell(engine="vllm-sim", model="qwq-32b-awq", gpu="l20", args=("--length-scale", "0.1"))
+    study = Study(name="s", workload="math:n=64,seed=7", cells=(cell,), levels=(1, 8), min_requests=64)
+    by_bursts = replace(study, mode="decision", natural_users=8, natural_prompts=64)
+    for name, one in (("levels", study), ("bursts", by_bursts)):
+        assert fast_forward.simulate_study(one, folder / name, say=lambda line: None) == ()
+    return folder
+
+
+SLOW = ["--slo", "tokens_per_s_per_user:p50>5", "--json"]
+
+
+@pytest.mark.parametrize("asked", [["--users", "100"], ["--arrivals-per-hour", "20000", "--peak-factor", "1"]])
+@pytest.mark.usefixtures("short_peaks")
+def test_plan_from_bursts_needs_what_plan_from_levels_needs(asked, runs, capsys):
+    found = {}
+    for name in ("levels", "bursts"):
+        assert cli.main(["plan", *asked, "--from", str(runs / name), *SLOW]) == 0
+        [found[name]] = json.loads(capsys.readouterr().out)["options"]
+    assert (found["levels"]["composed"], found["bursts"]["composed"]) == (False, True)
+    likely = {name: one["replicas"].get("value") or one["replicas"].get("likely") for name, one in found.items()}
+    assert likely["bursts"] == pytest.approx(likely["levels"], rel=0.1)
+    assert found["bursts"]["next_measurement"] == "measure 16 users next"
+
+
+def test_plan_from_bursts_says_so(runs, capsys):
+    assert cli.main(["plan", "--users", "100", "--from", str(runs / "bursts"), *SLOW[:2]]) == 0
+    out = capsys.readouterr().out
+    assert "composed: the speeds of vllm-sim_qwq-32b-awq_tp1 are of bursts" in out
+    assert "no bound: too few requests or starts for an interval of the speed" in out

@@ -32,6 +32,7 @@ class CellFacts:
     tp: int | None
     gpu: str | None
     simulated: bool
+    composed: bool = False  # its speeds are of bursts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -244,6 +245,7 @@ def _option(one: Sized, question: Question) -> FleetOption:
         at_most=one.at_most,
         next_measurement=f"measure {2 * known} users next" if one.at_most and known is not None else None,
         reason=_why_none(one, question.objectives),
+        composed=facts.composed,
     )
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from loadtest.analysis.validity import sound_levels
+from loadtest.analysis.validity import unsound_reasons
 from loadtest.errors import UsageError
-from loadtest.metrics.figures import Estimate
-from loadtest.metrics.level_schema import LevelFigures
+from loadtest.metrics.figures import Bounded
+from loadtest.metrics.level_schema import ComposedLevel, LevelFigures
 from loadtest.metrics.schema import CellFigures
 from loadtest.perfmodel.step_time import StepWork
 from loadtest.records.schema import RequestRecord
@@ -80,12 +80,40 @@ def request_mix(pairs: Sequence[tuple[int, int]]) -> RequestMix:
     return RequestMix(np.array(prompts, np.int32), np.array(outputs, np.int32))
 
 
+@dataclass(frozen=True, slots=True)
+class _KnownLevel:
+    """What a level tells of a replica: seconds per token after the first, and to the first token of a typical request."""
+
+    concurrency: int
+    token_s: Bounded
+    first_s: Bounded
+
+
+def _measured(level: LevelFigures) -> _KnownLevel:
+    return _KnownLevel(level.concurrency, level.tpot_s.average(), level.ttft_s.at("p50"))
+
+
+def _composed(level: ComposedLevel) -> _KnownLevel:
+    """Of bursts. Its pace is a mean of tokens/s over answers, which differ in their contexts alone."""
+    pace, ends = level.tokens_per_s_per_user, None
+    if pace.low and pace.high:
+        ends = (1 / pace.high, 1 / pace.low)
+    return _KnownLevel(level.concurrency, Bounded(1 / pace.value if pace.value else None, ends), level.first_token_s)
+
+
+def _known_levels(cell: CellFigures) -> list[_KnownLevel]:
+    """Its sound levels, by concurrency; composed ones where no answer was waited for."""
+    known = {level.concurrency: _composed(level) for level in cell.composed if not unsound_reasons(level)}
+    known |= {level.concurrency: _measured(level) for level in cell.levels if not unsound_reasons(level)}
+    return [known[concurrency] for concurrency in sorted(known) if known[concurrency].token_s.value]
+
+
 def from_cell(cell: CellFigures, asked: RequestMix, max_tokens: int) -> ReplicaModel:
-    """A replica like a measured cell: nothing is known of more streams than its highest level.
+    """A replica like a measured cell: nothing is known of more streams than its highest level, measured or composed.
 
     Raises UsageError, with the next measurement to make, where the cell does not tell enough.
     """
-    levels = [level for level in sound_levels(cell.levels) if level.tpot_s.average().value]
+    levels = _known_levels(cell)
     if not levels:
         raise UsageError(cell.reason or "no level has a time per output token; measure 1 user next")
     like = behaviour("sglang-sim" if cell.engine.startswith("sglang") else "vllm-sim")
@@ -119,19 +147,17 @@ def unsettled(cell: CellFigures) -> str | None:
     )
 
 
-def _end(levels: Sequence[LevelFigures], *, careful: bool) -> _End | None:
-    tokens_s = [_of(level.tpot_s.average(), careful) for level in levels]
-    prefill_s = _of(levels[0].ttft_s.at("p50"), careful)
+def _end(levels: Sequence[_KnownLevel], *, careful: bool) -> _End | None:
+    tokens_s = [_of(level.token_s, careful) for level in levels]
+    prefill_s = _of(levels[0].first_s, careful)
     if prefill_s is None or any(one is None for one in tokens_s):
         return None
     pairs = zip(levels, tokens_s, strict=True)
     return _End(tuple(MeasuredLevel(level.concurrency, one) for level, one in pairs if one), prefill_s)
 
 
-def _of(found: Estimate, careful: bool) -> float | None:
-    if not careful:
-        return found.value
-    return None if found.ci95 is None else found.ci95[1]
+def _of(found: Bounded, careful: bool) -> float | None:
+    return found.high if careful else found.value
 
 
 def _speed(end: _End, asked: RequestMix, most_prompt_tokens: int) -> Speed:

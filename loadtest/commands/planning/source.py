@@ -17,7 +17,7 @@ from loadtest.metrics.schema import CellFigures
 from loadtest.perfmodel import gpus, memory
 from loadtest.perfmodel.prediction import predict
 from loadtest.records.manifest import Prices
-from loadtest.records.read import CellRecords, Run, read_run
+from loadtest.records.read import CellRecords, LevelRecords, Run, read_run
 from loadtest.servers import preflight
 from loadtest.study import estimate, fast_forward
 from loadtest.study import parse as studies
@@ -120,15 +120,25 @@ class Measured:
         return [self._candidate(cell, records[cell.id]) for cell in self.cells]
 
     def _candidate(self, cell: CellFigures, records: CellRecords) -> Candidate:
-        facts = CellFacts(cell.id, cell.engine, cell.model, cell.tp, cell.gpu, cell.simulated)
+        facts = CellFacts(cell.id, cell.engine, cell.model, cell.tp, cell.gpu, cell.simulated, _is_composed(cell))
         limit = self.run.manifest.contract.get("max_tokens")
         try:
             if cell.reason:
                 raise UsageError(cell.reason)
-            mix = replica_model.measured_mix([one for level in records.levels for one in level.requests])
+            mix = replica_model.measured_mix([one for level in self._answered(records) for one in level.requests])
             return Candidate(facts, replica_model.from_cell(cell, mix, limit if isinstance(limit, int) else 0), mix)
         except UsageError as error:
             return Candidate(facts, None, None, str(error))
+
+    def _answered(self, records: CellRecords) -> Sequence[LevelRecords]:
+        """Passes whose answers tell the lengths: its own; without any, as of bursts alone, those of its model."""
+        of_model = [one for one in self.run.cells if one.engine.model == records.engine.model]
+        return records.levels or [level for one in of_model for level in one.levels]
+
+
+def _is_composed(cell: CellFigures) -> bool:
+    """Do bursts stand for levels at which no answer was waited for?"""
+    return not {one.concurrency for one in cell.composed} <= {one.concurrency for one in cell.levels}
 
 
 TPS = (1, 2, 4, 8)

@@ -43,9 +43,9 @@ class Gpus:
         """For a table: `2 (3)`."""
         if self.likely is None:
             return DASH
-        safe = "?" if self.careful is None else count(max(self.careful, self.likely))
-        alone = self.estimated and self.careful is None
-        return f"{self._before}{count(self.likely)}{'' if alone else f' ({safe})'}"
+        if self.careful is None:
+            return f"{self._before}{count(self.likely)}{'' if self.estimated else ' (no bound)'}"
+        return f"{self._before}{count(self.likely)} ({count(max(self.careful, self.likely))})"
 
     @property
     def words(self) -> str:
@@ -96,7 +96,7 @@ def capacity_text(found: CapacityPlan) -> str:
             text.append(f"{one.cell}: {_gpus(one).words}, as no SLO broke at the highest level; {one.next_measurement}")
     if any(one.estimated for one in found.options):
         text.append("about: by the closed form; another cell of the model needs fewer GPUs and was simulated")
-    text += _without_price(found) + [f"DOUBTFUL: {one}" for one in found.doubts]
+    text += _marks(found.options) + _without_price(found) + [f"DOUBTFUL: {one}" for one in found.doubts]
     return "\n".join([*text, *([""] if text[-1] else []), _capacity_sentence(found, asked)])
 
 
@@ -130,7 +130,7 @@ def fleet_text(found: FleetPlan) -> str:
         text += _notes(one)
     if any(one.estimated for one in found.options):
         text.append("about: by the closed form, scaled by the simulation of the best cell of the model")
-    text += _without_price(found) + [f"DOUBTFUL: {one}" for one in found.doubts]
+    text += _marks(found.options) + _without_price(found) + [f"DOUBTFUL: {one}" for one in found.doubts]
     asked = (
         f"{found.users:,.0f} users who think {found.think_time_s:g} s between requests" if found.users else _arrivals(found)
     )
@@ -223,6 +223,17 @@ def _by_model(models: Sequence[str | None], rows: Sequence[tuple[str, ...]]) -> 
         text += ["", *([str(model)] if len(different) > 1 else []), lines[0]]
         text += [line for line, of_model in zip(lines[1:], models, strict=True) if of_model == model]
     return [*text, ""]
+
+
+def _marks(options: Sequence[CapacityOption] | Sequence[FleetOption]) -> list[str]:
+    """What a table's rows leave open."""
+    text = []
+    if any(not one.estimated and _gpus(one).likely is not None and _gpus(one).careful is None for one in options):
+        text.append("no bound: too few requests or starts for an interval of the speed, or none of it holds the SLOs")
+    composed = [one.cell for one in options if one.composed]
+    if composed:
+        text.append(f"composed: the speeds of {listed(composed)} are of bursts and their lengths of the natural runs")
+    return text
 
 
 def _without_price(found: CapacityPlan | FleetPlan) -> list[str]:

@@ -17,7 +17,7 @@ from tests.support.fleets import FINAL, MIX, model, shorten
     [
         (Gpus(2, 3, False, False), "2 (3)", "2 GPUs (3 to be safe)"),
         (Gpus(1, 1, False, False), "1 (1)", "1 GPU (1 to be safe)"),
-        (Gpus(10, None, True, False), "at most 10 (?)", "at most 10 GPUs"),
+        (Gpus(10, None, True, False), "at most 10 (no bound)", "at most 10 GPUs"),
         (Gpus(4, 5, False, True), "about 4 (5)", "about 4 GPUs (5 to be safe)"),
         (Gpus(None, None, False, False), "\u2014", "no number of GPUs"),
     ],
