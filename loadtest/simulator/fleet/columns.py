@@ -88,7 +88,7 @@ class Columns:
         streams = self.decoding[rows]
         free = self.kv_tokens - self.paged(self.part_done[rows])
         room: Column = free - self.context[rows] - streams * (self.page - 1 + steps)
-        close = np.flatnonzero((room < _CLOSE_TOKENS) & (self.page > 1))
+        close = ((room < _CLOSE_TOKENS) & (self.page > 1)).nonzero()[0]
         if len(close):
             at = rows[close]
             width = max(1, int(self.decoding[at].max()))

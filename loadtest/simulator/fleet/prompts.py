@@ -49,7 +49,7 @@ class _Step:
 
 def _continue(state: Columns, step: _Step) -> None:
     """The next chunk of prompts that are computed in part; one that finds no room goes back to its queue."""
-    at = np.flatnonzero(state.part[step.rows] >= 0)
+    at = (state.part[step.rows] >= 0).nonzero()[0]
     if not len(at):
         return
     rows = step.rows[at]

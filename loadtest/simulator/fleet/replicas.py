@@ -26,7 +26,7 @@ class Replicas(Columns):
 
     def ending(self, until_s: float) -> tuple[Times, Rows]:
         """Where the next event is the end of a request, not after this time: when, sorted, and which replicas."""
-        rows = np.flatnonzero((self.next_s <= until_s) & (self.ends == self.steps + self.next_steps))
+        rows = ((self.next_s <= until_s) & (self.ends == self.steps + self.next_steps)).nonzero()[0]
         order = np.argsort(self.next_s[rows])
         return self.next_s[rows][order], rows[order]
 
@@ -52,7 +52,7 @@ class Replicas(Columns):
         self.head[rows[empty]] = firsts[empty]
         self.requests.after[self.tail[rows[~empty]]] = firsts[~empty]
         self.tail[rows] = ids[ends]
-        self.queued[rows] += np.diff(np.append(np.flatnonzero(begins), len(to)))
+        self.queued[rows] += np.diff(np.append(begins.nonzero()[0], len(to)))
         if empty.any():
             self._plan(rows[empty])
 
@@ -71,7 +71,7 @@ class Replicas(Columns):
 
     def advance(self, until_s: float) -> None:
         """Run every event up to this time."""
-        while len(rows := np.flatnonzero(self.next_s <= until_s)):
+        while len(rows := (self.next_s <= until_s).nonzero()[0]):
             self._leap(rows)
             ending = self.ends[rows] == self.steps[rows]
             if ending.any():
@@ -135,7 +135,7 @@ class Replicas(Columns):
         steps = np.minimum(self.ends[rows] - self.steps[rows], _steps_of(wait, first, more))
         spare = self.kv_tokens - self.context[rows] - streams * (self.page - 1)
         filled = np.maximum(spare // np.maximum(streams, 1), 0)
-        tight = np.flatnonzero((filled == 0) & (streams > 1) & (self.page > 1))
+        tight = ((filled == 0) & (streams > 1) & (self.page > 1)).nonzero()[0]
         if len(tight):
             filled[tight] = self.room(rows[tight], 1) >= 0
         steps = np.minimum(steps, np.where(streams > 1, filled, NEVER))

@@ -17,7 +17,8 @@ BATCH_SHARE = 8  # a least-loaded router asks replicas for their state after one
 LARGEST_SHARE = 4  # of a thousand replicas and more; between, the share grows with the replicas
 LARGE_REPLICAS = 1000
 LOOKS = 8  # and between two such times looks so often at what that state and its own choices make of the loads
-_MOST_EACH = 4  # arrivals of one batch that one replica can get
+_MOST_EACH = 4  # arrivals between two looks that one replica can get
+_EACH = np.arange(_MOST_EACH)
 
 
 class Router(Protocol):
@@ -75,17 +76,16 @@ class LeastLoadedRouter:
     def keep(self, alive: Rows) -> None:
         self._alive, self._next = alive, 0
         self.batch: int | None = _batch(len(alive))
-        self._turns = np.arange(len(alive)) / len(alive)
+        self._turns = np.tile(np.arange(len(alive)) / len(alive), 2)  # from any place on, who is next among equals
 
     def choose(self, arrivals: int, load: npt.NDArray[np.int64]) -> Rows:
-        key = load[self._alive] + (self._turns - self._next / len(self._alive)) % 1.0
+        key = load[self._alive] + self._turns[len(self._alive) - self._next :][: len(self._alive)]
         if arrivals == 1:
             picked = np.array([key.argmin()])
         else:
-            most = min(arrivals, _MOST_EACH)
-            keys = (key[:, None] + np.arange(most)).ravel()
-            best = np.argpartition(keys, arrivals - 1)[:arrivals]
-            picked = best[np.argsort(keys[best])] // most
+            few = key.argpartition(arrivals - 1)[:arrivals] if arrivals < len(key) else np.arange(len(key))
+            keys = (key[few, None] + _EACH).ravel()  # the next arrivals at each of the least loaded
+            picked = few[keys.argsort()[:arrivals] // _MOST_EACH]
         self._next = int(picked[-1] + 1) % len(self._alive)
         chosen: Rows = self._alive[picked]
         return chosen
