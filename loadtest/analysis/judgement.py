@@ -38,7 +38,8 @@ from loadtest.metrics.schema import (
 PACE = "tokens_per_s_per_user"
 CLOSED_GATE = 0.1  # share of 5 % for what differs although its pair is not decided
 POPULATION = "at equal length, for these prompts"
-COMPOSED = "at the lengths of both engines, composed of bursts"
+COMPOSED = "at the lengths of both engines, composed of bursts, for these prompts"
+OF_KIND = "for prompts of this kind"
 FEW = "at least 2 finished requests of each start needed"
 
 _NO_RATIO = Bounded(None, None)
@@ -271,6 +272,7 @@ def _decision(
         n_more_starts=None if verdict is None else verdict.more_starts,
         output_tokens=None if pair.different else output_lengths(_all_outputs(pair)),
         population=_population(one, start_sd, unit),
+        raw_population=OF_KIND if question is not None and question.length_error else "for these prompts",
         reason=reason,
         unit=unit,
     )

@@ -66,7 +66,8 @@ def level_figures(
     level = LevelFigures(
         concurrency=columns[0].concurrency,
         n_requests=len(measured),
-        n_prompts=len({r.prompt_id for r in measured}),
+        n_prompts=(n_prompts := len({r.prompt_id for r in measured})),
+        population="prompts of this kind" if n_prompts == len(measured) else "these prompts",
         n_warmup=sum(int(np.sum(~one.measured)) for one in columns),
         torn_lines=sum(len(level.torn) for level, _ in passes),
         damaged_files=tuple(f"{level.path.name}/{one}" for level, _ in passes for one in level.damaged),

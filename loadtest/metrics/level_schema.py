@@ -139,6 +139,7 @@ class TroubleCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Evidence = Literal["measured", "composed"]
+Population = Literal["these prompts", "prompts of this kind"]
 
 
 class SloResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -302,7 +303,11 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
 
     concurrency: Annotated[int, about("Requests in flight at once.")]
     n_requests: Annotated[int, about("Measured requests.")]
-    n_prompts: Annotated[int, about("Different prompts among them: intervals hold for these prompts.")]
+    n_prompts: Annotated[int, about("Different prompts among them.")]
+    population: Annotated[
+        Population,
+        about("What the intervals hold for: these prompts where some were asked again, else others like them too."),
+    ] = "these prompts"
     n_warmup: Annotated[int, about("Warm-up requests; in no distribution.")]
     torn_lines: Annotated[int, about("Records that a crash cut off; they are missing.")]
     damaged_files: Annotated[

@@ -268,6 +268,7 @@ class PairDecision(msgspec.Struct, frozen=True, kw_only=True):
     n_more_starts: Annotated[int | None, about("More starts of each that would decide; None: decided, or over 40.")]
     output_tokens: Annotated[OutputLengths | None, about("All levels together; None where the cells are not comparable.")]
     population: Annotated[str, about("What the interval holds for.")]
+    raw_population: Annotated[str, about("What that of `raw_ratio` holds for.")] = "for these prompts"
     reason: Annotated[str, about("What it rests on, or why there is no verdict.")]
     unit: Annotated[RepeatUnit, about("Of a duel the round: what is said of starts is then of rounds.")] = "start"
 

@@ -30,7 +30,8 @@ def composed_table(cells: Sequence[ShownCell]) -> Table | None:
     n = max(level.n_answers for cell in cells for level in cell.figures.composed)
     composed = (
         "Composed, not waited for: seconds of a step from bursts, lengths from"
-        f" {count(n)} natural answers; intervals over starts and prompts."
+        f" {count(n)} natural answers. Intervals of times: over starts and prompts, for prompts of this kind; of tokens/s:"
+        " over starts, for these prompts."
     )
     return Table(_HEAD, tuple(rows), (composed, *condition_lines(cells)))
 

@@ -19,7 +19,7 @@ from loadtest.records.manifest import Manifest
 from loadtest.report.cells import ShownCell, by_level, points, sound_cells, typical_statistic
 from loadtest.report.checklist import violated_keys
 from loadtest.report.decision import Price, cheapest_level, price, slos_in_words, surely_met
-from loadtest.report.formatting import DASH, clean, count, number, percent, span, value_or_need
+from loadtest.report.formatting import DASH, clean, count, listed, number, percent, span, value_or_need
 from loadtest.report.plots.figure import Table
 
 
@@ -188,12 +188,23 @@ def levels_table(cells: Sequence[ShownCell]) -> Table:
     ]
     absent = [column.title for column in columns if column not in shown]
     notes = ["n ≥ N: the figure needs N requests. —: it does not apply, or the reason is among the failures."]
+    notes += [population_note([level for _, level in levels])] if levels else []
     notes += [f"Known at no level: {'; '.join(absent)}."] if absent and levels else []
     return Table(
         ("cell", "concurrency", "n", *(one.title for one in shown)),
         tuple(rows),
         (*notes, *queued_notes(cells), *burst_notes(cells), *chunk_notes(cells)),
     )
+
+
+def population_note(levels: Sequence[LevelFigures]) -> str:
+    """For which prompts the intervals of these levels hold."""
+    kinds = {level.population for level in levels}
+    if len(kinds) == 1:
+        return f"Intervals hold for {kinds.pop()}."
+    places = sorted({level.concurrency for level in levels if level.population == "these prompts"})
+    at = listed(list(map(str, places)))
+    return f"Intervals hold for these prompts at concurrency {at}, as some were asked again; else for prompts of this kind."
 
 
 MANY_TOKENS = 1.5  # in a chunk: above it, chunks are not tokens

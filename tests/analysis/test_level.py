@@ -47,6 +47,13 @@ def test_one_request_by_hand():
     assert level.outcomes == {"ok": 1}
 
 
+def test_intervals_hold_for_others_of_their_kind_only_where_no_prompt_is_asked_twice():
+    asked = [replace(request(seq=n), prompt_id=f"p{n % 8}") for n in range(12)]
+    for n, population in ((8, "prompts of this kind"), (12, "these prompts")):
+        found = analyze(builders.run([builders.cell([builders.level(asked[:n])])])).cells[0].levels[0]
+        assert (found.n_prompts, found.population) == (8, population)
+
+
 def test_a_chunk_of_k_tokens_counts_k_gaps_and_an_empty_one_passes_its_gap_on():
     """Chunks at 1.0 (2 tokens), 1.3 (3), 1.4 (0), 1.6 (2): gaps 0.1 x 3 and 0.15 x 2; tpot 0.6 / 5."""
     made = request(chunk_s=(1.0, 1.3, 1.4, 1.6), chunk_tokens=(2, 3, 0, 2), first_answer_chunk=3, completion_tokens=7,

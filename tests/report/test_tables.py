@@ -17,6 +17,7 @@ from loadtest.report.tables import (
     failures_table,
     findings,
     levels_table,
+    population_note,
 )
 from tests.support import runs
 from tests.support.runs import change
@@ -145,3 +146,11 @@ def test_an_incomplete_run_says_why():
 def test_the_health_of_a_fast_forwarded_run_has_no_load_generator():
     check = gate_checks(runs.simulated().metrics, runs.simulated().manifest)[0]
     assert (check.state, check.words) == ("none", "none ran: simulated in virtual time")
+
+
+def test_the_levels_say_for_which_prompts_their_intervals_hold():
+    once = runs.small().metrics.cells[0].levels
+    asked = [change(level, population="prompts of this kind") for level in once]
+    assert population_note(asked) == "Intervals hold for prompts of this kind."
+    again = [change(asked[0], population="these prompts"), *asked[1:]]
+    assert population_note(again).startswith("Intervals hold for these prompts at concurrency 1, as some were asked")
