@@ -59,6 +59,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "workload from-run": ("loadtest workload from-run runs/mine -o replay.jsonl",),
     "init": ("loadtest init mine",),
     "doctor": ("loadtest doctor",),
+    "accept": ("loadtest accept", "loadtest accept --engine vllm-sim --engine sglang-sim --gpu l20"),
     "verify": ("loadtest verify --concurrency 8",),
 }
 

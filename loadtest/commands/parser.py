@@ -174,6 +174,16 @@ def add_setup_commands(command: Command) -> None:
     add("--json", action="store_true", help="print JSON instead of text")
 
     add = command(
+        "accept", "machine.acceptance.accept", "on a machine with GPUs: check all that was never run on one, in 20 minutes"
+    )
+    add("--engine", action="append", choices=("sglang", "vllm", "sglang-sim", "vllm-sim"), metavar="ENGINE",
+        help="sglang, vllm, or to rehearse sglang-sim, vllm-sim (repeatable; default: sglang and vllm)")  # fmt: skip
+    add("--model", default="Qwen/Qwen3-0.6B", metavar="MODEL", help="a small model (default: %(default)s)")
+    add("--gpu", metavar="GPU", help="registry name or TOML file (default: as nvidia-smi says)")
+    add("--out", type=path_of, metavar="DIR", help="folder to make (default: runs/acceptance-TIME)")
+    add("--json", action="store_true", help="print JSON instead of text")
+
+    add = command(
         "doctor", "machine.setup.doctor", "list what this machine has, what is missing, and the command that installs it"
     )
     add("--json", action="store_true", help="print JSON instead of text")

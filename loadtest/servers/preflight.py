@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
 from pathlib import Path
 
 from loadtest.errors import EngineError, UsageError
-from loadtest.perfmodel import config_file, models
+from loadtest.perfmodel import config_file, gpus, models
 from loadtest.perfmodel.architecture import Model
 from loadtest.perfmodel.interconnect import TOPOLOGIES, Topology, from_matrix
 from loadtest.servers.flags import HOST, LaunchSpec, hub_name, program
@@ -165,6 +166,14 @@ def _gpus_by_nvml() -> int | None:
 def _gpus_by_smi() -> int:
     """Lines `GPU 0: NVIDIA L20 (UUID: …)` of `nvidia-smi -L`; 0 where it is missing or fails."""
     return sum(line.startswith("GPU ") for line in _smi("-L").splitlines())
+
+
+def gpu_here() -> str | None:
+    """The registry name of this machine's first GPU, by `nvidia-smi -L`; None where there is none that we know."""
+    first = re.match(r"GPU \d+: (.+?) \(UUID", _smi("-L"))
+    words = set(re.split(r"[\s_-]+", first[1].lower())) if first else set[str]()
+    known = [name for name in gpus.GPUS if set(name.split("-")) <= words]
+    return max(known, key=len, default=None)
 
 
 def _smi(*arguments: str) -> str:

@@ -176,3 +176,21 @@ def test_who_holds_a_port_is_named():
         with pytest.raises(EngineError, match=rf"127\.0\.0\.1:{port}: expected a free port: .* by process {os.getpid()} \("):
             preflight.check_port_free(port)
     preflight.check_port_free(port)
+
+
+@pytest.mark.parametrize(
+    ("product", "known"),
+    [
+        ("NVIDIA L20", "l20"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-80gb-pcie"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("Tesla V100", None),
+    ],
+)
+def test_the_gpu_here_is_known_by_its_product_name(product, known, tmp_path):
+    program(tmp_path, "nvidia-smi", f"echo 'GPU 0: {product} (UUID: GPU-1)'")
+    assert preflight.gpu_here() == known
