@@ -11,7 +11,7 @@ from loadtest.records.schema import EngineName
 from loadtest.servers import preflight
 from loadtest.study.schema import Cell, Study
 
-_CONTEXT_TOKENS, _MOST_TOKENS = 8192, 1024
+_CONTEXT_TOKENS, _MOST_TOKENS = 8192, 512
 _TOO_SMALL = 0.5  # of the memory that the weights need
 
 # By the prompt's own n-grams: no second model to download.
