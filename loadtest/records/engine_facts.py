@@ -9,6 +9,7 @@ import msgspec
 from loadtest.records.schema import ClockSpeed, Mode, UnixSeconds, about
 
 Side = Literal["a", "b"]
+Salting = Literal["kept", "refused", "ignored", "unknown"]  # what a server does with a `cache_salt`
 CellStatus = Literal["ok", "refused", "skipped", "failed", "died", "interrupted", "starting"]
 
 
@@ -95,6 +96,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     fit: MemoryFit | None = None
     server_info: dict[str, Any] | None = None  # what the server says of itself, as it says it
     contract: ContractFacts | None = None
+    cache_salt: Salting | None = None  # are rounds of prompts told apart by it? None: not asked
     clock_error: ClockError | None = None
     clock_error_by_level: dict[int, ClockError] = {}  # the same of each concurrency; empty: not measured
     search: SearchFacts | None = None  # None: the levels were given

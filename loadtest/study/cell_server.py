@@ -11,6 +11,7 @@ import msgspec
 
 from loadtest.errors import EngineError
 from loadtest.servers import chat_template, flags, preflight, probe
+from loadtest.servers.salts import salting_of
 from loadtest.servers.server import Server
 from loadtest.study import locust_pass
 from loadtest.study.contract_check import check_contract
@@ -18,6 +19,7 @@ from loadtest.study.engine_file import EngineFile, memory_fit
 from loadtest.study.execution import Execution, key_variables
 from loadtest.study.plan import launch_spec, refuse_misfit
 from loadtest.study.schema import Cell
+from loadtest.workload.script import SALTED
 
 
 @contextlib.contextmanager
@@ -59,8 +61,24 @@ def _attached(execution: Execution, base_url: str, cell: Cell, engine: EngineFil
     for violation in contract.violations:
         tell(f"{cell.title}: differs from the contract: {violation}")
     return locust_pass.Target(
-        base_url=base_url, served_model=served, clock_speed=info.clock_speed, room_tokens=info.max_model_len
+        base_url=base_url,
+        served_model=served,
+        clock_speed=info.clock_speed,
+        room_tokens=info.max_model_len,
+        salted=_keeps_salts(execution, cell, engine, base_url, served),
     )
+
+
+def _keeps_salts(execution: Execution, cell: Cell, engine: EngineFile, base_url: str, served: str) -> bool:
+    """May rounds of the same prompts be told apart by salts? A real server is asked, where the study has rounds."""
+    if execution.study.prompts is None or cell.engine not in SALTED or cell.simulated:
+        return cell.engine in SALTED
+    salting = salting_of(base_url, served)
+    engine.learn(cache_salt=salting)
+    if salting not in ("refused", "ignored"):
+        return True
+    execution.say(f"{cell.title}: cache_salt is {salting}: its levels ask on through the workload, each prompt once")
+    return False
 
 
 def _served(base_url: str, cell: Cell, info: probe.ServerInfo) -> str:

@@ -25,13 +25,14 @@ _STOP_GRACE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server that a pass drives: where it is, what it calls the model, how fast its clock runs (1: real), and what
-    context it serves (tokens; None: it does not say)."""
+    """The server that a pass drives: where it is, what it calls the model, how fast its clock runs (1: real), what context
+    it serves (tokens; None: it does not say), and whether it keeps apart what has another `cache_salt`."""
 
     base_url: str
     served_model: str
     clock_speed: float = 1.0
     room_tokens: int | None = None
+    salted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def command(study: Study, cell: Cell, target: Target, asked: AskedPass, repeat: 
             argv += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
     if study.workers > 1:
         argv += shared(study.workers)
-    if study.prompts is not None and cell.engine in SALTED:
+    if study.prompts is not None and cell.engine in SALTED and target.salted:
         argv += ["--prompts", str(study.prompts)]
     return [
         *argv,

@@ -384,14 +384,15 @@ def in_mode(study: Study, mode: Mode) -> Study:
 
 def by_default(study: Study) -> Study:
     """The study as `loadtest run` takes it: one that compares and says no mode decides, with at most six repeats, unless it
-    asks for what bursts have not: another scenario, a duration, rounds of prompts.
+    asks for what bursts have not: another scenario, a duration, rounds of prompts, configurations of an engine.
 
     >>> cells = (Cell(engine="vllm", model="qwq-32b"), Cell(engine="sglang", model="qwq-32b"))
     >>> by_default(Study(name="s", workload="math", cells=cells, unsaid=frozenset({"mode", "repeats"}))).mode
     'decision'
     """
     natural = study.scenario != CLOSED_LOOP or study.duration_s is not None or study.prompts is not None
-    if "mode" not in study.unsaid or natural or not study.compares:
+    configured = any(cell.name is not None for cell in study.cells)
+    if "mode" not in study.unsaid or natural or configured or not study.compares:
         return study
     repeats = LOOKS[-1] if "repeats" in study.unsaid else study.repeats
     until_decided = repeats in LOOKS if "until_decided" in study.unsaid else study.until_decided

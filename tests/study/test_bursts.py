@@ -119,6 +119,8 @@ def test_an_engine_without_salts_asks_on_through_the_workload():
     vllm = Cell(engine="vllm", model="m")
     argv = locust_pass.command(study, vllm, locust_pass.Target("http://127.0.0.1:1", "m"), first, 1, Path("RUN"), "id")
     assert argv[argv.index("--prompts") + 1] == "4"
+    refusing = locust_pass.Target("http://127.0.0.1:1", "m", salted=False)
+    assert "--prompts" not in locust_pass.command(study, vllm, refusing, first, 1, Path("RUN"), "id")
 
 
 def test_studies_that_compare_decide_unless_they_say_otherwise():
