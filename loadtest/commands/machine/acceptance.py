@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest.commands.finish import analyze_run, as_json, new_folder, write_page
+from loadtest.commands.machine import acceptance_studies as studies
 from loadtest.errors import GateError, LoadtestError, UsageError
 from loadtest.perfmodel import gpus, prediction
 from loadtest.records import bundle
 from loadtest.records.read import LevelRecords, Run, read_run
 from loadtest.records.write import write_json
 from loadtest.servers import preflight, smi
-from loadtest.study import acceptance, estimate, plan
+from loadtest.study import estimate, plan
 from loadtest.study.run import execute
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def accept(arguments: argparse.Namespace, say: Teller) -> str:
 
     asked, out = _asked(arguments, say), arguments.out or new_folder("acceptance")
     with smi.power_readings() as readings:
-        measured = _measure(acceptance.measured(asked), out / "measured", False, say)
-    extremes = _measure(acceptance.extremes(asked), out / "extremes", True, say)
+        measured = _measure(studies.measured(asked), out / "measured", False, say)
+    extremes = _measure(studies.extremes(asked), out / "extremes", True, say)
     found = checks(measured, extremes, _predicted(asked, measured[0]), readings)
     write_json(out / "acceptance.json", found)
     packed = []
@@ -49,7 +50,7 @@ def accept(arguments: argparse.Namespace, say: Teller) -> str:
     return said
 
 
-def _asked(arguments: argparse.Namespace, say: Teller) -> acceptance.Asked:
+def _asked(arguments: argparse.Namespace, say: Teller) -> studies.Asked:
     engines = tuple(dict.fromkeys(arguments.engine or _ENGINES))
     real = [one for one in engines if not one.endswith("-sim")]
     gpu = arguments.gpu or preflight.gpu_here()
@@ -60,7 +61,7 @@ def _asked(arguments: argparse.Namespace, say: Teller) -> acceptance.Asked:
     count = preflight.gpu_count() if real else 2
     if real and gpu is not None and not count:
         raise UsageError("expected a GPU on this machine, found none; to rehearse: --engine vllm-sim --engine sglang-sim")
-    return acceptance.Asked(engines, arguments.model, gpu, (1, 2) if count >= 2 else (1,))
+    return studies.Asked(engines, arguments.model, gpu, (1, 2) if count >= 2 else (1,))
 
 
 def _measure(study: Study, out: Path, force: bool, say: Teller) -> tuple[Run, Metrics]:
@@ -76,9 +77,9 @@ def _measure(study: Study, out: Path, force: bool, say: Teller) -> tuple[Run, Me
     return read_run(out), metrics
 
 
-def _predicted(asked: acceptance.Asked, run: Run) -> dict[str, Prediction]:
+def _predicted(asked: studies.Asked, run: Run) -> dict[str, Prediction]:
     """What the performance model expects of each cell alone, at the lengths that were measured."""
-    study = acceptance.measured(asked)
+    study = studies.measured(asked)
     _, contract = plan.asked(study)
     found: dict[str, Prediction] = {}
     for cell in study.cells:
