@@ -225,6 +225,19 @@ class Reconciliation(msgspec.Struct, frozen=True, kw_only=True):
     passes: tuple[PassReconciliation, ...]
 
 
+class Speculation(msgspec.Struct, frozen=True, kw_only=True):
+    """Speculative decoding by the server's own counters: whole passes, warm-up included. Intervals are over passes."""
+
+    n_drafts: Annotated[float, about("Rows of drafts: one a stream and step. SGLang: of requests that ended.")]
+    accepted_share: Annotated[Bounded, about("Draft tokens accepted / proposed.")]
+    accepted_length: Annotated[Bounded, about("Mean tokens of a stream a step: the sure one and the drafts accepted.")]
+    accepted_share_by_position: Annotated[
+        tuple[float, ...], about("Rows whose draft at each position was accepted / rows. Empty: not told (SGLang).")
+    ]
+    thinking_tokens_per_chunk: Annotated[float | None, about("Mean tokens of a chunk of thinking; None: none told.")]
+    answer_tokens_per_chunk: Annotated[float | None, about("The same of the answer.")]
+
+
 class ServerCounters(msgspec.Struct, frozen=True, kw_only=True):
     """What the server's own counters say of all passes, warm-up included. None: it does not tell."""
 
@@ -232,6 +245,7 @@ class ServerCounters(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_hit_share: Annotated[float | None, about("Prompt tokens found in the prefix cache / prompt tokens.")]
     peak_kv_usage_share: Annotated[float | None, about("Largest share of the KV cache in use, of readings a second apart.")]
     peak_waiting_at_once: Annotated[float | None, about("Most requests waiting in the server, likewise.")]
+    speculation: Annotated[Speculation | None, about("None where no draft was counted.")] = None
 
 
 # Curves --------------------------------------------------------------------------------------------------------------

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 from msgspec.structs import replace
 
+from loadtest.metrics import intervals
 from loadtest.metrics.client_health import Passes, sample_time
-from loadtest.metrics.level_schema import PassReconciliation, Reconciliation, ServerCounters, TtftAgreement
+from loadtest.metrics.figures import Bounded
+from loadtest.metrics.level_schema import PassReconciliation, Reconciliation, ServerCounters, Speculation, TtftAgreement
 from loadtest.metrics.request_arrays import Pass
+from loadtest.metrics.token_counts import tokens_per_chunk
 from loadtest.records.read import LevelRecords
 from loadtest.records.schema import FINISHED, ServerSample
 
@@ -50,8 +54,9 @@ def count_server(passes: Passes, anchor: float) -> ServerCounters:
     """What the server's own counters say of whole passes, warm-up included; None where it does not tell.
 
     `n_preemptions` (vLLM; retractions of SGLang): requests put back when the KV cache was full; their work is repeated.
-    `prefix_cache_hit_share`: prompt tokens found in the prefix cache / prompt tokens. Both from the first reading of
-    `/metrics` to the last, over all passes. `peak_kv_usage_share` (of the KV cache), `peak_waiting_at_once`: in any of them.
+    `speculation`: what became of drafts. `prefix_cache_hit_share`: prompt tokens found in the prefix cache / prompt tokens.
+    These from the first reading of `/metrics` to the last, over all passes. `peak_kv_usage_share` (of the KV cache),
+    `peak_waiting_at_once`: in any of them.
     """
     readings = [_readings(level, anchor) for level, _ in passes]
     ends = [(one[0], one[-1]) for one in readings if len(one) > 1]
@@ -68,7 +73,56 @@ def count_server(passes: Passes, anchor: float) -> ServerCounters:
         prefix_cache_hit_share=hits / prompts if hits is not None and prompts else None,
         peak_kv_usage_share=highest("kv_usage"),
         peak_waiting_at_once=highest("waiting"),
+        speculation=_speculation(ends, [columns for _, columns in passes]),
     )
+
+
+Ends = Sequence[tuple[ServerSample, ServerSample]]  # the first and the last reading of each pass
+
+
+def _speculation(ends: Ends, columns: Sequence[Pass]) -> Speculation | None:
+    rows = _growths(ends, "drafts_total")
+    n_drafts = math.fsum(rows)
+    if not n_drafts:
+        return None
+    accepted, proposed = _growths(ends, "accepted_draft_tokens_total"), _growths(ends, "draft_tokens_total")
+    length = _ratio(accepted, rows)
+    thinking, answer = tokens_per_chunk(columns)
+    return Speculation(
+        n_drafts=n_drafts,
+        accepted_share=_ratio(accepted, proposed),
+        accepted_length=Bounded(
+            None if length.value is None else 1 + length.value,
+            None if length.ci95 is None else (1 + (length.low or 0.0), 1 + (length.high or 0.0)),
+        ),
+        accepted_share_by_position=tuple(count / n_drafts for count in _by_position(ends)),
+        thinking_tokens_per_chunk=thinking,
+        answer_tokens_per_chunk=answer,
+    )
+
+
+def _growths(ends: Ends, field: str) -> list[float]:
+    """Growth of a counter in each pass; 0 where it is not told."""
+    return [_difference(first, last, field) or 0.0 for first, last in ends]
+
+
+def _ratio(parts: Sequence[float], wholes: Sequence[float]) -> Bounded:
+    """Of all passes together, with an interval over passes."""
+    whole = math.fsum(wholes)
+    if not whole:
+        return Bounded(None, None)
+    each = [part / of for part, of in zip(parts, wholes, strict=True) if of]
+    return Bounded(math.fsum(parts) / whole, intervals.mean(np.array(each)).ci95)
+
+
+def _by_position(ends: Ends) -> list[float]:
+    grown: list[float] = []
+    for first, last in ends:
+        before = first.accepted_by_position_total or ()
+        for n, count in enumerate(last.accepted_by_position_total or ()):
+            grown += [0.0] * (n + 1 - len(grown))
+            grown[n] += count - (before[n] if n < len(before) else 0.0)
+    return grown
 
 
 def _readings(level: LevelRecords, anchor: float) -> list[ServerSample]:

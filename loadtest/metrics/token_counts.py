@@ -50,6 +50,21 @@ def count_arrivals(passes: Sequence[Pass], *, whole_answer: Distribution, betwee
     )
 
 
+def tokens_per_chunk(passes: Sequence[Pass]) -> tuple[float | None, float | None]:
+    """Mean tokens of a chunk of thinking, and of the answer, of measured requests whose tokens the server told chunk by
+    chunk. With speculative decoding a chunk is what one step gave, so thinking may be seen to be guessed better than the
+    answer. None without such a chunk."""
+    tokens, chunks = [0, 0], [0, 0]
+    for record in (r for one in passes for r in one.records if r.phase == "measure" and r.chunk_tokens is not None):
+        told = record.chunk_tokens or ()
+        cut = len(told) if record.first_answer_chunk is None else record.first_answer_chunk
+        for side, part in enumerate((told[:cut], told[cut:])):
+            tokens[side] += sum(part)
+            chunks[side] += len(part)
+    thinking, answer = (total / n if n else None for total, n in zip(tokens, chunks, strict=True))
+    return thinking, answer
+
+
 def fewest_tokens(record: RequestRecord) -> int:
     """Fewest tokens that the text can be: one for each chunk; what its bytes and a local tokenizer ask for, where known."""
     sizes = [len(record.chunk_s)]

@@ -217,6 +217,10 @@ class ServerSample:
     ttft_buckets: tuple[tuple[float, float], ...] | None = None  # (upper bound in s, requests up to it), ascending
     e2e_sum_s: float | None = None
     e2e_count: float | None = None
+    drafts_total: float | None = None  # of speculative decoding: rows of drafts that were verified, one a stream and step
+    draft_tokens_total: float | None = None  # proposed in them
+    accepted_draft_tokens_total: float | None = None
+    accepted_by_position_total: tuple[float, ...] | None = None  # rows whose draft at each position was accepted
     error: str | None = None  # why this reading failed
 
 

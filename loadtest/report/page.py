@@ -50,6 +50,7 @@ from loadtest.report.plots.overview import SPEED, TIMES
 from loadtest.report.search import search_table
 from loadtest.report.tables import (
     Command,
+    caching_table,
     capacity_table,
     cells_table,
     command_lines,
@@ -230,6 +231,7 @@ def _run_page(source: Source, drawings: Iterable[Drawing], templates: Templates)
         searched=search_table(metrics),
         composed=composed_table(cells),
         levels=levels_table(cells),
+        caching=caching_table(cells),
         failures=failures_table(cells),
         failed=failed_levels_table(cells),
         doubts=window_reasons(metrics),

@@ -12,7 +12,7 @@ import msgspec
 
 from loadtest.metrics.catalogue import METRICS, QUANTILES, TERMS, Metric, Statistic
 from loadtest.metrics.figures import Bounded, Distribution
-from loadtest.metrics.level_schema import GateStatus, LevelFigures
+from loadtest.metrics.level_schema import GateStatus, LevelFigures, Speculation
 from loadtest.metrics.schema import ClaimResult, FindingVerdict, Metrics
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
@@ -246,6 +246,46 @@ def chunk_notes(cells: Sequence[ShownCell]) -> list[str]:
         if (gap := level.chunk_gap_s.at("p50")).known and level.itl_s.n > MANY_TOKENS * level.chunk_gap_s.n
     ]
     return [f"Text comes in chunks (median gap between two): {'; '.join(seen)}."] if seen else []
+
+
+def caching_table(cells: Sequence[ShownCell]) -> Table | None:
+    """Hits in the prefix cache, and what became of drafts, level by level; None where no server tells."""
+    told = [
+        (cell, level)
+        for cell, level in by_level(cells)
+        if level.server.speculation is not None or level.server.prefix_cache_hit_share is not None
+    ]
+    if not told:
+        return None
+    hits = ("cell", "concurrency", "prefix-cache hits")
+    head = (*hits, "drafts accepted", "tokens a step", "accepted by position", "tokens a chunk: thinking", "answer")
+    rows = [(cell.name, count(level.concurrency), percent(level.server.prefix_cache_hit_share)) for cell, level in told]
+    if all(level.server.speculation is None for _, level in told):
+        return Table(hits, tuple(rows))
+    return Table(
+        head,
+        tuple((*row, *_drafts(level.server.speculation)) for row, (_, level) in zip(rows, told, strict=True)),
+        ("Of the server's counters, warm-up included; intervals are over passes. A chunk is what one step gave, unless "
+         "the server joins steps.",),
+    )  # fmt: skip
+
+
+_POSITIONS = 8  # as many as a column holds
+
+
+def _drafts(found: Speculation | None) -> tuple[str, ...]:
+    if found is None:
+        return (DASH,) * 5
+    share, length = found.accepted_share, found.accepted_length
+    positions = " ".join(f"{100 * one:.0f}" for one in found.accepted_share_by_position[:_POSITIONS])
+    more = " …" if len(found.accepted_share_by_position) > _POSITIONS else ""
+    return (
+        f"{percent(share.value)}\n{percent(share.low)} to {percent(share.high)}" if share.ci95 else percent(share.value),
+        f"{number(length.value)}\n{span(length)}".rstrip(),
+        f"{positions}{more} %" if positions else DASH,
+        number(found.thinking_tokens_per_chunk),
+        number(found.answer_tokens_per_chunk),
+    )
 
 
 # Failures ------------------------------------------------------------------------------------------------------------

@@ -53,6 +53,9 @@ _COUNTERS: dict[str, dict[str, _Row]] = {
         "ttft_count": ("time_to_first_token_seconds_count", "", ()),
         "e2e_sum_s": ("e2e_request_latency_seconds_sum", "", ()),
         "e2e_count": ("e2e_request_latency_seconds_count", "", ()),
+        "drafts_total": ("spec_decode_num_drafts_total", "", ()),
+        "draft_tokens_total": ("spec_decode_num_draft_tokens_total", "", ()),
+        "accepted_draft_tokens_total": ("spec_decode_num_accepted_tokens_total", "", ()),
     },
     "sglang:": {
         "prompt_tokens_total": ("prompt_tokens_total", "", ()),
@@ -66,14 +69,18 @@ _COUNTERS: dict[str, dict[str, _Row]] = {
         "ttft_count": ("time_to_first_token_seconds_count", "", ()),
         "e2e_sum_s": ("e2e_request_latency_seconds_sum", "", ()),
         "e2e_count": ("e2e_request_latency_seconds_count", "", ()),
+        "drafts_total": ("spec_verify_calls_total", "", ()),  # of requests that ended, as its tokens are
     },
 }
+_ROW_TOKENS = "spec_num_draft_tokens"  # SGLang: a row of drafts, with the token before them
+_BY_POSITION = "spec_decode_num_accepted_tokens_per_pos_total"
+_MOST_POSITIONS = 64
 
 _TTFT_BUCKET = "time_to_first_token_seconds_bucket"  # the same on both
 _MOST_BUCKETS = 64
 _OURS = {
     prefix: {prefix + name for name in (*_GAUGES[prefix].values(), *(row[0] for row in _COUNTERS[prefix].values()))}
-    | {prefix + _TTFT_BUCKET}
+    | {prefix + name for name in (_TTFT_BUCKET, _BY_POSITION, _ROW_TOKENS)}
     for prefix in _GAUGES
 }
 
@@ -91,10 +98,22 @@ def normalise(text: str) -> dict[str, Any]:
     for prefix, names in _OURS.items():
         series = parse_series(text, names)
         if series:
-            told = _settle(_gauges(series, prefix) | _counters(series, prefix), prefix)
+            told = _settle(_gauges(series, prefix) | _counters(series, prefix), series, prefix)
             values: dict[str, Any] = {key: value for key, value in told.items() if math.isfinite(value)}  # sums overflow
-            return values | {"ttft_buckets": buckets} if (buckets := _ttft_buckets(series, prefix)) else values
+            rows = {"ttft_buckets": _ttft_buckets(series, prefix), "accepted_by_position_total": _by_position(series)}
+            return values | {key: row for key, row in rows.items() if row}
     return {}
+
+
+def _by_position(series: Series) -> tuple[float, ...]:
+    """Drafts accepted at each position, the first first; empty where it is not told (SGLang does not)."""
+    counts: dict[int, float] = {}
+    for labels, value in series.get("vllm:" + _BY_POSITION, ()):
+        position = labels.get("position", "")
+        if position.isdecimal() and len(position) < 3 and int(position) < _MOST_POSITIONS:
+            counts[int(position)] = counts.get(int(position), 0.0) + value
+    known = tuple(counts.get(n, 0.0) for n in range(max(counts, default=-1) + 1))
+    return known if all(map(math.isfinite, known)) else ()
 
 
 def _ttft_buckets(series: Series, prefix: str) -> tuple[tuple[float, float], ...]:
@@ -111,9 +130,16 @@ def _ttft_buckets(series: Series, prefix: str) -> tuple[tuple[float, float], ...
     return tuple(itertools.islice(finite, _MOST_BUCKETS))
 
 
-def _settle(values: dict[str, float], prefix: str) -> dict[str, float]:
-    """SGLang counts an aborted request as finished too; finished means by itself, on both."""
+def _settle(values: dict[str, float], series: Series, prefix: str) -> dict[str, float]:
+    """SGLang counts an aborted request as finished too; finished means by itself, on both. It does not count drafts that
+    were accepted: they are the tokens beside the first of each request and the sure one of each row of drafts."""
     if prefix == "sglang:":
+        rows, ended = values.pop("drafts_total"), values["requests_finished_total"]
+        if rows:
+            values["drafts_total"] = rows
+            values["accepted_draft_tokens_total"] = max(0.0, values["generation_tokens_total"] - ended - rows)
+            told = [value for _, value in series.get(prefix + _ROW_TOKENS, ()) if value > 1]
+            values |= {"draft_tokens_total": rows * (sum(told) / len(told) - 1)} if told else {}
         values["requests_finished_total"] -= values["requests_aborted_total"]
     return values
 

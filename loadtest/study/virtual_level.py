@@ -11,6 +11,7 @@ import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
+from typing import Any
 
 from loadtest.client import thinking
 from loadtest.client.record_builder import RecordBuilder, Sending
@@ -74,7 +75,28 @@ class VirtualServer:
             ttft_buckets=seen.ttft.cumulative() if seen.vllm or seen.ttft.count else None,
             e2e_sum_s=seen.e2e.sum,
             e2e_count=seen.e2e.count,
+            **self._drafts(generated),
         )
+
+    def _drafts(self, generated: int) -> dict[str, Any]:
+        """What became of drafts, as each engine tells it (`servers.prometheus`); nothing without speculation."""
+        speculation, drafts, seen = self.engine.config.speculation, self.engine.drafts, self.seen
+        if speculation is None:
+            return {}
+        if seen.vllm:
+            positions = range(speculation.draft_tokens)
+            return {
+                "drafts_total": drafts.rows,
+                "draft_tokens_total": drafts.rows * speculation.draft_tokens,
+                "accepted_draft_tokens_total": drafts.accepted_tokens,
+                "accepted_by_position_total": tuple(float(drafts.accepted_beyond(n)) for n in positions),
+            }
+        rows = seen.finished_verified_steps
+        if not rows:
+            return {}
+        accepted = max(0, generated - sum(seen.finished.values()) - rows)
+        told = {"drafts_total": rows, "accepted_draft_tokens_total": accepted}
+        return told | ({"draft_tokens_total": rows * speculation.draft_tokens} if speculation.draft_tokens else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -275,6 +275,29 @@ def test_what_the_server_says_of_itself_is_summed_over_the_passes_and_null_where
     assert set(structs.asdict(nothing).values()) == {None}
 
 
+def drafted(rows, accepted, by_position):
+    """A pass in which so many rows of three drafts were verified."""
+    one = passed()
+    first, last = (replace(s, drafts_total=0.0) for s in one.server)
+    last = replace(last, drafts_total=rows, draft_tokens_total=3 * rows, accepted_draft_tokens_total=accepted)
+    last = replace(last, accepted_by_position_total=by_position)
+    return replace(one, server=(first, last)), request_arrays.pass_arrays(one, builders.ANCHOR)
+
+
+def test_drafts_are_pooled_over_passes_with_an_interval_over_them():
+    told = [drafted(100.0, 120.0, (80.0, 40.0)), drafted(300.0, 480.0, (270.0, 180.0, 30.0))]
+    found = reconciliation.count_server(told, builders.ANCHOR).speculation
+    assert found.n_drafts == 400
+    assert found.accepted_share.value == pytest.approx(600 / 1200)
+    assert found.accepted_length.value == pytest.approx(2.5)
+    assert found.accepted_length.low < 2.2 < 2.6 < found.accepted_length.high
+    assert found.accepted_share_by_position == pytest.approx((350 / 400, 220 / 400, 30 / 400))
+    assert (found.thinking_tokens_per_chunk, found.answer_tokens_per_chunk) == (1.0, 1.0)
+    alone = reconciliation.count_server(told[:1], builders.ANCHOR).speculation
+    assert alone.accepted_length.ci95 is None
+    assert reconciliation.count_server([drafted(0.0, 0.0, ())], builders.ANCHOR).speculation is None
+
+
 @pytest.mark.parametrize(
     ("sources", "counted_by"),
     [((), None), (("server",), "server"), (("server", "tokenizer"), "tokenizer"), (("tokenizer", "chunks"), "chunks")],

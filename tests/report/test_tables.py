@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from loadtest.metrics.figures import Estimate
+from loadtest.metrics.figures import Bounded, Estimate
+from loadtest.metrics.level_schema import Speculation
 from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import cells_of
 from loadtest.report.checklist import gate_checks
 from loadtest.report.plots.figure import Table
 from loadtest.report.tables import (
+    caching_table,
     capacity_table,
     command_lines,
     contract_table,
@@ -87,6 +91,25 @@ def test_waits_in_the_load_generator_are_a_note_where_there_are_any():
     )
     [note] = [one for one in levels_table(cells_of(waited.metrics)).notes if "load generator" in one]
     assert "at concurrency 1: 0.400 s 0.300 to 0.500" in note
+
+
+def test_cache_hits_and_drafts_are_a_row_for_each_level_that_tells():
+    cells = cells_of(runs.small().metrics)
+    assert caching_table(cells) is None
+
+    def telling(**counted):
+        (first, *others) = cells[0].levels
+        levels = (change(first, server=change(first.server, **counted)), *others)
+        return [replace(cells[0], figures=change(cells[0].figures, levels=levels)), *cells[1:]]
+
+    hits = caching_table(telling(prefix_cache_hit_share=0.25))
+    assert hits.rows == (("SGLang QwQ-32B-AWQ, 1 GPU", "1", "25 %"),)
+    drafts = Speculation(
+        n_drafts=10.0, accepted_share=Bounded(0.5, (0.4, 0.6)), accepted_length=Bounded(2.5, None),
+        accepted_share_by_position=(0.8, 0.4), thinking_tokens_per_chunk=2.6, answer_tokens_per_chunk=None,
+    )  # fmt: skip
+    (row,) = caching_table(telling(speculation=drafts)).rows
+    assert row[1:] == ("1", "—", "50 %\n40 % to 60 %", "2.50", "80 40 %", "2.60", "—")
 
 
 def test_failures_have_a_column_where_they_occurred_and_are_named_where_not():

@@ -224,3 +224,36 @@ def test_sums_that_overflow_are_unknown_and_the_sample_can_be_read_again():
     assert "running" not in values
     sample = ServerSample(t_s=0.0, clock_anchor_unix_s=0.0, clock_speed=1.0, **values)
     assert msgspec.json.decode(msgspec.json.encode(sample), type=ServerSample) == sample
+
+
+VLLM_DRAFTS = (
+    VLLM
+    + """
+vllm:spec_decode_num_drafts_total{engine="0"} 100.0
+vllm:spec_decode_num_draft_tokens_total{engine="0"} 300.0
+vllm:spec_decode_num_accepted_tokens_total{engine="0"} 150.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="1"} 50.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="0"} 90.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="1",position="0"} 1.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="many"} 7.0
+"""
+)
+
+
+def test_drafts_of_vllm_by_hand():
+    told = prometheus.normalise(VLLM_DRAFTS)
+    assert (told["drafts_total"], told["draft_tokens_total"], told["accepted_draft_tokens_total"]) == (100.0, 300.0, 150.0)
+    assert told["accepted_by_position_total"] == (91.0, 50.0)
+    assert not {key for key in prometheus.normalise(VLLM) if "draft" in key or "position" in key}
+
+
+def test_drafts_of_sglang_are_the_tokens_beside_the_sure_ones():
+    """6,019 tokens of 108 requests, each with a first token, in 2,000 rows of three drafts and the token before them."""
+    text = (
+        SGLANG + 'sglang:spec_verify_calls_total{model_name="tiny"} 2000.0\nsglang:spec_num_draft_tokens{tp_rank="0"} 4.0\n'
+    )
+    told = prometheus.normalise(text)
+    assert (told["drafts_total"], told["draft_tokens_total"]) == (2000.0, 6000.0)
+    assert told["accepted_draft_tokens_total"] == 6019 - 108 - 2000
+    assert "drafts_total" not in prometheus.normalise(SGLANG)
+    assert "draft_tokens_total" not in prometheus.normalise(text.replace(" 4.0", " 0.0"))

@@ -319,7 +319,14 @@ def test_a_full_queue_refuses_and_the_totals_still_agree(tmp_path):
     assert analysis_run.analyze(run).health.reconciliation == "pass"
 
 
-@pytest.mark.parametrize("cell", [VLLM, SGLANG], ids=["vllm", "sglang"])
+DRAFTS = ("--speculation", "2.5,4,2")
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [VLLM, SGLANG, *(replace(one, args=(*SHORT, *DRAFTS)) for one in (VLLM, SGLANG))],
+    ids=["vllm", "sglang", "vllm-drafts", "sglang-drafts"],
+)
 def test_a_sample_is_what_a_scrape_of_metrics_would_tell(cell):
     made = fast_forward.simulate_cell(cell, Contract())
     server = virtual_level.VirtualServer(Engine(made.config, made.step_time_s), made.served)
@@ -332,7 +339,8 @@ def test_a_sample_is_what_a_scrape_of_metrics_would_tell(cell):
     for fact in virtual_level.VirtualLevel(plan, script, server).run():
         if isinstance(fact, schema.ServerSample):
             scraped = normalise(exposition.render(server.engine, server.seen, "qwq-32b-awq"))
-            assert fact.ttft_buckets == scraped.pop("ttft_buckets", None)
+            for rows in ("ttft_buckets", "accepted_by_position_total"):
+                assert getattr(fact, rows) == scraped.pop(rows, None)
             assert {name: getattr(fact, name) for name in scraped} == pytest.approx(scraped)
             compared += 1
     assert compared > 5
@@ -475,3 +483,19 @@ def test_configurations_that_differ_only_in_what_is_not_modelled_are_refused():
         fast_forward.predicted(replace(STUDY, cells=both))
     ours = tuple(replace(VLLM, name=name, args=("--max-running", name)) for name in ("8", "64"))
     assert len(fast_forward.predicted(replace(STUDY, cells=ours)).cells) == 2
+
+
+@pytest.mark.parametrize("cell", [VLLM, SGLANG], ids=["vllm", "sglang"])
+def test_what_became_of_drafts_is_recovered_at_each_level(cell, tmp_path):
+    """2.5 tokens a step of 4 drafted; SGLang's count lacks what an end cuts short."""
+    drafting = replace(cell, args=(*SHORT, *DRAFTS))
+    study = replace(STUDY, cells=(drafting,), levels=(1, 2), min_requests=8, repeats=1)
+    for one in analysis_run.analyze(carried_out(study, tmp_path / "run")).cells[0].levels:
+        found = one.server.speculation
+        assert found.accepted_length.value == pytest.approx(2.5, rel=0.05)
+        assert found.accepted_share.value == pytest.approx(1.5 / 4, rel=0.08)
+        assert found.thinking_tokens_per_chunk == pytest.approx(2.5, rel=0.05)
+        if cell is VLLM:
+            by_position = found.accepted_share_by_position
+            assert list(by_position) == sorted(by_position, reverse=True)
+            assert sum(by_position) == pytest.approx(found.accepted_length.value - 1)
