@@ -225,7 +225,7 @@ class Reconciliation(msgspec.Struct, frozen=True, kw_only=True):
     passes: tuple[PassReconciliation, ...]
 
 
-class Speculation(msgspec.Struct, frozen=True, kw_only=True):
+class DraftFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Speculative decoding by the server's own counters: whole passes, warm-up included. Intervals are over passes."""
 
     n_drafts: Annotated[float, about("Rows of drafts: one a stream and step. SGLang: of requests that ended.")]
@@ -245,7 +245,7 @@ class ServerCounters(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_hit_share: Annotated[float | None, about("Prompt tokens found in the prefix cache / prompt tokens.")]
     peak_kv_usage_share: Annotated[float | None, about("Largest share of the KV cache in use, of readings a second apart.")]
     peak_waiting_at_once: Annotated[float | None, about("Most requests waiting in the server, likewise.")]
-    speculation: Annotated[Speculation | None, about("None where no draft was counted.")] = None
+    speculation: Annotated[DraftFigures | None, about("None where no draft was counted.")] = None
 
 
 # Curves --------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from loadtest.metrics import intervals
 from loadtest.metrics.client_health import Passes, sample_time
 from loadtest.metrics.figures import Bounded
-from loadtest.metrics.level_schema import PassReconciliation, Reconciliation, ServerCounters, Speculation, TtftAgreement
+from loadtest.metrics.level_schema import DraftFigures, PassReconciliation, Reconciliation, ServerCounters, TtftAgreement
 from loadtest.metrics.request_arrays import Pass
 from loadtest.metrics.token_counts import tokens_per_chunk
 from loadtest.records.read import LevelRecords
@@ -80,7 +80,7 @@ def count_server(passes: Passes, anchor: float) -> ServerCounters:
 Ends = Sequence[tuple[ServerSample, ServerSample]]  # the first and the last reading of each pass
 
 
-def _speculation(ends: Ends, columns: Sequence[Pass]) -> Speculation | None:
+def _speculation(ends: Ends, columns: Sequence[Pass]) -> DraftFigures | None:
     rows = _growths(ends, "drafts_total")
     n_drafts = math.fsum(rows)
     if not n_drafts:
@@ -88,7 +88,7 @@ def _speculation(ends: Ends, columns: Sequence[Pass]) -> Speculation | None:
     accepted, proposed = _growths(ends, "accepted_draft_tokens_total"), _growths(ends, "draft_tokens_total")
     length = _ratio(accepted, rows)
     thinking, answer = tokens_per_chunk(columns)
-    return Speculation(
+    return DraftFigures(
         n_drafts=n_drafts,
         accepted_share=_ratio(accepted, proposed),
         accepted_length=Bounded(

@@ -12,7 +12,7 @@ import msgspec
 
 from loadtest.metrics.catalogue import METRICS, QUANTILES, TERMS, Metric, Statistic
 from loadtest.metrics.figures import Bounded, Distribution
-from loadtest.metrics.level_schema import GateStatus, LevelFigures, Speculation
+from loadtest.metrics.level_schema import DraftFigures, GateStatus, LevelFigures
 from loadtest.metrics.schema import ClaimResult, FindingVerdict, Metrics
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
@@ -273,7 +273,7 @@ def caching_table(cells: Sequence[ShownCell]) -> Table | None:
 _POSITIONS = 8  # as many as a column holds
 
 
-def _drafts(found: Speculation | None) -> tuple[str, ...]:
+def _drafts(found: DraftFigures | None) -> tuple[str, ...]:
     if found is None:
         return (DASH,) * 5
     share, length = found.accepted_share, found.accepted_length

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from loadtest.metrics.figures import Bounded, Estimate
-from loadtest.metrics.level_schema import Speculation
+from loadtest.metrics.level_schema import DraftFigures
 from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import cells_of
@@ -104,7 +104,7 @@ def test_cache_hits_and_drafts_are_a_row_for_each_level_that_tells():
 
     hits = caching_table(telling(prefix_cache_hit_share=0.25))
     assert hits.rows == (("SGLang QwQ-32B-AWQ, 1 GPU", "1", "25 %"),)
-    drafts = Speculation(
+    drafts = DraftFigures(
         n_drafts=10.0, accepted_share=Bounded(0.5, (0.4, 0.6)), accepted_length=Bounded(2.5, None),
         accepted_share_by_position=(0.8, 0.4), thinking_tokens_per_chunk=2.6, answer_tokens_per_chunk=None,
     )  # fmt: skip
