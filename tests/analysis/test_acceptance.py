@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from loadtest.analysis import acceptance
-from loadtest.analysis.acceptance import Check, checks
+from loadtest.analysis.acceptance import AcceptanceRow, checks
 from loadtest.analysis.run import analyze
 from loadtest.metrics.figures import Estimate
 from loadtest.perfmodel.prediction import PredictedRange, Prediction
@@ -109,7 +109,7 @@ def test_two_starts_of_each_engine_decide_and_tell_how_they_vary():
     assert row(found, "decision").result == "pass"
     assert row(found, "start-to-start variation").result == "pass"
     alone = accepted([cell("vllm")])
-    assert row(alone, "decision") == Check(
+    assert row(alone, "decision") == AcceptanceRow(
         "decision",
         "the engines",
         "a verdict with its interval, from two starts of each",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from loadtest.analysis.acceptance import Check
+from loadtest.analysis.acceptance import AcceptanceRow
 from loadtest.report.terminal import SIMULATED
 
 _COLUMNS = 110
 
 
-def acceptance_text(rows: Sequence[Check], *, simulated: bool, files: Sequence[str]) -> str:
+def acceptance_text(rows: Sequence[AcceptanceRow], *, simulated: bool, files: Sequence[str]) -> str:
     """The counts, then each row with what was expected and what was seen; last the files that prove it."""
     counts = ", ".join(f"{n} {result}" for result in ("pass", "fail", "not run") if (n := _count(rows, result)))
     text = [f"accepted: {counts}", *([SIMULATED] if simulated else []), ""]
@@ -22,5 +22,5 @@ def acceptance_text(rows: Sequence[Check], *, simulated: bool, files: Sequence[s
     return "\n".join([*text, "", *(f"evidence: {one}" for one in files)])
 
 
-def _count(rows: Sequence[Check], result: str) -> int:
+def _count(rows: Sequence[AcceptanceRow], result: str) -> int:
     return sum(row.result == result for row in rows)
