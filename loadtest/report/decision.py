@@ -319,17 +319,22 @@ def price(manifest: Manifest) -> Price:
     return Price(manifest.prices.gpu_hour, clean(manifest.prices.currency or ""))
 
 
-def cost_per_1000_answers(cell: ShownCell, level: LevelFigures, gpu_hour_price: float) -> Bounded:
+def cost_per_1000_answers(cell: ShownCell, level: LevelFigures | ComposedLevel, gpu_hour_price: float) -> Bounded:
     """Price of 1,000 finished answers: price of a GPU-hour x GPUs x 1,000 / answers per hour; the interval is inverted."""
-    rate, hour = level.answers_per_hour, 1000 * gpu_hour_price * cell.gpus
+    rate, hour = level.estimate("answers_per_hour") or Bounded(None, None), 1000 * gpu_hour_price * cell.gpus
     if not rate.value:
         return Bounded(None, None)
     return Bounded(hour / rate.value, (hour / rate.high if rate.high else None, hour / rate.low if rate.low else None))
 
 
-def cheapest_level(cells: Iterable[ShownCell], gpu_hour_price: float) -> tuple[Bounded, ShownCell, LevelFigures] | None:
-    """The level with the lowest cost of 1,000 answers; None where no level finished enough of them."""
-    costs = [(cost_per_1000_answers(cell, level, gpu_hour_price), cell, level) for cell, level in by_level(cells)]
+def cheapest_level(
+    cells: Iterable[ShownCell], gpu_hour_price: float
+) -> tuple[Bounded, ShownCell, LevelFigures | ComposedLevel] | None:
+    """The level with the lowest cost of 1,000 answers, of a decision the composed one; None where no level tells it."""
+    shown: list[tuple[ShownCell, LevelFigures | ComposedLevel]] = [
+        (cell, level) for cell in cells for level in cell.figures.usable or cell.levels
+    ]
+    costs = [(cost_per_1000_answers(cell, level, gpu_hour_price), cell, level) for cell, level in shown]
     return min((row for row in costs if row[0].known), key=lambda row: row[0].value or 0.0, default=None)
 
 
