@@ -117,36 +117,52 @@ def test_both_ask_for_the_same_master_and_workers():
     assert differ == {"--host=http://127.0.0.1:8000", "--host=http://runtime:8000"}
 
 
+def test_only_workers_reach_the_port_of_the_master_and_nobody_shares_a_volume():
+    (rule,) = named("NetworkPolicy", "master-from-workers-only")["spec"]["ingress"]
+    (port,) = named("Service", "master")["spec"]["ports"]
+    pod = {role: named("Job", role)["spec"]["template"] for role in ("master", "worker")}
+    assert named("NetworkPolicy", "master-from-workers-only")["spec"]["podSelector"]["matchLabels"].items() <= (
+        pod["master"]["metadata"]["labels"].items()
+    )
+    assert rule == {"from": [{"podSelector": {"matchLabels": pod["worker"]["metadata"]["labels"]}}], "ports": [{"port": 5557}]}
+    assert port["port"] == 5557
+    claims = [one for _, pod in pods() for one in pod["volumes"] if "persistentVolumeClaim" in one]
+    assert sorted(one["name"] for one in claims) == ["models", "runs"]
+    assert {mode for one in objects() for mode in one["spec"].get("accessModes", [])} == {"ReadWriteOnce"}
+
+
 def test_the_master_and_two_workers_of_kubernetes_measure_a_server(known_time_port, tmp_path):
-    """The commands of the manifests, with fewer users; one shared folder stands for the shared volume."""
+    """The commands of the manifests, with fewer users, each in a folder of its own."""
     port = preflight.free_port()
     here = {
+        "--locustfile=scenarios/long_reasoning.py": f"--locustfile={LAUNCHERS.parent / 'scenarios/long_reasoning.py'}",
         "--host=http://runtime:8000": f"--host=http://127.0.0.1:{known_time_port}",
-        "--out=/runs/wide": f"--out={tmp_path / 'wide'}",
+        "--out=/runs/wide": "--out=wide",
         "--master-host=master": f"--master-host=127.0.0.1 --master-port={port}",
         "--master": f"--master --master-bind-host=127.0.0.1 --master-bind-port={port}",
         "--users=64": "--users=4",
         "--requests=512": "--requests=8",
     }
 
-    def start(role):
+    def start(role, name):
+        (tmp_path / name).mkdir()
         argv = " ".join(here.get(word, word) for word in of_kubernetes(role)).split()
         return subprocess.Popen(
             [sys.executable, "-m", "locust", *argv],
-            cwd=LAUNCHERS.parent,
+            cwd=tmp_path / name,
             env={**os.environ, "LOADTEST_API_KEY": "key-of-the-secret"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
 
-    started = [start("master"), start("worker"), start("worker")]
+    started = [start("master", "master"), start("worker", "first"), start("worker", "second")]
     try:
         outputs = [process.communicate(timeout=110)[0].decode() for process in started]
     finally:
         for process in started:
             process.kill()
     assert [process.returncode for process in started] == [0, 0, 0], "\n".join(outputs)
-    lines = [line for path in tmp_path.rglob("requests-*.jsonl") for line in path.read_text().splitlines()]
+    lines = [line for path in (tmp_path / "master").rglob("requests-*.jsonl") for line in path.read_text().splitlines()]
     assert sum(json.loads(line)["phase"] == "measure" for line in lines) == 8
     assert len({json.loads(line)["worker"] for line in lines}) == 2
     assert not any("key-of-the-secret" in path.read_text() for path in tmp_path.rglob("*.json*"))
