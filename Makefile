@@ -8,7 +8,7 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib
 # Tests of processes and clocks wait half of their time.
 WORKERS := $(shell expr 2 '*' $$(nproc))
 
-.PHONY: demo install lint test test-statistics test-newcomer test-wheel test-documents engines test-engines benchmark peers benchmark-peers fuzz soak dist clean
+.PHONY: demo install lint test test-statistics test-newcomer test-wheel test-documents engines test-engines benchmark peers benchmark-peers fuzz soak test-namespaces frontier dist clean
 
 demo: .venv/runtime
 	$(BIN)/loadtest demo
@@ -62,8 +62,16 @@ TOKENS ?= 8000
 soak: .venv/dev
 	$(BIN)/python -m tests.soak --duration $$((60 * $(MINUTES))) --streams $(STREAMS) --tokens $(TOKENS)
 
+# A master and four workers on hosts of their own, one killed, one with a slow link (root; skipped where that is not permitted).
+test-namespaces: .venv/dev
+	$(BIN)/python -m pytest --quiet -rs tests/benchmarks/test_namespaces.py
+
 benchmark: .venv/dev
 	$(BIN)/python -m tests.benchmarks
+
+# What one core can measure, drawn (a quarter of an hour).
+frontier: .venv/dev
+	$(BIN)/python tests/benchmarks/frontier.py --chart docs/frontier.svg
 
 # Other tools, each in an environment of its own, and the same server of known times in front of all (6 GB beside the runtimes, 90 minutes).
 peers: engines

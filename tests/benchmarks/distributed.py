@@ -2,57 +2,29 @@
 
     sudo python tests/benchmarks/distributed.py
 
-The hosts are network namespaces on a bridge (needs root and `ip`); without, master and workers run side by side on this
-host. Shown for each: exit code, records, whether the set of requests is that of the first, Locust's own count of final
-answers, and median and p99 (ms) of TTFT and time to final answer from the records.
+The hosts are network namespaces on a bridge (needs root and `ip`), each with a folder of its own; without, all run side by
+side on this host. Shown for each: exit code, records, whether the set of requests is that of the first, Locust's
+own count of final answers, and median and p99 (ms) of TTFT and time to final answer from the records.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import harness as h
 
 from loadtest.study import locust_pass
 
-USERS, REQUESTS, SUBNET, BRIDGE = 8, 48, "10.77.0", "ltbench0"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.support.namespaces import hosts
 
-def ip(*args):
-    subprocess.run(["ip", *args], check=True, capture_output=True)
-
-
-@contextlib.contextmanager
-def hosts(n):
-    """Command prefixes that run something on host 1 to n; null where namespaces cannot be made."""
-    names = [f"ltbench-{i}" for i in range(1, n + 1)]
-    try:
-        ip("link", "add", BRIDGE, "type", "bridge")
-        ip("addr", "add", f"{SUBNET}.254/24", "dev", BRIDGE)
-        ip("link", "set", BRIDGE, "up")
-        for i, name in enumerate(names, start=1):
-            ip("netns", "add", name)
-            ip("link", "add", f"ltb{i}", "type", "veth", "peer", "name", "eth0", "netns", name)
-            ip("link", "set", f"ltb{i}", "master", BRIDGE, "up")
-            for args in (
-                ["addr", "add", f"{SUBNET}.{i}/24", "dev", "eth0"],
-                ["link", "set", "eth0", "up"],
-                ["link", "set", "lo", "up"],
-            ):
-                ip("-n", name, *args)
-        yield [["ip", "netns", "exec", name] for name in names]
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"no network namespaces ({error}): side by side on one host")
-        yield None
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
-        subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
+USERS, REQUESTS = 8, 48
 
 
 def locust(*extra):
@@ -76,21 +48,24 @@ def load(port, host, out):
     return [*argv, "--clock-speed", "1", "--only-summary", "--requests", str(REQUESTS), "--out", str(out)]
 
 
-def over_hosts(port, out, places):
-    server = f"{SUBNET}.254" if places else "127.0.0.1"
-    master, *workers = places or [[], [], []]
-    first = subprocess.Popen(
-        [*master, *locust("--master", "--expect-workers", "2", *load(port, server, out))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    join = locust("--worker", "--master-host", f"{SUBNET}.1" if places else "127.0.0.1")
-    others = [subprocess.Popen([*place, *join], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for place in workers]
-    text, _ = first.communicate(timeout=120)
-    for other in others:
-        other.wait(30)
-    return first.returncode, text
+def over_hosts(port, root, places):
+    """A master and two workers, each in a folder of its own; the master's has the records of all."""
+    machines, server = places or ([None] * 3, "127.0.0.1")
+    if places is None:
+        print("no network namespaces: side by side on one host")
+    master = machines[0].address if places else "127.0.0.1"
+    join = locust("--worker", "--master-host", master)
+    commands = [locust("--master", "--expect-workers", "2", *load(port, server, "run")), join, join]
+    started = []
+    for i, (machine, command) in enumerate(zip(machines, commands, strict=True)):
+        (root / str(i)).mkdir(parents=True)
+        to = subprocess.PIPE if i == 0 else subprocess.DEVNULL
+        argv = [*(machine.prefix if machine else []), *command]
+        started.append(subprocess.Popen(argv, cwd=root / str(i), stdout=to, stderr=subprocess.STDOUT, text=True))
+    text, _ = started[0].communicate(timeout=120)
+    for worker in started[1:]:
+        worker.wait(30)
+    return started[0].returncode, text
 
 
 def summary(name, code, text, out, reference):
@@ -123,7 +98,7 @@ def main():
             asked = summary(name, done.returncode, done.stdout + done.stderr, out, reference)
             reference = reference or asked
         code, text = over_hosts(port, root / "hosts", places)
-        summary("master + 2, namespaces" if places else "master + 2, one host", code, text, root / "hosts", reference)
+        summary("master + 2, namespaces" if places else "master + 2, one host", code, text, root / "hosts/0/run", reference)
     shutil.rmtree(root)
 
 

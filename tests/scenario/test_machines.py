@@ -124,7 +124,10 @@ def test_only_workers_reach_the_port_of_the_master_and_nobody_shares_a_volume():
     assert named("NetworkPolicy", "master-from-workers-only")["spec"]["podSelector"]["matchLabels"].items() <= (
         pod["master"]["metadata"]["labels"].items()
     )
-    assert rule == {"from": [{"podSelector": {"matchLabels": pod["worker"]["metadata"]["labels"]}}], "ports": [{"port": 5557}]}
+    assert rule == {
+        "from": [{"podSelector": {"matchLabels": pod["worker"]["metadata"]["labels"]}}],
+        "ports": [{"port": 5557}],
+    }
     assert port["port"] == 5557
     claims = [one for _, pod in pods() for one in pod["volumes"] if "persistentVolumeClaim" in one]
     assert sorted(one["name"] for one in claims) == ["models", "runs"]
