@@ -6,8 +6,7 @@
 The streams double until the error passes 20 ms, a stream is lost, or the server of known times no longer keeps its plan
 (server and client have a core each). The error is the larger of two: p99 over requests of TTFT, and p99 over tokens of the
 gap before them, in ms; what the client says against what the server did. `ours-2` is `--processes 2`, which shares the
-server's core on a machine of two. `epoll` is a bare reader that stamps for itself. A limit is the most tokens/s of a pass
-within it.
+server's core on a machine of two.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from loadtest.study import locust_pass
 LIMITS_MS = (1.0, 5.0, 20.0)
 FIRST_S, LONG_S = 0.5, 8.0  # TTFT; how long a stream lasts
 KEPT = 0.9  # of the tokens/s that were planned: a slower server is measured, not a client
-STYLES = {"ours": ("#1f77b4", "o"), "ours-2": ("#2ca02c", "s"), "epoll": ("#7f7f7f", "^")}
+LABELS = {"ours": "1 process", "ours-2": "2 processes"}
+STYLES = {"ours": ("#1f77b4", "o"), "ours-2": ("#2ca02c", "s")}
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,8 @@ class Point:
         return max(self.ttft_p99_ms, self.gap_p99_ms)
 
 
-def seen_by(client, port, streams, tokens):
+def seen_by(client, port, streams):
     """What a client saw, and its CPU seconds."""
-    if client == "epoll":
-        return h.floor(port, streams, streams, tokens)
     root = h.scratch()
     extra = locust_pass.shared(2) if client == "ours-2" else []
     drive = h.locust(
@@ -62,7 +60,7 @@ def point(client, streams, rate):
     tokens = max(5, round(LONG_S * rate))
     options = {"tokens": tokens, "thinking": tokens // 4, "first": FIRST_S, "gap": 1 / rate, "out_of_step": True}
     with h.known_time_server(**options) as port:
-        seen, cpu_s = seen_by(client, port, streams, tokens)
+        seen, cpu_s = seen_by(client, port, streams)
         log = h.get(port, "/log")["requests"]
     e = h.errors(seen, log)
     took_s = max((x["before"][-1] for x in log), default=1.0) - min((x["before"][0] for x in log), default=0.0)
@@ -131,17 +129,21 @@ def draw(points, path):
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "loadtest"
-    figure, axes = pyplot.subplots(1, len(LIMITS_MS), figsize=(10, 3.6), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(LIMITS_MS), figsize=(10, 3.6), sharex=True, sharey=True, layout="constrained")
     for axis, limit_ms in zip(axes, LIMITS_MS, strict=True):
         for client in dict.fromkeys(one.client for one in points):
             reached = frontier([one for one in points if one.client == client], limit_ms)
             colour, marker = STYLES[client]
-            axis.plot([p.streams for p, _ in reached], [p.tokens_per_s for p, _ in reached], color=colour, label=client)
+            axis.plot(
+                [p.streams for p, _ in reached], [p.tokens_per_s for p, _ in reached], color=colour, label=LABELS[client]
+            )
             for one, is_limit in reached:
                 axis.plot(one.streams, one.tokens_per_s, marker, color=colour, mfc=colour if is_limit else "white")
                 axis.annotate(f"{one.rate:g}/s", (one.streams, one.tokens_per_s), fontsize=7, xytext=(4, 4),
                               textcoords="offset points")  # fmt: skip
         axis.set(title=f"p99 error within {limit_ms:g} ms", xlabel="streams", xscale="log", yscale="log")
+    axes[0].set_xticks([100, 300, 1000, 3000, 10000], ["100", "300", "1,000", "3,000", "10,000"], minor=False)
+    axes[0].xaxis.set_minor_locator(pyplot.NullLocator())
     axes[0].set_ylabel("tokens/s of all streams")
     axes[0].legend(fontsize=8)
     figure.savefig(path, metadata={"Date": None})
@@ -150,7 +152,7 @@ def draw(points, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", default="1,10,30,100", help="tokens/s of a stream")
-    parser.add_argument("--clients", default="ours,ours-2,epoll", help="of ours, ours-2, epoll")
+    parser.add_argument("--clients", default="ours,ours-2")
     parser.add_argument("--first", type=float, default=2000, help="tokens/s of the first pass")
     parser.add_argument("--most", type=int, default=16000, help="streams")
     parser.add_argument("--passes", type=int, default=3, help="at most, of each point; the best is taken")
