@@ -133,7 +133,7 @@ def test_what_is_too_large_is_foretold_and_then_fails_for_memory():
     assert (row(found, "refusal").result, row(found, "out of memory").result) == ("fail", "fail")
 
 
-def test_speculation_must_answer():
+def test_speculation_must_be_counted_by_the_engine():
     assert row(accepted([cell()], [extreme(acceptance.SPECULATIVE, status="ok")]), "speculative decoding").result == "fail"
     skipped = extreme(acceptance.SPECULATIVE, status="skipped", reason="not here")
     assert row(accepted([cell()], [skipped]), "speculative decoding").result == "not run"
