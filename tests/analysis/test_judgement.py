@@ -122,4 +122,4 @@ def test_too_few_and_not_comparable_give_no_ratio():
 
 
 def test_without_pairs_there_is_nothing_to_say():
-    assert judgement.judge_pairs([]) == ([], [])
+    assert judgement.judge_pairs([]) == ([], [], ())
