@@ -28,6 +28,8 @@ CHECK_INTERVAL_S = 0.1  # wall: how often some of the streams are held against t
 
 CHECK_STREAMS = 128  # and how many at a time, so that tokens never wait for it by more than about 0.1 ms
 
+GAPS = 8  # of a stream, by whose mean looks at the sockets are spaced
+
 HELD_BYTES = 128  # for each read beside its bytes: a float, an object's head, two places in lists
 
 READABLE = 1  # of libev
@@ -153,12 +155,22 @@ class SocketTransport:
         if not self._unchecked:
             self._unchecked = list(self._active)
         some, self._unchecked = self._unchecked[:CHECK_STREAMS], self._unchecked[CHECK_STREAMS:]
+        if gaps_s := [gap_s for one in some if (gap_s := _gap_s(one)) is not None]:
+            self._wakefulness.spacing.follow(min(gaps_s), len(self._active))
         now = time.monotonic()
         for exchange in some:
             stream = None if exchange.done.is_set() else self._active.get(exchange)
             broken = stream and overdue(exchange, now, self.limits, self._speed)
             if stream and broken:
                 stream.give_up(*broken)
+
+
+def _gap_s(exchange: Exchange) -> float | None:
+    """Mean time between the last reads of a stream (wall s); None before there are so many, 0 where one had no stamp."""
+    reads = exchange.reads
+    if exchange.unstamped:
+        return 0.0
+    return (reads[-1] - reads[-GAPS - 1]) / GAPS if len(reads) > GAPS else None
 
 
 class _Stream:

@@ -146,6 +146,62 @@ def test_bytes_lay_unread_at_most_while_the_thread_was_awake(monkeypatch):
     thread.wakefulness.stop()
 
 
+@pytest.fixture
+def spacings(monkeypatch):
+    """The spacings that the loop is asked for, in place of a loop."""
+    asked = []
+    monkeypatch.setattr(arrival, "_collect_interval", lambda: asked.append)
+    yield asked
+    arrival.Spacing().follow(0.0, 0)
+
+
+def test_looks_are_spaced_by_a_share_of_the_gaps_and_no_more_than_asked(spacings):
+    spacing = arrival.Spacing()
+    for gap_s in (0.010, 0.0101, 0.002, 0.03, 10.0, 0.0):
+        spacing.follow(gap_s, 64)
+    assert spacings == pytest.approx([0.0006, 0.00012, 0.0012, 0.0])  # at 10 s none would come together
+    spacing.follow(0.010, 33)
+    assert spacings[4:] == []
+    spacing.follow(0.010, 34)
+    assert spacings[4:] == pytest.approx([0.0006])
+
+
+def test_bytes_may_lie_unread_for_the_spacing_too(monkeypatch, spacings):
+    thread = Thread(monkeypatch)
+    thread.wakefulness.spacing.follow(0.010, 64)
+    assert thread.after(0.010, 0.002) == pytest.approx(100.008 - 0.0006)
+    thread.wakefulness.stop()
+    assert spacings[-1] == arrival.Spacing.current_s == 0.0
+
+
+def test_a_loop_that_cannot_space_does_not(monkeypatch):
+    monkeypatch.setattr(arrival, "_collect_interval", lambda: None)
+    spacing = arrival.Spacing()
+    spacing.follow(0.010, 64)
+    assert spacing.current_s == 0.0
+
+
+def test_the_loop_looks_no_more_often_than_it_is_told(pair):
+    """A socket that is always readable is seen tens of thousands of times a second; at a spacing of 0.1 s, ten times."""
+    space = arrival._collect_interval()
+    if space is None:
+        pytest.skip("not libev")
+    client, server = pair
+    server.send(b"one")
+    seen = []
+    watcher = gevent.get_hub().loop.io(client.fileno(), 1)
+    space(0.1)
+    try:
+        watcher.start(lambda: seen.append(time.monotonic()))
+        began = time.monotonic()
+        gevent.sleep(0.5)
+    finally:
+        space(0.0)
+        watcher.stop()
+        watcher.close()
+    assert 1 <= sum(at < began + 0.3 for at in seen) <= 5  # right before a timer it does not sleep
+
+
 def test_time_that_was_taken_is_no_sleep(monkeypatch):
     """A hypervisor's: the thread ran for 2 of 10 ms, and never gave up its core."""
     thread = Thread(monkeypatch)

@@ -297,6 +297,23 @@ def test_chunks_that_one_read_found_are_spread_over_the_time_in_which_they_can_h
     assert got.late_chunks == ((1, 3, pytest.approx(2.8)),)  # the first is known within 0.01 ms, the end has no text
 
 
+@pytest.mark.parametrize(
+    ("second", "known"),
+    [
+        (content("") + content("b"), True),  # a role came with it, before it
+        (content("b") + content("", '"stop"'), False),
+        (content("b") + b": ping\n\n", False),
+        (content("b") + content("c")[:-2], False),  # the rest of c came later
+        ((content("") + content("b")).replace(b"\n\n", b"\r\n\r\n"), True),
+    ],
+)
+def test_text_at_the_end_of_its_read_came_with_it(second, known):
+    x = exchange(content("a"), second, b"\n\ndata: [DONE]\n\n")
+    x.earliest_s = {1: 101.4}
+    got = read(x, opened=False)
+    assert got.late_chunks == (() if known else ((1, 1, pytest.approx(2.8)),))
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 1)), min_size=1, max_size=6))
 def test_spread_chunks_keep_their_order_and_bounds(reads):
     x = exchange(*[content("x") * n + b": none\n\n" for n, _ in reads], b"data: [DONE]\n\n")
