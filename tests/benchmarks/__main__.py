@@ -26,7 +26,15 @@ REQUIRED = (
     ("distributed",),
     ("startup",),
 )
-OTHERS = (("end_of_reply",), ("soak",), ("simulator_speed",), ("scheduler_replay",), ("analysis",), ("fleet",))
+OTHERS = (
+    ("loop_work",),
+    ("end_of_reply",),
+    ("soak",),
+    ("simulator_speed",),
+    ("scheduler_replay",),
+    ("analysis",),
+    ("fleet",),
+)
 SETS = {"required": REQUIRED, "all": (*REQUIRED, *OTHERS)}
 
 
