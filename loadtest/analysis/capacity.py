@@ -167,7 +167,7 @@ def _option(
     cases = _cases(cell, found, demand)
     level = None if found.by_slo is None else cell.level(found.by_slo)
     at_most = found.limit == "not_reached" and cases.typical is not None and cases.typical.replicas > 1
-    facts = CellFacts(cell.id, cell.engine, cell.model, cell.tp, cell.gpu, cell.simulated)
+    facts = CellFacts(cell.id, cell.engine, cell.model, cell.gpu_count, cell.gpu, cell.simulated)
     return structs.replace(
         _bare(facts, cases, demand.gpu_hour_price),
         streams_per_replica=Bounded(found.by_slo, found.ci95),

@@ -125,6 +125,7 @@ def _cell(
         model=facts.model,
         tp=facts.tp,
         gpu=facts.gpu,
+        gpus=facts.gpus,
         endpoint=urlsplit(facts.base_url or "").hostname,
         mode=facts.mode or manifest.mode,
         simulated=facts.predicts,
@@ -166,6 +167,8 @@ def _bound(facts: EngineFacts) -> tuple[float | None, str | None]:
     """Bound on a single request, or why it is not known."""
     if facts.fit is not None and facts.fit.bound_tokens_per_s:
         return facts.fit.bound_tokens_per_s, None
+    if facts.gpus:
+        return None, "not modelled: several GPU pools behind one URL"
     if not facts.gpu:
         return None, "the GPU is unknown, so the bound is too; name it with --gpu"
     try:

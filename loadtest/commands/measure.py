@@ -356,7 +356,10 @@ def _power(study: schema.Study) -> list[str]:
 
 def _plan_of(study: schema.Study, cell: schema.Cell, contract: Contract, time: estimate.CellTime) -> list[str]:
     fit = plan.fit_of(cell, contract, max(study.levels))
-    unchecked = "fit: not checked (no GPU is named, the model is unknown, or the server is running already)"
+    pools = "fit: not modelled (several GPU pools behind one URL)"
+    unchecked = (
+        pools if cell.gpus else "fit: not checked (no GPU is named, the model is unknown, or the server is running already)"
+    )
     lines = ["", cell.id, *(fit.lines if fit is not None else [unchecked]), *_crowding(fit)]
     if cell.base_url is None:
         spec = plan.launch_spec(cell, contract, port=8000)

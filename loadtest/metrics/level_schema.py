@@ -238,6 +238,19 @@ class DraftFigures(msgspec.Struct, frozen=True, kw_only=True):
     answer_tokens_per_chunk: Annotated[float | None, about("The same of the answer.")]
 
 
+class ReplicaFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several servers behind a router, over all passes, warm-up included. None: it does not tell."""
+
+    source: Annotated[str, about("Host and port of its `/metrics`.")]
+    n_requests: Annotated[float | None, about("Requests that it finished.")]
+    request_share: Annotated[float | None, about("Of those of all replicas; without a bias of the router 1 / replicas.")]
+    output_tokens: Annotated[float | None, about("Tokens that it generated.")]
+    output_token_share: Annotated[float | None, about("Of those of all replicas.")]
+    prefix_cache_hit_share: Annotated[float | None, about("Prompt tokens found in its prefix cache / its prompt tokens.")]
+    peak_kv_usage_share: Annotated[float | None, about("Largest share of its KV cache in use.")]
+    peak_waiting_at_once: Annotated[float | None, about("Most requests waiting in it.")]
+
+
 class ServerCounters(msgspec.Struct, frozen=True, kw_only=True):
     """What the server's own counters say of all passes, warm-up included. None: it does not tell."""
 
@@ -245,6 +258,7 @@ class ServerCounters(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_hit_share: Annotated[float | None, about("Prompt tokens found in the prefix cache / prompt tokens.")]
     peak_kv_usage_share: Annotated[float | None, about("Largest share of the KV cache in use, of readings a second apart.")]
     peak_waiting_at_once: Annotated[float | None, about("Most requests waiting in the server, likewise.")]
+    replicas: Annotated[tuple[ReplicaFigures, ...], about("Of several `/metrics`; empty with one.")] = ()
     speculation: Annotated[DraftFigures | None, about("None where no draft was counted.")] = None
 
 

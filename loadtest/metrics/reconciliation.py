@@ -12,11 +12,20 @@ from msgspec.structs import replace
 from loadtest.metrics import intervals
 from loadtest.metrics.client_health import Passes, sample_time
 from loadtest.metrics.figures import Bounded
-from loadtest.metrics.level_schema import DraftFigures, PassReconciliation, Reconciliation, ServerCounters, TtftAgreement
+from loadtest.metrics.level_schema import (
+    DraftFigures,
+    PassReconciliation,
+    Reconciliation,
+    ReplicaFigures,
+    ServerCounters,
+    TtftAgreement,
+)
 from loadtest.metrics.request_arrays import Pass
 from loadtest.metrics.token_counts import tokens_per_chunk
 from loadtest.records.read import LevelRecords
-from loadtest.records.schema import FINISHED, ServerSample
+from loadtest.records.schema import FINISHED, ReplicaSample, ServerSample
+
+_Reading = ServerSample | ReplicaSample
 
 TOKENS_TOLERANCE = 0.001  # of the total, and at least one token a request
 
@@ -73,7 +82,47 @@ def count_server(passes: Passes, anchor: float) -> ServerCounters:
         prefix_cache_hit_share=hits / prompts if hits is not None and prompts else None,
         peak_kv_usage_share=highest("kv_usage"),
         peak_waiting_at_once=highest("waiting"),
+        replicas=_replicas(readings),
         speculation=_speculation(ends, [columns for _, columns in passes]),
+    )
+
+
+def _replicas(readings: Sequence[Sequence[ServerSample]]) -> tuple[ReplicaFigures, ...]:
+    """Each replica that every pass read, with its share of what all did."""
+    whole = [one for one in readings if len(one) > 1]
+    sources = list(dict.fromkeys(replica.source for one in whole for replica in one[0].replicas))
+    found = [_replica(whole, source) for source in sources]
+    requests, tokens = (math.fsum(getattr(one, name) or 0.0 for one in found) for name in ("n_requests", "output_tokens"))
+    return tuple(
+        replace(
+            one,
+            request_share=one.n_requests / requests if one.n_requests is not None and requests else None,
+            output_token_share=one.output_tokens / tokens if one.output_tokens is not None and tokens else None,
+        )
+        for one in found
+    )
+
+
+def _replica(readings: Sequence[Sequence[ServerSample]], source: str) -> ReplicaFigures:
+    told = [[one for sample in pass_ for one in sample.replicas if one.source == source] for pass_ in readings]
+    ends = [(one[0], one[-1]) for one in told if len(one) > 1]
+
+    def growth(name: str) -> float | None:
+        return _sum(_difference(first, last, name) for first, last in ends) if ends else None
+
+    def highest(name: str) -> float | None:
+        return max((v for one in told for s in one if (v := getattr(s, name)) is not None), default=None)
+
+    hits, prompts = growth("prefix_cache_hit_tokens_total"), growth("prefix_cache_query_tokens_total")
+    return ReplicaFigures(
+        source=source,
+        n_requests=growth("requests_finished_total"),
+        request_share=None,
+        output_tokens=growth("generation_tokens_total"),
+        output_token_share=None,
+        prefix_cache_hit_share=hits / prompts if hits is not None and prompts else None,
+        peak_kv_usage_share=highest("kv_usage"),
+        peak_waiting_at_once=highest("waiting"),
     )
 
 
@@ -183,7 +232,7 @@ def _client_ranges(columns: Pass, tpot_s: float) -> dict[str, tuple[float, float
     return ranges
 
 
-def _difference(first: ServerSample | None, last: ServerSample | None, field: str) -> float | None:
+def _difference(first: _Reading | None, last: _Reading | None, field: str) -> float | None:
     """Growth of a counter. One that is absent at first and there later began at 0 (SGLang's, before the first event)."""
     start, end = getattr(first, field, None), getattr(last, field, None)
     return None if end is None else float(end - (start or 0))

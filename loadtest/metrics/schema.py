@@ -115,6 +115,7 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     maximum_concurrency: MaximumConcurrency
     levels: Annotated[tuple[LevelFigures, ...], about("By concurrency, ascending; empty where nothing was measured.")]
     name: Annotated[str | None, about("Of the configuration, where an engine has several.")] = None
+    gpus: Annotated[dict[str, int], about("Of several pools behind one URL: GPUs of each kind; empty: `tp` of `gpu`.")] = {}
     factors: Annotated[dict[str, str], about("What the study varies, and the level that this cell has of each.")] = {}
     side: Annotated[Side | None, about("Of a duel: the first server or the second. None: no duel.")] = None
     composed: Annotated[tuple[ComposedLevel, ...], about("Of bursts, by concurrency; empty without them.")] = ()
@@ -129,6 +130,11 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     def usable(self) -> tuple[ComposedLevel, ...]:
         """The composed levels, where every condition that was checked holds; none otherwise."""
         return () if any(one.status == "broken" for one in self.conditions) else self.composed
+
+    @property
+    def gpu_count(self) -> int | None:
+        """GPUs that serve it, of all kinds; None where nobody said."""
+        return sum(self.gpus.values()) or self.tp
 
     def level(self, concurrency: int) -> LevelFigures | None:
         return next((level for level in self.levels if level.concurrency == concurrency), None)

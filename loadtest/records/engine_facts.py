@@ -77,6 +77,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     tp: int | None = None
     gpu: str | None = None
+    gpus: dict[str, int] = {}  # of several pools behind one URL: how many of each kind
     mode: Mode | None = None  # None: the run's
     name: str | None = None  # of the configuration, where an engine has several
     factors: dict[str, str] = {}  # what the study varies, and the level that this cell has of each

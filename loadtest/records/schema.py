@@ -193,6 +193,21 @@ class RequestRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSample:
+    """What one of several servers behind a router told in the same reading; names as of `ServerSample`."""
+
+    source: str  # host and port of its /metrics
+    running: float | None = None
+    waiting: float | None = None
+    kv_usage: float | None = None
+    prompt_tokens_total: float | None = None
+    generation_tokens_total: float | None = None
+    prefix_cache_hit_tokens_total: float | None = None
+    prefix_cache_query_tokens_total: float | None = None
+    requests_finished_total: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSample:
     """One reading of a server's `/metrics`, under one set of names for every engine. None: the server does not tell.
 
@@ -221,6 +236,7 @@ class ServerSample:
     draft_tokens_total: float | None = None  # proposed in them
     accepted_draft_tokens_total: float | None = None
     accepted_by_position_total: tuple[float, ...] | None = None  # rows whose draft at each position was accepted
+    replicas: tuple[ReplicaSample, ...] = ()  # of several /metrics, which the fields above add up
     error: str | None = None  # why this reading failed
 
 

@@ -54,8 +54,8 @@ class ShownCell:
 
     @property
     def gpus(self) -> int:
-        """GPUs in tensor parallel; 1 where nobody said."""
-        return self.figures.tp or 1
+        """GPUs that serve it, of all kinds; 1 where nobody said."""
+        return self.figures.gpu_count or 1
 
     @property
     def family(self) -> str:

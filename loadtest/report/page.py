@@ -62,6 +62,7 @@ from loadtest.report.tables import (
     findings,
     fit_texts,
     levels_table,
+    replicas_table,
 )
 from loadtest.report.templates import Templates
 
@@ -232,6 +233,7 @@ def _run_page(source: Source, drawings: Iterable[Drawing], templates: Templates)
         composed=composed_table(cells),
         levels=levels_table(cells),
         caching=caching_table(cells),
+        replicas=replicas_table(cells),
         failures=failures_table(cells),
         failed=failed_levels_table(cells),
         doubts=window_reasons(metrics),

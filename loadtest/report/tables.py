@@ -270,6 +270,20 @@ def caching_table(cells: Sequence[ShownCell]) -> Table | None:
     )  # fmt: skip
 
 
+def replicas_table(cells: Sequence[ShownCell]) -> Table | None:
+    """What each server behind a router did, level by level; None without several."""
+    rows = [
+        (cell.name, count(level.concurrency), clean(one.source), count(one.n_requests), percent(one.request_share),
+         percent(one.output_token_share), percent(one.prefix_cache_hit_share), percent(one.peak_kv_usage_share),
+         count(one.peak_waiting_at_once))
+        for cell, level in by_level(cells)
+        for one in level.server.replicas
+    ]  # fmt: skip
+    head = ("cell", "concurrency", "replica", "requests", "share of requests", "share of output tokens",
+            "prefix-cache hits", "peak KV use", "peak queue")  # fmt: skip
+    return Table(head, tuple(rows)) if rows else None
+
+
 _POSITIONS = 8  # as many as a column holds
 
 

@@ -7,17 +7,19 @@ repeats the last values.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from loadtest.clock import Clock
-from loadtest.records.schema import ServerSample
+from loadtest.records.schema import ReplicaSample, ServerSample
 from loadtest.records.write import JsonlWriter
 from loadtest.servers import probe
 from loadtest.servers.exposition import Series, parse_series
@@ -189,15 +191,68 @@ def scrape(base_url: str, clock: Clock | None = None, client: Any = None) -> Ser
     return replace(empty, **fields)
 
 
+def scrape_replicas(urls: Sequence[str], clock: Clock, clients: Sequence[Any]) -> ServerSample:
+    """Read the `/metrics` of several servers that share the load, one after another, as one server: counters and requests
+    added up, shares of the KV cache averaged, and what each told in `replicas`. If one fails, nothing is known."""
+    samples = [scrape(url, clock, client) for url, client in zip(urls, clients, strict=True)]
+    last = samples[-1]
+    empty = ServerSample(t_s=last.t_s, clock_anchor_unix_s=last.clock_anchor_unix_s, clock_speed=last.clock_speed)
+    for url, sample in zip(urls, samples, strict=True):
+        if sample.error is not None:
+            return replace(empty, error=f"{urlsplit(url).netloc}: {sample.error}")
+    sums = {name: _sum(samples, name) for name in _ADDED}
+    if sums["kv_usage"] is not None:
+        sums["kv_usage"] /= len(samples)
+    totals: dict[str, Any] = {**sums, "ttft_buckets": _added_buckets(samples)}
+    replicas = tuple(_replica(url, sample) for url, sample in zip(urls, samples, strict=True))
+    return replace(empty, **totals, accepted_by_position_total=_added_positions(samples), replicas=replicas)
+
+
+_ADDED = tuple(one.name for one in fields(ServerSample) if one.name in _GAUGES["vllm:"] or one.name in _COUNTERS["vllm:"])
+
+
+def _sum(samples: Sequence[ServerSample], name: str) -> float | None:
+    told = [value for one in samples if (value := getattr(one, name)) is not None]
+    return math.fsum(told) if len(told) == len(samples) else None
+
+
+def _added_buckets(samples: Sequence[ServerSample]) -> tuple[tuple[float, float], ...] | None:
+    """None where the servers have different buckets."""
+    told = [dict(one.ttft_buckets or ()) for one in samples]
+    if not told[0] or any(one.keys() != told[0].keys() for one in told):
+        return None
+    return tuple((bound_s, math.fsum(one[bound_s] for one in told)) for bound_s in sorted(told[0]))
+
+
+def _added_positions(samples: Sequence[ServerSample]) -> tuple[float, ...] | None:
+    rows = [one.accepted_by_position_total or () for one in samples]
+    return tuple(map(math.fsum, itertools.zip_longest(*rows, fillvalue=0.0))) or None
+
+
+def _replica(url: str, sample: ServerSample) -> ReplicaSample:
+    named = [one.name for one in fields(ReplicaSample) if one.name != "source"]
+    return ReplicaSample(source=urlsplit(url).netloc, **{name: getattr(sample, name) for name in named})
+
+
+def _reader(urls: Sequence[str], clock: Clock, opened: contextlib.ExitStack) -> Callable[[], ServerSample]:
+    """What reads the only server, or all of several: these get no key, which was given for their router."""
+    if len(urls) == 1:
+        client = opened.enter_context(probe.client(urls[0], timeout_s=_TIMEOUT_S))
+        return lambda: scrape(urls[0], clock, client)
+    clients = [opened.enter_context(probe.client(url, api_key="", timeout_s=_TIMEOUT_S)) for url in urls]
+    return lambda: scrape_replicas(urls, clock, clients)
+
+
 def scrape_forever(
-    base_url: str,
+    urls: Sequence[str],
     directory: Path,
     clock: Clock,
     stop: threading.Event,
     interval_s: float = INTERVAL_S,
     begun: threading.Event | None = None,
 ) -> None:
-    """Write a sample to `directory`/server_metrics.jsonl now, every `interval_s` of the run, and once more after `stop`.
+    """Write a sample of the server, or of all these together, to `directory`/server_metrics.jsonl now, every `interval_s` of
+    the run, and once more after `stop`.
     `begun` is set once the first is written.
 
     A server without such metrics (HTTP 4xx, or series of neither engine) is asked only once. Samples are kept
@@ -207,8 +262,8 @@ def scrape_forever(
     wall_s = min(interval_s, max(_SHORTEST_INTERVAL_S, interval_s / clock.speed))
     writer = JsonlWriter(directory, "server_metrics")
     try:
-        with probe.client(base_url, timeout_s=_TIMEOUT_S) as client:
-            _keep_scraping(lambda: scrape(base_url, clock, client), writer, stop, wall_s, begun)
+        with contextlib.ExitStack() as opened:
+            _keep_scraping(_reader(urls, clock, opened), writer, stop, wall_s, begun)
     finally:
         writer.close()
 

@@ -66,6 +66,7 @@ def _attached(execution: Execution, base_url: str, cell: Cell, engine: EngineFil
         clock_speed=info.clock_speed,
         room_tokens=info.max_model_len,
         salted=_keeps_salts(execution, cell, engine, base_url, served),
+        metrics_urls=tuple(map(probe.normalise_url, cell.metrics_urls)),
     )
 
 

@@ -36,6 +36,7 @@ def starting(cell: Cell) -> EngineFacts:
         model=cell.model,
         tp=cell.tp,
         gpu=cell.gpu,
+        gpus=cell.gpus,
         mode=cell.mode,
         name=cell.name,
         factors=cell.factors,

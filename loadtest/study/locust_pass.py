@@ -26,13 +26,15 @@ _STOP_GRACE_S = 15.0
 @dataclass(frozen=True, slots=True)
 class Target:
     """The server that a pass drives: where it is, what it calls the model, how fast its clock runs (1: real), what context
-    it serves (tokens; None: it does not say), and whether it keeps apart what has another `cache_salt`."""
+    it serves (tokens; None: it does not say), whether it keeps apart what has another `cache_salt`, and whose `/metrics`
+    count its work (none: its own)."""
 
     base_url: str
     served_model: str
     clock_speed: float = 1.0
     room_tokens: int | None = None
     salted: bool = True
+    metrics_urls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

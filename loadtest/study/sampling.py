@@ -88,7 +88,7 @@ def sampling(target: Target, folder: Path, *, gpus: bool) -> Iterator[Callable[[
 
     def counters() -> None:
         try:
-            prometheus.scrape_forever(target.base_url, folder, clock, stop, begun=begun)
+            prometheus.scrape_forever(target.metrics_urls or (target.base_url,), folder, clock, stop, begun=begun)
         finally:
             begun.set()
 

@@ -61,9 +61,10 @@ class Cell:
     `name` tells configurations of one engine apart: with a name, `args` are part of what is asked of the engine, else they
     are held against the contract. `factors`: what the study varies, and this cell's level of each. `env` is added to the
     engine's environment, `executable` starts it in place of what this machine has.
-    `api_key_env` names the variable that holds its key (None: LOADTEST_API_KEY, else OPENAI_API_KEY). `mode` is that of a
-    study's second mode (None: the study's own). `interconnect` (how its GPUs reach each other) and `calibration` (a file
-    that `loadtest calibrate` wrote) are for predictions and the simulator.
+    Behind a `base_url` may be a router: `metrics_urls` are the servers whose `/metrics` count the work, `gpus` how many GPUs
+    of each kind they use in all. `api_key_env` names the variable that holds its key (None: LOADTEST_API_KEY, else
+    OPENAI_API_KEY). `mode` is that of a study's second mode (None: the study's own). `interconnect` (how its GPUs reach each
+    other) and `calibration` (a file that `loadtest calibrate` wrote) are for predictions and the simulator.
     """
 
     engine: EngineName
@@ -72,6 +73,8 @@ class Cell:
     gpu: str | None = None
     base_url: str | None = None
     api_key_env: str | None = None
+    metrics_urls: tuple[str, ...] = ()
+    gpus: dict[str, int] = field(default_factory=dict)
     context_tokens: int | None = None
     yarn: bool = False
     memory_fraction: float | None = None
@@ -123,6 +126,12 @@ class Cell:
         )
         if self.base_url is not None:
             _explained("base_url", normalise_url, self.base_url)
+        require(not started or not (self.metrics_urls or self.gpus), "metrics_urls", "a base_url with it, and gpus", "none")
+        for url in self.metrics_urls:
+            _explained("metrics_urls", normalise_url, url)
+        for kind, n in self.gpus.items():
+            _explained("gpus", gpus.gpu, kind)
+            require(n >= 1, "gpus", f"a number of {kind} from 1 up", n)
         if self.gpu is not None:
             _explained("gpu", gpus.gpu, self.gpu)
         if self.interconnect not in (None, HERE):

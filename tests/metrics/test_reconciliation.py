@@ -272,7 +272,7 @@ def test_what_the_server_says_of_itself_is_summed_over_the_passes_and_null_where
     )
     silent = replace(one, server=())
     nothing = reconciliation.count_server([(silent, request_arrays.pass_arrays(silent, builders.ANCHOR))], builders.ANCHOR)
-    assert set(structs.asdict(nothing).values()) == {None}
+    assert set(structs.asdict(nothing).values()) == {None, ()}
 
 
 def drafted(rows, accepted, by_position):
@@ -296,6 +296,30 @@ def test_drafts_are_pooled_over_passes_with_an_interval_over_them():
     alone = reconciliation.count_server(told[:1], builders.ANCHOR).speculation
     assert alone.accepted_length.ci95 is None
     assert reconciliation.count_server([drafted(0.0, 0.0, ())], builders.ANCHOR).speculation is None
+
+
+def test_each_replica_has_its_share_of_the_work_and_what_it_alone_tells():
+    def told(requests, hits):
+        return [
+            schema.ReplicaSample(
+                source=source, waiting=float(n), kv_usage=0.1 * n, requests_finished_total=n * requests,
+                generation_tokens_total=10.0 * n * requests, prefix_cache_hit_tokens_total=hits,
+                prefix_cache_query_tokens_total=100.0 * requests,
+            )
+            for source, n in (("a:1", 1), ("b:1", 3))
+        ]  # fmt: skip
+
+    one = passed()
+    first, last = (
+        replace(sample, replicas=tuple(told(*counted)))
+        for sample, counted in zip(one.server, [(1.0, 0.0), (5.0, 100.0)], strict=True)
+    )
+    read = (replace(one, server=(first, last)), request_arrays.pass_arrays(one, builders.ANCHOR))
+    a, b = reconciliation.count_server([read], builders.ANCHOR).replicas
+    assert (a.source, a.n_requests, a.request_share, a.output_token_share) == ("a:1", 4.0, 0.25, 0.25)
+    assert (b.n_requests, b.request_share, b.peak_waiting_at_once) == (12.0, 0.75, 3.0)
+    assert b.peak_kv_usage_share == pytest.approx(0.3)
+    assert a.prefix_cache_hit_share == 0.25
 
 
 @pytest.mark.parametrize(

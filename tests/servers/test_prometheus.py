@@ -174,7 +174,7 @@ def test_scraping_reads_before_and_after_even_when_stopped_at_once(tmp_path):
     stop = threading.Event()
     with serving({"/metrics": VLLM}) as server:
         thread = threading.Thread(
-            target=prometheus.scrape_forever, args=(server.url, tmp_path, Clock.start(), stop), kwargs={"interval_s": 60}
+            target=prometheus.scrape_forever, args=([server.url], tmp_path, Clock.start(), stop), kwargs={"interval_s": 60}
         )
         thread.start()
         while not server.asked:
@@ -188,7 +188,7 @@ def test_scraping_reads_before_and_after_even_when_stopped_at_once(tmp_path):
 
 def test_a_server_without_metrics_is_asked_once(tmp_path):
     with serving({}) as server:
-        prometheus.scrape_forever(server.url, tmp_path, Clock.start(), threading.Event(), interval_s=0.0)
+        prometheus.scrape_forever([server.url], tmp_path, Clock.start(), threading.Event(), interval_s=0.0)
     assert len(server.asked) == 1
     assert [sample.error for sample in read_samples(tmp_path)] == ["/metrics: HTTP 404"]
 
@@ -198,7 +198,7 @@ def test_a_server_in_trouble_is_asked_again(tmp_path):
     with serving({"/metrics": (503, "", {})}) as server:
         thread = threading.Thread(
             target=prometheus.scrape_forever,
-            args=(server.url, tmp_path, Clock.start(), stop),
+            args=([server.url], tmp_path, Clock.start(), stop),
             kwargs={"interval_s": 0.01},
         )
         thread.start()
@@ -257,3 +257,27 @@ def test_drafts_of_sglang_are_the_tokens_beside_the_sure_ones():
     assert told["accepted_draft_tokens_total"] == 6019 - 108 - 2000
     assert "drafts_total" not in prometheus.normalise(SGLANG)
     assert "draft_tokens_total" not in prometheus.normalise(text.replace(" 4.0", " 0.0"))
+
+
+def test_replicas_behind_a_router_are_read_as_one_server_and_get_no_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOADTEST_API_KEY", "sk-for-the-router-alone")
+    stop = threading.Event()
+    stop.set()
+    with serving({"/metrics": VLLM}) as a, serving({"/metrics": VLLM.replace("27362.0", "638.0")}) as b:
+        prometheus.scrape_forever([a.url, b.url], tmp_path, Clock.start(), stop)
+        assert not [headers for _, headers in (*a.asked, *b.asked) if "authorization" in headers]
+    (sample,) = read_samples(tmp_path)
+    assert (sample.running, sample.kv_usage, sample.generation_tokens_total) == (10.0, 0.5, 28000.0)
+    assert sample.ttft_buckets == ((0.1, 20.0), (0.5, 300.0))
+    assert [one.source for one in sample.replicas] == [a.url.removeprefix("http://"), b.url.removeprefix("http://")]
+    assert [one.generation_tokens_total for one in sample.replicas] == [27362.0, 638.0]
+
+
+def test_if_one_replica_does_not_answer_nothing_is_known(tmp_path):
+    stop = threading.Event()
+    stop.set()
+    with serving({"/metrics": VLLM}) as a, serving({}) as b:
+        prometheus.scrape_forever([a.url, b.url], tmp_path, Clock.start(), stop)
+    (sample,) = read_samples(tmp_path)
+    assert (sample.running, sample.replicas) == (None, ())
+    assert sample.error == f"{b.url.removeprefix('http://')}: /metrics: HTTP 404"

@@ -120,7 +120,7 @@ class Measured:
         return [self._candidate(cell, records[cell.id]) for cell in self.cells]
 
     def _candidate(self, cell: CellFigures, records: CellRecords) -> Candidate:
-        facts = CellFacts(cell.id, cell.engine, cell.model, cell.tp, cell.gpu, cell.simulated, _is_composed(cell))
+        facts = CellFacts(cell.id, cell.engine, cell.model, cell.gpu_count, cell.gpu, cell.simulated, _is_composed(cell))
         limit = self.run.manifest.contract.get("max_tokens")
         try:
             if cell.reason:
