@@ -26,7 +26,7 @@ from loadtest.records.schema import HealthSample
 LAG_INTERVAL_S = 0.05  # wall time between two looks at how late the loop wakes
 SAMPLE_INTERVAL_S = 1.0
 LATE_START_S = 0.010  # a request sent more than this (wall) after its schedule started late
-YOUNG, MIDDLE, OLD = 1000, 3, 10**9  # new objects to a collection (about 0.05 ms), collections to one of the next generation
+YOUNG, MIDDLE, OLD = 400, 2, 10**9  # new objects to a collection (about 0.2 ms), collections to one of the next generation
 _PAGE_BYTES = resource.getpagesize()
 _MONOTONIC, _NONBLOCK_CLOEXEC, _ABSOLUTE = 1, 0o2004000, 1  # of timerfd_create(2) and timerfd_settime(2)
 
