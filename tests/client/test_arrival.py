@@ -181,25 +181,31 @@ def test_a_loop_that_cannot_space_does_not(monkeypatch):
     assert spacing.current_s == 0.0
 
 
+def looks_in(client, spacing_s, seen):
+    """Note when a new loop, with nothing else to do, sees a readable socket in half a second."""
+    hub = gevent.get_hub()
+    space = arrival._collect_interval()
+    watcher = hub.loop.io(client.fileno(), 1)
+    if space is not None:
+        space(spacing_s)
+        watcher.start(lambda: seen.append(time.monotonic()))
+        gevent.sleep(0.5)
+    watcher.stop()
+    watcher.close()
+    hub.destroy(destroy_loop=True)
+
+
 def test_the_loop_looks_no_more_often_than_it_is_told(pair):
     """A socket that is always readable is seen tens of thousands of times a second; at a spacing of 0.1 s, ten times."""
-    space = arrival._collect_interval()
-    if space is None:
-        pytest.skip("not libev")
     client, server = pair
     server.send(b"one")
     seen = []
-    watcher = gevent.get_hub().loop.io(client.fileno(), 1)
-    space(0.1)
-    try:
-        watcher.start(lambda: seen.append(time.monotonic()))
-        began = time.monotonic()
-        gevent.sleep(0.5)
-    finally:
-        space(0.0)
-        watcher.stop()
-        watcher.close()
-    assert 1 <= sum(at < began + 0.3 for at in seen) <= 5  # right before a timer it does not sleep
+    thread = threading.Thread(target=looks_in, args=(client, 0.1, seen))
+    thread.start()
+    thread.join()
+    if not seen:
+        pytest.skip("not libev")
+    assert sum(at < seen[0] + 0.25 for at in seen) <= 5  # right before a timer it does not sleep
 
 
 def test_time_that_was_taken_is_no_sleep(monkeypatch):
