@@ -16,6 +16,7 @@ import pytest
 from loadtest.errors import EngineError
 from loadtest.records import read
 from loadtest.servers import preflight, probe, prometheus, supervisor
+from loadtest.servers.salts import salting_of
 from loadtest.servers.server import Server
 from tests.engines.conftest import CHECKOUT, assert_counts_agree, ended, left_over, wait_until
 
@@ -92,6 +93,10 @@ def test_a_server_tells_what_it_is(engine, narrow):
     info = probe.probe(narrow.base_url)
     assert (info.engine, info.model, info.max_model_len, info.simulated) == (engine, "tiny-qwq", 8192, False)
     assert info.version
+
+
+def test_rounds_of_the_same_prompts_are_kept_apart_by_salts(narrow):
+    assert salting_of(narrow.base_url, "tiny-qwq") == "kept"
 
 
 def test_answers_and_counters_agree(engine, narrow):
