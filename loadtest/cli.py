@@ -388,8 +388,9 @@ def _add_ending(add: Callable[..., argparse.Action], name: str) -> None:
 
 def _add_limits(add: Callable[..., argparse.Action], *, study: bool = False) -> None:
     """Where a search begins and how far it goes; `study`: what a study does not say itself."""
-    add("--start", type=int, metavar="N", help="a search's first level (default: predicted, else 8)")
-    add("--max-concurrency", type=int, metavar="N", help="highest level that a search tries (default: 256)")
+    add("--rates", action="store_true", help="search the largest rate of Poisson arrivals instead of a concurrency")
+    add("--start", type=float, metavar="N", help="a search's first level: users, or requests/s (default: predicted)")
+    add("--max-concurrency", type=int, metavar="N", help="most users of a search, or most in flight (default: 256)")
     if not study:
         add("--budget", type=float, metavar="HOURS", help="hours that a search may take (default: any)")
         add("--calibration", metavar="FILE", help="what calibrate wrote, for a search's first level (default: none)")

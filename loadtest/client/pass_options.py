@@ -34,17 +34,18 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
     contract: Contract
     kind: PassKind = "level"
     prompts: int | None = None  # whole rounds of so many; None: the workload on and on
+    level: int | None = None  # its number, where that is no concurrency; None: the concurrency
     tokenizer: str | None = None  # where it is, to count the tokens of a server that never tells
 
     @property
     def folder(self) -> Path:
         """Where the records of the pass are."""
-        return level_path(Path(self.out), self.cell, self.concurrency, self.repeat, self.kind)
+        return level_path(Path(self.out), self.cell, self.level or self.concurrency, self.repeat, self.kind)
 
     @property
     def name(self) -> str:
         """The name of that folder."""
-        return level_name(self.concurrency, self.repeat, self.kind)
+        return level_name(self.level or self.concurrency, self.repeat, self.kind)
 
     @property
     def rounds(self) -> Rounds | None:

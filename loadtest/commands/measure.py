@@ -157,14 +157,28 @@ def searched(study: schema.Study, arguments: argparse.Namespace, requests: int |
     """The study as it is, or with `--find-max` as a search of each cell."""
     given = {name: value for name in ("max_concurrency", "start") if (value := getattr(arguments, name)) is not None}
     if not arguments.find_max:
-        for name in given:
+        for name in (*given, *(["rates"] if getattr(arguments, "rates", False) else [])):
             raise UsageError(f"--{name.replace('_', '-')}: expected with --find-max, got it alone")
         return study
-    limits = schema.SearchLimits(requests=requests, **given)
+    of_rates = getattr(arguments, "rates", False)
+    limits = schema.SearchLimits(requests=requests, of="requests/h" if of_rates else "users", **_limits(given, of_rates))
     study = schema.in_mode(study, "natural") if study.decides else study
     warmup = max(1, study.warmup_requests)  # else the prompts with which all users begin at once would count
     sized = replace(study, repeats=1, until_decided=False, duration_s=None, warmup_requests=warmup)
+    if of_rates:
+        options = {**sized.scenario_options, "arrivals": "poisson"}
+        sized = replace(sized, scenario=schema.OPEN_LOOP, scenario_options=options, warmup_requests=0)
     return replace(sized, search=limits, min_requests=1, requests_per_stream=1)
+
+
+def _limits(given: dict[str, Any], of_rates: bool) -> dict[str, Any]:
+    """`--start` of rates is requests per second, of users a whole number."""
+    start = given.get("start")
+    if start is None:
+        return given
+    if not of_rates and start != int(start):
+        raise UsageError(f"--start: expected a whole number of users, got {start:g}")
+    return given | {"start": round(3600 * start) if of_rates else int(start)}
 
 
 def hours_in_s(hours: float | None) -> float | None:

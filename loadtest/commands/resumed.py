@@ -11,7 +11,7 @@ from loadtest.records import read
 
 _MEASURED = (
     "base_url", "model", "engine", "tp", "gpu", "concurrency", "rate", "arrivals", "requests", "duration", "workload",
-    "mode", "max_tokens", "tokenizer", "extra_body", "warmup_requests", "seed", "find_max",
+    "mode", "max_tokens", "tokenizer", "extra_body", "warmup_requests", "seed", "find_max", "rates",
 )  # fmt: skip
 _OF_ATTACH = ("concurrency", "rate", "arrivals", "requests", "duration", "find_max")
 _SEARCHED = tuple(name for name in _MEASURED if name not in _OF_ATTACH)

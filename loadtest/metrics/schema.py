@@ -17,7 +17,7 @@ from loadtest.errors import RecordError
 from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.figures import Bounded, Estimate, OpenInterval
 from loadtest.metrics.level_schema import ComposedLevel, ConditionCheck, Evidence, GateStatus, LevelFigures
-from loadtest.records.engine_facts import CellStatus, ClockError, MemoryFit, Side
+from loadtest.records.engine_facts import CellStatus, ClockError, MemoryFit, SearchedKind, Side
 from loadtest.records.manifest import RunWorkload
 from loadtest.records.schema import SCHEMA_VERSION, Mode, TokenCountSource, about, damage_text
 
@@ -166,7 +166,7 @@ class SearchObjective(msgspec.Struct, frozen=True, kw_only=True):
 class SearchLevel(msgspec.Struct, frozen=True, kw_only=True):
     """One level that a search tried."""
 
-    concurrency: Annotated[int, about("Requests in flight at once.")]
+    concurrency: Annotated[int, about("The level: requests in flight at once, or as `of` of the search says.")]
     verdict: Annotated[SearchWord, about("`within`: every SLO surely met; `broken`: one surely broken.")]
     objectives: Annotated[tuple[SearchObjective, ...], about("One for each SLO.")]
     n_requests: Annotated[int, about("Measured requests.")]
@@ -174,8 +174,8 @@ class SearchLevel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConcurrencySearch(msgspec.Struct, frozen=True, kw_only=True):
-    """The largest concurrency of one cell within the SLOs, as `search` or `--find-max` found it: between `within` and
-    `broken`."""
+    """The largest concurrency, or rate of arrivals, of one cell within the SLOs, as `search` or `--find-max` found it:
+    between `within` and `broken`."""
 
     cell: Annotated[str, about("Its id.")]
     simulated: Annotated[bool, about("The cell is simulated.")]
@@ -191,6 +191,9 @@ class ConcurrencySearch(msgspec.Struct, frozen=True, kw_only=True):
     start: Annotated[int, about("Level that it began with.")]
     start_source: Annotated[str, about("Where that level is from.")]
     most: Annotated[int, about("Highest level allowed.")]
+    of: Annotated[
+        SearchedKind, about("What a level is: requests in flight (`users`), or Poisson arrivals per hour (`requests/h`).")
+    ] = "users"
     levels: Annotated[tuple[SearchLevel, ...], about("In the order in which they were tried.")]
     n_requests: Annotated[int, about("Measured requests of all levels.")]
     gpu_minutes: Annotated[float | None, about("Time under load x GPUs, simulated minutes if so; None: GPUs unknown.")]

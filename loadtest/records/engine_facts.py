@@ -55,14 +55,18 @@ class ContractFacts(msgspec.Struct, frozen=True, kw_only=True):
     violations: tuple[str, ...] = ()  # in words, one for each key that differs
 
 
+SearchedKind = Literal["users", "requests/h"]
+
+
 class SearchFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A search for the largest concurrency within the SLOs: where it began, how far it may go, and how it ended."""
+    """A search for the largest level within the SLOs: where it began, how far it may go, and how it ended."""
 
     start: int
     start_source: str  # in words
-    most: int  # highest concurrency allowed
+    most: int  # highest level allowed
     most_source: Literal["max_concurrency", "kv_cache"]
     stopped: str | None = None  # why it ended before it was done
+    of: SearchedKind = "users"  # what a level is: requests in flight, or requests that arrive in an hour
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -86,11 +86,18 @@ def decision_lines(metrics: Metrics, manifest: Manifest) -> tuple[Line, ...]:
         _engine(metrics, cells),
         _against_baseline(metrics),
         *(Line(change_name(one), change_verdict(one), change_evidence(one)) for one in metrics.factors),
-        *([_at_rate(cell, manifest) for cell in sound] if manifest.open_loop else _closed_loop(metrics, sound, which)),
+        *_of_load(metrics, manifest, sound, which),
         _cost(sound, price(manifest), which),
         left_out,
     ]
     return tuple(line for line in found if line is not None)
+
+
+def _of_load(metrics: Metrics, manifest: Manifest, sound: tuple[ShownCell, ...], which: str) -> list[Line]:
+    """What users wait for at the rate of an open loop, which a search varies; else which configuration is best."""
+    if not manifest.open_loop:
+        return _closed_loop(metrics, sound, which)
+    return [] if metrics.searches else [_at_rate(cell, manifest) for cell in sound]
 
 
 def _closed_loop(metrics: Metrics, sound: tuple[ShownCell, ...], which: str) -> list[Line]:
@@ -296,10 +303,14 @@ def _searches(metrics: Metrics, cells: tuple[ShownCell, ...]) -> list[Line]:
     by_id = {cell.figures.id: cell for cell in cells}
     several = len(metrics.searches) > 1
     return [
-        _search(one, by_id[one.cell], f"{CONCURRENCY}, {by_id[one.cell].name}" if several else CONCURRENCY)
+        _search(one, by_id[one.cell], f"{_asked(one)}, {by_id[one.cell].name}" if several else _asked(one))
         for one in metrics.searches
         if one.cell in by_id
     ]
+
+
+def _asked(found: ConcurrencySearch) -> str:
+    return CONCURRENCY if found.of == "users" else "Maximum rate"
 
 
 def doubted_ends(found: ConcurrencySearch, cell: ShownCell) -> list[LevelFigures]:

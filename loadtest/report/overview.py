@@ -80,7 +80,7 @@ def answer_of(metrics: Metrics, manifest: Manifest) -> str:
     cells = sound_cells(cells_of(metrics))
     if not cells:
         return "No answer: a check failed at every level."
-    best = _at_rate(cells, manifest) if manifest.open_loop else _searched(metrics) or _capacity(metrics, cells)
+    best = _searched(metrics) or (_at_rate(cells, manifest) if manifest.open_loop else _capacity(metrics, cells))
     said = [part for part in (_engines(metrics), best) if part]
     text = "; ".join(said) or "too few requests for an answer"
     return f"{sentence(text) if metrics.complete else f'So far: {text}'}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadtest.metrics.schema import ConcurrencySearch, Metrics, SearchLevel, SearchObjective
+from loadtest.records.engine_facts import SearchedKind
 from loadtest.report.formatting import DASH, clean, count, number
 from loadtest.report.plots.figure import Table
 
@@ -12,6 +13,8 @@ from loadtest.report.plots.figure import Table
 def search_answer(found: ConcurrencySearch) -> str:
     """The answer of one cell, in a few words."""
     n, broken, binds = found.within, found.broken, clean(found.binds or "an SLO")
+    if found.of != "users":
+        return _rate_answer(found, binds)
     if broken is None:
         return f"at least {_users(n)}" if n else "not known: no level was decided"
     if n == 0:
@@ -21,11 +24,24 @@ def search_answer(found: ConcurrencySearch) -> str:
     )  # fmt: skip
 
 
+def _rate_answer(found: ConcurrencySearch, binds: str) -> str:
+    within = f"{_level(found.within, found.of)} requests/s"
+    if found.broken is None:
+        return f"at least {within}" if found.within else "not known: no rate was decided"
+    broken = f"{_level(found.broken, found.of)} break {binds}"
+    return f"{within}; {broken}" if found.within else f"none shown: {broken}"
+
+
+def _level(level: int, of: SearchedKind) -> str:
+    """A level in a table: users, or requests per second."""
+    return count(level) if of == "users" else f"{level / 3600:.4g}"
+
+
 def search_basis(found: ConcurrencySearch) -> str:
     """What ended the search, and what it cost."""
     minutes = "" if found.gpu_minutes is None else f", {number(found.gpu_minutes)} {_minutes(found)}"
     cost = f"{len(found.levels)} levels, {count(found.n_requests)} requests{minutes}"
-    began = f"begun at {found.start} ({clean(found.start_source)})"
+    began = f"begun at {_level(found.start, found.of)} ({clean(found.start_source)})"
     ended = _ended(found)
     return f"{ended[:1].upper()}{ended[1:]}; {began}; {cost}"
 
@@ -35,13 +51,13 @@ def _minutes(found: ConcurrencySearch) -> str:
 
 
 def _ended(found: ConcurrencySearch) -> str:
-    undecided = [str(one.concurrency) for one in found.levels if one.verdict == "undecided"]
+    undecided = [_level(one.concurrency, found.of) for one in found.levels if one.verdict == "undecided"]
     if found.limit == "stopped":
         return f"stopped early: {clean(found.reason or 'interrupted')}; --resume goes on"
     if found.limit == "undecided":
         return f"undecided at {', '.join(undecided)}: more --requests and --resume would tell"
     if found.limit == "max_concurrency":
-        return f"not searched above {found.most} (--max-concurrency)"
+        return f"not searched above {_level(found.most, found.of)}{' (--max-concurrency)' if found.of == 'users' else ''}"
     if found.limit == "kv_cache":
         return f"not searched above {found.most}, which fill the KV cache"
     return "every level has a 95 % interval on one side of each SLO"
@@ -53,13 +69,12 @@ def _users(n: int) -> str:
 
 def search_rows(found: ConcurrencySearch) -> list[tuple[str, ...]]:
     """Each level tried: concurrency, verdict, requests, minutes, and each SLO with its interval."""
-    return [_row(one) for one in found.levels]
+    return [_row(one, found.of) for one in found.levels]
 
 
-def _row(one: SearchLevel) -> tuple[str, ...]:
-    return (
-        count(one.concurrency), one.verdict, count(one.n_requests), number(one.load_s / 60), *map(_objective, one.objectives)
-    )  # fmt: skip
+def _row(one: SearchLevel, of: SearchedKind) -> tuple[str, ...]:
+    level, minutes = _level(one.concurrency, of), number(one.load_s / 60)
+    return (level, one.verdict, count(one.n_requests), minutes, *map(_objective, one.objectives))
 
 
 def _objective(one: SearchObjective) -> str:
@@ -73,7 +88,7 @@ def _objective(one: SearchObjective) -> str:
 
 def search_head(found: ConcurrencySearch) -> tuple[str, ...]:
     slos = [clean(one.slo) for one in found.levels[0].objectives] if found.levels else []
-    return ("users", "verdict", "requests", "minutes", *slos)
+    return ("users" if found.of == "users" else "requests/s", "verdict", "requests", "minutes", *slos)
 
 
 def search_table(metrics: Metrics) -> Table | None:

@@ -39,15 +39,17 @@ def decision_text(
     """A row for each level, then the verdict and what is missing; `columns` wide (default: the terminal, at most 120)."""
     columns = min(columns or shutil.get_terminal_size(UNKNOWN_TERMINAL).columns, WIDEST)
     levels = _levels(metrics, columns, "run_tokens_per_s" if manifest.open_loop else _TOTAL)
-    text = [*_duel(metrics, manifest), *_warnings(metrics, manifest, engines), *_open_loop(manifest), *levels]
+    text = [*_duel(metrics, manifest), *_warnings(metrics, manifest, engines), *_open_loop(metrics, manifest), *levels]
     text += [*composed_lines(cells_of(metrics)), "", *search_text(metrics.searches)]
     body = [_wrapped(line, columns) for line in text]
     return "\n".join([*body, *_verdict(metrics, manifest, columns), *_missing(metrics, manifest, columns)])
 
 
-def _open_loop(manifest: Manifest) -> list[str]:
+def _open_loop(metrics: Metrics, manifest: Manifest) -> list[str]:
     if not manifest.open_loop:
         return []
+    if metrics.searches:
+        return ["Open loop: Poisson arrivals; what stands under concurrency is their number per hour", ""]
     return [f"Open loop: {rate_of(manifest)}; concurrency is the most in flight, total tokens/s those of the whole run", ""]
 
 

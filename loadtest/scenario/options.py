@@ -30,6 +30,7 @@ def add_options(parser: Any) -> None:
     )
     group.add_argument("--cell", type=_folder, help="name of the cell (default: ENGINE_MODEL_tpN)")
     group.add_argument("--repeat", type=_from(1), help="which pass over this level it is (default: the next free one)")
+    group.add_argument("--level", type=_from(1), help="number of the level, where it is not the number of users")
     group.add_argument("--run-id", help="a run that somebody else opened and will close in --out")
     group.add_argument(
         "--workload",

@@ -152,6 +152,7 @@ def _resolved(
         contract=_contract(options, manifest),
         tokenizer=options.tokenizer,
         prompts=options.prompts,
+        level=options.level,
     )
 
 

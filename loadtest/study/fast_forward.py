@@ -35,8 +35,9 @@ from loadtest.study.execution import Say
 from loadtest.study.passes import PASS_FILE, PassFacts
 from loadtest.study.plan import asked, launch_spec, refuse_misfit
 from loadtest.study.schema import AskedPass, Cell, Study
+from loadtest.study.search.arrivals import VirtualArrivals
 from loadtest.study.search.cell_search import cell_search
-from loadtest.study.search.start import start_of
+from loadtest.study.search.start import PER_HOUR_S, start_of
 from loadtest.study.search.virtual import VirtualDriver
 from loadtest.study.virtual_level import WORKER, Plan, VirtualLevel, VirtualServer
 from loadtest.workload.bursts import BurstPlan
@@ -74,7 +75,8 @@ def predicted(study: Study) -> Study:
     >>> predicted(study).cells[0].id
     'vllm-sim_qwq-32b-awq_tp1'
     """
-    if study.scenario != _SCENARIO:
+    searches_rates = study.search is not None and study.search.of != "users"
+    if study.scenario != _SCENARIO and not searches_rates:
         raise UsageError(f"scenario: expected {_SCENARIO}, the one that predict --study can follow, got {study.scenario}")
     cells = tuple(_predicted_cell(cell) for cell in study.cells)
     _check_modelled(cells)
@@ -191,7 +193,9 @@ def _search(prediction: _Prediction, cell: Cell, server: VirtualServer, engine: 
         _run_pass(prediction, cell, server, asked, repeat, is_enough)
 
     begun = start_of(prediction.study, cell, prediction.workload, prediction.contract)
-    driver = VirtualDriver(prediction.out, cell.id, prediction.study.warmup_requests, run_pass)
+    search = prediction.study.search
+    most = search.max_concurrency if search is not None and search.of != "users" else None
+    driver = VirtualDriver(prediction.out, cell.id, prediction.study.warmup_requests, run_pass, most)
     cell_search(prediction.study, begun, engine, driver, prediction.say).carry_out()
 
 
@@ -258,6 +262,8 @@ def _pass(prediction: _Prediction, cell: Cell, server: VirtualServer, plan: Plan
     contract = replace(prediction.contract, mode=cell.mode or prediction.contract.mode)
     rounds = rounds_of(study, cell, asked, plan.repeat)
     script = Script(prediction.workload, contract, model=model, engine=cell.engine, seed=study.seed, rounds=rounds)
+    if asked.most_in_flight is not None:
+        return VirtualArrivals(plan, script, server, plan.concurrency / PER_HOUR_S, study.seed)
     if asked.kind == "level":
         return VirtualLevel(plan, script, server)
     bursts = BurstPlan(concurrency=asked.concurrency, contexts_tokens=asked.contexts_tokens, seed=study.seed)

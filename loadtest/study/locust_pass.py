@@ -59,7 +59,8 @@ def command(study: Study, cell: Cell, target: Target, asked: AskedPass, repeat: 
     """The exact Locust command of one pass. The contract and SLOs are read from the manifest in `run`."""
     scenario = "bursts" if asked.kind == "bursts" else study.scenario
     argv = [*python("loadtest.scenario"), "--locustfile", str(scenario_path(scenario)), "--headless"]
-    argv += ["--users", str(asked.concurrency), "--spawn-rate", str(max(asked.concurrency, 100)), "--host", target.base_url]
+    users = asked.most_in_flight or asked.concurrency
+    argv += ["--users", str(users), "--spawn-rate", str(max(users, 100)), "--host", target.base_url]
     argv += ["--only-summary", "--skip-log-setup", "--exit-code-on-error", "0"]
     argv += ["--out", str(run), "--run-id", run_id, "--cell", cell.id, "--repeat", str(repeat), "--engine", cell.engine]
     argv += [
@@ -72,6 +73,8 @@ def command(study: Study, cell: Cell, target: Target, asked: AskedPass, repeat: 
     ]
     argv += ["--seed", str(study.seed), "--warmup-requests", str(asked.warmup_requests)]
     argv += ["--clock-speed", repr(target.clock_speed)]
+    if asked.most_in_flight is not None:
+        argv += ["--level", str(asked.concurrency)]
     if asked.kind == "bursts":
         return [*argv, "--contexts", ",".join(map(str, asked.contexts_tokens))]
     for key, value in study.scenario_options.items():

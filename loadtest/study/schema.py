@@ -26,7 +26,7 @@ from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics import slo as slos
 from loadtest.perfmodel import gpus, interconnect, machine_fit
-from loadtest.records.engine_facts import Side
+from loadtest.records.engine_facts import SearchedKind, Side
 from loadtest.records.folder import PassKind, cell_id, level_name
 from loadtest.records.schema import EngineName, LengthMode, Mode
 from loadtest.servers.preflight import HERE
@@ -52,6 +52,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.,=+-]{0,119}", re.ASCII)  # part of the name
 VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]*")  # of an environment
 
 CLOSED_LOOP = "long_reasoning"  # the scenario that keeps so many requests in flight
+OPEN_LOOP = "open_loop"  # and the one that sends by the clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,17 +165,25 @@ class Cell:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchLimits:
     """How far a search for the largest concurrency goes. `requests`: measured requests after which a level is left
-    undecided (None: by the SLOs and the level). `start`: the first level (None: predicted)."""
+    undecided (None: by the SLOs and the level). `start`: the first level (None: predicted). `of`: what its levels are; of
+    rates `max_concurrency` is the most in flight."""
 
     max_concurrency: int = 256
     requests: int | None = None
     start: int | None = None
+    of: SearchedKind = "users"
+
+    @property
+    def most(self) -> int:
+        """The highest level that it may try."""
+        return self.max_concurrency if self.of == "users" else MOST_USERS
 
     def __post_init__(self) -> None:
         _whole("--max-concurrency", self.max_concurrency, most=MOST_USERS)
         _whole("--requests", 1 if self.requests is None else self.requests)
-        most = self.max_concurrency
-        require(self.start is None or 1 <= self.start <= most, "--start", f"1 to --max-concurrency {most}", self.start)
+        most = self.most
+        limit = f"1 to --max-concurrency {most}" if self.of == "users" else f"requests/s up to {most / 3600:.4g}"
+        require(self.start is None or 1 <= self.start <= most, "--start", limit, self.start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +270,10 @@ class Study:
             _explained("slo", slos.parse_slo, objective)
         searched = self.search is not None
         require(not searched or bool(self.slo), "--slo", "at least one with a search, such as ttft_s:p90<2", "none")
-        require(not searched or self.scenario == CLOSED_LOOP, "scenario", f"{CLOSED_LOOP} with a search", self.scenario)
+        loop = CLOSED_LOOP if self.search is None or self.search.of == "users" else OPEN_LOOP
+        require(not searched or self.scenario == loop, "scenario", f"{loop} with a search", self.scenario)
+        alone = self.search is None or self.search.of == "users" or self.workers == 1
+        require(alone, "workers", "1 with a search for a rate", self.workers)
         ids = [cell.id for cell in self.cells]
         twice = sorted({one for one in ids if ids.count(one) > 1})
         require(not twice, "cells", "each engine x model x tp once, or a name for each", ", ".join(twice))
@@ -307,12 +319,13 @@ class Study:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedPass:
     """One pass of a cell. `requests`: measured ones (None: as many as the study's duration allows). `contexts_tokens`: of
-    bursts."""
+    bursts. `most_in_flight`: of a level of a search for a rate, where `concurrency` stands for requests per hour."""
 
     concurrency: int
     requests: int | None = None
     warmup_requests: int = 0
     contexts_tokens: tuple[int, ...] = ()
+    most_in_flight: int | None = None
 
     @property
     def kind(self) -> PassKind:

@@ -103,7 +103,7 @@ def _composed(level: ComposedLevel) -> _KnownLevel:
 
 def _known_levels(cell: CellFigures) -> list[_KnownLevel]:
     """Its sound levels, by concurrency; composed ones where no answer was waited for."""
-    known = {level.concurrency: _composed(level) for level in cell.composed if not unsound_reasons(level)}
+    known = {level.concurrency: _composed(level) for level in cell.usable if not unsound_reasons(level)}
     known |= {level.concurrency: _measured(level) for level in cell.levels if not unsound_reasons(level)}
     return [known[concurrency] for concurrency in sorted(known) if known[concurrency].token_s.value]
 

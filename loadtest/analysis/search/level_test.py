@@ -6,14 +6,13 @@ figures of the level after 16, 32, 64, ... requests; look k uses 0.05 / (k (k + 
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from loadtest.analysis.search.order import Answers, ArrivalsOrder, SendingOrder, UsersOrder
 from loadtest.decision.running_share import RunningShare, needed_to_decide
 from loadtest.decision.search_steps import Word
 from loadtest.metrics import intervals
@@ -23,6 +22,7 @@ from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.request_arrays import Pass, per_request
 from loadtest.metrics.schema import SearchObjective
 from loadtest.metrics.slo import Slo
+from loadtest.records.engine_facts import SearchedKind
 from loadtest.records.schema import FAILED
 
 FIRST_LOOK = 16  # requests
@@ -30,6 +30,16 @@ LEAST_REQUESTS = 128  # that a level may take by default
 PER_USER = 8
 
 Figures = Callable[[], LevelFigures | None]
+
+
+def order_of(kind: SearchedKind) -> SendingOrder | None:
+    """How the requests of a level are judged; None: as users do it."""
+    return None if kind == "users" else ArrivalsOrder()
+
+
+def least_requests(level: int, kind: SearchedKind) -> int:
+    """Requests before which nothing is certain of a level: one of every user; of a rate, as for a first look."""
+    return level if kind == "users" else FIRST_LOOK
 
 
 def target_share(slo: Slo) -> float | None:
@@ -51,11 +61,12 @@ def target_share(slo: Slo) -> float | None:
     return QUANTILES[slo.statistic] if slo.below else 1 - QUANTILES[slo.statistic]
 
 
-def most_requests(objectives: Sequence[Slo], concurrency: int) -> int:
-    """Requests after which a level is left undecided, unless the user names another number: 8 a user, at least 128, and
-    twice what the SLOs need where every request agrees."""
+def most_requests(objectives: Sequence[Slo], level: int, kind: SearchedKind = "users") -> int:
+    """Requests after which a level is left undecided, unless the user names another number: 8 a user, at least 128 (of a
+    rate, whose requests wait for each other, 512), and twice what the SLOs need where every request agrees."""
     needed = [needed_to_decide(share) for slo in objectives if (share := target_share(slo)) is not None]
-    return max(LEAST_REQUESTS, PER_USER * concurrency, 2 * max(needed, default=0))
+    least = max(LEAST_REQUESTS, PER_USER * level) if kind == "users" else 4 * LEAST_REQUESTS
+    return max(least, 2 * max(needed, default=0))
 
 
 def outcomes(columns: Pass, slo: Slo) -> list[bool | None]:
@@ -85,18 +96,17 @@ class _Judged:
 
 
 class LevelTest:
-    """The SLOs of one level as its requests come, pass after pass. `figures`: of the level as it is now; None: not yet."""
+    """The SLOs of one level as its requests come, pass after pass. `figures`: of the level as it is now; None: not yet.
+    `least`: requests before which nothing is certain. `order`: in which they may be judged."""
 
-    def __init__(self, objectives: Sequence[Slo], users: int, figures: Figures) -> None:
+    def __init__(self, objectives: Sequence[Slo], least: int, figures: Figures, order: SendingOrder | None = None) -> None:
         targets = [target_share(slo) for slo in objectives]
         self._objectives = [
             _Judged(slo, None if target is None else RunningShare(target))
             for slo, target in zip(objectives, targets, strict=True)
         ]
-        self._users, self._figures = users, figures
-        self._waiting: list[tuple[float, int, list[bool | None]]] = []  # a heap, by the time of sending
-        self._ends: dict[tuple[str, int], float] = {}
-        self._order = itertools.count()
+        self._least, self._figures = least, figures
+        self._order = order or UsersOrder(least)
         self._by_figures: dict[str, SearchObjective] = {}
         self.n = 0  # requests judged
 
@@ -104,32 +114,26 @@ class LevelTest:
         """Requests that have ended since. Each is judged when all that were sent before it have ended too, or else short
         answers would be judged first."""
         self._queue(columns)
-        if len(self._ends) == self._users:
-            self._judge(min(self._ends.values()), self._look)
+        for answers in self._order.ready():
+            self._judge(answers)
+            self._look(self.n)
 
     def take_all(self, columns: Pass) -> None:
         """A whole pass that is over. It is looked at no more: `judge_figures` does so once for all."""
         self._queue(columns)
-        self._judge(math.inf, lambda _: None)
-        self._ends = {}
+        for answers in self._order.rest():
+            self._judge(answers)
 
     def _queue(self, columns: Pass) -> None:
         by_slo = [outcomes(columns, one.slo) for one in self._objectives]
-        for at, record in enumerate(columns.records):
-            user = record.worker, record.user
-            self._ends[user] = max(self._ends.get(user, -math.inf), float(columns.ended_s[at]))
-            if record.phase == "measure":
-                sent_s = float(columns.sent_s[at])
-                place = sent_s if math.isfinite(sent_s) else float(columns.ended_s[at])
-                heapq.heappush(self._waiting, (place, next(self._order), [one[at] for one in by_slo]))
+        for at in range(len(columns.records)):
+            self._order.add(columns, at, [one[at] for one in by_slo])
 
-    def _judge(self, until_s: float, look: Callable[[int], None]) -> None:
-        while self._waiting and self._waiting[0][0] < until_s:
-            self.n += 1
-            for one, is_within in zip(self._objectives, heapq.heappop(self._waiting)[2], strict=True):
-                if one.share is not None and one.share.verdict is None:
-                    one.share.add(is_within)
-            look(self.n)
+    def _judge(self, answers: Answers) -> None:
+        self.n += 1
+        for one, is_within in zip(self._objectives, answers, strict=True):
+            if one.share is not None and one.share.verdict is None:
+                one.share.add(is_within)
 
     def _look(self, n: int) -> None:
         """Judge by figures, at the numbers of requests at which that is due."""
@@ -167,7 +171,7 @@ class LevelTest:
     def word(self) -> Word:
         """Of the level. Nothing is certain before every user could have one request judged."""
         words = [one.verdict for one in self.objectives]
-        if self.n < self._users:
+        if self.n < self._least:
             return "undecided"
         return "broken" if "broken" in words else "within" if set(words) == {"within"} else "undecided"
 

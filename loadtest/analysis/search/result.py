@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from loadtest.analysis.search.level_test import LevelTest
+from loadtest.analysis.search.level_test import LevelTest, least_requests, order_of
 from loadtest.decision.search_steps import frontier, next_level
 from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.request_arrays import Pass
 from loadtest.metrics.schema import CellFigures, ConcurrencySearch, SearchLevel, SearchLimit
 from loadtest.metrics.slo import Slo
-from loadtest.records.engine_facts import SearchFacts
+from loadtest.records.engine_facts import SearchedKind, SearchFacts
 
 
-def search_level(passes: Sequence[Pass], objectives: Sequence[Slo], figures: LevelFigures) -> SearchLevel:
+def search_level(
+    passes: Sequence[Pass], objectives: Sequence[Slo], figures: LevelFigures, of: SearchedKind = "users"
+) -> SearchLevel:
     """The verdict on one level, by all its passes."""
-    test = LevelTest(objectives, passes[0].concurrency, lambda: None)
+    test = LevelTest(objectives, least_requests(passes[0].concurrency, of), lambda: None, order_of(of))
     for one in passes:
         test.take_all(one)
     test.judge_figures(figures)
@@ -41,7 +43,9 @@ def search_result(
     asked = [level for level, found in passes.items() if any(one.records for one in found)]
     order = sorted(asked, key=lambda level: min(float(np.min(one.ended_s)) for one in passes[level] if one.records))
     figures = {level: cell.level(level) for level in order}
-    levels = [search_level(passes[level], objectives, found) for level in order if (found := figures[level]) is not None]
+    levels = [
+        search_level(passes[level], objectives, found, facts.of) for level in order if (found := figures[level]) is not None
+    ]
     words = {one.concurrency: one.verdict for one in levels}
     edge = frontier(words)
     load_s = sum(one.load_s for one in levels)
@@ -56,6 +60,7 @@ def search_result(
         start=facts.start,
         start_source=facts.start_source,
         most=facts.most,
+        of=facts.of,
         levels=tuple(levels),
         n_requests=sum(one.n_requests for one in levels),
         gpu_minutes=None if cell.tp is None else cell.tp * load_s / 60,

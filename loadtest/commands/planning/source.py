@@ -138,7 +138,7 @@ class Measured:
 
 def _is_composed(cell: CellFigures) -> bool:
     """Do bursts stand for levels at which no answer was waited for?"""
-    return not {one.concurrency for one in cell.composed} <= {one.concurrency for one in cell.levels}
+    return not {one.concurrency for one in cell.usable} <= {one.concurrency for one in cell.levels}
 
 
 TPS = (1, 2, 4, 8)

@@ -10,14 +10,14 @@ import numpy as np
 from msgspec.structs import replace
 
 from loadtest.analysis.level import level_figures
-from loadtest.analysis.search.level_test import LevelTest, most_requests
+from loadtest.analysis.search.level_test import LevelTest, least_requests, most_requests, order_of
 from loadtest.analysis.search.result import search_level
 from loadtest.decision.search_steps import Word, frontier, next_level
 from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.request_arrays import Pass, earliest_anchor, pass_arrays
 from loadtest.metrics.schema import SearchLevel, SearchObjective
 from loadtest.metrics.slo import Slo, parse_slo
-from loadtest.records.engine_facts import EngineFacts, SearchFacts
+from loadtest.records.engine_facts import EngineFacts, SearchedKind, SearchFacts
 from loadtest.records.read import LevelRecords
 from loadtest.study.engine_file import EngineFile
 from loadtest.study.execution import Say
@@ -27,6 +27,10 @@ from loadtest.study.search.start import Start
 
 class Driver(Protocol):
     """What measures: Locust against a server, or the simulator in virtual time."""
+
+    def tried(self) -> Sequence[int]:
+        """The levels that have passes, in order."""
+        ...
 
     def on_disk(self, level: int) -> Sequence[LevelRecords]:
         """The passes over a level that are whole."""
@@ -51,10 +55,10 @@ def cell_search(study: Study, begun: Start, engine: EngineFile, driver: Driver, 
         engine.learn(search=facts)
         engine.write()
 
-    most = study.search.max_concurrency
-    facts = SearchFacts(start=begun.level, start_source=begun.source, most=most, most_source="max_concurrency")
+    most, of = study.search.most, study.search.of
+    facts = SearchFacts(start=begun.level, start_source=begun.source, most=most, most_source="max_concurrency", of=of)
     learn(facts)
-    say(f"{engine.facts.id}: the search begins at {begun.level} users ({begun.source})")
+    say(f"{engine.facts.id}: the search begins at {spoken_level(begun.level, of)} ({begun.source})")
     return CellSearch(
         cell_id=engine.facts.id,
         objectives=[parse_slo(text) for text in study.slo],
@@ -63,7 +67,7 @@ def cell_search(study: Study, begun: Start, engine: EngineFile, driver: Driver, 
         driver=driver,
         say=say,
         learn=learn,
-        kv_tokens=_kv_tokens(engine.facts),
+        kv_tokens=_kv_tokens(engine.facts) if of == "users" else None,
     )
 
 
@@ -96,31 +100,36 @@ class CellSearch:
                 self._note(replace(self.facts, stopped="the budget is spent"))
                 break
         edge = frontier(self.words)
-        self.say(f"{self.cell_id}: {between_words(edge.within, edge.broken)}")
+        self.say(f"{self.cell_id}: {between_words(edge.within, edge.broken, self.facts.of)}")
 
     def _known_levels(self) -> Sequence[int]:
         """Levels of an earlier attempt that need no more requests."""
-        return [level for level in range(1, self.facts.most + 1) if self._is_over(level, self.driver.on_disk(level))]
+        return [level for level in self.driver.tried() if self._is_over(level, self.driver.on_disk(level))]
 
     def _is_over(self, level: int, passes: Sequence[LevelRecords]) -> bool:
         if not passes:
             return False
         found = self._found(passes)
-        return found.verdict != "undecided" or self._left(level, found.n_requests) < level
+        return found.verdict != "undecided" or self._left(level, found.n_requests) < self._each(level)
+
+    def _each(self, level: int) -> int:
+        """Fewest requests that a pass over a level may have."""
+        return least_requests(level, self.facts.of)
 
     def _left(self, level: int, taken: int) -> int:
-        return (self.requests or most_requests(self.objectives, level)) - taken
+        return (self.requests or most_requests(self.objectives, level, self.facts.of)) - taken
 
     def _decide(self, level: int) -> bool:
         """Measure a level until it is decided or has had its requests; False where the time is over."""
         while not self._is_over(level, passes := self.driver.on_disk(level)):
             if self.driver.is_out_of_time():
                 return False
-            test = LevelTest(self.objectives, level, lambda: self._figures(self.driver.so_far(level)))
+            order = order_of(self.facts.of)
+            test = LevelTest(self.objectives, self._each(level), lambda: self._figures(self.driver.so_far(level)), order)
             for columns in _columns(passes):
                 test.take_all(columns)
             taken = sum(_measured(one) for one in passes)
-            self.driver.measure(level, max(self._left(level, taken), level), test)
+            self.driver.measure(level, max(self._left(level, taken), self._each(level)), test)
         self._judge(level)
         return True
 
@@ -128,13 +137,13 @@ class CellSearch:
         passes = self.driver.on_disk(level)
         found = self._found(passes)
         self.words[level] = found.verdict
-        self.say(f"{self.cell_id} at {level:>2}  {level_words(found)}")
+        self.say(f"{self.cell_id} at {level_place(level, self.facts.of)}  {level_words(found)}")
         self._cap(passes)
 
     def _found(self, passes: Sequence[LevelRecords]) -> SearchLevel:
         figures = self._figures(passes)
         assert figures is not None
-        return search_level(_columns(passes), self.objectives, figures)
+        return search_level(_columns(passes), self.objectives, figures, self.facts.of)
 
     def _figures(self, passes: Sequence[LevelRecords]) -> LevelFigures | None:
         if not passes:
@@ -181,11 +190,29 @@ def _streams(kv_tokens: int, passes: Sequence[LevelRecords]) -> int | None:
 # In words ------------------------------------------------------------------------------------------------------------
 
 
-def between_words(within: int, broken: int | None) -> str:
+def spoken_level(level: int, of: SearchedKind) -> str:
+    """
+    >>> spoken_level(8, "users"), spoken_level(900, "requests/h")
+    ('8 users', '0.25 requests/s')
+    """
+    return f"{level} users" if of == "users" else f"{level / 3600:.4g} requests/s"
+
+
+def level_place(level: int, of: SearchedKind) -> str:
+    """A level on the progress line."""
+    return f"{level:>2}" if of == "users" else spoken_level(level, of)
+
+
+def between_words(within: int, broken: int | None, of: SearchedKind = "users") -> str:
     """
     >>> between_words(12, 16), between_words(0, 1)
     ('12 users are within the SLOs, 16 are not', 'not even 1 user is within the SLOs')
+    >>> between_words(900, 1080, "requests/h")
+    '0.25 requests/s are within the SLOs, 0.3 requests/s are not'
     """
+    if of != "users":
+        said = f"{spoken_level(within, of)} are within the SLOs" if within else "no rate is surely within the SLOs"
+        return said + ("" if broken is None else f", {spoken_level(broken, of)} are not")
     if within == 0:
         return "no level is within the SLOs" if broken is None else f"not even {broken} user is within the SLOs"
     return f"{within} users are within the SLOs" + ("" if broken is None else f", {broken} are not")

@@ -13,7 +13,7 @@ import msgspec
 from loadtest.analysis.search.level_test import LevelTest
 from loadtest.metrics.request_arrays import pass_arrays
 from loadtest.records import read
-from loadtest.records.folder import level_path
+from loadtest.records.folder import PASS_NAME, level_path
 from loadtest.records.read import LevelRecords
 from loadtest.records.schema import RequestRecord
 from loadtest.study import estimate, locust_pass
@@ -22,8 +22,8 @@ from loadtest.study.execution import Execution
 from loadtest.study.passes import is_finished, run_pass
 from loadtest.study.plan import asked
 from loadtest.study.schema import AskedPass, Cell
-from loadtest.study.search.cell_search import cell_search, progress_words
-from loadtest.study.search.start import start_of
+from loadtest.study.search.cell_search import cell_search, level_place, progress_words
+from loadtest.study.search.start import PER_HOUR_S, start_of
 from loadtest.workload.workload import Workload
 
 _TELL_EVERY_S = 15.0
@@ -49,6 +49,9 @@ class LocustDriver:
     target: locust_pass.Target
     died: Callable[[], str | None]
 
+    def tried(self) -> Sequence[int]:
+        return levels_on_disk(self.execution.out, self.cell.id)
+
     def on_disk(self, level: int) -> Sequence[LevelRecords]:
         found: list[LevelRecords] = []
         while (folder := self._folder(level, len(found) + 1)).exists():
@@ -65,11 +68,24 @@ class LocustDriver:
         study = self.execution.study
         # Another order each time: what the prefix cache of a server that is not flushed holds would seem fast.
         ordered = replace(study, levels=(level,), min_requests=requests, seed=study.seed + 1000 * repeat + level)
+        if self._of_rates:
+            options = study.scenario_options | {"rate": level / PER_HOUR_S}
+            ordered = replace(ordered, scenario_options=options, requests_per_stream=0)
         remaining = estimate.Remaining(ordered, self.workload, self.execution.contract)
         live = LiveTest(self._folder(level, repeat), test, self.is_out_of_time, self._teller(level))
         one = replace(self.execution, study=ordered, remaining=remaining)
-        asked_pass = AskedPass(concurrency=level, requests=requests, warmup_requests=study.warmup_requests)
+        asked_pass = AskedPass(
+            concurrency=level,
+            requests=requests,
+            warmup_requests=study.warmup_requests,
+            most_in_flight=study.search.max_concurrency if study.search is not None and self._of_rates else None,
+        )
         run_pass(one, self.cell, self.target, self.died, asked_pass, repeat, live)
+
+    @property
+    def _of_rates(self) -> bool:
+        search = self.execution.study.search
+        return search is not None and search.of != "users"
 
     def is_out_of_time(self) -> bool:
         return self.execution.is_out_of_time()
@@ -88,9 +104,16 @@ class LocustDriver:
             if time.monotonic() - told_s >= _TELL_EVERY_S:
                 told_s = time.monotonic()
                 known = progress_words(test.objectives)
-                self.execution.say(f"{self.cell.id} at {level:>2}  {test.n:>4} requests judged: {known}")
+                place = level_place(level, "requests/h" if self._of_rates else "users")
+                self.execution.say(f"{self.cell.id} at {place}  {test.n:>4} requests judged: {known}")
 
         return tell
+
+
+def levels_on_disk(out: Path, cell_id: str) -> list[int]:
+    """The levels of a cell that have passes."""
+    names = (PASS_NAME.fullmatch(path.name) for path in (out / "cells" / cell_id).glob("c*"))
+    return sorted({int(match[2]) for match in names if match is not None})
 
 
 @dataclass(slots=True)

@@ -9,11 +9,13 @@ from typing import NamedTuple
 from loadtest.metrics.slo import Slo, parse_slo
 from loadtest.perfmodel.prediction import PredictedRange, Prediction, predict
 from loadtest.study import estimate
-from loadtest.study.schema import Cell, Study
+from loadtest.study.schema import CLOSED_LOOP, Cell, Study
 from loadtest.workload.contract import Contract
 from loadtest.workload.workload import Workload
 
 DEFAULT_START = 8
+DEFAULT_PER_HOUR = 360
+PER_HOUR_S = 3600.0
 
 _PREDICTED: Mapping[str, Callable[[Prediction], PredictedRange | None]] = {
     "ttft_s": lambda one: one.ttft_s,
@@ -36,6 +38,8 @@ def start_of(study: Study, cell: Cell, workload: Workload, contract: Contract) -
     """The level asked for; else the largest predicted within the SLOs that the model knows; else 8."""
     assert study.search is not None
     most = study.search.max_concurrency
+    if study.search.of != "users":
+        return _start_of_rates(study, cell, workload, contract)
     if study.search.start is not None:
         return Start(min(study.search.start, most), "as asked")
     slos = [slo for slo in map(parse_slo, study.slo) if slo.metric in _PREDICTED]
@@ -50,6 +54,25 @@ def start_of(study: Study, cell: Cell, workload: Workload, contract: Contract) -
         return predicted.running_streams >= level and _holds(slos, predicted)
 
     return Start(_largest(holds, most), f"predicted {'by ' + cell.calibration if cell.calibration else 'by the model'}")
+
+
+def _start_of_rates(study: Study, cell: Cell, workload: Workload, contract: Contract) -> Start:
+    """The rate asked for; else what the concurrency that is predicted within the SLOs ends; else 0.1 requests/s."""
+    assert study.search is not None
+    if study.search.start is not None:
+        return Start(study.search.start, "as asked")
+    closed = replace(study, scenario=CLOSED_LOOP, search=replace(study.search, of="users"))
+    users = start_of(closed, cell, workload, contract)
+    contract = replace(contract, mode=cell.mode or contract.mode)
+    deployment = estimate.deployment_of(cell, contract)
+    if deployment is None or not users.source.startswith("predicted"):
+        return Start(DEFAULT_PER_HOUR, users.source)
+    prompt, output = estimate.mean_tokens(cell, workload.prompts, contract)
+    predicted = predict(deployment, prompt_tokens=prompt, output_tokens=output, concurrency=users.level)
+    answer_s = predicted.time_to_final_answer_s
+    if answer_s is None:
+        return Start(DEFAULT_PER_HOUR, "no prediction of the time to final answer")
+    return Start(max(1, int(PER_HOUR_S * users.level / answer_s.value)), users.source)
 
 
 def _holds(slos: Sequence[Slo], predicted: Prediction) -> bool:

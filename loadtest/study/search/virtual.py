@@ -27,7 +27,11 @@ class VirtualDriver:
     cell_id: str
     warmup_requests: int
     run_pass: RunPass
+    most_in_flight: int | None = None  # of arrivals at a rate; None: a closed loop
     passes: dict[int, int] = field(default_factory=dict)
+
+    def tried(self) -> Sequence[int]:
+        return sorted(self.passes)
 
     def on_disk(self, level: int) -> Sequence[LevelRecords]:
         return [self._read(level, repeat) for repeat in range(1, self.passes.get(level, 0) + 1)]
@@ -43,7 +47,12 @@ class VirtualDriver:
             test.take(pass_arrays(level_of(folder, [record]), record.clock_anchor_unix_s))
             return test.word != "undecided"
 
-        asked = AskedPass(concurrency=level, requests=requests, warmup_requests=self.warmup_requests)
+        asked = AskedPass(
+            concurrency=level,
+            requests=requests,
+            warmup_requests=self.warmup_requests,
+            most_in_flight=self.most_in_flight,
+        )
         self.run_pass(asked, repeat, is_enough)
         self.passes[level] = repeat
 

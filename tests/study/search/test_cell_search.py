@@ -1,15 +1,20 @@
 """Searches in virtual time: the levels tried, what ends them, and what stands in metrics.json."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from loadtest.analysis.run import analyze
+from loadtest.client.pass_options import PassOptions
 from loadtest.errors import UsageError
 from loadtest.records.read import read_run
 from loadtest.report.search import search_answer, search_basis
-from loadtest.study import fast_forward
-from loadtest.study.schema import Cell, SearchLimits, Study
+from loadtest.report.terminal import decision_text
+from loadtest.study import fast_forward, locust_pass
+from loadtest.study.schema import AskedPass, Cell, SearchLimits, Study
+from loadtest.study.search.live import levels_on_disk
+from loadtest.workload.contract import Contract
 
 CELL = Cell(engine="vllm-sim", model="qwq-32b-awq", gpu="l20", args=("--length-scale", "0.02"))
 STUDY = Study(
@@ -107,3 +112,65 @@ def test_a_search_needs_an_slo_and_the_closed_loop():
         replace(STUDY, scenario="open_loop")
     with pytest.raises(UsageError, match="--max-concurrency: expected a number from 1 up, got 0"):
         SearchLimits(max_concurrency=0)
+
+
+RATES = replace(
+    STUDY,
+    slo=("time_to_final_answer_s:p50<6",),
+    scenario="open_loop",
+    scenario_options={"arrivals": "poisson"},
+    warmup_requests=0,
+    search=SearchLimits(of="requests/h"),
+)
+
+
+def test_a_search_for_a_rate_brackets_it(tmp_path):
+    said = []
+    metrics, search = found(tmp_path, RATES, say=said.append)
+    assert (search.of, search.limit) == ("requests/h", "slo")
+    assert words(search)[search.within] == "within"
+    assert words(search)[search.broken] == "broken"
+    assert search_answer(search) == (
+        f"{search.within / 3600:.4g} requests/s; {search.broken / 3600:.4g} break time_to_final_answer_s:p50<6"
+    )
+    assert f"{search.within / 3600:.4g} requests/s are within the SLOs" in said[-2]
+    text = decision_text(metrics, read_run(tmp_path / "run").manifest)
+    assert "Maximum rate: " in text
+    assert "what stands under concurrency is their number per hour" in text
+
+
+def test_an_overload_is_broken_although_nothing_ends_while_requests_still_come(tmp_path):
+    limits = SearchLimits(of="requests/h", start=99_999, requests=64)
+    _, search = found(tmp_path, replace(RATES, search=limits))
+    assert words(search)[99_999] == "broken"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"workers": 2}, "workers: expected 1 with a search for a rate"),
+        ({"search": SearchLimits()}, "scenario: expected long_reasoning with a search"),
+    ],
+)
+def test_what_a_search_for_a_rate_needs(change, said):
+    with pytest.raises(UsageError, match=said):
+        replace(RATES, **change)
+
+
+def test_a_level_of_a_rate_has_its_own_number_and_all_users(tmp_path):
+    """On disk a level is its requests per hour; Locust has as many users as may be in flight."""
+    asked = AskedPass(concurrency=1800, requests=40, most_in_flight=16)
+    study = replace(RATES, scenario_options={"arrivals": "poisson", "rate": 0.5})
+    argv = locust_pass.command(study, CELL, locust_pass.Target("http://127.0.0.1:1", "m"), asked, 1, tmp_path, "id")
+    given = dict(pairwise(argv))
+    assert (given["--users"], given["--level"], given["--rate"]) == ("16", "1800", "0.5")
+    one = PassOptions(
+        out=str(tmp_path), run_id="id", cell="c", engine="vllm", model="m", tp=1, url="http://127.0.0.1:1", concurrency=16,
+        level=1800, repeat=2, requests=40, warmup_requests=0, seed=0, clock_speed=1.0, workload="math",
+        workload_identity="", contract=Contract(),
+    )  # fmt: skip
+    assert one.folder == tmp_path / "cells" / "c" / "c1800-r2"
+    assert levels_on_disk(tmp_path, "c") == []
+    one.folder.mkdir(parents=True)
+    (one.folder.parent / "c1800-r1.broken-1").mkdir()
+    assert levels_on_disk(tmp_path, "c") == [1800]
