@@ -287,6 +287,8 @@ class Session:
             if self.workers is not None:
                 self.workers.hurried = True
             self._end.join()
+            if self.options.headless and gevent.getcurrent().parent is not None:
+                gevent.event.Event().wait()  # a signal's greenlet: the main one waited for the same end, and exits by itself
         self.shutting_down = True
         if self.admission is not None:
             self.admission.dismiss()

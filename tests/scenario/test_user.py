@@ -252,3 +252,24 @@ def test_a_bug_at_the_start_ends_the_run(port, tmp_path):
     assert done.returncode == 1
     assert "a bug: the start of the test ended with ZeroDivisionError" in done.stderr
     assert "Traceback" in done.stderr
+
+
+def test_a_signal_while_a_level_ends_by_itself_leaves_the_exit_to_the_main_greenlet():
+    code = """
+import gevent.event
+from types import SimpleNamespace
+from loadtest.scenario.session import Session
+session, closed = Session.__new__(Session), gevent.event.Event()
+session.options, session.runner, session.environment = SimpleNamespace(headless=True), None, None
+session.workers = session.admission = session.level = None
+session.shutting_down, session._end = False, gevent.spawn(closed.wait)
+signalled = gevent.spawn(session.quitting)
+gevent.spawn(closed.set)
+session._end.join()
+gevent.idle()
+print(signalled.dead, session.shutting_down)
+session.quitting()
+print(session.shutting_down)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("False False\nTrue\n", "")
