@@ -71,7 +71,7 @@ def stamped_reader(sock: Any) -> Callable[[], Read]:
     def read() -> Read:
         data, ancillary, _, _ = recvmsg(READ_BYTES, _SPACE_BYTES)
         read_s, now_s = monotonic(), wall()
-        if ancillary:
+        if ancillary and len(ancillary[0][2]) >= _STAMPS_BYTES:
             while monotonic() - read_s > _PAIR_S:  # the process was stopped between the two clocks
                 read_s, now_s = monotonic(), wall()
             seconds, nanoseconds = unpack(ancillary[0][2])

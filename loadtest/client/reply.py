@@ -5,6 +5,7 @@ Runs after the stream has ended, in slices between which other streams are serve
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -229,9 +230,15 @@ def read_reply(
 
 
 def _in_slices(exchange: Exchange, pause: Callable[[], None]) -> Iterator[tuple[float, bytes]]:
-    """The reads, a large one in parts, with `pause` after so many bytes: also where no event is among them."""
-    since_bytes = 0
-    for at, piece in zip(exchange.reads, exchange.pieces, strict=True):
+    """The reads, a large one in parts, with `pause` after so many bytes: also where no event is among them.
+
+    None came before the request left, nor before the read before it: a wall clock that was set in between would say so.
+    """
+    since_bytes, last = 0, -math.inf if exchange.sent is None else exchange.sent
+    for index, (at, piece) in enumerate(zip(exchange.reads, exchange.pieces, strict=True)):
+        if at < last:
+            at = exchange.reads[index] = last
+        last = at
         whole = len(piece) <= SLICE_BYTES
         for part in (piece,) if whole else (piece[i : i + SLICE_BYTES] for i in range(0, len(piece), SLICE_BYTES)):
             yield at, part

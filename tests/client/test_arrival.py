@@ -3,6 +3,7 @@
 import contextlib
 import math
 import socket
+import struct
 import threading
 import time
 
@@ -75,6 +76,29 @@ def test_a_wall_clock_that_was_set_meanwhile_is_not_believed(stamped, monkeypatc
     monkeypatch.setattr(time, "time", lambda: wall() + step_s)
     before = time.monotonic()
     data, at, unread_s = arrival.stamped_reader(client)()
+    assert (data, math.isnan(unread_s)) == (b"one", True)
+    assert before <= at <= time.monotonic()
+
+
+@pytest.mark.parametrize(
+    "ancillary",
+    [
+        [],
+        [(1, 37, b"")],
+        [(1, 37, b"\0" * 15)],
+        [(1, 37, b"\xff" * 48)],
+        [(1, 37, b"\0" * 48)],
+        [(1, 37, struct.pack("qqqqqq", 2**62, 2**62, 0, 0, 0, 0))],
+    ],
+    ids=["none", "empty", "cut", "minus one", "zero", "far away"],
+)
+def test_a_stamp_that_cannot_be_is_none(ancillary):
+    class Told:
+        def recvmsg(self, *sizes):
+            return b"one", ancillary, 0, None
+
+    before = time.monotonic()
+    data, at, unread_s = arrival.stamped_reader(Told())()
     assert (data, math.isnan(unread_s)) == (b"one", True)
     assert before <= at <= time.monotonic()
 

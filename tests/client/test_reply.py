@@ -56,6 +56,14 @@ def test_vllm_thinking_then_answer():
     assert got.finish_reason == "stop"
 
 
+@pytest.mark.fault("processes", "The wall clock is set between the kernel's stamp and the read: no chunk before its time")
+def test_a_clock_that_was_set_puts_no_chunk_before_the_request_or_the_chunk_before_it():
+    x = exchange(*(content(word, finish) for word, finish in (("a", "null"), ("b", "null"), ("c", '"stop"'))))
+    x.reads = [95.0, 110.0, 60.0]  # set by 6 s, then by 50 s
+    assert read(x).chunk_s == (1.0, 20.0, 20.0)
+    assert x.reads == [100.5, 110.0, 110.0]
+
+
 def test_sglang_cut_by_length():
     got = read(exchange(*by_event("sglang_length.txt")))
     assert (got.outcome, got.finish_reason) == ("truncated", "length")
