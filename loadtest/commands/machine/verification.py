@@ -88,5 +88,9 @@ class _Log(msgspec.Struct):
 
 
 def _log(port: int) -> list[Sent]:
-    answer = httpx.get(f"http://127.0.0.1:{port}/log", timeout=_START_S, trust_env=False)
-    return msgspec.json.decode(answer.content, type=_Log).requests
+    """What the server sent. Raises EngineError: it is gone, or another process took its port."""
+    try:
+        answer = httpx.get(f"http://127.0.0.1:{port}/log", timeout=_START_S, trust_env=False)
+        return msgspec.json.decode(answer.content, type=_Log).requests
+    except (httpx.HTTPError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EngineError(f"the server of known times does not tell what it sent: {type(error).__name__}: {error}") from None

@@ -1,5 +1,6 @@
 """The instrument held against known times, through Locust."""
 
+import httpx
 import pytest
 
 from loadtest import cli
@@ -27,6 +28,19 @@ def test_a_server_that_does_not_start_is_one_line(monkeypatch):
     monkeypatch.setattr(verification, "python", lambda module: ["sh", "-c", "echo no; exit 3; :"])
     with pytest.raises(EngineError, match="did not start: no"):
         verification.verify(1, lambda _: None)
+
+
+@pytest.mark.fault("servers", "`verify`: its own server is gone, or says something else: one line")
+@pytest.mark.parametrize("answer", [None, b"", b"[]", b"{}", b'{"requests":[1]}', b"\xff", b"[" * 100_000])
+def test_a_log_that_is_none_is_one_line(answer, monkeypatch):
+    def get(url, **options):
+        if answer is None:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, content=answer)
+
+    monkeypatch.setattr(verification.httpx, "get", get)
+    with pytest.raises(EngineError, match="the server of known times does not tell what it sent: "):
+        verification._log(9)
 
 
 def test_run_verify_is_in_the_manifest_and_on_the_page(short, tmp_path, capsys):
