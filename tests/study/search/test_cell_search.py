@@ -140,7 +140,7 @@ def test_a_search_for_a_rate_brackets_it(tmp_path):
 
 
 def test_an_overload_is_broken_although_nothing_ends_while_requests_still_come(tmp_path):
-    limits = SearchLimits(of="requests/h", start=99_999, requests=64)
+    limits = SearchLimits(of="requests/h", start=99_999)
     _, search = found(tmp_path, replace(RATES, search=limits))
     assert words(search)[99_999] == "broken"
 
