@@ -112,7 +112,7 @@ def test_requests_grow_with_the_level_from_a_minimum():
         ("levels = [1, 4]", "levels = [2, 2]", "s.toml:3: levels: expected each concurrency once"),
         ("levels = [1, 4]", "level = [1]", "s.toml:3: level: unknown key; did you mean levels?"),
         ("tp = [1, 2]", "tp = 0", "s.toml:8: tp: expected a number of GPUs from 1 up, got 0"),
-        ("gpu =", "gpus =", "s.toml:9: gpus: unknown key; did you mean gpu?"),
+        ("gpu =", "gpux =", "s.toml:9: gpux: unknown key; did you mean gpu?"),
         ('engine = ["sglang", "vllm"]', 'engine = "tgi"', "s.toml:6: engine: invalid enum value 'tgi'"),
         ('engine = ["sglang", "vllm"]', 'engine = "other"', "base_url: expected the URL of a cell"),
         ('name = "two runtimes"', "", "s.toml:1: name: object missing required field name; add it"),
@@ -149,7 +149,7 @@ def test_a_bad_study_is_one_line_with_file_line_and_key(old, new, message):
     [
         ("tp = 0", "s.toml:14: tp: expected a number of GPUs from 1 up, got 0"),
         ('tp = "2"', "s.toml:14: tp: expected int | array, got str"),
-        ("gpus = 1", "s.toml:14: gpus: unknown key; did you mean gpu?"),
+        ("gpux = 1", "s.toml:14: gpux: unknown key; did you mean gpu?"),
     ],
 )
 def test_a_wrong_key_of_a_later_cell_is_found_in_its_own_table(second, message):
