@@ -21,6 +21,8 @@ from loadtest.commands.parser import (
     add_file_commands,
     add_gate_commands,
     add_handing_on_commands,
+    add_headers,
+    add_keys,
     add_setup_commands,
     add_workload_commands,
     commands_of,
@@ -300,6 +302,7 @@ def _attaching_commands(command: Command) -> None:
     _add_server(add)
     _add_load(add)
     add("--workload", default="math", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
+    add_keys(add)
     _add_requests(add)
     add("--find-max", action="store_true", help="search for the largest concurrency within the SLOs, as `search` does")
     _add_limits(add)
@@ -311,18 +314,21 @@ def _attaching_commands(command: Command) -> None:
     add("--warmup-requests", type=int, metavar="N", help="warm-up requests of each user at each level (default: 1)")
     _add_limits(add)
     add("--workload", default="math:n=1024", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
+    add_keys(add)
     _add_requests(add)
     _add_ending(add, "search")
 
     add = command("duel", "duel.duel", "have two running servers take turns until it is certain which is faster")
     add("url_a", nargs="?", metavar="URL_A")
     add("url_b", nargs="?", metavar="URL_B")
+    add_headers(add)
     add("--model", metavar="M", help="served model name (default: the one that both serve)")
     add("--concurrency", default="1,8", metavar="1,8", help="lowest and highest users of the bursts (default: %(default)s)")
     add("--matters", type=float, default=5.0, metavar="PERCENT", help="a smaller difference is equal (default: %(default)g)")
     add("--start-sd", type=float, metavar="PERCENT", help="how much starts of a server vary (default: as they stand)")
     add("--budget", type=float, metavar="HOURS", help="start no round that would end later (default: any)")
     add("--workload", default="math", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
+    add_keys(add)
     add("--max-tokens", type=int, metavar="N", help="most output tokens of a request (default: 32768)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the workload's order and of sampling (default: 0)")
     _add_ending(add, "duel")
@@ -335,6 +341,7 @@ def _add_server(add: Callable[..., argparse.Action]) -> None:
         metavar="URL",
         help="such as http://127.0.0.1:8000 (the key comes from LOADTEST_API_KEY)",
     )
+    add_headers(add)
     add("--model", metavar="M", help="served model name (default: the one in /v1/models)")
     add(
         "--engine",
@@ -342,6 +349,12 @@ def _add_server(add: Callable[..., argparse.Action]) -> None:
         help="which engine it is (default: detected)",
     )
     add("--tp", type=int, metavar="N", help="tensor-parallel size: GPUs that the server uses (default: detected, else 1)")
+    add(
+        "--api",
+        choices=("chat", "completions", "responses", "messages"),
+        default="chat",
+        help="endpoint to ask; messages is Anthropic's (default: %(default)s)",
+    )
     add("--gpu", metavar="G", help=f"{_GPUS}: adds the bound of memory bandwidth to the figures (default: detected)")
 
 
@@ -350,8 +363,7 @@ def _add_requests(add: Callable[..., argparse.Action]) -> None:
     add(
         "--mode",
         choices=("natural", "equal-work"),
-        default="natural",
-        help="equal-work forces the output lengths that the workload records (default: %(default)s)",
+        help="equal-work forces the output lengths that the workload records (default: natural; synthetic: equal-work)",
     )
     add("--max-tokens", type=int, metavar="N", help="most output tokens of a request (default: 32768)")
     add(
@@ -407,8 +419,9 @@ def _add_load(add: Callable[..., argparse.Action]) -> None:
     add(
         "--arrivals",
         choices=("poisson", "constant", "recorded"),
-        help="spacing of an open loop; recorded: as the workload says (default: poisson)",
+        help="spacing of an open loop; recorded: as the workload says (default: poisson; of a trace recorded)",
     )
+    add("--speed-up", type=float, metavar="F", help="send a trace:FILE so many times as fast (default: 1)")
     add(
         "--requests",
         type=int,

@@ -1,4 +1,4 @@
-"""The key for a server: from the environment alone, so that it reaches no command line, file, log or page."""
+"""The key for a server, and headers: from the environment alone, so that none reaches a command line, file, log or page."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ WITHHELD = (
     "VLLM_API_KEY",
     "SGLANG_API_KEY",
 )  # from every process of ours that needs no key
+HEADERS_VARIABLE = "LOADTEST_HEADERS"  # `NAME=ENV_VAR,...`: which header takes its value from which variable
+_RESERVED = frozenset(
+    ("host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding", "x-request-id")
+)
+_HEADER = re.compile(r"([A-Za-z0-9!#$&'*+.^_`|~-]{1,100})=([A-Za-z_][A-Za-z0-9_]{0,100})")
 _SHORTEST_KEY = 8
 _MARK = "[API key]"
 _SECRET = re.compile(
@@ -112,6 +117,82 @@ def named(variable: str | None) -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
+def read_header(text: str) -> tuple[str, str]:
+    """Header and variable of `NAME=ENV_VAR`. Raises `UsageError`, which repeats no value, for anything else."""
+    found = _HEADER.fullmatch(text)
+    name = text.partition("=")[0][:40]
+    if found is None:
+        raise UsageError(f"--header {name}: expected NAME=ENV_VAR, the environment variable that holds the value")
+    if found[1].lower() in _RESERVED:
+        raise UsageError(f"--header {name}: expected none of {', '.join(sorted(_RESERVED))}, which are ours to set")
+    return found[1], found[2]
+
+
+def headers() -> dict[str, str]:
+    """Further headers of every request to the server, their values from the environment.
+
+    Raises `UsageError`, which repeats no value, where one is empty or could not stand in a header.
+
+    >>> os.environ["TEAM"] = "tenant-0123"
+    >>> with with_headers({"X-Team": "TEAM"}):
+    ...     headers(), redacted("no such tenant: tenant-0123")
+    ({'X-Team': 'tenant-0123'}, 'no such tenant: [API key]')
+    >>> headers(), os.environ.pop("TEAM")
+    ({}, 'tenant-0123')
+    """
+    return {name: _header_value(name, variable) for name, variable in header_variables().items()}
+
+
+def header_variables() -> dict[str, str]:
+    """Header and the variable that holds its value, of all that are asked for now."""
+    pairs = filter(None, os.environ.get(HEADERS_VARIABLE, "").split(","))
+    found = dict(map(read_header, pairs))
+    _seen.update(found.values())
+    return found
+
+
+def _header_value(name: str, variable: str) -> str:
+    value = os.environ.get(variable, "").strip()
+    if not value or not value.isascii() or not value.isprintable():
+        raise UsageError(f"--header {name}: expected its value in the variable {variable}, in printable ASCII; set it")
+    _refuse_dumps()
+    return value
+
+
+@contextlib.contextmanager
+def with_headers(names: Mapping[str, str]) -> Iterator[None]:
+    """While inside, these headers (name to variable) go to the server; without any, those of the environment do."""
+    before = os.environ.get(HEADERS_VARIABLE)
+    if not names:
+        yield
+        return
+    os.environ[HEADERS_VARIABLE] = ",".join(f"{name}={variable}" for name, variable in names.items())
+    try:
+        headers()  # are they all there?
+        yield
+    finally:
+        del os.environ[HEADERS_VARIABLE]
+        if before is not None:
+            os.environ[HEADERS_VARIABLE] = before
+
+
+def declare(names: Mapping[str, str]) -> None:
+    """Send these headers (name to variable) from now on, in this process and those that it starts."""
+    if names:
+        os.environ[HEADERS_VARIABLE] = ",".join(f"{name}={variable}" for name, variable in names.items())
+
+
+_seen: set[str] = set()  # variables with values of headers: redacted from then on
+
+
+def _secrets() -> Iterator[str]:
+    """Everything that is never shown: keys, values of headers, and the parts of these (`Bearer KEY`)."""
+    header_variables()
+    yield from (os.environ.get(name, "").strip() for name in (*KEY_VARIABLES, EASY_KEY_VARIABLE))
+    for value in (os.environ.get(name, "").strip() for name in sorted(_seen)):
+        yield from dict.fromkeys((value, *value.split()))
+
+
 def redacted(text: str) -> str:
     """Text that a server sent, or that quotes one, without the key.
 
@@ -123,7 +204,7 @@ def redacted(text: str) -> str:
     >>> redacted("Incorrect API key: sk-0123456789, as sk-012345..."), os.environ.pop("LOADTEST_API_KEY")
     ('Incorrect API key: [API key], as [API key]...', 'sk-0123456789')
     """
-    for key in (*(os.environ.get(name, "").strip() for name in (*KEY_VARIABLES, EASY_KEY_VARIABLE)), *_hidden):
+    for key in (*_secrets(), *_hidden):
         if len(key) >= _SHORTEST_KEY:
             text = _without(text, _spellings(key))
     return text

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import os
 import re
 import urllib.parse
 
@@ -139,3 +140,54 @@ def test_white_space_around_a_key_is_not_part_of_it(monkeypatch):
 def test_a_placeholder_is_no_key_to_take_out(monkeypatch):
     monkeypatch.setenv("LOADTEST_API_KEY", "EMPTY")
     assert credentials.redacted("an EMPTY answer") == "an EMPTY answer"
+
+
+SECRET = "Bearer team-0123456789"
+
+
+@pytest.fixture
+def team(monkeypatch):
+    monkeypatch.setenv("TEAM_KEY", SECRET)
+    monkeypatch.setattr(credentials, "_seen", set())
+
+
+def test_headers_take_their_values_from_the_environment_while_they_are_asked_for(team):
+    assert credentials.headers() == {}
+    with credentials.with_headers({"X-Team": "TEAM_KEY"}):
+        assert credentials.headers() == {"X-Team": SECRET}
+        assert credentials.header_variables() == {"X-Team": "TEAM_KEY"}
+    assert credentials.headers() == {}
+
+
+@pytest.mark.parametrize(
+    "spell", [str, lambda text: base64.b64encode(text.encode()).decode(), urllib.parse.quote, json.dumps]
+)
+@pytest.mark.parametrize("part", [SECRET, SECRET.split()[1], SECRET.split()[1][:10]])
+def test_the_value_of_a_header_is_redacted_in_every_spelling_also_afterwards(team, spell, part):
+    with credentials.with_headers({"X-Team": "TEAM_KEY"}):
+        credentials.headers()
+    said = credentials.redacted(f"you sent {spell(part)} to us")
+    assert "0123" not in said
+    assert spell(part)[:-4] not in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["X-Team", "X-Team=", "X-Team=Bearer abc", "Host=TEAM_KEY", "content-length=TEAM_KEY", "X Team=TEAM_KEY", "=A", ""],
+)
+def test_what_is_no_header_is_refused_without_its_value(text):
+    with pytest.raises(UsageError, match="--header") as caught:
+        credentials.read_header(text)
+    assert "abc" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["", "a\r\nX-Other: b", "schlüssel"])
+def test_a_value_that_cannot_stand_in_a_header_is_refused_without_it(monkeypatch, value):
+    monkeypatch.setenv("TEAM_KEY", value)
+    with (
+        pytest.raises(UsageError, match="expected its value in the variable TEAM_KEY") as caught,
+        credentials.with_headers({"X-Team": "TEAM_KEY"}),
+    ):
+        pass
+    assert "Other" not in str(caught.value)
+    assert credentials.HEADERS_VARIABLE not in os.environ

@@ -78,8 +78,8 @@ def telltale():
     thread.join()
 
 
-def started(argv, folder):
-    settings = {**os.environ, "LOADTEST_API_KEY": KEY}
+def started(argv, folder, **settings):
+    settings = {**os.environ, **(settings or {"LOADTEST_API_KEY": KEY})}
     return subprocess.Popen(
         [sys.executable, "-m", *argv], cwd=folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -106,6 +106,27 @@ def finished(process):
 
 def holding_the_key(folder):
     return [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()]
+
+
+def test_the_value_of_a_header_is_nowhere_either(telltale, tmp_path):
+    argv = [
+        "loadtest",
+        "attach",
+        "--base-url",
+        f"{telltale}/refuse",
+        *QUICK,
+        "--header",
+        "Authorization=TEAM_KEY",
+        "--out",
+        "run",
+    ]
+    said = finished(started(argv, tmp_path, TEAM_KEY=f"Bearer {KEY}"))
+    records = [json.loads(line) for p in (tmp_path / "run").rglob("requests-*.jsonl") for line in p.read_text().splitlines()]
+    assert {record["outcome"] for record in records} == {"http_error"}
+    assert all("Incorrect API key provided: [API key]" in record["error"]["message"] for record in records)
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["cells"][0]["headers"] == {"Authorization": "TEAM_KEY"}
+    assert KEY not in said
+    assert holding_the_key(tmp_path) == []
 
 
 @pytest.mark.parametrize(

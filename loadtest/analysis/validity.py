@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from loadtest.metrics.level_schema import ComposedLevel, EqualWork, GateStatus, LevelFigures
 from loadtest.metrics.schema import CellFigures, RunHealth
@@ -27,22 +28,35 @@ class Doubt:
 
 
 def equal_work(records: Iterable[RequestRecord]) -> EqualWork:
-    """Did every forced output come out as long as it was forced?
+    """Did every forced output come out as long as it was forced, and had each prompt the length that it was made to have?
 
     Population: measured requests with a forced length that the server ended by itself and counted. A request that broke or
     was cut off has a forced length too, but its output says nothing of whether the engine keeps to it.
     """
-    forced = [r for r in records if r.forced_tokens is not None and r.outcome in FINISHED]
-    counted = [r for r in forced if r.token_count_source == "server"]
-    wrong = [r for r in counted if r.completion_tokens != r.forced_tokens]
-    if not wrong:
-        return EqualWork(status="pass" if counted else "not_applicable", reasons=(), n_forced=len(counted))
-    first = min(wrong, key=lambda r: r.seq)
-    reason = (
-        f"{len(wrong)} of {len(counted)} output lengths differ from the forced length (first: {first.prompt_id},"
-        f" {first.completion_tokens} tokens instead of {first.forced_tokens}): not equal work"
+    ended = [r for r in records if r.outcome in FINISHED and r.token_count_source == "server"]
+    outputs = [(r, r.completion_tokens, r.forced_tokens) for r in ended if r.forced_tokens is not None]
+    prompts = [
+        (r, r.prompt_tokens, r.asked_prompt_tokens)
+        for r in ended
+        if r.asked_prompt_tokens is not None and r.prompt_tokens is not None
+    ]
+    found = (
+        _unequal("output lengths differ from the forced length", outputs),
+        _unequal("prompts differ from theirs", prompts),
     )
-    return EqualWork(status="fail", reasons=(reason,), n_forced=len(counted))
+    reasons = tuple(filter(None, found))
+    status: Literal["pass", "fail", "not_applicable"] = "fail" if reasons else "pass" if outputs else "not_applicable"
+    return EqualWork(status=status, reasons=reasons, n_forced=len(outputs), n_prompts=len(prompts))
+
+
+def _unequal(what: str, rows: Sequence[tuple[RequestRecord, int | None, int | None]]) -> str | None:
+    """How many of these lengths (request, got, wanted) differ, with the first; None where none does."""
+    wrong = [row for row in rows if row[1] != row[2]]
+    if not wrong:
+        return None
+    first, got, wanted = min(wrong, key=lambda row: row[0].seq)
+    example = f"first: {first.prompt_id}, {got} tokens instead of {wanted}"
+    return f"{len(wrong)} of {len(rows)} {what} ({example}): not equal work"
 
 
 def judge_run(

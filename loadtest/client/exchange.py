@@ -9,10 +9,10 @@ from typing import Protocol
 import gevent.socket
 
 from loadtest.errors import UsageError
-from loadtest.records.schema import Outcome, RequestError
+from loadtest.records.schema import Api, Outcome, RequestError
 from loadtest.workload.script import Script
 
-TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content|text)"\s*:\s*"[^"]')
+TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content|text|thinking|delta)"\s*:\s*"[^"]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,7 @@ class Endpoint:
     transport: Transport
     script: Script
     opened: bool
+    api: Api = "chat"
     name: str | None = None  # of a second one: its requests are recorded under this name
 
 

@@ -37,7 +37,8 @@ class Level:
 
     `slots` are the numbers of its users, `endpoint` the server, `second` another one, which requests may be sent to instead.
     `kept` is called with every record that is on disk, `failed` once, when the measurement itself cannot go on.
-    `count_tokens` counts for servers that never tell. `turns`: requests of one task, where they depend on each other.
+    `count_tokens` counts for servers that never tell. `turns`: requests of one task, where they depend on each other; the
+    conversations of a workload have turns of their own.
     """
 
     def __init__(
@@ -55,11 +56,12 @@ class Level:
         self.options = options
         self.clock = Clock.start(options.clock_speed)
         self.endpoint, self.second, self.script = endpoint, second, endpoint.script
-        self.turns = turns
+        self._conversations = turns == 1 and endpoint.script.most_turns > 1
+        self.turns = endpoint.script.most_turns if self._conversations else turns
         self._slots = tuple(slots)
-        n = None if options.requests is None else math.ceil(options.requests / turns)
+        n = None if options.requests is None else self._tasks(options.requests)
         self._indices: Iterator[int] = indices(slots, options.concurrency, n)
-        self.quota = None if n is None else turns * sum(1 for _ in indices(slots, options.concurrency, n))
+        self.quota = None if n is None else sum(map(self._turns_of, indices(slots, options.concurrency, n)))
         self._kept = kept
         self._failed = failed
         self.worker = own_stem("requests").removeprefix("requests-")
@@ -83,6 +85,13 @@ class Level:
         self._next_start = 0.0
         self._trouble_since: float | None = None
         self._trouble = 0
+
+    def _tasks(self, requests: int) -> int:
+        """Items of the sequence, over all processes, that make so many requests."""
+        return self.script.tasks(requests) if self._conversations else math.ceil(requests / self.turns)
+
+    def _turns_of(self, index: int) -> int:
+        return self.script.turns(index) if self._conversations else self.turns
 
     def _builder(self) -> RecordBuilder:
         options = self.options
@@ -234,7 +243,7 @@ class Level:
         if now - self._trouble_since > GIVE_UP_AFTER_S:
             reason = record.error.message if record.error else "no reason given"
             message = (
-                f"{self.options.chat_url}: the last {self._trouble} requests, over {now - self._trouble_since:.0f} s, all"
+                f"{self.options.request_url}: the last {self._trouble} requests, over {now - self._trouble_since:.0f} s, all"
                 f" met a connection error ({reason}); is the server still there?"
             )
             self.fail(Failure(kind="server", message=message))

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from loadtest.records.folder import PassKind, level_name, level_path
+from loadtest.records.schema import Api
+from loadtest.workload.apis import PATHS
 from loadtest.workload.contract import Contract
 from loadtest.workload.script import Rounds
 
@@ -32,6 +34,8 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
     workload: str
     workload_identity: str  # SHA-256 of its prompts
     contract: Contract
+    api: Api = "chat"
+    headers: dict[str, str] = {}  # name to the environment variable that holds its value
     kind: PassKind = "level"
     prompts: int | None = None  # whole rounds of so many; None: the workload on and on
     level: int | None = None  # its number, where that is no concurrency; None: the concurrency
@@ -55,8 +59,9 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
         return Rounds(self.prompts, self.name, math.ceil((self.requests or 0) / self.prompts))
 
     @property
-    def chat_url(self) -> str:
-        return f"{self.url}/v1/chat/completions"
+    def request_url(self) -> str:
+        """What measured requests ask."""
+        return f"{self.url}{PATHS[self.api]}"
 
     @classmethod
     def from_table(cls, table: dict[str, Any]) -> PassOptions:

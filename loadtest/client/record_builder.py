@@ -81,6 +81,7 @@ class RecordBuilder:
             output_end=None if got.outcome == "ok" and answer == got.answer else got.output_end,
             forced_tokens=prepared.forced_tokens,
             prompt_chars=prepared.prompt.chars,
+            asked_prompt_tokens=prepared.prompt.prompt_tokens,
             task=None if item.turn is None else item.index,
             turn=item.turn,
             task_turns=None if item.turn is None else item.turns,

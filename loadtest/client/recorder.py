@@ -140,6 +140,7 @@ class Recorder:
             forced_tokens=item.prepared.forced_tokens,
             count_tokens=self._count_tokens,
             pause=self._give_way,
+            api=endpoint.api,
         )
         if ended.told is not None:
             ended.told.set(got)

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from loadtest.client import sse
+from loadtest.client.apis.readers import READERS, ReadEvent
 from loadtest.client.exchange import TEXT
 from loadtest.client.thinking import Split, split_fields, split_inline
 from loadtest.clock import Clock
 from loadtest.credentials import redacted
 from loadtest.errors import UsageError
-from loadtest.records.schema import LateChunks, Outcome, RequestError, TokenCountSource
+from loadtest.records.schema import Api, LateChunks, Outcome, RequestError, TokenCountSource
 
 if TYPE_CHECKING:
     from loadtest.client.exchange import Exchange
@@ -89,11 +90,12 @@ class _Stream:
     """What the events of one stream have said so far. Everything is summed as it comes, so that the end is short too."""
 
     __slots__ = (
-        "chunk_s", "contents", "counted", "done", "events", "failed_event", "failure", "field", "finish_reason",
+        "_read", "chunk_s", "contents", "counted", "done", "events", "failed_event", "failure", "field", "finish_reason",
         "first_content", "thoughts", "tokens", "total", "usage",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, read: ReadEvent) -> None:
+        self._read = read
         self.chunk_s: list[float] = []
         self.contents: list[str] = []
         self.thoughts: list[str] = []
@@ -121,11 +123,13 @@ class _Stream:
             self._fail("protocol_error", "too_large", f"{size}: {sse.excerpt(payload)}")
             return
         try:
-            chunk = sse.decode_chunk(payload)
+            chunk = self._read(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._fail("protocol_error", "bad_chunk", f"not a chunk of a chat completion: {error}: {sse.excerpt(payload)}")
             return
         if chunk.usage is not None:
+            if chunk.usage.prompt_tokens is None and self.usage is not None:  # told at the start alone
+                chunk.usage.prompt_tokens = self.usage.prompt_tokens
             self.usage = chunk.usage
         if chunk.is_error:
             message, code = sse.error_text(chunk)
@@ -204,8 +208,9 @@ def read_reply(
     forced_tokens: int | None = None,
     count_tokens: CountTokens | None = None,
     pause: Callable[[], None] = lambda: None,
+    api: Api = "chat",
 ) -> Reply:
-    """Decode a finished exchange.
+    """Decode a finished exchange with the endpoint `api`.
 
     `opened`: the prompt ended in `<think>`; `forced_tokens`: equal-work, where ending by length is the plan;
     `count_tokens`: a local tokenizer, for servers that never tell, and to check those that do. `pause` is called between
@@ -213,7 +218,7 @@ def read_reply(
     """
     if exchange.status is not None and exchange.status != 200:
         return _refused(exchange)
-    stream = _Stream()
+    stream = _Stream(READERS[api])
     origin, speed = clock.origin_monotonic_s, clock.speed
     take = stream.take
     for at, payload in sse.events(_in_slices(exchange, pause)):
@@ -274,11 +279,13 @@ def _ends_in_text(piece: bytes) -> bool:
 
 class _Asked(msgspec.Struct):
     max_tokens: Any = None  # what an extra body says, too
+    max_output_tokens: Any = None  # of `/v1/responses`
 
 
 def _limit_tokens(body: bytes) -> int | None:
     """The output limit that a request asked for; None where it asked for none."""
-    limit = msgspec.json.decode(body, type=_Asked).max_tokens if body else None
+    asked = msgspec.json.decode(body, type=_Asked) if body else _Asked()
+    limit = asked.max_tokens if asked.max_output_tokens is None else asked.max_output_tokens
     return limit if isinstance(limit, int) else None
 
 

@@ -164,6 +164,16 @@ class Usage(msgspec.Struct, gc=False):
         return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details is not None else None
 
 
+def usage_of(prompt: int | None, completion: int | None, cached: int | None, thinking: int | None) -> Usage:
+    """Token counts that a server tells under other names."""
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        reasoning_tokens=thinking,
+        prompt_tokens_details=None if cached is None else _PromptDetails(cached),
+    )
+
+
 class Chunk(msgspec.Struct, gc=False):
     """One event of a streamed chat completion, or the error in its place: as `error`, or flat as SGLang has it."""
 

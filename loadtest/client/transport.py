@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import gevent.socket
 
@@ -47,11 +48,19 @@ class SocketTransport:
     `https://` is verified (`loadtest.client.connection`). `speed` turns the limits' seconds into wall seconds.
     """
 
-    def __init__(self, url: str, *, api_key: str | None = None, limits: Limits | None = None, speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        limits: Limits | None = None,
+        speed: float = 1.0,
+    ) -> None:
         self.limits = limits or Limits()
         self._speed = speed
         self._destination = Destination.of(url)
-        self._head = _head(self._destination, api_key)
+        self._head = _head(self._destination, api_key, headers)
         self._idle: list[Connection] = []
         self._active: dict[Exchange, _Stream] = {}
         self._unchecked: list[Exchange] = []
@@ -314,8 +323,8 @@ class _Stream:
         self._watcher.close()
 
 
-def _head(destination: Destination, api_key: str | None) -> bytes:
-    """What the head of every request begins with."""
+def _head(destination: Destination, api_key: str | None, headers: Mapping[str, str]) -> bytes:
+    """What the head of every request begins with; a header that is asked for takes the place of ours."""
     fields = [
         f"POST {destination.path} HTTP/1.1",
         f"Host: {destination.authority}",
@@ -326,4 +335,7 @@ def _head(destination: Destination, api_key: str | None) -> bytes:
     ]
     if api_key:
         fields.append(f"Authorization: Bearer {api_key}")
+    given = {name.lower() for name in headers}
+    fields = [field for field in fields if field.partition(":")[0].lower() not in given]
+    fields += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*fields, ""]).encode()

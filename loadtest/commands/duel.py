@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from loadtest.commands.finish import carry_out, new_folder
 from loadtest.commands.measure import hours_in_s
+from loadtest.credentials import read_header, with_headers
 from loadtest.decision.rounds import MOST_ROUNDS
 from loadtest.errors import UsageError
 from loadtest.records import read
@@ -20,6 +21,7 @@ from loadtest.servers.probe import ServerInfo, normalise_url
 from loadtest.study import plan, schema
 from loadtest.study.run import execute
 from loadtest.study.schema import Cell
+from loadtest.workload.source import keyed
 
 if TYPE_CHECKING:
     from loadtest.records.engine_facts import Side
@@ -48,7 +50,8 @@ def duel(arguments: argparse.Namespace, say: Teller) -> str:
 
 
 def _cell(arguments: argparse.Namespace, side: Side, url: str) -> Cell:
-    return Cell(engine="other", model=arguments.model or "model", base_url=normalise_url(url), side=side)
+    headers = dict(map(read_header, arguments.header))
+    return Cell(engine="other", model=arguments.model or "model", base_url=normalise_url(url), side=side, headers=headers)
 
 
 def _study(arguments: argparse.Namespace, cells: tuple[Cell, Cell]) -> schema.Study:
@@ -63,7 +66,7 @@ def _study(arguments: argparse.Namespace, cells: tuple[Cell, Cell]) -> schema.St
     return schema.Study(
         name="duel",
         question="Which of two servers is faster?",
-        workload=arguments.workload,
+        workload=keyed(arguments.workload, arguments.prompt_key, arguments.answer_key),
         cells=cells,
         mode="decision",
         levels=levels,
@@ -88,7 +91,8 @@ def _rounds_on(run: Path) -> int:
 def _probed(cell: Cell, model: str | None) -> Cell:
     """The cell as its server says what it is."""
     assert cell.base_url is not None
-    info: ServerInfo = probe.probe(cell.base_url, model=model)
+    with with_headers(cell.headers):
+        info: ServerInfo = probe.probe(cell.base_url, model=model)
     return replace(
         cell,
         engine=cast("EngineName", info.engine),

@@ -18,6 +18,7 @@ from loadtest.analysis.bursts.objectives import is_told
 from loadtest.analysis.factors import are_rivals, baselines
 from loadtest.commands.finish import carry_out, new_folder
 from loadtest.commands.machine.verification import verify
+from loadtest.credentials import read_header, with_headers
 from loadtest.decision import verdicts
 from loadtest.errors import EngineError, UsageError
 from loadtest.metrics.slo import parse_slo
@@ -29,7 +30,9 @@ from loadtest.study import estimate, locust_pass, parse, plan, schema
 from loadtest.study.bursts import asked
 from loadtest.study.run import execute
 from loadtest.workload.contract import Contract
-from loadtest.workload.workload import Workload
+from loadtest.workload.source import keyed
+from loadtest.workload.traces.trace import is_trace
+from loadtest.workload.workload import Workload, load, usual_mode
 
 if TYPE_CHECKING:
     from loadtest.study.execution import Say, Teller
@@ -107,7 +110,7 @@ def _of_decision(study: schema.Study) -> list[str]:
 
 def search(arguments: argparse.Namespace, say: Teller) -> str:
     """The largest concurrency within the SLOs of a server that already runs."""
-    for name in ("concurrency", "duration", "rate", "arrivals"):
+    for name in ("concurrency", "duration", "rate", "arrivals", "speed_up"):
         setattr(arguments, name, None)
     arguments.find_max = True
     return _attach(arguments, say, "search")
@@ -123,7 +126,8 @@ def attach(arguments: argparse.Namespace, say: Teller) -> str:
 def _attach(arguments: argparse.Namespace, say: Teller, name: str) -> str:
     study, budget_s = searched(_attached(arguments), arguments, arguments.requests), hours_in_s(arguments.budget)
     plan.asked(study)
-    info = probe.probe(arguments.base_url, model=arguments.model)
+    with with_headers(study.cells[0].headers):
+        info = probe.probe(arguments.base_url, model=arguments.model)
     cell = replace(
         study.cells[0],
         engine=arguments.engine or cast("EngineName", info.engine),
@@ -190,12 +194,15 @@ def hours_in_s(hours: float | None) -> float | None:
 
 def _attached(arguments: argparse.Namespace) -> schema.Study:
     """The study of one cell that `attach` asks for, before the server is asked what it is."""
+    workload = keyed(arguments.workload, arguments.prompt_key, arguments.answer_key, arguments.speed_up)
     cell = schema.Cell(
         engine=arguments.engine or "other",
         model=arguments.model or "model",
         tp=1 if arguments.tp is None else arguments.tp,
         gpu=arguments.gpu,
         base_url=arguments.base_url,
+        api=arguments.api,
+        headers=dict(map(read_header, arguments.header)),
         calibration=arguments.calibration,
     )
     contract: dict[str, Any] = {}
@@ -205,9 +212,9 @@ def _attached(arguments: argparse.Namespace) -> schema.Study:
         contract["extra_body"] = _json_object(arguments.extra_body, "--extra-body")
     study = schema.Study(
         name="attached",
-        workload=arguments.workload,
+        workload=workload,
         cells=(cell,),
-        mode=arguments.mode,
+        mode=arguments.mode or usual_mode(workload),
         levels=schema.parse_levels(arguments.concurrency or "1,2,4,8"),
         duration_s=arguments.duration,
         warmup_requests=1 if arguments.warmup_requests is None else arguments.warmup_requests,
@@ -217,6 +224,8 @@ def _attached(arguments: argparse.Namespace) -> schema.Study:
         contract=contract,
         scenario_options={} if arguments.tokenizer is None else {"tokenizer": arguments.tokenizer},
     )
+    if is_trace(workload) and arguments.rate is None and not arguments.find_max:
+        arguments.arrivals = arguments.arrivals or "recorded"
     if arguments.rate is not None or arguments.arrivals is not None:
         return _open_loop(study, arguments)
     if arguments.requests is not None:
@@ -243,10 +252,15 @@ def _open_loop(study: schema.Study, arguments: argparse.Namespace) -> schema.Stu
         scenario="open_loop",
         scenario_options=study.scenario_options | own,
         levels=levels,
-        min_requests=arguments.requests or _OPEN_LOOP_REQUESTS,
+        min_requests=arguments.requests or _open_loop_requests(study.workload),
         requests_per_stream=0,
         warmup_requests=arguments.warmup_requests or 0,
     )
+
+
+def _open_loop_requests(spec: str) -> int:
+    """All of a trace, else enough for a p90 with its interval."""
+    return len(load(spec).prompts) if is_trace(spec) else _OPEN_LOOP_REQUESTS
 
 
 def _measure(study: schema.Study, out: Path, say: Teller) -> str:

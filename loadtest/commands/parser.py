@@ -10,7 +10,9 @@ from typing import Any
 
 from loadtest.commands.help import completer, epilog, group_of
 
-WORKLOADS = "a generator with its options (math, ledger:n=64,seed=7, ...) or a JSONL file"
+WORKLOADS = (
+    "a generator with its options (math, ledger:n=64,seed=7, ...), a JSONL, CSV or Parquet file, hf:ID, or trace:FILE"
+)
 Command = Callable[..., Callable[..., Any]]
 
 
@@ -64,6 +66,23 @@ def commands_of(parser: CommandParser) -> Command:
         return one.add
 
     return command
+
+
+def add_headers(add: Callable[..., argparse.Action]) -> None:
+    """Headers with secrets."""
+    add(
+        "--header",
+        action="append",
+        default=[],
+        metavar="NAME=ENV_VAR",
+        help="send a header whose value is in this environment variable; it is shown and recorded nowhere (repeatable)",
+    )
+
+
+def add_keys(add: Callable[..., argparse.Action]) -> None:
+    """Options that say where a file of one's own holds prompt and answer."""
+    add("--prompt-key", metavar="KEY", help="column or key of the file that holds the prompt (default: by its format)")
+    add("--answer-key", metavar="KEY", help="column or key that holds the answer (default: by its format)")
 
 
 def add_file_commands(command: Command) -> None:
@@ -152,9 +171,11 @@ def add_workload_commands(command: Command) -> None:
     add("--json", action="store_true", help="print JSON instead of text")
     add = within("show", "workloads.show", "show the prompts of a workload")
     add("workload", metavar="SPEC", help=WORKLOADS)
+    add_keys(add)
     add("--json", action="store_true", help="print JSON instead of text")
     add = within("validate", "workloads.validate", "check a workload file; errors name the line")
     add("file", type=path_of, metavar="FILE")
+    add_keys(add)
     add("--json", action="store_true", help="print JSON instead of text")
     add = within("from-run", "workloads.from_run", "make a workload from a finished run, to replay it")
     add("run", type=path_of, metavar="RUN")

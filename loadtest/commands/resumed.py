@@ -10,15 +10,16 @@ from loadtest.errors import UsageError
 from loadtest.records import read
 
 _MEASURED = (
-    "base_url", "model", "engine", "tp", "gpu", "concurrency", "rate", "arrivals", "requests", "duration", "workload",
+    "base_url", "api", "header", "model", "engine", "tp", "gpu", "concurrency", "rate", "arrivals", "speed_up", "requests",
+    "duration", "workload", "prompt_key", "answer_key",
     "mode", "max_tokens", "tokenizer", "extra_body", "warmup_requests", "seed", "find_max", "rates",
 )  # fmt: skip
-_OF_ATTACH = ("concurrency", "rate", "arrivals", "requests", "duration", "find_max")
+_OF_ATTACH = ("concurrency", "rate", "arrivals", "speed_up", "requests", "duration", "find_max")
 _SEARCHED = tuple(name for name in _MEASURED if name not in _OF_ATTACH)
 _BY_COMMAND = {
     "measure.attach": _MEASURED,
     "measure.search": _SEARCHED,
-    "duel.duel": ("model", "concurrency", "workload", "max_tokens", "seed"),
+    "duel.duel": ("header", "model", "concurrency", "workload", "prompt_key", "answer_key", "max_tokens", "seed"),
 }
 
 

@@ -11,6 +11,7 @@ from loadtest.errors import UsageError
 from loadtest.records import read, write
 from loadtest.workload import generators, replay, workload
 from loadtest.workload.prompts import Prompt
+from loadtest.workload.source import keyed
 from loadtest.workload.workload import Workload
 
 if TYPE_CHECKING:
@@ -29,15 +30,15 @@ def list_all(arguments: argparse.Namespace, say: Say) -> str:
         [
             "built in (NAME or NAME:n=64,seed=7,difficulty=3):",
             *rows,
-            "files: JSON Lines with prompt and answer, problem and solution (MATH), OpenAI batch, ShareGPT, or our own form;"
-            " text: a prompt a line",
+            "files: JSON Lines, CSV or Parquet with prompt and answer (or --prompt-key, --answer-key), problem and solution"
+            " (MATH), OpenAI batch, ShareGPT, or our own form; text: a prompt a line; hf:ID: a Hugging Face data set",
         ]
     )
 
 
 def show(arguments: argparse.Namespace, say: Say) -> str:
     """What a workload is, and its first prompts; with --json all of it, as `validate` and `run` read it."""
-    asked = workload.load(arguments.workload)
+    asked = workload.load(keyed(arguments.workload, arguments.prompt_key, arguments.answer_key))
     if arguments.json:
         return workload.dump(asked).decode().rstrip("\n")
     return "\n".join([*_described(asked), *(line for prompt in asked.prompts[:_SHOWN] for line in _shown(prompt))])
@@ -47,7 +48,7 @@ def validate(arguments: argparse.Namespace, say: Say) -> str:
     """Is a file a workload; the first thing that is wrong is named with its line."""
     if not arguments.file.is_file():
         raise UsageError(f"{arguments.file}: expected a file of prompts, found none")
-    asked = workload.load(str(arguments.file))
+    asked = workload.load(keyed(str(arguments.file), arguments.prompt_key, arguments.answer_key))
     return as_json(_facts(asked)) if arguments.json else "\n".join(_described(asked))
 
 

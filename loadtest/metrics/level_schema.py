@@ -120,11 +120,13 @@ class TokenArrivals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EqualWork(msgspec.Struct, frozen=True, kw_only=True):
-    """Did every forced output come out as long as it was forced? Of requests that the server ended and counted."""
+    """Did every forced output come out as long as it was forced, and had every prompt the length that was asked for? Of
+    requests that the server ended and counted."""
 
     status: Annotated[Literal["pass", "fail", "not_applicable"], about("`not_applicable`: no such request.")]
     reasons: Annotated[tuple[str, ...], about("What differs; empty unless it fails.")]
     n_forced: Annotated[int, about("Requests that were checked.")]
+    n_prompts: Annotated[int, about("Requests whose prompt was made to have an exact length, and was checked.")] = 0
 
 
 class TroubleCounts(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,6 +58,16 @@ class ContractFacts(msgspec.Struct, frozen=True, kw_only=True):
 SearchedKind = Literal["users", "requests/h"]
 
 
+class PromptLengths(msgspec.Struct, frozen=True, kw_only=True):
+    """How prompts of exact lengths were fitted to a server, before anything was measured."""
+
+    workload: str  # the spec that makes these prompts anywhere
+    identity: str  # SHA-256 of them
+    template_tokens: int  # of a prompt without any word, by the server's count
+    words: int  # different words, each one token by the server's count
+    requests: int  # that were sent to find out, each of one output token; none of them is measured
+
+
 class SearchFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A search for the largest level within the SLOs: where it began, how far it may go, and how it ended."""
 
@@ -105,6 +115,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     clock_error: ClockError | None = None
     clock_error_by_level: dict[int, ClockError] = {}  # the same of each concurrency; empty: not measured
     search: SearchFacts | None = None  # None: the levels were given
+    prompt_lengths: PromptLengths | None = None  # None: the workload asks for no exact lengths
 
     @property
     def configuration(self) -> tuple[str, str | None]:

@@ -47,6 +47,8 @@ LengthMode = Literal["natural", "equal-work"]  # stop by itself, or at a length 
 
 Mode = Literal["natural", "equal-work", "decision"]  # of a run; decision: bursts, and one natural run of each engine
 
+Api = Literal["chat", "completions", "responses", "messages"]  # the endpoint that is asked (`workload.apis`)
+
 TokenCountSource = Literal["server", "tokenizer", "chunks"]
 
 Priority = Literal["realtime", "nice", "normal"]
@@ -177,6 +179,7 @@ class RequestRecord:
     stamped_by: StampSource | None = None  # who timed the arrivals: the kernel, or this process when it read; None: not said
     unread_s: Seconds | None = None  # the longest that bytes lay unread by this process; 0: at most 1 ms of wall time
     write_s: Seconds | None = None  # how long the first write took: the request left so much after `sent_s` at most
+    asked_prompt_tokens: int | None = None  # the length that its prompt was made to have; None: any
     late_chunks: tuple[LateChunks, ...] = ()  # whose arrival is known within bounds only, of more than 0.1 ms of wall time
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from loadtest.analysis.validity import Doubt, doubts, window_doubts
+from loadtest.errors import UsageError
 from loadtest.metrics.clock_error import time_errors
 from loadtest.metrics.level_schema import ClientHealth, GateStatus, LevelFigures, Reconciliation
 from loadtest.metrics.schema import Comparison, Metrics
@@ -17,6 +18,7 @@ from loadtest.records.manifest import Manifest
 from loadtest.records.schema import TokenCountSource
 from loadtest.report.cells import ShownCell, by_level, cells_of, level_places
 from loadtest.report.formatting import clean, count, instrument_words, listed
+from loadtest.workload.contract import from_table
 
 State = Literal["pass", "fail", "unknown", "none"]
 NO_ENGINES: Mapping[str, EngineFacts] = MappingProxyType({})
@@ -79,6 +81,7 @@ def gate_checks(metrics: Metrics, manifest: Manifest, engines: Mapping[str, Engi
         _completeness(metrics, manifest),
         *_token_check(levels),
         *_equal_work_check(levels),
+        *_sampling_check(manifest),
         *_contract_check(engines),
     )
 
@@ -186,12 +189,24 @@ def _token_check(levels: Levels) -> tuple[Check, ...]:
 
 
 def _equal_work_check(levels: Levels) -> tuple[Check, ...]:
-    """Outputs that are not as long as they were forced; nothing where all are, or none was forced."""
+    """Outputs that are not as long as they were forced, prompts that are not as long as they were made; that both are as
+    asked, where prompts were made so; else nothing."""
     found = [(cell, level) for cell, level in levels if level.equal_work.status == "fail"]
     if not found:
-        return ()
+        exact = sum(level.equal_work.n_prompts for _, level in levels)
+        said = f"{count(exact)} prompts and their outputs had the lengths asked for, by the server's count"
+        return (Check("Equal work", "pass", said),) if exact else ()
     words = f"{clean(found[0][1].equal_work.reasons[0])}; has the engine ignored min_tokens or ignore_eos?"
     return (Check("Equal work", "fail", words, _where(found, levels)),)
+
+
+def _sampling_check(manifest: Manifest) -> tuple[Check, ...]:
+    """Sampling that is not as recommended; nothing where it is, or where this release does not know the contract."""
+    try:
+        warnings = from_table(manifest.contract).warnings
+    except UsageError:
+        return ()
+    return (Check("Sampling", "unknown", f"not as recommended: {'; '.join(warnings)}"),) if warnings else ()
 
 
 def _contract_check(engines: Mapping[str, EngineFacts]) -> tuple[Check, ...]:

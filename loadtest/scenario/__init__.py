@@ -8,9 +8,9 @@ from loadtest.credentials import keep_from_dumps
 if TYPE_CHECKING:
     from loadtest.scenario.bursts import BurstUser as BurstUser
     from loadtest.scenario.bursts import add_burst_options as add_burst_options
+    from loadtest.scenario.conversation import Messages as Messages
+    from loadtest.scenario.conversation import answered as answered
     from loadtest.scenario.dialogue import DialogueUser as DialogueUser
-    from loadtest.scenario.dialogue import Messages as Messages
-    from loadtest.scenario.dialogue import answered as answered
     from loadtest.scenario.open_loop import OpenLoopUser as OpenLoopUser
     from loadtest.scenario.open_loop import add_open_loop_options as add_open_loop_options
     from loadtest.scenario.open_loop import with_options as with_options
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BurstUser": "bursts",
     "DialogueUser": "dialogue",
-    "Messages": "dialogue",
+    "Messages": "conversation",
     "OpenLoopUser": "open_loop",
     "ReasoningUser": "user",
     "RouterUser": "router",
@@ -33,7 +33,7 @@ _HOMES = {
     "add_open_loop_options": "open_loop",
     "add_router_options": "router",
     "add_stairs_options": "ramp",
-    "answered": "dialogue",
+    "answered": "conversation",
     "default_workload": "options",
     "with_options": "open_loop",
 }

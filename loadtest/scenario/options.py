@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
+
+from loadtest.records.schema import Api
 
 _default_workload = "math"
 
@@ -35,10 +37,17 @@ def add_options(parser: Any) -> None:
     group.add_argument(
         "--workload",
         default=_default_workload,
-        help="a generator (math:n=64,seed=7) or a JSONL file (default: %(default)s)",
+        help="a generator (math:n=64,seed=7), a JSONL, CSV or Parquet file, hf:ID, or trace:FILE (default: %(default)s)",
     )
+    group.add_argument("--speed-up", type=float, help="send a trace:FILE so many times as fast (default: 1)")
+    group.add_argument("--prompt-key", help="column or key of the file that holds the prompt (default: by its format)")
+    group.add_argument("--answer-key", help="column or key that holds the answer (default: by its format)")
     group.add_argument(
         "--requests", type=_from(1), help="measured requests of this level; it ends when they have (default: --duration)"
+    )
+    group.add_argument("--api", choices=get_args(Api), default="chat", help="endpoint to ask (default: %(default)s)")
+    group.add_argument(
+        "--header", action="append", metavar="NAME=ENV_VAR", help="header whose value is in this variable (repeatable)"
     )
     group.add_argument("--prompts", type=_from(1), help="ask the first N prompts in whole rounds, each with a cache_salt")
     group.add_argument("--duration", type=_seconds, help="seconds of the run's clock, from the start of the users on")
@@ -50,7 +59,9 @@ def add_options(parser: Any) -> None:
     )
     group.add_argument("--max-tokens", type=_from(1), help="most tokens of one output, thinking included (default: 32768)")
     group.add_argument(
-        "--mode", choices=("natural", "equal-work"), help="stop naturally, or force recorded lengths (default: natural)"
+        "--mode",
+        choices=("natural", "equal-work"),
+        help="stop naturally, or force recorded lengths (default: as the workload)",
     )
     group.add_argument(
         "--seed",

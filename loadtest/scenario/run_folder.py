@@ -11,19 +11,23 @@ from typing import Any
 
 import msgspec
 
+from loadtest import credentials
 from loadtest.client.pass_options import PassOptions
 from loadtest.clock import Clock
 from loadtest.errors import RecordError, UsageError
 from loadtest.records import read, write
-from loadtest.records.engine_facts import EngineFacts
+from loadtest.records.engine_facts import EngineFacts, PromptLengths
 from loadtest.records.folder import FAILURE_FILE, MASTER_FILE, PASS_NAME, PassKind, cell_id, claimed, level_name
 from loadtest.records.manifest import UNFINISHED, Manifest, ManifestCell, begun, ended
 from loadtest.records.pass_facts import Failure, LevelSummary
 from loadtest.records.write import JsonlWriter
 from loadtest.servers import probe
 from loadtest.workload import contract as contracts
-from loadtest.workload import workload
-from loadtest.workload.contract import Contract, check_format
+from loadtest.workload import exact, workload
+from loadtest.workload.apis import check_api
+from loadtest.workload.contract import Contract, check_format, check_lengths
+from loadtest.workload.server_count import fit_to_server
+from loadtest.workload.source import keyed
 from loadtest.workload.workload import Workload
 
 
@@ -90,9 +94,13 @@ class Opening:
 def open_run(options: Any, host: str | None, users: int, kind: PassKind = "level") -> Opening:
     """Resolve the options, ask the server for what they leave open, and open the run folder."""
     url = base_url(host)
+    credentials.declare(dict(map(credentials.read_header, options.header or ())))
     told = _ask_server(options, url)
     info = told or probe.ServerInfo(engine=options.engine)
     run = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%dT%H%M%S')}-{options.engine or info.engine}")
+    options.workload = keyed(options.workload, options.prompt_key, options.answer_key, options.speed_up)
+    options.prompt_key = options.answer_key = options.speed_up = None
+    lengths = _fit_lengths(options, url, info, run)
     loaded = workload.load(options.workload)
     if options.run_id is not None:
         asked = _resolved(options, url, users, kind, run, _manifest_of(run), info, loaded)
@@ -103,14 +111,27 @@ def open_run(options: Any, host: str | None, users: int, kind: PassKind = "level
         manifest = _manifest_of(run)
         asked = _resolved(options, url, users, kind, run, manifest, info, loaded)
         check_format(asked.contract, loaded.prompts)
+        check_lengths(asked.contract, loaded.prompts)
+        check_api(asked.api, asked.contract.mode)
         new = _new_manifest(options, asked, loaded)
         pending = None
         if manifest is not None:
             _refuse_other(run, manifest, new)
             pending = manifest.incomplete_reason if manifest.levels and not manifest.complete else None
         write.write_manifest(run, _joined(manifest or new, asked, info))
-        _write_engine(asked, told)
+        _write_engine(asked, told, lengths)
         return Opening(asked, held.pop_all(), pending=pending)
+
+
+def _fit_lengths(options: Any, url: str, info: probe.ServerInfo, run: Path) -> PromptLengths | None:
+    """Fit prompts of exact lengths to the server, and have everybody send these; None where none are asked for."""
+    if not exact.is_open(options.workload):
+        return None
+    model, engine = options.model or info.model or "", options.engine or info.engine
+    contract = _contract(options, _manifest_of(run))
+    lengths = fit_to_server(options.workload, contract, base_url=url, model=model, engine=engine, api=options.api)
+    options.workload = lengths.workload
+    return lengths
 
 
 def _ask_server(options: Any, url: str) -> probe.ServerInfo | None:
@@ -143,6 +164,8 @@ def _resolved(
         concurrency=users,
         repeat=options.repeat or _next_repeat(run, cell, users, kind),
         kind=kind,
+        api=options.api,
+        headers=credentials.header_variables(),
         requests=options.requests,
         warmup_requests=options.warmup_requests,
         seed=options.seed,
@@ -165,8 +188,8 @@ def _contract(options: Any, manifest: Manifest | None) -> Contract:
     """The contract of the run, if there is one, changed by the options."""
     table: dict[str, Any] = dict(manifest.contract) if manifest else {}
     table.setdefault("seed", options.seed)
-    if options.mode:
-        table["mode"] = options.mode
+    if options.mode or not manifest:
+        table["mode"] = options.mode or workload.usual_mode(options.workload)
     if options.max_tokens:
         table["max_tokens"] = options.max_tokens
     return contracts.from_table(table)
@@ -235,7 +258,7 @@ def _joined(manifest: Manifest, asked: PassOptions, info: probe.ServerInfo) -> M
     )
 
 
-def _write_engine(asked: PassOptions, info: probe.ServerInfo | None) -> None:
+def _write_engine(asked: PassOptions, info: probe.ServerInfo | None, lengths: PromptLengths | None) -> None:
     path = Path(asked.out) / "cells" / asked.cell / "engine.json"
     if path.is_file():
         return
@@ -251,5 +274,6 @@ def _write_engine(asked: PassOptions, info: probe.ServerInfo | None) -> None:
         base_url=asked.url,
         status="ok",
         server_info=msgspec.to_builtins(info) if info else None,
+        prompt_lengths=lengths,
     )
     write.write_sealed(path, facts)

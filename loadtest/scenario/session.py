@@ -136,6 +136,7 @@ class Session:
     def _open_level(self, runner: LocalRunner | WorkerRunner) -> None:
         options = self.options
         asked = PassOptions.from_table(options.loadtest_pass)
+        credentials.declare(asked.headers)
         names = [None] if isinstance(runner, LocalRunner) else options.loadtest_workers
         number = 0 if isinstance(runner, LocalRunner) else names.index(runner.client_id)
         slots = slots_of(number, len(names), asked.concurrency)
@@ -311,9 +312,13 @@ def _steps(options: Any) -> list[int]:
 
 
 def _endpoint(asked: PassOptions, workload: Workload) -> Endpoint:
-    script = Script(workload, asked.contract, model=asked.model, engine=asked.engine, seed=asked.seed, rounds=asked.rounds)
-    transport = SocketTransport(asked.chat_url, api_key=credentials.api_key(), speed=asked.clock_speed)
-    return Endpoint(transport=transport, script=script, opened=prompt_opens(asked.contract, asked.model))
+    model, engine, api = asked.model, asked.engine, asked.api
+    script = Script(workload, asked.contract, model=model, engine=engine, seed=asked.seed, rounds=asked.rounds, api=api)
+    transport = SocketTransport(
+        asked.request_url, api_key=credentials.api_key(), headers=credentials.headers(), speed=asked.clock_speed
+    )
+    opened = api != "completions" and prompt_opens(asked.contract, model)
+    return Endpoint(transport=transport, script=script, opened=opened, api=api)
 
 
 _sessions: dict[int, Session] = {}

@@ -17,6 +17,7 @@ from loadtest.client.exchange import Endpoint, Exchange
 from loadtest.client.level import Level
 from loadtest.client.pass_options import PassOptions
 from loadtest.records.folder import PassKind
+from loadtest.scenario.conversation import answered, converse
 from loadtest.scenario.session import current_level
 from loadtest.workload.script import Item
 from loadtest.workload.workload import Workload
@@ -70,8 +71,13 @@ class ReasoningUser(User):
         self.carry_out(level, item)
 
     def carry_out(self, level: Level, item: Item) -> None:
-        """Carry out one item of the sequence: one request, or a task in some scenarios."""
-        self.request(level, item, self.due_s(level, item))
+        """Carry out one item of the sequence: one request, or a task in some scenarios; or all turns of a conversation that
+        the workload has."""
+        questions = item.prepared.prompt.following
+        if questions and level.turns > 1:
+            converse(self, level, item, 1 + len(questions), lambda so_far, answer, n: answered(so_far, answer, questions[n]))
+        else:
+            self.request(level, item, self.due_s(level, item))
 
     def due_s(self, level: Level, item: Item) -> float:
         """When this request should be sent (offset, s); sleep here until then. Closed loop: now."""

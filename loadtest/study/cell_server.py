@@ -19,7 +19,9 @@ from loadtest.study.engine_file import EngineFile, memory_fit
 from loadtest.study.execution import Execution, key_variables
 from loadtest.study.plan import launch_spec, refuse_misfit
 from loadtest.study.schema import Cell
+from loadtest.workload import exact
 from loadtest.workload.script import SALTED
+from loadtest.workload.server_count import fit_to_server
 
 
 @contextlib.contextmanager
@@ -67,6 +69,7 @@ def _attached(execution: Execution, base_url: str, cell: Cell, engine: EngineFil
         room_tokens=info.max_model_len,
         salted=_keeps_salts(execution, cell, engine, base_url, served),
         metrics_urls=tuple(map(probe.normalise_url, cell.metrics_urls)),
+        workload=_fitted(execution, base_url, cell, served, engine),
     )
 
 
@@ -80,6 +83,17 @@ def _keeps_salts(execution: Execution, cell: Cell, engine: EngineFile, base_url:
         return True
     execution.say(f"{cell.title}: cache_salt is {salting}: its levels ask on through the workload, each prompt once")
     return False
+
+
+def _fitted(execution: Execution, base_url: str, cell: Cell, served: str, engine: EngineFile) -> str | None:
+    """The workload with prompts of exact lengths by this server's count; None where the study asks for none."""
+    spec = execution.study.workload
+    if not exact.is_open(spec):
+        return None
+    lengths = fit_to_server(spec, execution.contract, base_url=base_url, model=served, engine=cell.engine, api=cell.api)
+    engine.learn(prompt_lengths=lengths)
+    execution.say(f"{cell.id}: prompts fitted to the server's count by {lengths.requests} short requests")
+    return lengths.workload
 
 
 def _served(base_url: str, cell: Cell, info: probe.ServerInfo) -> str:

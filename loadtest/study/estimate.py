@@ -120,10 +120,9 @@ def mean_tokens(cell: Cell, prompts: Sequence[Prompt], contract: Contract) -> tu
 
 def request_tokens(cell: Cell, prompts: Sequence[Prompt], contract: Contract) -> list[tuple[int, int]]:
     """Prompt and output of each request of the workload (tokens): recorded lengths, else those that the simulator draws."""
-    chars = [sum(len(message["content"]) for message in prompt.messages) for prompt in prompts]
-    outputs = [_output_tokens(cell, prompt, contract) for prompt in prompts]
-    pairs = zip(chars, outputs, strict=True)
-    return [(round(n / _CHARS_PER_TOKEN) + TEMPLATE_TOKENS, max(1, output)) for n, output in pairs]
+    sizes = [prompt.prompt_tokens or round(prompt.chars / _CHARS_PER_TOKEN) + TEMPLATE_TOKENS for prompt in prompts]
+    outputs = [max(1, _output_tokens(cell, prompt, contract)) for prompt in prompts]
+    return list(zip(sizes, outputs, strict=True))
 
 
 def _output_tokens(cell: Cell, prompt: Prompt, contract: Contract) -> int:

@@ -78,5 +78,6 @@ class Execution:
 
 
 def key_variables(study: Study) -> set[str]:
-    """The environment variables with the API keys of the cells; only Locust gets a key, under its own name."""
-    return {cell.api_key_env for cell in study.cells if cell.api_key_env is not None}
+    """The environment variables with keys and headers of the cells; only Locust gets them, a key under its own name."""
+    keys = {cell.api_key_env for cell in study.cells if cell.api_key_env is not None}
+    return keys | {variable for cell in study.cells for variable in cell.headers.values()}

@@ -26,6 +26,8 @@ from loadtest.records.schema import EngineName, RequestRecord
 from loadtest.servers import flags, probe
 from loadtest.simulator import options as simulator_options
 from loadtest.simulator.core import engine as virtual
+from loadtest.simulator.core.cache import TOKEN_CHARS
+from loadtest.simulator.core.lengths import prompt_key
 from loadtest.simulator.setup import Simulation
 from loadtest.study import run
 from loadtest.study.bursts.asked import Wanted, first_wanted, rounds_of
@@ -40,6 +42,7 @@ from loadtest.study.search.cell_search import cell_search
 from loadtest.study.search.start import PER_HOUR_S, start_of
 from loadtest.study.search.virtual import VirtualDriver
 from loadtest.study.virtual_level import WORKER, Plan, VirtualLevel, VirtualServer
+from loadtest.workload import exact
 from loadtest.workload.bursts import BurstPlan
 from loadtest.workload.contract import Contract
 from loadtest.workload.script import Script
@@ -118,8 +121,10 @@ def simulate_study(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
     for cell in study.cells:
         if cell.args and not cell.simulated:
             say(f"{cell.id}: the simulator does not know the engine's arguments {' '.join(cell.args)}; they are left out")
-    study = predicted(study)
+    study = _with_lengths(predicted(study))
     workload, contract = asked(study)
+    if any(prompt.following for prompt in workload.prompts):
+        raise UsageError("workload: expected single requests, as predict --study follows no conversation; take turns=first")
     made = {cell.id: simulate_cell(cell, contract) for cell in study.cells}
     manifest = run.begin_run(study, workload, contract, out, driven=VIRTUAL_TIME)
     prediction = _Prediction(study, out, manifest, workload, contract, say, first_wanted(study, contract))
@@ -135,6 +140,14 @@ def simulate_study(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
         run.end_run(manifest, out, problems, interrupted=interrupted)
     say(f"{study.name}: {prediction.elapsed_s / 3600:.1f} simulated hours")
     return tuple(problems)
+
+
+def _with_lengths(study: Study) -> Study:
+    """The study with prompts of exact lengths by the simulator's count, where it asks for them."""
+    if not exact.is_open(study.workload):
+        return study
+    made, _ = exact.fit_spec(study.workload, lambda text: len(prompt_key([("user", text)])) // TOKEN_CHARS)
+    return replace(study, workload=made)
 
 
 def _run_cells(prediction: _Prediction, made: dict[str, Simulation | FitError]) -> None:

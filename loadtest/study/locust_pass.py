@@ -26,8 +26,8 @@ _STOP_GRACE_S = 15.0
 @dataclass(frozen=True, slots=True)
 class Target:
     """The server that a pass drives: where it is, what it calls the model, how fast its clock runs (1: real), what context
-    it serves (tokens; None: it does not say), whether it keeps apart what has another `cache_salt`, and whose `/metrics`
-    count its work (none: its own)."""
+    it serves (tokens; None: it does not say), whether it keeps apart what has another `cache_salt`, whose `/metrics` count
+    its work (none: its own), and the workload as it was fitted to it (None: the study's)."""
 
     base_url: str
     served_model: str
@@ -35,6 +35,7 @@ class Target:
     room_tokens: int | None = None
     salted: bool = True
     metrics_urls: tuple[str, ...] = ()
+    workload: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def command(study: Study, cell: Cell, target: Target, asked: AskedPass, repeat: 
         f"--model={target.served_model}",
         "--tp",
         str(cell.tp),
-        f"--workload={study.workload}",
+        f"--workload={target.workload or study.workload}",
         "--mode",
         cell.mode or study.lengths,
     ]
@@ -75,6 +76,7 @@ def command(study: Study, cell: Cell, target: Target, asked: AskedPass, repeat: 
     argv += ["--clock-speed", repr(target.clock_speed)]
     if asked.most_in_flight is not None:
         argv += ["--level", str(asked.concurrency)]
+    argv += [] if cell.api == "chat" else ["--api", cell.api]
     if asked.kind == "bursts":
         return [*argv, "--contexts", ",".join(map(str, asked.contexts_tokens))]
     for key, value in study.scenario_options.items():

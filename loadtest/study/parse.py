@@ -20,6 +20,7 @@ from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
 from loadtest.records.schema import Mode
 from loadtest.study.schema import VARIABLE, Cell, Study, require
+from loadtest.workload.workload import usual_mode
 
 _STUDY_CHARS = 2**20  # the longest study; `/dev/zero` has no end
 
@@ -72,7 +73,7 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     question: str = ""
     scenario: str = "long_reasoning"
     scenario_options: dict[str, str | int | float | bool] = {}
-    mode: Mode | tuple[Mode, ...] | None = None
+    mode: Mode | tuple[Mode, ...] | None = None  # None: as the workload's outputs usually end
     levels: tuple[int, ...] = (1, 2, 4, 8)
     repeats: int | None = None
     until_decided: bool | None = None
@@ -138,7 +139,7 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
     plain = {f.name: getattr(table, f.name) for f in fields(Study) if hasattr(table, f.name)}
     if table.prices is not None:
         plain.update(gpu_hour_price=table.prices.gpu_hour, currency=table.prices.currency)
-    modes = _listed("natural" if table.mode is None else table.mode)
+    modes = _listed(usual_mode(table.workload) if table.mode is None else table.mode)
     alone = "decision" not in modes or len(modes) == 1
     require(
         0 < len(modes) == len(set(modes)) and alone, "mode", "natural, equal-work, a list of both, or decision", list(modes)

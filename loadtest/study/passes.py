@@ -140,7 +140,7 @@ def _is_here(target: locust_pass.Target) -> bool:
 def _environment(study: Study, cell: Cell) -> dict[str, str]:
     """The environment of Locust. It has an API key only if we did not start the server, and only the key of this cell."""
     withheld = key_variables(study) | (set(credentials.WITHHELD) if cell.base_url is None else set())
-    withheld -= {credentials.KEY_VARIABLES[0]} if cell.base_url is not None else set()
+    withheld -= {credentials.KEY_VARIABLES[0], *cell.headers.values()} if cell.base_url is not None else set()
     return {name: value for name, value in os.environ.items() if name not in withheld}
 
 

@@ -14,7 +14,8 @@ from loadtest.servers import preflight, settings
 from loadtest.servers.flags import LaunchSpec
 from loadtest.study import locust_pass
 from loadtest.study.schema import Cell, Study
-from loadtest.workload.contract import Contract, check_format, from_table, within
+from loadtest.workload.apis import check_api
+from loadtest.workload.contract import Contract, check_format, check_lengths, from_table, within
 from loadtest.workload.prompts import Prompt
 from loadtest.workload.workload import Workload
 from loadtest.workload.workload import load as load_workload
@@ -37,7 +38,12 @@ def asked(study: Study) -> tuple[Workload, Contract]:
     if "yarn" not in (study.contract or {}):
         contract = replace(contract, yarn=needs_yarn(workload.prompts))
     contexts = [known for cell in study.cells if (known := context_tokens(cell, contract)) is not None]
-    return workload, within(contract, workload.prompts, min(contexts)) if contexts else contract
+    if contexts:
+        contract = within(contract, workload.prompts, min(contexts))
+    check_lengths(contract, workload.prompts)
+    for cell in study.cells:
+        check_api(cell.api, cell.mode or study.lengths)
+    return workload, contract
 
 
 def too_few_requests(study: Study) -> list[str]:
@@ -63,8 +69,8 @@ def needs_yarn(prompts: Iterable[Prompt]) -> bool:
     >>> needs_yarn([Prompt(id="a", messages=({"role": "user", "content": "word " * 10_000},))])
     True
     """
-    longest = max(sum(len(message["content"]) for message in prompt.messages) for prompt in prompts)
-    return longest / _CHARS_PER_TOKEN > YARN_PROMPT_TOKENS
+    longest = max(prompt.prompt_tokens or prompt.chars / _CHARS_PER_TOKEN for prompt in prompts)
+    return longest > YARN_PROMPT_TOKENS
 
 
 def context_tokens(cell: Cell, contract: Contract) -> int | None:

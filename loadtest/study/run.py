@@ -64,8 +64,8 @@ def execute(
     if study.decides:
         check_room(study, contract)
     for cell in study.cells:
-        with credentials.named(cell.api_key_env):
-            pass  # is the key there?
+        with credentials.named(cell.api_key_env), credentials.with_headers(cell.headers):
+            pass  # are key and headers there?
     resumed = resume and has_run(out)
     blocked = {} if force else _blocked(study, contract)
     if len(blocked) == len(study.cells) and not resumed:
@@ -95,6 +95,8 @@ def execute(
             audience=audience,
         )
         say(f"{study.name}: {extent_words(study)}")
+        for warning in contract.warnings:
+            say(f"contract: {warning}")
         _carry_out(execution, manifest)
     return tuple(execution.problems)
 
@@ -249,7 +251,7 @@ def _run_cell(execution: Execution, cell: Cell, repeat: int) -> bool:
     if not left and not searched:
         execution.say(f"{cell.title}: {execution.study.turn} {repeat} is complete on disk already")
     else:
-        with credentials.named(cell.api_key_env):
+        with credentials.named(cell.api_key_env), credentials.with_headers(cell.headers):
             _measure(execution, cell, left, repeat)
     execution.remaining.ended(cell, repeat)
     return bool(left) or searched

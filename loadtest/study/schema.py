@@ -21,14 +21,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from loadtest.credentials import WITHHELD, first_secret, hide_secrets
+from loadtest.credentials import WITHHELD, first_secret, hide_secrets, read_header
 from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
 from loadtest.metrics import slo as slos
 from loadtest.perfmodel import gpus, interconnect, machine_fit
 from loadtest.records.engine_facts import SearchedKind, Side
 from loadtest.records.folder import PassKind, cell_id, level_name
-from loadtest.records.schema import EngineName, LengthMode, Mode
+from loadtest.records.schema import Api, EngineName, LengthMode, Mode
 from loadtest.servers.preflight import HERE
 from loadtest.servers.probe import normalise_url
 
@@ -64,8 +64,9 @@ class Cell:
     engine's environment, `executable` starts it in place of what this machine has.
     Behind a `base_url` may be a router: `metrics_urls` are the servers whose `/metrics` count the work, `gpus` how many GPUs
     of each kind they use in all. `api_key_env` names the variable that holds its key (None: LOADTEST_API_KEY, else
-    OPENAI_API_KEY). `mode` is that of a study's second mode (None: the study's own). `interconnect` (how its GPUs reach each
-    other) and `calibration` (a file that `loadtest calibrate` wrote) are for predictions and the simulator.
+    OPENAI_API_KEY). `api` is the endpoint that is asked, `headers` are further ones of its requests, each with the variable
+    that holds its value. `mode` is that of a study's second mode (None: the study's own). `interconnect` (how its GPUs reach
+    each other) and `calibration` (a file that `loadtest calibrate` wrote) are for predictions and the simulator.
     """
 
     engine: EngineName
@@ -76,6 +77,8 @@ class Cell:
     api_key_env: str | None = None
     metrics_urls: tuple[str, ...] = ()
     gpus: dict[str, int] = field(default_factory=dict)
+    api: Api = "chat"
+    headers: dict[str, str] = field(default_factory=dict, hash=False)
     context_tokens: int | None = None
     yarn: bool = False
     memory_fraction: float | None = None
@@ -115,6 +118,7 @@ class Cell:
         require(started or not own, "base_url", f"none in a cell with {' and '.join(own)}", self.base_url)
         _check_env(self.env)
         require(self.context_tokens is None or self.context_tokens >= 1, "context_tokens", "at least 1", self.context_tokens)
+        require(self.api in get_args(Api), "api", f"one of {', '.join(get_args(Api))}", repr(self.api))
         ours = next((arg for arg in self.args if arg.partition("=")[0] in _OURS), None)
         require(ours is None, "args", "neither --host nor --port, as a server of ours listens on 127.0.0.1 alone", ours)
         secret = first_secret(self.args)
@@ -125,6 +129,9 @@ class Cell:
             "the name of an environment variable, such as GROQ_API_KEY, of a cell with a base_url",
             "something else",
         )
+        for name, variable in self.headers.items():
+            _explained("headers", read_header, f"{name}={variable}")
+        require(not (started and self.headers), "headers", "none of a cell without base_url", ", ".join(self.headers))
         if self.base_url is not None:
             _explained("base_url", normalise_url, self.base_url)
         require(not started or not (self.metrics_urls or self.gpus), "metrics_urls", "a base_url with it, and gpus", "none")
@@ -253,6 +260,8 @@ class Study:
         require(asked_once, "prompts", "none with another scenario, with duration_s or mode decision", self.prompts)
         _whole("natural_users", self.natural_users, most=MOST_USERS)
         _whole("natural_prompts", self.natural_prompts)
+        plain = not self.decides or all(cell.api == "chat" for cell in self.cells)
+        require(plain, "api", "chat with mode decision", "another")
         closed = not self.decides or (self.scenario == "long_reasoning" and self.duration_s is None)
         require(closed, "mode", "natural with another scenario or with duration_s", self.mode)
         _whole("requests_per_stream", self.requests_per_stream, least=0)
@@ -406,13 +415,15 @@ def in_mode(study: Study, mode: Mode) -> Study:
 
 def by_default(study: Study) -> Study:
     """The study as `loadtest run` takes it: one that compares and says no mode decides, with at most six repeats, unless it
-    asks for what bursts have not: another scenario, a duration, rounds of prompts, configurations of an engine.
+    asks for what bursts have not: another scenario or endpoint, a duration, rounds of prompts, forced lengths, or
+    configurations of an engine.
 
     >>> cells = (Cell(engine="vllm", model="qwq-32b"), Cell(engine="sglang", model="qwq-32b"))
     >>> by_default(Study(name="s", workload="math", cells=cells, unsaid=frozenset({"mode", "repeats"}))).mode
     'decision'
     """
     natural = study.scenario != CLOSED_LOOP or study.duration_s is not None or study.prompts is not None
+    natural = natural or study.mode != "natural" or any(cell.api != "chat" for cell in study.cells)
     configured = any(cell.name is not None for cell in study.cells)
     if "mode" not in study.unsaid or natural or configured or not study.compares:
         return study

@@ -1,7 +1,7 @@
 """The inference contract: everything that must be equal before two speeds may be compared, as one object.
 
 Defaults are the model makers' recommendations for QwQ-32B (temperature 0.6, top_p 0.95, top_k 40 of 20 to 40, min_p 0,
-no repetition penalty, 32,768 tokens of output; never greedy). Engines apply a model's own generation_config where a
+no repetition penalty, 32,768 tokens of output). Engines apply a model's own generation_config where a
 request is silent, and not the same parts of it: so `body` sends every parameter.
 """
 
@@ -14,15 +14,16 @@ from typing import Any, Literal, get_args
 
 from loadtest.credentials import first_secret
 from loadtest.errors import UsageError
-from loadtest.records.schema import LengthMode
+from loadtest.records.schema import Api, LengthMode
 from loadtest.servers.settings import SETTINGS, EngineSettings, Rule, is_name, number_in, whole_in
+from loadtest.workload.apis import body_for
 from loadtest.workload.prompts import Prompt
 
 ThinkingPrelude = Literal["template", "none"]
 History = Literal["answers-only", "everything"]
 OutputFormat = Literal["prompt", "free"]
 
-_OWN_KEYS = ("messages", "model", "stream", "stream_options")
+_OWN_KEYS = ("messages", "prompt", "input", "model", "stream", "stream_options")
 _OMITTABLE = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "seed", "continuous_usage_stats")
 
 
@@ -69,6 +70,16 @@ class Contract(EngineSettings):
                 f" got {self.max_tokens}; lower it or raise context_tokens"
             )
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Where sampling is not as the model's makers recommend, in words."""
+        found = []
+        if self.temperature == 0:
+            found.append("temperature 0: greedy decoding makes reasoning models repeat themselves without end")
+        if not 20 <= self.top_k <= 40:
+            found.append(f"top_k {self.top_k}: 20 to 40 is recommended")
+        return tuple(found)
+
     def limit_tokens(self, prompt: Prompt) -> int:
         """The most output (tokens) that this prompt may have: the smaller of the contract's limit and its own."""
         return self.max_tokens if prompt.max_tokens is None else min(self.max_tokens, prompt.max_tokens)
@@ -81,8 +92,8 @@ class Contract(EngineSettings):
         limit = self.limit_tokens(prompt)
         return limit if recorded is None else max(1, min(recorded, limit))
 
-    def body(self, prompt: Prompt, model: str, *, engine: str = "other") -> dict[str, Any]:
-        """The whole body of a streamed chat completion: every sampling parameter, usage asked for, lengths forced.
+    def body(self, prompt: Prompt, model: str, *, engine: str = "other", api: Api = "chat") -> dict[str, Any]:
+        """The whole body of a streamed request: every sampling parameter, usage asked for, lengths forced.
 
         `extra_body` is merged last. To a simulator (`engine` ends in "-sim") the prompt's recorded lengths go along.
 
@@ -109,7 +120,7 @@ class Contract(EngineSettings):
             del body["stream_options"]["continuous_usage_stats"]
         if engine.endswith("-sim") and prompt.forced_tokens is not None:
             body["loadtest_sim"] = _lengths(prompt, body["max_tokens"])
-        return body | self.extra_body
+        return body_for(api, body, self.extra_body)
 
 
 def _names(value: object) -> Iterator[str]:
@@ -134,9 +145,9 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[object], bool]:
 
 
 _RULES: dict[str, Rule] = {
-    "temperature": Rule("above 0 (greedy repeats endlessly) and at most 2", number_in(0, 2, open_low=True)),
+    "temperature": Rule("from 0 to 2", number_in(0, 2)),
     "top_p": Rule("above 0 and at most 1", number_in(0, 1, open_low=True)),
-    "top_k": Rule("a whole number from 20 to 40", whole_in(20, 40)),
+    "top_k": Rule("a whole number from -1 (off) up", whole_in(-1, 10**6)),
     "min_p": Rule("from 0 to 1", number_in(0, 1)),
     "presence_penalty": Rule("from 0 to 2", number_in(0, 2)),
     "repetition_penalty": Rule("above 0 and at most 2 (1 is none)", number_in(0, 2, open_low=True)),
@@ -214,13 +225,31 @@ def within(contract: Contract, prompts: Iterable[Prompt], context_tokens: int) -
     return replace(contract, max_tokens=min(contract.max_tokens, room_tokens))
 
 
+def check_lengths(contract: Contract, prompts: Iterable[Prompt]) -> None:
+    """Raise `UsageError` where outputs of exact lengths would not be: the contract does not force them, or has no room."""
+    for prompt in prompts:
+        if prompt.prompt_tokens is None:
+            continue
+        if contract.mode != "equal-work":
+            raise UsageError(f"mode: expected equal-work with {prompt.id!r}, whose output is forced, got {contract.mode}")
+        asked, limit = prompt.forced_tokens or 0, contract.limit_tokens(prompt)
+        if asked > limit:
+            raise UsageError(
+                f"contract: max_tokens: expected at least the {asked} that {prompt.id!r} asks for, got {limit}; raise it, or"
+                " take shorter prompts and outputs where the context is the limit"
+            )
+
+
 _TEMPLATE_TOKENS = 128
 
 
 def prompt_tokens_at_most(prompt: Prompt) -> int:
     """A careful estimate from above of a prompt's tokens, without a tokenizer: each digit one (as Qwen's tokenizer has it),
-    two bytes of all else one, and 128 for the chat template. English takes about four bytes a token.
+    two bytes of all else one, and 128 for the chat template; what it was made to have, where that is known. English takes
+    about four bytes a token.
     """
+    if prompt.prompt_tokens is not None:
+        return prompt.prompt_tokens
     text = "".join(message["content"] for message in prompt.messages)
     digits = sum(map(str.isdigit, text))
     return _TEMPLATE_TOKENS + digits + (len(text.encode("utf-8", "surrogatepass")) - digits + 1) // 2

@@ -1,12 +1,10 @@
-"""Files of prompts, told apart by the keys of each row (JSON Lines; ShareGPT may also be one JSON array).
-
-In a file named `*.txt` each line that is not blank is a prompt.
+"""Rows of prompts, told apart by their keys.
 
 =============  =============================================================================================
 AIME, plain    `prompt`, sent as it stands; `answer` optional (string or number)
 MATH           `problem` and `answer`, or `solution` whose last box is the answer; the boxed instruction is added
 OpenAI batch   `custom_id`, `body.messages`, `body.max_tokens`; the contract decides everything else of the body
-ShareGPT       `conversations` (`from`, `value`): the system turn, if any, and the first human turn
+ShareGPT       `conversations` (`from`, `value`): the system turn, if any, and the first human turn, or all of them
 ours           `messages` and the other fields of `Prompt`, as `dump` writes them
 =============  =============================================================================================
 """
@@ -14,63 +12,26 @@ ours           `messages` and the other fields of `Prompt`, as `dump` writes the
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
-
-import msgspec
 
 from loadtest.errors import UsageError
 from loadtest.workload.answer_format import extract_boxed
 from loadtest.workload.prompts import BOXED_INSTRUCTION, Prompt, expect, hint, quoted
 
 
-def read_prompts(path: Path) -> Iterator[Prompt]:
-    """The prompts of a file, in its order. Raises `UsageError` that names file, line and key."""
-    for number, (where, row) in enumerate(_rows(path), start=1):
-        if not isinstance(row, dict):
-            raise UsageError(f"{where}: expected a JSON object, got {type(row).__name__}; write one object per line")
-        try:
-            yield _prompt(row, f"p{number:04d}")
-        except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read: {error.strerror}") from error
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    if content.lstrip()[:1] == b"[" and path.suffix != ".txt":
-        yield from ((f"{path}: item {n}", row) for n, row in enumerate(_decode(content, f"{path}"), start=1))
-        return
-    read = _plain if path.suffix == ".txt" else _decode
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", read(line, f"{path}:{number}")
-
-
-def _plain(text: bytes, where: str) -> dict[str, str]:
-    try:
-        return {"prompt": text.decode("utf-8").strip()}
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{where}: expected text in UTF-8, got something else: {error}") from None
-
-
-def _decode(text: bytes, where: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{where}: expected JSON, got something else: {error}; write one object per line") from None
-
-
-def _prompt(row: dict[str, Any], default_id: str) -> Prompt:
+def prompt_of(row: dict[str, Any], default_id: str, *, all_turns: bool = False) -> Prompt:
+    """The prompt of a row; `all_turns`: with every later human turn of a conversation. Raises `UsageError` that names the
+    key."""
     for key, reader in _READERS.items():
         if key in row:
-            return reader(row, default_id)
+            prompt = reader(row, default_id)
+            return replace(prompt, following=_human_turns(row)[1:]) if all_turns and key == "conversations" else prompt
     keys = ", ".join(map(repr, row)) or "no key"
-    raise UsageError(f"expected one of the keys {', '.join(_READERS)}, got {keys}{_hint_any(row, _READERS)}")
+    raise UsageError(
+        f"expected one of the keys {', '.join(_READERS)}, got {keys}{_hint_any(row, _READERS)}; or name one by --prompt-key"
+    )
 
 
 def _from_messages(row: dict[str, Any], default_id: str) -> Prompt:
@@ -86,6 +47,8 @@ def _from_messages(row: dict[str, Any], default_id: str) -> Prompt:
         max_tokens=_number(row, "max_tokens"),
         arrival_s=_seconds(row, "arrival_s"),
         difficulty=row.get("difficulty"),
+        prompt_tokens=_number(row, "prompt_tokens"),
+        following=_texts(row, "following"),
     )
 
 
@@ -136,6 +99,14 @@ def _from_sharegpt(row: dict[str, Any], default_id: str) -> Prompt:
     raise UsageError("conversations: expected a human turn, got none; remove the row")
 
 
+def _human_turns(row: dict[str, Any]) -> tuple[str, ...]:
+    """What the human says, turn by turn; the recorded answers are left out, as the model gives its own."""
+    for turn in row["conversations"]:
+        shape = isinstance(turn, dict) and isinstance(turn.get("value"), str) and isinstance(turn.get("from"), str)
+        expect(shape, "conversations", "from and value, both text, in each turn", turn)
+    return tuple(turn["value"] for turn in row["conversations"] if _SHAREGPT_ROLES.get(turn["from"]) == "user")
+
+
 _READERS: dict[str, Callable[[dict[str, Any], str], Prompt]] = {
     "messages": _from_messages,
     "prompt": _from_prompt,
@@ -160,11 +131,20 @@ def _message(message: object, key: str) -> dict[str, str]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UsageError(f"{key}: expected role and content in each message, got {quoted(message)}")
     content = message.get("content")
+    if other := _other_part(content):
+        raise UsageError(f"{key}: expected text alone, got a part of type {other}: images, sound and files are not sent")
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise UsageError(f"{key}: expected content as text, got {quoted(content)}")
     return {"role": message["role"], "content": content}
+
+
+def _other_part(content: object) -> str | None:
+    """The type of the first part of a message that is no text, such as `image_url`; None where all are text."""
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    types = (str(part.get("type", "text"))[:40] for part in parts)
+    return next((one for one in types if one not in ("text", "input_text", "output_text")), None)
 
 
 def _answer(row: dict[str, Any]) -> str | None:
@@ -190,6 +170,13 @@ def _number(row: dict[str, Any], key: str) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise UsageError(f"{key}: expected a whole number, got {quoted(value)}")
     return value
+
+
+def _texts(row: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = row.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise UsageError(f"{key}: expected a list of texts, got {quoted(value)}")
+    return tuple(value)
 
 
 def _seconds(row: dict[str, Any], key: str) -> float | None:

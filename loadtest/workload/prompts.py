@@ -20,11 +20,16 @@ JSON_INSTRUCTION = (
 )
 
 
+_LEAST = {"thinking_tokens": 0, "answer_tokens": 0, "max_tokens": 1, "arrival_s": 0, "prompt_tokens": 1}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One prompt. `answer_format` says where the answer is looked for; "none" is never checked.
 
     `thinking_tokens` and `answer_tokens` are the lengths to replay, `max_tokens` this prompt's own limit on the output,
+    `following` what the user asks next, each after the answer to the one before,
+    `prompt_tokens` the length that it was made to have by the server's count, chat template included,
     `arrival_s` when it was asked, counted from the first prompt of the workload; `difficulty` is for a router to go by.
     None: not known.
     """
@@ -38,6 +43,8 @@ class Prompt:
     max_tokens: int | None = None
     arrival_s: float | None = None
     difficulty: Literal["easy", "hard"] | None = None
+    prompt_tokens: int | None = None
+    following: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         expect(bool(self.id), "id", "a text that is not empty", self.id)
@@ -48,7 +55,7 @@ class Prompt:
         expect(self.messages[-1]["role"] != "assistant", "messages", "a last message of the user", "the assistant's")
         expect(self.answer_format in ANSWER_FORMATS, "answer_format", " | ".join(ANSWER_FORMATS), self.answer_format)
         expect(self.difficulty in ("easy", "hard", None), "difficulty", "easy or hard", self.difficulty)
-        for key, least in (("thinking_tokens", 0), ("answer_tokens", 0), ("max_tokens", 1), ("arrival_s", 0)):
+        for key, least in _LEAST.items():
             value = getattr(self, key)
             expect(value is None or least <= value < 1e12, key, f"a number of at least {least}", value)
 
@@ -63,6 +70,11 @@ class Prompt:
     def chars(self) -> int:
         """Length of all messages (characters)."""
         return sum(len(message["content"]) for message in self.messages)
+
+    @property
+    def turns(self) -> int:
+        """Requests of the conversation that it begins; 1: none follows."""
+        return 1 + len(self.following)
 
 
 def expect(condition: bool, key: str, expected: str, got: object) -> None:

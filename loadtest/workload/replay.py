@@ -22,6 +22,8 @@ def from_run(run: Run, *, cell: str | None = None, concurrency: int | None = Non
     """
     original = of_run(run)
     requests = _replayable(run, cell, concurrency)
+    lengths = next((one.engine.prompt_lengths for one in run.cells if requests and one.id == requests[0].cell), None)
+    original = original if lengths is None else load(lengths.workload)
     prompts = {prompt.id: prompt for prompt in original.prompts}
     first_s = min((_started_s(request, requests[0]) for request in requests), default=0.0)
     counts: dict[str, int] = {}

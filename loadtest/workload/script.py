@@ -9,7 +9,7 @@ from itertools import count
 
 import msgspec
 
-from loadtest.records.schema import Phase
+from loadtest.records.schema import Api, Phase
 from loadtest.workload.contract import Contract
 from loadtest.workload.prompts import Prompt
 from loadtest.workload.workload import Workload, schedule
@@ -31,7 +31,8 @@ class Prepared:
 class Item:
     """One place of the sequence: `index` counts the measured phase over all users and workers, or all warm-ups.
 
-    Of a task of dependent requests, `index` counts the tasks, and `turn` says which of its `turns` requests this is.
+    Of a task of dependent requests, `index` counts the tasks, and `turn` says which of its `turns` requests this is; no task
+    of the level has more than `most_turns`.
     `burst`: which burst of the pass it belongs to, if any.
     """
 
@@ -41,15 +42,16 @@ class Item:
     turn: int | None = None
     turns: int = 1
     burst: int | None = None
+    most_turns: int = 1
 
     @property
     def seq(self) -> int:
         """Its number among all requests of the phase.
 
-        >>> Item("measure", 5, None, turn=2, turns=3).seq
+        >>> Item("measure", 5, None, turn=2, turns=3, most_turns=3).seq
         17
         """
-        return self.index * self.turns + (self.turn or 0)
+        return self.index * self.most_turns + (self.turn or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,11 @@ class Rounds:
 SALTED = ("vllm", "sglang", "vllm-sim", "sglang-sim")  # engines that keep apart what has another `cache_salt`
 
 
-def prepare(prompt: Prompt, contract: Contract, model: str, engine: str, salt: str | None = None) -> Prepared:
+def prepare(
+    prompt: Prompt, contract: Contract, model: str, engine: str, salt: str | None = None, api: Api = "chat"
+) -> Prepared:
     """Encode the request for one prompt."""
-    asked = contract.body(prompt, model, engine=engine)
+    asked = contract.body(prompt, model, engine=engine, api=api)
     body = msgspec.json.encode(asked if salt is None else asked | {"cache_salt": salt})
     digest = hashlib.sha256(body).hexdigest()
     return Prepared(prompt=prompt, body=body, sha256=digest, forced_tokens=contract.forced_tokens(prompt))
@@ -115,14 +119,16 @@ class Script:
         engine: str,
         seed: int,
         rounds: Rounds | None = None,
+        api: Api = "chat",
     ) -> None:
         if rounds is not None:
             workload = replace(workload, prompts=schedule(workload, seed=seed, n=min(rounds.prompts, len(workload.prompts))))
         self.workload = workload
         self._contract, self._model, self._engine = contract, model, engine
-        self._seed, self._rounds = seed, rounds
+        self._seed, self._rounds, self._api = seed, rounds, api
         self._salted: dict[tuple[int, int, str], Prepared] = {}
-        self._prepared = {p.id: prepare(p, contract, model, engine) for p in workload.prompts}
+        self._prepared = {p.id: self._prepare(p) for p in workload.prompts}
+        self.most_turns = max(prompt.turns for prompt in workload.prompts)  # of its longest conversation; 1: it has none
         self._passes: dict[tuple[int, int], tuple[Prompt, ...]] = {}
         self.arrivals_s = workload.arrivals_s
         self._recorded = [self._prepared[p.id] for p in workload.by_arrival] if self.arrivals_s else []
@@ -133,16 +139,30 @@ class Script:
     def measured(self, index: int) -> Item:
         """Item `index`: as recorded where all prompts have an arrival time, else by the seed's permutation."""
         if self._recorded:
-            return Item("measure", index, self._recorded[index % len(self._recorded)])
-        return Item("measure", index, self._at(self._seed, index))
+            return Item("measure", index, self._recorded[index % len(self._recorded)], most_turns=self.most_turns)
+        return Item("measure", index, self._at(self._seed, index), most_turns=self.most_turns)
 
     def warmup(self, index: int) -> Item:
         return Item("warmup", index, self._at(self._seed + WARMUP_SEED, index))
 
-    def turn(self, task: Item, messages: Sequence[dict[str, str]], turn: int, turns: int) -> Item:
+    def turns(self, index: int) -> int:
+        """Requests of measured item `index`."""
+        return self.measured(index).prepared.prompt.turns
+
+    def tasks(self, requests: int) -> int:
+        """The fewest items, from the first on, that make so many requests."""
+        left, n = requests, 0
+        while left > 0:
+            left, n = left - self.turns(n), n + 1
+        return n
+
+    def turn(self, task: Item, messages: Sequence[dict[str, str]], turn: int, turns: int, most_turns: int) -> Item:
         """Request `turn` of a task, with these messages in place of the prompt's own."""
         prompt = replace(task.prepared.prompt, messages=tuple(messages))
-        return Item(task.phase, task.index, prepare(prompt, self._contract, self._model, self._engine), turn, turns)
+        return Item(task.phase, task.index, self._prepare(prompt), turn, turns, None, most_turns)
+
+    def _prepare(self, prompt: Prompt, salt: str | None = None) -> Prepared:
+        return prepare(prompt, self._contract, self._model, self._engine, salt, self._api)
 
     def _at(self, seed: int, index: int) -> Prepared:
         size = len(self.workload.prompts)
@@ -159,5 +179,5 @@ class Script:
         key = (seed, number, prompt.id)
         if key not in self._salted:
             salt = f"{self._rounds.salt}-{'' if seed == self._seed else 'w'}{number}"
-            self._salted[key] = prepare(prompt, self._contract, self._model, self._engine, salt)
+            self._salted[key] = self._prepare(prompt, salt)
         return self._salted[key]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +10,10 @@ import msgspec
 
 from loadtest.errors import UsageError
 from loadtest.records.manifest import RunWorkload
-from loadtest.workload import formats, generators
+from loadtest.records.schema import LengthMode
+from loadtest.workload import exact, generators, source
 from loadtest.workload.prompts import Prompt, hint
+from loadtest.workload.traces import trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +70,13 @@ def _identity(prompts: tuple[Prompt, ...]) -> str:
 
 def _lines(prompts: tuple[Prompt, ...]) -> bytes:
     """Canonical content: one JSON line a prompt, keys sorted, what is None left out."""
-    rows = ({key: value for key, value in msgspec.to_builtins(p).items() if value is not None} for p in prompts)
+    rows = ({key: value for key, value in msgspec.to_builtins(p).items() if value not in (None, ())} for p in prompts)
     return b"".join(msgspec.json.encode(row, order="sorted") + b"\n" for row in rows)
 
 
 def load(spec: str) -> Workload:
-    """The workload that `spec` names: a generator with its options (`math:n=64,seed=7`) or a file (see `formats`).
+    """The workload that `spec` names: a generator with its options (`math:n=64,seed=7`) or a file or data set (see
+    `source`).
 
     Raises `UsageError` that names the file, the line, the key, and what was expected there.
 
@@ -84,13 +86,24 @@ def load(spec: str) -> Workload:
     name = spec.partition(":")[0]
     if name in generators.GENERATORS:
         return make(name, generators.prompts(spec), spec)
-    if not os.path.isfile(spec):  # also where it could name none: too long, or with a NUL
+    if name == trace.NAME:
+        return make(Path(trace.trace_spec(spec).path).stem, trace.trace_prompts(spec), spec)
+    found = source.find(spec)
+    if found is None:
         known = ", ".join(generators.GENERATORS)
         raise UsageError(
             f"workload {spec!r}: expected a file or one of {known}; got neither{hint(name, generators.GENERATORS)}"
         )
-    path = Path(spec)
-    return make(path.stem, tuple(formats.read_prompts(path)), spec)
+    return make(found.name, tuple(source.read_prompts(found)), spec)
+
+
+def usual_mode(spec: str) -> LengthMode:
+    """How outputs end unless a mode is given: a workload of exact lengths forces them.
+
+    >>> usual_mode("math:n=4"), usual_mode("synthetic:isl=64,osl=8")
+    ('natural', 'equal-work')
+    """
+    return "equal-work" if exact.is_exact(spec) else "natural"
 
 
 def schedule(workload: Workload, *, seed: int, n: int, start: int = 0) -> tuple[Prompt, ...]:

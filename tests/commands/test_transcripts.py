@@ -106,3 +106,17 @@ def test_a_rate_is_kept_by_the_clock(url, tmp_path):
     (level,) = read.read_run(tmp_path / "run").cells[0].levels
     due_s = sorted(one.scheduled_s for one in level.requests)
     assert [later - due_s[0] for later in due_s] == pytest.approx([n / 5 for n in range(12)])
+
+
+def test_prompts_of_exact_lengths_are_fitted_by_a_few_requests_that_are_not_measured(url, tmp_path):
+    workload = "synthetic:isl=400,osl=30,prefix=100,n=8"
+    code, out, err = told(attach(url, tmp_path / "run", "--workload", workload, "--requests", "4"))
+    assert code == 0, err
+    assert "prompts fitted to the server's count by 3 short requests" in err
+    (cell,) = read.read_run(tmp_path / "run").cells
+    assert cell.engine.prompt_lengths.workload == f"{workload},template=13,words=abcdefgh"
+    measured = [one for one in cell.levels[0].requests if one.phase == "measure"]
+    assert [(one.prompt_tokens, one.completion_tokens) for one in measured] == [(400, 30)] * 4
+    assert "had the lengths asked for" in (tmp_path / "run" / "report.html").read_text()
+    code, out, err = told([*LOADTEST, "workload", "from-run", str(tmp_path / "run"), "-o", str(tmp_path / "again.jsonl")])
+    assert (code, "4 prompts" in out) == (0, True), err

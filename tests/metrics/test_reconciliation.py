@@ -206,6 +206,8 @@ def test_a_cut_off_request_makes_a_range(counted, status):
         ({"forced_tokens": 10, "completion_tokens": 10}, "pass"),
         ({"forced_tokens": 10, "completion_tokens": 9}, "fail"),
         ({"forced_tokens": 10, "completion_tokens": 11}, "fail"),
+        ({"forced_tokens": 10, "completion_tokens": 10, "asked_prompt_tokens": 90, "prompt_tokens": 90}, "pass"),
+        ({"forced_tokens": 10, "completion_tokens": 10, "asked_prompt_tokens": 90, "prompt_tokens": 91}, "fail"),
         ({"forced_tokens": 10, "completion_tokens": 3, "outcome": "cut_off"}, "not_applicable"),
         ({"forced_tokens": 10, "completion_tokens": 9, "token_count_source": "chunks"}, "not_applicable"),
     ],

@@ -22,8 +22,11 @@ HOST = "http://127.0.0.1:8000"
 def options(out, **given):
     values = {
         "model": "Qwen/QwQ-32B", "engine": "other", "tp": None, "cell": None, "repeat": None, "run_id": None,
-        "workload": "math:n=3", "requests": 4, "warmup_requests": 1, "max_tokens": None, "mode": None, "seed": 0,
-        "clock_speed": 1.0, "tokenizer": None, "prompts": None, "out": str(out), "locustfile": "scenarios/long_reasoning.py",
+        "workload": "math:n=3",
+        "prompt_key": None, "answer_key": None, "speed_up": None, "header": None, "api": "chat",
+        "requests": 4, "warmup_requests": 1, "max_tokens": None, "mode": None,
+        "seed": 0, "clock_speed": 1.0, "tokenizer": None, "prompts": None, "out": str(out),
+        "locustfile": "scenarios/long_reasoning.py",
     }  # fmt: skip
     return SimpleNamespace(**(values | given))
 
@@ -54,7 +57,7 @@ def test_a_pass_under_plain_locust(tmp_path):
     given = options(tmp_path / "run")
     opening = run_folder.open_run(given, HOST + "/v1", 8)
     settings = opening.asked
-    assert settings.chat_url == HOST + "/v1/chat/completions"
+    assert settings.request_url == HOST + "/v1/chat/completions"
     assert PassOptions.from_table(settings.to_table()) == settings
     assert (settings.cell, settings.concurrency, settings.repeat, settings.run_id) == ("other_qwq-32b_tp1", 8, 1, "run")
     manifest = read_json(tmp_path / "run" / "manifest.json")

@@ -108,6 +108,26 @@ def test_the_requests_of_a_task_follow_each_other(name, turns, port, tmp_path):
         assert sizes == sorted(set(sizes)), "each request carries what was answered before"
 
 
+def test_all_turns_of_recorded_conversations_are_asked(port, tmp_path):
+    turns = [{"from": "human", "value": text} for text in ("Hi", "Why?", "And?")]
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps([{"id": f"c{n}", "conversations": turns[:n]} for n in (1, 2, 3)]))
+    extra = ["--workload", f"{path}:turns=all", "--requests", "12", *locust_pass.shared(2)]
+    done = run(ROOT / "scenarios/long_reasoning.py", port, tmp_path / "out", *extra)
+    assert done.returncode == 0, done.stderr
+    asked = measured(recorded(tmp_path / "out"))
+    assert len({r["seq"] for r in asked}) == len(asked) == 12  # two rounds of 1 + 2 + 3 turns
+    tasks = {}
+    for record in (one for one in asked if one["task"] is not None):
+        tasks.setdefault(record["task"], []).append((record["turn"], record["prompt_chars"], record["task_turns"]))
+    sizes = sorted(len(task) for task in tasks.values())
+    assert sizes == [2, 2, 3, 3]
+    assert [(r["turn"], r["task"]) for r in asked if r["prompt_id"] == "c1"] == [(None, None)] * 2
+    for task in map(sorted, tasks.values()):
+        assert [(turn, most) for turn, _, most in task] == [(n, len(task)) for n in range(len(task))]
+        assert [chars for _, chars, _ in task] == sorted({chars for _, chars, _ in task})
+
+
 REPLAY = [
     {"prompt": "Why?", "id": "a", "thinking_tokens": 11, "answer_tokens": 4, "arrival_s": 0.0},
     {"prompt": "How?", "id": "b", "thinking_tokens": 0, "answer_tokens": 3, "arrival_s": 0.25},

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.client.exchange import Exchange
+from loadtest.client.reply import read_reply
+from loadtest.clock import Clock
 from loadtest.simulator.__main__ import API_KEY_VARIABLE
 from loadtest.simulator.core import faults
 from loadtest.simulator.core.behaviour import BEHAVIOURS, behaviour
@@ -712,3 +715,35 @@ def test_port_in_use_is_one_line():
         assert process.wait(timeout=5) == 1
     assert "cannot listen" in text
     assert len(text.splitlines()) == 1
+
+
+OTHERS = {
+    "completions": ("/v1/completions", {"prompt": "Why?", "max_tokens": 50}),
+    "responses": ("/v1/responses", {"input": [{"role": "user", "content": "Why?"}], "max_output_tokens": 50}),
+    "messages": ("/v1/messages", {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 50}),
+}
+
+
+@pytest.mark.parametrize("kind", BEHAVIOURS)
+@pytest.mark.parametrize("api", OTHERS)
+def test_the_other_endpoints_are_streamed_as_our_client_reads_them(api, kind):
+    async def test(simulator, ask):
+        path, body = OTHERS[api]
+        _, _, content = await ask(
+            path, {"stream": True, "stream_options": {"include_usage": True}, "loadtest_sim": LENGTHS, **body}
+        )
+        exchange = Exchange(body=b"", status=200, content_type="text/event-stream", sent=0.0)
+        exchange.reads, exchange.pieces = [1.0], [content]
+        got = read_reply(exchange, Clock(origin_monotonic_s=0.0, anchor_unix_s=0.0, speed=1.0), opened=True, api=api)
+        assert (got.outcome, got.completion_tokens, got.token_count_source) == ("ok", 7, "server")
+        assert got.answer == "[simulated answer]"
+        assert got.thinking_field == ("inline" if api == "completions" else "reasoning")
+        status, _, whole = await ask(path, {"loadtest_sim": LENGTHS, **body})
+        usage = json.loads(whole)["usage"]
+        assert status == 200
+        assert (
+            usage.get("prompt_tokens", usage.get("input_tokens")) + usage.get("cache_read_input_tokens", 0)
+            == got.prompt_tokens
+        )
+
+    simulate(kind, test)

@@ -499,3 +499,13 @@ def test_what_became_of_drafts_is_recovered_at_each_level(cell, tmp_path):
             by_position = found.accepted_share_by_position
             assert list(by_position) == sorted(by_position, reverse=True)
             assert sum(by_position) == pytest.approx(found.accepted_length.value - 1)
+
+
+def test_synthetic_prompts_and_outputs_have_the_lengths_asked_for_by_the_simulator_s_count(tmp_path):
+    study = replace(STUDY, workload="synthetic:isl=300,osl=20,n=8,spread=0.2", mode="equal-work", levels=(1,))
+    run = carried_out(study, tmp_path / "run")
+    requests = [r for cell in run.cells for level in cell.levels for r in level.requests]
+    assert {r.asked_prompt_tokens == r.prompt_tokens for r in requests} == {True}
+    assert {r.forced_tokens == r.completion_tokens for r in requests} == {True}
+    levels = [level for cell in analysis_run.analyze(run).cells for level in cell.levels]
+    assert all(level.equal_work.n_prompts == level.n_requests for level in levels)

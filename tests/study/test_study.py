@@ -218,3 +218,23 @@ def test_a_cell_of_no_known_engine_is_refused_also_where_no_study_names_it():
     """Its engine is part of a folder's name, and `attach` may have it from a server."""
     with pytest.raises(UsageError, match="engine: expected one of sglang, vllm"):
         schema.Cell(engine="../../x", model="m", base_url="http://127.0.0.1:1")
+
+
+SMALL = 'name = "x"\nworkload = "math"\n[[cells]]\nengine = "vllm"\nmodel = "qwq-32b"\n'
+
+
+def test_a_cell_says_its_endpoint_and_its_headers():
+    text = SMALL.replace(
+        "[[cells]]", '[[cells]]\nbase_url = "http://h:1"\napi = "responses"\nheaders = { X-Team = "TEAM_KEY" }'
+    )
+    (cell,) = parse.parse_study(text).cells
+    assert (cell.api, cell.headers) == ("responses", {"X-Team": "TEAM_KEY"})
+    for wrong, said in (
+        ('api = "chats"', "api"),
+        ('headers = { Host = "TEAM_KEY" }', "headers"),
+        ('headers = { A = "b c" }', "headers"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            parse.parse_study(SMALL.replace("[[cells]]", f'[[cells]]\nbase_url = "http://h:1"\n{wrong}'))
+    with pytest.raises(UsageError, match="headers: expected none of a cell without base_url"):
+        parse.parse_study(SMALL.replace("[[cells]]", '[[cells]]\nheaders = { X-Team = "TEAM_KEY" }'))

@@ -99,9 +99,9 @@ def test_a_body_shares_nothing_with_its_prompt():
 
 # One value for each key that differs from the default; and one that is refused.
 OTHERS: dict[str, tuple[Any, Any]] = {
-    "temperature": (0.7, 0),
+    "temperature": (0.7, -0.1),
     "top_p": (1.0, 1.1),
-    "top_k": (20, 41),
+    "top_k": (20, -2),
     "min_p": (0.1, -0.1),
     "presence_penalty": (1.5, 2.5),
     "repetition_penalty": (1.05, 0),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.errors import UsageError
-from loadtest.simulator.core import faults, lengths
+from loadtest.simulator.core import faults, lengths, requests
 from loadtest.simulator.core.behaviour import Behaviour
 from loadtest.simulator.core.cache import TOKEN_CHARS
 from loadtest.simulator.core.faults import Fault
@@ -52,15 +52,16 @@ class Chat:
     counts_thinking: bool
     stream_thinking: bool  # false: the thinking comes as one chunk
     fault: Fault | None
+    api: str = "chat"
 
     @property
     def prompt_tokens(self) -> int:
         return len(self.prompt) // TOKEN_CHARS
 
 
-def parse(body: bytes, served: Served) -> Chat:
-    """Read a request body, or raise the `Refusal` that the engine would answer with."""
-    data = _object(body)
+def parse(body: bytes, served: Served, api: str = "chat") -> Chat:
+    """Read a request body of an endpoint, or raise the `Refusal` that the engine would answer with."""
+    data = requests.READERS[api](_object(body))
     messages = _messages(data)
     model = data.get("model", served.model)
     if served.behaviour.knows_its_models and model != served.model:
@@ -79,7 +80,8 @@ def parse(body: bytes, served: Served) -> Chat:
         stream=stream,
         include_usage=stream and options.get("include_usage") is True,
         continuous_usage=stream and options.get("continuous_usage_stats") is True and options.get("include_usage") is True,
-        separates=served.separates and data.get("separate_reasoning") is not False,
+        api=api,
+        separates=api != "completions" and served.separates and data.get("separate_reasoning") is not False,
         counts_thinking=served.counts_thinking,
         stream_thinking=data.get("stream_reasoning") is not False,
         fault=_fault(extra),

@@ -49,6 +49,7 @@ class Framer:
         "request_id",
         "usage_factor",
     )
+    done = DONE  # what ends the stream
 
     def __init__(self, chat: Chat, behaviour: Behaviour, request_id: str, created: int, *, interval: int = 1) -> None:
         self.chat, self.behaviour = chat, behaviour
@@ -153,9 +154,13 @@ class Framer:
             b'{"cached_tokens":%d},"reasoning_tokens":%d,"completion_tokens_details":{"reasoning_tokens":%d}}'
         ) % (prompt, prompt + n, n, self.cached_tokens, reasoning, reasoning)
 
+    def whole(self) -> bytes:
+        """The answer without streaming, as one JSON object."""
+        return whole_chat(self)
 
-def whole(framer: Framer) -> bytes:
-    """The answer without streaming, as one JSON object."""
+
+def whole_chat(framer: Framer) -> bytes:
+    """A chat completion without streaming."""
     chat, behaviour = framer.chat, framer.behaviour
     thinking, answer = texts(chat)
     output = chat.output

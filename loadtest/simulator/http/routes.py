@@ -13,6 +13,7 @@ import h11
 
 from loadtest.simulator.core import chat as chats
 from loadtest.simulator.core.chat import Refusal
+from loadtest.simulator.core.requests import PATHS
 from loadtest.simulator.http import exposition, frames
 from loadtest.simulator.http.connection import ServedConnection
 from loadtest.simulator.http.server import Simulator
@@ -53,8 +54,8 @@ class Face:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
         if not self._allowed(path, headers.get("authorization", "")):
             connection.json({"error": "Unauthorized"}, 401)
-        elif path == "/v1/chat/completions" and request.method == b"POST":
-            self._chat(connection, body, headers.get("x-request-id"))
+        elif path in PATHS and request.method == b"POST":
+            self._chat(connection, body, headers.get("x-request-id"), PATHS[path])
         else:
             route = self._routes.get((request.method.decode("latin-1"), path))
             if route is None:
@@ -69,9 +70,9 @@ class Face:
             return True
         return hmac.compare_digest(authorization.encode(), f"Bearer {key}".encode())
 
-    def _chat(self, connection: ServedConnection, body: bytes, request_id: str | None) -> None:
+    def _chat(self, connection: ServedConnection, body: bytes, request_id: str | None, api: str) -> None:
         try:
-            chat = chats.parse(body, self.served)
+            chat = chats.parse(body, self.served, api)
         except Refusal as error:
             connection.json(frames.refusal(error, self.served.behaviour), error.status)
             return

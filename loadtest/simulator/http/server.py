@@ -23,6 +23,7 @@ from loadtest.simulator.core.faults import NONE, Fault
 from loadtest.simulator.core.sequence import QueueFull, Request
 from loadtest.simulator.http import frames
 from loadtest.simulator.http.connection import ServedConnection
+from loadtest.simulator.http.other_frames import framer_of
 from loadtest.simulator.http.stream import Identity, Stream
 
 log = logging.getLogger("loadtest.simulator")
@@ -137,7 +138,7 @@ class Simulator:
         fault = chat.fault or self._fault_of(self._n_requests)
         if fault.kind == "endless":
             chat = replace(chat, output=replace(chat.output, output_tokens=_ENDLESS_TOKENS))
-        framer = frames.Framer(chat, self.served.behaviour, id_, int(time.time()), interval=self._interval)
+        framer = framer_of(chat, self.served.behaviour, id_, int(time.time()), self._interval)
         framer.usage_factor = 2 if fault.kind == "lying-usage" else 1
         stream = Stream(str(self._n_requests), request_id or id_, chat, framer, connection)
         stream.fault = fault

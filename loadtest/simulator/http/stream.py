@@ -58,7 +58,7 @@ class Stream:
             return
         self.connection.on_lost = None
         if self.chat.stream:
-            self.connection.end(self.framer.end(self.n) + (b"" if self.fault.kind == "no-done" else frames.DONE))
+            self.connection.end(self.framer.end(self.n) + (b"" if self.fault.kind == "no-done" else self.framer.done))
         elif self.on_end is None:
             self.framer.cached_tokens = self.sequence.cached_tokens
-            self.connection.whole(frames.whole(self.framer))
+            self.connection.whole(self.framer.whole())
