@@ -128,16 +128,16 @@ def read_header(text: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def headers() -> dict[str, str]:
+def extra_headers() -> dict[str, str]:
     """Further headers of every request to the server, their values from the environment.
 
     Raises `UsageError`, which repeats no value, where one is empty or could not stand in a header.
 
     >>> os.environ["TEAM"] = "tenant-0123"
     >>> with with_headers({"X-Team": "TEAM"}):
-    ...     headers(), redacted("no such tenant: tenant-0123")
+    ...     extra_headers(), redacted("no such tenant: tenant-0123")
     ({'X-Team': 'tenant-0123'}, 'no such tenant: [API key]')
-    >>> headers(), os.environ.pop("TEAM")
+    >>> extra_headers(), os.environ.pop("TEAM")
     ({}, 'tenant-0123')
     """
     return {name: _header_value(name, variable) for name, variable in header_variables().items()}
@@ -168,7 +168,7 @@ def with_headers(names: Mapping[str, str]) -> Iterator[None]:
         return
     os.environ[HEADERS_VARIABLE] = ",".join(f"{name}={variable}" for name, variable in names.items())
     try:
-        headers()  # are they all there?
+        extra_headers()  # are they all there?
         yield
     finally:
         del os.environ[HEADERS_VARIABLE]

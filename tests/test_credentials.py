@@ -152,11 +152,11 @@ def team(monkeypatch):
 
 
 def test_headers_take_their_values_from_the_environment_while_they_are_asked_for(team):
-    assert credentials.headers() == {}
+    assert credentials.extra_headers() == {}
     with credentials.with_headers({"X-Team": "TEAM_KEY"}):
-        assert credentials.headers() == {"X-Team": SECRET}
+        assert credentials.extra_headers() == {"X-Team": SECRET}
         assert credentials.header_variables() == {"X-Team": "TEAM_KEY"}
-    assert credentials.headers() == {}
+    assert credentials.extra_headers() == {}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_headers_take_their_values_from_the_environment_while_they_are_asked_for
 @pytest.mark.parametrize("part", [SECRET, SECRET.split()[1], SECRET.split()[1][:10]])
 def test_the_value_of_a_header_is_redacted_in_every_spelling_also_afterwards(team, spell, part):
     with credentials.with_headers({"X-Team": "TEAM_KEY"}):
-        credentials.headers()
+        credentials.extra_headers()
     said = credentials.redacted(f"you sent {spell(part)} to us")
     assert "0123" not in said
     assert spell(part)[:-4] not in said

@@ -8,8 +8,6 @@ from loadtest.credentials import keep_from_dumps
 if TYPE_CHECKING:
     from loadtest.scenario.bursts import BurstUser as BurstUser
     from loadtest.scenario.bursts import add_burst_options as add_burst_options
-    from loadtest.scenario.conversation import Messages as Messages
-    from loadtest.scenario.conversation import answered as answered
     from loadtest.scenario.dialogue import DialogueUser as DialogueUser
     from loadtest.scenario.open_loop import OpenLoopUser as OpenLoopUser
     from loadtest.scenario.open_loop import add_open_loop_options as add_open_loop_options
@@ -19,12 +17,14 @@ if TYPE_CHECKING:
     from loadtest.scenario.ramp import add_stairs_options as add_stairs_options
     from loadtest.scenario.router import RouterUser as RouterUser
     from loadtest.scenario.router import add_router_options as add_router_options
+    from loadtest.scenario.user import Messages as Messages
     from loadtest.scenario.user import ReasoningUser as ReasoningUser
+    from loadtest.scenario.user import answered as answered
 
 _HOMES = {
     "BurstUser": "bursts",
     "DialogueUser": "dialogue",
-    "Messages": "conversation",
+    "Messages": "user",
     "OpenLoopUser": "open_loop",
     "ReasoningUser": "user",
     "RouterUser": "router",
@@ -33,7 +33,7 @@ _HOMES = {
     "add_open_loop_options": "open_loop",
     "add_router_options": "router",
     "add_stairs_options": "ramp",
-    "answered": "conversation",
+    "answered": "user",
     "default_workload": "options",
     "with_options": "open_loop",
 }

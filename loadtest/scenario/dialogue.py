@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from loadtest.client.level import Level
-from loadtest.scenario.conversation import Messages, converse
-from loadtest.scenario.user import ReasoningUser
+from loadtest.scenario.user import Messages, ReasoningUser, converse
 from loadtest.workload.script import Item
 
 

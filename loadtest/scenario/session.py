@@ -315,7 +315,7 @@ def _endpoint(asked: PassOptions, workload: Workload) -> Endpoint:
     model, engine, api = asked.model, asked.engine, asked.api
     script = Script(workload, asked.contract, model=model, engine=engine, seed=asked.seed, rounds=asked.rounds, api=api)
     transport = SocketTransport(
-        asked.request_url, api_key=credentials.api_key(), headers=credentials.headers(), speed=asked.clock_speed
+        asked.request_url, api_key=credentials.api_key(), headers=credentials.extra_headers(), speed=asked.clock_speed
     )
     opened = api != "completions" and prompt_opens(asked.contract, model)
     return Endpoint(transport=transport, script=script, opened=opened, api=api)

@@ -7,6 +7,7 @@ record files (`loadtest.client.level`); Locust's own statistics get a few rows p
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -16,9 +17,11 @@ from locust.exception import StopUser
 from loadtest.client.exchange import Endpoint, Exchange
 from loadtest.client.level import Level
 from loadtest.client.pass_options import PassOptions
+from loadtest.client.reply import Reply
+from loadtest.client.thinking import CLOSE, OPEN
 from loadtest.records.folder import PassKind
-from loadtest.scenario.conversation import answered, converse
-from loadtest.scenario.session import current_level
+from loadtest.scenario.session import current_level, session_of
+from loadtest.workload.contract import History
 from loadtest.workload.script import Item
 from loadtest.workload.workload import Workload
 
@@ -91,3 +94,46 @@ class ReasoningUser(User):
         self.refusals = self.refusals + 1 if exchange.refused else 0
         if self.refusals:
             gevent.sleep(min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (self.refusals - 1)))
+
+
+# Tasks of several requests, each built from the answer before it ---------------------------------------------------------
+
+Messages = list[dict[str, str]]
+Following = Callable[[Messages, str, int], Messages]  # the next request's, after the answer to request `turn` (from 0)
+
+
+def converse(user: ReasoningUser, level: Level, item: Item, turns: int, following: Following) -> None:
+    """Carry out one task. A request that fails ends it: nothing can be asked of an answer that never came."""
+    messages: Messages = list(item.prepared.prompt.messages)
+    for turn in range(turns):
+        asked = level.script.turn(item, messages, turn, turns, level.turns)
+        due_s = level.clock.now_s() if turn else user.due_s(level, item)
+        exchange, got = level.converse(asked, user.number, due_s)
+        user.back_off(exchange)
+        if got.outcome != "ok":
+            level.abandon(turns - turn - 1)
+            break
+        if turn + 1 < turns:
+            messages = following(messages, said(got, level.options.contract.history), turn)
+            user.wait()  # type: ignore[no-untyped-call]
+    if level.finished:
+        session_of(user.environment).done()
+
+
+def said(got: Reply, history: History) -> str:
+    """What the history keeps of a reply: its answer; with "everything", the thinking before it as the model wrote it.
+
+    >>> said(Reply(outcome="ok", error=None, thinking="2, no: 4", answer="4"), "everything")
+    '<think>\\n2, no: 4\\n</think>\\n\\n4'
+    """
+    answer = got.answer or ""
+    return f"{OPEN}\n{got.thinking}\n{CLOSE}\n\n{answer}" if history == "everything" and got.thinking else answer
+
+
+def answered(messages: Messages, answer: str, question: str) -> Messages:
+    """The messages so far, the answer without its thinking, and the next question.
+
+    >>> [m["role"] for m in answered([{"role": "user", "content": "a"}], "b", "c")]
+    ['user', 'assistant', 'user']
+    """
+    return [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": question}]

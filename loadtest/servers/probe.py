@@ -111,7 +111,7 @@ def is_loopback(base_url: str) -> bool:
 def headers(api_key: str | None) -> dict[str, str]:
     """Headers of our requests: with the key given (empty: none), else the environment's, else none; and those asked for."""
     key = credentials.api_key() if api_key is None else api_key
-    return ({"Authorization": f"Bearer {key}"} if key else {}) | credentials.headers()
+    return ({"Authorization": f"Bearer {key}"} if key else {}) | credentials.extra_headers()
 
 
 @dataclass(frozen=True, slots=True)

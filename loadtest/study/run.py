@@ -94,11 +94,16 @@ def execute(
             precision=precision,
             audience=audience,
         )
-        say(f"{study.name}: {extent_words(study)}")
-        for warning in contract.warnings:
-            say(f"contract: {warning}")
+        _announce(study, contract, say)
         _carry_out(execution, manifest)
     return tuple(execution.problems)
+
+
+def _announce(study: Study, contract: Contract, say: Say) -> None:
+    """What is measured, and where its sampling is not as recommended."""
+    say(f"{study.name}: {extent_words(study)}")
+    for warning in contract.warnings:
+        say(f"contract: {warning}")
 
 
 def _gone_on(study: Study, workload: Workload, contract: Contract, out: Path) -> Manifest:

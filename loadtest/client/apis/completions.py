@@ -25,10 +25,10 @@ class _Event(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Event).decode
 
 
-def read_event(payload: bytes) -> Chunk:
+def read_completion(payload: bytes) -> Chunk:
     """One event as a chunk of a chat completion.
 
-    >>> read_event(b'{"choices": [{"text": "so", "finish_reason": null}]}').choices[0].delta.content
+    >>> read_completion(b'{"choices": [{"text": "so", "finish_reason": null}]}').choices[0].delta.content
     'so'
     """
     event = _decode(payload)

@@ -12,7 +12,7 @@ ReadEvent = Callable[[bytes], sse.Chunk]
 
 READERS: Mapping[Api, ReadEvent] = {
     "chat": sse.decode_chunk,
-    "completions": completions.read_event,
-    "responses": responses.read_event,
-    "messages": messages.read_event,
+    "completions": completions.read_completion,
+    "responses": responses.read_response_event,
+    "messages": messages.read_message_event,
 }

@@ -52,10 +52,10 @@ class _Event(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Event).decode
 
 
-def read_event(payload: bytes) -> Chunk:
+def read_response_event(payload: bytes) -> Chunk:
     """One event as a chunk of a chat completion; an empty one where it says nothing of text, tokens or the end.
 
-    >>> read_event(b'{"type": "response.reasoning_text.delta", "delta": "hm"}').choices[0].delta.reasoning
+    >>> read_response_event(b'{"type": "response.reasoning_text.delta", "delta": "hm"}').choices[0].delta.reasoning
     'hm'
     """
     event = _decode(payload)
