@@ -44,8 +44,8 @@ _decode = msgspec.json.Decoder(_Event).decode
 def read_message_event(payload: bytes) -> Chunk:
     """One event as a chunk of a chat completion; an empty one where it says nothing of text, tokens or the end.
 
-    >>> read_message_event(b'{"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}}').choices[0]
-    Choice(delta=Delta(content=None, reasoning='hm', reasoning_content=None), finish_reason=None)
+    >>> read_message_event(b'{"type": "content_block_delta", "delta": {"thinking": "hm"}}').choices[0].delta.reasoning
+    'hm'
     """
     event = _decode(payload)
     if event.type == "error" or event.error:
