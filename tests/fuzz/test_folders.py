@@ -18,7 +18,7 @@ def test_a_broken_promise_is_seen(monkeypatch):
     """Records that nobody holds against their digests."""
     whole = read.read_level
     monkeypatch.setattr(read, "read_level", lambda *args, **kwargs: replace(whole(*args, **kwargs), damaged=(), torn=()))
-    _, broken = folders.fuzz(40, seed=1)
+    broken = (one for seed in range(1, 7) for one in folders.fuzz(40, seed=seed)[1])  # not every seed hits a figure
     assert any("other figures without a reason" in one for one in broken)
 
 
