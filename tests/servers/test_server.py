@@ -60,7 +60,7 @@ def engine(monkeypatch, port, tmp_path):
     return make
 
 
-def wait_until(condition, seconds=20.0):
+def wait_until(condition, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

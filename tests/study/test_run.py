@@ -39,7 +39,7 @@ def engine_json(run, cell):
     return read.read_json(run / "cells" / cell.id / "engine.json")
 
 
-def wait_until(condition, timeout_s=40.0):
+def wait_until(condition, timeout_s=120.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -332,7 +332,7 @@ def test_interrupted_it_keeps_what_it_has_and_leaves_no_process(number, tmp_path
     out = tmp_path / "run"
     study = tmp_path / "long.toml"
     study.write_text(
-        'name = "long"\nworkload = "math:n=8"\nlevels = [2]\nmin_requests = 50\n'
+        'name = "long"\nworkload = "math:n=8"\nlevels = [2]\nmin_requests = 500\n'
         '[[cells]]\nengine = "vllm-sim"\nmodel = "qwq-32b-awq"\ngpu = "l20"\n'
         'clock_speed = 100\nargs = ["--length-scale", "0.1"]\n'
     )
@@ -341,7 +341,7 @@ def test_interrupted_it_keeps_what_it_has_and_leaves_no_process(number, tmp_path
     assert wait_until(lambda: has_records(out))
     started = descendants(process.pid)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     run = read.read_run(out)
@@ -367,7 +367,7 @@ def test_a_killed_orchestrator_leaves_no_orphan(tmp_path):
     assert len(started) >= 4  # guard and simulator, guard and Locust
     process.kill()
     process.wait()
-    assert wait_until(lambda: not alive(started), 20)
+    assert wait_until(lambda: not alive(started))
 
 
 def test_a_cool_down_ends_when_the_server_dies():
