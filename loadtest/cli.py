@@ -134,15 +134,15 @@ def _of_attach(parser: argparse.ArgumentParser, given: argparse.Namespace, argv:
             where = "URL_A URL_B" if name == "duel" else "--base-url URL"
             parser.error(f"{name}: expected {where}, or --resume RUN for an unfinished run")
         return given
-    if name == "duel" and named:
-        parser.error("duel: expected --resume RUN without URLs, as the run has its own")
     from loadtest.commands import resumed
 
     options = resumed.began_options(given.resume, name)
     began = parser.parse_args([name, *options])
     if began.resume is not None or None in (getattr(began, place) for place in places):
         raise UsageError(f"{given.resume}: --resume: expected the command that began it to name its server, got none")
-    both = parser.parse_args([name, *options, *argv[1:]])
+    servers = [getattr(given, place) for place in named]
+    resumed.check_servers(given.resume, name, [getattr(began, place) for place in places], servers)
+    both = parser.parse_args([name, *options, *(word for word in argv[1:] if name != "duel" or word not in servers)])
     resumed.check_same(given.resume, began, both)
     both.out = given.resume
     if name != "duel":

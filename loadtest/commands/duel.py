@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from loadtest.commands import resumed
 from loadtest.commands.finish import carry_out, new_folder
 from loadtest.commands.measure import hours_in_s
 from loadtest.credentials import read_header, with_headers
@@ -45,7 +46,8 @@ def duel(arguments: argparse.Namespace, say: Teller) -> str:
         out,
         say,
         arguments.json,
-        again=f"loadtest duel --resume {shlex.quote(str(out))}",
+        again=f"loadtest duel --resume {shlex.quote(str(out))}"
+        f"{resumed.named_again('duel', [arguments.url_a, arguments.url_b])}",
     )
 
 

@@ -16,6 +16,7 @@ import msgspec
 from loadtest import resources
 from loadtest.analysis.bursts.objectives import is_told
 from loadtest.analysis.factors import are_rivals, baselines
+from loadtest.commands import resumed
 from loadtest.commands.finish import carry_out, new_folder
 from loadtest.commands.machine.verification import verify
 from loadtest.credentials import read_header, with_headers
@@ -146,7 +147,7 @@ def _attach(arguments: argparse.Namespace, say: Teller, name: str) -> str:
         out,
         say,
         arguments.json,
-        again=f"loadtest {name} --resume {shlex.quote(str(out))}",
+        again=f"loadtest {name} --resume {shlex.quote(str(out))}{resumed.named_again(name, [arguments.base_url])}",
     )
 
 

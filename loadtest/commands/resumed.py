@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loadtest.errors import UsageError
 from loadtest.records import read
+from loadtest.servers.probe import is_loopback
 
 _MEASURED = (
     "base_url", "api", "header", "model", "engine", "tp", "gpu", "concurrency", "rate", "arrivals", "speed_up", "requests",
@@ -37,6 +38,23 @@ def began_options(run: Path, name: str) -> list[str]:
         began = f"loadtest {words[1]}" if len(words) > 1 else "another program"
         raise UsageError(f"{run}: --resume: expected a run of loadtest {name}, got one of {began}")
     return words[2:]
+
+
+def named_again(name: str, servers: list[str]) -> str:
+    """What names the servers of a run once more on a command line with --resume; nothing where all are on this machine."""
+    if all(map(is_loopback, servers)):
+        return ""
+    return "".join(f" {'' if name == 'duel' else '--base-url '}{shlex.quote(one)}" for one in servers)
+
+
+def check_servers(run: Path, name: str, began: list[str], given: list[str]) -> None:
+    """Raise `UsageError` unless servers beyond this machine are named by the user too: a run folder may be a stranger's, and
+    whoever is asked gets the user's key."""
+    if name == "duel" and given not in ([], began):  # of the others `check_same` says it
+        raise UsageError(f"{run}: --resume: expected the run's own {' '.join(began)}, got {' '.join(given)}; start anew")
+    if not given and (again := named_again(name, began)):
+        raise UsageError(f"{run}: --resume: this run sends requests, with your key, to {' '.join(began)}; if it is yours, "
+                         f"repeat with{again}")  # fmt: skip
 
 
 def check_same(run: Path, began: argparse.Namespace, given: argparse.Namespace) -> None:

@@ -136,7 +136,7 @@ def test_servers_of_two_models_are_refused(urls, capsys):
     ("arguments", "said"),
     [
         (["http://127.0.0.1:1"], "duel: expected URL_A URL_B, or --resume RUN for an unfinished run"),
-        (["http://127.0.0.1:1", "--resume", "run"], "duel: expected --resume RUN without URLs, as the run has its own"),
+        ([], "duel: expected URL_A URL_B, or --resume RUN for an unfinished run"),
     ],
 )
 def test_urls_or_a_run_are_needed(arguments, said, capsys):

@@ -49,6 +49,41 @@ def test_whatever_would_measure_something_else_is_refused_by_name(option, value,
     assert str(caught.value) == f"{run}: --resume: {option}: expected the run's own ({own}), got {got}; start anew"
 
 
+A, B = "https://a.example", "https://b.example"
+
+
+@pytest.mark.fault("secrets", "`--resume` of a stranger's run: a server beyond this machine must be named again")
+@pytest.mark.parametrize(
+    ("began", "again"),
+    [
+        (f"loadtest attach --base-url {A}", ["--base-url", A]),
+        (f"loadtest search --base-url {A} --slo 'ttft_s:p50<2'", ["--base-url", A]),
+        (f"loadtest duel {A} {B}", [A, B]),
+        (f"loadtest duel {URL} {B}", [URL, B]),
+    ],
+)
+def test_no_key_goes_to_a_server_that_only_the_run_names(began, again, run):
+    write.write_manifest(run, Manifest(run_id="r", commands=(began,)))
+    resume = [began.split()[1], "--resume", str(run)]
+    with pytest.raises(UsageError) as caught:
+        cli._parse(resume)
+    assert str(caught.value).endswith(f"with your key, to {' '.join(again).removeprefix('--base-url ')}; if it is yours, "
+                                      f"repeat with {' '.join(again)}")  # fmt: skip
+    assert cli._parse([*resume, *again]).out == run
+
+
+def test_a_duel_is_resumed_with_its_own_servers(run):
+    write.write_manifest(run, Manifest(run_id="r", commands=(f"loadtest duel {A} {B}",)))
+    with pytest.raises(UsageError, match="expected the run's own https://a.example https://b.example, got"):
+        cli._parse(["duel", "--resume", str(run), B, A])
+
+
+def test_the_command_that_continues_names_servers_beyond_this_machine():
+    assert resumed.named_again("attach", [URL]) == ""
+    assert resumed.named_again("attach", [A]) == f" --base-url {A}"
+    assert resumed.named_again("duel", [URL, B]) == f" {URL} {B}"
+
+
 def test_every_option_of_attach_is_compared_or_changes_no_figure():
     limits = {"budget", "start", "max_concurrency", "calibration"}  # of a search: how far it goes
     free = limits | {"handler", "slo", "workers", "out", "resume", "json", "plain", "quiet", "verbose", "engine_args"}
