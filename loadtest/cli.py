@@ -497,7 +497,7 @@ def _model_commands(command: Command) -> None:
     add(
         "--expert-parallel", nargs="?", const="all-reduce", choices=("all-reduce", "all-to-all"),
         help="each GPU holds whole experts (vLLM --enable-expert-parallel, SGLang --ep-size), whose answers an all-reduce"
-        " adds up; all-to-all: tokens are sent to them (SGLang --moe-a2a-backend)",
+        " adds up; all-to-all: tokens are sent to them (SGLang --moe-a2a-backend; default: each GPU holds a part of each)",
     )  # fmt: skip
     add("--calibration", type=path_of, metavar="FILE", help="what loadtest calibrate wrote of this machine (default: none)")
     add("--prompt-tokens", type=int, metavar="P", help="tokens of each prompt (with a model, required)")

@@ -17,8 +17,9 @@ MARK = "LOADTEST_TESTS"
 PATIENCE_S = 30.0  # for what was told to end and is ending
 THEIRS = ("org.chromium", ".org.chromium")  # what the browser leaves of its own
 
-# A shell ignores Ctrl-C for what it puts into the background, and whatever that starts inherits it.
+# A shell ignores Ctrl-C for what it puts into the background, nohup a lost terminal, and whatever they start inherits it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Without a process, a socket or a clock: what fails here fails again.
 PURE = {"analysis", "decision", "docs", "grading", "intervals", "metrics", "perfmodel", "workload"}
