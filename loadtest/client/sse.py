@@ -26,7 +26,7 @@ def events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]
 
     Lines end in LF, CRLF or CR, also when split over reads; `data:` may lack its space; several data lines of one event
     are joined by LF; comments and other fields are passed over, but the data of `event: error` becomes the `error` of an
-    object. A last event without its blank line counts. Data may still end in line ends. An event over `EVENT_LIMIT_BYTES`
+    object. A last event without its blank line counts. An event over `EVENT_LIMIT_BYTES`
     is cut off beyond that.
 
     >>> list(events([(1.0, b"data: a"), (2.0, b"\\n\\n: ping\\n\\ndata:b\\r\\n\\r\\n")]))
@@ -37,7 +37,7 @@ def events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]
     for time_s, piece in reads:
         whole = piece.startswith(b"data: ") and piece.endswith(b"\n\n") and b"\r" not in piece
         if whole and not general and piece.find(b"\n") == len(piece) - 2:
-            yield time_s, piece[6:]  # one whole event in one read, as most are; JSON does not mind the blank line
+            yield time_s, piece[6:-2]  # one whole event in one read, as most are
         else:
             yield from slow.feed(time_s, piece)
             general = not slow.empty

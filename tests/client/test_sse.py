@@ -101,3 +101,11 @@ def test_usage_at_top_level_and_in_details():
 )
 def test_error_text(body, expected):
     assert sse.error_text(body) == expected
+
+
+def test_data_is_the_same_whether_an_event_came_in_one_read_or_in_many():
+    """Its end too: what is wrong with an unfinished string is said by what follows it."""
+    text = b'data: first\n\ndata: {"id":"cut]\n\n'
+    whole = [data for _, data in sse.events([(1.0, text[:13]), (2.0, text[13:])])]
+    assert whole == [data for _, data in sse.events([(float(i), text[i : i + 1]) for i in range(len(text))])]
+    assert whole == [b"first", b'{"id":"cut]']
