@@ -23,6 +23,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Without a process, a socket or a clock: what fails here fails again.
 PURE = {"analysis", "decision", "docs", "grading", "intervals", "metrics", "perfmodel", "workload"}
+IN_ORDER = {"newcomer"}  # one document after another in one folder: no second try begins where the first did
 TRIES = 2  # beyond the first, for the others: a starved machine fails a test of real time that is right
 
 settings.register_profile("house", deadline=None)  # a busy machine is no failure of the code
@@ -31,7 +32,7 @@ settings.load_profile("house")
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if not PURE.intersection(item.path.parts) and item.path.name != "test_architecture.py":
+        if not (PURE | IN_ORDER).intersection(item.path.parts) and item.path.name != "test_architecture.py":
             item.add_marker(pytest.mark.flaky(reruns=TRIES))
 
 

@@ -32,6 +32,7 @@ STANDS_FOR = (
     (r"^launchers/\w+-docker .*", r"true"),  # tests/servers/test_flags.py runs them with a docker of its own
     (r"^loadtest run tests/engines/study\.toml .*", r"true"),  # tests/engines runs it
     (r"^loadtest accept .*", r"loadtest accept --help > help.txt"),  # ten minutes; in virtual time: tests/commands/machine
+    (r"^(loadtest check .*)$", r"\1 --allow-unhealthy"),  # a simulator at a hundred times the speed
     (r" --run-programs$", r""),  # refused where the answers are a simulator's
     # Two GPUs, or a network: the plan instead of the run.
     (r"^(.*loadtest run \S*qwq-32b-ada[\w-]*\.toml(?!.*--dry-run).*)$", r"\1 --dry-run"),
