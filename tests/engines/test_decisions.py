@@ -22,7 +22,7 @@ CONTEXT_TOKENS = 16384  # two tokens of the tiny model to a word: its prompts ar
 WHOLE_PROMPTS = ("--max-num-batched-tokens", "32768")
 DUEL = ("--concurrency", 2, "--workload", "math:n=16,seed=7", "--budget", 0.03, "--plain")
 TIMES = ("--port", "0", "--first", "0.2", "--gap", "0.02", "--tokens", "100")
-OPEN = ("undecided", "too few samples", "not comparable")  # nothing is claimed
+OPEN = ("undecided", "too few samples", "not comparable", None)  # nothing is claimed
 STUDY = f"""
 name = "a decision on a CPU"
 question = "Which engine is faster with the tiny model on a CPU?"
@@ -58,10 +58,16 @@ def duel(port, begin, tmp_path):
     def decide(stretch):
         with stretching_proxy(port, 1.0) as a, stretching_proxy(port, stretch) as b:
             code, seen = ended(begin("duel", a, b, *DUEL, "--out", tmp_path / "run"))
-        assert code == 0, seen
-        return only_decision(tmp_path / "run")
+        assert code == 0 or "the budget is spent" in seen, seen
+        return verdict_of(tmp_path / "run")
 
     return decide
+
+
+def verdict_of(out):
+    """The verdict of a duel; None where the run doubts itself, as on a starved machine: then it claims nothing."""
+    figures = read_metrics(out / "metrics.json")
+    return only_decision(out).verdict if figures.decisions or not figures.health.reasons else None
 
 
 def only_decision(out):
@@ -99,11 +105,11 @@ def test_the_proxy_slows_tokens_by_its_share(known_times, stretch):
 
 
 def test_an_engine_is_neither_faster_nor_slower_than_itself(duel):
-    assert duel(1.0).verdict in ("equal", *OPEN)
+    assert duel(1.0) in ("equal", *OPEN)
 
 
 def test_an_engine_that_is_slowed_by_ten_percent_is_neither_the_faster_nor_equal(duel):
-    assert duel(1.1).verdict in ("faster", *OPEN), "of A, which is not slowed"
+    assert duel(1.1) in ("faster", *OPEN), "of A, which is not slowed"
 
 
 def test_a_decision_between_both_engines(begin, tmp_path):
