@@ -27,7 +27,7 @@ Result = Literal["pass", "fail", "not run"]
 
 
 class AcceptanceRow(msgspec.Struct, frozen=True):
-    """One row of the table: what was checked, of which cell, what it had to be and what it was."""
+    """One row of the table: the check, its cell, what was expected and what was found."""
 
     check: str
     of: str

@@ -380,7 +380,7 @@ def _ends(cases: _Cases, of: Callable[[Provision], float]) -> OpenInterval | Non
 
 
 def _end(which: Callable[[Sequence[float]], float], figures: Sequence[float]) -> float | None:
-    """The lowest or the highest. None: there is none, or one comes from a rate without an interval."""
+    """The lowest or the highest; None without estimates, or if one comes from a rate without an interval."""
     return None if not figures or any(map(math.isnan, figures)) else which(figures)
 
 

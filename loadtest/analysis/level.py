@@ -110,7 +110,7 @@ def level_figures(
 
 
 def _usual_gap_s(columns: Sequence[Pass], gaps_s: GapDistribution, tpot_s: Distribution) -> float | None:
-    """The median gap between tokens; of bursts, where most are none, the time per token."""
+    """The median gap between tokens; for bursts, where most gaps are 0, the time per token."""
     return (None if any(one.bursty for one in columns) else gaps_s.p50) or tpot_s.mean
 
 

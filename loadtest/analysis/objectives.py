@@ -120,7 +120,7 @@ def maximum_concurrency(
     cache holds; `by_kv_workload`: requests as long as those that were measured. `limit` is `kv_cache` where the level that
     broke an SLO (`binds`) has more requests than `by_kv_workload`. `composed` gives the figure that a level has too few
     requests for; it has no interval. `bursts`: levels of a decision, whose conditions hold; what they tell counts before
-    what a level does. Of an open loop, which holds no concurrency (`held`), there is none.
+    what a level does. An open loop holds no concurrency (`held`) and so has no maximum.
     """
     room = _room(levels, fit)
     if not held:

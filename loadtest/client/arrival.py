@@ -141,7 +141,7 @@ class Spacing:
 
 
 def _collect_interval() -> Callable[[float], None] | None:
-    """libev's own function for this thread's loop; None where there is none."""
+    """libev's function for this thread's loop; None if libev lacks it."""
     loop, module = gevent.get_hub().loop, sys.modules.get("gevent.libev.corecext")
     try:
         function = ctypes.CDLL(str(getattr(module, "__file__", None))).ev_set_io_collect_interval

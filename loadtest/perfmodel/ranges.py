@@ -69,7 +69,7 @@ def _reasons(deployment: Deployment, streams: int) -> list[tuple[float, str]]:
     if deployment.expert_parallel:
         found.append((EXPERT_PARALLEL, "expert parallel, as if every expert were asked for equally often"))
     if deployment.all_to_all:
-        told = "at published NVLink rates" if deployment.topology == "nvlink" else "over PCIe, of which nothing is published"
+        told = "at published NVLink rates" if deployment.topology == "nvlink" else "over PCIe, without published figures"
         found.append((ALL_TO_ALL if deployment.topology == "nvlink" else 2 * ALL_TO_ALL, f"all-to-all {told}; no run"))
     if model.window_tokens and reads_windows_by_pages(deployment.engine, deployment.engine_version):
         found.append((PAGED, "a sliding window, for which vLLM then used an older attention kernel"))

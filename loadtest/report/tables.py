@@ -221,7 +221,7 @@ def queued_notes(cells: Sequence[ShownCell]) -> list[str]:
 
 
 def burst_notes(cells: Sequence[ShownCell]) -> list[str]:
-    """Where tokens came in bursts: both of their rates, of which the figures take that over the whole answer."""
+    """Where tokens came in bursts: both rates. The figures rest on the rate over the whole answer."""
     seen = [
         f"{cell.name} at concurrency {level.concurrency}: {100 * (found.with_others_share or 0):.0f} % of the tokens came"
         f" with others, p99 {number(found.p99_tokens)} at once; {_middle(found.whole_answer_tokens_per_s)} tokens/s over the"

@@ -103,7 +103,7 @@ class Workers:
         return f"worker {name}: {self._inbox.left_bytes(name) / 1e6:.1f} MB of records to come"
 
     def hear(self, kind: str, data: Any, sender: str) -> None:
-        """Handle a message of a worker of this level; one that is none is refused, and told of once."""
+        """Handle a worker's message for this level. A malformed message is refused and reported once."""
         try:
             self._take(kind, data, sender)
         except (msgspec.ValidationError, RefusedError) as error:

@@ -213,8 +213,8 @@ def _factor_levels(
 def _level_name(value: _Value) -> str:
     """A level's name, which may stand in the name of a folder.
 
-    >>> _level_name(True), _level_name("/opt/vllm-1/bin/vllm")
-    ('true', 'opt-vllm-1-bin-vllm')
+    >>> _level_name(True), _level_name("builds/vllm-1/bin/vllm")
+    ('true', 'builds-vllm-1-bin-vllm')
     """
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.")[:_SLUG_CHARS] or "empty"

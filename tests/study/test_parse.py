@@ -64,17 +64,17 @@ def test_variables_executables_and_named_levels_are_factors_too():
         + """
 [cells.vary]
 VLLM_ATTENTION_BACKEND = ["unset", "FLASHINFER"]
-executable = ["/opt/a/bin/vllm", "/opt/b/bin/vllm"]
+executable = ["builds/a/bin/vllm", "builds/b/bin/vllm"]
 speculation = {off = {}, ngram = {args = ["--speculative-config", '{"method": "ngram"}'], env = {A = "1"}}}
 """
     )
     assert len(made) == 8
-    assert made[0].name == "VLLM_ATTENTION_BACKEND=unset,executable=opt-a-bin-vllm,speculation=off"
-    assert (made[0].env, made[0].executable, made[0].args) == ({}, "/opt/a/bin/vllm", ())
+    assert made[0].name == "VLLM_ATTENTION_BACKEND=unset,executable=builds-a-bin-vllm,speculation=off"
+    assert (made[0].env, made[0].executable, made[0].args) == ({}, "builds/a/bin/vllm", ())
     last = made[-1]
     assert last.env == {"VLLM_ATTENTION_BACKEND": "FLASHINFER", "A": "1"}
     argv, environment = flags.launch_command(plan.launch_spec(last, Contract(), port=8000))
-    assert argv[:2] == ["/opt/b/bin/vllm", "serve"]
+    assert argv[:2] == ["builds/b/bin/vllm", "serve"]
     assert argv[-2:] == ["--speculative-config", '{"method": "ngram"}']
     assert environment["VLLM_ATTENTION_BACKEND"] == "FLASHINFER"
 
@@ -85,8 +85,8 @@ def test_a_level_that_could_not_name_a_folder_has_its_number():
 
 
 def test_two_named_cells_of_one_engine_are_one_study():
-    text = BASE.replace('gpu = "l20"', 'name = "old"\nexecutable = "/opt/a/bin/vllm"')
-    both = text + '\n[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\nname = "new"\nexecutable = "/opt/b/bin/vllm"\n'
+    text = BASE.replace('gpu = "l20"', 'name = "old"\nexecutable = "builds/a/bin/vllm"')
+    both = text + '\n[[cells]]\nengine = "vllm"\nmodel = "qwq-32b-awq"\nname = "new"\nexecutable = "builds/b/bin/vllm"\n'
     study = parse.parse_study('baseline = "new"\n' + both)
     assert [cell.id for cell in study.cells] == ["vllm_qwq-32b-awq_tp1_old", "vllm_qwq-32b-awq_tp1_new"]
     assert study.baseline == "new"
