@@ -53,7 +53,7 @@ class Contract(EngineSettings):
     memory_fraction: float = 0.9
 
     def __post_init__(self) -> None:
-        for key, rule in _RULES.items():
+        for key, rule in RULES.items():
             value = getattr(self, key)
             if not rule.holds(value):
                 raise UsageError(f"contract: {key}: expected {rule.expected}, got {value!r}; change it in [contract]")
@@ -144,7 +144,7 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[object], bool]:
     return lambda value: value in choices
 
 
-_RULES: dict[str, Rule] = {
+RULES: dict[str, Rule] = {
     "temperature": Rule("from 0 to 2", number_in(0, 2)),
     "top_p": Rule("above 0 and at most 1", number_in(0, 1, open_low=True)),
     "top_k": Rule("a whole number from -1 (off) up", whole_in(-1, 10**6)),
@@ -160,9 +160,11 @@ _RULES: dict[str, Rule] = {
     "omit": Rule(
         f"some of {', '.join(_OMITTABLE)}", lambda value: isinstance(value, tuple) and set(value) <= set(_OMITTABLE)
     ),
-    "thinking_prelude": Rule("template or none", _one_of(get_args(ThinkingPrelude))),
-    "history": Rule("answers-only or everything", _one_of(get_args(History))),
-    "output_format": Rule("prompt or free", _one_of(get_args(OutputFormat))),
+    "thinking_prelude": Rule("template (the chat template ends in `<think>`) or none", _one_of(get_args(ThinkingPrelude))),
+    "history": Rule("answers-only or everything (with the thinking)", _one_of(get_args(History))),
+    "output_format": Rule(
+        "prompt (each prompt says how to answer) or free (no answer is checked)", _one_of(get_args(OutputFormat))
+    ),
     **{row.key: row.rule for row in SETTINGS},
     "reasoning_parser": Rule("a parser's name", is_name),
     "memory_fraction": Rule("above 0 and below 1", number_in(0, 1, open_low=True, open_high=True)),

@@ -2,14 +2,18 @@
 
 import argparse
 import ast
+import dataclasses
 import functools
+import json
 import re
 
 from loadtest import cli
 from loadtest.metrics.catalogue import METRICS
+from loadtest.workload.contract import RULES, Contract
+from loadtest.workload.generators import GENERATORS
 from tests.support.documents import ROOT
 
-DOCUMENTS = (ROOT / "docs/faults.md", ROOT / "docs/metrics.md", ROOT / "docs/reference.md")
+DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("faults", "metrics", "reference", "workloads"))
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n\n(.*?)\n<!-- /generated -->", re.DOTALL)
 
 
@@ -23,6 +27,25 @@ def commands_table():
     """One row per command, in the order of its help."""
     rows = [f"| `{name}` | {about} | {options} |\n" for name, about, options in commands(cli._parser())]
     return "".join(["| command | does | options |\n|---|---|---|\n", *rows])
+
+
+def generators_table():
+    """One row per built-in workload."""
+    rows = [f"| `{name}` | {about} |\n" for name, about in GENERATORS.items()]
+    return "".join(["| name | prompts |\n|---|---|\n", *rows])
+
+
+def contract_table():
+    """One row per key of a contract, with its default as TOML has it; none where the engine or the model decides."""
+    keys = {row.name: row for row in dataclasses.fields(Contract)}
+    rows = [f"| `{name}` | {default(keys[name])} | {rule.expected} |\n" for name, rule in RULES.items()]
+    return "".join(["| key | default | allowed |\n|---|---|---|\n", *rows])
+
+
+def default(row):
+    """What a key is where a study leaves it out."""
+    value = row.default if row.default is not dataclasses.MISSING else row.default_factory()
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def commands(parser, name=""):
@@ -67,6 +90,8 @@ def faults_list(part):
 TABLES = {
     "metrics": metrics_table,
     "commands": commands_table,
+    "generators": generators_table,
+    "contract": contract_table,
     **{part: functools.partial(faults_list, part) for part in ("processes", "input", "servers", "secrets")},
 }
 
