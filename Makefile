@@ -44,7 +44,7 @@ engines:
 
 # Both engines at a time, the tests of each in a process of their own.
 test-engines: .venv/dev engines
-	$(BIN)/python -m pytest --quiet --numprocesses 2 tests/engines
+	$(BIN)/python -m pytest --quiet --numprocesses 2 --durations 12 tests/engines
 
 # The parsers of what a server or a study may say, fuzzed by coverage, then finished run folders, damaged at random:
 # `make fuzz`, or `make fuzz SECONDS=600 FOLDERS=10000`.

@@ -37,10 +37,10 @@ def _environment():
 
 
 class OneEngineEach(LoadScopeScheduling):
-    """With `--numprocesses 2`, the tests of each engine in a process of their own; then what needs both."""
+    """With `--numprocesses 2`, the tests of each engine in a process of their own; then what needs both, a file at a time."""
 
     def _split_scope(self, nodeid):
-        return next((engine for engine in ("vllm", "sglang") if f"[{engine}" in nodeid), "both")
+        return next((engine for engine in ("vllm", "sglang") if f"[{engine}" in nodeid), nodeid.partition("::")[0])
 
 
 @pytest.hookimpl(optionalhook=True)
