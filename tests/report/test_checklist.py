@@ -3,7 +3,7 @@
 import pytest
 
 from loadtest.metrics.figures import unknown
-from loadtest.metrics.level_schema import EqualWork
+from loadtest.metrics.level_schema import EqualWork, HealthCheck
 from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.report.cells import cells_of, sound_cells
 from loadtest.report.checklist import gate_checks
@@ -119,6 +119,16 @@ def test_what_passed_says_what_was_compared():
     source = runs.small()
     assert check(source, "Load generator").words == (
         "lag, CPU, garbage collection and late starts are within the limits at every level"
+    )
+    bounds = [
+        HealthCheck(name=name, status="pass", value=0.0, limit=0.05, reason="")
+        for name in ("first_token_bound", "gap_bound")
+    ]
+    stamped = runs.with_levels(
+        source, lambda level: change(level, client_health=change(level.client_health, checks=tuple(bounds)))
+    )
+    assert check(stamped, "Load generator").words == (
+        "times to the first token and arrivals by the kernel's clock are within the limits at every level"
     )
     assert check(source, "Client against server").words == (
         "requests, prompt tokens and output tokens agree; TTFT was not compared"

@@ -149,7 +149,8 @@ def _forest(axes: Axes, *, rows: Sequence[Compared], reach: float) -> None:
         ticks[y] = count(one.row.concurrency)
         y -= 1
     axes.set_yticks(list(ticks), list(ticks.values()), fontsize=7.5)
-    axes.set_ylabel("concurrency")
+    if len(ticks) > 2:  # fewer leave no room for the word
+        axes.set_ylabel("concurrency")
     axes.set_ylim(y + 0.3, 0.8)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
