@@ -37,7 +37,7 @@ def _environment():
 
 
 class OneEngineEach(LoadScopeScheduling):
-    """With `--numprocesses 2`, the tests of each engine in a process of their own; then what needs both, a file at a time."""
+    """With `--numprocesses 2`, the tests of each engine in a process of their own; then, by files, what needs both."""
 
     def _split_scope(self, nodeid):
         return next((engine for engine in ("vllm", "sglang") if f"[{engine}" in nodeid), nodeid.partition("::")[0])
