@@ -22,6 +22,7 @@ from loadtest.commands.parser import (
     add_gate_commands,
     add_handing_on_commands,
     add_headers,
+    add_import_command,
     add_keys,
     add_setup_commands,
     add_workload_commands,
@@ -246,6 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     add_gate_commands(command)
     _deciding_commands(command)
     add_handing_on_commands(command)
+    add_import_command(command)
     add_workload_commands(command)
     add_setup_commands(command)
     return parser

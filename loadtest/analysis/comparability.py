@@ -14,7 +14,8 @@ from loadtest.workload import contract
 
 Values = tuple[object, object]  # of a key in which two sides differ: a's, b's
 
-TEMPLATE = "template"  # a key beside those of the contract
+TEMPLATE = "template"  # keys beside those of the contract
+TOOL = "tool"
 
 
 def apart(a: CellRecords, b: CellRecords) -> dict[str, Values]:
@@ -51,12 +52,15 @@ def template(a: CellRecords, b: CellRecords) -> dict[str, Values]:
 
 def _prompt_tokens(cell: CellRecords) -> dict[str, int]:
     """Tokens of each prompt as the server counted them, of requests that are the workload's own: no later turn of a task, no
-    second endpoint."""
+    second endpoint, no prompt that nobody names."""
     return {
         request.prompt_id: request.prompt_tokens
         for level in cell.levels
         for request in level.requests
-        if request.prompt_tokens is not None and not request.turn and request.endpoint is None
+        if request.prompt_tokens is not None
+        and not request.turn
+        and request.endpoint is None
+        and "prompt" not in request.lacks
     }
 
 
@@ -87,7 +91,7 @@ OF_CELL = ("model", "tp", "gpu", "simulated", "clock_speed")
 
 def manifest_differences(a: Manifest, b: Manifest) -> dict[str, Values]:
     """Keys in which two runs were asked for different things, with both values: the workload, the mode, the
-    scenario, the clock, and every key of the inference contract.
+    scenario, the clock, and every key of the inference contract; and the tools that measured them, whose definitions differ.
 
     >>> manifest_differences(Manifest(run_id="a", mode="natural"), Manifest(run_id="b", mode="equal-work"))
     {'mode': ('natural', 'equal-work')}
@@ -95,6 +99,10 @@ def manifest_differences(a: Manifest, b: Manifest) -> dict[str, Values]:
     identities = [one.workload and one.workload.identity for one in (a, b)]
     found: dict[str, Values] = {} if identities[0] == identities[1] else {"workload": (_workload(a), _workload(b))}
     found |= {key: (getattr(a, key), getattr(b, key)) for key in OF_RUN if getattr(a, key) != getattr(b, key)}
+    if a.tool != b.tool:
+        found[TOOL] = (a.tool, b.tool)
+    if a.imported is not None and b.imported is not None:
+        return found  # neither tells its contract: no difference is known
     contracts = [contract.from_table(one.contract) for one in (a, b)]
     return contract.contract_differences(*contracts) | found
 

@@ -202,7 +202,7 @@ def compare_runs(
         ids = [", ".join(cell.id for cell in run.cells) or "no cell" for run in (baseline, candidate)]
         raise UsageError(f"expected a cell with a level in both runs, got {ids[0]} and {ids[1]}; measure the same cells")
     manifests = (baseline.manifest, candidate.manifest)
-    said = start_sd(*manifests) if known_start_sd is None else known_start_sd
+    said = _known_start_sd(manifests, known_start_sd)
     judged = judge_pairs(pairs, said, matters(*manifests), sequential=any(one.until_decided for one in manifests))
     return RunComparison(
         baseline=baseline.manifest.run_id,
@@ -216,6 +216,16 @@ def compare_runs(
         slower=tuple(one for one in judged.decisions if _is_slower(one, tolerance)),
         not_compared=tuple(_left_over(baseline, candidate, found)),
     )
+
+
+def _known_start_sd(manifests: Sequence[Manifest], given: float | None) -> float | None:
+    """None where a run was imported: no verdict rests on times that nobody checked. Raises UsageError: one was given all
+    the same."""
+    if any(one.imported is not None for one in manifests):
+        if given is not None:
+            raise UsageError("--start-sd: expected two runs that loadtest measured, got one of another tool; leave it out")
+        return None
+    return start_sd(*manifests) if given is None else given
 
 
 def _is_slower(one: PairDecision, tolerance: float) -> bool:
@@ -258,6 +268,7 @@ def _check_keys(allow: Collection[str]) -> None:
         *OF_RUN,
         *OF_CELL[:-1],
         comparability.TEMPLATE,
+        comparability.TOOL,
         *(f.name for f in fields(contract.Contract) if f.name != "mode"),
     ]
     unknown = next((key for key in allow if key not in known), None)
@@ -304,7 +315,8 @@ def _pair(
         simulated=old.engine.predicts or new.engine.predicts,
         levels=[PairedLevel(level, after[level], before[level]) for level in both if level not in left_out],
         unsound=left_out,
-        restarted=(new.engine.base_url is None, old.engine.base_url is None),
+        restarted=(new.engine.started_by_run, old.engine.started_by_run),
+        imported=new.engine.imported or old.engine.imported,
         different=tuple(key for key in all_differences(old, new) if key not in allow),
     )
 

@@ -74,7 +74,7 @@ class Pair:
 
     `model`, `tp`, `gpu`: of a. `restarted`: does each repeat of a, of b start its server anew? `different`: keys in which
     they are not comparable (none: they are). `unsound`: levels that both have, left out as a check of either failed.
-    `composed`: what bursts say, where they were measured.
+    `imported`: another tool measured either side. `composed`: what bursts say, where they were measured.
     """
 
     a: str
@@ -86,6 +86,7 @@ class Pair:
     levels: Sequence[PairedLevel]
     unsound: tuple[int, ...] = ()
     restarted: tuple[bool, bool] = (True, True)
+    imported: bool = False
     different: tuple[str, ...] = ()
     composed: ComposedPair | None = None
 
@@ -313,6 +314,8 @@ def _said(one: _Measured, answer: _Answer | None, unit: RepeatUnit) -> tuple[Com
         return "too few samples", f"at least {rounds.LEAST_ROUNDS} rounds of both servers needed{_left_out(pair)}"
     if answer is None:
         return "too few samples", f"{_lacking(pair)}{_left_out(pair)}"
+    if pair.imported:
+        return "one start each", f"imported: all files of a run count as one start{_left_out(pair)}"
     if answer.verdict.word == "one start each":
         unknown = "start-to-start variation unknown: measure two or more starts of each, or say start_sd"
         return "one start each", f"{unknown}{_left_out(pair)}"

@@ -42,7 +42,7 @@ from loadtest.metrics.level_schema import (
 )
 from loadtest.metrics.request_arrays import Bools, Ints, Pass, Small, pace_of, per_request, values_of
 from loadtest.records.engine_facts import ClockError
-from loadtest.records.manifest import VIRTUAL_TIME
+from loadtest.records.manifest import VIRTUAL_TIME, Manifest
 from loadtest.records.read import LevelRecords
 from loadtest.records.schema import FAILED, FINISHED, RequestRecord, TokenCountSource
 
@@ -53,7 +53,7 @@ def level_figures(
     anchor: float,
     simulated: bool,
     clock_error: ClockError | None,
-    driven: str,
+    manifest: Manifest,
 ) -> LevelFigures:
     """One level: the measured phase of all its passes, pooled."""
     columns = [one for _, one in passes]
@@ -67,7 +67,7 @@ def level_figures(
         concurrency=columns[0].concurrency,
         n_requests=len(measured),
         n_prompts=(n_prompts := len({r.prompt_id for r in measured})),
-        population="prompts of this kind" if n_prompts == len(measured) else "these prompts",
+        population="prompts of this kind" if n_prompts == len(measured) and _names_prompts(measured) else "these prompts",
         n_warmup=sum(int(np.sum(~one.measured)) for one in columns),
         torn_lines=sum(len(level.torn) for level, _ in passes),
         damaged_files=tuple(f"{level.path.name}/{one}" for level, _ in passes for one in level.damaged),
@@ -101,7 +101,7 @@ def level_figures(
         equal_work=validity.equal_work(measured),
         troubles=TroubleCounts(**count_troubles(measured, simulated=simulated)),
         curves=series.of_level(columns, [level for level, _ in passes], spans, anchor),
-        client_health=_client_health(passes, anchor, _usual_gap_s(columns, gaps_s, tpot_s), driven, clock_error),
+        client_health=_client_health(passes, anchor, _usual_gap_s(columns, gaps_s, tpot_s), manifest, clock_error),
         reconciliation=reconciliation.reconcile(passes, anchor, tpot_s.mean),
         server=reconciliation.count_server(passes, anchor),
         slo=(),
@@ -118,10 +118,12 @@ def _client_health(
     passes: Sequence[tuple[LevelRecords, Pass]],
     anchor: float,
     gap_s: float | None,
-    driven: str,
+    manifest: Manifest,
     clock_error: ClockError | None,
 ) -> ClientHealth:
-    if driven == VIRTUAL_TIME:
+    if manifest.imported is not None:
+        return client_health.client_not_told(manifest.imported.tool)
+    if manifest.driven == VIRTUAL_TIME:
         return client_health.no_client()
     return client_health.check_client(passes, anchor, gap_s, clock_error)
 
@@ -141,6 +143,19 @@ def _window(spans: Sequence[WindowSpan], n_passes: int) -> SteadyWindow:
     )
 
 
+UNJUDGED = "whether a response ended with an answer is not told"
+
+
+def _names_prompts(measured: Iterable[RequestRecord]) -> bool:
+    """Is it known which of them had the same prompt?"""
+    return not any(record.lacks for record in measured)
+
+
+def _unjudged(columns: Pass) -> bool:
+    """Has it a response of which nobody said how it ended?"""
+    return "ended" in columns.outcome
+
+
 def _pass(columns: Pass, span: WindowSpan | None) -> PassFigures:
     windows = None if span is None else [(columns, span)]
     outcomes = Counter(r.outcome for r in columns.records if r.phase == "measure")
@@ -151,7 +166,9 @@ def _pass(columns: Pass, span: WindowSpan | None) -> PassFigures:
         window=span,
         output_tokens=float(np.sum(columns.tokens[columns.measured])),
         output_tokens_per_s=steady_window.window_tokens_per_s(windows).value if windows else None,
-        answers_per_hour=steady_window.per_hour(windows, [columns.measured & columns.ok]).value if windows else None,
+        answers_per_hour=steady_window.per_hour(windows, [columns.measured & columns.ok]).value
+        if windows and not _unjudged(columns)
+        else None,
     )
 
 
@@ -196,7 +213,7 @@ def exact_distribution(columns: Sequence[Pass], metric: str) -> Distribution:
 
 def _chunk_gaps(columns: Sequence[Pass], token_gaps: GapDistribution) -> GapDistribution:
     """Gaps between chunks: those between tokens where every chunk carries one."""
-    if all(bool(np.all(one.token_weight == 1)) for one in columns):
+    if all(bool(np.all(one.token_weight == 1)) and "tokens" not in one.lacks for one in columns):
         return token_gaps
     parts = [one.chunk_gaps() for one in columns]
     return gap_distribution([(gaps, np.ones_like(tokens), starts) for gaps, tokens, starts in parts])
@@ -218,6 +235,8 @@ def _per_hour(
     columns: Sequence[Pass], spans: Sequence[WindowSpan | None], rate: Estimate | None, good: Sequence[Bools]
 ) -> Estimate:
     """Answers per hour among `good`: by the steady windows, unless the tokens/s were found otherwise (`rate`)."""
+    if any(map(_unjudged, columns)):
+        return unknown(UNJUDGED)
     if rate is not None:
         return steady_window.per_hour_at(rate, columns, good)
     held = [(one, span, mask) for one, span, mask in zip(columns, spans, good, strict=True) if span is not None]

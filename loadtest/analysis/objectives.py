@@ -68,6 +68,8 @@ def gate(
         both: list[LevelFigures | ComposedLevel] = [*levels, *made]
         for level in both:
             unhealthy += [f"{cell.id} at concurrency {level.concurrency}: {reason}" for reason in unsound_reasons(level)]
+    if metrics.run.imported is not None:
+        unhealthy.append(f"imported from {metrics.run.imported.name}: nothing shows that its times are right")
     if not rows and not unmeasured:
         unmeasured.append("nothing was measured")
     met = not unmeasured and all(row.result == "met" for row in rows) and (allow_unhealthy or not unhealthy)

@@ -94,6 +94,7 @@ def _run(manifest: Manifest, cells: Sequence[CellFigures]) -> RunFacts:
         workload=manifest.workload,
         clock_speed=manifest.clock_speed,
         slo=manifest.slo,
+        imported=manifest.imported,
         clock_error=pool_clock_errors([cell.clock_error for cell in cells if cell.clock_error is not None]),
     )
 
@@ -110,7 +111,7 @@ def _cell(
     facts = cell.engine
     by_level = groupby(passes, key=lambda one: one[1].concurrency)
     levels = [
-        level_figures(list(group), objectives, anchor, facts.predicts, _clock_error(facts, concurrency), manifest.driven)
+        level_figures(list(group), objectives, anchor, facts.predicts, _clock_error(facts, concurrency), manifest)
         for concurrency, group in by_level
     ]
     sound = validity.sound_levels(levels)

@@ -8,10 +8,11 @@ from typing import Literal
 
 from loadtest.metrics.level_schema import ComposedLevel, EqualWork, GateStatus, LevelFigures
 from loadtest.metrics.schema import CellFigures, RunHealth
+from loadtest.records.imported import Imported
 from loadtest.records.manifest import Manifest
 from loadtest.records.schema import FINISHED, RequestRecord, TokenCountSource
 
-_COUNTERS: tuple[TokenCountSource, ...] = ("chunks", "tokenizer", "server")  # the least reliable first
+_COUNTERS: tuple[TokenCountSource, ...] = ("chunks", "tool", "tokenizer", "server")  # the least reliable first
 _STATUSES: tuple[GateStatus, ...] = ("fail", "not_checked", "pass", "not_applicable")  # the worst first
 
 
@@ -70,6 +71,8 @@ def judge_run(
     bursts = [level for cell in cells for level in cell.composed]
     both: list[LevelFigures | ComposedLevel] = [*levels, *bursts]
     reasons = [str(doubt) for doubt in doubts(cells)]
+    if manifest.imported is not None:
+        reasons.append(f"imported, not verified: {manifest.tool} does not tell {', '.join(untold(manifest.imported))}")
     if not manifest.complete:
         reasons.append(manifest.incomplete_reason or "the run did not finish")
     return RunHealth(
@@ -80,6 +83,11 @@ def judge_run(
         reasons=(*reasons, *missing, *templates),
         windows=tuple(str(doubt) for doubt in window_doubts(cells)),
     )
+
+
+def untold(imported: Imported) -> tuple[str, ...]:
+    """What the files of another tool do not hold."""
+    return tuple(one.what for one in imported.not_told)
 
 
 def doubts(cells: Iterable[CellFigures]) -> list[Doubt]:

@@ -137,6 +137,20 @@ def add_handing_on_commands(command: Command) -> None:
     add("--hide", action="append", default=[], metavar="WORD", help="replace this word too (repeatable)")
 
 
+def add_import_command(command: Command) -> None:
+    add = command("import", "importing.import_results", "read result files of another tool as a run: what it tells, no more")
+    add("files", type=path_of, nargs="+", metavar="FILE",
+        help="of one tool and one server: a level for each concurrency, a repeat for each further file of it")  # fmt: skip
+    add("--out", type=path_of, metavar="RUN", help="folder to make (default: runs/import-TOOL-TIME)")
+    engines = ("sglang", "vllm", "sglang-sim", "vllm-sim", "other")
+    add("--engine", choices=engines, metavar="ENGINE", help="sglang, vllm or other (default: as the files tell, or other)")
+    add("--model", metavar="M", help="model that was served (default: as the files tell)")
+    add("--tp", type=int, metavar="N", help="GPUs that served it (default: as the files tell, or unknown)")
+    add("--gpu", metavar="G", help="registry name of the GPU (default: unknown)")
+    add("--concurrency", type=int, metavar="C", help="level of files that do not tell theirs")
+    add("--json", action="store_true", help="print metrics.json instead of the table")
+
+
 def add_gate_commands(command: Command) -> None:
     add = command(
         "compare", "decide.compare", "compare two runs, level by level and metric by metric; exit 3 on a regression"

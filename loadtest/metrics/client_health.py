@@ -82,6 +82,12 @@ def check_client(passes: Passes, anchor: float, gap_s: float | None, clock_error
     )
 
 
+def client_not_told(tool: str) -> ClientHealth:
+    """Of a run that another tool measured: nothing shows whether that tool kept up."""
+    reason = f"{tool} does not tell whether its own process kept up"
+    return ClientHealth(status="not_checked", reasons=(reason,), checks=(), n_samples=0)
+
+
 _PRIORITIES: tuple[Priority, ...] = ("realtime", "nice", "normal")
 
 

@@ -175,7 +175,7 @@ class HealthCheck(msgspec.Struct, frozen=True, kw_only=True):
 class ClientHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Did the load generator distort the figures? Over the seconds in which measured requests ran."""
 
-    status: Annotated[Literal["pass", "fail", "not_applicable"], about("`not_applicable`: simulated in virtual time.")]
+    status: Annotated[GateStatus, about("`not_applicable`: simulated in virtual time; `not_checked`: imported.")]
     reasons: Annotated[tuple[str, ...], about("What failed, with the remedy; or why it does not apply.")]
     checks: Annotated[tuple[HealthCheck, ...], about("Empty without samples.")]
     n_samples: Annotated[int, about("Samples of the load generator, one a second and process.")]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from loadtest.metrics.intervals import Floats
 from loadtest.records.read import LevelRecords
-from loadtest.records.schema import CENSORED, RequestRecord
+from loadtest.records.schema import CENSORED, Lack, RequestRecord
 
 Bools = NDArray[np.bool_]
 
@@ -79,6 +79,20 @@ class Pass:
         return np.array([r.outcome == "cut_off" for r in self.records], bool)
 
     @cached_property
+    def lacks(self) -> frozenset[Lack]:
+        """What is not known of some of its requests, as another tool measured them."""
+        return frozenset(lack for record in self.records for lack in record.lacks)
+
+    @cached_property
+    def followed(self) -> Bools:
+        """Measured requests of which the arrival of each chunk is known."""
+        return self.measured & self._told("chunks")
+
+    def _told(self, lack: Lack) -> Bools:
+        """Requests that do not lack this."""
+        return np.array([lack not in record.lacks for record in self.records], bool)
+
+    @cached_property
     def together(self) -> Bools:
         """For each chunk: did it come with the one before it?"""
         wall_s = np.array([TOGETHER_WALL_S * r.clock_speed for r in self.records], np.float64)
@@ -94,7 +108,7 @@ class Pass:
         if not len(starts):
             return np.zeros(0), np.zeros(0, bool)
         tokens = np.add.reduceat(self.token_weight, starts, dtype=np.float64)
-        use = self.measured[self.token_owner[starts]] & (tokens > 0)
+        use = self.followed[self.token_owner[starts]] & (tokens > 0)
         chunks = np.diff(np.append(starts, len(self.token_s)))
         return tokens[use], (chunks > 1)[use]
 
@@ -110,16 +124,19 @@ class Pass:
         A chunk of k tokens that comes g after the one before it counts k gaps of g / k; a chunk of no token passes its
         gap on to the next. Single precision: a gap of 20 ms keeps 2 ns, and a long run its memory.
         """
-        gap, weight, starts = self.chunk_gaps()
+        gap, weight, starts = self._gaps_of(self.followed & self._told("tokens"))
         gap /= weight
         return gap, weight, starts
 
     def chunk_gaps(self) -> tuple[Small, Small, Ints]:
         """Gaps between chunks of measured requests, in their order: (gap_s, tokens of the later chunk, starts as `gaps`)."""
-        keep = (self.token_weight > 0) & self.measured[self.token_owner]
+        return self._gaps_of(self.followed)
+
+    def _gaps_of(self, use: Bools) -> tuple[Small, Small, Ints]:
+        keep = (self.token_weight > 0) & use[self.token_owner]
         keep[_firsts(self.token_owner)] = True
         t, w, owner = self.token_s[keep], self.token_weight[keep], self.token_owner[keep]
-        follows = (owner[1:] == owner[:-1]) & self.measured[owner[1:]]
+        follows = (owner[1:] == owner[:-1]) & use[owner[1:]]
         gap = np.asarray(np.maximum(np.diff(t)[follows], 0.0), np.float32)
         return gap, w[1:][follows], np.flatnonzero(_firsts(owner[1:][follows]))
 
@@ -258,7 +275,9 @@ def per_request(columns: Pass, metric: str) -> tuple[Floats, Bools]:
     c = columns
     reached = np.where(np.isfinite(c.last_s), c.last_s, c.ended_s)
     if metric == "queued_s":
-        queued = [_number(r.sent_s) - r.scheduled_s - (r.connect_s or 0.0) for r in c.records]
+        queued = [
+            np.nan if "schedule" in r.lacks else _number(r.sent_s) - r.scheduled_s - (r.connect_s or 0.0) for r in c.records
+        ]
         return np.array(queued, np.float64), np.ones(len(queued), bool)
     if metric == "ttft_s":
         return _either(c.first_s - c.sent_s, c.ended_s - c.sent_s, c.censored)

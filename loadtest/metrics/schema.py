@@ -18,6 +18,7 @@ from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.figures import Bounded, Estimate, OpenInterval
 from loadtest.metrics.level_schema import ComposedLevel, ConditionCheck, Evidence, GateStatus, LevelFigures
 from loadtest.records.engine_facts import CellStatus, ClockError, MemoryFit, SearchedKind, Side
+from loadtest.records.imported import Imported
 from loadtest.records.manifest import RunWorkload
 from loadtest.records.schema import SCHEMA_VERSION, Mode, TokenCountSource, about, damage_text
 
@@ -45,6 +46,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     clock_speed: Annotated[float, about("Simulated seconds per second; 1 for real engines and in virtual time.")]
     slo: Annotated[tuple[str, ...], about("SLOs of the study, such as `ttft_s:p90<2`.")]
     clock_error: Annotated[ClockError | None, about("Of all cells; None where no simulator told its own times.")]
+    imported: Annotated[Imported | None, about("The tool that measured it; None: loadtest.")] = None
 
 
 class RunHealth(msgspec.Struct, frozen=True, kw_only=True):

@@ -76,7 +76,9 @@ def _gap_histogram(columns: Sequence[Pass]) -> GapHistogram:
 
 
 def _timeline(columns: Pass, zero: float) -> Iterator[TimelineRequest]:
-    """The first 200 requests by the time they were sent."""
+    """The first 200 requests by the time they were sent; none of another tool, which does not tell its users."""
+    if columns.lacks:
+        return
     for i in np.lexsort((np.arange(len(columns.records)), columns.sent_s))[:POINTS]:
         record = columns.records[i]
         sent_s, first_s, answer_s = (_known(x[i] - zero) for x in (columns.sent_s, columns.first_s, columns.answer_s))
@@ -115,7 +117,7 @@ def _server(level: LevelRecords, anchor: float, zero: float) -> ServerSeries:
 def _throughput(columns: Pass, zero: float) -> ThroughputSeries:
     """Tokens/s of the whole pass in at most 200 equal bins, each at its middle; a bin is at least half a second wide."""
     times = columns.token_s - zero
-    if not len(times):
+    if not len(times) or columns.lacks & {"start", "chunks"}:
         return ThroughputSeries(t_s=(), tokens_per_s=())
     end = float(np.max(times)) * (1 + 1e-9)
     bins = int(np.clip(end / 0.5, 1, POINTS))

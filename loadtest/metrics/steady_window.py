@@ -9,7 +9,7 @@ never in flight together, those of the warm-up count too, from the first measure
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from loadtest.metrics.figures import Estimate, unknown
 from loadtest.metrics.intervals import MIN_PASSES, Floats
 from loadtest.metrics.level_schema import WindowCheck, WindowChecks, WindowSpan
 from loadtest.metrics.request_arrays import Bools, Pass
+from loadtest.records.schema import Lack
 
 REQUESTS_PER_USER = 2  # measured in a level at least, so that it has a window
 RESOLUTION_S = 1e-9  # of the clocks: two instants closer than that are one
@@ -26,12 +27,14 @@ BATCHES = 10  # batch means of one window (Schmeiser 1982: 10 to 30)
 
 Windows = Sequence[tuple[Pass, WindowSpan]]  # passes with their steady windows
 
+_NEEDED: Mapping[Lack, str] = {"start": "when each request was sent", "chunks": "when each token came"}  # for a window
+
 
 def steady(columns: Pass) -> WindowSpan | None:
     """The steady window of a pass; None where C requests were never in flight together (`no_window` says why)."""
     sent = np.isfinite(columns.sent_s) & (columns.ended_s > columns.sent_s)
     measured = sent & columns.measured
-    if not np.any(measured):
+    if not np.any(measured) or columns.lacks & _NEEDED.keys():
         return None
     return _all_in_flight(columns, measured) or _all_in_flight(columns, sent, float(np.min(columns.sent_s[measured])))
 
@@ -56,6 +59,8 @@ def no_window(passes: Sequence[Pass]) -> Estimate:
 
     Population: the measured requests of the passes without a window.
     """
+    if lacking := sorted({why for one in passes for lack, why in _NEEDED.items() if lack in one.lacks}):
+        return unknown(f"no steady window: {' and '.join(lacking)} is not told")
     found = [one for one in passes if steady(one) is None]
     users, n = found[0].concurrency, sum(int(np.sum(one.measured)) for one in found)
     needed = REQUESTS_PER_USER * users * len(found)
@@ -93,6 +98,8 @@ def run_tokens_per_s(passes: Sequence[Pass]) -> Estimate:
 
     Interval: t over passes from three on; fewer have none.
     """
+    if any("start" in one.lacks for one in passes):
+        return unknown(f"{_NEEDED['start']} is not told")
     spans = [(one, one.measured & np.isfinite(one.sent_s)) for one in passes]
     tokens = np.array([float(np.sum(one.tokens[one.measured])) for one, _ in spans])
     lengths = np.array([_run_length_s(one, use) for one, use in spans])

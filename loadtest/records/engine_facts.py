@@ -116,6 +116,12 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     clock_error_by_level: dict[int, ClockError] = {}  # the same of each concurrency; empty: not measured
     search: SearchFacts | None = None  # None: the levels were given
     prompt_lengths: PromptLengths | None = None  # None: the workload asks for no exact lengths
+    imported: bool = False  # another tool measured it, and does not say who started it
+
+    @property
+    def started_by_run(self) -> bool:
+        """Did the run start it, anew for each repeat?"""
+        return self.base_url is None and not self.imported
 
     @property
     def configuration(self) -> tuple[str, str | None]:

@@ -13,8 +13,11 @@ import msgspec
 
 from loadtest import credentials
 from loadtest.records.environment import Environment, describe
+from loadtest.records.imported import Imported
 from loadtest.records.instrument import InstrumentError
 from loadtest.records.schema import SCHEMA_VERSION, ClockSpeed, Mode, UnixSeconds, about
+
+IMPORTED = "another tool"  # `driven` of a run that was imported
 
 VIRTUAL_TIME = "virtual time"  # `driven` of a fast-forwarded study: there was no load generator
 
@@ -108,6 +111,7 @@ class Manifest(_Open, frozen=True, kw_only=True):
     passes: tuple[str, ...] = ()  # `CELL/cNN-rR`: ended as they should, so each of their files was closed
     environment: Environment | None = None
     instrument: InstrumentError | None = None  # of `run --verify`, before the first cell
+    imported: Imported | None = None  # another tool measured it
     cells: tuple[ManifestCell, ...] = ()
 
     @classmethod
@@ -127,6 +131,11 @@ class Manifest(_Open, frozen=True, kw_only=True):
     def open_loop(self) -> bool:
         """Did requests come by the clock? The concurrency of a level is then only the most that could be in flight."""
         return "arrivals" in (self.scenario_options or {})
+
+    @property
+    def tool(self) -> str:
+        """What measured it, and which version where that is told."""
+        return "loadtest" if self.imported is None else self.imported.name
 
     def cell(self, cell_id: str) -> ManifestCell | None:
         return next((cell for cell in self.cells if cell.id == cell_id), None)

@@ -32,10 +32,10 @@ from loadtest.errors import RecordError
 # Still waited for when it stopped: its times are known to be longer. Other failures have no time to wait for.
 CENSORED = frozenset({"cut_off", "truncated", "timeout", "stalled"})
 
-FINISHED = frozenset({"ok", "no_answer", "truncated"})  # the server ended it by itself
+FINISHED = frozenset({"ok", "no_answer", "truncated", "ended"})  # the server ended it by itself
 
 # The server, or the way to it, failed: not the model, nor the end of the level.
-FAILED = frozenset({"http_error", "timeout", "stalled", "connection_error", "protocol_error", "server_error"})
+FAILED = frozenset({"http_error", "timeout", "stalled", "connection_error", "protocol_error", "server_error", "failed"})
 
 SCHEMA_VERSION = 1
 
@@ -49,7 +49,7 @@ Mode = Literal["natural", "equal-work", "decision"]  # of a run; decision: burst
 
 Api = Literal["chat", "completions", "responses", "messages"]  # the endpoint that is asked (`workload.apis`)
 
-TokenCountSource = Literal["server", "tokenizer", "chunks"]
+TokenCountSource = Literal["server", "tokenizer", "chunks", "tool"]  # tool: of another tool, which does not say how
 
 Priority = Literal["realtime", "nice", "normal"]
 
@@ -66,7 +66,14 @@ Outcome = Literal[
     "protocol_error",
     "server_error",
     "cut_off",
+    "ended",
+    "failed",
 ]
+
+# What an imported record does not hold. start: when it was sent, so that its times count from then. schedule: when it was
+# due. chunks: when each chunk came, so that `chunk_s` has the first and the last alone. tokens: how many each chunk had.
+# prompt: which prompt it was, so that `prompt_id` is its own.
+Lack = Literal["start", "schedule", "chunks", "tokens", "prompt"]
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
@@ -181,6 +188,7 @@ class RequestRecord:
     write_s: Seconds | None = None  # how long the first write took: the request left so much after `sent_s` at most
     asked_prompt_tokens: int | None = None  # the length that its prompt was made to have; None: any
     late_chunks: tuple[LateChunks, ...] = ()  # whose arrival is known within bounds only, of more than 0.1 ms of wall time
+    lacks: tuple[Lack, ...] = ()  # what is not known of it, as another tool measured it
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:

@@ -58,6 +58,11 @@ class ShownCell:
         return self.figures.gpu_count or 1
 
     @property
+    def gpus_known(self) -> bool:
+        """Is it said how many GPUs serve it? Of an imported run that may be unknown."""
+        return self.figures.gpu_count is not None
+
+    @property
     def family(self) -> str:
         """Key of `FAMILIES`: the engine, simulated or not."""
         return self.figures.family if self.figures.family in FAMILIES else "other"

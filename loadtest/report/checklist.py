@@ -82,9 +82,11 @@ def gate_checks(metrics: Metrics, manifest: Manifest, engines: Mapping[str, Engi
         *_token_check(levels),
         *_equal_work_check(levels),
         *_sampling_check(manifest),
-        *_contract_check(engines),
+        *(_contract_check(engines) if manifest.imported is None else (_CONTRACT_NOT_TOLD,)),
     )
 
+
+_CONTRACT_NOT_TOLD = Check("Contract", "unknown", "not told: no two imported runs are known to have asked alike")
 
 Levels = Sequence[tuple[ShownCell, LevelFigures]]
 
@@ -161,6 +163,9 @@ def _verified(check: Check, manifest: Manifest) -> Check:
 
 
 def _completeness(metrics: Metrics, manifest: Manifest) -> Check:
+    if metrics.complete and manifest.imported is not None:
+        words = f"not told by {clean(manifest.tool)}: what was asked for, and which requests were cut off at the end"
+        return Check("Completeness", "unknown", f"{words}{_failures(metrics)}")
     if metrics.complete:
         empty = sum(not cell.levels for cell in metrics.cells)
         gone = f"; {empty} of {len(metrics.cells)} cells were not measured" if empty else ""
@@ -194,6 +199,9 @@ def _token_check(levels: Levels) -> tuple[Check, ...]:
     if counts["chunks"]:
         words = f"the server gave none for {count(counts['chunks'])} {of}: there each chunk of text counts as one token"
         return (Check(name, "unknown", f"{words}; give --tokenizer to count them"),)
+    if counts["tool"]:
+        words = "by the tool that measured: the server's count, or what the tool takes in its place"
+        return (Check(name, "unknown", f"{count(counts['tool'])} {of} {words}"),)
     if counts["tokenizer"]:
         return (Check(name, "pass", f"{count(counts['tokenizer'])} {of} by a local tokenizer: the server gave none"),)
     return ()

@@ -17,7 +17,7 @@ from loadtest.report.overview import Badge, Overview, Row, answer_of, badge_of, 
 from loadtest.report.plots.figure import Figure
 from loadtest.report.plots.history import history_charts
 
-_WORST_FIRST = ("doubtful", "incomplete", "not analysed", "partly checked", "sound")
+_WORST_FIRST = ("doubtful", "incomplete", "not analysed", "imported", "partly checked", "sound")
 NOT_ANALYSED = Badge(("not analysed",), "")
 
 
@@ -54,7 +54,7 @@ class IndexRow:
         labels = set(self.badge.labels)
         if labels & {"doubtful", "incomplete"}:
             return "fail"
-        return "unknown" if labels & {"partly checked", "not analysed"} else "pass"
+        return "unknown" if labels & {"imported", "partly checked", "not analysed"} else "pass"
 
 
 def index_rows(entries: list[Entry]) -> tuple[IndexRow, ...]:

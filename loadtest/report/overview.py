@@ -26,6 +26,7 @@ from loadtest.report.cells import (
 from loadtest.report.checklist import THIS_RUN, Check
 from loadtest.report.decision import Price, cost_per_1000_answers, doubted_ends, named_decisions, price, rate_of
 from loadtest.report.formatting import DASH, clean, count, needs, number, sentence, value_or_need
+from loadtest.report.imported import imported_words, totals_alone
 from loadtest.report.plots.figure import Key, look_of
 from loadtest.report.search import search_answer
 from loadtest.report.verdicts import change_name, differs, plain_verdict, summary
@@ -51,8 +52,11 @@ def badge_of(metrics: Metrics, checks: Sequence[Check]) -> Badge:
     doubted = [check for check in failed if check.name != "Completeness"]
     unknown = [check.name.lower() for check in checks if check.state == "unknown"]
     if doubted:
+        simulated += () if metrics.run.imported is None else ("imported",)
         early = ("incomplete",) if len(failed) > len(doubted) else ()
         return Badge((*simulated, "doubtful", *early), _doubt(doubted))
+    if metrics.run.imported is not None:
+        return Badge((*simulated, "imported"), imported_words(metrics.run.imported))
     if failed:
         return Badge((*simulated, "incomplete"), failed[0].words.removeprefix("incomplete: "))
     if simulated:
@@ -76,7 +80,7 @@ def _doubt(failed: Sequence[Check]) -> str:
 def answer_of(metrics: Metrics, manifest: Manifest) -> str:
     """The study's question answered in one sentence, from the levels that passed their checks; where it cannot be, that."""
     if not any(cell.levels or cell.figures.composed for cell in cells_of(metrics)):
-        return "Nothing was measured."
+        return "Nothing was measured." if metrics.run.imported is None else totals_alone(metrics.run.imported)
     cells = sound_cells(cells_of(metrics))
     if not cells:
         return "No answer: a check failed at every level."
@@ -282,7 +286,9 @@ def _within(cell: ShownCell) -> str:
 def cost_per_million_tokens(cell: ShownCell, point: Point, paid: Price) -> Bounded:
     """Price of a million output tokens: price of a GPU-hour x GPUs x 1e6 / (3,600 x total tokens/s)."""
     speed = point.at("output_tokens_per_s").value
-    return Bounded((paid.gpu_hour or 0.0) * cell.gpus * 1e6 / (3600 * speed) if speed else None, None)
+    if not speed or not cell.gpus_known:
+        return Bounded(None, None)
+    return Bounded((paid.gpu_hour or 0.0) * cell.gpus * 1e6 / (3600 * speed), None)
 
 
 def _failed(cell: ShownCell) -> str:

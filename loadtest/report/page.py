@@ -42,6 +42,7 @@ from loadtest.report.comparison import (
 from loadtest.report.composed import composed_table
 from loadtest.report.decision import decision_lines, question_of
 from loadtest.report.formatting import clean, listed, when
+from loadtest.report.imported import not_told_table, source_words, told_table
 from loadtest.report.index import Entry, index_answer, index_badge, index_charts, index_columns, index_rows
 from loadtest.report.overview import Badge, Overview, answer_of, badge_of, overview_of
 from loadtest.report.plots.catalogue import ABSENT, draw_run
@@ -232,6 +233,8 @@ def _run_page(source: Source, drawings: Iterable[Drawing], templates: Templates)
         searched=search_table(metrics),
         composed=composed_table(cells),
         levels=levels_table(cells),
+        not_told=None if metrics.run.imported is None else not_told_table(metrics.run.imported),
+        told=None if metrics.run.imported is None else told_table(metrics.run.imported),
         caching=caching_table(cells),
         replicas=replicas_table(cells),
         failures=failures_table(cells),
@@ -267,6 +270,7 @@ def _facts(metrics: Metrics) -> tuple[str, ...]:
         _date(run.started),
         f"workload {clean(run.workload.source)}" if run.workload else "",
         f"{run.mode} mode" if run.mode else "",
+        source_words(run.imported) if run.imported else "",
     )
     return tuple(fact for fact in facts if fact)
 
@@ -308,6 +312,7 @@ class ComparedRun:
     name: str
     facts: tuple[str, ...]
     health: Health
+    imported: bool
 
 
 def _drawn(sides: Sequence[Side]) -> tuple[Drawing, ...]:
@@ -317,7 +322,13 @@ def _drawn(sides: Sequence[Side]) -> tuple[Drawing, ...]:
 def _comparison_page(sides: Sequence[Side], drawings: Iterable[Drawing], templates: Templates) -> str:
     simulated = any(side.metrics.simulated for side in sides)
     runs = [
-        ComparedRun(label, clean(side.name), _facts(side.metrics), _health(side.metrics, side.manifest))
+        ComparedRun(
+            label,
+            clean(side.name),
+            _facts(side.metrics),
+            _health(side.metrics, side.manifest),
+            side.metrics.run.imported is not None,
+        )
         for label, side in zip(labels(sides), sides, strict=True)
     ]
     question = f"What changed from {runs[0].name} to {listed([run.name for run in runs[1:]])}?"
@@ -358,6 +369,8 @@ def _comparison_badge(runs: Sequence[ComparedRun], different: Table | None, *, s
     failed = [run.label for run in runs if run.health.state == "failed"]
     if failed:
         return Badge((*labels, "doubtful"), f"Do not rely on the {listed(failed)}: a check failed.")
+    if any(run.imported for run in runs):
+        return Badge((*labels, "imported"), "Another tool measured: times, prompts and settings are not verified.")
     if different is not None:
         keys = ", ".join(row[0] for row in different.rows)
         return Badge((*labels, "settings differ"), f"Each ratio includes the effect of {keys}.")

@@ -331,7 +331,8 @@ def _outcomes(levels: Sequence[tuple[ShownCell, LevelFigures]]) -> Table:
     ]  # fmt: skip
     head = ("cell", "concurrency", *map(_words, seen), "load generator", "client against server")
     absent = [_words(kind) for kind in kinds if kind not in seen]
-    return Table(head, tuple(rows), (f"Looked for and not seen: {', '.join(absent)}.",) if absent else ())
+    looked = "Not told by the tool, or not seen" if any("ended" in one for one in counts) else "Looked for and not seen"
+    return Table(head, tuple(rows), (f"{looked}: {', '.join(absent)}.",) if absent else ())
 
 
 def _counts(level: LevelFigures) -> dict[str, float]:

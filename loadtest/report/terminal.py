@@ -19,6 +19,7 @@ from loadtest.report.checklist import NO_ENGINES, THIS_RUN, clock_error_words, f
 from loadtest.report.composed import composed_lines
 from loadtest.report.decision import SERVER, decision_lines, rate_of
 from loadtest.report.formatting import clean, count, needs, number
+from loadtest.report.imported import imported_words
 from loadtest.report.search import search_text
 from loadtest.report.tables import burst_notes, chunk_notes, queued_notes
 from loadtest.report.verdicts import Named, evidence
@@ -149,6 +150,8 @@ def _totals_missing(cells: Sequence[ShownCell], total: str) -> list[str]:
 def _warnings(metrics: Metrics, manifest: Manifest, engines: Mapping[str, EngineFacts]) -> list[str]:
     checks = gate_checks(metrics, manifest, engines)
     text = [SIMULATED] if metrics.simulated else []
+    if metrics.run.imported is not None:
+        text.append(f"IMPORTED: {imported_words(metrics.run.imported)}")
     if error := clock_error_words(metrics):
         source = "Simulator speed-up error" if metrics.run.clock_speed != 1 else "Simulator timing error"
         text.append(f"{source}: {error}")

@@ -15,11 +15,14 @@ from loadtest.client import http1, reply, sse
 from loadtest.client.exchange import Exchange
 from loadtest.clock import Clock
 from loadtest.errors import UsageError
-from loadtest.records.schema import ServerSample
+from loadtest.records.peers import catalogue, result
+from loadtest.records.peers.request import Place, record_of
+from loadtest.records.schema import RequestRecord, ServerSample
 from loadtest.servers import prometheus
 from loadtest.study import parse
 
 DATA = Path(__file__).parent.parent / "data"
+_PLACE = Place(run_id="r", cell="c", concurrency=1, repeat=1, worker="w", file="f.json", zero_s=0.0)
 _CLOCK = Clock(origin_monotonic_s=0.0, anchor_unix_s=0.0)
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _METRICS = b"""# HELP %b:num_requests_running Now.
@@ -118,12 +121,26 @@ def studies(data):
         assert str(error).startswith("s.toml:")
 
 
+def results(data):
+    """A result file of another tool gives records that can be kept, or one line says why not."""
+    try:
+        told = catalogue.told_by(result.file_of(Path("f.json"), data))
+        for one in told.result.passes:
+            for seq, request in enumerate(one.requests):
+                record = record_of(request, seq, _PLACE)
+                assert msgspec.json.decode(msgspec.json.encode(record), type=RequestRecord) == record
+    except UsageError as error:
+        assert str(error).startswith("f.json:")
+        assert "\n" not in str(error)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "http": http,
     "stream": stream,
     "events": events,
     "metrics": metrics,
     "studies": studies,
+    "results": results,
 }
 
 
@@ -141,4 +158,6 @@ def seeds(target):
         return [b"\x20" + data[-3000:] for data in streams]
     if target == "metrics":
         return [_METRICS % (prefix, prefix, prefix) for prefix in (b"vllm", b"sglang")]
+    if target == "results":
+        return [path.read_bytes() for path in sorted((DATA / "peers").glob("*.json*"))]
     return [_STUDY]

@@ -28,12 +28,12 @@ ABSENT: Mapping[str, tuple[str, str]] = {  # what each figure is called where it
     "time-to-first-answer": ("Time to first answer text", "no request gave an answer after its thinking"),
     "time-to-final-answer": ("Time to final answer", "no level has enough finished requests for a figure"),
     "where-the-time-goes": ("Where the time to the final answer goes", "no level has all of its parts"),
-    "survival": ("Requests still without their final answer", "no request was measured"),
+    "survival": ("Requests still without their final answer", "of no request is the end of the answer known"),
     "token-gaps": ("Gaps between tokens", "the records hold fewer than two gaps between tokens"),
     "pareto": ("Total tokens/s against tokens/s per user", "no level has both figures"),
     "roofline": ("Memory bandwidth", "needs a GPU that is known, and requests at concurrency 1"),
     "server": ("The server's own /metrics", "the server gave none"),
-    "timeline": ("What each request was doing", "no request was measured"),
+    "timeline": ("What each request was doing", "of no request is its user known"),
 }
 
 

@@ -59,7 +59,7 @@ def _pareto_table(cells: tuple[ShownCell, ...], statistic: Statistic) -> Table:
     rows = []
     for cell, level in by_level(cells):
         alone, total = _point(level, statistic)
-        each = number(None if total.value is None else total.value / cell.gpus)
+        each = number(None if total.value is None or not cell.gpus_known else total.value / cell.gpus)
         sizes = (count(level.concurrency), count(level.n_requests))
         rows.append((cell.name, *sizes, *value_and_span(alone), *value_and_span(total), each))
     return Table(head, tuple(rows))

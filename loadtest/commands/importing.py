@@ -1,0 +1,42 @@
+"""`import`: result files of another tool as a run of ours."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loadtest.commands.finish import analyze_run, as_json, decision_table, new_folder, write_page
+from loadtest.errors import UsageError
+from loadtest.records.peers.catalogue import read_result
+from loadtest.records.peers.run_folder import Said, write_imported_run
+
+if TYPE_CHECKING:
+    from loadtest.study.execution import Say
+
+MOST_FILES = 1000
+
+
+def import_results(arguments: argparse.Namespace, say: Say) -> str:
+    """A run folder, its figures and its page, from files that another tool wrote."""
+    files: list[Path] = arguments.files
+    if len(files) > MOST_FILES:
+        raise UsageError(f"import: expected at most {MOST_FILES} files, got {len(files)}; import fewer")
+    for name in ("tp", "concurrency"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise UsageError(f"--{name}: expected a number from 1 up, got {value}")
+    tolds = [read_result(path) for path in files]
+    out: Path = arguments.out or new_folder(f"import-{tolds[0].reader.tool}")
+    said = Said(
+        engine=arguments.engine,
+        model=arguments.model,
+        tp=arguments.tp,
+        gpu=arguments.gpu,
+        concurrency=arguments.concurrency,
+    )
+    write_imported_run(out, tolds, said, shlex.join(["loadtest", "import", *(path.name for path in files)]))
+    metrics = analyze_run(out)
+    page = out / "report.html"
+    write_page(out, metrics, page)
+    return as_json(metrics) if arguments.json else f"{decision_table(out, metrics)}\n{page}"

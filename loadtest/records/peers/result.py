@@ -1,0 +1,189 @@
+"""What a file of another tool tells, in one shape for all tools. Times are seconds; None: the file does not tell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from loadtest.errors import UsageError
+from loadtest.records.imported import ToldFigure
+from loadtest.records.read import LARGEST_BYTES
+from loadtest.records.schema import EngineName, damage_text
+
+MOST_DOCUMENTS = 10_000
+MOST_FIGURES = 200
+MOST_SECONDS = 1e7  # of any time in a file
+
+_T = TypeVar("_T")
+Ending = Literal["ok", "truncated"]  # where a file says how a response ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerRequest:
+    """One request. `prompt_id`: alike in every file of one data set, where a tool keeps its order.
+
+    `start_s`: on the tool's own clock; `first_s`, `answer_s`, `end_s`: from there to the first chunk, the first text of the
+    answer, the end; `gaps_s`: between chunks. `error`: the tool says that it failed, and how.
+    """
+
+    prompt_id: str | None = None
+    start_s: float | None = None
+    first_s: float | None = None
+    answer_s: float | None = None
+    end_s: float | None = None
+    gaps_s: tuple[float, ...] | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    error: str | None = None
+    ending: Ending | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """An open loop: how requests came, and how many a second on average; None: not told."""
+
+    kind: str
+    rate: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerPass:
+    """One measurement. `requests`: empty where the file has totals alone; `date`: as the file has it."""
+
+    concurrency: int | None
+    requests: tuple[PeerRequest, ...]
+    figures: tuple[ToldFigure, ...] = ()
+    arrivals: Arrivals | None = None
+    date: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerResult:
+    """What one file tells: `engine` where it says which one answered, with `engine_version` and `tp`."""
+
+    passes: tuple[PeerPass, ...]
+    version: str | None = None
+    model: str | None = None
+    engine: EngineName | None = None
+    engine_version: str | None = None
+    tp: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFile:
+    """A file as it was read: its JSON documents, one after another."""
+
+    path: Path
+    sha256: str
+    documents: tuple[Any, ...]
+
+    def of(self, kind: type[_T]) -> Iterator[_T]:
+        """Each document as `kind`. Raises `UsageError` that names the key."""
+        for number, document in enumerate(self.documents, 1):
+            try:
+                yield msgspec.convert(document, kind)
+            except msgspec.ValidationError as error:
+                place = f"{self.path}:{number}" if len(self.documents) > 1 else str(self.path)
+                raise UsageError(f"{place}: {damage_text(str(error))}; import the file as the tool wrote it") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """How the files of one tool are known and read.
+
+    `written_by`: the options that make it write them; `keys`: which every document of it has; `notes`: where its
+    definitions differ from ours.
+    """
+
+    tool: str
+    written_by: str
+    keys: frozenset[str]
+    read: Callable[[PeerFile], PeerResult]
+    notes: tuple[str, ...] = ()
+
+    def knows(self, file: PeerFile) -> bool:
+        first = file.documents[0]
+        return isinstance(first, dict) and self.keys <= first.keys()
+
+
+def open_file(path: Path) -> PeerFile:
+    """Read a file of JSON documents. Raises `UsageError`: it is none, or too large."""
+    if not path.is_file():
+        raise UsageError(f"{path}: expected a result file of another tool, got {'a folder' if path.is_dir() else 'no file'}")
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read: {error.strerror}") from error
+    if len(content) > LARGEST_BYTES:
+        raise UsageError(f"{path}: expected at most {LARGEST_BYTES} bytes, got more; import fewer requests")
+    return file_of(path, content)
+
+
+def file_of(path: Path, content: bytes) -> PeerFile:
+    """What a file holds. Raises `UsageError`: no JSON."""
+    return PeerFile(path, hashlib.sha256(content).hexdigest(), tuple(_documents(path, content)))
+
+
+def _documents(path: Path, content: bytes) -> list[Any]:
+    """The one document of a file, or that of each of its lines. Python's own reader, as tools write NaN and Infinity."""
+    try:
+        return [json.loads(content)]
+    except (ValueError, RecursionError):
+        lines = [line for line in content.splitlines() if line.strip()]
+    if not 1 < len(lines) <= MOST_DOCUMENTS:
+        raise UsageError(f"{path}: expected JSON, or at most {MOST_DOCUMENTS} lines of JSON, got something else")
+    return [_document(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _document(path: Path, number: int, line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}:{number}: expected JSON, got something else ({str(error)[:100]})") from None
+
+
+def figures_of(table: Mapping[str, Any], without: frozenset[str] = frozenset()) -> tuple[ToldFigure, ...]:
+    """The finite numbers of an object, also inside of objects (`ttft.mean`), but for keys `without`; 200 at most.
+
+    >>> told = {"ttft": {"mean": 1.5, "p99": float("nan")}, "rate": 2, "n": True}
+    >>> [one.name for one in figures_of(told, frozenset({"rate"}))]
+    ['ttft.mean']
+    """
+    return tuple(_numbers("", table, without))[:MOST_FIGURES]
+
+
+def _numbers(prefix: str, table: Mapping[str, Any], without: frozenset[str]) -> Iterator[ToldFigure]:
+    for key, value in table.items():
+        if key in without or isinstance(value, bool):
+            continue
+        if isinstance(value, dict) and prefix.count(".") < 3:
+            yield from _numbers(f"{prefix}{key}.", value, frozenset())
+        elif isinstance(value, int | float) and math.isfinite(value):
+            yield ToldFigure(f"{prefix}{key}"[:100], float(value))
+
+
+def seconds(value: float | None) -> float | None:
+    """A time that can have been measured; None for what cannot.
+
+    >>> seconds(0.5), seconds(-1.0), seconds(float("nan")), seconds(None)
+    (0.5, None, None, None)
+    """
+    return None if value is None or not 0 <= value <= MOST_SECONDS else value
+
+
+def same_lengths(path: Path, lists: Mapping[str, Sequence[Any] | None]) -> int:
+    """The common length of lists that go together, 0 where none is there. Raises `UsageError` where they differ."""
+    known = {name: len(one) for name, one in lists.items() if one is not None}
+    if len(set(known.values())) > 1:
+        said = ", ".join(f"{name} {n}" for name, n in known.items())
+        raise UsageError(f"{path}: expected an entry of each list for each request, got {said}; was it cut?")
+    return next(iter(known.values()), 0)
