@@ -42,7 +42,7 @@ from loadtest.metrics.level_schema import (
 )
 from loadtest.metrics.request_arrays import Bools, Ints, Pass, Small, pace_of, per_request, values_of
 from loadtest.records.engine_facts import ClockError
-from loadtest.records.manifest import VIRTUAL_TIME, Manifest
+from loadtest.records.manifest import IMPORTED, VIRTUAL_TIME
 from loadtest.records.read import LevelRecords
 from loadtest.records.schema import FAILED, FINISHED, RequestRecord, TokenCountSource
 
@@ -53,7 +53,7 @@ def level_figures(
     anchor: float,
     simulated: bool,
     clock_error: ClockError | None,
-    manifest: Manifest,
+    driven: str,
 ) -> LevelFigures:
     """One level: the measured phase of all its passes, pooled."""
     columns = [one for _, one in passes]
@@ -101,7 +101,7 @@ def level_figures(
         equal_work=validity.equal_work(measured),
         troubles=TroubleCounts(**count_troubles(measured, simulated=simulated)),
         curves=series.of_level(columns, [level for level, _ in passes], spans, anchor),
-        client_health=_client_health(passes, anchor, _usual_gap_s(columns, gaps_s, tpot_s), manifest, clock_error),
+        client_health=_client_health(passes, anchor, _usual_gap_s(columns, gaps_s, tpot_s), driven, clock_error),
         reconciliation=reconciliation.reconcile(passes, anchor, tpot_s.mean),
         server=reconciliation.count_server(passes, anchor),
         slo=(),
@@ -118,12 +118,12 @@ def _client_health(
     passes: Sequence[tuple[LevelRecords, Pass]],
     anchor: float,
     gap_s: float | None,
-    manifest: Manifest,
+    driven: str,
     clock_error: ClockError | None,
 ) -> ClientHealth:
-    if manifest.imported is not None:
-        return client_health.client_not_told(manifest.imported.tool)
-    if manifest.driven == VIRTUAL_TIME:
+    if driven == IMPORTED:
+        return client_health.client_not_told()
+    if driven == VIRTUAL_TIME:
         return client_health.no_client()
     return client_health.check_client(passes, anchor, gap_s, clock_error)
 

@@ -111,7 +111,7 @@ def _cell(
     facts = cell.engine
     by_level = groupby(passes, key=lambda one: one[1].concurrency)
     levels = [
-        level_figures(list(group), objectives, anchor, facts.predicts, _clock_error(facts, concurrency), manifest)
+        level_figures(list(group), objectives, anchor, facts.predicts, _clock_error(facts, concurrency), manifest.driven)
         for concurrency, group in by_level
     ]
     sound = validity.sound_levels(levels)

@@ -108,7 +108,7 @@ class Pass:
         if not len(starts):
             return np.zeros(0), np.zeros(0, bool)
         tokens = np.add.reduceat(self.token_weight, starts, dtype=np.float64)
-        use = self.followed[self.token_owner[starts]] & (tokens > 0)
+        use = (self.followed & self._told("tokens"))[self.token_owner[starts]] & (tokens > 0)
         chunks = np.diff(np.append(starts, len(self.token_s)))
         return tokens[use], (chunks > 1)[use]
 

@@ -52,9 +52,9 @@ def badge_of(metrics: Metrics, checks: Sequence[Check]) -> Badge:
     doubted = [check for check in failed if check.name != "Completeness"]
     unknown = [check.name.lower() for check in checks if check.state == "unknown"]
     if doubted:
-        simulated += () if metrics.run.imported is None else ("imported",)
+        imported = () if metrics.run.imported is None else ("imported",)
         early = ("incomplete",) if len(failed) > len(doubted) else ()
-        return Badge((*simulated, "doubtful", *early), _doubt(doubted))
+        return Badge((*simulated, *imported, "doubtful", *early), _doubt(doubted))
     if metrics.run.imported is not None:
         return Badge((*simulated, "imported"), imported_words(metrics.run.imported))
     if failed:

@@ -11,9 +11,10 @@ from loadtest import cli
 from loadtest.metrics.catalogue import METRICS
 from loadtest.workload.contract import RULES, Contract
 from loadtest.workload.generators import GENERATORS
+from tests.docs import peers
 from tests.support.documents import ROOT
 
-DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("faults", "metrics", "reference", "workloads"))
+DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("faults", "metrics", "peers", "reference", "workloads"))
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n\n(.*?)\n<!-- /generated -->", re.DOTALL)
 
 
@@ -92,6 +93,7 @@ TABLES = {
     "commands": commands_table,
     "generators": generators_table,
     "contract": contract_table,
+    "peers": peers.table,
     **{part: functools.partial(faults_list, part) for part in ("processes", "input", "servers", "secrets")},
 }
 

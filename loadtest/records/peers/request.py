@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from loadtest.errors import UsageError
-from loadtest.records.peers.result import PeerRequest, seconds
+from loadtest.records.peers.result import PeerRequest, known_seconds
 from loadtest.records.schema import Lack, Outcome, RequestError, RequestRecord
 
 MOST_TOKENS = 10**8
@@ -107,7 +107,7 @@ def _arrivals(request: PeerRequest) -> _Arrivals:
 def _check(request: PeerRequest, where: str) -> None:
     times = (("first", request.first_s), ("answer", request.answer_s), ("end", request.end_s))
     for name, value in (*times, *(("gap", one) for one in request.gaps_s or ())):
-        if value is not None and seconds(value) is None:
+        if value is not None and known_seconds(value) is None:
             raise _wrong(f"{where}: {name}: expected seconds from 0 up, got {value!r}")
     if request.start_s is not None and not abs(request.start_s) <= MOST_START_S:
         raise _wrong(f"{where}: start: expected seconds, got {request.start_s!r}")

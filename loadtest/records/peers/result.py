@@ -47,7 +47,7 @@ class PeerRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrivals:
+class PeerArrivals:
     """An open loop: how requests came, and how many a second on average; None: not told."""
 
     kind: str
@@ -61,7 +61,7 @@ class PeerPass:
     concurrency: int | None
     requests: tuple[PeerRequest, ...]
     figures: tuple[ToldFigure, ...] = ()
-    arrivals: Arrivals | None = None
+    arrivals: PeerArrivals | None = None
     date: str | None = None
 
 
@@ -171,10 +171,10 @@ def _numbers(prefix: str, table: Mapping[str, Any], without: frozenset[str]) -> 
             yield ToldFigure(f"{prefix}{key}"[:100], float(value))
 
 
-def seconds(value: float | None) -> float | None:
+def known_seconds(value: float | None) -> float | None:
     """A time that can have been measured; None for what cannot.
 
-    >>> seconds(0.5), seconds(-1.0), seconds(float("nan")), seconds(None)
+    >>> known_seconds(0.5), known_seconds(-1.0), known_seconds(float("nan")), known_seconds(None)
     (0.5, None, None, None)
     """
     return None if value is None or not 0 <= value <= MOST_SECONDS else value

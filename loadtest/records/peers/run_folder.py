@@ -16,7 +16,7 @@ from loadtest.records.imported import Imported, ImportedPass, NotTold
 from loadtest.records.manifest import IMPORTED, Manifest, ManifestCell
 from loadtest.records.peers.catalogue import Told
 from loadtest.records.peers.request import Place, record_of
-from loadtest.records.peers.result import Arrivals, PeerPass, PeerRequest
+from loadtest.records.peers.result import PeerArrivals, PeerPass, PeerRequest
 from loadtest.records.schema import EngineName
 from loadtest.records.write import JsonlWriter, write_manifest, write_sealed
 
@@ -120,7 +120,7 @@ def _placed(tolds: Sequence[Told], said: Said) -> list[_Pass]:
     return found
 
 
-def _arrivals(passes: Sequence[_Pass]) -> Arrivals | None:
+def _arrivals(passes: Sequence[_Pass]) -> PeerArrivals | None:
     return _common("arrivals", [(one.told.file.path, one.of.arrivals) for one in passes])
 
 

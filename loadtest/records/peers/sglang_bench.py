@@ -13,8 +13,8 @@ from loadtest.records.peers.result import (
     PeerResult,
     Reader,
     figures_of,
+    known_seconds,
     same_lengths,
-    seconds,
 )
 from loadtest.records.peers.vllm_bench import arrivals_of
 
@@ -85,7 +85,7 @@ def _requests(file: PeerFile, one: _Result) -> tuple[PeerRequest, ...]:
 
 def _request(one: _Result, i: int) -> PeerRequest:
     error = one.errors[i] if one.errors is not None else ""
-    first_s = seconds(one.ttfts[i]) if one.ttfts is not None else None
+    first_s = known_seconds(one.ttfts[i]) if one.ttfts is not None else None
     output_tokens = one.output_lens[i] if one.output_lens is not None else None
     failed = bool(error) or not (first_s or output_tokens)
     return PeerRequest(

@@ -7,15 +7,15 @@ import math
 import msgspec
 
 from loadtest.records.peers.result import (
-    Arrivals,
+    PeerArrivals,
     PeerFile,
     PeerPass,
     PeerRequest,
     PeerResult,
     Reader,
     figures_of,
+    known_seconds,
     same_lengths,
-    seconds,
 )
 
 
@@ -58,19 +58,19 @@ def _pass(file: PeerFile, one: _Result, document: dict[str, object]) -> PeerPass
     )
 
 
-def arrivals_of(rate: float | str | None, burstiness: float = 1.0, ramp: str | None = None) -> Arrivals | None:
+def arrivals_of(rate: float | str | None, burstiness: float = 1.0, ramp: str | None = None) -> PeerArrivals | None:
     """The open loop of a rate; None where requests come as others end (`inf`).
 
     >>> arrivals_of("inf"), arrivals_of(2.0)
-    (None, Arrivals(kind='poisson', rate=2.0))
+    (None, PeerArrivals(kind='poisson', rate=2.0))
     """
     if ramp is not None:
-        return Arrivals(f"{ramp} ramp", None)
+        return PeerArrivals(f"{ramp} ramp", None)
     if rate is None or not isinstance(rate, int | float):
-        return None if rate in (None, "inf") else Arrivals(str(rate)[:40], None)
+        return None if rate in (None, "inf") else PeerArrivals(str(rate)[:40], None)
     if not math.isfinite(rate):
         return None
-    return Arrivals("poisson" if burstiness == 1.0 else f"gamma, burstiness {burstiness:g}", rate)
+    return PeerArrivals("poisson" if burstiness == 1.0 else f"gamma, burstiness {burstiness:g}", rate)
 
 
 def _requests(file: PeerFile, one: _Result) -> tuple[PeerRequest, ...]:
@@ -95,8 +95,8 @@ def _request(one: _Result, i: int) -> PeerRequest:
     return PeerRequest(
         prompt_id=f"place-{i + 1}",
         start_s=one.start_times[i] if one.start_times is not None else None,
-        first_s=seconds(one.ttfts[i]) or None if one.ttfts is not None else None,
-        end_s=seconds(one.latencies[i]) or None if one.latencies is not None else None,
+        first_s=known_seconds(one.ttfts[i]) or None if one.ttfts is not None else None,
+        end_s=known_seconds(one.latencies[i]) or None if one.latencies is not None else None,
         gaps_s=tuple(one.itls[i]) if one.itls is not None else None,
         prompt_tokens=one.input_lens[i] if one.input_lens is not None else None,
         output_tokens=None if failed else output_tokens,
