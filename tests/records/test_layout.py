@@ -104,6 +104,8 @@ OUTCOMES = {
     "protocol_error",
     "server_error",
     "cut_off",
+    "ended",
+    "failed",
 }
 DISTRIBUTIONS = [
     "ttft_s",
