@@ -24,6 +24,7 @@ from loadtest.commands.parser import (
     add_headers,
     add_import_command,
     add_keys,
+    add_route,
     add_setup_commands,
     add_workload_commands,
     commands_of,
@@ -142,6 +143,7 @@ def _of_attach(parser: argparse.ArgumentParser, given: argparse.Namespace, argv:
     if began.resume is not None or None in (getattr(began, place) for place in places):
         raise UsageError(f"{given.resume}: --resume: expected the command that began it to name its server, got none")
     servers = [getattr(given, place) for place in named]
+    resumed.check_way(given.resume, began, given)
     resumed.check_servers(given.resume, name, [getattr(began, place) for place in places], servers)
     both = parser.parse_args([name, *options, *(word for word in argv[1:] if name != "duel" or word not in servers)])
     resumed.check_same(given.resume, began, both)
@@ -324,6 +326,7 @@ def _attaching_commands(command: Command) -> None:
     add("url_a", nargs="?", metavar="URL_A")
     add("url_b", nargs="?", metavar="URL_B")
     add_headers(add)
+    add_route(add)
     add("--model", metavar="M", help="served model name (default: the one that both serve)")
     add("--concurrency", default="1,8", metavar="1,8", help="lowest and highest users of the bursts (default: %(default)s)")
     add("--matters", type=float, default=5.0, metavar="PERCENT", help="a smaller difference is equal (default: %(default)g)")
@@ -341,9 +344,10 @@ def _add_server(add: Callable[..., argparse.Action]) -> None:
     add(
         "--base-url",
         metavar="URL",
-        help="such as http://127.0.0.1:8000 (the key comes from LOADTEST_API_KEY)",
+        help="such as http://127.0.0.1:8000 or unix:///run/vllm.sock (the key comes from LOADTEST_API_KEY)",
     )
     add_headers(add)
+    add_route(add)
     add("--model", metavar="M", help="served model name (default: the one in /v1/models)")
     add(
         "--engine",

@@ -19,9 +19,11 @@ KEY_VARIABLES = ("LOADTEST_API_KEY", "OPENAI_API_KEY")
 EASY_KEY_VARIABLE = (
     "LOADTEST_EASY_API_KEY"  # for the small model behind a router: no key goes to a host it was not given for
 )
+PROXY_VARIABLE = "LOADTEST_PROXY_AUTH"  # USER:PASSWORD for the proxy that --proxy names
 WITHHELD = (
     *KEY_VARIABLES,
     EASY_KEY_VARIABLE,
+    PROXY_VARIABLE,
     "VLLM_API_KEY",
     "SGLANG_API_KEY",
 )  # from every process of ours that needs no key
@@ -69,6 +71,20 @@ def api_key() -> str | None:
 def easy_api_key() -> str | None:
     """The key for the second server of a router; None where the environment holds none. Raises as `api_key` does."""
     return _key(EASY_KEY_VARIABLE) or None
+
+
+def proxy_login() -> str | None:
+    """`USER:PASSWORD` for a proxy that was asked for; None where the environment holds none.
+
+    Raises `UsageError`, which does not repeat it, where it is something else.
+    """
+    login = os.environ.get(PROXY_VARIABLE, "").strip()
+    if not login:
+        return None
+    if not login.isprintable() or not login.partition(":")[0] or ":" not in login:
+        raise UsageError(f"{PROXY_VARIABLE}: expected USER:PASSWORD, got something else; set it anew")
+    _refuse_dumps()
+    return login
 
 
 def _key(variable: str) -> str:
@@ -186,9 +202,11 @@ _seen: set[str] = set()  # variables with values of headers: redacted from then 
 
 
 def _secrets() -> Iterator[str]:
-    """Everything that is never shown: keys, values of headers, and the parts of these (`Bearer KEY`)."""
+    """Everything that is never shown: keys, a proxy's password, values of headers and their parts (`Bearer KEY`)."""
     header_variables()
     yield from (os.environ.get(name, "").strip() for name in (*KEY_VARIABLES, EASY_KEY_VARIABLE))
+    login = os.environ.get(PROXY_VARIABLE, "").strip()
+    yield from (login, login.partition(":")[2])
     for value in (os.environ.get(name, "").strip() for name in sorted(_seen)):
         yield from dict.fromkeys((value, *value.split()))
 

@@ -1,5 +1,6 @@
 """The key is searched for after every kind of run: in its files, in what was printed, in every command line."""
 
+import base64
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from loadtest.servers import preflight
 from loadtest.servers.supervisor import descendants
+from tests.support.proxy import make_certificate, proxying, server_context
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-hunter2-0123456789"
@@ -141,6 +143,34 @@ def test_a_run_against_a_server_that_repeats_the_key(telltale, place, outcome, t
     assert {record["outcome"] for record in records} == {outcome}
     assert KEY not in said
     assert holding_the_key(tmp_path) == []
+
+
+@pytest.mark.fault("secrets", "The password of a proxy: no file has it")
+def test_a_run_through_a_proxy_to_a_server_that_nobody_vouches_for(tmp_path):
+    """All of it goes through the proxy, and the page says so, and that the certificate was not verified."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Telltale)
+    server.socket = server_context(make_certificate(tmp_path)).wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"https://127.0.0.1:{server.server_address[1]}"
+    with proxying() as between:
+        argv = ["loadtest", "attach", "--base-url", url, *QUICK, "--insecure", "--proxy", between.url, "--out", "run"]
+        said = finished(started(argv, tmp_path, LOADTEST_PROXY_AUTH=f"who:{KEY}"))
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    records = [json.loads(line) for p in (tmp_path / "run").rglob("requests-*.jsonl") for line in p.read_text().splitlines()]
+    assert {record["outcome"] for record in records} == {"ok"}
+    login = base64.b64encode(f"who:{KEY}".encode())
+    assert between.heads
+    assert all(head.startswith(b"CONNECT ") and login in head for head in between.heads)
+    [facts] = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("cells/*/engine.json")]
+    assert (facts["proxy"], facts["insecure"]) == (between.url, True)
+    page = (tmp_path / "run/report.html").read_text()
+    assert f"through the proxy {between.url}: its time is in every figure" in page
+    assert "its certificate was not verified (--insecure)" in page
+    assert KEY not in said
+    assert [one for one in holding_the_key(tmp_path) if one.startswith("run")] == []
 
 
 @pytest.mark.fault("secrets", "A server repeats the key under plain Locust with `--csv`: no file has it")

@@ -6,7 +6,6 @@ import datetime
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -29,6 +28,7 @@ from loadtest.records.engine_facts import ClockError, EngineFacts
 from loadtest.records.manifest import Manifest
 from loadtest.records.read import CellRecords, Run
 from loadtest.records.schema import SCHEMA_VERSION
+from loadtest.servers import route
 
 
 def analyze(run: Run, claims: Sequence[published.Claim] = ()) -> Metrics:
@@ -127,7 +127,9 @@ def _cell(
         tp=facts.tp,
         gpu=facts.gpu,
         gpus=facts.gpus,
-        endpoint=urlsplit(facts.base_url or "").hostname,
+        endpoint=route.host(facts.base_url),
+        proxy=facts.proxy,
+        insecure=facts.insecure,
         mode=facts.mode or manifest.mode,
         simulated=facts.predicts,
         clock_speed=facts.clock_speed,

@@ -55,7 +55,7 @@ def bare(sock: Any) -> Any:
 
 def gives_stamps(sock: Any) -> bool:
     """Ask the kernel to stamp what this socket receives; whether it does."""
-    if sys.platform != "linux" or struct.calcsize("qq") != 16:
+    if sys.platform != "linux" or struct.calcsize("qq") != 16 or sock.family == socket.AF_UNIX:  # which has none
         return False
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _RECEIVE_SOFTWARE | _REPORT_SOFTWARE | _STAMP_ONLY)

@@ -1,4 +1,4 @@
-"""Connections to one server: where it is, resolved once; TCP, TLS and an HTTPS proxy; and whether one is still alive.
+"""Connections to one server: where it is, resolved once; TCP or a Unix socket, TLS, a proxy; is one still alive.
 
 Everything here may wait, and under gevent lets other streams run while it does. None of it is part of a latency: a
 request is stamped as sent when its connection stands.
@@ -13,12 +13,11 @@ import resource
 import socket
 import ssl
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import urlsplit
 
 import certifi
 
@@ -26,6 +25,7 @@ from loadtest.client import arrival
 from loadtest.client.tls import Tls
 from loadtest.credentials import redacted
 from loadtest.errors import LoadtestError, UsageError
+from loadtest.servers import route
 
 _OTHER_FILES = 128  # descriptors beside those of the connections
 
@@ -99,23 +99,25 @@ class Destination:
     path: str
     family: int
     address: Any
-    context: ssl.SSLContext | None  # None: not encrypted
-    proxy: SplitResult | None  # of https:// only; `address` is then the proxy's
+    context: ssl.SSLContext | None = None  # None: not encrypted
+    proxy: route.Proxy | None = None  # `address` is then the proxy's
 
     @classmethod
     def of(cls, url: str) -> Destination:
-        """The destination of a URL; of several addresses, the first that accepts a connection.
+        """The destination of a URL, by the way that is taken now (`servers.route`); of several addresses, the first that
+        accepts a connection.
 
-        `https://` is verified against certifi's roots, or those of the file in `SSL_CERT_FILE`, and honours `https_proxy`
-        and `no_proxy`.
+        Unless it is not to be verified, `https://` is: against certifi's roots, or those of the file in `SSL_CERT_FILE`.
         """
-        parts = urlsplit(url)
+        file, parts = route.socket_file(url), urlsplit(route.http_url(url))
+        if file is not None:
+            return cls("localhost", 80, parts.path, socket.AF_UNIX, file)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"URL: expected http://HOST:PORT or https://HOST, got {url!r}")
         encrypted = parts.scheme == "https"
         port = parts.port or (443 if encrypted else 80)
-        proxy = _proxy(parts.hostname) if encrypted else None
-        target = (proxy.hostname or "", proxy.port or 8080) if proxy else (parts.hostname, port)
+        proxy = route.proxy_to(url)
+        target = (proxy.host, proxy.port) if proxy else (parts.hostname, port)
         try:
             found = socket.getaddrinfo(*target, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
@@ -126,13 +128,36 @@ class Destination:
 
     @property
     def where(self) -> str:
-        return f"{self.host}:{self.port}"
+        """The server, in messages."""
+        through = f" through {self.proxy.url}" if self.proxy else ""
+        return str(self.address) if self.is_local else f"{self.host}:{self.port}{through}"
+
+    @property
+    def is_local(self) -> bool:
+        """Is it a Unix socket?"""
+        return self.family == socket.AF_UNIX
 
     @property
     def authority(self) -> str:
         """The Host header's value."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.context else 80) else f"{host}:{self.port}"
+
+    @property
+    def target(self) -> str:
+        """What a request asks for: its path; of a proxy without a tunnel, the whole URL (RFC 9112, 3.2.2)."""
+        return f"http://{self.authority}{self.path}" if self.proxy and not self.context else self.path
+
+    @property
+    def proxy_fields(self) -> list[str]:
+        """Headers for a proxy without a tunnel, which goes by those of the request."""
+        return [] if self.context else self._login
+
+    @property
+    def _login(self) -> list[str]:
+        if self.proxy is None or self.proxy.login is None:
+            return []
+        return [f"Proxy-Authorization: Basic {base64.b64encode(self.proxy.login.encode()).decode()}"]
 
     def connect(self, timeout_s: float) -> Connection:
         """A new connection, ready for a request. Raises `ConnectError`."""
@@ -142,10 +167,11 @@ class Destination:
             began = time.monotonic()
             sock.connect(self.address)
             round_trip_s = time.monotonic() - began
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if self.proxy is not None:
-                self._tunnel(sock)
+            if not self.is_local:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if self.proxy is not None and self.context is not None:
+                self._tunnel(sock, self.proxy)
             tls = None if self.context is None else Tls(sock, self.context, self.host)
             if tls is not None:
                 tls.handshake()
@@ -157,24 +183,20 @@ class Destination:
             raise
         return Connection(sock, tls, round_trip_s=round_trip_s)
 
-    def _tunnel(self, sock: socket.socket) -> None:
+    def _tunnel(self, sock: socket.socket, proxy: route.Proxy) -> None:
         """Ask the proxy for a way through (RFC 9110, 9.3.6)."""
-        assert self.proxy is not None
         target = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-        lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
-        if self.proxy.username:
-            pair = f"{unquote(self.proxy.username)}:{unquote(self.proxy.password or '')}"
-            lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}")
+        lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", *self._login]
         sock.sendall("\r\n".join([*lines, "", ""]).encode())
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):  # byte by byte: what follows is the server's
             byte = sock.recv(1)
             if not byte or len(answer) > arrival.READ_BYTES:
-                raise ConnectError("proxy", f"the proxy {self.proxy.hostname} closed before it answered")
+                raise ConnectError("proxy", f"the proxy {proxy.host} closed before it answered")
             answer += byte
         if answer.split(None, 2)[1:2] != [b"200"]:
             said = redacted(answer.splitlines()[0].decode("latin-1"))[:80]
-            raise ConnectError("proxy", f"the proxy {self.proxy.hostname} refused: {said!r}")
+            raise ConnectError("proxy", f"the proxy {proxy.host} refused: {said!r}")
 
 
 def _context() -> ssl.SSLContext:
@@ -183,18 +205,10 @@ def _context() -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=file)
     except OSError as error:
         raise UsageError(f"SSL_CERT_FILE: expected a file of certificates, got {file}: {error}") from error
+    if route.current().insecure:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def _proxy(host: str) -> SplitResult | None:
-    named = urllib.request.getproxies().get("https")
-    if not named or urllib.request.proxy_bypass(host):
-        return None
-    proxy = urlsplit(named if "://" in named else f"http://{named}")
-    if proxy.scheme != "http" or not proxy.hostname:
-        raise UsageError(f"https_proxy: expected http://HOST:PORT, got one of {proxy.scheme}://")
-    return proxy
 
 
 def _reachable(found: list[Any]) -> Any:

@@ -10,6 +10,7 @@ import msgspec
 
 from loadtest.records.folder import PassKind, level_name, level_path
 from loadtest.records.schema import Api
+from loadtest.servers.route import Route
 from loadtest.workload.apis import PATHS
 from loadtest.workload.contract import Contract
 from loadtest.workload.script import Rounds
@@ -36,6 +37,7 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
     contract: Contract
     api: Api = "chat"
     headers: dict[str, str] = {}  # name to the environment variable that holds its value
+    route: Route = Route()
     kind: PassKind = "level"
     prompts: int | None = None  # whole rounds of so many; None: the workload on and on
     level: int | None = None  # its number, where that is no concurrency; None: the concurrency

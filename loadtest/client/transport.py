@@ -44,8 +44,8 @@ AT_ONCE_S = 0.1
 class SocketTransport:
     """Streams requests to one URL, each on a connection of its own (HTTP/1.1), kept open for the next.
 
-    No redirect is followed, no compression is asked for or undone, no cookies are kept, and no proxy is used for `http://`;
-    `https://` is verified (`loadtest.client.connection`). `speed` turns the limits' seconds into wall seconds.
+    No redirect is followed, no compression is asked for or undone, and no cookies are kept. The way to the server is the one
+    that is taken when this is made (`loadtest.servers.route`). `speed` turns the limits' seconds into wall seconds.
     """
 
     def __init__(
@@ -326,12 +326,13 @@ class _Stream:
 def _head(destination: Destination, api_key: str | None, headers: Mapping[str, str]) -> bytes:
     """What the head of every request begins with; a header that is asked for takes the place of ours."""
     fields = [
-        f"POST {destination.path} HTTP/1.1",
+        f"POST {destination.target} HTTP/1.1",
         f"Host: {destination.authority}",
         "User-Agent: loadtest",
         "Content-Type: application/json",
         "Accept: text/event-stream",
         "Accept-Encoding: identity",
+        *destination.proxy_fields,
     ]
     if api_key:
         fields.append(f"Authorization: Bearer {api_key}")

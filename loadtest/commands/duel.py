@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, cast
 from loadtest.commands import resumed
 from loadtest.commands.finish import carry_out, new_folder
 from loadtest.commands.measure import hours_in_s
-from loadtest.credentials import read_header, with_headers
+from loadtest.credentials import read_header
 from loadtest.decision.rounds import MOST_ROUNDS
 from loadtest.errors import UsageError
 from loadtest.records import read
 from loadtest.records.schema import EngineName
 from loadtest.servers import probe
 from loadtest.servers.probe import ServerInfo, normalise_url
+from loadtest.servers.route import Route, check_route
 from loadtest.study import plan, schema
+from loadtest.study.cell_server import reaching
 from loadtest.study.run import execute
 from loadtest.study.schema import Cell
 from loadtest.workload.source import keyed
@@ -47,19 +49,29 @@ def duel(arguments: argparse.Namespace, say: Teller) -> str:
         say,
         arguments.json,
         again=f"loadtest duel --resume {shlex.quote(str(out))}"
-        f"{resumed.named_again('duel', [arguments.url_a, arguments.url_b])}",
+        f"{resumed.named_again('duel', [arguments.url_a, arguments.url_b], arguments.proxy, arguments.insecure)}",
     )
 
 
 def _cell(arguments: argparse.Namespace, side: Side, url: str) -> Cell:
     headers = dict(map(read_header, arguments.header))
-    return Cell(engine="other", model=arguments.model or "model", base_url=normalise_url(url), side=side, headers=headers)
+    return Cell(
+        engine="other",
+        model=arguments.model or "model",
+        base_url=normalise_url(url),
+        side=side,
+        headers=headers,
+        proxy=arguments.proxy,
+        insecure=arguments.insecure and url.startswith("https://"),
+    )
 
 
 def _study(arguments: argparse.Namespace, cells: tuple[Cell, Cell]) -> schema.Study:
     """The study of both servers, before they are asked what they are."""
     if cells[0].base_url == cells[1].base_url:
         raise UsageError(f"duel: expected two servers, got {cells[0].base_url} twice")
+    urls = tuple(cell.base_url for cell in cells if cell.base_url is not None)
+    check_route(Route(proxy=arguments.proxy, insecure=arguments.insecure), urls)
     for name in ("matters", "start_sd"):
         given = getattr(arguments, name)
         if given is not None and not 0 < given < 100:
@@ -93,7 +105,7 @@ def _rounds_on(run: Path) -> int:
 def _probed(cell: Cell, model: str | None) -> Cell:
     """The cell as its server says what it is."""
     assert cell.base_url is not None
-    with with_headers(cell.headers):
+    with reaching(cell):
         info: ServerInfo = probe.probe(cell.base_url, model=model)
     return replace(
         cell,

@@ -77,8 +77,9 @@ _WITH_SLO = ("attach", "search", "check", "plan")
 
 # Options by what they are about, for a command with more than a dozen; an option of none is among the others.
 _GROUPS: Mapping[str, tuple[str, ...]] = {
-    "the server": ("--base-url", "--api", "--header", "--model", "--engine", "--engine-version", "--tp", "--gpu",
-                   "--interconnect", "--calibration", "--memory-fraction", "--speculation", "--expert-parallel"),
+    "the server": ("--base-url", "--api", "--header", "--proxy", "--insecure", "--model", "--engine", "--engine-version",
+                   "--tp", "--gpu", "--interconnect", "--calibration", "--memory-fraction", "--speculation",
+                   "--expert-parallel"),
     "the load": ("--concurrency", "--rate", "--arrivals", "--speed-up", "--requests", "--duration", "--warmup-requests",
                  "--workers", "--prompt-tokens", "--output-tokens", "--study", "--start", "--max-concurrency", "--find-max"),
     "what is asked": ("--workload", "--prompt-key", "--answer-key", "--mode", "--max-tokens", "--tokenizer", "--extra-body",

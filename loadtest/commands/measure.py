@@ -19,7 +19,7 @@ from loadtest.analysis.factors import are_rivals, baselines
 from loadtest.commands import resumed
 from loadtest.commands.finish import carry_out, new_folder
 from loadtest.commands.machine.verification import verify
-from loadtest.credentials import read_header, with_headers
+from loadtest.credentials import read_header
 from loadtest.decision import verdicts
 from loadtest.errors import EngineError, UsageError
 from loadtest.metrics.slo import parse_slo
@@ -29,6 +29,7 @@ from loadtest.report.formatting import spoken
 from loadtest.servers import flags, preflight, probe, server
 from loadtest.study import estimate, locust_pass, parse, plan, schema
 from loadtest.study.bursts import asked
+from loadtest.study.cell_server import reaching
 from loadtest.study.run import execute
 from loadtest.workload.contract import Contract
 from loadtest.workload.source import keyed
@@ -127,7 +128,7 @@ def attach(arguments: argparse.Namespace, say: Teller) -> str:
 def _attach(arguments: argparse.Namespace, say: Teller, name: str) -> str:
     study, budget_s = searched(_attached(arguments), arguments, arguments.requests), hours_in_s(arguments.budget)
     plan.asked(study)
-    with with_headers(study.cells[0].headers):
+    with reaching(study.cells[0]):
         info = probe.probe(arguments.base_url, model=arguments.model)
     cell = replace(
         study.cells[0],
@@ -147,7 +148,8 @@ def _attach(arguments: argparse.Namespace, say: Teller, name: str) -> str:
         out,
         say,
         arguments.json,
-        again=f"loadtest {name} --resume {shlex.quote(str(out))}{resumed.named_again(name, [arguments.base_url])}",
+        again=f"loadtest {name} --resume {shlex.quote(str(out))}"
+        f"{resumed.named_again(name, [arguments.base_url], arguments.proxy, arguments.insecure)}",
     )
 
 
@@ -204,6 +206,8 @@ def _attached(arguments: argparse.Namespace) -> schema.Study:
         base_url=arguments.base_url,
         api=arguments.api,
         headers=dict(map(read_header, arguments.header)),
+        proxy=arguments.proxy,
+        insecure=arguments.insecure,
         calibration=arguments.calibration,
     )
     contract: dict[str, Any] = {}

@@ -79,6 +79,17 @@ def add_headers(add: Callable[..., argparse.Action]) -> None:
     )
 
 
+def add_route(add: Callable[..., argparse.Action]) -> None:
+    """The way to the server."""
+    add(
+        "--proxy",
+        metavar="URL",
+        help="send requests through this HTTP proxy, such as http://10.0.0.1:3128; USER:PASSWORD for it comes from"
+        " LOADTEST_PROXY_AUTH (default: none; for https:// that of https_proxy)",
+    )
+    add("--insecure", action="store_true", help="do not verify the server's certificate; the page says so (default: verify)")
+
+
 def add_keys(add: Callable[..., argparse.Action]) -> None:
     """Options that say where a file of one's own holds prompt and answer."""
     add("--prompt-key", metavar="KEY", help="column or key of the file that holds the prompt (default: by its format)")

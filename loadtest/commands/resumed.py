@@ -9,10 +9,11 @@ from pathlib import Path
 from loadtest.errors import UsageError
 from loadtest.records import read
 from loadtest.servers.probe import is_loopback
+from loadtest.servers.route import Route
 
 _MEASURED = (
-    "base_url", "api", "header", "model", "engine", "tp", "gpu", "concurrency", "rate", "arrivals", "speed_up", "requests",
-    "duration", "workload", "prompt_key", "answer_key",
+    "base_url", "api", "header", "proxy", "insecure", "model", "engine", "tp", "gpu", "concurrency", "rate", "arrivals",
+    "speed_up", "requests", "duration", "workload", "prompt_key", "answer_key",
     "mode", "max_tokens", "tokenizer", "extra_body", "warmup_requests", "seed", "find_max", "rates",
 )  # fmt: skip
 _OF_ATTACH = ("concurrency", "rate", "arrivals", "speed_up", "requests", "duration", "find_max")
@@ -20,7 +21,18 @@ _SEARCHED = tuple(name for name in _MEASURED if name not in _OF_ATTACH)
 _BY_COMMAND = {
     "measure.attach": _MEASURED,
     "measure.search": _SEARCHED,
-    "duel.duel": ("header", "model", "concurrency", "workload", "prompt_key", "answer_key", "max_tokens", "seed"),
+    "duel.duel": (
+        "header",
+        "proxy",
+        "insecure",
+        "model",
+        "concurrency",
+        "workload",
+        "prompt_key",
+        "answer_key",
+        "max_tokens",
+        "seed",
+    ),
 }
 
 
@@ -40,11 +52,30 @@ def began_options(run: Path, name: str) -> list[str]:
     return words[2:]
 
 
-def named_again(name: str, servers: list[str]) -> str:
-    """What names the servers of a run once more on a command line with --resume; nothing where all are on this machine."""
+def named_again(name: str, servers: list[str], proxy: str | None = None, insecure: bool = False) -> str:
+    """What names the servers of a run once more on a command line with --resume, and the way to them; nothing where all are
+    on this machine."""
+    return _servers_again(name, servers) + _way(proxy, insecure)
+
+
+def _servers_again(name: str, servers: list[str]) -> str:
     if all(map(is_loopback, servers)):
         return ""
     return "".join(f" {'' if name == 'duel' else '--base-url '}{shlex.quote(one)}" for one in servers)
+
+
+def _way(proxy: str | None, insecure: bool) -> str:
+    """The options that let others read what is sent, a key too."""
+    through = "" if proxy is None or is_loopback(proxy) else f" --proxy {shlex.quote(proxy)}"
+    return f"{through} --insecure" if insecure else through
+
+
+def check_way(run: Path, began: argparse.Namespace, given: argparse.Namespace) -> None:
+    """Raise `UsageError` unless a proxy beyond this machine, and a server that is not verified, are the user's wish too."""
+    Route(proxy=began.proxy)
+    if (again := _way(began.proxy, began.insecure)) and (given.proxy, given.insecure) != (began.proxy, began.insecure):
+        raise UsageError(f"{run}: --resume: this run sends requests, with your key, where others can read them; if it is "
+                         f"yours, repeat with{again}")  # fmt: skip
 
 
 def check_servers(run: Path, name: str, began: list[str], given: list[str]) -> None:
@@ -52,7 +83,7 @@ def check_servers(run: Path, name: str, began: list[str], given: list[str]) -> N
     whoever is asked gets the user's key."""
     if name == "duel" and given not in ([], began):  # of the others `check_same` says it
         raise UsageError(f"{run}: --resume: expected the run's own {' '.join(began)}, got {' '.join(given)}; start anew")
-    if not given and (again := named_again(name, began)):
+    if not given and (again := _servers_again(name, began)):
         raise UsageError(f"{run}: --resume: this run sends requests, with your key, to {' '.join(began)}; if it is yours, "
                          f"repeat with{again}")  # fmt: skip
 

@@ -101,7 +101,7 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[str | None, about("Registry name, hub name or directory.")]
     tp: Annotated[int | None, about("GPUs in tensor parallel.")]
     gpu: Annotated[str | None, about("Registry name of the GPU; None: not known.")]
-    endpoint: Annotated[str | None, about("Host of a server that was attached to; None: started by the run.")]
+    endpoint: Annotated[str | None, about("Host or socket of a server that was attached to; None: started by the run.")]
     mode: Annotated[Mode | None, about("`equal-work` forces output lengths.")]
     simulated: Annotated[bool, about("Its figures are predictions.")]
     clock_speed: Annotated[float | None, about("Simulated seconds per second.")]
@@ -120,6 +120,8 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     gpus: Annotated[dict[str, int], about("Of several pools behind one URL: GPUs of each kind; empty: `tp` of `gpu`.")] = {}
     factors: Annotated[dict[str, str], about("What the study varies, and the level that this cell has of each.")] = {}
     side: Annotated[Side | None, about("Of a duel: the first server or the second. None: no duel.")] = None
+    proxy: Annotated[str | None, about("The proxy that its requests went through; its time is in every figure.")] = None
+    insecure: Annotated[bool, about("The server's certificate was not verified.")] = False
     composed: Annotated[tuple[ComposedLevel, ...], about("Of bursts, by concurrency; empty without them.")] = ()
     conditions: Annotated[tuple[ConditionCheck, ...], about("Of composed figures; empty likewise.")] = ()
 

@@ -99,6 +99,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     clock_speed: ClockSpeed | None = None
     base_url: str | None = None  # None: the run started the engine, and its port is gone
+    proxy: str | None = None  # between us and the server, without a user; None: none
+    insecure: bool = False  # its certificate was not verified
     side: Side | None = None  # of a duel
     command: tuple[str, ...] | None = None  # None: not started by the run
     env: dict[str, str] | None = None

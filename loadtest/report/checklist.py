@@ -73,7 +73,8 @@ def _without_verdict(rows: tuple[Comparison, ...]) -> list[str]:
 
 def gate_checks(metrics: Metrics, manifest: Manifest, engines: Mapping[str, EngineFacts] = NO_ENGINES) -> tuple[Check, ...]:
     """The gates of the run: load generator, client against server, completeness, who counted the tokens where the server
-    did not, equal work where it failed, and the contract where an engine told its settings."""
+    did not, equal work where it failed, the way to a server that is not direct or not verified, and the contract where an
+    engine told its settings."""
     levels = by_level(cells_of(metrics))
     return (
         _verified(_level_check("Load generator", metrics.health.client, levels, _client_health, _kept_up), manifest),
@@ -81,6 +82,7 @@ def gate_checks(metrics: Metrics, manifest: Manifest, engines: Mapping[str, Engi
         _completeness(metrics, manifest),
         *_token_check(levels),
         *_equal_work_check(levels),
+        *_way_check(metrics),
         *_sampling_check(manifest),
         *(_contract_check(engines) if manifest.imported is None else (_CONTRACT_NOT_TOLD,)),
     )
@@ -217,6 +219,15 @@ def _equal_work_check(levels: Levels) -> tuple[Check, ...]:
         return (Check("Equal work", "pass", said),) if exact else ()
     words = f"{clean(found[0][1].equal_work.reasons[0])}; has the engine ignored min_tokens or ignore_eos?"
     return (Check("Equal work", "fail", words, _where(found, levels)),)
+
+
+def _way_check(metrics: Metrics) -> tuple[Check, ...]:
+    """What stood between us and a server, and whose certificate nobody verified; nothing where neither is so."""
+    found = [f"{cell.id}: through the proxy {clean(cell.figures.proxy)}: its time is in every figure"
+             for cell in cells_of(metrics) if cell.figures.proxy is not None]  # fmt: skip
+    found += [f"{cell.id}: its certificate was not verified (--insecure)"
+              for cell in cells_of(metrics) if cell.figures.insecure]  # fmt: skip
+    return (Check("Way to the server", "unknown", "; ".join(found)),) if found else ()
 
 
 def _sampling_check(manifest: Manifest) -> tuple[Check, ...]:

@@ -49,6 +49,8 @@ def add_options(parser: Any) -> None:
     group.add_argument(
         "--header", action="append", metavar="NAME=ENV_VAR", help="header whose value is in this variable (repeatable)"
     )
+    group.add_argument("--proxy", metavar="URL", help="send requests through this HTTP proxy (default: none)")
+    group.add_argument("--insecure", action="store_true", help="do not verify the server's certificate")
     group.add_argument("--prompts", type=_from(1), help="ask the first N prompts in whole rounds, each with a cache_salt")
     group.add_argument("--duration", type=_seconds, help="seconds of the run's clock, from the start of the users on")
     group.add_argument(

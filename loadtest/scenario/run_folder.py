@@ -21,7 +21,7 @@ from loadtest.records.folder import FAILURE_FILE, MASTER_FILE, PASS_NAME, PassKi
 from loadtest.records.manifest import UNFINISHED, Manifest, ManifestCell, begun, ended
 from loadtest.records.pass_facts import Failure, LevelSummary
 from loadtest.records.write import JsonlWriter
-from loadtest.servers import probe
+from loadtest.servers import probe, route
 from loadtest.workload import contract as contracts
 from loadtest.workload import exact, workload
 from loadtest.workload.apis import check_api
@@ -95,6 +95,8 @@ def open_run(options: Any, host: str | None, users: int, kind: PassKind = "level
     """Resolve the options, ask the server for what they leave open, and open the run folder."""
     url = base_url(host)
     credentials.declare(dict(map(credentials.read_header, options.header or ())))
+    route.take(route.Route(proxy=options.proxy, insecure=options.insecure))
+    route.check_route(route.current(), (url,))
     told = _ask_server(options, url)
     info = told or probe.ServerInfo(engine=options.engine)
     run = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%dT%H%M%S')}-{options.engine or info.engine}")
@@ -166,6 +168,7 @@ def _resolved(
         kind=kind,
         api=options.api,
         headers=credentials.header_variables(),
+        route=route.current(),
         requests=options.requests,
         warmup_requests=options.warmup_requests,
         seed=options.seed,
@@ -272,6 +275,8 @@ def _write_engine(asked: PassOptions, info: probe.ServerInfo | None, lengths: Pr
         simulated=bool(info and info.simulated) or asked.engine.endswith("-sim"),
         clock_speed=asked.clock_speed,
         base_url=asked.url,
+        proxy=None if (proxy := route.proxy_to(asked.url)) is None else proxy.url,
+        insecure=asked.route.insecure,
         status="ok",
         server_info=msgspec.to_builtins(info) if info else None,
         prompt_lengths=lengths,

@@ -33,6 +33,7 @@ from loadtest.scenario import run_folder, statistics
 from loadtest.scenario.admission import PROOF, PROVE, REFUSED, Admission, limit_messages, proof_of
 from loadtest.scenario.shipping import BATCH, KEPT, Shipper
 from loadtest.scenario.workers import DONE, FAILED, FINAL, FINISH, Workers
+from loadtest.servers import route
 from loadtest.workload import workload as workloads
 from loadtest.workload.script import Script, slots_of
 from loadtest.workload.workload import Workload
@@ -137,6 +138,7 @@ class Session:
         options = self.options
         asked = PassOptions.from_table(options.loadtest_pass)
         credentials.declare(asked.headers)
+        route.take(asked.route)
         names = [None] if isinstance(runner, LocalRunner) else options.loadtest_workers
         number = 0 if isinstance(runner, LocalRunner) else names.index(runner.client_id)
         slots = slots_of(number, len(names), asked.concurrency)

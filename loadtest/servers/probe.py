@@ -15,6 +15,7 @@ import msgspec
 
 from loadtest import credentials
 from loadtest.errors import EngineError, UsageError
+from loadtest.servers import route
 from loadtest.servers.exposition import parse_series
 from loadtest.servers.settings import told_keys
 
@@ -82,11 +83,13 @@ def normalise_url(base_url: str) -> str:
     """The address that paths are added to: no trailing slash, no `/v1`. Raises `UsageError`, which repeats no secret, where
     it is no URL, or has a user, a password or a query: addresses are written into files, so they must hold no key.
 
-    >>> normalise_url("http://127.0.0.1:8000/v1/")
-    'http://127.0.0.1:8000'
+    >>> normalise_url("http://127.0.0.1:8000/v1/"), normalise_url("unix:///run/vllm.sock")
+    ('http://127.0.0.1:8000', 'unix:///run/vllm.sock:')
     """
     url = base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
     shown = base_url.rpartition("@")[2].partition("?")[0]
+    if url.startswith(f"{route.UNIX}:") and not _NO_URL.search(url):
+        return route.normalise_socket(url)
     try:
         parts = urlsplit(url)
         wrong = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
@@ -105,7 +108,7 @@ def normalise_url(base_url: str) -> str:
 def is_loopback(base_url: str) -> bool:
     """Is this server on this machine? Then it is reached directly, past any proxy of the environment."""
     host = urlsplit(base_url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    return route.socket_file(base_url) is not None or host in ("localhost", "::1") or host.startswith("127.")
 
 
 def headers(api_key: str | None) -> dict[str, str]:
@@ -150,7 +153,7 @@ def _fetched(asking: httpx.Client, url: str, method: str, body: Mapping[str, Any
     timeout_s = asking.timeout.read or _TIMEOUT_S
     deadline = time.monotonic() + timeout_s
     content = bytearray()
-    with asking.stream(method, url, json=body) as response:
+    with asking.stream(method, route.http_url(url), json=body) as response:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise httpx.DecodingError(f"compressed ({encoding[:20]}), though not asked for")
@@ -175,23 +178,40 @@ def _decoded(content: bytes) -> object:
 
 
 def client(base_url: str, *, api_key: str | None = None, timeout_s: float = _TIMEOUT_S) -> httpx.Client:
-    """A client for requests that are not measured: with the key, verified TLS, no redirects (so that the key goes to no
-    other host). Like measured requests it takes the environment's proxy only for `https://` to another machine. Raises
-    `UsageError` where that proxy is unusable."""
+    """A client for requests that are not measured: with the key, without redirects (so that the key goes to no other host).
+    Like measured requests it takes the environment's proxy only for `https://` to another machine. Raises `UsageError` where
+    that proxy is unusable."""
     import httpx
 
     by_environment = urlsplit(base_url).scheme == "https" and not is_loopback(base_url)
+    file, asked = route.socket_file(base_url), route.current().proxy and route.proxy_to(base_url)
     try:
         sent = {"accept-encoding": "identity", **headers(api_key)}
-        return httpx.Client(timeout=timeout_s, headers=sent, trust_env=by_environment, verify=_verification())
+        return httpx.Client(
+            timeout=timeout_s,
+            headers=sent,
+            trust_env=by_environment and not asked,
+            verify=_verification(),
+            proxy=_httpx_proxy(asked) if asked else None,
+            transport=httpx.HTTPTransport(uds=file) if file else None,
+        )
     except OSError as error:
         raise UsageError(f"SSL_CERT_FILE, SSL_CERT_DIR, SSLKEYLOGFILE: expected files of this machine: {error}") from None
     except (ValueError, ImportError, httpx.InvalidURL) as error:
         raise UsageError(f"HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// addresses: {error}") from None
 
 
+def _httpx_proxy(proxy: route.Proxy) -> httpx.Proxy:
+    import httpx
+
+    user, colon, password = (proxy.login or "").partition(":")
+    return httpx.Proxy(proxy.url, auth=(user, password) if colon else None)
+
+
 def _verification() -> ssl.SSLContext | bool:
     """Against the certificates in `SSL_CERT_FILE`, on this machine too, as measured requests are; else httpx's own."""
+    if route.current().insecure:
+        return False
     file = os.environ.get("SSL_CERT_FILE")
     return ssl.create_default_context(cafile=file) if file else True
 

@@ -16,12 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from loadtest.clock import Clock
 from loadtest.records.schema import ReplicaSample, ServerSample
 from loadtest.records.write import JsonlWriter
-from loadtest.servers import probe
+from loadtest.servers import probe, route
 from loadtest.servers.exposition import Series, parse_series
 
 INTERVAL_S = 1.0
@@ -199,7 +198,7 @@ def scrape_replicas(urls: Sequence[str], clock: Clock, clients: Sequence[Any]) -
     empty = ServerSample(t_s=last.t_s, clock_anchor_unix_s=last.clock_anchor_unix_s, clock_speed=last.clock_speed)
     for url, sample in zip(urls, samples, strict=True):
         if sample.error is not None:
-            return replace(empty, error=f"{urlsplit(url).netloc}: {sample.error}")
+            return replace(empty, error=f"{route.place(url)}: {sample.error}")
     sums = {name: _sum(samples, name) for name in _ADDED}
     if sums["kv_usage"] is not None:
         sums["kv_usage"] /= len(samples)
@@ -231,7 +230,7 @@ def _added_positions(samples: Sequence[ServerSample]) -> tuple[float, ...] | Non
 
 def _replica(url: str, sample: ServerSample) -> ReplicaSample:
     named = [one.name for one in fields(ReplicaSample) if one.name != "source"]
-    return ReplicaSample(source=urlsplit(url).netloc, **{name: getattr(sample, name) for name in named})
+    return ReplicaSample(source=route.place(url), **{name: getattr(sample, name) for name in named})
 
 
 def _reader(urls: Sequence[str], clock: Clock, opened: contextlib.ExitStack) -> Callable[[], ServerSample]:

@@ -81,8 +81,8 @@ async def _serve(
 
     def ready(port: int) -> None:
         log.info(
-            "ready: simulated %s of %s, tp %d on %s, http://%s:%d, clock x%g, KV cache of %d tokens",
-            *(options.engine, options.model, options.tp, options.gpu, routes.HOST, port),
+            "ready: simulated %s of %s, tp %d on %s, %s, clock x%g, KV cache of %d tokens",
+            *(options.engine, options.model, options.tp, options.gpu, _where(options, port)),
             *(options.clock_speed, engine.cache.capacity_tokens),
         )
 
@@ -91,11 +91,16 @@ async def _serve(
     gc.set_threshold(100_000, 50, 50)
     punctual = asyncio.create_task(_stay_punctual())
     try:
-        await routes.serve(simulator, options.port, ready, stop)
+        await routes.serve(simulator, options.port, ready, stop, options.uds)
     except OSError as error:
-        raise EngineError(f"{routes.HOST}:{options.port}: cannot listen: {error.strerror}; choose another --port") from error
+        where, other = _where(options, options.port), "--port" if options.uds is None else "--uds"
+        raise EngineError(f"{where}: cannot listen: {error.strerror}; choose another {other}") from error
     finally:
         punctual.cancel()
+
+
+def _where(options: argparse.Namespace, port: int) -> str:
+    return f"http://{routes.HOST}:{port}" if options.uds is None else f"unix://{options.uds.absolute()}"
 
 
 async def _stay_punctual() -> None:

@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--gpu", default="l20", help="registry name or TOML file")
     add("--tp", type=int, default=1, help="GPUs in tensor parallel")
     add("--port", type=int, default=8000, help="on 127.0.0.1; 0 asks for a free one")
+    add("--uds", type=Path, metavar="FILE", help="on a Unix socket instead, as vllm serve --uds")
     add("--clock-speed", type=float, default=1.0, help="simulated seconds in one second")
     add("--seed", type=int, default=0, help="lengths are drawn by a hash of prompt and seed")
     add("--served-model-name", help="name in requests (default: as --model)")

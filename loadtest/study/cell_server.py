@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from loadtest import credentials
 from loadtest.errors import EngineError
-from loadtest.servers import chat_template, flags, preflight, probe
+from loadtest.servers import chat_template, flags, preflight, probe, route
 from loadtest.servers.salts import salting_of
 from loadtest.servers.server import Server
 from loadtest.study import locust_pass
@@ -25,12 +26,20 @@ from loadtest.workload.server_count import fit_to_server
 
 
 @contextlib.contextmanager
+def reaching(cell: Cell) -> Iterator[None]:
+    """While inside, servers are asked as the cell says: with its key and headers, by its way. Raises `UsageError` where a
+    secret is missing."""
+    with credentials.named(cell.api_key_env), credentials.with_headers(cell.headers), route.taken(cell.route):
+        yield
+
+
+@contextlib.contextmanager
 def serving(
     execution: Execution, cell: Cell, engine: EngineFile
 ) -> Iterator[tuple[locust_pass.Target, Callable[[], str | None]]]:
     """The server of a cell, which runs and answers: attached to by its URL, or started, and stopped at the end."""
     if cell.base_url is not None:
-        yield _attached(execution, cell.base_url, cell, engine), lambda: None
+        yield _attached(execution, probe.normalise_url(cell.base_url), cell, engine), lambda: None
         return
     _check_fit(execution, cell, engine)
     if cell.id in execution.blocked:
@@ -54,6 +63,8 @@ def _attached(execution: Execution, base_url: str, cell: Cell, engine: EngineFil
     if info.engine not in ("other", cell.engine) and (info.simulated or cell.engine != "other"):
         kind = "the simulator " if info.simulated else ""
         raise EngineError(f"{base_url}: engine: expected {cell.engine}, got {kind}{info.engine}; say --engine {info.engine}")
+    proxy = None if cell.base_url is None else route.proxy_to(base_url)
+    engine.learn(proxy=None if proxy is None else proxy.url)
     engine.learn(engine_version=info.version, server_info=msgspec.to_builtins(info), clock_speed=info.clock_speed)
     served = _served(base_url, cell, info)
     told = chat_template.thinking_prelude(base_url, served) if info.engine in ("sglang", "vllm") else None

@@ -77,6 +77,8 @@ def command(study: Study, cell: Cell, target: Target, asked: AskedPass, repeat: 
     if asked.most_in_flight is not None:
         argv += ["--level", str(asked.concurrency)]
     argv += [] if cell.api == "chat" else ["--api", cell.api]
+    argv += [] if cell.proxy is None else ["--proxy", cell.proxy]
+    argv += ["--insecure"] if cell.insecure else []
     if asked.kind == "bursts":
         return [*argv, "--contexts", ",".join(map(str, asked.contexts_tokens))]
     for key, value in study.scenario_options.items():

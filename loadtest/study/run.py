@@ -25,7 +25,7 @@ from loadtest.records.manifest import Manifest, ManifestCell, Prices, begun, end
 from loadtest.servers import preflight, probe
 from loadtest.study import estimate, locust_pass, stopping
 from loadtest.study.bursts.asked import burst_pass, check_room, first_wanted
-from loadtest.study.cell_server import serving
+from loadtest.study.cell_server import reaching, serving
 from loadtest.study.engine_file import EngineFile, starting
 from loadtest.study.execution import NOBODY, Audience, Execution, Say
 from loadtest.study.passes import finished_passes, is_finished, run_pass
@@ -64,7 +64,7 @@ def execute(
     if study.decides:
         check_room(study, contract)
     for cell in study.cells:
-        with credentials.named(cell.api_key_env), credentials.with_headers(cell.headers):
+        with reaching(cell):
             pass  # are key and headers there?
     resumed = resume and has_run(out)
     blocked = {} if force else _blocked(study, contract)
@@ -256,7 +256,7 @@ def _run_cell(execution: Execution, cell: Cell, repeat: int) -> bool:
     if not left and not searched:
         execution.say(f"{cell.title}: {execution.study.turn} {repeat} is complete on disk already")
     else:
-        with credentials.named(cell.api_key_env), credentials.with_headers(cell.headers):
+        with reaching(cell):
             _measure(execution, cell, left, repeat)
     execution.remaining.ended(cell, repeat)
     return bool(left) or searched

@@ -31,6 +31,7 @@ from loadtest.records.folder import PassKind, cell_id, level_name
 from loadtest.records.schema import Api, EngineName, LengthMode, Mode
 from loadtest.servers.preflight import HERE
 from loadtest.servers.probe import normalise_url
+from loadtest.servers.route import Route, check_route
 
 _OURS = ("--host", "--port")
 
@@ -65,8 +66,9 @@ class Cell:
     Behind a `base_url` may be a router: `metrics_urls` are the servers whose `/metrics` count the work, `gpus` how many GPUs
     of each kind they use in all. `api_key_env` names the variable that holds its key (None: LOADTEST_API_KEY, else
     OPENAI_API_KEY). `api` is the endpoint that is asked, `headers` are further ones of its requests, each with the variable
-    that holds its value. `mode` is that of a study's second mode (None: the study's own). `interconnect` (how its GPUs reach
-    each other) and `calibration` (a file that `loadtest calibrate` wrote) are for predictions and the simulator.
+    that holds its value. `proxy`, `insecure`: the way to it. `mode` is that of a study's second mode (None: the study's).
+    `interconnect` (how its GPUs reach each other) and `calibration` (a file that `loadtest calibrate` wrote) are for
+    predictions and the simulator.
     """
 
     engine: EngineName
@@ -79,6 +81,8 @@ class Cell:
     gpus: dict[str, int] = field(default_factory=dict)
     api: Api = "chat"
     headers: dict[str, str] = field(default_factory=dict, hash=False)
+    proxy: str | None = None
+    insecure: bool = False
     context_tokens: int | None = None
     yarn: bool = False
     memory_fraction: float | None = None
@@ -134,9 +138,11 @@ class Cell:
         require(not (started and self.headers), "headers", "none of a cell without base_url", ", ".join(self.headers))
         if self.base_url is not None:
             _explained("base_url", normalise_url, self.base_url)
+        require(not (started and self.route != Route()), "base_url", "a server that runs with proxy and insecure", "none")
         require(not started or not (self.metrics_urls or self.gpus), "metrics_urls", "a base_url with it, and gpus", "none")
         for url in self.metrics_urls:
             _explained("metrics_urls", normalise_url, url)
+        check_route(self.route, (*filter(None, [self.base_url]), *self.metrics_urls))
         for kind, n in self.gpus.items():
             _explained("gpus", gpus.gpu, kind)
             require(n >= 1, "gpus", f"a number of {kind} from 1 up", n)
@@ -162,6 +168,11 @@ class Cell:
         'B (http://10.0.0.1:8000)'
         """
         return self.id if self.side is None or self.base_url is None else f"{self.side.upper()} ({self.base_url})"
+
+    @property
+    def route(self) -> Route:
+        """The way to its server."""
+        return Route(proxy=self.proxy, insecure=self.insecure)
 
     @property
     def simulated(self) -> bool:

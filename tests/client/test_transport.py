@@ -2,11 +2,7 @@
 
 import contextlib
 import gzip
-import shutil
 import socket
-import socketserver
-import ssl
-import subprocess
 import threading
 import time
 
@@ -16,6 +12,8 @@ import pytest
 from loadtest.client.exchange import Exchange, Limits, overdue
 from loadtest.client.transport import SocketTransport
 from loadtest.errors import LoadtestError, UsageError
+from loadtest.servers import route
+from tests.support.proxy import make_certificate, proxying, server_context
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
@@ -28,15 +26,19 @@ def chunked(*payloads):
 class Scripted:
     """Answers every request with the same steps: bytes to send, or a function of the connection to call."""
 
-    def __init__(self, *steps, tls=None):
+    def __init__(self, *steps, tls=None, file=None):
         self.steps = steps
         self.tls = tls
         self.requests: list[bytes] = []
         self.connections = 0
         self.release = threading.Event()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        scheme = "https" if tls else "http"
-        self.url = f"{scheme}://127.0.0.1:{self.listener.getsockname()[1]}/v1/chat/completions"
+        if file is None:
+            self.listener = socket.create_server(("127.0.0.1", 0))
+            where = f"{'https' if tls else 'http'}://127.0.0.1:{self.listener.getsockname()[1]}"
+        else:
+            self.listener = socket.create_server(str(file), family=socket.AF_UNIX)
+            where = f"unix://{file}:"
+        self.url = f"{where}/v1/chat/completions"
         self.threads = [threading.Thread(target=self.accept, daemon=True)]
         self.threads[0].start()
 
@@ -102,8 +104,8 @@ def reset(connection):
 def scripted():
     servers = []
 
-    def make(*steps, tls=None):
-        servers.append(Scripted(*steps, tls=tls))
+    def make(*steps, **where):
+        servers.append(Scripted(*steps, **where))
         return servers[-1]
 
     yield make
@@ -228,21 +230,12 @@ def test_the_request_is_named(scripted):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A certificate of 127.0.0.1 that nobody but itself vouches for, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    folder = tmp_path_factory.mktemp("tls")
-    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-    argv += ["-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*argv, "-keyout", folder / "key", "-out", folder / "cert"], check=True, capture_output=True)
-    return folder
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
 def tls(certificate):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate / "cert", certificate / "key")
-    return context
+    return server_context(certificate)
 
 
 def test_a_stream_over_tls(scripted, certificate, tls, monkeypatch):
@@ -273,50 +266,14 @@ def test_a_server_that_nobody_vouches_for_gets_nothing(scripted, send, tls, monk
     assert server.requests == []
 
 
-class Proxy(socketserver.ThreadingTCPServer):
-    """Lets through whoever asks for a way (CONNECT), or answers `refusal`; keeps what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self, refusal=b""):
-        super().__init__(("127.0.0.1", 0), None)
-        self.refusal = refusal
-        self.seen = b""
-
-    def finish_request(self, request, _):
-        while b"\r\n\r\n" not in self.seen:
-            self.seen += request.recv(65536)
-        if self.refusal:
-            request.sendall(self.refusal)
-            return
-        host, port = self.seen.split()[1].decode().split(":")
-        with socket.create_connection((host, int(port))) as server:
-            request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            back = threading.Thread(target=self.relay, args=(server, request))
-            back.start()
-            self.relay(request, server)
-            back.join()
-
-    def relay(self, source, target):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                self.seen += data
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-
-
 @pytest.fixture
 def proxy(monkeypatch):
     @contextlib.contextmanager
     def serving(refusal=b""):
-        with Proxy(refusal) as server:
-            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-            thread.start()
-            monkeypatch.setenv("https_proxy", f"http://who:pass@127.0.0.1:{server.server_address[1]}")
+        with proxying(refusal) as server:
+            monkeypatch.setenv("https_proxy", server.url.replace("://", "://who:pass@"))
             monkeypatch.setenv("no_proxy", "")
             yield server
-            server.shutdown()
-            thread.join()
 
     return serving
 
@@ -342,6 +299,74 @@ def test_a_proxy_that_refuses_is_named(scripted, send, tls, proxy):
     assert "407" in x.error.message
     assert "pass" not in x.error.message
     assert server.connections == 0
+
+
+@pytest.mark.parametrize("login", [None, "who:pass:word"])
+def test_a_proxy_that_is_asked_for_gets_whole_urls_and_a_login_of_the_environment(scripted, send, login, monkeypatch):
+    """On this machine too, where the environment's proxy does not matter."""
+    monkeypatch.setenv("no_proxy", "*")
+    if login:
+        monkeypatch.setenv("LOADTEST_PROXY_AUTH", login)
+    server = scripted(HEAD + chunked(EVENT) + b"0\r\n\r\n", close)
+    with proxying() as between, route.taken(route.Route(proxy=between.url)):
+        x = send(server)
+    assert (x.status, x.outcome, x.pieces) == (200, None, [EVENT])
+    [head] = between.heads
+    assert head.startswith(b"POST %b HTTP/1.1\r\nHost: %b\r\n" % (server.url.encode(), server.url.split("/")[2].encode()))
+    assert (b"Proxy-Authorization: Basic d2hvOnBhc3M6d29yZA==\r\n" in head) is bool(login)
+    assert server.requests[0].startswith(b"POST /v1/chat/completions HTTP/1.1")
+
+
+def test_a_proxy_that_is_asked_for_makes_way_to_tls(scripted, send, certificate, tls, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert"))
+    monkeypatch.setenv("LOADTEST_PROXY_AUTH", "who:pass")
+    server = scripted(HEAD + chunked(EVENT) + b"0\r\n\r\n", close, tls=tls)
+    with proxying() as between, route.taken(route.Route(proxy=between.url)):
+        x = send(server)
+    assert x.pieces == [EVENT]
+    assert between.heads[0].startswith(b"CONNECT ")
+    assert b"Proxy-Authorization: Basic d2hvOnBhc3M=" in between.heads[0]
+    assert b"Proxy-Authorization" not in server.requests[0]
+
+
+def test_a_proxy_that_is_not_there_is_named(scripted, send):
+    server = scripted(HEAD)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with route.taken(route.Route(proxy=nobody)):
+        x = send(server)
+    assert (x.outcome, x.error.kind, server.connections) == ("connection_error", "refused", 0)
+    assert f"through {nobody}" in x.error.message
+
+
+def test_a_certificate_is_taken_unverified_only_where_that_is_asked_for(scripted, send, tls, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    server = scripted(HEAD + chunked(EVENT) + b"0\r\n\r\n", close, tls=tls)
+    assert send(server).error.kind == "tls"
+    with route.taken(route.Route(insecure=True)):
+        x = send(server)
+    assert (x.outcome, x.pieces) == (None, [EVENT])
+    assert send(server).error.kind == "tls"
+
+
+def test_a_stream_over_a_unix_socket_is_stamped_by_this_process(scripted, send, tmp_path):
+    server = scripted(HEAD + chunked(EVENT, EVENT), chunked(EVENT), b"0\r\n\r\n", file=tmp_path / "s")
+    first, second = send(server, n=2)
+    for x in (first, second):
+        assert (x.status, x.outcome, x.error, b"".join(x.pieces)) == (200, None, None, EVENT * 3)
+        assert x.unstamped > 0
+        assert x.sent <= x.headers_at <= x.ended
+    assert server.connections == 1
+    assert server.requests[0].startswith(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n")
+
+
+def test_a_unix_socket_that_nobody_serves_is_named(tmp_path):
+    transport = SocketTransport(f"unix://{tmp_path}/none:/v1/chat/completions")
+    x = Exchange(body=b"{}")
+    transport.perform(x)
+    transport.close()
+    assert (x.outcome, x.error.kind) == ("connection_error", "connection")
+    assert f"({tmp_path}/none)" in x.error.message
 
 
 @pytest.mark.parametrize(

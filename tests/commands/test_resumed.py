@@ -72,6 +72,32 @@ def test_no_key_goes_to_a_server_that_only_the_run_names(began, again, run):
     assert cli._parse([*resume, *again]).out == run
 
 
+@pytest.mark.fault("secrets", "`--resume` of a stranger's run: a proxy and an unverified server must be named again")
+@pytest.mark.parametrize(
+    ("options", "again"),
+    [
+        ("--proxy http://proxy.example:3128", ["--proxy", "http://proxy.example:3128"]),
+        ("--insecure", ["--insecure"]),
+    ],
+)
+def test_no_key_goes_by_a_way_that_only_the_run_names(options, again, run):
+    write.write_manifest(run, Manifest(run_id="r", commands=(f"loadtest attach --base-url https://127.0.0.1:9 {options}",)))
+    resume = ["attach", "--resume", str(run)]
+    with pytest.raises(UsageError) as caught:
+        cli._parse(resume)
+    assert str(caught.value).endswith(f"where others can read them; if it is yours, repeat with {' '.join(again)}")
+    asked = cli._parse([*resume, *again])
+    assert (asked.out, resumed.named_again("attach", [asked.base_url], asked.proxy, asked.insecure)) == (
+        run,
+        f" {' '.join(again)}",
+    )
+
+
+def test_a_proxy_on_this_machine_needs_no_second_word(run):
+    write.write_manifest(run, Manifest(run_id="r", commands=(f"{BEGAN} --proxy http://127.0.0.1:3128",)))
+    assert cli._parse(["attach", "--resume", str(run)]).proxy == "http://127.0.0.1:3128"
+
+
 def test_a_duel_is_resumed_with_its_own_servers(run):
     write.write_manifest(run, Manifest(run_id="r", commands=(f"loadtest duel {A} {B}",)))
     with pytest.raises(UsageError, match="expected the run's own https://a.example https://b.example, got"):

@@ -253,3 +253,18 @@ def test_the_lowest_price_is_of_levels_that_passed():
         manifest = change(source.manifest, prices=change(source.manifest.prices, gpu_hour=1.0, currency="USD"))
         table = capacity_table(cells_of(source.metrics), source.metrics, manifest)
         assert [row[-1] for row in table.rows] == [cheapest] * 2
+
+
+def test_a_proxy_and_an_unverified_server_are_marked():
+    """Where neither is so, nothing is said."""
+    source = runs.small()
+    first, second = source.metrics.cells
+    assert "Way to the server" not in {check.name for check in gate_checks(source.metrics, source.manifest)}
+    cells = (change(first, proxy="http://10.0.0.1:3128"), change(second, insecure=True))
+    checks = gate_checks(change(source.metrics, cells=cells), source.manifest)
+    [found] = [check for check in checks if check.name == "Way to the server"]
+    assert found.state == "unknown"
+    assert found.words == (
+        f"{first.id}: through the proxy http://10.0.0.1:3128: its time is in every figure; "
+        f"{second.id}: its certificate was not verified (--insecure)"
+    )

@@ -1,17 +1,15 @@
 """Who answers at a URL: told from canned answers shaped as the engines' own."""
 
 import contextlib
-import shutil
 import socket
-import ssl
-import subprocess
 import threading
 
 import pytest
 
 from loadtest.errors import EngineError, UsageError
-from loadtest.servers import probe
+from loadtest.servers import probe, route
 from tests.support.fake_server import serving
+from tests.support.proxy import make_certificate, proxying, server_context
 
 
 def models(owner, **more):
@@ -302,15 +300,32 @@ def test_a_model_beyond_the_first_hundred_can_be_named():
         assert "m250" in probe.probe(server.url, model="m250").models
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_a_certificate_file_is_used_on_this_machine_too(tmp_path, monkeypatch):
-    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-    argv += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tmp_path / "key", "-out", tmp_path / "cert"]
-    subprocess.run(argv, check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+def test_a_certificate_file_is_used_on_this_machine_too_or_none_where_that_is_asked_for(tmp_path, monkeypatch):
+    context = server_context(make_certificate(tmp_path))
     with serving({"/v1/models": {"data": [{"id": "m"}]}}) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         url = server.url.replace("http:", "https:")
+        with pytest.raises(EngineError, match="CERTIFICATE_VERIFY_FAILED"):
+            probe.probe(url)
+        with route.taken(route.Route(insecure=True)):
+            assert probe.probe(url).model == "m"
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
         assert probe.probe(url).model == "m"
+
+
+def test_questions_go_through_a_proxy_that_is_asked_for(monkeypatch):
+    monkeypatch.setenv("LOADTEST_PROXY_AUTH", "who:pass")
+    answers = {"/v1/models": {"data": [{"id": "m"}]}}
+    with serving(answers) as server, proxying() as between, route.taken(route.Route(proxy=between.url)):
+        assert probe.probe(server.url).model == "m"
+    assert between.heads[0].startswith(b"GET %b/v1/models HTTP/1.1" % server.url.encode())
+    assert b"Proxy-Authorization: Basic d2hvOnBhc3M=" in between.heads[0]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # httpcore leaves a refused socket open
+def test_questions_go_to_the_file_of_a_socket(tmp_path):
+    with serving({"/v1/models": {"data": [{"id": "m"}]}}, file=tmp_path / "s") as server:
+        assert probe.probe(f"unix://{tmp_path}/s/v1").model == "m"
+        assert server.asked[0][1]["host"] == "localhost"
+    with pytest.raises(EngineError, match=f"unix://{tmp_path}/none:/v1/models: cannot connect"):
+        probe.probe(f"unix://{tmp_path}/none")

@@ -287,6 +287,25 @@ def test_a_server_of_another_kind_is_refused(tmp_path):
     assert "engine: expected vllm, got sglang; say --engine sglang" in problem
 
 
+def test_a_server_on_a_unix_socket_is_measured_and_its_counters_are_read(tmp_path):
+    file, out = tmp_path / "vllm.sock", tmp_path / "run"
+    argv = [*process.python("loadtest.simulator"), "--engine", "vllm-sim", "--model", "qwq-32b-awq", "--uds", str(file)]
+    simulator = subprocess.Popen([*argv, "--clock-speed", "200", "--length-scale", "0.02"], stderr=subprocess.DEVNULL)
+    try:
+        assert wait_until(file.exists)
+        cell = Cell(engine="vllm-sim", model="qwq-32b-awq", base_url=f"unix://{file}", clock_speed=200.0)
+        assert study_run.execute(replace(STUDY, cells=(cell,), levels=(2,)), out, say=silent) == ()
+    finally:
+        simulator.terminate()
+        simulator.wait()
+    run = read.read_run(out)
+    [level] = run.cells[0].levels
+    assert {(one.outcome, one.stamped_by) for one in level.requests} == {("ok", "process")}
+    assert level.server[-1].requests_finished_total == len(level.requests)
+    [figures] = analyze(run).cells
+    assert (figures.endpoint, figures.levels[0].client_health.stamped_by) == (str(file), "process")
+
+
 def test_keys_of_other_cells_reach_no_runtime(tmp_path, monkeypatch):
     monkeypatch.setenv("GROQ_API_KEY", KEY)
     hidden = execution.key_variables(

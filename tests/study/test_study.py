@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.errors import UsageError
+from loadtest.servers.route import Route
 from loadtest.study import locust_pass, parse, plan, schema
 from loadtest.study import run as study_run
 from loadtest.study.bursts.asked import natural_passes
@@ -238,3 +239,20 @@ def test_a_cell_says_its_endpoint_and_its_headers():
             parse.parse_study(SMALL.replace("[[cells]]", f'[[cells]]\nbase_url = "http://h:1"\n{wrong}'))
     with pytest.raises(UsageError, match="headers: expected none of a cell without base_url"):
         parse.parse_study(SMALL.replace("[[cells]]", '[[cells]]\nheaders = { X-Team = "TEAM_KEY" }'))
+
+
+def test_a_cell_says_the_way_to_its_server():
+    def study(lines):
+        return parse.parse_study(SMALL.replace("[[cells]]", f"[[cells]]\n{lines}"))
+
+    [cell] = study('base_url = "https://h:1"\nproxy = "http://p:3128"\ninsecure = true').cells
+    assert cell.route == Route(proxy="http://p:3128", insecure=True)
+    for lines, said in (
+        ('base_url = "http://h:1"\ninsecure = true', r"^study:5: insecure: expected with https"),
+        ('base_url = "https://h:1"\nproxy = "http://who:pass@p:3128"', "proxy: expected http://HOST:PORT without a user"),
+        ('base_url = "unix:///s"\nproxy = "http://p:3128"', "proxy: expected none with unix://"),
+        ('base_url = "unix://s"', "base_url: unix://s: expected the file of a socket"),
+        ("insecure = true", "base_url: expected a server that runs with proxy and insecure, got none"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            study(lines)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 
 Answer = tuple[int, object, Mapping[str, str]]
 
@@ -35,18 +37,30 @@ class _Handler(BaseHTTPRequestHandler):
 class FakeServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, answers):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, answers, file=None):
+        self.address_family = socket.AF_INET if file is None else socket.AF_UNIX
+        super().__init__(("127.0.0.1", 0) if file is None else str(file), _Handler)
         self.answers = dict(answers)
         self.asked: list[tuple[str, dict[str, str]]] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.url = f"http://127.0.0.1:{self.server_port}" if file is None else f"unix://{file}"
+
+    def server_bind(self):
+        if self.address_family == socket.AF_INET:
+            super().server_bind()
+        else:
+            TCPServer.server_bind(self)
+
+    def get_request(self):
+        connection, address = super().get_request()
+        return connection, address or ("a Unix socket", 0)
 
 
 @contextlib.contextmanager
-def serving(answers):
-    """A running server; an answer that is not a (status, body, headers) is a body with status 200."""
+def serving(answers, file=None):
+    """A running server, on the Unix socket `file` where that is given; an answer that is not a
+    (status, body, headers) is a body with status 200."""
     full = {path: answer if isinstance(answer, tuple) else (200, answer, {}) for path, answer in answers.items()}
-    server = FakeServer(full)
+    server = FakeServer(full, file)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:

@@ -7,6 +7,7 @@ import hmac
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import h11
@@ -166,12 +167,21 @@ class Face:
         }
 
 
-async def serve(simulator: Simulator, port: int, ready: Callable[[int], None], stop: asyncio.Event) -> None:
-    """Listen until `stop` is set; `ready` is told the port (0 asks for a free one)."""
+async def serve(
+    simulator: Simulator, port: int, ready: Callable[[int], None], stop: asyncio.Event, file: Path | None = None
+) -> None:
+    """Listen until `stop` is set; `ready` is told the port (0 asks for a free one). `file`: on a Unix socket instead."""
     face = Face(simulator)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: ServedConnection(simulator.connections, face.answer), HOST, port, backlog=4096)
-    ready(server.sockets[0].getsockname()[1])
+
+    def served() -> ServedConnection:
+        return ServedConnection(simulator.connections, face.answer)
+
+    if file is None:
+        server = await loop.create_server(served, HOST, port, backlog=4096)
+    else:
+        server = await loop.create_unix_server(served, str(file), backlog=4096)
+    ready(server.sockets[0].getsockname()[1] if file is None else 0)
     try:
         await stop.wait()
     finally:
