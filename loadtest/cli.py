@@ -142,14 +142,14 @@ def _of_attach(parser: argparse.ArgumentParser, given: argparse.Namespace, argv:
     began = parser.parse_args([name, *options])
     if began.resume is not None or None in (getattr(began, place) for place in places):
         raise UsageError(f"{given.resume}: --resume: expected the command that began it to name its server, got none")
-    servers = [getattr(given, place) for place in named]
+    servers = resumed.servers_of(given, named)
     resumed.check_way(given.resume, began, given)
-    resumed.check_servers(given.resume, name, [getattr(began, place) for place in places], servers)
+    resumed.check_servers(given.resume, name, resumed.servers_of(began, places), servers)
     both = parser.parse_args([name, *options, *(word for word in argv[1:] if name != "duel" or word not in servers)])
+    for repeated in ("header",) if name == "duel" else ("header", "base_url", "slo"):
+        setattr(both, repeated, getattr(given, repeated) or getattr(began, repeated))
     resumed.check_same(given.resume, began, both)
     both.out = given.resume
-    if name != "duel":
-        both.slo = given.slo or began.slo
     return both
 
 
@@ -343,8 +343,10 @@ def _add_server(add: Callable[..., argparse.Action]) -> None:
     """Options of a server that already runs: where, and what it is."""
     add(
         "--base-url",
+        action="append",
         metavar="URL",
-        help="such as http://127.0.0.1:8000 or unix:///run/vllm.sock (the key comes from LOADTEST_API_KEY)",
+        help="such as http://127.0.0.1:8000 or unix:///run/vllm.sock; several take turns (repeatable; the key comes from"
+        " LOADTEST_API_KEY)",
     )
     add_headers(add)
     add_route(add)

@@ -5,6 +5,7 @@ Pure: same records, same numbers, in any order of lines, split over any files. D
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -29,18 +30,22 @@ from loadtest.metrics import (
     token_counts,
 )
 from loadtest.metrics.catalogue import CENSORED_METRICS, METRICS
+from loadtest.metrics.client_health import Passes
 from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimate, GapDistribution, unknown
 from loadtest.metrics.level_schema import (
     ClientHealth,
     LevelFigures,
     PassFigures,
+    ReplicaFigures,
+    ReplicaRequests,
+    ServerCounters,
     SteadyWindow,
     TokenArrivals,
     TokenCounts,
     TroubleCounts,
     WindowSpan,
 )
-from loadtest.metrics.request_arrays import Bools, Ints, Pass, Small, pace_of, per_request, values_of
+from loadtest.metrics.request_arrays import Bools, Ints, Pass, Small, pace_of, pass_arrays, per_request, values_of
 from loadtest.records.engine_facts import ClockError
 from loadtest.records.manifest import IMPORTED, VIRTUAL_TIME
 from loadtest.records.read import LevelRecords
@@ -72,7 +77,7 @@ def level_figures(
         torn_lines=sum(len(level.torn) for level, _ in passes),
         damaged_files=tuple(f"{level.path.name}/{one}" for level, _ in passes for one in level.damaged),
         outcomes=dict(sorted(Counter(r.outcome for r in measured).items())),
-        error_kinds=dict(sorted(Counter(r.error.kind for r in measured if r.error is not None).items())),
+        error_kinds=_error_kinds(measured),
         n_resends=sum(r.resends for r in measured),
         window=_window([span for span in spans if span is not None], len(columns)),
         checks=steady_window.check_windows(_with_window(columns, spans), len(columns)),
@@ -103,10 +108,38 @@ def level_figures(
         curves=series.of_level(columns, [level for level, _ in passes], spans, anchor),
         client_health=_client_health(passes, anchor, _usual_gap_s(columns, gaps_s, tpot_s), driven, clock_error),
         reconciliation=reconciliation.reconcile(passes, anchor, tpot_s.mean),
-        server=reconciliation.count_server(passes, anchor),
+        server=_with_requests(reconciliation.count_server(passes, anchor), passes, anchor),
         slo=(),
     )
     return replace(level, slo=tuple(slo_objectives.judge_slo(objective, level) for objective in objectives))
+
+
+def _with_requests(server: ServerCounters, passes: Passes, anchor: float) -> ServerCounters:
+    """The counters with what the client saw of each server, where several took turns."""
+    told = {one.source: one for one in server.replicas}
+    sources = sorted({one.replica for level, _ in passes for one in level.requests if one.replica is not None})
+    silent = partial(ReplicaFigures, n_requests=None, request_share=None, output_tokens=None, output_token_share=None,
+                     prefix_cache_hit_share=None, peak_kv_usage_share=None, peak_waiting_at_once=None)  # fmt: skip
+    asked = [replace(told.get(one) or silent(source=one), asked=_requests_of(one, passes, anchor)) for one in sources]
+    return replace(server, replicas=tuple(asked)) if asked else server
+
+
+def _requests_of(source: str, passes: Passes, anchor: float) -> ReplicaRequests:
+    """Population: measured requests that were sent to this server."""
+    own = [dataclasses.replace(one, requests=tuple(r for r in one.requests if r.replica == source)) for one, _ in passes]
+    columns = [pass_arrays(one, anchor) for one in own if one.requests]
+    measured = [r for one in columns for r in one.records if r.phase == "measure"]
+    return ReplicaRequests(
+        n_requests=len(measured),
+        failed_share=intervals.share(sum(r.outcome in FAILED for r in measured), len(measured)),
+        error_kinds=_error_kinds(measured),
+        ttft_s=censored_distribution(columns, "ttft_s"),
+        run_tokens_per_s=steady_window.run_tokens_per_s(columns),
+    )
+
+
+def _error_kinds(records: Iterable[RequestRecord]) -> dict[str, int]:
+    return dict(sorted(Counter(r.error.kind for r in records if r.error is not None).items()))
 
 
 def _usual_gap_s(columns: Sequence[Pass], gaps_s: GapDistribution, tpot_s: Distribution) -> float | None:

@@ -128,6 +128,7 @@ def _cell(
         gpu=facts.gpu,
         gpus=facts.gpus,
         endpoint=route.host(facts.base_url),
+        servers=tuple(map(route.place, facts.base_urls)),
         proxy=facts.proxy,
         insecure=facts.insecure,
         mode=facts.mode or manifest.mode,

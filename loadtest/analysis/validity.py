@@ -107,7 +107,8 @@ def _damaged(level: LevelFigures | ComposedLevel) -> bool:
 
 def unsound_reasons(level: LevelFigures | ComposedLevel) -> tuple[str, ...]:
     """Why no verdict may rest on a level, empty where one may: torn or damaged records, unequal work, token counts that
-    cannot be right, a load generator that may have distorted the figures, a server that does not agree."""
+    cannot be right, a dead server of several, a load generator that may have distorted the figures, a server that does not
+    agree."""
     failed = [gate for gate in (level.client_health, level.reconciliation) if gate.status == "fail"]
     return (
         *level.damaged_files,
@@ -118,7 +119,17 @@ def unsound_reasons(level: LevelFigures | ComposedLevel) -> tuple[str, ...]:
 
 def _of_answers(level: LevelFigures) -> tuple[str, ...]:
     torn = [f"{level.torn_lines} torn line(s) left out"] if level.torn_lines else []
-    return (*torn, *level.equal_work.reasons, *level.token_counts.reasons)
+    return (*torn, *level.equal_work.reasons, *level.token_counts.reasons, *dead_replicas(level))
+
+
+def dead_replicas(level: LevelFigures) -> tuple[str, ...]:
+    """Servers that took their turn and answered no request at all: the level is of fewer servers than its cell."""
+    asked = [(one.source, one.asked) for one in level.server.replicas if one.asked is not None]
+    return tuple(
+        f"{source} answered none of its {figures.n_requests} requests ({', '.join(figures.error_kinds)})"
+        for source, figures in asked
+        if figures.failed_share.value == 1
+    )
 
 
 def _unchecked_reasons(level: LevelFigures | ComposedLevel) -> tuple[str, ...]:

@@ -114,6 +114,7 @@ class Endpoint:
     opened: bool
     api: Api = "chat"
     name: str | None = None  # of a second one: its requests are recorded under this name
+    replica: str | None = None  # of one of several that take turns: likewise
 
 
 def overdue(exchange: Exchange, now: float, limits: Limits, speed: float = 1.0) -> tuple[Outcome, str, str] | None:

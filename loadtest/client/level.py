@@ -35,7 +35,9 @@ GIVE_UP_AFTER_S = 15.0  # wall: with nothing but connection errors for so long, 
 class Level:
     """Runs this process's share of a pass.
 
-    `slots` are the numbers of its users, `endpoint` the server, `second` another one, which requests may be sent to instead.
+    `slots` are the numbers of its users, `endpoints` the servers, `second` another one, which requests may be sent to
+    instead. Where there are several servers, items take turns at them: a conversation stays with one, whose cache knows its
+    past, and what goes where depends on the workload alone.
     `kept` is called with every record that is on disk, `failed` once, when the measurement itself cannot go on.
     `count_tokens` counts for servers that never tell. `turns`: requests of one task, where they depend on each other; the
     conversations of a workload have turns of their own.
@@ -45,8 +47,7 @@ class Level:
         self,
         options: PassOptions,
         slots: Sequence[int],
-        endpoint: Endpoint,
-        *,
+        *endpoints: Endpoint,
         kept: Callable[[RequestRecord], None],
         failed: Callable[[Failure], None],
         count_tokens: CountTokens | None = None,
@@ -55,9 +56,9 @@ class Level:
     ) -> None:
         self.options = options
         self.clock = Clock.start(options.clock_speed)
-        self.endpoint, self.second, self.script = endpoint, second, endpoint.script
-        self._conversations = turns == 1 and endpoint.script.most_turns > 1
-        self.turns = endpoint.script.most_turns if self._conversations else turns
+        self.servers, self.second, self.script = endpoints, second, endpoints[0].script
+        self._conversations = turns == 1 and self.script.most_turns > 1
+        self.turns = self.script.most_turns if self._conversations else turns
         self._slots = tuple(slots)
         n = None if options.requests is None else self._tasks(options.requests)
         self._indices: Iterator[int] = indices(slots, options.concurrency, n)
@@ -108,12 +109,22 @@ class Level:
 
     def open(self) -> None:
         """Open the connections, then start the watch over this process. To be called before any user starts."""
-        self.connected_wall_s = sum(one.transport.open(len(self._slots)) for one in self._endpoints)
+        self.connected_wall_s = sum(one.transport.open(self._share) for one in self.servers)
+        if self.second is not None:
+            self.connected_wall_s += self.second.transport.open(len(self._slots))
         self.telemetry.start()
 
     @property
+    def _share(self) -> int:
+        """Connections to each server that are opened ahead; more are opened as they are needed."""
+        return math.ceil(len(self._slots) / len(self.servers))
+
+    @property
     def _endpoints(self) -> list[Endpoint]:
-        return [self.endpoint] if self.second is None else [self.endpoint, self.second]
+        return [*self.servers, *([] if self.second is None else [self.second])]
+
+    def _server_of(self, item: Item) -> Endpoint:
+        return self.servers[item.index % len(self.servers)]
 
     def join(self) -> int:
         """Number a new user: this process's slots first, then (a ramp beyond the level) numbers that nobody else has."""
@@ -159,12 +170,12 @@ class Level:
 
         The recorder decodes and writes it: the user's next request does not wait for that.
         """
-        return self._perform(item, user, scheduled_s, endpoint or self.endpoint, None)
+        return self._perform(item, user, scheduled_s, endpoint or self._server_of(item), None)
 
     def converse(self, item: Item, user: int, scheduled_s: float) -> tuple[Exchange, Reply]:
         """The same, and wait for the recorder to decode it: for a next request that depends on the answer."""
         told: AsyncResult[Reply] = AsyncResult()
-        exchange = self._perform(item, user, scheduled_s, self.endpoint, told)
+        exchange = self._perform(item, user, scheduled_s, self._server_of(item), told)
         return exchange, told.get()
 
     def abandon(self, requests: int) -> None:
@@ -218,7 +229,7 @@ class Level:
             host=socket.gethostname(),
             file=self.recorder.file,
             users=self.users,
-            connections_opened=len(self._slots),
+            connections_opened=self._share * len(self.servers),
             connections_wall_s=round(self.connected_wall_s, 6),
             started=self.started,
             written=self.recorder.written,
@@ -242,8 +253,9 @@ class Level:
         self._trouble_since = self._trouble_since or now
         if now - self._trouble_since > GIVE_UP_AFTER_S:
             reason = record.error.message if record.error else "no reason given"
+            where = ", ".join(self.options.request_urls)
             message = (
-                f"{self.options.request_url}: the last {self._trouble} requests, over {now - self._trouble_since:.0f} s, all"
+                f"{where}: the last {self._trouble} requests, over {now - self._trouble_since:.0f} s, all"
                 f" met a connection error ({reason}); is the server still there?"
             )
             self.fail(Failure(kind="server", message=message))

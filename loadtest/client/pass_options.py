@@ -25,7 +25,7 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     model: str
     tp: int
-    url: str  # of the server, without a path
+    url: str  # of the server, without a path; of several, the first
     concurrency: int
     repeat: int
     requests: int | None  # None: for a time
@@ -38,6 +38,7 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
     api: Api = "chat"
     headers: dict[str, str] = {}  # name to the environment variable that holds its value
     route: Route = Route()
+    more_urls: tuple[str, ...] = ()  # of further servers, which take turns with the first
     kind: PassKind = "level"
     prompts: int | None = None  # whole rounds of so many; None: the workload on and on
     level: int | None = None  # its number, where that is no concurrency; None: the concurrency
@@ -61,9 +62,14 @@ class PassOptions(msgspec.Struct, frozen=True, kw_only=True):
         return Rounds(self.prompts, self.name, math.ceil((self.requests or 0) / self.prompts))
 
     @property
-    def request_url(self) -> str:
-        """What measured requests ask."""
-        return f"{self.url}{PATHS[self.api]}"
+    def urls(self) -> tuple[str, ...]:
+        """Of every server."""
+        return (self.url, *self.more_urls)
+
+    @property
+    def request_urls(self) -> tuple[str, ...]:
+        """What measured requests ask, of each server."""
+        return tuple(f"{url}{PATHS[self.api]}" for url in self.urls)
 
     @classmethod
     def from_table(cls, table: dict[str, Any]) -> PassOptions:

@@ -13,7 +13,7 @@ from loadtest.workload.script import Item
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sending:
     """When a request was due, was sent, got its headers and ended (offsets, s), how long it took to connect (s), how often
-    it was sent anew, and how its times were taken (`RequestRecord`)."""
+    it was sent anew, how its times were taken, and which of several servers it went to (`RequestRecord`)."""
 
     scheduled_s: float
     sent_s: float | None
@@ -24,6 +24,8 @@ class Sending:
     stamped_by: StampSource | None = None
     unread_s: float | None = None
     write_s: float | None = None
+    endpoint: str | None = None
+    replica: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ class RecordBuilder:
     clock_speed: float
     judges: bool
 
-    def build(self, item: Item, user: int, sent: Sending, got: Reply, endpoint: str | None = None) -> RequestRecord:
+    def build(self, item: Item, user: int, sent: Sending, got: Reply) -> RequestRecord:
         prepared = item.prepared
         answer = cut(got.answer, ANSWER_LIMIT_BYTES)
         return RequestRecord(
@@ -86,7 +88,8 @@ class RecordBuilder:
             turn=item.turn,
             task_turns=None if item.turn is None else item.turns,
             burst=item.burst,
-            endpoint=endpoint,
+            endpoint=sent.endpoint,
+            replica=sent.replica,
             stamped_by=sent.stamped_by,
             unread_s=_rounded(sent.unread_s),
             write_s=_rounded(sent.write_s),

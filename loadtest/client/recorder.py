@@ -154,8 +154,10 @@ class Recorder:
             stamped_by="process" if exchange.unstamped else "kernel",
             unread_s=None if exchange.unstamped else exchange.unread_s * clock.speed,
             write_s=exchange.write_s * clock.speed,
+            endpoint=endpoint.name,
+            replica=endpoint.replica,
         )
-        return self._builder.build(item, ended.user, sent, got, endpoint.name)
+        return self._builder.build(item, ended.user, sent, got)
 
     def _write(self, writer: JsonlWriter, value: object) -> bool:
         """Whether a line was written, by the thread: a disk may take tens of ms."""

@@ -129,7 +129,7 @@ def _attach(arguments: argparse.Namespace, say: Teller, name: str) -> str:
     study, budget_s = searched(_attached(arguments), arguments, arguments.requests), hours_in_s(arguments.budget)
     plan.asked(study)
     with reaching(study.cells[0]):
-        info = probe.probe(arguments.base_url, model=arguments.model)
+        info = probe.probe(arguments.base_url[0], model=arguments.model)
     cell = replace(
         study.cells[0],
         engine=arguments.engine or cast("EngineName", info.engine),
@@ -139,7 +139,7 @@ def _attach(arguments: argparse.Namespace, say: Teller, name: str) -> str:
         context_tokens=info.max_model_len,
         clock_speed=info.clock_speed if info.simulated else None,
     )
-    study = replace(study, name=f"{cell.engine} at {arguments.base_url}", cells=(cell,))
+    study = replace(study, name=f"{cell.engine} at {', '.join(arguments.base_url)}", cells=(cell,))
     _warn_of_few_requests(study, say, "--requests")
     out = arguments.out or new_folder(name)
     resume = arguments.resume is not None
@@ -149,7 +149,7 @@ def _attach(arguments: argparse.Namespace, say: Teller, name: str) -> str:
         say,
         arguments.json,
         again=f"loadtest {name} --resume {shlex.quote(str(out))}"
-        f"{resumed.named_again(name, [arguments.base_url], arguments.proxy, arguments.insecure)}",
+        f"{resumed.named_again(name, arguments.base_url, arguments.proxy, arguments.insecure)}",
     )
 
 
@@ -203,7 +203,7 @@ def _attached(arguments: argparse.Namespace) -> schema.Study:
         model=arguments.model or "model",
         tp=1 if arguments.tp is None else arguments.tp,
         gpu=arguments.gpu,
-        base_url=arguments.base_url,
+        **schema.of_servers(arguments.base_url),
         api=arguments.api,
         headers=dict(map(read_header, arguments.header)),
         proxy=arguments.proxy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.errors import UsageError
@@ -52,6 +53,12 @@ def began_options(run: Path, name: str) -> list[str]:
     return words[2:]
 
 
+def servers_of(arguments: argparse.Namespace, places: Sequence[str]) -> list[str]:
+    """The servers that arguments name in these places; an option that is repeated names several."""
+    values = [getattr(arguments, place) for place in places]
+    return [url for value in values for url in (value if isinstance(value, list) else [value])]
+
+
 def named_again(name: str, servers: list[str], proxy: str | None = None, insecure: bool = False) -> str:
     """What names the servers of a run once more on a command line with --resume, and the way to them; nothing where all are
     on this machine."""
@@ -94,5 +101,9 @@ def check_same(run: Path, began: argparse.Namespace, given: argparse.Namespace) 
         expected, got = getattr(began, name), getattr(given, name)
         if expected != got:
             option = f"--{name.replace('_', '-')}"
-            theirs = "none" if expected is None else expected
-            raise UsageError(f"{run}: --resume: {option}: expected the run's own ({theirs}), got {got}; start anew")
+            raise UsageError(f"{run}: --resume: {option}: expected the run's own ({_shown(expected)}), got {_shown(got)}; "
+                             "start anew")  # fmt: skip
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)

@@ -240,10 +240,21 @@ class DraftFigures(msgspec.Struct, frozen=True, kw_only=True):
     answer_tokens_per_chunk: Annotated[float | None, about("The same of the answer.")]
 
 
-class ReplicaFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several servers behind a router, over all passes, warm-up included. None: it does not tell."""
+class ReplicaRequests(msgspec.Struct, frozen=True, kw_only=True):
+    """What the client saw of one of several servers that took turns; measured requests, defined as those of a level."""
 
-    source: Annotated[str, about("Host and port of its `/metrics`.")]
+    n_requests: Annotated[int, about("Measured requests sent to it.")]
+    failed_share: Annotated[Estimate, about("Share of them that the server, or the way to it, failed.")]
+    error_kinds: Annotated[dict[str, int], about("How many failed in each way.")]
+    ttft_s: Annotated[CensoredDistribution, about("Seconds from sending a request to its first text.")]
+    run_tokens_per_s: Annotated[Estimate, about("Tokens / seconds from its first request sent to its last token.")]
+
+
+class ReplicaFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several servers of a cell: by its own counters over all passes, warm-up included (None: it does not tell), and
+    by the client where that sent its requests itself."""
+
+    source: Annotated[str, about("Host and port, or the file of its socket.")]
     n_requests: Annotated[float | None, about("Requests that it finished.")]
     request_share: Annotated[float | None, about("Of those of all replicas; without a bias of the router 1 / replicas.")]
     output_tokens: Annotated[float | None, about("Tokens that it generated.")]
@@ -251,6 +262,7 @@ class ReplicaFigures(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_hit_share: Annotated[float | None, about("Prompt tokens found in its prefix cache / its prompt tokens.")]
     peak_kv_usage_share: Annotated[float | None, about("Largest share of its KV cache in use.")]
     peak_waiting_at_once: Annotated[float | None, about("Most requests waiting in it.")]
+    asked: Annotated[ReplicaRequests | None, about("None behind a router, which does not say whom it asked.")] = None
 
 
 class ServerCounters(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,7 +272,7 @@ class ServerCounters(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_hit_share: Annotated[float | None, about("Prompt tokens found in the prefix cache / prompt tokens.")]
     peak_kv_usage_share: Annotated[float | None, about("Largest share of the KV cache in use, of readings a second apart.")]
     peak_waiting_at_once: Annotated[float | None, about("Most requests waiting in the server, likewise.")]
-    replicas: Annotated[tuple[ReplicaFigures, ...], about("Of several `/metrics`; empty with one.")] = ()
+    replicas: Annotated[tuple[ReplicaFigures, ...], about("Of several servers or `/metrics`; empty with one.")] = ()
     speculation: Annotated[DraftFigures | None, about("None where no draft was counted.")] = None
 
 

@@ -120,6 +120,7 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     gpus: Annotated[dict[str, int], about("Of several pools behind one URL: GPUs of each kind; empty: `tp` of `gpu`.")] = {}
     factors: Annotated[dict[str, str], about("What the study varies, and the level that this cell has of each.")] = {}
     side: Annotated[Side | None, about("Of a duel: the first server or the second. None: no duel.")] = None
+    servers: Annotated[tuple[str, ...], about("Those that took turns; empty: one server, or a router.")] = ()
     proxy: Annotated[str | None, about("The proxy that its requests went through; its time is in every figure.")] = None
     insecure: Annotated[bool, about("The server's certificate was not verified.")] = False
     composed: Annotated[tuple[ComposedLevel, ...], about("Of bursts, by concurrency; empty without them.")] = ()
@@ -138,7 +139,7 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def gpu_count(self) -> int | None:
         """GPUs that serve it, of all kinds; None where nobody said."""
-        return sum(self.gpus.values()) or self.tp
+        return sum(self.gpus.values()) or (None if self.tp is None else self.tp * max(1, len(self.servers)))
 
     def level(self, concurrency: int) -> LevelFigures | None:
         return next((level for level in self.levels if level.concurrency == concurrency), None)

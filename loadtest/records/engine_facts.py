@@ -99,6 +99,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     clock_speed: ClockSpeed | None = None
     base_url: str | None = None  # None: the run started the engine, and its port is gone
+    base_urls: tuple[str, ...] = ()  # of several servers that took turns, `base_url` the first; empty: one
     proxy: str | None = None  # between us and the server, without a user; None: none
     insecure: bool = False  # its certificate was not verified
     side: Side | None = None  # of a duel

@@ -183,6 +183,7 @@ class RequestRecord:
     resends: int = 0  # times it was sent anew within its own wait: its kept connection had been closed before it came
     burst: int | None = None  # which burst of its pass it belongs to, from 0; None: none
     endpoint: str | None = None  # which endpoint was asked, where a router has a second one; None: the cell's own
+    replica: str | None = None  # which of several servers was asked, its host and port; None: there is one
     stamped_by: StampSource | None = None  # who timed the arrivals: the kernel, or this process when it read; None: not said
     unread_s: Seconds | None = None  # the longest that bytes lay unread by this process; 0: at most 1 ms of wall time
     write_s: Seconds | None = None  # how long the first write took: the request left so much after `sent_s` at most
@@ -205,7 +206,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSample:
-    """What one of several servers behind a router told in the same reading; names as of `ServerSample`."""
+    """What one of several servers of a cell told in the same reading; names as of `ServerSample`."""
 
     source: str  # host and port of its /metrics
     running: float | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from loadtest.analysis.validity import Doubt, doubts, window_doubts
+from loadtest.analysis.validity import Doubt, dead_replicas, doubts, window_doubts
 from loadtest.errors import UsageError
 from loadtest.metrics.clock_error import time_errors
 from loadtest.metrics.level_schema import ClientHealth, GateStatus, LevelFigures, Reconciliation
@@ -73,8 +73,8 @@ def _without_verdict(rows: tuple[Comparison, ...]) -> list[str]:
 
 def gate_checks(metrics: Metrics, manifest: Manifest, engines: Mapping[str, EngineFacts] = NO_ENGINES) -> tuple[Check, ...]:
     """The gates of the run: load generator, client against server, completeness, who counted the tokens where the server
-    did not, equal work where it failed, the way to a server that is not direct or not verified, and the contract where an
-    engine told its settings."""
+    did not, equal work where it failed, the way to a server that is not direct or not verified, servers that took turns, and
+    the contract where an engine told its settings."""
     levels = by_level(cells_of(metrics))
     return (
         _verified(_level_check("Load generator", metrics.health.client, levels, _client_health, _kept_up), manifest),
@@ -83,6 +83,7 @@ def gate_checks(metrics: Metrics, manifest: Manifest, engines: Mapping[str, Engi
         *_token_check(levels),
         *_equal_work_check(levels),
         *_way_check(metrics),
+        *_replica_check(levels),
         *_sampling_check(manifest),
         *(_contract_check(engines) if manifest.imported is None else (_CONTRACT_NOT_TOLD,)),
     )
@@ -228,6 +229,17 @@ def _way_check(metrics: Metrics) -> tuple[Check, ...]:
     found += [f"{cell.id}: its certificate was not verified (--insecure)"
               for cell in cells_of(metrics) if cell.figures.insecure]  # fmt: skip
     return (Check("Way to the server", "unknown", "; ".join(found)),) if found else ()
+
+
+def _replica_check(levels: Levels) -> tuple[Check, ...]:
+    """Whether every server that took turns answered; nothing where there is one."""
+    if not any(one.asked for _, level in levels for one in level.server.replicas):
+        return ()
+    found = [(cell, level) for cell, level in levels if dead_replicas(level)]
+    if not found:
+        return (Check("Replicas", "pass", "every server that took turns answered"),)
+    words = "; ".join(dict.fromkeys(clean(one) for _, level in found for one in dead_replicas(level)))
+    return (Check("Replicas", "fail", f"{words}; start it, or leave it out", _where(found, levels)),)
 
 
 def _sampling_check(manifest: Manifest) -> tuple[Check, ...]:

@@ -12,7 +12,7 @@ import msgspec
 
 from loadtest.metrics.catalogue import METRICS, QUANTILES, TERMS, Metric, Statistic
 from loadtest.metrics.figures import Bounded, Distribution
-from loadtest.metrics.level_schema import DraftFigures, GateStatus, LevelFigures
+from loadtest.metrics.level_schema import DraftFigures, GateStatus, LevelFigures, ReplicaRequests
 from loadtest.metrics.schema import ClaimResult, FindingVerdict, Metrics
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
@@ -271,17 +271,34 @@ def caching_table(cells: Sequence[ShownCell]) -> Table | None:
 
 
 def replicas_table(cells: Sequence[ShownCell]) -> Table | None:
-    """What each server behind a router did, level by level; None without several."""
+    """What each of several servers did, level by level; None without several."""
+    found = [(cell, level, one) for cell, level in by_level(cells) for one in level.server.replicas]
+    asked = any(one.asked for *_, one in found)
     rows = [
-        (cell.name, count(level.concurrency), clean(one.source), count(one.n_requests), percent(one.request_share),
-         percent(one.output_token_share), percent(one.prefix_cache_hit_share), percent(one.peak_kv_usage_share),
-         count(one.peak_waiting_at_once))
-        for cell, level in by_level(cells)
-        for one in level.server.replicas
+        (cell.name, count(level.concurrency), clean(one.source), *(_asked(one.asked) if asked else ()),
+         count(one.n_requests), percent(one.request_share), percent(one.output_token_share),
+         percent(one.prefix_cache_hit_share), percent(one.peak_kv_usage_share), count(one.peak_waiting_at_once))
+        for cell, level, one in found
     ]  # fmt: skip
-    head = ("cell", "concurrency", "replica", "requests", "share of requests", "share of output tokens",
-            "prefix-cache hits", "peak KV use", "peak queue")  # fmt: skip
-    return Table(head, tuple(rows)) if rows else None
+    head = ("cell", "concurrency", "replica", *(_ASKED if asked else ()), "requests", "share of requests",
+            "share of output tokens", "prefix-cache hits", "peak KV use", "peak queue")  # fmt: skip
+    notes = (_TURNS,) if asked else ()
+    return Table(head, tuple(rows), notes) if rows else None
+
+
+_ASKED = ("asked", "failed", "TTFT p50, s", "tokens/s")
+_TURNS = (
+    "Sessions take turns at the servers; all requests of a session go to one. Asked to tokens/s: measured requests, by the "
+    "client; the other columns: the servers' own counters, warm-up included."
+)
+
+
+def _asked(found: ReplicaRequests | None) -> tuple[str, ...]:
+    if found is None:
+        return (DASH,) * len(_ASKED)
+    kinds = f" ({', '.join(map(clean, found.error_kinds))})" if found.error_kinds else ""
+    failed = f"{percent(found.failed_share.value)}{kinds}"
+    return count(found.n_requests), failed, value_or_need(found.ttft_s.at("p50")), number(found.run_tokens_per_s.value)
 
 
 _POSITIONS = 8  # as many as a column holds

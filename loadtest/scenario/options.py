@@ -49,6 +49,9 @@ def add_options(parser: Any) -> None:
     group.add_argument(
         "--header", action="append", metavar="NAME=ENV_VAR", help="header whose value is in this variable (repeatable)"
     )
+    group.add_argument(
+        "--replica", action="append", metavar="URL", help="a further server that takes turns with --host (repeatable)"
+    )
     group.add_argument("--proxy", metavar="URL", help="send requests through this HTTP proxy (default: none)")
     group.add_argument("--insecure", action="store_true", help="do not verify the server's certificate")
     group.add_argument("--prompts", type=_from(1), help="ask the first N prompts in whole rounds, each with a cache_salt")

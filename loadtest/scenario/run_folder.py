@@ -54,9 +54,9 @@ class Opening:
     def _read_counters(self) -> None:
         """Read the server's counters, before the first request and after the last only."""
         if self._counters is not None:
-            from loadtest.servers.prometheus import scrape
+            from loadtest.servers.prometheus import scrape_once
 
-            self._counters.write(scrape(self.asked.url, self._clock))
+            self._counters.write(scrape_once(self.asked.urls, self._clock))
 
     def mark(self, token: str) -> None:
         """Mark the folder of the pass as the master's: a worker that finds the token there has no records to ship."""
@@ -96,7 +96,8 @@ def open_run(options: Any, host: str | None, users: int, kind: PassKind = "level
     url = base_url(host)
     credentials.declare(dict(map(credentials.read_header, options.header or ())))
     route.take(route.Route(proxy=options.proxy, insecure=options.insecure))
-    route.check_route(route.current(), (url,))
+    more = tuple(map(probe.normalise_url, options.replica or ()))
+    route.check_route(route.current(), (url, *more))
     told = _ask_server(options, url)
     info = told or probe.ServerInfo(engine=options.engine)
     run = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%dT%H%M%S')}-{options.engine or info.engine}")
@@ -169,6 +170,7 @@ def _resolved(
         api=options.api,
         headers=credentials.header_variables(),
         route=route.current(),
+        more_urls=tuple(map(probe.normalise_url, options.replica or ())),
         requests=options.requests,
         warmup_requests=options.warmup_requests,
         seed=options.seed,
@@ -275,6 +277,7 @@ def _write_engine(asked: PassOptions, info: probe.ServerInfo | None, lengths: Pr
         simulated=bool(info and info.simulated) or asked.engine.endswith("-sim"),
         clock_speed=asked.clock_speed,
         base_url=asked.url,
+        base_urls=asked.urls if asked.more_urls else (),
         proxy=None if (proxy := route.proxy_to(asked.url)) is None else proxy.url,
         insecure=asked.route.insecure,
         status="ok",

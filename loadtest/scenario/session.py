@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import gevent
@@ -149,12 +149,12 @@ class Session:
         classes = self._user_classes
         for cls in classes:
             cls.check_options(options, workload)
-        allow_files(len(slots))
+        allow_files(len(slots) * len(asked.urls))
         second = filter(None, (cls.second_endpoint(options, asked, workload) for cls in classes))
         self.level = Level(
             asked,
             slots,
-            _endpoint(asked, workload),
+            *_endpoints(asked, workload),
             kept=self._on_record,
             failed=self.fail,
             count_tokens=token_counter(asked.tokenizer),
@@ -313,14 +313,16 @@ def _steps(options: Any) -> list[int]:
     return [int(part) for part in getattr(options, "steps", "").split(",") if part.strip().isdigit()]
 
 
-def _endpoint(asked: PassOptions, workload: Workload) -> Endpoint:
+def _endpoints(asked: PassOptions, workload: Workload) -> Iterator[Endpoint]:
+    """One for each server; all ask the same."""
     model, engine, api = asked.model, asked.engine, asked.api
     script = Script(workload, asked.contract, model=model, engine=engine, seed=asked.seed, rounds=asked.rounds, api=api)
-    transport = SocketTransport(
-        asked.request_url, api_key=credentials.api_key(), headers=credentials.extra_headers(), speed=asked.clock_speed
-    )
     opened = api != "completions" and prompt_opens(asked.contract, model)
-    return Endpoint(transport=transport, script=script, opened=opened, api=api)
+    key, headers = credentials.api_key(), credentials.extra_headers()
+    for url in asked.request_urls:
+        transport = SocketTransport(url, api_key=key, headers=headers, speed=asked.clock_speed)
+        replica = route.place(url) if asked.more_urls else None
+        yield Endpoint(transport=transport, script=script, opened=opened, api=api, replica=replica)
 
 
 _sessions: dict[int, Session] = {}

@@ -233,13 +233,17 @@ def _replica(url: str, sample: ServerSample) -> ReplicaSample:
     return ReplicaSample(source=route.place(url), **{name: getattr(sample, name) for name in named})
 
 
-def _reader(urls: Sequence[str], clock: Clock, opened: contextlib.ExitStack) -> Callable[[], ServerSample]:
-    """What reads the only server, or all of several: these get no key, which was given for their router."""
-    if len(urls) == 1:
-        client = opened.enter_context(probe.client(urls[0], timeout_s=_TIMEOUT_S))
-        return lambda: scrape(urls[0], clock, client)
-    clients = [opened.enter_context(probe.client(url, api_key="", timeout_s=_TIMEOUT_S)) for url in urls]
-    return lambda: scrape_replicas(urls, clock, clients)
+def _reader(urls: Sequence[str], clock: Clock, opened: contextlib.ExitStack, *, keyed: bool) -> Callable[[], ServerSample]:
+    """What reads the only server, or all of several together; `keyed`: with the key."""
+    key = None if keyed else ""
+    clients = [opened.enter_context(probe.client(url, api_key=key, timeout_s=_TIMEOUT_S)) for url in urls]
+    return lambda: scrape_replicas(urls, clock, clients) if len(urls) > 1 else scrape(urls[0], clock, clients[0])
+
+
+def scrape_once(urls: Sequence[str], clock: Clock) -> ServerSample:
+    """Read the `/metrics` of the servers that requests are sent to, together."""
+    with contextlib.ExitStack() as opened:
+        return _reader(urls, clock, opened, keyed=True)()
 
 
 def scrape_forever(
@@ -249,10 +253,11 @@ def scrape_forever(
     stop: threading.Event,
     interval_s: float = INTERVAL_S,
     begun: threading.Event | None = None,
+    keyed: bool = True,
 ) -> None:
     """Write a sample of the server, or of all these together, to `directory`/server_metrics.jsonl now, every `interval_s` of
-    the run, and once more after `stop`.
-    `begun` is set once the first is written.
+    the run, and once more after `stop`. `begun` is set once the first is written. `keyed`: send the key; servers behind a
+    router get none, as it was given for the router.
 
     A server without such metrics (HTTP 4xx, or series of neither engine) is asked only once. Samples are kept
     on a fixed grid: a slow answer delays one sample, not all that follow. Raises `RecordError` where the disk refuses.
@@ -262,7 +267,7 @@ def scrape_forever(
     writer = JsonlWriter(directory, "server_metrics")
     try:
         with contextlib.ExitStack() as opened:
-            _keep_scraping(_reader(urls, clock, opened), writer, stop, wall_s, begun)
+            _keep_scraping(_reader(urls, clock, opened, keyed=keyed), writer, stop, wall_s, begun)
     finally:
         writer.close()
 

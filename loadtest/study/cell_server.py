@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -39,7 +40,8 @@ def serving(
 ) -> Iterator[tuple[locust_pass.Target, Callable[[], str | None]]]:
     """The server of a cell, which runs and answers: attached to by its URL, or started, and stopped at the end."""
     if cell.base_url is not None:
-        yield _attached(execution, probe.normalise_url(cell.base_url), cell, engine), lambda: None
+        first, *more = map(probe.normalise_url, cell.urls)
+        yield replace(_attached(execution, first, cell, engine, more), more_urls=tuple(more)), lambda: None
         return
     _check_fit(execution, cell, engine)
     if cell.id in execution.blocked:
@@ -58,8 +60,12 @@ def serving(
     engine.learn(exit_code=server.exit_code)
 
 
-def _attached(execution: Execution, base_url: str, cell: Cell, engine: EngineFile) -> locust_pass.Target:
+def _attached(
+    execution: Execution, base_url: str, cell: Cell, engine: EngineFile, more_urls: Sequence[str] = ()
+) -> locust_pass.Target:
     info = probe.probe(base_url, model=cell.model)
+    for url in more_urls:
+        _check_alike(base_url, info, url, probe.probe(url, model=cell.model))
     if info.engine not in ("other", cell.engine) and (info.simulated or cell.engine != "other"):
         kind = "the simulator " if info.simulated else ""
         raise EngineError(f"{base_url}: engine: expected {cell.engine}, got {kind}{info.engine}; say --engine {info.engine}")
@@ -82,6 +88,17 @@ def _attached(execution: Execution, base_url: str, cell: Cell, engine: EngineFil
         metrics_urls=tuple(map(probe.normalise_url, cell.metrics_urls)),
         workload=_fitted(execution, base_url, cell, served, engine),
     )
+
+
+_ALIKE = ("engine", "version", "model", "max_model_len", "clock_speed")  # of servers that take turns
+
+
+def _check_alike(base_url: str, first: probe.ServerInfo, url: str, info: probe.ServerInfo) -> None:
+    """Raise `EngineError` where two servers of one cell are not of one kind."""
+    for key in _ALIKE:
+        expected, got = getattr(first, key), getattr(info, key)
+        if expected != got:
+            raise EngineError(f"{url}: {key}: expected {expected}, as at {base_url}, got {got}; give it a cell of its own")
 
 
 def _keeps_salts(execution: Execution, cell: Cell, engine: EngineFile, base_url: str, served: str) -> bool:

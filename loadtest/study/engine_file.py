@@ -44,6 +44,7 @@ def starting(cell: Cell) -> EngineFacts:
         simulated=cell.simulated,
         clock_speed=cell.clock_speed or 1.0,
         base_url=cell.base_url,
+        base_urls=cell.base_urls,
         insecure=cell.insecure,
         side=cell.side,
         status="starting",

@@ -27,7 +27,7 @@ _STOP_GRACE_S = 15.0
 class Target:
     """The server that a pass drives: where it is, what it calls the model, how fast its clock runs (1: real), what context
     it serves (tokens; None: it does not say), whether it keeps apart what has another `cache_salt`, whose `/metrics` count
-    its work (none: its own), and the workload as it was fitted to it (None: the study's)."""
+    its work (none: its own), the workload as it was fitted to it (None: the study's), servers that take turns with it."""
 
     base_url: str
     served_model: str
@@ -36,6 +36,11 @@ class Target:
     salted: bool = True
     metrics_urls: tuple[str, ...] = ()
     workload: str | None = None
+    more_urls: tuple[str, ...] = ()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.base_url, *self.more_urls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ def command(study: Study, cell: Cell, target: Target, asked: AskedPass, repeat: 
     if asked.most_in_flight is not None:
         argv += ["--level", str(asked.concurrency)]
     argv += [] if cell.api == "chat" else ["--api", cell.api]
+    argv += [word for url in target.more_urls for word in ("--replica", url)]
     argv += [] if cell.proxy is None else ["--proxy", cell.proxy]
     argv += ["--insecure"] if cell.insecure else []
     if asked.kind == "bursts":

@@ -19,18 +19,19 @@ from loadtest.credentials import is_secret
 from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
 from loadtest.records.schema import Mode
-from loadtest.study.schema import VARIABLE, Cell, Study, require
+from loadtest.study.schema import VARIABLE, Cell, Study, of_servers, require
 from loadtest.workload.workload import usual_mode
 
 _STUDY_CHARS = 2**20  # the longest study; `/dev/zero` has no end
 
 
 _AXES = ("model", "tp", "engine")  # a list of these stands for as many cells
+_SERVERS = "base_url"  # a list of it for one cell with as many servers
 
 
 def _cell_field(one: Field[Any], kind: Any) -> tuple[str, Any] | tuple[str, Any, Any]:
     """A key of `[[cells]]` for a field of `Cell`."""
-    shape = kind | tuple[kind, ...] if one.name in _AXES else kind
+    shape = kind | tuple[kind, ...] if one.name in _AXES else kind | tuple[str, ...] if one.name == _SERVERS else kind
     if one.default_factory is not MISSING:
         return (one.name, shape, one.default_factory())
     return (one.name, shape) if one.default is MISSING else (one.name, shape, one.default)
@@ -47,7 +48,7 @@ class _LevelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 _Value = bool | int | float | str
 _Vary = dict[str, tuple[_Value, ...] | dict[str, _LevelTable]]
 
-_OWN = ("mode", "side", "factors")  # fields of a cell that no table has
+_OWN = ("mode", "side", "factors", "base_urls")  # fields of a cell that no table has
 
 _CellTable = msgspec.defstruct(
     "_CellTable",
@@ -157,6 +158,8 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
 
 def _expand_cell(table: msgspec.Struct) -> list[Cell]:
     plain = {f.name: getattr(table, f.name) for f in fields(Cell) if hasattr(table, f.name)}
+    if isinstance(plain[_SERVERS], tuple):
+        plain |= of_servers(plain[_SERVERS])
     axes = [_listed(plain.pop(axis)) for axis in _AXES]
     cells = [Cell(**plain, **dict(zip(_AXES, one, strict=True))) for one in itertools.product(*axes)]
     vary: _Vary = table.vary  # type: ignore[attr-defined]

@@ -134,7 +134,7 @@ def run_pass(
 
 
 def _is_here(target: locust_pass.Target) -> bool:
-    return probe.is_loopback(target.base_url)
+    return all(map(probe.is_loopback, target.urls))
 
 
 def _environment(study: Study, cell: Cell) -> dict[str, str]:

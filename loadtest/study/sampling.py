@@ -88,7 +88,8 @@ def sampling(target: Target, folder: Path, *, gpus: bool) -> Iterator[Callable[[
 
     def counters() -> None:
         try:
-            prometheus.scrape_forever(target.metrics_urls or (target.base_url,), folder, clock, stop, begun=begun)
+            urls = target.metrics_urls or target.urls
+            prometheus.scrape_forever(urls, folder, clock, stop, begun=begun, keyed=not target.metrics_urls)
         finally:
             begun.set()
 

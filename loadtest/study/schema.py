@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -63,12 +63,12 @@ class Cell:
     `name` tells configurations of one engine apart: with a name, `args` are part of what is asked of the engine, else they
     are held against the contract. `factors`: what the study varies, and this cell's level of each. `env` is added to the
     engine's environment, `executable` starts it in place of what this machine has.
-    Behind a `base_url` may be a router: `metrics_urls` are the servers whose `/metrics` count the work, `gpus` how many GPUs
-    of each kind they use in all. `api_key_env` names the variable that holds its key (None: LOADTEST_API_KEY, else
-    OPENAI_API_KEY). `api` is the endpoint that is asked, `headers` are further ones of its requests, each with the variable
-    that holds its value. `proxy`, `insecure`: the way to it. `mode` is that of a study's second mode (None: the study's).
-    `interconnect` (how its GPUs reach each other) and `calibration` (a file that `loadtest calibrate` wrote) are for
-    predictions and the simulator.
+    `base_urls`: of several servers, which take turns, `base_url` being the first. Behind a `base_url` may be a router:
+    `metrics_urls` are the servers whose `/metrics` count the work, `gpus` how many GPUs of each kind they use in all.
+    `api_key_env` names the variable that holds its key (None: LOADTEST_API_KEY, else OPENAI_API_KEY). `api` is the endpoint
+    that is asked, `headers` are further ones of its requests, each with the variable that holds its value. `proxy`,
+    `insecure`: the way to it. `mode`: of a study's second mode (None: the study's). `interconnect` (how its GPUs reach
+    each other) and `calibration` (a file that `loadtest calibrate` wrote) are for predictions and the simulator.
     """
 
     engine: EngineName
@@ -76,6 +76,7 @@ class Cell:
     tp: int = 1
     gpu: str | None = None
     base_url: str | None = None
+    base_urls: tuple[str, ...] = ()
     api_key_env: str | None = None
     metrics_urls: tuple[str, ...] = ()
     gpus: dict[str, int] = field(default_factory=dict)
@@ -136,13 +137,8 @@ class Cell:
         for name, variable in self.headers.items():
             _explained("headers", read_header, f"{name}={variable}")
         require(not (started and self.headers), "headers", "none of a cell without base_url", ", ".join(self.headers))
-        if self.base_url is not None:
-            _explained("base_url", normalise_url, self.base_url)
-        require(not (started and self.route != Route()), "base_url", "a server that runs with proxy and insecure", "none")
         require(not started or not (self.metrics_urls or self.gpus), "metrics_urls", "a base_url with it, and gpus", "none")
-        for url in self.metrics_urls:
-            _explained("metrics_urls", normalise_url, url)
-        check_route(self.route, (*filter(None, [self.base_url]), *self.metrics_urls))
+        self._check_urls()
         for kind, n in self.gpus.items():
             _explained("gpus", gpus.gpu, kind)
             require(n >= 1, "gpus", f"a number of {kind} from 1 up", n)
@@ -154,6 +150,18 @@ class Cell:
             _explained("calibration", lambda name: machine_fit.read_machine(Path(name)), self.calibration)
         fraction = self.memory_fraction
         require(fraction is None or 0 < fraction < 1, "memory_fraction", "a share between 0 and 1", fraction)
+
+    def _check_urls(self) -> None:
+        """Servers that run already, and the way to them."""
+        for url in self.urls:
+            _explained("base_url", normalise_url, url)
+        known = [normalise_url(url) for url in self.urls]
+        require(len(set(known)) == len(known), "base_url", "each server once", ", ".join(known))
+        direct = self.route == Route()
+        require(bool(known) or direct, "base_url", "a server that runs with proxy and insecure", "none")
+        for url in self.metrics_urls:
+            _explained("metrics_urls", normalise_url, url)
+        check_route(self.route, (*self.urls, *self.metrics_urls))
 
     @property
     def id(self) -> str:
@@ -168,6 +176,11 @@ class Cell:
         'B (http://10.0.0.1:8000)'
         """
         return self.id if self.side is None or self.base_url is None else f"{self.side.upper()} ({self.base_url})"
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Every server that it asks; none where it starts its own."""
+        return self.base_urls or (() if self.base_url is None else (self.base_url,))
 
     @property
     def route(self) -> Route:
@@ -273,6 +286,8 @@ class Study:
         _whole("natural_prompts", self.natural_prompts)
         plain = not self.decides or all(cell.api == "chat" for cell in self.cells)
         require(plain, "api", "chat with mode decision", "another")
+        one = not self.decides or not any(cell.base_urls for cell in self.cells)
+        require(one, "base_url", "one server with mode decision, as bursts are of one", "several")
         closed = not self.decides or (self.scenario == "long_reasoning" and self.duration_s is None)
         require(closed, "mode", "natural with another scenario or with duration_s", self.mode)
         _whole("requests_per_stream", self.requests_per_stream, least=0)
@@ -354,6 +369,16 @@ class AskedPass:
     def name(self, repeat: int) -> str:
         """Its folder."""
         return level_name(self.concurrency, repeat, self.kind)
+
+
+def of_servers(urls: Sequence[str]) -> dict[str, Any]:
+    """Fields of a cell with these servers.
+
+    >>> of_servers(["http://a:1", "http://b:1"])
+    {'base_url': 'http://a:1', 'base_urls': ('http://a:1', 'http://b:1')}
+    """
+    require(len(urls) > 0, "base_url", "a URL, or a list of them", "none")
+    return {"base_url": urls[0], "base_urls": tuple(urls) if len(urls) > 1 else ()}
 
 
 def _check_env(env: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from loadtest.analysis import export
+from loadtest.analysis import export, validity
 from loadtest.analysis.run import analyze
 from loadtest.metrics import request_arrays, steady_window
 from loadtest.metrics.catalogue import CENSORED_METRICS, METRICS
@@ -45,6 +45,23 @@ def test_one_request_by_hand():
     assert level.answers_per_hour.value == pytest.approx(3600 / 1.4)
     assert (level.ttft_s.p50, level.ttft_s.n_needed.p50) == (None, 6)
     assert level.outcomes == {"ok": 1}
+
+
+def test_each_of_several_servers_has_the_figures_of_its_requests():
+    """b's two requests are refused; a's begin at 0 and 2 s and last 1.4 s: 20 tokens in 3.4 s."""
+    refused = {"outcome": "connection_error", "error": RequestError("refused", "no"), "chunk_s": (), "chunk_tokens": (),
+               "first_answer_chunk": None, "completion_tokens": None, "replica": "b:1"}  # fmt: skip
+    made = [request(0.0, seq=0, replica="a:1"), request(2.0, seq=2, replica="a:1", ttft_s=0.5)]
+    made += [request(1.0, seq=1, **refused), request(3.0, seq=3, **refused)]
+    level = only(analyzed(made))
+    a, b = level.server.replicas
+    assert (a.source, a.n_requests, a.asked.n_requests, a.asked.failed_share.value) == ("a:1", None, 2, 0.0)
+    assert a.asked.run_tokens_per_s.value == pytest.approx(20 / 3.4)
+    assert a.asked.ttft_s.mean == pytest.approx(0.5)
+    assert (b.asked.error_kinds, b.asked.failed_share.value, b.asked.run_tokens_per_s.value) == ({"refused": 2}, 1.0, None)
+    assert validity.dead_replicas(level) == ("b:1 answered none of its 2 requests (refused)",)
+    assert validity.dead_replicas(level)[0] in validity.unsound_reasons(level)
+    assert only(analyzed([request()])).server.replicas == ()
 
 
 def test_intervals_hold_for_others_of_their_kind_only_where_no_prompt_is_asked_twice():

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gevent
@@ -72,7 +73,7 @@ def endpoint(settings, transport):
 def make(tmp_path):
     levels = []
 
-    def level(transport=None, *, requests=4, slots=(0, 1), **settings):
+    def level(transport=None, *, requests=4, slots=(0, 1), transports=(), **settings):
         chosen = PassOptions(
             out=str(tmp_path), run_id="r", cell="other_qwq_tp1", engine="other", model="qwq-32b", tp=1, url="http://x",
             concurrency=2, repeat=1, requests=requests, warmup_requests=1, seed=3,
@@ -80,7 +81,9 @@ def make(tmp_path):
             contract=Contract(**settings),
         )  # fmt: skip
         failures, kept = [], []
-        made = Level(chosen, slots, endpoint(chosen, transport or Canned()), kept=kept.append, failed=failures.append)
+        servers = [replace(one, replica=f"x{n}:1") for n, one in enumerate(endpoint(chosen, own) for own in transports)]
+        servers = servers or [endpoint(chosen, transport or Canned())]
+        made = Level(chosen, slots, *servers, kept=kept.append, failed=failures.append)
         made.failures, made.kept = failures, kept
         levels.append(made)
         made.open()
@@ -233,7 +236,22 @@ def test_closing_leaves_a_summary_and_a_health_sample(make):
     folder: Path = level.options.folder
     assert len(list(folder.glob("level-*.json"))) == 1
     assert len(read_level(folder).health) == 1
-    assert (level.endpoint.transport.opened, level.endpoint.transport.closed, level.connected_wall_s) == (2, True, 0.5)
+    assert (level.servers[0].transport.opened, level.servers[0].transport.closed, level.connected_wall_s) == (2, True, 0.5)
+
+
+def test_items_take_turns_at_servers_and_a_task_stays_with_one(make, tmp_path):
+    transports = [Canned(), Canned(fail=("connection_error", "refused", "connection refused"))]
+    level = make(requests=6, slots=(0, 1, 2), transports=transports)
+    assert [one.opened for one in transports] == [2, 2]
+    for index in range(4):
+        level.send(level.script.measured(index), 0, 0.0)
+    task = level.script.measured(5)
+    for turn in (0, 1):
+        level.send(level.script.turn(task, task.prepared.prompt.messages, turn, 2, 2), 0, 0.0)
+    level.close()
+    sent = [(record.replica, record.outcome) for record in level.kept]
+    assert sent == [("x0:1", "ok"), ("x1:1", "connection_error")] * 2 + [("x1:1", "connection_error")] * 2
+    assert level.failures == []
 
 
 def test_a_long_record_is_encoded_in_slices_and_reads_back_the_same(make):

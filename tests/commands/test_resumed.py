@@ -20,8 +20,19 @@ def run(tmp_path):
 
 def test_the_options_are_those_that_began_the_run_and_the_folder_is_its_own(run):
     asked = cli._parse(["attach", "--resume", str(run), "--workers", "3"])
-    assert (asked.base_url, asked.concurrency, asked.requests, asked.slo) == (URL, "1,2", 4, ["ttft_s:p50<2"])
+    assert (asked.base_url, asked.concurrency, asked.requests, asked.slo) == ([URL], "1,2", 4, ["ttft_s:p50<2"])
     assert (asked.workers, asked.out, asked.resume) == (3, run, run)
+
+
+def test_servers_that_took_turns_are_named_together(run):
+    began = f"loadtest attach --base-url {A} --base-url {B} --header X-Team=TEAM"
+    write.write_manifest(run, Manifest(run_id="r", commands=(began,)))
+    again = ["--base-url", A, "--base-url", B]
+    with pytest.raises(UsageError, match=f"repeat with {' '.join(again)}$"):
+        cli._parse(["attach", "--resume", str(run)])
+    assert cli._parse(["attach", "--resume", str(run), *again, "--header", "X-Team=TEAM"]).base_url == [A, B]
+    with pytest.raises(UsageError, match=f"--base-url: expected the run's own .{A} {B}., got {A}; start anew"):
+        cli._parse(["attach", "--resume", str(run), "--base-url", A])
 
 
 def test_the_same_options_again_are_fine_and_other_slos_replace_the_first(run):
@@ -87,7 +98,7 @@ def test_no_key_goes_by_a_way_that_only_the_run_names(options, again, run):
         cli._parse(resume)
     assert str(caught.value).endswith(f"where others can read them; if it is yours, repeat with {' '.join(again)}")
     asked = cli._parse([*resume, *again])
-    assert (asked.out, resumed.named_again("attach", [asked.base_url], asked.proxy, asked.insecure)) == (
+    assert (asked.out, resumed.named_again("attach", asked.base_url, asked.proxy, asked.insecure)) == (
         run,
         f" {' '.join(again)}",
     )

@@ -2,14 +2,14 @@
 
 import pytest
 
-from loadtest.metrics.figures import unknown
-from loadtest.metrics.level_schema import EqualWork, HealthCheck
+from loadtest.metrics.figures import Estimate, unknown
+from loadtest.metrics.level_schema import EqualWork, HealthCheck, ReplicaFigures, ReplicaRequests
 from loadtest.records.engine_facts import ContractFacts, EngineFacts
 from loadtest.report.cells import cells_of, sound_cells
 from loadtest.report.checklist import gate_checks
 from loadtest.report.decision import CONFIGURATION, LEFT_OUT, RESULT, decision_lines
 from loadtest.report.overview import answer_of, overview_of
-from loadtest.report.tables import capacity_table, levels_table
+from loadtest.report.tables import capacity_table, levels_table, replicas_table
 from loadtest.report.terminal import decision_text
 from tests.support import builders, runs
 from tests.support.runs import change
@@ -268,3 +268,32 @@ def test_a_proxy_and_an_unverified_server_are_marked():
         f"{first.id}: through the proxy http://10.0.0.1:3128: its time is in every figure; "
         f"{second.id}: its certificate was not verified (--insecure)"
     )
+
+
+def test_a_server_of_several_that_is_dead_is_named_with_its_figures():
+    def replicas(error_kinds):
+        bad = {"n_requests": 4, "failed_share": Estimate(float(bool(error_kinds)), None, 4), "error_kinds": error_kinds}
+        told = {"request_share": None, "output_tokens": None, "output_token_share": None, "prefix_cache_hit_share": None,
+                "peak_kv_usage_share": None, "peak_waiting_at_once": None, "n_requests": None}  # fmt: skip
+        level = runs.small().metrics.cells[0].levels[0]
+        asked = ReplicaRequests(ttft_s=level.ttft_s, run_tokens_per_s=Estimate(12.5, None, 1), **bad)
+        return (ReplicaFigures(source="b:1", asked=asked, **told),)
+
+    def made(error_kinds):
+        def edit(level):
+            server = change(level.server, replicas=replicas(error_kinds))
+            return change(level, server=server) if level.concurrency == 2 else level
+
+        return runs.with_levels(runs.small(), edit)
+
+    sound, dead = made({}), made({"refused": 4})
+    checks = [{check.name: check for check in gate_checks(one.metrics, one.manifest)} for one in (sound, dead)]
+    assert checks[0]["Replicas"].state == "pass"
+    assert checks[1]["Replicas"].state == "fail"
+    assert checks[1]["Replicas"].words == "b:1 answered none of its 4 requests (refused); start it, or leave it out"
+    assert checks[1]["Replicas"].where.endswith("at concurrency 2")
+    table = replicas_table(cells_of(dead.metrics))
+    assert table.head[2:7] == ("replica", "asked", "failed", "TTFT p50, s", "tokens/s")
+    assert table.rows[0][2:4] == ("b:1", "4")
+    assert table.rows[0][4].endswith("(refused)")
+    assert table.rows[0][6] == "12.5"

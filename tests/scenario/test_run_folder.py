@@ -57,7 +57,7 @@ def test_a_pass_under_plain_locust(tmp_path):
     given = options(tmp_path / "run")
     opening = run_folder.open_run(given, HOST + "/v1", 8)
     settings = opening.asked
-    assert settings.request_url == HOST + "/v1/chat/completions"
+    assert settings.request_urls == (HOST + "/v1/chat/completions",)
     assert PassOptions.from_table(settings.to_table()) == settings
     assert (settings.cell, settings.concurrency, settings.repeat, settings.run_id) == ("other_qwq-32b_tp1", 8, 1, "run")
     manifest = read_json(tmp_path / "run" / "manifest.json")

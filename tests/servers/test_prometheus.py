@@ -264,13 +264,20 @@ def test_replicas_behind_a_router_are_read_as_one_server_and_get_no_key(tmp_path
     stop = threading.Event()
     stop.set()
     with serving({"/metrics": VLLM}) as a, serving({"/metrics": VLLM.replace("27362.0", "638.0")}) as b:
-        prometheus.scrape_forever([a.url, b.url], tmp_path, Clock.start(), stop)
+        prometheus.scrape_forever([a.url, b.url], tmp_path, Clock.start(), stop, keyed=False)
         assert not [headers for _, headers in (*a.asked, *b.asked) if "authorization" in headers]
     (sample,) = read_samples(tmp_path)
     assert (sample.running, sample.kv_usage, sample.generation_tokens_total) == (10.0, 0.5, 28000.0)
     assert sample.ttft_buckets == ((0.1, 20.0), (0.5, 300.0))
     assert [one.source for one in sample.replicas] == [a.url.removeprefix("http://"), b.url.removeprefix("http://")]
     assert [one.generation_tokens_total for one in sample.replicas] == [27362.0, 638.0]
+
+
+def test_servers_that_requests_are_sent_to_get_their_key(monkeypatch):
+    monkeypatch.setenv("LOADTEST_API_KEY", "sk-for-each-of-them")
+    with serving({"/metrics": VLLM}) as a, serving({"/metrics": VLLM}) as b:
+        assert prometheus.scrape_once([a.url, b.url], Clock.start()).running == 10.0
+        assert {headers["authorization"] for _, headers in (*a.asked, *b.asked)} == {"Bearer sk-for-each-of-them"}
 
 
 def test_if_one_replica_does_not_answer_nothing_is_known(tmp_path):

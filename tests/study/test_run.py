@@ -1,5 +1,6 @@
 """Studies carried out for real, against the embedded simulator with a fast clock."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 from loadtest import credentials
 from loadtest.analysis.run import analyze
+from loadtest.analysis.validity import unsound_reasons
 from loadtest.errors import EngineError, RecordError, UsageError
 from loadtest.records import read
 from loadtest.servers import preflight, process
@@ -21,7 +23,7 @@ from loadtest.servers.server import Server
 from loadtest.servers.supervisor import descendants
 from loadtest.study import execution, locust_pass, plan
 from loadtest.study import run as study_run
-from loadtest.study.schema import Cell, Study
+from loadtest.study.schema import Cell, Study, of_servers
 from loadtest.workload.contract import Contract
 from tests.support import fake_server
 
@@ -287,23 +289,59 @@ def test_a_server_of_another_kind_is_refused(tmp_path):
     assert "engine: expected vllm, got sglang; say --engine sglang" in problem
 
 
-def test_a_server_on_a_unix_socket_is_measured_and_its_counters_are_read(tmp_path):
-    file, out = tmp_path / "vllm.sock", tmp_path / "run"
-    argv = [*process.python("loadtest.simulator"), "--engine", "vllm-sim", "--model", "qwq-32b-awq", "--uds", str(file)]
-    simulator = subprocess.Popen([*argv, "--clock-speed", "200", "--length-scale", "0.02"], stderr=subprocess.DEVNULL)
+@contextlib.contextmanager
+def simulators(*files, last=()):
+    """Simulated servers on Unix socket files, as a cell of as many; `last`: further options of the last."""
+    argv = [*process.python("loadtest.simulator"), "--engine", "vllm-sim", "--model", "qwq-32b-awq", "--clock-speed", "200"]
+    argv += ["--length-scale", "0.02", "--uds"]
+    own = [(str(file), *(last if file == files[-1] else ())) for file in files]
+    started = [subprocess.Popen([*argv, *one], stderr=subprocess.DEVNULL) for one in own]
     try:
-        assert wait_until(file.exists)
-        cell = Cell(engine="vllm-sim", model="qwq-32b-awq", base_url=f"unix://{file}", clock_speed=200.0)
-        assert study_run.execute(replace(STUDY, cells=(cell,), levels=(2,)), out, say=silent) == ()
+        assert all(wait_until(file.exists) for file in files)
+        servers = of_servers([f"unix://{file}" for file in files])
+        yield Cell(engine="vllm-sim", model="qwq-32b-awq", clock_speed=200.0, **servers)
     finally:
-        simulator.terminate()
-        simulator.wait()
+        for one in started:
+            one.terminate()
+            one.wait()
+
+
+def test_servers_on_unix_sockets_take_turns_and_their_counters_are_read(tmp_path):
+    files, out = (tmp_path / "a", tmp_path / "b"), tmp_path / "run"
+    with simulators(*files) as cell:
+        assert study_run.execute(replace(STUDY, cells=(cell,), levels=(2,), min_requests=4), out, say=silent) == ()
     run = read.read_run(out)
     [level] = run.cells[0].levels
     assert {(one.outcome, one.stamped_by) for one in level.requests} == {("ok", "process")}
+    assert {one.seq: one.replica for one in level.requests if one.phase == "measure"} == {
+        seq: str(files[seq % 2]) for seq in range(4)
+    }
     assert level.server[-1].requests_finished_total == len(level.requests)
     [figures] = analyze(run).cells
-    assert (figures.endpoint, figures.levels[0].client_health.stamped_by) == (str(file), "process")
+    assert (figures.endpoint, figures.servers) == (str(files[0]), tuple(map(str, files)))
+    told = figures.levels[0].server.replicas
+    assert [(one.source, one.n_requests, one.asked.n_requests) for one in told] == [(str(file), 3.0, 2) for file in files]
+    assert figures.levels[0].client_health.stamped_by == "process"
+
+
+@pytest.mark.fault("servers", "One of several servers dies: its requests fail, it is named, no verdict rests on the level")
+def test_a_server_of_several_that_dies_is_named(tmp_path):
+    files, out = (tmp_path / "a", tmp_path / "b"), tmp_path / "run"
+    with simulators(*files, last=("--fault", "die:1")) as cell:
+        study_run.execute(replace(STUDY, cells=(cell,), levels=(2,), min_requests=4), out, say=silent)
+    [figures] = analyze(read.read_run(out)).cells
+    level = figures.levels[0]
+    assert level.outcomes == {"connection_error": 2, "ok": 2}
+    assert [one.asked.failed_share.value for one in level.server.replicas] == [0.0, 1.0]
+    assert f"{files[1]} answered none of its 2 requests (refused)" in unsound_reasons(level)
+
+
+def test_servers_of_two_kinds_are_no_cell(tmp_path):
+    answers = [{"/v1/models": {"data": [{"id": "m", "owned_by": "vllm", "max_model_len": n}]}} for n in (4096, 8192)]
+    with fake_server.serving(answers[0]) as a, fake_server.serving(answers[1]) as b:
+        cell = Cell(engine="vllm", model="m", **of_servers([a.url, b.url]))
+        [problem] = study_run.execute(replace(STUDY, cells=(cell,)), tmp_path / "run", say=silent)
+    assert f"{b.url}: max_model_len: expected 4096, as at {a.url}, got 8192; give it a cell of its own" in problem
 
 
 def test_keys_of_other_cells_reach_no_runtime(tmp_path, monkeypatch):

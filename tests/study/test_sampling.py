@@ -11,7 +11,7 @@ def test_nothing_is_asked_before_the_first_reading(monkeypatch, tmp_path):
     told = []
     may_read = threading.Event()
 
-    def scrape_forever(urls, folder, clock, stop, begun):
+    def scrape_forever(urls, folder, clock, stop, begun, keyed):
         may_read.wait(10)
         told.append("first reading")
         begun.set()

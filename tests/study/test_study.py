@@ -241,6 +241,23 @@ def test_a_cell_says_its_endpoint_and_its_headers():
         parse.parse_study(SMALL.replace("[[cells]]", '[[cells]]\nheaders = { X-Team = "TEAM_KEY" }'))
 
 
+def test_a_list_of_urls_is_one_cell_of_several_servers():
+    def cells(urls, more=""):
+        return parse.parse_study(SMALL.replace("[[cells]]", f"{more}\n[[cells]]\nbase_url = {urls}")).cells
+
+    [one] = cells('["http://a:1", "http://b:1"]')
+    assert (one.base_url, one.urls, one.id) == ("http://a:1", ("http://a:1", "http://b:1"), "vllm_qwq-32b_tp1")
+    assert cells('["http://a:1"]')[0].base_urls == ()
+    for urls, more, said in (
+        ("[]", "", "base_url: expected a URL, or a list of them, got none"),
+        ('["http://a:1", "http://a:1/v1"]', "", "base_url: expected each server once, got http://a:1, http://a:1"),
+        ('["http://a:1", "b:1"]', "", "base_url: b:1: expected a URL"),
+        ('["http://a:1", "http://b:1"]', 'mode = "decision"', "base_url: expected one server with mode decision"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            cells(urls, more)
+
+
 def test_a_cell_says_the_way_to_its_server():
     def study(lines):
         return parse.parse_study(SMALL.replace("[[cells]]", f"[[cells]]\n{lines}"))
