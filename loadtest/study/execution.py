@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from loadtest.records.folder import PassKind
 from loadtest.report.live import LevelStatus
 from loadtest.study import estimate
 from loadtest.study.bursts.asked import Wanted
-from loadtest.study.schema import Study
+from loadtest.study.schema import AskedPass, Cell, Study
 from loadtest.workload.contract import Contract
 
 Say = Callable[[str], None]
@@ -47,6 +48,23 @@ class Teller(Protocol):
 
 
 @dataclass(slots=True)
+class Spending:
+    """Wall seconds spent: on each kind of pass of a cell the last time, and on each cell's last start beside its passes."""
+
+    passes_s: dict[tuple[str, PassKind, int], float] = field(default_factory=dict)
+    starts_s: dict[str, float] = field(default_factory=dict)
+    _inside_s: float = 0.0
+
+    def pass_ended(self, cell: str, asked: AskedPass, took_s: float) -> None:
+        self.passes_s[cell, asked.kind, asked.concurrency] = took_s
+        self._inside_s += took_s
+
+    def cell_ended(self, cell: str, took_s: float) -> None:
+        """One start of a cell, its passes included, is over."""
+        self.starts_s[cell], self._inside_s = max(0.0, took_s - self._inside_s), 0.0
+
+
+@dataclass(slots=True)
 class Execution:
     """Where it writes, why cells cannot start, and the problems so far."""
 
@@ -60,15 +78,33 @@ class Execution:
     remaining: estimate.Remaining
     check_folder: Callable[[], None]  # raises `RecordError` where the run folder is no longer there
     wanted: Wanted  # what the next repeat measures
-    budget_s: float | None = None  # no repeat starts that would end later
+    budget_s: float | None = None  # nothing starts that would end later
     precision: float | None = None  # a share: go on until every pair's interval is as narrow on either side
     audience: Audience = NOBODY
     started_s: float = field(default_factory=time.monotonic)
     problems: list[str] = field(default_factory=list)
+    spending: Spending = field(default_factory=Spending)
 
     def is_out_of_time(self) -> bool:
         """Is the budget spent?"""
         return self.budget_s is not None and time.monotonic() > self.started_s + self.budget_s
+
+    def has_time_for(self, wanted: Wanted) -> bool:
+        """Would one start of each cell that is wanted end within the budget? Yes, before anything was measured."""
+        if self.budget_s is None or not self.spending.starts_s:
+            return True
+        return time.monotonic() + self._expected_s(wanted) <= self.started_s + self.budget_s
+
+    def _expected_s(self, wanted: Wanted) -> float:
+        """As long as the last time; what was not measured yet, as long as predicted."""
+        cells = [cell for cell in self.study.cells if cell.id in wanted.cells]
+        passes = [(cell, one) for cell in cells for one in wanted.passes(self.study, self.contract, cell)]
+        starts_s = sum(self.spending.starts_s.get(cell.id, 0.0) for cell in cells)
+        return starts_s + sum(self._pass_s(cell, one) for cell, one in passes)
+
+    def _pass_s(self, cell: Cell, asked: AskedPass) -> float:
+        known = self.spending.passes_s.get((cell.id, asked.kind, asked.concurrency))
+        return known if known is not None else self.remaining.pass_s(cell, asked) or 0.0
 
     def note(self, problem: str) -> None:
         """Note a problem that makes the run incomplete; each is kept once."""

@@ -29,7 +29,7 @@ from loadtest.simulator.core import engine as virtual
 from loadtest.simulator.core.cache import TOKEN_CHARS
 from loadtest.simulator.core.lengths import prompt_key
 from loadtest.simulator.setup import Simulation
-from loadtest.study import run
+from loadtest.study import run, stopping
 from loadtest.study.bursts.asked import Wanted, first_wanted, rounds_of
 from loadtest.study.bursts.virtual import VirtualBursts
 from loadtest.study.engine_file import EngineFile, memory_fit, starting
@@ -158,11 +158,10 @@ def _run_cells(prediction: _Prediction, made: dict[str, Simulation | FitError]) 
 
 def _broken_cells(prediction: _Prediction) -> frozenset[str]:
     """The cells of pairs whose bursts break a condition: natural passes decide these."""
-    metrics = analyze(read.read_run(prediction.out))
-    for one in metrics.decisions:
-        if one.broken:
-            prediction.say(f"{one.a} against {one.b}: natural passes instead of bursts, as {'; '.join(one.broken)}")
-    return frozenset(name for one in metrics.decisions if one.broken for name in (one.a, one.b))
+    broken = [one for one in stopping.questions(prediction.study, analyze(read.read_run(prediction.out))) if one.broken]
+    for one in broken:
+        prediction.say(f"{one.title}: natural passes instead of bursts, as {'; '.join(one.broken)}")
+    return frozenset(name for one in broken for name in one.cells)
 
 
 def simulate_cell(cell: Cell, contract: Contract) -> Simulation | FitError:

@@ -15,7 +15,6 @@ import msgspec
 
 from loadtest import credentials
 from loadtest.analysis.run import analyze
-from loadtest.decision.verdicts import LOOKS
 from loadtest.errors import EngineError, FitError, RecordError, UsageError
 from loadtest.metrics import clock_error
 from loadtest.records import read, write
@@ -52,8 +51,9 @@ def execute(
 ) -> tuple[str, ...]:
     """Run `study` in the folder `out`. Returns why the run is incomplete; empty if it is complete.
 
-    `budget_s`: no repeat starts that would take the run beyond so many seconds, but for the first. `precision`: repeats
-    until every pair's interval is at most this share wide on either side. `instrument`: what the instrument was worth just
+    `budget_s`: nothing starts that would take the run beyond so many seconds, but for the first repeat: where not every pair
+    has time, those that are nearest to a verdict. `precision`: repeats until every pair's interval is at most this share
+    wide on either side. `instrument`: what the instrument was worth just
     before, for the manifest.
 
     Raises `UsageError` before anything starts where workload or contract are wrong, `EngineError` where this machine can
@@ -146,22 +146,12 @@ def _carry_out(execution: Execution, manifest: Manifest) -> None:
 def _run_repeats(execution: Execution) -> None:
     """Every repeat of every cell; with `until_decided` only of cells that some pair still needs."""
     study = execution.study
-    clock = stopping.Budget(execution.budget_s, time.monotonic())
     repeat, last = 0, study.repeats
     while repeat < last:
         repeat += 1
-        cells = tuple(cell for cell in study.cells if cell.id in execution.wanted.cells)
-        if clock.is_spent(time.monotonic(), len(cells)):
-            execution.say(f"stopped before {study.turn} {repeat}: it would not end within the budget")
+        if not _measure_wanted(execution, repeat):
             return
-        measured = False
-        for cell in in_order(cells, repeat):
-            measured |= _run_cell(execution, cell, repeat)
-            if study.is_duel and execution.problems:  # a round without its other half tells nothing
-                return
-        if measured:
-            clock.repeat_ended(time.monotonic(), len(cells))
-        if study.decides or (study.until_decided and LOOKS[0] <= repeat < last):
+        if study.decides or (study.until_decided and repeat < last):
             metrics = analyze(read.read_run(execution.out))
             last = stopping.last_repeat(study, metrics, repeat, last)
             if repeat < last:
@@ -170,6 +160,25 @@ def _run_repeats(execution: Execution) -> None:
                 execution.say(f"repeats go on to {last}: a verdict by natural passes needs two starts of each engine")
             if not execution.wanted.cells:
                 return
+
+
+def _measure_wanted(execution: Execution, repeat: int) -> bool:
+    """One repeat of what is wanted, as far as the budget goes; False where nothing more is to be measured."""
+    study, asked = execution.study, execution.wanted.cells
+    execution.wanted = stopping.affordable(execution, execution.wanted)
+    cells = tuple(cell for cell in study.cells if cell.id in execution.wanted.cells)
+    if not cells:
+        execution.say(f"stopped before {study.turn} {repeat}: it would not end within the budget")
+        return False
+    if len(cells) < len(asked):
+        execution.say(f"{study.turn} {repeat}: the budget allows {len(cells)} of {len(asked)} cells, nearest to a verdict")
+    for cell in in_order(cells, repeat):
+        began_s = time.monotonic()
+        if _run_cell(execution, cell, repeat):
+            execution.spending.cell_ended(cell.id, time.monotonic() - began_s)
+        if study.is_duel and execution.problems:  # a round without its other half tells nothing
+            return False
+    return True
 
 
 def in_order(cells: tuple[Cell, ...], repeat: int) -> tuple[Cell, ...]:
@@ -271,7 +280,9 @@ def _measure(execution: Execution, cell: Cell, asked: list[AskedPass], repeat: i
             if execution.study.search is not None:
                 search_cell(execution, cell, target, _noting(died, engine), engine)
             for one in _within_room(execution, cell, asked, target.room_tokens):
+                began_s = time.monotonic()
                 run_pass(execution, cell, target, _noting(died, engine), one, repeat)
+                execution.spending.pass_ended(cell.id, one, time.monotonic() - began_s)
             if cell.simulated:
                 _learn_clock_errors(execution, cell, target, engine)
         engine.learn(status="ok")

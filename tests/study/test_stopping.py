@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,10 @@ from loadtest.metrics.level_schema import ConditionCheck
 from loadtest.records import read
 from loadtest.study import run as study_run
 from loadtest.study import stopping
+from loadtest.study.bursts import asked
+from loadtest.study.execution import Execution
 from loadtest.study.resumption import reopened
-from loadtest.study.schema import Cell, Study, in_mode
+from loadtest.study.schema import AskedPass, Cell, Study, in_mode
 from loadtest.workload.contract import Contract
 from tests.support import builders
 
@@ -186,29 +189,52 @@ def test_without_until_decided_every_repeat_is_measured(carried_out):
     assert [repeat for _, repeat in done] == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
-def test_a_budget_ends_before_a_repeat_that_would_not_end_within_it():
-    budget = stopping.Budget(100.0, started_s=1000.0)
-    assert not budget.is_spent(1000.0, 4)  # the first repeat is always measured
-    budget.repeat_ended(1040.0, 4)
-    assert not budget.is_spent(1040.0, 4)
-    budget.repeat_ended(1080.0, 4)
-    assert budget.is_spent(1080.0, 4)
-    assert not budget.is_spent(1080.0, 2)  # two cells are decided
-    assert not stopping.Budget(None, 0.0).is_spent(1e9, 4)
+def spent(budget_s, **starts_s):
+    """An execution of four cells that began now, and what their last starts took; nothing is predicted."""
+    remaining = SimpleNamespace(pass_s=lambda cell, asked: None)
+    made = Execution(DECISION, Contract(), Path("run"), "id", print, False, {}, remaining, print, wanted=asked.Wanted())
+    made.study, made.budget_s = replace(DECISION, cells=CELLS), budget_s
+    for cell, took_s in zip(CELLS, starts_s.values(), strict=False):
+        made.spending.cell_ended(cell.id, took_s)
+    return made
 
 
-def test_a_long_first_repeat_does_not_count_for_short_later_ones():
-    """As it alone has the natural runs."""
-    budget = stopping.Budget(100.0, started_s=0.0)
-    budget.repeat_ended(45.0, 2)
-    budget.repeat_ended(60.0, 2)
-    assert not budget.is_spent(60.0, 2)
-    budget.repeat_ended(90.0, 2)
-    assert budget.is_spent(90.0, 2)
+def pairs(*open_ones):
+    """Two pairs with bursts still to be measured, in this order of nearness."""
+    ids = [frozenset(cell.id for cell in CELLS[i : i + 2]) for i in (0, 2)]
+    return asked.Wanted(bursts=ids[0] | ids[1], nearest=tuple(ids[i] for i in open_ones))
+
+
+def test_a_budget_that_allows_not_all_pairs_takes_the_nearest_to_a_verdict():
+    times = {"a": 1000.0, "b": 1000.0, "c": 1000.0, "d": 1000.0}
+    assert stopping.affordable(spent(1.0), pairs(0, 1)) == pairs(0, 1)  # the first repeat is always measured
+    assert stopping.affordable(spent(None, **times), pairs(0, 1)) == pairs(0, 1)
+    assert stopping.affordable(spent(4100.0, **times), pairs(0, 1)) == pairs(0, 1)
+    for first in (0, 1):
+        chosen = stopping.affordable(spent(3900.0, **times), pairs(first, 1 - first))
+        assert chosen.cells == {cell.id for cell in CELLS[2 * first : 2 * first + 2]}
+    assert stopping.affordable(spent(1900.0, **times), pairs(0, 1)).cells == set()
+    assert stopping.affordable(spent(3900.0, **times), asked.Wanted(levels=pairs().cells)).cells == set()
+
+
+def test_a_natural_run_does_not_count_for_later_starts():
+    one = spent(3000.0)
+    for cell in CELLS[:2]:
+        for level, kind, took_s in ((1, (200,), 100.0), (16, (), 800.0)):
+            one.spending.pass_ended(cell.id, AskedPass(concurrency=level, contexts_tokens=kind), took_s)
+        one.spending.cell_ended(cell.id, 1000.0)
+    assert one.spending.starts_s == dict.fromkeys((cell.id for cell in CELLS[:2]), 100.0)
+    bursts = asked.Wanted(bursts=frozenset(cell.id for cell in CELLS[:2]))
+    assert one.has_time_for(bursts)
+    one.budget_s = 300.0
+    assert not one.has_time_for(bursts)
+    one.budget_s = 1500.0
+    assert not one.has_time_for(replace(bursts, natural=bursts.bursts))
 
 
 def test_without_hours_for_a_second_repeat_there_is_one(carried_out, monkeypatch):
-    ticks = iter(range(0, 10**6, 1000))
+    now_s = int(study_run.time.monotonic())
+    ticks = iter(range(now_s, now_s + 10**6, 1000))
     monkeypatch.setattr(study_run.time, "monotonic", lambda: next(ticks))
     done, _ = carried_out(replace(STUDY, cells=CELLS[:2]), {}, budget_s=1500.0)
     assert [repeat for _, repeat in done] == [1, 1]
@@ -216,8 +242,8 @@ def test_without_hours_for_a_second_repeat_there_is_one(carried_out, monkeypatch
 
 def test_a_run_that_was_looked_at_and_extended_is_judged_more_strictly(tmp_path):
     known = builders.run([], repeats=2).manifest
-    for asked, looked in ((replace_(known, repeats=2), False), (replace_(known, repeats=4), True)):
-        assert reopened(tmp_path, known, asked).until_decided is looked
+    for again, looked in ((replace_(known, repeats=2), False), (replace_(known, repeats=4), True)):
+        assert reopened(tmp_path, known, again).until_decided is looked
     assert reopened(tmp_path, replace_(known, until_decided=True), known).until_decided
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loadtest.analysis.bursts.composed import decision_levels
 from loadtest.errors import UsageError
@@ -100,15 +100,21 @@ def natural_cells(study: Study, contract: Contract, blocked: Collection[str] = (
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the next repeat measures, by cell id: bursts, natural passes in their place, natural runs."""
+    """What the next repeat measures, by cell id: bursts, natural passes in their place, natural runs. `nearest`: the cells
+    of each question that is open, the one that the fewest starts would decide first."""
 
     bursts: frozenset[str] = frozenset()
     levels: frozenset[str] = frozenset()
     natural: frozenset[str] = frozenset()
+    nearest: tuple[frozenset[str], ...] = ()
 
     @property
     def cells(self) -> frozenset[str]:
         return self.bursts | self.levels | self.natural
+
+    def only(self, cells: frozenset[str]) -> Wanted:
+        """Of these cells alone."""
+        return replace(self, bursts=self.bursts & cells, levels=self.levels & cells, natural=self.natural & cells)
 
     def passes(self, study: Study, contract: Contract, cell: Cell, room_tokens: int | None = None) -> list[AskedPass]:
         """The passes of one start of a cell, in order."""
