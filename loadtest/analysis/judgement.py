@@ -141,7 +141,14 @@ def pair_figures(pair: Pair) -> PairFigures:
     if one.question is None:
         lacking = f"different {', '.join(pair.different)}" if pair.different else _lacking(pair)
         return PairFigures(ANSWER, (), None, one.sides, lacking)
-    return PairFigures(one.question.metric, one.question.levels, one.question.by_start, one.sides, "")
+    asked = one.question
+    at = one.sides if pair.composed is None else _at_its_levels(asked, one.sides)
+    return PairFigures(asked.metric, asked.levels, asked.by_start, at, "")
+
+
+def _at_its_levels(asked: _Question, sides: Mapping[Place, Sides]) -> Mapping[Place, Sides]:
+    """Without the run that told the lengths alone; nothing where bursts answer."""
+    return {} if asked.evidence == "composed" else {at: one for at, one in sides.items() if at[0] in asked.levels}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,36 +5,30 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from loadtest import resources
-from loadtest.analysis.bursts.objectives import is_told
-from loadtest.analysis.factors import are_rivals, baselines
 from loadtest.commands import resumed
+from loadtest.commands.dry_run import decision_notes, dry_run, shell_line
 from loadtest.commands.finish import carry_out, new_folder
 from loadtest.commands.machine.verification import verify
 from loadtest.credentials import read_header
 from loadtest.decision import verdicts
-from loadtest.errors import EngineError, UsageError
-from loadtest.metrics.slo import parse_slo
-from loadtest.perfmodel import memory
+from loadtest.errors import UsageError
 from loadtest.records.schema import EngineName
-from loadtest.report.formatting import spoken
-from loadtest.servers import flags, preflight, probe, server
-from loadtest.study import estimate, locust_pass, parse, plan, schema
+from loadtest.servers import preflight, probe, server
+from loadtest.study import parse, plan, schema
 from loadtest.study.bursts import asked
 from loadtest.study.cell_server import reaching
 from loadtest.study.run import execute
 from loadtest.workload.contract import Contract
 from loadtest.workload.source import keyed
 from loadtest.workload.traces.trace import is_trace
-from loadtest.workload.workload import Workload, load, usual_mode
+from loadtest.workload.workload import load, usual_mode
 
 if TYPE_CHECKING:
     from loadtest.study.execution import Say, Teller
@@ -61,11 +55,11 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
         raise UsageError(f"--precision: expected a percentage above 0 and below 100, got {arguments.precision:g}")
     study, budget_s = searched(study, arguments), hours_in_s(arguments.budget)
     if arguments.dry_run:
-        return _dry_run(study)
+        return dry_run(study)
     if arguments.resume and arguments.out is None:
         raise UsageError("--resume: expected --out with the folder of the unfinished run, got none")
     _warn_of_few_requests(study, say, "min_requests")
-    for line in _of_decision(study):
+    for line in decision_notes(study):
         say(line)
     out = arguments.out or new_folder(study.name)
     precision = None if arguments.precision is None else arguments.precision / 100
@@ -98,16 +92,6 @@ def _by_default(study: schema.Study, say: Teller) -> schema.Study:
             say(f"natural mode, as bursts find no room: {error}")
             return study
     return found
-
-
-def _of_decision(study: schema.Study) -> list[str]:
-    """What mode decision means for this study: that it is the default, and the SLOs that it leaves open."""
-    if not study.decides:
-        return []
-    untold = [text for text in study.slo if not is_told(parse_slo(text))]
-    chosen = 'decision mode, the default for studies that compare; mode = "natural" measures each level whole'
-    lines = [chosen] if "mode" in study.unsaid else []
-    return [*lines, *([f'bursts do not tell {", ".join(untold)}: mode = "natural" does'] if untold else [])]
 
 
 def search(arguments: argparse.Namespace, say: Teller) -> str:
@@ -290,148 +274,12 @@ def serve(arguments: argparse.Namespace, say: Say) -> str:
     if arguments.reasoning_parser is not None:
         spec = replace(spec, reasoning_parser=arguments.reasoning_parser)
     if arguments.print:
-        return _shell(spec)
+        return shell_line(spec)
     if not arguments.force:
         plan.refuse_misfit(cell, contract)
         preflight.check_launch(spec)
-    say(_shell(spec))
+    say(shell_line(spec))
     return server.run_in_foreground(spec)
-
-
-def _dry_run(study: schema.Study) -> str:
-    """The plan of a study: each cell with its fit and its command, the Locust command of each level, and estimated times."""
-    workload, contract = plan.asked(study)
-    times = _times(study, workload, contract)
-    head = (
-        f"{study.name}: {len(study.cells)} cells, levels {list(study.levels)}, {study.repeats} repeat(s); nothing is started"
-    )
-    lines = [line for cell in study.cells for line in _plan_of(study, cell, contract, times[cell.id])]
-    total = _total(study, times)
-    if study.decides:
-        return "\n".join([head, *lines, "", *_of_decision(study), *_both(study, workload, contract), total])
-    return "\n".join([head, *lines, "", *_power(study), *_instead(study, workload, contract), total])
-
-
-def _times(study: schema.Study, workload: Workload, contract: Contract) -> dict[str, estimate.CellTime]:
-    chosen = asked.natural_cells(study, contract) if study.decides else set()
-    fitting = {cell.id: (fit := plan.fit_of(cell, contract)) is None or fit.fits for cell in study.cells}
-    return {
-        cell.id: estimate.of_cell(study, cell, workload, contract, natural=cell.id in chosen)
-        if fitting[cell.id] or not study.decides
-        else estimate.CellTime(0.0, {})
-        for cell in study.cells
-    }
-
-
-def _total(study: schema.Study, times: Mapping[str, estimate.CellTime]) -> str:
-    known = [one for time in times.values() if (one := time.all_s(study.repeats)) is not None]
-    missing = len(times) - len(known)
-    unknown = f"; {missing} cell(s) are not included: refused, or no GPU is named" if missing else ""
-    most = "in all, if no pair is decided sooner" if study.until_decided else "in all"
-    return f"{most}: about {spoken(sum(known))} (an estimate of the performance model{unknown})"
-
-
-def _both(study: schema.Study, workload: Workload, contract: Contract) -> list[str]:
-    """A decision beside the grid: hours of each, and what each will be able to tell."""
-    grid = schema.in_mode(study, "natural")
-    return [line for one in (grid, study) for line in _prospect(one, workload, contract)]
-
-
-def _instead(study: schema.Study, workload: Workload, contract: Contract) -> list[str]:
-    """What a decision would take in place of this grid; nothing where no engines are compared, or bursts cannot be."""
-    closed = study.scenario == "long_reasoning" and study.duration_s is None and study.mode == "natural"
-    if not (closed and _pairs(study)):
-        return []
-    try:
-        return _prospect(schema.in_mode(study, "decision"), workload, contract)
-    except UsageError:  # no room for bursts
-        return []
-
-
-def _prospect(study: schema.Study, workload: Workload, contract: Contract) -> list[str]:
-    """Hours of a study with three starts of each engine, and its power at 5 %."""
-    pairs = _pairs(study)
-    times = _times(study, workload, contract).values()
-    hours = {n: sum(one.all_s(n) or 0.0 for one in times) for n in (schema.TYPICAL_STARTS, study.repeats)}
-    if not (pairs and hours[schema.TYPICAL_STARTS]):
-        return []
-    power = verdicts.planned_power(1.05, pairs, study.repeats, study.start_sd, sequential=study.until_decided)
-    name = "decision (mode decision)" if study.decides else "whole grid (mode natural)"
-    more = f", at most {spoken(hours[study.repeats])} with {study.repeats}" if study.until_decided else ""
-    return [
-        f"{name}: about {spoken(hours[schema.TYPICAL_STARTS])} with {schema.TYPICAL_STARTS} starts of each engine{more};"
-        f" finds a difference of 5 % in about {100 * power:.0f} % of pairs, if starts vary by {_start_sd(study)}"
-    ]
-
-
-def _pairs(study: schema.Study) -> int:
-    """Pairs of cells that it compares."""
-    held = baselines(study.cells, study.baseline)
-    engines = [(a.id, b.id) for a, b in combinations(study.cells, 2) if are_rivals(a, b)]
-    return len({frozenset(pair) for pair in (*held.items(), *engines)})
-
-
-def _start_sd(study: schema.Study) -> str:
-    return f"{100 * (verdicts.TYPICAL_START_SD if study.start_sd is None else study.start_sd):g} %"
-
-
-def _power(study: schema.Study) -> list[str]:
-    """What the study can tell of each pair of engines; nothing where it has none."""
-    pairs = _pairs(study)
-    if not pairs:
-        return []
-    if study.repeats == 1 and study.start_sd is None:
-        return ["one start each gives no verdict: set repeats = 3, or --until-decided"]
-    least = verdicts.planned_ratio(pairs, study.repeats, study.start_sd, sequential=study.until_decided)
-    found = f"a difference of {100 * (least - 1):.1f} % is found with about 80 % power"
-    return [f"{found}, if starts vary by {_start_sd(study)}"]
-
-
-def _plan_of(study: schema.Study, cell: schema.Cell, contract: Contract, time: estimate.CellTime) -> list[str]:
-    fit = plan.fit_of(cell, contract, max(study.levels))
-    pools = "fit: not modelled (several GPU pools behind one URL)"
-    unchecked = (
-        pools if cell.gpus else "fit: not checked (no GPU is named, the model is unknown, or the server is running already)"
-    )
-    lines = ["", cell.id, *(fit.lines if fit is not None else [unchecked]), *_crowding(fit)]
-    if cell.base_url is None:
-        spec = plan.launch_spec(cell, contract, port=8000)
-        lines += [*_refusal(spec), _shell(spec)]
-    target = locust_pass.Target(cell.base_url or "http://127.0.0.1:8000", cell.model, cell.clock_speed or 1.0)
-    for one, seconds in (*time.passes_s.items(), *time.once_s.items()):
-        argv = locust_pass.command(study, cell, target, one, 1, Path("RUN"), "RUN-ID")
-        what = ("bursts, " if one.kind == "bursts" else "") + ("once, " if one in time.once_s else "")
-        n = f"{one.requests} requests" if one.requests is not None else f"{study.duration_s:g} s"
-        lines += [f"concurrency {one.concurrency}, {what}{n}{_about(seconds)}:", f"  {shlex.join(argv)}"]
-    return [*lines, f"{study.repeats} repeat(s) and as many starts{_about(time.all_s(study.repeats))}"]
-
-
-def _crowding(fit: memory.Fit | None) -> list[str]:
-    """A warning where requests of the longest kind do not all fit at once."""
-    if fit is None or not fit.fits or fit.fits_concurrency:
-        return []
-    return [
-        f"  above {fit.max_streams} such requests at once it preempts; shorter ones need less, and preemptions are counted"
-    ]
-
-
-def _refusal(spec: flags.LaunchSpec) -> list[str]:
-    """What keeps this machine from starting it; empty where nothing does."""
-    try:
-        preflight.check_launch(spec)
-    except EngineError as error:
-        return [f"not on this machine: {error}"]
-    return []
-
-
-def _about(seconds: float | None) -> str:
-    return "" if seconds is None else f", about {spoken(seconds)}"
-
-
-def _shell(spec: flags.LaunchSpec) -> str:
-    """A launch as a line for a shell: its settings, then its command."""
-    argv, settings = flags.launch_command(spec)
-    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in sorted(settings.items())), shlex.join(argv)])
 
 
 def _json_object(text: str, option: str) -> dict[str, Any]:

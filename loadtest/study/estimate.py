@@ -62,10 +62,15 @@ def of_cell(study: Study, cell: Cell, workload: Workload, contract: Contract, *,
     be off several times over. `natural`: of a study that decides, the natural run is on this cell.
     """
     if not study.decides:
-        return CellTime(_start_s(cell), _passes_s(study, cell, workload, contract, natural_passes(study)))
+        return of_passes(study, cell, workload, contract, natural_passes(study))
     once = natural_run(study, contract, cell) if natural else []
     each = burst_passes(study, contract, cell)
     return CellTime(_start_s(cell), *(_passes_s(study, cell, workload, contract, some) for some in (each, once)))
+
+
+def of_passes(study: Study, cell: Cell, workload: Workload, contract: Contract, passes: Iterable[AskedPass]) -> CellTime:
+    """One start of a cell with these passes."""
+    return CellTime(_start_s(cell), _passes_s(study, cell, workload, contract, passes))
 
 
 def _passes_s(
@@ -79,6 +84,8 @@ def _passes_s(
         took_s = study.duration_s
         if one.kind == "bursts":
             took_s = _bursts_s(cell, contract, one, prompt_tokens)
+        elif one.requests is not None and one.most_in_flight is not None:
+            took_s = 3600.0 * one.requests / one.concurrency  # requests per hour
         elif one.requests is not None:
             rate = _tokens_per_s(cell, contract, prompt_tokens, output_tokens, one.concurrency)
             sent = one.requests + one.warmup_requests * one.concurrency

@@ -38,8 +38,9 @@ from loadtest.study.passes import PASS_FILE, PassFacts
 from loadtest.study.plan import asked, launch_spec, refuse_misfit
 from loadtest.study.schema import AskedPass, Cell, Study
 from loadtest.study.search.arrivals import VirtualArrivals
+from loadtest.study.search.asked import PER_HOUR_S
 from loadtest.study.search.cell_search import cell_search
-from loadtest.study.search.start import PER_HOUR_S, start_of
+from loadtest.study.search.start import start_of
 from loadtest.study.search.virtual import VirtualDriver
 from loadtest.study.virtual_level import WORKER, Plan, VirtualLevel, VirtualServer
 from loadtest.workload import exact
@@ -205,9 +206,7 @@ def _search(prediction: _Prediction, cell: Cell, server: VirtualServer, engine: 
         _run_pass(prediction, cell, server, asked, repeat, is_enough)
 
     begun = start_of(prediction.study, cell, prediction.workload, prediction.contract)
-    search = prediction.study.search
-    most = search.max_concurrency if search is not None and search.of != "users" else None
-    driver = VirtualDriver(prediction.out, cell.id, prediction.study.warmup_requests, run_pass, most)
+    driver = VirtualDriver(prediction.out, cell.id, prediction.study, run_pass)
     cell_search(prediction.study, begun, engine, driver, prediction.say).carry_out()
 
 

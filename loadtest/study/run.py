@@ -121,7 +121,8 @@ def extent_words(study: Study) -> str:
     """
     cells, repeats = len(study.cells), study.repeats
     if study.search is not None:
-        return f"{cells} cell{'s' * (cells > 1)}, the largest concurrency within {', '.join(study.slo)}"
+        sought = "concurrency" if study.search.of == "users" else "rate of arrivals"
+        return f"{cells} cell{'s' * (cells > 1)}, the largest {sought} within {', '.join(study.slo)}"
     levels = ", ".join(map(str, study.levels))
     most, kind = "at most " if study.until_decided else "", "bursts at " if study.decides else ""
     extent = f"{cells} cell{'s' * (cells > 1)}, {kind}concurrency {levels}"

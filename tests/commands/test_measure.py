@@ -100,6 +100,28 @@ def test_a_dry_run_says_that_a_study_that_compares_decides_and_what_that_leaves_
         assert "the default for studies" not in planned(tmp_path / "study.toml", *options)
 
 
+@pytest.mark.parametrize(
+    ("options", "sought", "first", "of_locust"),
+    [
+        ((), "concurrency", "  38 users: 304 requests, about", "--users 38 "),
+        (("--rates",), "rate of arrivals", "  0.2642 requests/s: 512 requests, about", "--level 951 --arrivals poisson --rate 0.26"),
+    ],
+)  # fmt: skip
+def test_a_dry_run_of_a_search_says_where_it_begins_and_which_levels_it_tries(tmp_path, options, sought, first, of_locust):
+    text = COMPARING.replace("itl_s:p99<0.2", "tokens_per_s_per_user:p10>15").replace('"sglang-sim", ', "")
+    (tmp_path / "study.toml").write_text(text)
+    told = planned(tmp_path / "study.toml", "--find-max", *options)
+    assert f"the largest {sought} within ttft_s:p90<2" in told
+    assert "(predicted by the model) it doubles" in told
+    assert first in told
+    assert told.count(" requests, about ") == 5  # up, and three times the middle
+    assert of_locust in told
+    assert told.splitlines()[-1].startswith("in all, if the predictions hold, at most: about ")
+    told = planned(tmp_path / "study.toml", "--find-max", *options, "--start", "2")
+    assert told.count(" requests, about ") == 1
+    assert told.splitlines()[-1] == "in all: not known, as no prediction says where the search ends"
+
+
 def test_bursts_without_room_leave_a_study_natural(tmp_path):
     (tmp_path / "study.toml").write_text(f"{COMPARING}context_tokens = 400\n[contract]\nmax_tokens = 200\n")
     assert "1 repeat(s); nothing is started" in planned(tmp_path / "study.toml")

@@ -71,6 +71,31 @@ def test_equal_is_certain_too():
     assert needed(metrics) == []
 
 
+def varied(batch, switch, gap_s, noise=1.0):
+    """Three starts of a configuration of two factors."""
+    name = f"batch={batch},switch={switch}"
+    cell = started(CELLS[1], (1, 2, 3), gap_s, noise)
+    facts = builders.changed(cell.engine, id=f"{cell.id}_{name}", name=name, factors={"batch": batch, "switch": switch})
+    return replace(cell, id=facts.id, engine=facts, levels=tuple(replace(one, cell=facts.id) for one in cell.levels))
+
+
+def test_what_is_varied_is_asked_as_a_change_not_pair_by_pair():
+    """The switch is certain; of the batch, which is not, every cell shows something."""
+    noisy = {"8": 9.0, "64": 20.0}
+    gaps_s = {("8", "off"): 0.03, ("8", "on"): 0.045, ("64", "off"): 0.031, ("64", "on"): 0.0465}
+    metrics = measured(*(varied(*key, gap_s, noisy[key[0]]) for key, gap_s in gaps_s.items()))
+    study = replace(STUDY, cells=tuple(
+        Cell(engine="vllm", model="qwq-32b-awq", gpu="l20", name=one.name, factors=one.factors) for one in metrics.cells
+    ))  # fmt: skip
+    said = []
+    batch, switch = stopping.questions(study, metrics)[1::2][:2]
+    assert ([batch.title, switch.title], switch.verdict) == (["batch 64 instead of 8", "switch on instead of off"], "slower")
+    wanted = looked(metrics, study, said=said.append)
+    assert wanted.levels == {cell.id for cell in study.cells}
+    assert sum(line.startswith("switch on instead of off: slower; 2 pairs of cells") for line in said) == 1
+    assert len(wanted.nearest) == 2  # the pairs that show the batch
+
+
 def test_a_cell_that_does_not_fit_is_not_waited_for_and_one_that_failed_is():
     for status, kept in (("refused", []), ("failed", [CELLS[0].id, CELLS[1].id])):
         metrics = measured(builders.cell([], "sglang", status=status, reason="no"), started(CELLS[1], (1, 2)))

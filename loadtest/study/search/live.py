@@ -22,8 +22,9 @@ from loadtest.study.execution import Execution
 from loadtest.study.passes import is_finished, run_pass
 from loadtest.study.plan import asked
 from loadtest.study.schema import AskedPass, Cell
+from loadtest.study.search.asked import search_pass, study_of_pass
 from loadtest.study.search.cell_search import cell_search, level_place, progress_words
-from loadtest.study.search.start import PER_HOUR_S, start_of
+from loadtest.study.search.start import start_of
 from loadtest.workload.workload import Workload
 
 _TELL_EVERY_S = 15.0
@@ -65,27 +66,12 @@ class LocustDriver:
 
     def measure(self, level: int, requests: int, test: LevelTest) -> None:
         repeat = self._next_repeat(level)
-        study = self.execution.study
-        # Another order each time: what the prefix cache of a server that is not flushed holds would seem fast.
-        ordered = replace(study, levels=(level,), min_requests=requests, seed=study.seed + 1000 * repeat + level)
-        if self._of_rates:
-            options = study.scenario_options | {"rate": level / PER_HOUR_S}
-            ordered = replace(ordered, scenario_options=options, requests_per_stream=0)
+        one = search_pass(self.execution.study, level, requests)
+        ordered = study_of_pass(self.execution.study, one, repeat)
         remaining = estimate.Remaining(ordered, self.workload, self.execution.contract)
         live = LiveTest(self._folder(level, repeat), test, self.is_out_of_time, self._teller(level))
-        one = replace(self.execution, study=ordered, remaining=remaining)
-        asked_pass = AskedPass(
-            concurrency=level,
-            requests=requests,
-            warmup_requests=study.warmup_requests,
-            most_in_flight=study.search.max_concurrency if study.search is not None and self._of_rates else None,
-        )
-        run_pass(one, self.cell, self.target, self.died, asked_pass, repeat, live)
-
-    @property
-    def _of_rates(self) -> bool:
-        search = self.execution.study.search
-        return search is not None and search.of != "users"
+        execution = replace(self.execution, study=ordered, remaining=remaining)
+        run_pass(execution, self.cell, self.target, self.died, one, repeat, live)
 
     def is_out_of_time(self) -> bool:
         return self.execution.is_out_of_time()
@@ -98,13 +84,14 @@ class LocustDriver:
 
     def _teller(self, level: int) -> Callable[[LevelTest], None]:
         told_s = time.monotonic()
+        search = self.execution.study.search
+        place = level_place(level, "users" if search is None else search.of)
 
         def tell(test: LevelTest) -> None:
             nonlocal told_s
             if time.monotonic() - told_s >= _TELL_EVERY_S:
                 told_s = time.monotonic()
                 known = progress_words(test.objectives)
-                place = level_place(level, "requests/h" if self._of_rates else "users")
                 self.execution.say(f"{self.cell.id} at {place}  {test.n:>4} requests judged: {known}")
 
         return tell

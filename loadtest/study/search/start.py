@@ -10,12 +10,12 @@ from loadtest.metrics.slo import Slo, parse_slo
 from loadtest.perfmodel.prediction import PredictedRange, Prediction, predict
 from loadtest.study import estimate
 from loadtest.study.schema import CLOSED_LOOP, Cell, Study
+from loadtest.study.search.asked import PER_HOUR_S
 from loadtest.workload.contract import Contract
 from loadtest.workload.workload import Workload
 
 DEFAULT_START = 8
 DEFAULT_PER_HOUR = 360
-PER_HOUR_S = 3600.0
 
 _PREDICTED: Mapping[str, Callable[[Prediction], PredictedRange | None]] = {
     "ttft_s": lambda one: one.ttft_s,

@@ -12,7 +12,8 @@ from loadtest.records import read
 from loadtest.records.folder import level_path
 from loadtest.records.read import LevelRecords
 from loadtest.records.schema import RequestRecord
-from loadtest.study.schema import AskedPass
+from loadtest.study.schema import AskedPass, Study
+from loadtest.study.search.asked import search_pass
 from loadtest.study.search.live import level_of
 
 # One pass: what is asked, its number, and what says after each record whether it is enough.
@@ -25,9 +26,8 @@ class VirtualDriver:
 
     out: Path
     cell_id: str
-    warmup_requests: int
+    study: Study
     run_pass: RunPass
-    most_in_flight: int | None = None  # of arrivals at a rate; None: a closed loop
     passes: dict[int, int] = field(default_factory=dict)
 
     def tried(self) -> Sequence[int]:
@@ -47,13 +47,7 @@ class VirtualDriver:
             test.take(pass_arrays(level_of(folder, [record]), record.clock_anchor_unix_s))
             return test.word != "undecided"
 
-        asked = AskedPass(
-            concurrency=level,
-            requests=requests,
-            warmup_requests=self.warmup_requests,
-            most_in_flight=self.most_in_flight,
-        )
-        self.run_pass(asked, repeat, is_enough)
+        self.run_pass(search_pass(self.study, level, requests), repeat, is_enough)
         self.passes[level] = repeat
 
     def is_out_of_time(self) -> bool:
