@@ -28,7 +28,9 @@ from loadtest.commands.parser import (
     add_setup_commands,
     add_workload_commands,
     commands_of,
+    hours_of,
     path_of,
+    percent_of,
 )
 from loadtest.credentials import keep_from_dumps, redacted
 from loadtest.errors import Interrupted, LoadtestError, UsageError
@@ -290,9 +292,14 @@ def _measuring_commands(command: Command) -> None:
     )
     add("--only", action="append", default=[], metavar="KEY=VALUE", help="keep matching cells or levels (repeatable)")
     add("--workers", type=int, metavar="N", help="Locust processes that share the users (default: the study's, else 1)")
-    add("--budget", type=float, metavar="HOURS", help="start no repeat that would end later (default: any)")
+    add("--budget", type=hours_of, metavar="HOURS", help="start nothing that would end later, as 2h or 90min (default: any)")
     add("--mode", choices=("natural", "equal-work", "decision"), help="measure in this mode (default: the study's)")
-    add("--precision", type=float, metavar="PERCENT", help="repeat until every pair's interval is so narrow (default: any)")
+    add(
+        "--precision",
+        type=percent_of,
+        metavar="PERCENT",
+        help="repeat until every interval is so narrow (default: any)",
+    )
     add("--find-max", action="store_true", help="search each cell for the largest concurrency within the study's SLOs")
     _add_limits(add, study=True)
     add("--until-decided", action="store_true", help="after two to six repeats stop measuring pairs with a certain verdict")
@@ -329,9 +336,15 @@ def _attaching_commands(command: Command) -> None:
     add_route(add)
     add("--model", metavar="M", help="served model name (default: the one that both serve)")
     add("--concurrency", default="1,8", metavar="1,8", help="lowest and highest users of the bursts (default: %(default)s)")
-    add("--matters", type=float, default=5.0, metavar="PERCENT", help="a smaller difference is equal (default: %(default)g)")
-    add("--start-sd", type=float, metavar="PERCENT", help="how much starts of a server vary (default: as they stand)")
-    add("--budget", type=float, metavar="HOURS", help="start no round that would end later (default: any)")
+    add(
+        "--matters",
+        type=percent_of,
+        default=5.0,
+        metavar="PERCENT",
+        help="smaller differences are equal (default: %(default)g)",
+    )
+    add("--start-sd", type=percent_of, metavar="PERCENT", help="how much starts of a server vary (default: as they stand)")
+    add("--budget", type=hours_of, metavar="HOURS", help="start no round that would end later (default: any)")
     add("--workload", default="math", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
     add_keys(add)
     add("--max-tokens", type=int, metavar="N", help="most output tokens of a request (default: 32768)")
@@ -412,7 +425,7 @@ def _add_limits(add: Callable[..., argparse.Action], *, study: bool = False) -> 
     add("--start", type=float, metavar="N", help="a search's first level: users, or requests/s (default: predicted)")
     add("--max-concurrency", type=int, metavar="N", help="most users of a search, or most in flight (default: 256)")
     if not study:
-        add("--budget", type=float, metavar="HOURS", help="hours that a search may take (default: any)")
+        add("--budget", type=hours_of, metavar="HOURS", help="hours that a search may take (default: any)")
         add("--calibration", metavar="FILE", help="what calibrate wrote, for a search's first level (default: none)")
 
 

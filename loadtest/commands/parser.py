@@ -27,6 +27,32 @@ def path_of(text: str) -> Path:
     return Path(text)
 
 
+_HOURS = {"h": 1.0, "min": 1 / 60, "": 1.0}
+
+
+def hours_of(text: str) -> float:
+    """
+    >>> hours_of("2h"), hours_of("90min"), hours_of("0.5")
+    (2.0, 1.5, 0.5)
+    """
+    unit = next(unit for unit in _HOURS if text.endswith(unit))
+    try:
+        return float(text.removesuffix(unit)) * _HOURS[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected hours, such as 2h or 90min, got {text[:40]!r}") from None
+
+
+def percent_of(text: str) -> float:
+    """
+    >>> percent_of("3%"), percent_of("3")
+    (3.0, 3.0)
+    """
+    try:
+        return float(text.removesuffix("%"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a percentage, such as 3%, got {text[:40]!r}") from None
+
+
 class CommandParser(argparse.ArgumentParser):
     """Of loadtest or one of its commands; the examples are read when the help is printed."""
 
@@ -168,8 +194,16 @@ def add_gate_commands(command: Command) -> None:
     )
     add("baseline", type=path_of, metavar="BASELINE")
     add("candidate", type=path_of, metavar="CANDIDATE")
-    add("--tolerance", type=float, default=0.0, metavar="PCT", help="allow regressions up to this many percent (default: 0)")
-    add("--start-sd", type=float, metavar="PCT", help="how much starts of a server differ (default: what the runs show)")
+    add(
+        "--tolerance",
+        type=percent_of,
+        default=0.0,
+        metavar="PCT",
+        help="allow regressions up to this percentage (default: 0)",
+    )
+    add(
+        "--start-sd", type=percent_of, metavar="PCT", help="how much starts differ (default: what the runs show)"
+    )
     add("--allow", action="append", default=[], metavar="KEY", help="compare although this key differs (repeatable)")
     _add_gate_files(add)
     add("--json", action="store_true", help="print JSON instead of text")

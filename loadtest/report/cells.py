@@ -14,7 +14,8 @@ from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.figures import Bounded, unknown
 from loadtest.metrics.level_schema import ComposedLevel, LevelFigures
 from loadtest.metrics.schema import CellFigures, Metrics
-from loadtest.report.formatting import clean, count
+from loadtest.records.engine_facts import SearchedKind
+from loadtest.report.formatting import RATE, at_load, clean, count, load_text
 
 FAMILIES = {"sglang": "SGLang", "vllm": "vLLM", "other": "Other"}
 _MODEL_CHARS = 100
@@ -27,7 +28,7 @@ class ShownCell:
 
     `second_mode`: where a study pairs two modes, the second one, of the cells that it adds. `variant`: which configuration
     of its engine it is, where that has several, and `run` its place among those of its deployment. On a page of several
-    runs, `run` is the run's number there, `label` its name, and `place` what is compared.
+    runs, `run` is the run's number there, `label` its name, and `place` what is compared. `of`: what its levels are.
     """
 
     figures: CellFigures
@@ -36,6 +37,7 @@ class ShownCell:
     run: int | None = None
     label: str = ""
     place: str = ""
+    of: SearchedKind = "users"
 
     @property
     def id(self) -> str:
@@ -120,12 +122,29 @@ class ShownCell:
     def tried(self) -> str:
         """The concurrencies that were tried."""
         levels = {level.concurrency for level in self.levels} | {level.concurrency for level in self.figures.composed}
-        return ", ".join(map(str, sorted(levels)))
+        return ", ".join(map(self.load, sorted(levels)))
+
+    def load(self, level: int) -> str:
+        """A level in a table: its concurrency, or its requests/s."""
+        return load_text(level, self.of)
+
+    def at(self, level: int) -> str:
+        """A level in a sentence."""
+        return at_load(level, self.of)
+
+    def all_at(self, levels: Iterable[int]) -> str:
+        """Several levels in a sentence."""
+        first, *others = levels
+        return ", ".join([self.at(first), *map(self.load, others)])
 
 
 def cells_of(metrics: Metrics) -> tuple[ShownCell, ...]:
     """Every cell, in the order of `metrics.cells`."""
-    plain = [ShownCell(one, second_mode=_second_mode(one, metrics.run.mode)) for one in metrics.cells]
+    kinds = {one.cell: one.of for one in metrics.searches}
+    plain = [
+        ShownCell(one, second_mode=_second_mode(one, metrics.run.mode), of=kinds.get(one.id, "users"))
+        for one in metrics.cells
+    ]
     places = Counter(cell.deployment for cell in plain if cell.figures.name is not None)
     seen = Counter[str]()
     return tuple(_configured(cell, seen) if places[cell.deployment] else cell for cell in plain)
@@ -184,10 +203,10 @@ def at_level(cell: ShownCell, concurrency: int) -> ShownCell:
 
 def level_places(levels: Iterable[tuple[ShownCell, LevelFigures]]) -> str:
     """Levels in words: `CELL at concurrency 4, 8; OTHER at concurrency 8`."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, tuple[ShownCell, list[int]]] = {}
     for cell, level in levels:
-        found.setdefault(cell.id, []).append(str(level.concurrency))
-    return "; ".join(f"{name} at concurrency {', '.join(at)}" for name, at in found.items())
+        found.setdefault(cell.id, (cell, []))[1].append(level.concurrency)
+    return "; ".join(f"{name} at {cell.all_at(at)}" for name, (cell, at) in found.items())
 
 
 def flat(groups: Groups) -> tuple[ShownCell, ...]:
@@ -259,6 +278,11 @@ def headline(cell: ShownCell) -> Point | None:
     if not found or within is None:
         return found[-1] if found else None
     return next((point for point in found if point.concurrency == within), found[0])
+
+
+def load_title(cells: Iterable[ShownCell]) -> str:
+    """What the levels of a run are, as the title of a column or an axis."""
+    return "concurrency" if all(cell.of == "users" for cell in cells) else RATE
 
 
 def concurrencies(cells: Iterable[ShownCell]) -> tuple[int, ...]:

@@ -288,21 +288,22 @@ def health_reasons(metrics: Metrics) -> tuple[str, ...]:
     """Why not to rely on the run: every reason once, with all the places that it was given for."""
     of_levels = doubts(metrics.cells)
     said = {str(one) for one in of_levels}
-    return (*_grouped(of_levels), *(clean(reason) for reason in metrics.health.reasons if reason not in said))
+    return (*_grouped(of_levels, metrics), *(clean(reason) for reason in metrics.health.reasons if reason not in said))
 
 
 def window_reasons(metrics: Metrics) -> tuple[str, ...]:
     """Doubts about the steady windows, likewise; these fail no gate."""
-    return _grouped(window_doubts(metrics.cells))
+    return _grouped(window_doubts(metrics.cells), metrics)
 
 
-def _grouped(found: Iterable[Doubt]) -> tuple[str, ...]:
+def _grouped(found: Iterable[Doubt], metrics: Metrics) -> tuple[str, ...]:
     """`CELL at concurrency 1, 2, 4: the fast clock ...`"""
-    places: dict[tuple[str, str], list[str]] = {}
+    cells = {cell.figures.id: cell for cell in cells_of(metrics)}
+    places: dict[tuple[str, str], list[int]] = {}
     for doubt in found:
-        places.setdefault((doubt.cell, doubt.reason), []).append(str(doubt.concurrency))
+        places.setdefault((doubt.cell, doubt.reason), []).append(doubt.concurrency)
     return tuple(
-        clean(f"{cell} at concurrency {', '.join(dict.fromkeys(at))}: {reason}") for (cell, reason), at in places.items()
+        clean(f"{name} at {cells[name].all_at(dict.fromkeys(at))}: {reason}") for (name, reason), at in places.items()
     )
 
 
@@ -322,5 +323,5 @@ def failure_lines(metrics: Metrics) -> list[str]:
         if share := level.failed_share.value:
             kinds = ", ".join(f"{clean(kind)} {count(n)}" for kind, n in level.error_kinds.items())
             failed = f"{share * level.n_requests:.0f} of {level.n_requests} requests"
-            lines.append(f"FAILED: {failed}, {cell.id} at concurrency {level.concurrency} ({kinds})")
+            lines.append(f"FAILED: {failed}, {cell.id} at {cell.at(level.concurrency)} ({kinds})")
     return lines

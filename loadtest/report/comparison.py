@@ -15,7 +15,7 @@ from loadtest.metrics.schema import Comparison, Metrics
 from loadtest.records.manifest import Manifest
 from loadtest.report.cells import Groups, ShownCell, cells_of, flat
 from loadtest.report.decision import Line, price
-from loadtest.report.formatting import at_concurrency, clean, number, sentence, signed, span
+from loadtest.report.formatting import at_load, clean, number, sentence, signed, span
 from loadtest.report.overview import Overview, configurations
 from loadtest.report.plots.catalogue import shared_figures
 from loadtest.report.plots.figure import Figure, Table
@@ -102,7 +102,7 @@ def _is_decided(one: Compared) -> bool:
 
 
 def _where(one: Compared) -> str:
-    return f"{one.place}, {at_concurrency(one.row.concurrency)}"
+    return f"{one.place}, {at_load(one.row.concurrency)}"
 
 
 def _largest(compared: Sequence[Compared]) -> Line:

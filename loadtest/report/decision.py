@@ -28,7 +28,7 @@ from loadtest.report.cells import (
     sound_cells,
     typical_statistic,
 )
-from loadtest.report.formatting import at_concurrency, clean, listed, needs, number, span, with_interval
+from loadtest.report.formatting import clean, listed, needs, number, span, with_interval
 from loadtest.report.search import search_answer, search_basis
 from loadtest.report.verdicts import Named, change_evidence, change_name, change_verdict, evidence, summary
 
@@ -64,10 +64,11 @@ def question_of(metrics: Metrics, manifest: Manifest) -> str:
     cells = cells_of(metrics)
     engines = list(dict.fromkeys(FAMILIES[cell.family] for cell in cells))
     models = listed(list(dict.fromkeys(cell.model for cell in cells)))
+    load = "concurrency" if all(one.of == "users" for one in metrics.searches) else "rate of requests"
     if len(engines) > 1:
-        return f"{' or '.join(engines)} for {models}: which is faster, and up to what concurrency?"
+        return f"{' or '.join(engines)} for {models}: which is faster, and up to what {load}?"
     if engines:
-        return f"How fast does {engines[0]} serve {models}, and up to what concurrency?"
+        return f"How fast does {engines[0]} serve {models}, and up to what {load}?"
     return "Nothing was measured"
 
 
@@ -231,7 +232,7 @@ def _best(cells: Iterable[ShownCell], metric: str, statistic: Statistic) -> tupl
 
 def _place(cell: ShownCell, level: _Shown) -> str:
     how = ", composed" if isinstance(level, ComposedLevel) else ""
-    return f"{cell.engine}, {cell.deployment}, {at_concurrency(level.concurrency)}{how}"
+    return f"{cell.engine}, {cell.deployment}, {cell.at(level.concurrency)}{how}"
 
 
 STATISTICS = {f"p{n}": f"{n}{'st' if n == 1 else 'th'} percentile of " for n in (1, 5, 10, 90, 95, 99)} | {

@@ -7,17 +7,29 @@ import unicodedata
 from datetime import UTC, datetime
 
 from loadtest.metrics.figures import Bounded, Estimate
+from loadtest.records.engine_facts import SearchedKind
 from loadtest.records.instrument import InstrumentError
 
 DASH = "—"
 
 
-def at_concurrency(of: int) -> str:
+RATE = "requests/s"
+
+
+def load_text(level: int, of: SearchedKind = "users") -> str:
     """
-    >>> at_concurrency(8)
-    'concurrency 8'
+    >>> load_text(1200), load_text(900, "requests/h")
+    ('1,200', '0.25')
     """
-    return f"concurrency {of}"
+    return count(level) if of == "users" else f"{level / 3600:.4g}"
+
+
+def at_load(level: int, of: SearchedKind = "users") -> str:
+    """
+    >>> at_load(8), at_load(900, "requests/h")
+    ('concurrency 8', '0.25 requests/s')
+    """
+    return f"concurrency {level}" if of == "users" else f"{load_text(level, of)} {RATE}"
 
 
 def listed(names: list[str]) -> str:

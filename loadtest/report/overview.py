@@ -19,6 +19,7 @@ from loadtest.report.cells import (
     best_cell,
     cells_of,
     headline,
+    load_title,
     points,
     sound_cells,
     typical_statistic,
@@ -232,7 +233,7 @@ def configurations(cells: Sequence[ShownCell], paid: Price, *, with_slos: bool) 
     each = typical_statistic(cells, "tokens_per_s_per_user")
     cost = paid if paid.gpu_hour is not None else NO_PRICE
     groups = (
-        ("concurrency", 2 if with_slos else 1), ("TTFT, s", 1), ("time to final answer, s", 3), ("tokens/s", 2),
+        (load_title(cells), 2 if with_slos else 1), ("TTFT, s", 1), ("time to final answer, s", 3), ("tokens/s", 2),
         (f"{cost.currency or 'price'} for", 2), ("", 1),
     )  # fmt: skip
     head = (
@@ -262,7 +263,7 @@ def _row(cell: ShownCell, each: Statistic, paid: Price, *, with_slos: bool) -> R
     figures = [point.at(metric, statistic) for metric, statistic in _TIMES]
     figures += [point.at("tokens_per_s_per_user", each), point.at("output_tokens_per_s")]
     figures += [_answers_cost(cell, point, paid.gpu_hour or 0.0), cost_per_million_tokens(cell, point, paid)]
-    return Row(name, key, (*within, count(point.concurrency), *map(value_or_need, figures), _failed(cell)))
+    return Row(name, key, (*within, cell.load(point.concurrency), *map(value_or_need, figures), _failed(cell)))
 
 
 def _answers_cost(cell: ShownCell, point: Point, gpu_hour: float) -> Bounded:
@@ -280,7 +281,8 @@ def _within(cell: ShownCell) -> str:
         return DASH
     if limit.by_slo == 0:
         return "none"
-    return f"≥ {limit.by_slo}" if limit.limit == "not_reached" else str(limit.by_slo)
+    most = cell.load(limit.by_slo)
+    return f"≥ {most}" if limit.limit == "not_reached" else most
 
 
 def cost_per_million_tokens(cell: ShownCell, point: Point, paid: Price) -> Bounded:
@@ -299,9 +301,8 @@ def _failed(cell: ShownCell) -> str:
 
 
 def _notes(cells: Sequence[ShownCell], each: Statistic, *, with_slos: bool, priced: bool) -> tuple[str, ...]:
-    shown = (
-        "the highest concurrency within the SLOs, or the lowest where none is" if with_slos else "the highest concurrency"
-    )
+    highest = f"the highest {load_title(cells)}"
+    shown = f"{highest} within the SLOs, or the lowest where none is" if with_slos else highest
     found = [f"Figures at {shown}; failures of all levels."]
     found += ["Tokens/s per user: mean of the requests."] if each == "mean" else []
     found += [] if priced else ["No price was given: costs in GPU-hours."]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loadtest.metrics.schema import ConcurrencySearch, Metrics, SearchLevel, SearchObjective
 from loadtest.records.engine_facts import SearchedKind
-from loadtest.report.formatting import DASH, clean, count, number
+from loadtest.report.formatting import DASH, RATE, clean, count, load_text, number
 from loadtest.report.plots.figure import Table
 
 
@@ -25,23 +25,18 @@ def search_answer(found: ConcurrencySearch) -> str:
 
 
 def _rate_answer(found: ConcurrencySearch, binds: str) -> str:
-    within = f"{_level(found.within, found.of)} requests/s"
+    within = f"{load_text(found.within, found.of)} requests/s"
     if found.broken is None:
         return f"at least {within}" if found.within else "not known: no rate was decided"
-    broken = f"{_level(found.broken, found.of)} break {binds}"
+    broken = f"{load_text(found.broken, found.of)} break {binds}"
     return f"{within}; {broken}" if found.within else f"none shown: {broken}"
-
-
-def _level(level: int, of: SearchedKind) -> str:
-    """A level in a table: users, or requests per second."""
-    return count(level) if of == "users" else f"{level / 3600:.4g}"
 
 
 def search_basis(found: ConcurrencySearch) -> str:
     """What ended the search, and what it cost."""
     minutes = "" if found.gpu_minutes is None else f", {number(found.gpu_minutes)} {_minutes(found)}"
     cost = f"{len(found.levels)} levels, {count(found.n_requests)} requests{minutes}"
-    began = f"begun at {_level(found.start, found.of)} ({clean(found.start_source)})"
+    began = f"begun at {load_text(found.start, found.of)} ({clean(found.start_source)})"
     ended = _ended(found)
     return f"{ended[:1].upper()}{ended[1:]}; {began}; {cost}"
 
@@ -51,13 +46,13 @@ def _minutes(found: ConcurrencySearch) -> str:
 
 
 def _ended(found: ConcurrencySearch) -> str:
-    undecided = [_level(one.concurrency, found.of) for one in found.levels if one.verdict == "undecided"]
+    undecided = [load_text(one.concurrency, found.of) for one in found.levels if one.verdict == "undecided"]
     if found.limit == "stopped":
         return f"stopped early: {clean(found.reason or 'interrupted')}; --resume goes on"
     if found.limit == "undecided":
         return f"undecided at {', '.join(undecided)}: more --requests and --resume would tell"
     if found.limit == "max_concurrency":
-        return f"not searched above {_level(found.most, found.of)}{' (--max-concurrency)' if found.of == 'users' else ''}"
+        return f"not searched above {load_text(found.most, found.of)}{' (--max-concurrency)' if found.of == 'users' else ''}"
     if found.limit == "kv_cache":
         return f"not searched above {found.most}, which fill the KV cache"
     return "every level has a 95 % interval on one side of each SLO"
@@ -73,7 +68,7 @@ def search_rows(found: ConcurrencySearch) -> list[tuple[str, ...]]:
 
 
 def _row(one: SearchLevel, of: SearchedKind) -> tuple[str, ...]:
-    level, minutes = _level(one.concurrency, of), number(one.load_s / 60)
+    level, minutes = load_text(one.concurrency, of), number(one.load_s / 60)
     return (level, one.verdict, count(one.n_requests), minutes, *map(_objective, one.objectives))
 
 
@@ -88,7 +83,7 @@ def _objective(one: SearchObjective) -> str:
 
 def search_head(found: ConcurrencySearch) -> tuple[str, ...]:
     slos = [clean(one.slo) for one in found.levels[0].objectives] if found.levels else []
-    return ("users" if found.of == "users" else "requests/s", "verdict", "requests", "minutes", *slos)
+    return ("users" if found.of == "users" else RATE, "verdict", "requests", "minutes", *slos)
 
 
 def search_table(metrics: Metrics) -> Table | None:

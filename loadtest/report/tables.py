@@ -16,7 +16,7 @@ from loadtest.metrics.level_schema import DraftFigures, GateStatus, LevelFigures
 from loadtest.metrics.schema import ClaimResult, FindingVerdict, Metrics
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import ShownCell, by_level, points, sound_cells, typical_statistic
+from loadtest.report.cells import ShownCell, by_level, load_title, points, sound_cells, typical_statistic
 from loadtest.report.checklist import violated_keys
 from loadtest.report.decision import Price, cheapest_level, price, slos_in_words, surely_met
 from loadtest.report.formatting import DASH, clean, count, listed, number, percent, span, value_or_need
@@ -120,12 +120,17 @@ def capacity_table(cells: Sequence[ShownCell], metrics: Metrics, manifest: Manif
         return None
     head = ["cell"]
     if wanted:
-        head += ["concurrency within the SLOs", "for certain", "full contexts in the KV cache", "concurrencies tried"]
+        head += [f"{load_title(measured)} within the SLOs", "for certain", "full contexts in the KV cache", _tried(measured)]
     if paid.gpu_hour is not None:
-        head += [f"lowest cost of 1,000 answers, {paid.currency}".rstrip(", "), "95 % CI", "at concurrency"]
+        head += [f"lowest cost of 1,000 answers, {paid.currency}".rstrip(", "), "95 % CI", f"at {load_title(measured)}"]
     rows = [(cell.name, *(_within_slos(cell) if wanted else ()), *_lowest_cost(cell, paid)) for cell in measured]
     note = f"SLOs: {'; '.join(wanted)}. For certain: met with the whole confidence intervals; 0: at no level."
     return Table(tuple(head), tuple(rows), (note,) if wanted else ())
+
+
+def _tried(cells: Sequence[ShownCell]) -> str:
+    title = load_title(cells)
+    return f"{'concurrencies' if title == 'concurrency' else title} tried"
 
 
 def _within_slos(cell: ShownCell) -> tuple[str, ...]:
@@ -141,7 +146,7 @@ def _lowest_cost(cell: ShownCell, paid: Price) -> tuple[str, ...]:
     if best is None:
         return DASH, DASH, DASH
     found, _, level = best
-    return number(found.value), span(found) or DASH, count(level.concurrency)
+    return number(found.value), span(found) or DASH, cell.load(level.concurrency)
 
 
 # Levels --------------------------------------------------------------------------------------------------------------
@@ -183,28 +188,28 @@ def levels_table(cells: Sequence[ShownCell]) -> Table:
         if any(value_or_need(level.estimate(one.metric, one.statistic)) != DASH for _, level in levels)
     ]
     rows = [
-        (cell.name, count(level.concurrency), count(level.n_requests), *(column.text(level) for column in shown))
+        (cell.name, cell.load(level.concurrency), count(level.n_requests), *(column.text(level) for column in shown))
         for cell, level in levels
     ]
     absent = [column.title for column in columns if column not in shown]
     notes = ["n ≥ N: the figure needs N requests. —: it does not apply, or the reason is among the failures."]
-    notes += [population_note([level for _, level in levels])] if levels else []
+    notes += [population_note(levels)] if levels else []
     notes += [f"Known at no level: {'; '.join(absent)}."] if absent and levels else []
     return Table(
-        ("cell", "concurrency", "n", *(one.title for one in shown)),
+        ("cell", load_title(cells), "n", *(one.title for one in shown)),
         tuple(rows),
         (*notes, *queued_notes(cells), *burst_notes(cells), *chunk_notes(cells)),
     )
 
 
-def population_note(levels: Sequence[LevelFigures]) -> str:
+def population_note(levels: Sequence[tuple[ShownCell, LevelFigures]]) -> str:
     """For which prompts the intervals of these levels hold."""
-    kinds = {level.population for level in levels}
+    kinds = {level.population for _, level in levels}
     if len(kinds) == 1:
         return f"Intervals hold for {kinds.pop()}."
-    places = sorted({level.concurrency for level in levels if level.population == "these prompts"})
-    at = listed(list(map(str, places)))
-    return f"Intervals hold for these prompts at concurrency {at}, as some were asked again; else for prompts of this kind."
+    again = {level.concurrency: cell for cell, level in levels if level.population == "these prompts"}
+    at = f"{load_title(again.values())} {listed([again[level].load(level) for level in sorted(again)])}"
+    return f"Intervals hold for these prompts at {at}, as some were asked again; else for prompts of this kind."
 
 
 MANY_TOKENS = 1.5  # in a chunk: above it, chunks are not tokens
@@ -213,7 +218,7 @@ MANY_TOKENS = 1.5  # in a chunk: above it, chunks are not tokens
 def queued_notes(cells: Sequence[ShownCell]) -> list[str]:
     """Where requests waited in the load generator for more than 10 ms on average: an open loop with too few users."""
     waits = [
-        f"{cell.name} at concurrency {level.concurrency}: {number(wait.value)} s {span(wait)}".rstrip()
+        f"{cell.name} at {cell.at(level.concurrency)}: {number(wait.value)} s {span(wait)}".rstrip()
         for cell, level in by_level(cells)
         if ((wait := level.queued_s.at("mean")).value or 0.0) > 0.01
     ]
@@ -223,7 +228,7 @@ def queued_notes(cells: Sequence[ShownCell]) -> list[str]:
 def burst_notes(cells: Sequence[ShownCell]) -> list[str]:
     """Where tokens came in bursts: both rates. The figures rest on the rate over the whole answer."""
     seen = [
-        f"{cell.name} at concurrency {level.concurrency}: {100 * (found.with_others_share or 0):.0f} % of the tokens came"
+        f"{cell.name} at {cell.at(level.concurrency)}: {100 * (found.with_others_share or 0):.0f} % of the tokens came"
         f" with others, p99 {number(found.p99_tokens)} at once; {_middle(found.whole_answer_tokens_per_s)} tokens/s over the"
         f" whole answer, {_middle(found.between_arrivals_tokens_per_s)} between arrivals"
         for cell, level in by_level(cells)
@@ -240,7 +245,7 @@ def _middle(found: Distribution) -> str:
 def chunk_notes(cells: Sequence[ShownCell]) -> list[str]:
     """Where text comes in chunks of several tokens, so that a user sees pauses that no gap between tokens tells."""
     seen = [
-        f"{cell.name} at concurrency {level.concurrency}: {number(level.itl_s.n / level.chunk_gap_s.n, 2)} tokens every "
+        f"{cell.name} at {cell.at(level.concurrency)}: {number(level.itl_s.n / level.chunk_gap_s.n, 2)} tokens every "
         f"{number(gap.value)} s {span(gap)}".rstrip()
         for cell, level in by_level(cells)
         if (gap := level.chunk_gap_s.at("p50")).known and level.itl_s.n > MANY_TOKENS * level.chunk_gap_s.n
@@ -257,9 +262,9 @@ def caching_table(cells: Sequence[ShownCell]) -> Table | None:
     ]
     if not told:
         return None
-    hits = ("cell", "concurrency", "prefix-cache hits")
+    hits = ("cell", load_title(cells), "prefix-cache hits")
     head = (*hits, "drafts accepted", "tokens a step", "accepted by position", "tokens a chunk: thinking", "answer")
-    rows = [(cell.name, count(level.concurrency), percent(level.server.prefix_cache_hit_share)) for cell, level in told]
+    rows = [(cell.name, cell.load(level.concurrency), percent(level.server.prefix_cache_hit_share)) for cell, level in told]
     if all(level.server.speculation is None for _, level in told):
         return Table(hits, tuple(rows))
     return Table(
@@ -275,12 +280,12 @@ def replicas_table(cells: Sequence[ShownCell]) -> Table | None:
     found = [(cell, level, one) for cell, level in by_level(cells) for one in level.server.replicas]
     asked = any(one.asked for *_, one in found)
     rows = [
-        (cell.name, count(level.concurrency), clean(one.source), *(_asked(one.asked) if asked else ()),
+        (cell.name, cell.load(level.concurrency), clean(one.source), *(_asked(one.asked) if asked else ()),
          count(one.n_requests), percent(one.request_share), percent(one.output_token_share),
          percent(one.prefix_cache_hit_share), percent(one.peak_kv_usage_share), count(one.peak_waiting_at_once))
         for cell, level, one in found
     ]  # fmt: skip
-    head = ("cell", "concurrency", "replica", *(_ASKED if asked else ()), "requests", "share of requests",
+    head = ("cell", load_title(cells), "replica", *(_ASKED if asked else ()), "requests", "share of requests",
             "share of output tokens", "prefix-cache hits", "peak KV use", "peak queue")  # fmt: skip
     notes = (_TURNS,) if asked else ()
     return Table(head, tuple(rows), notes) if rows else None
@@ -342,11 +347,11 @@ def _outcomes(levels: Sequence[tuple[ShownCell, LevelFigures]]) -> Table:
     kinds = list(dict.fromkeys(["ok", *(kind for one in counts for kind in one)]))
     seen = [kind for kind in kinds if kind == "ok" or any(one.get(kind) for one in counts)]
     rows = [
-        (cell.name, count(level.concurrency), *(count(one.get(kind, 0)) for kind in seen),
+        (cell.name, cell.load(level.concurrency), *(count(one.get(kind, 0)) for kind in seen),
          _GATES[level.client_health.status], _GATES[level.reconciliation.status])
         for (cell, level), one in zip(levels, counts, strict=True)
     ]  # fmt: skip
-    head = ("cell", "concurrency", *map(_words, seen), "load generator", "client against server")
+    head = ("cell", load_title(cell for cell, _ in levels), *map(_words, seen), "load generator", "client against server")
     absent = [_words(kind) for kind in kinds if kind not in seen]
     looked = "Not told by the tool, or not seen" if any("ended" in one for one in counts) else "Looked for and not seen"
     return Table(head, tuple(rows), (f"{looked}: {', '.join(absent)}.",) if absent else ())

@@ -14,7 +14,7 @@ from loadtest.metrics.level_schema import LevelFigures
 from loadtest.metrics.schema import Comparison, Metrics, PairDecision
 from loadtest.records.engine_facts import EngineFacts
 from loadtest.records.manifest import Manifest
-from loadtest.report.cells import ShownCell, by_level, cells_of, typical_statistic
+from loadtest.report.cells import ShownCell, by_level, cells_of, load_title, typical_statistic
 from loadtest.report.checklist import NO_ENGINES, THIS_RUN, clock_error_words, failure_lines, gate_checks
 from loadtest.report.composed import composed_lines
 from loadtest.report.decision import SERVER, decision_lines, rate_of
@@ -50,7 +50,7 @@ def _open_loop(metrics: Metrics, manifest: Manifest) -> list[str]:
     if not manifest.open_loop:
         return []
     if metrics.searches:
-        return ["Open loop: Poisson arrivals; what stands under concurrency is their number per hour", ""]
+        return ["Open loop: Poisson arrivals", ""]
     return [f"Open loop: {rate_of(manifest)}; concurrency is the most in flight, total tokens/s those of the whole run", ""]
 
 
@@ -64,8 +64,8 @@ def _levels(metrics: Metrics, columns: int, total: str) -> list[str]:
     cells = cells_of(metrics)
     speed = typical_statistic(cells, _SPEED)
     quantiles = _shown_quantiles(cells)
-    rows = {cell.id: [_level_row(level, quantiles, speed, total) for level in cell.levels] for cell in cells}
-    head = ("concurrency", "n", *quantiles, *quantiles, "per user", "total", "failed")
+    rows = {cell.id: [_level_row(cell, level, quantiles, speed, total) for level in cell.levels] for cell in cells}
+    head = (load_title(cells), "n", *quantiles, *quantiles, "per user", "total", "failed")
     widths = [max(map(len, column)) for column in zip(head, *(row for of in rows.values() for row in of), strict=True)]
     if len(quantiles) == 1:
         widths[2:4] = [max(len(title), width) for title, width in zip(_WAIT_TITLES, widths[2:4], strict=True)]
@@ -87,11 +87,13 @@ def _shown_quantiles(cells: Sequence[ShownCell]) -> tuple[Statistic, ...]:
     return tuple(q for q in _QUANTILES if q == "p50" or any(one.estimate(w, q).known for one in levels for w in _WAITS))
 
 
-def _level_row(level: LevelFigures, quantiles: tuple[Statistic, ...], speed: Statistic, total: str) -> tuple[str, ...]:
+def _level_row(
+    cell: ShownCell, level: LevelFigures, quantiles: tuple[Statistic, ...], speed: Statistic, total: str
+) -> tuple[str, ...]:
     times = [level.estimate(metric, one) for metric in _WAITS for one in quantiles]
     figures = [*times, level.estimate(_SPEED, speed), level.estimate(total)]
     failed = None if level.failed_share.value is None else round(level.failed_share.value * level.n_requests)
-    return (count(level.concurrency), count(level.n_requests), *map(_figure, figures), count(failed))
+    return (cell.load(level.concurrency), count(level.n_requests), *map(_figure, figures), count(failed))
 
 
 def _figure(found: Estimate) -> str:
@@ -142,7 +144,7 @@ def _totals_missing(cells: Sequence[ShownCell], total: str) -> list[str]:
     for cell, level in by_level(cells):
         found = level.estimate(total)
         if not found.known and found.reason:
-            gone.setdefault(clean(found.reason), {}).setdefault(cell.id, []).append(count(level.concurrency))
+            gone.setdefault(clean(found.reason), {}).setdefault(cell.id, []).append(cell.load(level.concurrency))
     places = {why: "; ".join(f"{cell} at {', '.join(at)}" for cell, at in of.items()) for why, of in gone.items()}
     return [f"no total tokens/s: {why} ({where})" for why, where in places.items()]
 

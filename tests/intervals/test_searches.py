@@ -20,8 +20,8 @@ from loadtest.simulator.core.engine import Engine
 from loadtest.study import fast_forward, plan
 from loadtest.study.schema import Cell, SearchLimits, Study
 from loadtest.study.search.arrivals import VirtualArrivals
-from loadtest.study.search.live import level_of
 from loadtest.study.search.asked import PER_HOUR_S
+from loadtest.study.search.live import level_of
 from loadtest.study.virtual_level import Plan, VirtualServer
 from loadtest.workload.script import Script
 

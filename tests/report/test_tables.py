@@ -172,8 +172,8 @@ def test_the_health_of_a_fast_forwarded_run_has_no_load_generator():
 
 
 def test_the_levels_say_for_which_prompts_their_intervals_hold():
-    once = runs.small().metrics.cells[0].levels
-    asked = [change(level, population="prompts of this kind") for level in once]
+    [cell, *_] = cells_of(runs.small().metrics)
+    asked = [(cell, change(level, population="prompts of this kind")) for level in cell.levels]
     assert population_note(asked) == "Intervals hold for prompts of this kind."
-    again = [change(asked[0], population="these prompts"), *asked[1:]]
+    again = [(cell, change(cell.levels[0], population="these prompts")), *asked[1:]]
     assert population_note(again).startswith("Intervals hold for these prompts at concurrency 1, as some were asked")

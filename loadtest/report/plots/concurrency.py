@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING
 from loadtest.metrics.catalogue import METRICS, Statistic
 from loadtest.metrics.figures import Bounded
 from loadtest.metrics.level_schema import LevelFigures
-from loadtest.report.cells import Groups, ShownCell, by_level, concurrencies, flat, labelled, sample_sizes, typical_statistic
+from loadtest.report.cells import (
+    Groups,
+    ShownCell,
+    by_level,
+    concurrencies,
+    flat,
+    labelled,
+    load_title,
+    sample_sizes,
+    typical_statistic,
+)
 from loadtest.report.formatting import count, listed, needs, number, value_and_span
 from loadtest.report.plots.figure import (
     CARD,
@@ -99,10 +109,10 @@ def _against_concurrency(
     columns, width_inches = grid(len(groups))
     return Figure(
         name=name,
-        title=labelled(f"{described.title} against concurrency", cells),
+        title=labelled(f"{described.title} against {load_title(cells)}", cells),
         caption=_caption(caption, curves, _absent(cells, metric, tails)),
-        says=f"{described.title} against concurrency, one panel for each model and number of GPUs, one line for each "
-        "engine. The table below has every value.",
+        says=f"{described.title} against {load_title(cells)}, one panel for each model and number of GPUs, one line for"
+        " each engine. The table below has every value.",
         panels=tuple(Panel(text, partial(_draw_curves, cells=group, curves=curves)) for text, group in groups.items()),
         keys=legend(cells),
         table=concurrency_table(cells, metric, statistics),
@@ -156,14 +166,14 @@ def _concurrency_axis(axes: Axes, cells: tuple[ShownCell, ...], levels: tuple[in
     if len(levels) < 7:
         axes.set_xscale("log", base=2)
         axes.set_xlim(levels[0] * 0.84, levels[-1] * 1.19)
-    axes.set_xticks(levels, [str(level) for level in levels], minor=False)
+    axes.set_xticks(levels, [cells[0].load(level) for level in levels], minor=False)
     axes.minorticks_off()
     _concurrency_label(axes, cells)
 
 
 def _concurrency_label(axes: Axes, cells: tuple[ShownCell, ...]) -> None:
     sizes = "\n".join(f"n {cell.short}: {sample_sizes(cell)}" for cell in cells)
-    axes.set_xlabel(f"concurrency\n{sizes}", linespacing=1.35, fontsize=7.5)
+    axes.set_xlabel(f"{load_title(cells)}\n{sizes}", linespacing=1.35, fontsize=7.5)
 
 
 def _figures(cell: ShownCell, metric: str, statistic: Statistic, shift: float) -> list[tuple[float, Bounded]]:
@@ -198,13 +208,13 @@ def concurrency_table(cells: tuple[ShownCell, ...], metric: str, statistics: tup
     """Each level with the figure, its confidence interval and its number of requests."""
     unit = METRICS[metric].unit
     names = {"value": unit, "p50": f"median, {unit}", "mean": f"mean, {unit}"}
-    head = ["cell", "concurrency", "n"]
+    head = ["cell", load_title(cells), "n"]
     for one in statistics:
         head += [names.get(one, f"{one}, {unit}"), "95 % CI"]
     rows = []
     for cell, level in by_level(cells):
         figures = [text for one in statistics for text in value_and_span(level.estimate(metric, one))]
-        rows.append((cell.name, count(level.concurrency), count(level.n_requests), *figures))
+        rows.append((cell.name, cell.load(level.concurrency), count(level.n_requests), *figures))
     return Table(tuple(head), tuple(rows))
 
 
@@ -248,12 +258,12 @@ def breakdown_figure(groups: Groups) -> Figure | None:
 
 
 def _breakdown_table(cells: tuple[ShownCell, ...]) -> Table:
-    head = ("cell", "concurrency", "n", "waiting, s", "thinking, s", "answering, s", "final answer, s", "95 % CI")
+    head = ("cell", load_title(cells), "n", "waiting, s", "thinking, s", "answering, s", "final answer, s", "95 % CI")
     rows = []
     for cell, level in by_level(cells):
         phases = [number(phase) for phase in _phases_s(level) or (None, None, None)]
         final = value_and_span(level.time_to_final_answer_s.average())
-        rows.append((cell.name, count(level.concurrency), count(level.n_requests), *phases, *final))
+        rows.append((cell.name, cell.load(level.concurrency), count(level.n_requests), *phases, *final))
     return Table(head, tuple(rows))
 
 
@@ -264,7 +274,7 @@ def _bars(axes: Axes, *, cells: tuple[ShownCell, ...], levels: tuple[int, ...], 
             if (phases := _phases_s(level)) is not None:
                 x = levels.index(level.concurrency) + (index - (len(cells) - 1) / 2) * width
                 _bar(axes, cell, level, x, width, phases, top)
-    axes.set_xticks(range(len(levels)), [str(level) for level in levels])
+    axes.set_xticks(range(len(levels)), [cells[0].load(level) for level in levels])
     axes.set_xlim(-0.55, len(levels) - 0.45)
     _concurrency_label(axes, cells)
     axes.set_ylabel("seconds")

@@ -14,7 +14,7 @@ from loadtest.errors import UsageError
 from loadtest.metrics.catalogue import METRICS, Statistic
 from loadtest.metrics.figures import Estimate
 from loadtest.metrics.slo import Slo, parse_slo
-from loadtest.report.cells import Groups, ShownCell, by_level, flat, labelled, points, typical_statistic
+from loadtest.report.cells import Groups, ShownCell, by_level, flat, labelled, load_title, points, typical_statistic
 from loadtest.report.formatting import clean, count, needs
 from loadtest.report.plots.concurrency import concurrency_table, draw_line
 from loadtest.report.plots.figure import GRID, INK, MUTED, Figure, Key, Panel, Table, look_of, nothing, one_of_each
@@ -118,8 +118,8 @@ def _chart(groups: Groups, name: str, title: str, caption: str, rows: tuple[_Row
         name=name,
         title=labelled(title, cells),
         caption=f"{caption} {_sizes(cells)} Bars: 95 % CI.{cut}",
-        says=f"{rows[0].title} and {rows[1].title} against concurrency, a line for each engine. The table of every level "
-        "has the values.",
+        says=f"{rows[0].title} and {rows[1].title} against {load_title(cells)}, a line for each engine. The table of every"
+        " level has the values.",
         panels=tuple(panels),
         keys=_keys(cells),
         table=_values(cells, rows),
@@ -190,7 +190,7 @@ def _curves(upper: Axes, lower: Axes, *, cells: tuple[ShownCell, ...], rows: tup
 def _curve(axes: Axes, *, cells: tuple[ShownCell, ...], row: _Row) -> None:
     axes.set_ylim(0, row.top)
     axes.locator_params(axis="y", nbins=4)
-    _levels_axis(axes, row.levels, most=4 if row.narrow else 7)
+    _levels_axis(axes, cells, row.levels, most=4 if row.narrow else 7)
     found = [point.at(row.metric, row.statistic) for cell in cells for point in points(cell)]
     if not any(one.known for one in found):
         nothing(axes, "\n".join([_why_missing(cells, row), *(_limit_words(slo, row) for slo in row.slos)]))
@@ -245,16 +245,16 @@ def _limit_words(slo: Slo, row: _Row) -> str:
     return f"SLO {statistic}{slo.sign} {slo.limit:g}"
 
 
-def _levels_axis(axes: Axes, levels: tuple[int, ...], most: int) -> None:
-    """A logarithmic axis of concurrencies, with at most so many of them named."""
+def _levels_axis(axes: Axes, cells: Sequence[ShownCell], levels: tuple[int, ...], most: int) -> None:
+    """A logarithmic axis of levels, with at most so many of them named."""
     if not levels:
         return
     axes.set_xscale("log", base=2)
     axes.set_xlim(levels[0] * 0.82, levels[-1] * 1.22)
     named = spread(levels, most)
-    axes.set_xticks(named, [str(level) for level in named])
+    axes.set_xticks(named, [cells[0].load(level) for level in named])
     axes.minorticks_off()
-    axes.set_xlabel("concurrency", fontsize=7)
+    axes.set_xlabel(load_title(cells), fontsize=7)
 
 
 def spread(levels: Sequence[int], most: int) -> list[int]:

@@ -16,8 +16,8 @@ from loadtest.metrics.level_schema import (
     SurvivalPoint,
     TimelineRequest,
 )
-from loadtest.report.cells import Groups, ShownCell, flat, labelled, top_concurrency
-from loadtest.report.formatting import DASH, at_concurrency, count, number, percent
+from loadtest.report.cells import Groups, ShownCell, flat, labelled, load_title, top_concurrency
+from loadtest.report.formatting import DASH, count, number, percent
 from loadtest.report.plots.figure import (
     GRID,
     INK,
@@ -49,7 +49,7 @@ class _Top:
     @property
     def name(self) -> tuple[str, str]:
         """The first two columns of a table's row."""
-        return self.cell.name, count(self.concurrency)
+        return self.cell.name, self.cell.load(self.concurrency)
 
     @property
     def size(self) -> str:
@@ -62,7 +62,7 @@ def _tops(group: tuple[ShownCell, ...]) -> list[_Top]:
 
 
 def _panel_title(text: str, tops: Sequence[_Top]) -> str:
-    return f"{text}, {at_concurrency(tops[0].concurrency)}"
+    return f"{text}, {tops[0].cell.at(tops[0].concurrency)}"
 
 
 # Survival ------------------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def survival_figure(groups: Groups) -> Figure | None:
             Panel(_panel_title(text, some), partial(_survivors, tops=some, end_s=end_s)) for text, some in tops.items()
         ),
         keys=legend(cells),
-        table=Table(("cell", "concurrency", "still waiting", "after, s"), tuple(rows)),
+        table=Table(("cell", load_title(cells), "still waiting", "after, s"), tuple(rows)),
         width_inches=width_inches,
         columns=columns,
     )
@@ -147,7 +147,7 @@ def gaps_figure(groups: Groups) -> Figure | None:
         "each engine.",
         panels=tuple(Panel(_panel_title(text, some), partial(draw, tops=some)) for text, some in tops.items()),
         keys=legend(cells),
-        table=Table(("cell", "concurrency", "n gaps", "median, ms", "p95, ms", "p99, ms"), tuple(map(_gap_row, every))),
+        table=Table(("cell", load_title(cells), "n gaps", "median, ms", "p95, ms", "p99, ms"), tuple(map(_gap_row, every))),
         width_inches=width_inches,
         columns=columns,
     )
@@ -203,7 +203,7 @@ class _Shown:
 
     @property
     def panel_title(self) -> str:
-        return f"{self.top.cell.short}: {self.top.cell.deployment}, {at_concurrency(self.top.concurrency)}"
+        return f"{self.top.cell.short}: {self.top.cell.deployment}, {self.top.cell.at(self.top.concurrency)}"
 
 
 def _over_time(groups: Groups, times_s: Callable[[LevelCurves], Sequence[float]]) -> list[_Shown]:
@@ -229,7 +229,7 @@ def server_figure(groups: Groups) -> Figure | None:
     shown = _over_time(groups, lambda curves: curves.server.t_s)
     if not shown:
         return None
-    head = ("cell", "concurrency", "n readings", "peak KV use", "peak running", "peak waiting")
+    head = ("cell", load_title(flat(groups)), "n readings", "peak KV use", "peak running", "peak waiting")
     return Figure(
         name="server",
         title=labelled("The server's own /metrics", (one.top.cell for one in shown)),
@@ -275,7 +275,8 @@ def _server_panel(upper: Axes, lower: Axes, *, shown: _Shown) -> None:
     upper.tick_params(labelbottom=False)
     for values, dash in ((server.running, "-"), (server.waiting, ":")):
         lower.step(*_series(server, values), where="post", color=look.colour, linestyle=dash, linewidth=1.2)
-    lower.set_ylim(0, max(shown.top.concurrency, _peak(server.waiting) or 0, 1) * 1.15)
+    asked = shown.top.concurrency if shown.top.cell.of == "users" else _peak(server.running) or 0
+    lower.set_ylim(0, max(asked, _peak(server.waiting) or 0, 1) * 1.15)
     lower.set_ylabel("requests")
     lower.set_xlabel(f"seconds since the level began, n {count(len(times))} readings")
 
@@ -295,7 +296,8 @@ def timeline_figure(groups: Groups) -> Figure | None:
         panels=tuple(Panel(one.panel_title, partial(_timeline_panel, shown=one)) for one in shown),
         keys=tuple(Key(name, Look(MUTED if share else GRID, share=share or 1), kind="box") for name, share in PHASES),
         table=Table(
-            ("cell", "concurrency", "requests drawn", "not ok", "last end, s"), tuple(_timeline_row(one) for one in shown)
+            ("cell", load_title(flat(groups)), "requests drawn", "not ok", "last end, s"),
+            tuple(_timeline_row(one) for one in shown),
         ),
         columns=_columns(groups),
         bottom_inches=0.4,

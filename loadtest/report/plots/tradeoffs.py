@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from loadtest.metrics.catalogue import Statistic
 from loadtest.metrics.figures import Estimate
 from loadtest.metrics.level_schema import LevelFigures
-from loadtest.report.cells import Groups, ShownCell, by_level, flat, labelled, typical_statistic
-from loadtest.report.formatting import at_concurrency, count, number, percent, value_and_span
+from loadtest.report.cells import Groups, ShownCell, by_level, flat, labelled, load_title, typical_statistic
+from loadtest.report.formatting import at_load, count, number, percent, value_and_span
 from loadtest.report.plots.figure import CARD, INK, MUTED, Figure, Key, Look, Panel, Table, legend, look_of
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ def _pareto_keys(groups: Groups) -> tuple[Key, ...]:
 
 
 def _pareto_table(cells: tuple[ShownCell, ...], statistic: Statistic) -> Table:
-    head = ("cell", "concurrency", "n", "tokens/s per user", "95 % CI", "in total", "95 % CI", "per GPU")
+    head = ("cell", load_title(cells), "n", "tokens/s per user", "95 % CI", "in total", "95 % CI", "per GPU")
     rows = []
     for cell, level in by_level(cells):
         alone, total = _point(level, statistic)
         each = number(None if total.value is None or not cell.gpus_known else total.value / cell.gpus)
-        sizes = (count(level.concurrency), count(level.n_requests))
+        sizes = (cell.load(level.concurrency), count(level.n_requests))
         rows.append((cell.name, *sizes, *value_and_span(alone), *value_and_span(total), each))
     return Table(head, tuple(rows))
 
@@ -84,14 +84,14 @@ def _cell_points(axes: Axes, cell: ShownCell, statistic: Statistic, share: float
     for level in cell.levels:
         alone, total = _point(level, statistic)
         if alone.value is not None and total.value is not None:
-            known.append((alone.value, total.value * share, level.concurrency))
+            known.append((alone.value, total.value * share, cell.load(level.concurrency)))
             _crosshair(axes, alone, total, share, look.colour)
     axes.plot(
         [x for x, _, _ in known], [y for _, y, _ in known], color=look.colour, marker=marker, linestyle=look.dash,
         markerfacecolor=CARD if cell.simulated else look.colour, linewidth=1.1,
     )  # fmt: skip
-    for x, y, concurrency in (known if len(known) < 5 else [known[0], known[-1]]) if numbered else []:
-        axes.annotate(str(concurrency), (x, y), (4, 3), textcoords="offset points", size=7, color=MUTED)
+    for x, y, text in (known if len(known) < 5 else [known[0], known[-1]]) if numbered else []:
+        axes.annotate(text, (x, y), (4, 3), textcoords="offset points", size=7, color=MUTED)
 
 
 def _crosshair(axes: Axes, x: Estimate, y: Estimate, share: float, colour: str) -> None:
@@ -128,9 +128,7 @@ def roofline_figure(groups: Groups) -> Figure | None:
         caption="Outlined: tokens/s if every weight is read once per token at the full bandwidth of the GPUs. Filled: mean "
         "tokens/s of a single request, with its 95 % confidence interval. Beside it: share of the limit.",
         says="Horizontal bars: tokens per second of a single request, within the limit of memory bandwidth, for each cell.",
-        panels=tuple(
-            Panel(f"{text}, {at_concurrency(1)}", partial(_bounds, known=some, top=top)) for text, some in known.items()
-        ),
+        panels=tuple(Panel(f"{text}, {at_load(1)}", partial(_bounds, known=some, top=top)) for text, some in known.items()),
         keys=legend(cells),
         table=Table(("cell", "limit, tokens/s", "reached, tokens/s", "95 % CI", "share of limit"), tuple(rows)),
         height_inches=0.86 + 0.36 * max(map(len, known.values())),
