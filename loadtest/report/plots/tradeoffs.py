@@ -29,8 +29,8 @@ def pareto_figure(groups: Groups) -> Figure | None:
     return Figure(
         name="pareto",
         title=labelled("Total tokens/s against tokens/s per user", cells),
-        caption="Each point is one level; the number beside it is its concurrency. Cross-hairs: 95 % confidence intervals. "
-        "Up and to the right is better. Compare per GPU where the numbers of GPUs differ.",
+        caption=f"Each point is one level; the number beside it is its {load_title(cells)}. Cross-hairs: 95 % confidence"
+        " intervals. Up and to the right is better. Compare per GPU where the numbers of GPUs differ.",
         says="Scatter plot of output tokens per second against tokens per second per user for every cell and level, in "
         "total and per GPU.",
         panels=(Panel("In total", partial(draw, per_gpu=False)), Panel("Per GPU", partial(draw, per_gpu=True))),

@@ -1,19 +1,30 @@
 """Searches in virtual time: the levels tried, what ends them, and what stands in metrics.json."""
 
+import contextlib
+import json
+import re
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
 from loadtest.analysis.run import analyze
 from loadtest.client.pass_options import PassOptions
 from loadtest.errors import UsageError
+from loadtest.metrics.slo import parse_slo
 from loadtest.records.read import read_run
+from loadtest.report.cells import cells_of
+from loadtest.report.decision import question_of
+from loadtest.report.overview import overview_of
+from loadtest.report.plots.catalogue import run_figures
 from loadtest.report.search import search_answer, search_basis
+from loadtest.report.tables import levels_table
 from loadtest.report.terminal import decision_text
 from loadtest.study import fast_forward, locust_pass
 from loadtest.study.schema import AskedPass, Cell, SearchLimits, Study
-from loadtest.study.search.live import levels_on_disk
+from loadtest.study.search.cell_search import CellSearch
+from loadtest.study.search.live import LocustDriver, levels_on_disk
 from loadtest.workload.contract import Contract
 
 CELL = Cell(engine="vllm-sim", model="qwq-32b-awq", gpu="l20", args=("--length-scale", "0.02"))
@@ -134,9 +145,57 @@ def test_a_search_for_a_rate_brackets_it(tmp_path):
         f"{search.within / 3600:.4g} requests/s; {search.broken / 3600:.4g} break time_to_final_answer_s:p50<6"
     )
     assert f"{search.within / 3600:.4g} requests/s are within the SLOs" in said[-2]
-    text = decision_text(metrics, read_run(tmp_path / "run").manifest)
+    manifest = read_run(tmp_path / "run").manifest
+    text = decision_text(metrics, manifest)
     assert "Maximum rate: " in text
-    assert "what stands under concurrency is their number per hour" in " ".join(text.split())
+    assert re.search(r"^requests/s +n ", text, re.MULTILINE)
+    tried = [f"{one.concurrency / 3600:.4g}" for one in search.levels]
+    cells = cells_of(metrics)
+    table = levels_table(cells)
+    assert (table.head[1], sorted(row[1] for row in table.rows)) == ("requests/s", sorted(tried))
+    overview = overview_of(metrics, manifest)
+    assert (overview.groups[0][0], overview.rows[0].figures[:2]) == ("requests/s", (f"{search.within / 3600:.4g}",) * 2)
+    assert question_of(metrics, manifest).endswith("up to what rate of requests?")
+    for figure in run_figures(metrics):
+        assert "concurrency" not in " ".join((figure.title, figure.caption, *figure.table.head)), figure.name
+
+
+class OnDisk(LocustDriver):
+    """A search that is resumed: what is on disk counts, what would be measured now is noted, and then it is interrupted."""
+
+    def measure(self, level, requests, test):
+        del requests
+        self.asked = (level, test.n)
+        raise KeyboardInterrupt
+
+
+def resumed(out):
+    """What a search goes on with, by the folder of its run."""
+    said = []
+    execution = SimpleNamespace(out=out, study=RATES, say=said.append, is_out_of_time=lambda: False)
+    driver = OnDisk(execution, None, CELL, None, lambda: None)
+    [cell] = read_run(out).cells
+    slos = [parse_slo(text) for text in RATES.slo]
+    again = CellSearch(cell.id, slos, cell.engine.search, None, driver, said.append, print)
+    with contextlib.suppress(KeyboardInterrupt):
+        again.carry_out()
+    return again.words, getattr(driver, "asked", None), said
+
+
+def test_a_search_for_a_rate_is_resumed_where_it_stood(tmp_path):
+    _, search = found(tmp_path, RATES)
+    out = tmp_path / "run"
+    known, asked, said = resumed(out)
+    assert (known, asked) == (words(search), None)
+    assert said[-1].endswith(f"{search.broken / 3600:.4g} requests/s are not")
+    last = search.levels[-1].concurrency
+    [folder] = (out / "cells" / search.cell).glob(f"c{last}-r1")
+    facts = json.loads((folder / "pass.json").read_text())
+    (folder / "pass.json").write_text(json.dumps(facts | {"complete": False}))
+    known, asked, said = resumed(out)
+    assert known == {level: word for level, word in words(search).items() if level != last}
+    assert asked == (last, 0)
+    assert any("an incomplete c" in line for line in said)
 
 
 def test_an_overload_is_broken_although_nothing_ends_while_requests_still_come(tmp_path):
