@@ -343,7 +343,7 @@ def _attaching_commands(command: Command) -> None:
         metavar="PERCENT",
         help="smaller differences are equal (default: %(default)g)",
     )
-    add("--start-sd", type=percent_of, metavar="PERCENT", help="how much starts of a server vary (default: as they stand)")
+    add("--start-sd", metavar="PCT|RUN", help="how much starts vary, or a run that tells it (default: as they stand)")
     add("--budget", type=hours_of, metavar="HOURS", help="start no round that would end later (default: any)")
     add("--workload", default="math", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
     add_keys(add)

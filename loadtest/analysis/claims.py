@@ -1,7 +1,8 @@
 """Published claims as data (reports/findings/*.toml), and what a run says of each.
 
-Verdicts: `reproduced`, `contradicted`, `not_measured`; of simulated cells `predicted`, `not_predicted`, `not_measured`. A
-claim of an absolute value is judged only on the GPUs it was made of; elsewhere its roofline share stands in the reason.
+Verdicts: `reproduced`, `contradicted`; of simulated cells `predicted`, `not_predicted`; of both `undecided`, where the
+interval holds both answers, and `not_measured`. A claim of an absolute value is judged only on the GPUs it was made of;
+elsewhere its roofline share stands in the reason.
 """
 
 from __future__ import annotations

@@ -27,14 +27,18 @@ def compare(arguments: argparse.Namespace, say: Say) -> str:
     from loadtest.analysis.run import analyze
     from loadtest.analysis.validity import unsound_places
     from loadtest.report.text import gates
+    from loadtest.study.parse import start_sd_of
 
     if arguments.tolerance < 0:
         raise UsageError(f"--tolerance: expected a percentage from 0 up, got {arguments.tolerance:g}")
-    if arguments.start_sd is not None and not 0 <= arguments.start_sd < 100:
-        raise UsageError(f"--start-sd: expected a percentage from 0 up and below 100, got {arguments.start_sd:g}")
     with unpacked(arguments.baseline) as one, unpacked(arguments.candidate) as other:
         baseline, candidate = read_run(one), read_run(other)
-    known_start_sd = None if arguments.start_sd is None else arguments.start_sd / 100
+    machine = candidate.manifest.environment
+    known_start_sd = (
+        None
+        if arguments.start_sd is None
+        else start_sd_of(arguments.start_sd, [one.engine for one in candidate.cells], machine and machine.cpu)
+    )
     before, after = analyze(baseline), analyze(candidate)
     unsound = (unsound_places(before.cells), unsound_places(after.cells))
     found = comparisons.compare_runs(

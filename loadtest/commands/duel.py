@@ -16,12 +16,14 @@ from loadtest.credentials import read_header
 from loadtest.decision.rounds import MOST_ROUNDS
 from loadtest.errors import UsageError
 from loadtest.records import read
+from loadtest.records.environment import describe
 from loadtest.records.schema import EngineName
 from loadtest.servers import probe
 from loadtest.servers.probe import ServerInfo, normalise_url
 from loadtest.servers.route import Route, check_route
 from loadtest.study import plan, schema
 from loadtest.study.cell_server import reaching
+from loadtest.study.parse import start_sd_of
 from loadtest.study.run import execute
 from loadtest.study.schema import Cell
 from loadtest.workload.source import keyed
@@ -41,7 +43,8 @@ def duel(arguments: argparse.Namespace, say: Teller) -> str:
     a, b = (_probed(cell, arguments.model) for cell in study.cells)
     if a.model.rstrip("/").rpartition("/")[2].lower() != b.model.rstrip("/").rpartition("/")[2].lower():
         raise UsageError(f"duel: expected one model on both servers, got {a.model} and {b.model}; name one with --model")
-    study = replace(study, cells=(a, b), name=f"{a.base_url} against {b.base_url}")
+    start_sd = None if arguments.start_sd is None else start_sd_of(arguments.start_sd, (a, b), describe().cpu)
+    study = replace(study, cells=(a, b), name=f"{a.base_url} against {b.base_url}", start_sd=start_sd)
     out = arguments.out or new_folder("duel")
     return carry_out(
         lambda: execute(study, out, resume=resume, budget_s=budget_s, say=say, audience=say.audience),
@@ -72,10 +75,8 @@ def _study(arguments: argparse.Namespace, cells: tuple[Cell, Cell]) -> schema.St
         raise UsageError(f"duel: expected two servers, got {cells[0].base_url} twice")
     urls = tuple(cell.base_url for cell in cells if cell.base_url is not None)
     check_route(Route(proxy=arguments.proxy, insecure=arguments.insecure), urls)
-    for name in ("matters", "start_sd"):
-        given = getattr(arguments, name)
-        if given is not None and not 0 < given < 100:
-            raise UsageError(f"--{name.replace('_', '-')}: expected a percentage above 0 and below 100, got {given:g}")
+    if not 0 < arguments.matters < 100:
+        raise UsageError(f"--matters: expected a percentage above 0 and below 100, got {arguments.matters:g}")
     levels = schema.parse_levels(arguments.concurrency)
     return schema.Study(
         name="duel",
@@ -90,7 +91,6 @@ def _study(arguments: argparse.Namespace, cells: tuple[Cell, Cell]) -> schema.St
         natural_prompts=_NATURAL_PROMPTS,
         seed=arguments.seed,
         matters=arguments.matters / 100,
-        start_sd=None if arguments.start_sd is None else arguments.start_sd / 100,
         contract={} if arguments.max_tokens is None else {"max_tokens": arguments.max_tokens},
     )
 

@@ -201,7 +201,7 @@ def add_gate_commands(command: Command) -> None:
         metavar="PCT",
         help="allow regressions up to this percentage (default: 0)",
     )
-    add("--start-sd", type=percent_of, metavar="PCT", help="how much starts differ (default: what the runs show)")
+    add("--start-sd", metavar="PCT|RUN", help="how much starts vary, or a run that tells it (default: what both show)")
     add("--allow", action="append", default=[], metavar="KEY", help="compare although this key differs (repeatable)")
     _add_gate_files(add)
     add("--json", action="store_true", help="print JSON instead of text")

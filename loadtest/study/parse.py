@@ -8,16 +8,20 @@ import itertools
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 import msgspec
 
 from loadtest.credentials import is_secret
+from loadtest.decision.start_variation import seen_start_sd
 from loadtest.decision.verdicts import LOOKS, MATTERS
 from loadtest.errors import UsageError
+from loadtest.metrics.schema import decode as decode_metrics
+from loadtest.records import read
+from loadtest.records.environment import describe
 from loadtest.records.schema import Mode
 from loadtest.study.schema import VARIABLE, Cell, Study, of_servers, require
 from loadtest.workload.workload import usual_mode
@@ -91,7 +95,7 @@ class _StudyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     baseline: str | None = None
     slo: tuple[str, ...] = ()
     matters: float = MATTERS
-    start_sd: float | None = None
+    start_sd: float | str | None = None
     findings: str | None = None
     contract: dict[str, Any] = {}
     prices: _PricesTable | None = None
@@ -148,12 +152,55 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
     known = {name for cell in cells for name in (cell.name, cell.id) if name is not None}
     named = table.baseline is None or table.baseline in known
     require(named, "baseline", f"the name or the id of a cell, one of {', '.join(sorted(known))}", table.baseline)
+    if isinstance(table.start_sd, str):
+        plain["start_sd"] = measured_start_sd(Path(table.start_sd), cells, describe().cpu)
     decides = modes[0] == "decision"
     plain["repeats"] = (LOOKS[-1] if decides else 1) if table.repeats is None else table.repeats
     plain["until_decided"] = decides if table.until_decided is None else table.until_decided
     cells = tuple(replace(cell, mode=mode) for mode in (None, *modes[1:]) for cell in cells)
     unsaid = frozenset(key for key in ("mode", "repeats", "until_decided") if getattr(table, key) is None)
     return Study(**plain | {"mode": modes[0], "cells": cells, "unsaid": unsaid})
+
+
+def measured_start_sd(run: Path, cells: Sequence[Served], cpu: str | None) -> float:
+    """How much starts of a server vary (a share) by an earlier run, for these cells of a run on this processor.
+
+    Raises `UsageError`: it has no two starts of a pair, another processor or other GPUs, or simulates what is real now.
+    """
+    manifest = read.read_manifest(run / "manifest.json")
+    metrics = decode_metrics(read.read_bytes(run / "metrics.json"), str(run / "metrics.json"))
+    there = None if manifest.environment is None else manifest.environment.cpu
+    require(there == cpu, "start_sd", f"a run of the same machine ({cpu}) in {run}", there)
+    gpus, known = ({one.gpu for one in some} for some in (cells, metrics.cells))
+    require(gpus <= known, "start_sd", f"a run on {_gpu_names(gpus)} in {run}", _gpu_names(known))
+    real = any(not one.simulated for one in cells)
+    require(not (real and metrics.simulated), "start_sd", f"a run of real engines in {run}", "a simulated one")
+    found = seen_start_sd(metrics)
+    require(found is not None, "start_sd", f"a run with two starts of a pair in {run}", "none")
+    return found or 0.0
+
+
+def start_sd_of(text: str, cells: Sequence[Served], cpu: str | None) -> float:
+    """Of a command line: a percentage, or the folder of an earlier run."""
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        return measured_start_sd(Path(text), cells, cpu)
+    require(0 <= percent < 100, "--start-sd", "a percentage from 0 up and below 100, or the folder of a run", text)
+    return percent / 100
+
+
+class Served(Protocol):
+    """A cell of a study, or of a run that is over."""
+
+    @property
+    def gpu(self) -> str | None: ...
+    @property
+    def simulated(self) -> bool: ...
+
+
+def _gpu_names(gpus: Collection[str | None]) -> str:
+    return ", ".join(sorted(one or "no GPU" for one in gpus))
 
 
 def _expand_cell(table: msgspec.Struct) -> list[Cell]:

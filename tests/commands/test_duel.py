@@ -116,7 +116,6 @@ def test_a_server_that_never_answers_ends_with_the_budget(urls, tmp_path, capsys
         (["http://127.0.0.1:1", "http://127.0.0.1:1/v1"], "duel: expected two servers, got http://127.0.0.1:1 twice"),
         (["nowhere", "http://127.0.0.1:1"], "nowhere: expected a URL such as"),
         (["http://127.0.0.1:1", "http://127.0.0.1:2", "--matters", "0"], "--matters: expected a percentage above 0"),
-        (["http://127.0.0.1:1", "http://127.0.0.1:2", "--start-sd", "-1"], "--start-sd: expected a percentage above 0"),
         (["http://127.0.0.1:1", "http://127.0.0.1:2", "--budget", "0"], "--budget: expected hours above 0"),
     ],
 )

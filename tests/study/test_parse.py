@@ -1,11 +1,16 @@
 """What a study varies: which cells it stands for, what each adds to its engine, and what is refused."""
 
+import msgspec
 import pytest
 
+from loadtest.analysis.run import analyze
 from loadtest.errors import UsageError
+from loadtest.records.environment import describe
+from loadtest.records.write import write_json
 from loadtest.servers import flags
 from loadtest.study import parse, plan, schema
 from loadtest.workload.contract import Contract
+from tests.support import builders
 
 BASE = """\
 name = "settings"
@@ -128,3 +133,48 @@ def test_what_cannot_be_varied_is_refused_in_one_line(line, message):
         parse.parse_study(f"{BASE}{line}\n")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# How much starts vary, by an earlier run ------------------------------------------------------------------------------
+
+
+def earlier(folder, starts=3, **manifest):
+    """A run of both engines whose starts vary by 1 %, on the machine of these tests unless it says another."""
+    cells = [
+        builders.cell(
+            [
+                builders.level(builders.closed_loop(1, 10, gap_s=0.03 * pace, seed=r + n, noise=0.001), repeat=r + 1)
+                for r, pace in enumerate((0.99, 1.0, 1.01)[:starts])
+            ],
+            engine,
+            gpu="l20",
+        )
+        for n, engine in ((0, "sglang"), (7, "vllm"))
+    ]
+    made = builders.run(cells, **{"environment": describe_table()} | manifest)
+    write_json(builders.write(made, folder) / "metrics.json", analyze(made))
+    return folder
+
+
+def describe_table(**changes):
+    return msgspec.to_builtins(describe()) | changes
+
+
+def test_an_earlier_run_tells_how_much_starts_vary(tmp_path):
+    text = f'start_sd = "{earlier(tmp_path / "run")}"\n{BASE}'
+    assert 1.5 * 0.01 < parse.parse_study(text).start_sd < 2.5 * 0.01  # made larger, as two starts tell little
+    assert parse.start_sd_of("1%", (), None) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("run", "gpu", "said"),
+    [
+        ({}, "h20", "start_sd: expected a run on h20 in "),
+        ({"environment": describe_table(cpu="another")}, "l20", "start_sd: expected a run of the same machine ("),
+        ({"starts": 1}, "l20", "start_sd: expected a run with two starts of a pair in "),
+    ],
+)
+def test_a_run_that_cannot_tell_it_is_refused(run, gpu, said, tmp_path):
+    text = f'start_sd = "{earlier(tmp_path / "run", **run)}"\n{BASE.replace("l20", gpu)}'
+    with pytest.raises(UsageError, match=said.replace("(", r"\(")):
+        parse.parse_study(text)
