@@ -12,6 +12,7 @@ from loadtest.analysis.run import analyze
 from loadtest.errors import UsageError
 from loadtest.metrics.level_schema import ConditionCheck
 from loadtest.records import read
+from loadtest.report.overview import answer_of
 from loadtest.study import run as study_run
 from loadtest.study import stopping
 from loadtest.study.bursts import asked
@@ -177,10 +178,12 @@ def test_one_look_more_asks_for_a_stricter_level():
 def carried_out(monkeypatch, tmp_path):
     """Run a study whose servers are made up; returns (cell, repeat) in order, and the run."""
 
-    def run(study, slower, **options):
+    def run(study, slower, interrupted=None, **options):
         done, passes = [], {cell.id: [] for cell in study.cells}
 
         def measure(execution, cell, repeat):
+            if interrupted == (cell.id, repeat):
+                raise KeyboardInterrupt
             done.append((cell.id, repeat))
             passes[cell.id].append(repeat)
             shutil.rmtree(execution.out / "cells", ignore_errors=True)  # each pass is written anew, not added to
@@ -198,6 +201,19 @@ def carried_out(monkeypatch, tmp_path):
         return done, read.read_run(tmp_path / "run")
 
     return run
+
+
+def test_ctrl_c_leaves_the_decision_so_far_with_an_interval_that_makes_up_for_the_looks(carried_out, tmp_path):
+    """In the third repeat, after the first engine's start: three starts against two."""
+    with pytest.raises(KeyboardInterrupt):
+        carried_out(replace(STUDY, cells=CELLS[:2]), {CELLS[0].id: 0.0302}, interrupted=(CELLS[1].id, 3))
+    run = read.read_run(tmp_path / "run")
+    metrics = analyze(run)
+    (pair,) = metrics.decisions
+    assert (run.manifest.interrupted, pair.n_a, pair.n_b, pair.verdict) == (True, 3, 2, "undecided")
+    once = analyze(replace(run, manifest=replace_(run.manifest, until_decided=False))).decisions[0].ratio
+    assert pair.ratio.low < once.low < once.high < pair.ratio.high
+    assert answer_of(metrics, run.manifest).startswith("So far: Undecided: vLLM seems ")
 
 
 def test_a_study_stops_as_soon_as_all_is_certain(carried_out):
