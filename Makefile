@@ -25,7 +25,7 @@ test: lint
 
 # Coverage of every 95 % interval, and the rates of false and of missed verdicts, over 1,000 simulated runs each (a minute).
 test-statistics: .venv/dev
-	$(BIN)/python -m pytest --quiet --numprocesses auto tests/intervals
+	$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadgroup tests/intervals
 
 # What a stranger does: the wheel outside any checkout, the demo, every command of the documents.
 test-newcomer: test-wheel test-documents

@@ -4,6 +4,7 @@ The truth is the share of requests within the SLO over a long pass at each level
 if its frontier, widened by one step, holds the level at which that share crosses what the SLO asks for.
 """
 
+import bisect
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,16 +47,24 @@ def share_within(level, anchor):
     return sum(one is True for one in judged) / len(judged)
 
 
+def largest(levels, share, slo):
+    """The largest of these levels at which enough requests are within the SLO, of which ever fewer are."""
+    target = target_share(parse_slo(slo))
+    at = bisect.bisect_left(levels, True, key=lambda level: share(level) <= target) - 1
+    assert 0 < at < len(levels) - 1
+    return levels[at]
+
+
 @pytest.fixture(scope="module", params=["vllm-sim", "sglang-sim"])
 def world(request, tmp_path_factory):
     """An engine, and the largest level at which enough requests are within the SLO."""
-    run = carried_out(study(request.param, levels=LEVELS, min_requests=1000), tmp_path_factory.mktemp("truth") / "run")
-    [cell] = run.cells
-    anchor = earliest_anchor(cell.levels)
-    target = target_share(parse_slo(SLO))
-    met = [one.concurrency for one in cell.levels if share_within(one, anchor) > target]
-    assert LEVELS[0] < max(met) < LEVELS[-1]
-    return request.param, max(met)
+    folder = tmp_path_factory.mktemp("truth")
+
+    def share(level):
+        run = carried_out(study(request.param, levels=(level,), min_requests=1000), folder / str(level))
+        return share_within(run.cells[0].levels[0], earliest_anchor(run.cells[0].levels))
+
+    return request.param, largest(LEVELS, share, SLO)
 
 
 @pytest.mark.timeout(1800)
@@ -103,9 +112,7 @@ def share_at(rate, seed):
 @pytest.fixture(scope="module")
 def largest_rate():
     """The largest rate at which enough requests are within the SLO."""
-    met = [rate for rate in RATES if share_at(rate, seed=99) > target_share(parse_slo(RATE_SLO))]
-    assert RATES[0] <= max(met) < RATES[-1]
-    return max(met)
+    return largest(RATES, lambda rate: share_at(rate, seed=99), RATE_SLO)
 
 
 @pytest.mark.timeout(1800)
