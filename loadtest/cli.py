@@ -424,7 +424,9 @@ def _add_limits(add: Callable[..., argparse.Action], *, study: bool = False) -> 
     add("--rates", action="store_true", help="search the largest rate of Poisson arrivals instead of a concurrency")
     add("--start", type=float, metavar="N", help="a search's first level: users, or requests/s (default: predicted)")
     add("--max-concurrency", type=int, metavar="N", help="most users of a search, or most in flight (default: 256)")
-    if not study:
+    if study:
+        add("--requests", type=int, metavar="N", help="most requests of a searched level (default: by the SLOs)")
+    else:
         add("--budget", type=hours_of, metavar="HOURS", help="hours that a search may take (default: any)")
         add("--calibration", metavar="FILE", help="what calibrate wrote, for a search's first level (default: none)")
 

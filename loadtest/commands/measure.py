@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, say: Teller) -> str:
         study = replace(study, until_decided=True, repeats=study.repeats if study.repeats > 1 else verdicts.LOOKS[-1])
     if arguments.precision is not None and not 0 < arguments.precision < 100:
         raise UsageError(f"--precision: expected a percentage above 0 and below 100, got {arguments.precision:g}")
-    study, budget_s = searched(study, arguments), hours_in_s(arguments.budget)
+    study, budget_s = searched_cells(study, arguments), hours_in_s(arguments.budget)
     if arguments.dry_run:
         return dry_run(study)
     if arguments.resume and arguments.out is None:
@@ -142,6 +142,13 @@ def _warn_of_few_requests(study: schema.Study, say: Teller, option: str) -> None
     if not study.decides and study.search is None:
         for line in plan.too_few_requests(study):
             say(f"{line}; give {option}")
+
+
+def searched_cells(study: schema.Study, arguments: argparse.Namespace) -> schema.Study:
+    """A study from a file as it is, or as a search of each cell."""
+    if arguments.requests is not None and not arguments.find_max:
+        raise UsageError("--requests: expected with --find-max, got it alone; min_requests of a study says it otherwise")
+    return searched(study, arguments, arguments.requests)
 
 
 def searched(study: schema.Study, arguments: argparse.Namespace, requests: int | None = None) -> schema.Study:

@@ -46,8 +46,9 @@ def predict(arguments: argparse.Namespace, say: Say) -> str:
     missing = [f"--{name.replace('_', '-')}" for name in _DEPLOYMENT[:4] if getattr(arguments, name) is None]
     if missing:
         raise UsageError(f"{missing[0]}: expected {' '.join(missing)} for one deployment, or --study FILE; got neither")
-    if arguments.find_max:
-        raise UsageError("--find-max: expected --study with it, got none")
+    for name in ("find_max", "requests"):
+        if getattr(arguments, name):
+            raise UsageError(f"--{name.replace('_', '-')}: expected --study with it, got none")
     if arguments.out is not None:
         raise UsageError("--out: expected --study with it, got none; one deployment is printed, not written")
     return _predict_one(arguments)
@@ -56,7 +57,7 @@ def predict(arguments: argparse.Namespace, say: Say) -> str:
 def _fast_forward(arguments: argparse.Namespace, say: Say) -> str:
     from loadtest.study import fast_forward
 
-    study = measure.searched(studies.load_study(arguments.study), arguments)
+    study = measure.searched_cells(studies.load_study(arguments.study), arguments)
     out = arguments.out or new_folder(f"predicted-{study.name}")
     return carry_out(lambda: fast_forward.simulate_study(study, out, say=say), out, say, arguments.json)
 

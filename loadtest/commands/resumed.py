@@ -97,7 +97,7 @@ def check_servers(run: Path, name: str, began: list[str], given: list[str]) -> N
 
 def check_same(run: Path, began: argparse.Namespace, given: argparse.Namespace) -> None:
     """Raise `UsageError` where an option that is given now would measure something else than the run did."""
-    for name in _BY_COMMAND[began.handler]:
+    for name in _SEARCHED if getattr(began, "find_max", False) else _BY_COMMAND[began.handler]:
         expected, got = getattr(began, name), getattr(given, name)
         if expected != got:
             option = f"--{name.replace('_', '-')}"

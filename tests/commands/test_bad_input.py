@@ -57,6 +57,11 @@ DEMO = str(resources.path("scenarios/studies/demo.toml"))
         (("fit", "--model", "a" * 5000, "--gpu", "l20", "--tp", "1"), "is not known: expected one of"),
         (("serve", "vllm", "--print", "--model", "a" * 5000), "model: expected a registry name"),
         (("run", DEMO, "--dry-run", "--budget", "nan"), "--budget: expected hours above 0, got nan"),
+        (("run", DEMO, "--dry-run", "--requests", "9"), "--requests: expected with --find-max, got it alone"),
+        (
+            ("predict", *AWQ, "--prompt-tokens", "1", "--output-tokens", "1", "--requests", "9"),
+            "--requests: expected --study",
+        ),
         (("run", DEMO, "--dry-run", "--budget", "0min"), "--budget: expected hours above 0, got 0"),
         (("run", DEMO, "--dry-run", "--precision", "100%"), "--precision: expected a percentage above 0 and below 100"),
         (("run", DEMO, "--dry-run", "--find-max", "--start", "0"), "--start: expected 1 to --max-concurrency 256, got 0"),

@@ -60,6 +60,17 @@ def test_whatever_would_measure_something_else_is_refused_by_name(option, value,
     assert str(caught.value) == f"{run}: --resume: {option}: expected the run's own ({own}), got {got}; start anew"
 
 
+@pytest.mark.parametrize("command", ["search", "attach --find-max"])
+def test_a_search_is_extended_by_more_requests_and_higher_levels(command, run):
+    began = f"loadtest {command} --base-url {URL} --slo 'ttft_s:p50<2' --requests 64 --rates"
+    write.write_manifest(run, Manifest(run_id="r", commands=(began,)))
+    resume = [command.split()[0], "--resume", str(run)]
+    asked = cli._parse([*resume, "--requests", "512", "--max-concurrency", "900", "--budget", "90min"])
+    assert (asked.requests, asked.max_concurrency, asked.budget, asked.rates) == (512, 900, 1.5, True)
+    with pytest.raises(UsageError, match="--resume: --workload: expected the run's own"):
+        cli._parse([*resume, "--workload", "ledger"])
+
+
 A, B = "https://a.example", "https://b.example"
 
 
