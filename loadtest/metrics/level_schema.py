@@ -424,7 +424,13 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
 # Composed of bursts (`mode = "decision"`) -----------------------------------------------------------------------------
 
 ConditionName = Literal[
-    "straight line", "no preemption", "no truncation", "no speculation", "lengths independent of load", "own times"
+    "straight line",
+    "streams together",
+    "no preemption",
+    "no truncation",
+    "no speculation",
+    "lengths independent of load",
+    "own times",
 ]
 
 

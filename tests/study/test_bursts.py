@@ -172,7 +172,7 @@ def test_both_engines_are_decided_by_composed_times(metrics):
     ] * 2  # fmt: skip
     for cell in metrics.cells:
         assert {one.status for one in cell.conditions} == {"met"}, cell.conditions
-        assert len(cell.conditions) == 6
+        assert len(cell.conditions) == 7
 
 
 def test_composed_times_are_those_of_a_natural_run(tmp_path, metrics):
@@ -283,6 +283,17 @@ def test_a_cell_that_preempts_falls_back_to_natural_passes_in_the_same_run(tmp_p
     assert any("no preemption" in one for one in pair.broken)
     assert any("natural passes instead of bursts, as" in line for line in said)
     assert plan.fit_of(cells[0], Contract()).kv_capacity_tokens < 15_000
+
+
+def test_an_engine_that_runs_fewer_streams_than_a_burst_has_gets_natural_passes(tmp_path):
+    """Two at once, of bursts of four: no stretch in which all decode."""
+    few, many = (replace(CELLS[2], name=f"n{n}", args=(*CELLS[2].args, "--max-running", n)) for n in ("2", "16"))
+    assert fast_forward.simulate_study(replace(STUDY, cells=(few, many)), tmp_path / "run", say=lambda _: None) == ()
+    metrics = analyze(read.read_run(tmp_path / "run"))
+    (pair,) = metrics.decisions
+    broken = {cell.name: [one.name for one in cell.conditions if one.status == "broken"] for cell in metrics.cells}
+    assert ("streams together" in broken["n2"], broken["n16"]) == (True, [])
+    assert (pair.a, pair.evidence, pair.verdict) == (many.id, "measured", "faster")
 
 
 def test_a_fallback_at_the_concurrency_of_the_natural_run_is_a_repeat_of_its_own(tmp_path):

@@ -23,6 +23,7 @@ def check_conditions(
     them speaks for all. `exact`: nothing disturbs the times, which are virtual."""
     return (
         _straight_line(cell),
+        _streams_together(cell),
         _no_preemption(cell, anchor),
         _no_truncation(cell),
         _no_speculation(cell),
@@ -54,6 +55,17 @@ def bend_of(starts: Sequence[BurstPoints]) -> step_line.Bend | None:
     if most < 5:  # three contexts, two halves each; one half may be too short
         return None
     return step_line.bend(np.array([one.context_tokens for one in whole]), np.array([one.step_s for one in whole]))
+
+
+def _streams_together(cell: BurstCell) -> ConditionCheck:
+    """Broken: no pass at a concurrency has a stretch in which all streams of a burst decode, although every request of one
+    ended well; as where the engine runs fewer at once."""
+    whole = {one.concurrency for _, one in cell.bursts if bool(np.all(one.ok[one.measured]))}
+    without = sorted(level for level in whole if not cell.points.get(level))
+    said = "all streams of a burst decode together"
+    if without:
+        said = f"bursts at concurrency {', '.join(map(str, without))} have no stretch in which all streams decode"
+    return _check("streams together", float(len(without)) if whole else None, 0, said, broken=bool(without))
 
 
 def _no_preemption(cell: BurstCell, anchor: float) -> ConditionCheck:
