@@ -33,12 +33,11 @@ def compare(arguments: argparse.Namespace, say: Say) -> str:
         raise UsageError(f"--tolerance: expected a percentage from 0 up, got {arguments.tolerance:g}")
     with unpacked(arguments.baseline) as one, unpacked(arguments.candidate) as other:
         baseline, candidate = read_run(one), read_run(other)
-    machine = candidate.manifest.environment
-    known_start_sd = (
-        None
-        if arguments.start_sd is None
-        else start_sd_of(arguments.start_sd, [one.engine for one in candidate.cells], machine and machine.cpu)
-    )
+    known_start_sd = None
+    if arguments.start_sd is not None:
+        machine = candidate.manifest.environment
+        cpu = None if machine is None else machine.cpu
+        known_start_sd = start_sd_of(arguments.start_sd, [one.engine for one in candidate.cells], cpu)
     before, after = analyze(baseline), analyze(candidate)
     unsound = (unsound_places(before.cells), unsound_places(after.cells))
     found = comparisons.compare_runs(

@@ -168,10 +168,9 @@ def _locust(study: schema.Study, cell: schema.Cell, one: AskedPass) -> str:
 
 def _search_lines(study: schema.Study, workload: Workload, contract: Contract) -> list[str]:
     """Where each cell's search would begin, the levels that it would try if that is the frontier, and their times."""
-    lines, times_s = [f"{study.name}: {extent_words(study)}; nothing is started"], []
-    for cell in study.cells:
-        made, seconds = _cell_search(study, cell, workload, contract)
-        lines, times_s = [*lines, *made], [*times_s, seconds]
+    found = [_cell_search(study, cell, workload, contract) for cell in study.cells]
+    lines = [f"{study.name}: {extent_words(study)}; nothing is started", *(line for made, _ in found for line in made)]
+    times_s = [seconds for _, seconds in found]
     if all(one is None for one in times_s):
         return [*lines, "", "in all: not known, as no prediction says where the search ends"]
     return [*lines, "", _sum_line("in all, if the predictions hold, at most", times_s)]
