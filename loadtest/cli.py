@@ -24,6 +24,7 @@ from loadtest.commands.parser import (
     add_headers,
     add_import_command,
     add_keys,
+    add_limits,
     add_route,
     add_setup_commands,
     add_workload_commands,
@@ -301,7 +302,7 @@ def _measuring_commands(command: Command) -> None:
         help="repeat until every interval is so narrow (default: any)",
     )
     add("--find-max", action="store_true", help="search each cell for the largest concurrency within the study's SLOs")
-    _add_limits(add, study=True)
+    add_limits(add, study=True)
     add("--until-decided", action="store_true", help="after two to six repeats stop measuring pairs with a certain verdict")
     add("--verify", action="store_true", help="hold the instrument against known times first, at the highest concurrency")
     add("--json", action="store_true", help="print metrics.json instead of the table")
@@ -316,14 +317,14 @@ def _attaching_commands(command: Command) -> None:
     add_keys(add)
     _add_requests(add)
     add("--find-max", action="store_true", help="search for the largest concurrency within the SLOs, as `search` does")
-    _add_limits(add)
+    add_limits(add)
     _add_ending(add, "attach")
 
     add = command("search", "measure.search", "find the largest concurrency within SLOs on a server that is already running")
     _add_server(add)
     add("--requests", type=int, metavar="N", help="most requests of a level, then it is undecided (default: by the SLOs)")
     add("--warmup-requests", type=int, metavar="N", help="warm-up requests of each user at each level (default: 1)")
-    _add_limits(add)
+    add_limits(add)
     add("--workload", default="math:n=1024", metavar="W", help=f"{WORKLOADS} (default: %(default)s)")
     add_keys(add)
     _add_requests(add)
@@ -417,18 +418,6 @@ def _add_ending(add: Callable[..., argparse.Action], name: str) -> None:
     )
     add("--json", action="store_true", help="print metrics.json instead of the table")
     _add_telling(add)
-
-
-def _add_limits(add: Callable[..., argparse.Action], *, study: bool = False) -> None:
-    """Where a search begins and how far it goes; `study`: what a study does not say itself."""
-    add("--rates", action="store_true", help="search the largest rate of Poisson arrivals instead of a concurrency")
-    add("--start", type=float, metavar="N", help="a search's first level: users, or requests/s (default: predicted)")
-    add("--max-concurrency", type=int, metavar="N", help="most users of a search, or most in flight (default: 256)")
-    if study:
-        add("--requests", type=int, metavar="N", help="most requests of a searched level (default: by the SLOs)")
-    else:
-        add("--budget", type=hours_of, metavar="HOURS", help="hours that a search may take (default: any)")
-        add("--calibration", metavar="FILE", help="what calibrate wrote, for a search's first level (default: none)")
 
 
 def _add_load(add: Callable[..., argparse.Action]) -> None:
@@ -528,7 +517,7 @@ def _model_commands(command: Command) -> None:
     add("--concurrency", type=int, metavar="C", help="streams (default: 1)")
     add("--study", type=path_of, metavar="STUDY.toml", help="instead: fast-forward a whole study to its records and page")
     add("--find-max", action="store_true", help="with --study: search each cell for the largest concurrency within its SLOs")
-    _add_limits(add, study=True)
+    add_limits(add, study=True)
     add("--out", type=path_of, metavar="DIR", help="with --study: run folder to make (default: runs/predicted-NAME-TIME)")
     add("--json", action="store_true", help="print JSON: the prediction, or with --study metrics.json")
 

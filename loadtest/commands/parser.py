@@ -122,6 +122,18 @@ def add_keys(add: Callable[..., argparse.Action]) -> None:
     add("--answer-key", metavar="KEY", help="column or key that holds the answer (default: by its format)")
 
 
+def add_limits(add: Callable[..., Any], *, study: bool = False) -> None:
+    """Where a search begins and how far it goes; `study`: what a study does not say itself."""
+    add("--rates", action="store_true", help="search the largest rate of Poisson arrivals instead of a concurrency")
+    add("--start", type=float, metavar="N", help="a search's first level: users, or requests/s (default: predicted)")
+    add("--max-concurrency", type=int, metavar="N", help="most users of a search, or most in flight (default: 256)")
+    if study:
+        add("--requests", type=int, metavar="N", help="most requests of a searched level (default: by the SLOs)")
+    else:
+        add("--budget", type=hours_of, metavar="HOURS", help="hours that a search may take (default: any)")
+        add("--calibration", metavar="FILE", help="what calibrate wrote, for a search's first level (default: none)")
+
+
 def add_file_commands(command: Command) -> None:
     add = command("analyze", "analyze.analyze", "compute metrics.json and metrics.csv from the records of a run")
     add("run", type=path_of, metavar="RUN")

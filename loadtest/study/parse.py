@@ -162,7 +162,7 @@ def _expand(table: _StudyTable, cells: tuple[Cell, ...]) -> Study:
     return Study(**plain | {"mode": modes[0], "cells": cells, "unsaid": unsaid})
 
 
-def measured_start_sd(run: Path, cells: Sequence[Served], cpu: str | None) -> float:
+def measured_start_sd(run: Path, cells: Sequence[ServedCell], cpu: str | None) -> float:
     """How much starts of a server vary (a share) by an earlier run, for these cells of a run on this processor.
 
     Raises `UsageError`: it has no two starts of a pair, another processor or other GPUs, or simulates what is real now.
@@ -180,7 +180,7 @@ def measured_start_sd(run: Path, cells: Sequence[Served], cpu: str | None) -> fl
     return found or 0.0
 
 
-def start_sd_of(text: str, cells: Sequence[Served], cpu: str | None) -> float:
+def start_sd_of(text: str, cells: Sequence[ServedCell], cpu: str | None) -> float:
     """Of a command line: a percentage, or the folder of an earlier run."""
     try:
         percent = float(text.removesuffix("%"))
@@ -190,7 +190,7 @@ def start_sd_of(text: str, cells: Sequence[Served], cpu: str | None) -> float:
     return percent / 100
 
 
-class Served(Protocol):
+class ServedCell(Protocol):
     """A cell of a study, or of a run that is over."""
 
     @property

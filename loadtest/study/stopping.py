@@ -25,7 +25,7 @@ _GONE = ("refused", "skipped")  # such a cell will not be measured by another re
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class StudyQuestion:
     """What is asked of some cells: which of two is faster, or what a change does, of which each pair of cells is a part.
     `starts`: how many more would decide (None: not known). `broken`: conditions of bursts that fail for these cells."""
 
@@ -39,7 +39,7 @@ class Question:
     unit: RepeatUnit = "start"
 
 
-def questions(study: Study, metrics: Metrics) -> list[Question]:
+def questions(study: Study, metrics: Metrics) -> list[StudyQuestion]:
     """The pairs of a run, but for those that show what a change does: there the change is the question."""
     titles = {cell.id: cell.title for cell in study.cells}
     varied = {pair for one in metrics.factors for pair in one.pairs}
@@ -49,14 +49,14 @@ def questions(study: Study, metrics: Metrics) -> list[Question]:
     ]
 
 
-def _of_pair(one: PairDecision, titles: Mapping[str, str]) -> Question:
+def _of_pair(one: PairDecision, titles: Mapping[str, str]) -> StudyQuestion:
     title, cells = f"{titles[one.a]} against {titles[one.b]}", frozenset((one.a, one.b))
-    return Question(title, cells, one.verdict, one.ratio, one.reason, one.n_more_starts, one.broken, one.unit)
+    return StudyQuestion(title, cells, one.verdict, one.ratio, one.reason, one.n_more_starts, one.broken, one.unit)
 
 
-def _of_change(one: FactorEffect, pair: tuple[str, str], metrics: Metrics) -> Question:
+def _of_change(one: FactorEffect, pair: tuple[str, str], metrics: Metrics) -> StudyQuestion:
     broken = [text for cell in metrics.cells if cell.id in pair for text in broken_words(cell.id, cell.conditions)]
-    return Question(change_name(one), frozenset(pair), one.verdict, one.ratio, one.reason, None, tuple(broken))
+    return StudyQuestion(change_name(one), frozenset(pair), one.verdict, one.ratio, one.reason, None, tuple(broken))
 
 
 def look(execution: Execution, metrics: Metrics, repeat: int) -> Wanted:
@@ -91,12 +91,12 @@ def look(execution: Execution, metrics: Metrics, repeat: int) -> Wanted:
     return replace(wanted, nearest=_nearest(still))
 
 
-def _nearest(still: Sequence[Question]) -> tuple[frozenset[str], ...]:
+def _nearest(still: Sequence[StudyQuestion]) -> tuple[frozenset[str], ...]:
     ordered = sorted(still, key=lambda one: math.inf if one.starts is None else one.starts)
     return tuple(dict.fromkeys(one.cells for one in ordered))
 
 
-def _wanted(execution: Execution, cells: Mapping[str, CellFigures], still: Sequence[Question], repeat: int) -> Wanted:
+def _wanted(execution: Execution, cells: Mapping[str, CellFigures], still: Sequence[StudyQuestion], repeat: int) -> Wanted:
     """The passes that questions still need."""
     study = execution.study
     broken = frozenset(name for one in still if one.broken for name in one.cells)
@@ -148,7 +148,7 @@ def _without_natural_run(execution: Execution, cells: Mapping[str, CellFigures])
     return {name for name in chosen if name not in cells or cells[name].level(users) is None}
 
 
-def _is_open(one: Question, cells: Mapping[str, CellFigures], precision: float | None) -> bool:
+def _is_open(one: StudyQuestion, cells: Mapping[str, CellFigures], precision: float | None) -> bool:
     unsure = one.verdict in _OPEN if precision is None else one.verdict != "not comparable" and not _within(one, precision)
     return unsure and not _is_gone(one.cells, cells)
 
@@ -158,12 +158,12 @@ def _is_gone(names: Collection[str], cells: Mapping[str, CellFigures]) -> bool:
     return any(side.status in _GONE and not (side.levels or side.composed) for side in sides)
 
 
-def _is_hopeless(one: Question, repeat: int) -> bool:
+def _is_hopeless(one: StudyQuestion, repeat: int) -> bool:
     """Do rounds of a duel go on without one that a verdict may rest on? More of them would not help."""
     return one.unit == "round" and one.verdict == "too few samples" and repeat >= 2 * LEAST_ROUNDS
 
 
-def _within(one: Question, precision: float) -> bool:
+def _within(one: StudyQuestion, precision: float) -> bool:
     """Is the interval at most this share wide on either side?"""
     value, low, high = one.ratio.value, one.ratio.low, one.ratio.high
     if value is None or low is None or high is None:
