@@ -295,12 +295,7 @@ def _measuring_commands(command: Command) -> None:
     add("--workers", type=int, metavar="N", help="Locust processes that share the users (default: the study's, else 1)")
     add("--budget", type=hours_of, metavar="HOURS", help="start nothing that would end later, as 2h or 90min (default: any)")
     add("--mode", choices=("natural", "equal-work", "decision"), help="measure in this mode (default: the study's)")
-    add(
-        "--precision",
-        type=percent_of,
-        metavar="PERCENT",
-        help="repeat until every interval is so narrow (default: any)",
-    )
+    add("--precision", type=percent_of, metavar="PCT", help="repeat until every interval is so narrow (default: any)")
     add("--find-max", action="store_true", help="search each cell for the largest concurrency within the study's SLOs")
     add_limits(add, study=True)
     add("--until-decided", action="store_true", help="after two to six repeats stop measuring pairs with a certain verdict")
@@ -338,11 +333,7 @@ def _attaching_commands(command: Command) -> None:
     add("--model", metavar="M", help="served model name (default: the one that both serve)")
     add("--concurrency", default="1,8", metavar="1,8", help="lowest and highest users of the bursts (default: %(default)s)")
     add(
-        "--matters",
-        type=percent_of,
-        default=5.0,
-        metavar="PERCENT",
-        help="smaller differences are equal (default: %(default)g)",
+        "--matters", type=percent_of, default=5.0, metavar="PCT", help="smaller differences are equal (default: %(default)g)"
     )
     add("--start-sd", metavar="PCT|RUN", help="how much starts vary, or a run that tells it (default: as they stand)")
     add("--budget", type=hours_of, metavar="HOURS", help="start no round that would end later (default: any)")
