@@ -8,7 +8,7 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib
 # Tests of processes and clocks wait half of their time.
 WORKERS := $(shell expr 2 '*' $$(nproc))
 
-.PHONY: demo install lint test test-statistics test-newcomer test-wheel test-documents engines test-engines benchmark peers benchmark-peers fuzz soak test-namespaces frontier dist clean
+.PHONY: demo install lint test test-statistics test-newcomer test-wheel test-documents engines test-engines benchmark peers benchmark-peers fuzz soak test-namespaces test-dashboard frontier dist clean
 
 demo: .venv/runtime
 	$(BIN)/loadtest demo
@@ -65,6 +65,10 @@ soak: .venv/dev
 # A master and four workers on hosts of their own, one killed, one with a slow link (root; skipped where that is not permitted).
 test-namespaces: .venv/dev
 	$(BIN)/python -m pytest --quiet -rs tests/benchmarks/test_namespaces.py
+
+# The queries of launchers/grafana/dashboard.json in a real Prometheus (skipped where none is installed).
+test-dashboard: .venv/dev
+	$(BIN)/python -m pytest --quiet -rs tests/benchmarks/test_prometheus.py
 
 benchmark: .venv/dev
 	$(BIN)/python -m tests.benchmarks

@@ -83,6 +83,13 @@ FEATURES = (
     Feature("a verdict on two runs, with an interval", "`compare`, `duel`", {}),
     Feature("fails a run in which it was the bottleneck", "load generator's gate", {}),
     Feature("reads the results of others", "`import`", {}),
+    Feature("several servers in one run", "`--base-url` repeated, by session", {"aiperf": "`--url` repeated, by session"}),
+    Feature("a server on a Unix socket", "`unix:///FILE`", {}),
+    Feature(
+        "TLS without verification",
+        "`--insecure`, marked",
+        {"vllm": "`--insecure`", "aiperf": "`AIPERF_HTTP_SSL_VERIFY`", "guidellm": "by default"},
+    ),
     Feature("multi-modal inputs", NONE, {"vllm": "image, audio, video", "sglang": "image"}),
     Feature("LoRA adapters", NONE, {"vllm": "`--lora-modules`", "sglang": "`--lora-name`"}),
 )
