@@ -8,7 +8,7 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib
 # Tests of processes and clocks wait half of their time.
 WORKERS := $(shell expr 2 '*' $$(nproc))
 
-.PHONY: demo install lint test test-statistics test-newcomer test-wheel test-documents engines test-engines benchmark peers benchmark-peers fuzz soak test-namespaces test-dashboard frontier dist clean
+.PHONY: demo install lint test test-statistics test-newcomer test-wheel test-documents test-image engines test-engines benchmark peers benchmark-peers fuzz soak test-namespaces test-dashboard frontier dist clean
 
 demo: .venv/runtime
 	$(BIN)/loadtest demo
@@ -35,6 +35,13 @@ test-wheel: .venv/dev
 
 test-documents: .venv/dev
 	$(BIN)/python -m pytest --quiet --numprocesses auto tests/newcomer
+
+# The image of the load generator and compose's commands: built by podman without a daemon, and run (root, a base of Debian's packages
+# or `make test-image BASE=IMAGE`). What this machine cannot do is skipped with the reason.
+test-image: .venv/dev
+	tests/images/install.sh
+	$(PIP) podman-compose==1.5.0
+	$(BIN)/python -m pytest --quiet --timeout 3600 tests/images
 
 # Real vLLM and real SGLang on the CPU, each in an environment of its own (about 5 GB, 3 minutes).
 engines:
