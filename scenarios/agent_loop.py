@@ -2,8 +2,11 @@
 
     locust -f scenarios/agent_loop.py --headless -u 4 -r 4 --requests 64 --max-tokens 8192 --host http://127.0.0.1:8000
 
-Each task is four calls: plan, two steps, the result. A call is given the task and what the calls before it answered, so that
-the time to the last answer is the sum of four reasonings: tokens cost time once for each call.
+Each task is four requests: plan, two steps, the result. A request is given the task and what those before it answered, so
+that the time to the last answer is the sum of four reasonings: tokens cost time once for each request.
+
+With `--workload tool_calls:calls=3` the steps are calls of tools: the model's own call, or the right one where it made no
+valid one, goes into the history with the tool's result, and the last request asks for the answer.
 """
 
 from loadtest.scenario import DialogueUser, Messages

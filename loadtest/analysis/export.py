@@ -72,7 +72,7 @@ def to_frame(run: Run) -> pd.DataFrame:
 
 
 _FRAME = ("cell", "concurrency", "repeat", "phase", "worker", "user", "seq", "prompt_id", "outcome", "finish_reason",
-          "prompt_tokens", "completion_tokens", "answer_correct")  # fmt: skip
+          "prompt_tokens", "completion_tokens", "answer_correct", "form_valid")  # fmt: skip
 _PLAIN_METRICS = tuple(name for name, metric in METRICS.items() if metric.shape == "plain")
 
 

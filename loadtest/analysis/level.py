@@ -9,7 +9,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -33,6 +33,8 @@ from loadtest.metrics.catalogue import CENSORED_METRICS, METRICS
 from loadtest.metrics.client_health import Passes
 from loadtest.metrics.figures import CensoredDistribution, Distribution, Estimate, GapDistribution, unknown
 from loadtest.metrics.level_schema import (
+    NO_CALL,
+    NO_SCHEMA,
     ClientHealth,
     LevelFigures,
     PassFigures,
@@ -49,7 +51,7 @@ from loadtest.metrics.request_arrays import Bools, Ints, Pass, Small, pace_of, p
 from loadtest.records.engine_facts import ClockError
 from loadtest.records.manifest import IMPORTED, VIRTUAL_TIME
 from loadtest.records.read import LevelRecords
-from loadtest.records.schema import FAILED, FINISHED, RequestRecord, TokenCountSource
+from loadtest.records.schema import FAILED, FINISHED, OutputForm, RequestRecord, TokenCountSource
 
 
 def level_figures(
@@ -84,7 +86,7 @@ def level_figures(
         passes=tuple(_pass(one, span) for one, span in zip(columns, spans, strict=True)),
         token_counts=_token_counts(columns, measured),
         token_count_sources=_token_count_sources(columns),
-        **{name: censored_distribution(columns, name) for name in CENSORED_METRICS},
+        **_named(columns, measured, simulated),
         queued_s=exact_distribution(columns, "queued_s"),
         itl_s=gaps_s,
         chunk_gap_s=_chunk_gaps(columns, gaps_s),
@@ -97,8 +99,6 @@ def level_figures(
         goodput_answers_per_hour=per_hour([one.measured & one.ok & _meets(one, objectives, columns) for one in columns])
         if objectives
         else unknown("no SLO was given"),
-        accuracy=_accuracy(columns, simulated),
-        failed_share=intervals.share(sum(r.outcome in FAILED for r in measured), len(measured)),
         arrivals=_arrivals(columns),
         joules_per_answer=joules.per_answer,
         joules_per_output_token=joules.per_output_token,
@@ -324,10 +324,24 @@ def _meets(columns: Pass, objectives: Iterable[slo.Slo], passes: Sequence[Pass])
     return meets
 
 
-def _accuracy(columns: Sequence[Pass], simulated: bool) -> Estimate:
+def _named(columns: Sequence[Pass], measured: Sequence[RequestRecord], simulated: bool) -> dict[str, Any]:
+    """Every metric with censored values, and every one that is a share of requests."""
+    return {name: censored_distribution(columns, name) for name in CENSORED_METRICS} | {
+        "accuracy": _accuracy(measured, simulated),
+        "valid_call_share": _valid(measured, NO_CALL, "call", "call or text"),
+        "valid_json_share": _valid(measured, NO_SCHEMA, "json"),
+        "failed_share": intervals.share(sum(r.outcome in FAILED for r in measured), len(measured)),
+    }
+
+
+def _accuracy(measured: Sequence[RequestRecord], simulated: bool) -> Estimate:
     if simulated:
         return unknown("simulated: no model gave the answers")
-    checked = [
-        r.answer_correct for one in columns for r in one.records if r.phase == "measure" and r.answer_correct is not None
-    ]
+    checked = [r.answer_correct for r in measured if r.answer_correct is not None]
     return intervals.share(sum(checked), len(checked)) if checked else unknown("no checkable answer")
+
+
+def _valid(measured: Sequence[RequestRecord], reason: str, *asked: OutputForm) -> Estimate:
+    """Share of the outputs that have the form that was asked for, of those that could be judged."""
+    judged = [r.form_valid for r in measured if r.output_form in asked and r.form_valid is not None]
+    return intervals.share(sum(judged), len(judged)) if judged else unknown(reason)

@@ -12,7 +12,7 @@ from loadtest.errors import UsageError
 from loadtest.records.schema import Api, Outcome, RequestError
 from loadtest.workload.script import Script
 
-TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content|text|thinking|delta)"\s*:\s*"[^"]')
+TEXT = re.compile(rb'"(?:content|reasoning|reasoning_content|text|thinking|delta|arguments|name)"\s*:\s*"[^"]')
 
 
 @dataclass(frozen=True, slots=True)

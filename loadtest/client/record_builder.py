@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from loadtest.client.reply import Reply
-from loadtest.grading import answers
-from loadtest.records.schema import ANSWER_LIMIT_BYTES, RequestRecord, StampSource
-from loadtest.workload.script import Item
+from loadtest.grading import answers, forms
+from loadtest.records.schema import (
+    ANSWER_LIMIT_BYTES,
+    FINISHED,
+    TOOL_CALLS_KEPT,
+    RequestRecord,
+    StampSource,
+    ToolCall,
+)
+from loadtest.workload.script import Item, Prepared
+
+_NAME_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +104,37 @@ class RecordBuilder:
             unread_s=_rounded(sent.unread_s),
             write_s=_rounded(sent.write_s),
             late_chunks=got.late_chunks,
+            output_form=prepared.prompt.output_form,
+            form_valid=_form_valid(prepared, got),
+            tool_calls=kept_calls(got.tool_calls),
         )
 
     def _judged(self, item: Item, got: Reply) -> bool | None:
         """Is the answer right? None: there is none, or nothing to compare it with."""
-        if not self.judges or got.outcome != "ok" or not got.answer:
+        prompt = item.prepared.prompt
+        if not self.judges or got.outcome != "ok" or not (got.answer or got.tool_calls):
             return None
-        return answers.check(got.answer, item.prepared.prompt)
+        if prompt.answer_format == "call" and prompt.answer is not None:
+            return forms.is_right_call(got.tool_calls, prompt.answer)
+        return answers.check(got.answer or "", prompt)
+
+
+def _form_valid(prepared: Prepared, got: Reply) -> bool | None:
+    """Has a finished output its form? None: none is asked for, or a forced length may have cut it anywhere."""
+    if got.outcome not in FINISHED or prepared.forced_tokens is not None:
+        return None
+    return forms.has_form(prepared.prompt, got.tool_calls, got.answer)
+
+
+def kept_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+    """The calls as a record keeps them: the first few, names and arguments cut as answers are."""
+    return tuple(
+        replace(
+            one, name=cut(one.name, _NAME_BYTES) or "", arguments=cut(one.arguments, ANSWER_LIMIT_BYTES) or "",
+            id=cut(one.id, _NAME_BYTES),
+        )
+        for one in calls[:TOOL_CALLS_KEPT]
+    )  # fmt: skip
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -17,12 +17,13 @@ import msgspec
 
 from loadtest.client import sse
 from loadtest.client.apis.readers import READERS, ReadEvent
+from loadtest.client.apis.tool_calls import CallAssembler
 from loadtest.client.exchange import TEXT
 from loadtest.client.thinking import Split, split_fields, split_inline
 from loadtest.clock import Clock
 from loadtest.credentials import redacted
 from loadtest.errors import UsageError
-from loadtest.records.schema import Api, LateChunks, Outcome, RequestError, TokenCountSource
+from loadtest.records.schema import Api, LateChunks, Outcome, RequestError, TokenCountSource, ToolCall
 
 if TYPE_CHECKING:
     from loadtest.client.exchange import Exchange
@@ -84,18 +85,20 @@ class Reply:
     late_chunks: tuple[LateChunks, ...] = ()
     thinking: str = ""  # not recorded; of use where a history keeps everything
     output_end: str | None = None  # the last characters of all text, thinking included
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class _Stream:
     """What the events of one stream have said so far. Everything is summed as it comes, so that the end is short too."""
 
     __slots__ = (
-        "_read", "chunk_s", "contents", "counted", "done", "events", "failed_event", "failure", "field", "finish_reason",
-        "first_content", "thoughts", "tokens", "total", "usage",
+        "_read", "calls", "chunk_s", "contents", "counted", "done", "events", "failed_event", "failure", "field",
+        "finish_reason", "first_content", "thoughts", "tokens", "total", "usage",
     )  # fmt: skip
 
     def __init__(self, read: ReadEvent) -> None:
         self._read = read
+        self.calls: CallAssembler | None = None
         self.chunk_s: list[float] = []
         self.contents: list[str] = []
         self.thoughts: list[str] = []
@@ -145,11 +148,12 @@ class _Stream:
             return
         thought = delta.reasoning or delta.reasoning_content or ""
         content = delta.content or ""
+        called = delta.tool_calls is not None and self._call(delta.tool_calls)
         if thought:
             if self.field is None:
                 self.field = "reasoning" if delta.reasoning else "reasoning_content"
             self.thoughts.append(thought)
-        elif not content:
+        elif not content and not called:
             return
         if self.first_content is None and content and not content.isspace():
             self.first_content = len(self.contents)
@@ -161,6 +165,13 @@ class _Stream:
         else:
             self.tokens.append(total - self.total)
             self.total = total
+
+    def _call(self, pieces: list[sse.CallPiece]) -> bool:
+        """Add pieces of calls that come with the next chunk; whether they are any output."""
+        calls = self.calls or CallAssembler()
+        if said := calls.take(len(self.contents), pieces):
+            self.calls = calls
+        return said
 
     def tokens_by_chunk(self, total: int) -> tuple[int, ...] | None:
         """Tokens of each text chunk, adding up to `total`; None where a chunk came without a running total.
@@ -230,8 +241,11 @@ def read_reply(
     pause()
     outcome, error = _outcome(exchange, stream, split, forced_tokens)
     text = "".join(stream.thoughts) + "".join(stream.contents)
+    calls = () if stream.calls is None else stream.calls.end()
+    text += "".join(call.name + call.arguments for call in calls)
     counted = None if count_tokens is None else _count_in_slices(text, count_tokens, pause)
-    return _counted(stream, split, text, counted, Reply(outcome=outcome, error=error, late_chunks=late_chunks))
+    reply = Reply(outcome=outcome, error=error, late_chunks=late_chunks, tool_calls=calls)
+    return _counted(stream, split, text, counted, reply)
 
 
 def _in_slices(exchange: Exchange, pause: Callable[[], None]) -> Iterator[tuple[float, bytes]]:
@@ -307,6 +321,15 @@ def _start(pieces: Sequence[bytes]) -> bytes:
 
 
 def _split(stream: _Stream, *, opened: bool) -> Split:
+    """Thinking and answer told apart. A call is answer: the thinking before it is over when it begins."""
+    split = _split_text(stream, opened=opened)
+    if stream.calls is None:
+        return split
+    first, text = stream.calls.first_chunk, split.first_answer_chunk
+    return replace(split, first_answer_chunk=first if text is None else min(first, text))
+
+
+def _split_text(stream: _Stream, *, opened: bool) -> Split:
     if stream.field is not None:
         blank = len(stream.contents) if stream.first_content is None else stream.first_content
         return split_fields(stream.contents, stream.field, blank)
@@ -337,7 +360,7 @@ def _finished(stream: _Stream, split: Split, forced_tokens: int | None) -> tuple
         return "server_error", RequestError(kind="finish_reason", message=f"the server gave up: finish_reason {reason}")
     if reason == "length" and forced_tokens is None:
         return "truncated", None
-    if reason == "length" or split.answer:
+    if reason == "length" or split.answer or stream.calls is not None:
         return "ok", None
     return "no_answer", None
 

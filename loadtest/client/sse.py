@@ -118,12 +118,29 @@ def _as_error(data: bytes) -> bytes:
     return msgspec.json.encode({"error": value or "an error event without a word"})
 
 
+class FunctionPiece(msgspec.Struct, gc=False):
+    """Part of a call: the name with its first piece, the arguments (JSON) bit by bit."""
+
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class CallPiece(msgspec.Struct, gc=False):
+    """What one chunk adds to a call of a tool."""
+
+    index: int | None = None
+    id: str | None = None
+    function: FunctionPiece | None = None
+
+
 class Delta(msgspec.Struct, gc=False):
-    """Text of one chunk; thinking comes as `reasoning` (vLLM), `reasoning_content` (SGLang), or inline in `content`."""
+    """Text of one chunk; thinking comes as `reasoning` (vLLM), `reasoning_content` (SGLang), or inline in `content`; calls
+    of tools as `tool_calls`."""
 
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[CallPiece] | None = None
 
 
 class Choice(msgspec.Struct, gc=False):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from loadtest.grading.forms import is_right_value
 from loadtest.grading.notation import Value, parse
 from loadtest.workload.answer_format import ANSWER_LIMIT_CHARS, extract_answer
 from loadtest.workload.prompts import Prompt
@@ -25,8 +26,10 @@ def check(answer_text: str, prompt: Prompt) -> bool | None:
     >>> check(r"So it is $\boxed{4}$.", ask), check("So it is 4.", ask)
     (True, False)
     """
-    if prompt.answer is None or prompt.answer_format not in ("boxed", "json"):
+    if prompt.answer is None or prompt.answer_format not in ("boxed", "json", "value"):
         return None
+    if prompt.answer_format == "value":
+        return is_right_value(answer_text, prompt.answer)
     got = extract_answer(answer_text, prompt)
     if got is None:
         return False

@@ -99,6 +99,17 @@ METRICS: Mapping[str, Metric] = {
         "truncated, timed out or stalled is censored at its last chunk, never dropped.",
         "censored", "less", objective=True, short="final answer, s",
     ),
+    "tool_call_start_s": Metric(
+        "Time to start of tool call", "seconds",
+        "From sending the request to the first piece of its first tool call.",
+        "censored", "less", objective=True, short="call starts, s",
+    ),
+    "tool_call_s": Metric(
+        "Time to complete tool call", "seconds",
+        "From sending the request to the last piece of its last tool call, of requests that ended by themselves with one. "
+        "Censored as the final answer is, where it had to call a tool or had begun to.",
+        "censored", "less", objective=True, short="call complete, s",
+    ),
     "thinking_s": Metric(
         "Thinking time", "seconds",
         "From the first text of the thinking to the first text of the answer; of requests that thought.",
@@ -148,6 +159,18 @@ METRICS: Mapping[str, Metric] = {
         "Right answers / answers that can be checked. Unknown where there are none, or the engine is simulated. "
         "Interval: Wilson's.",
         "estimate", "more", "value", objective=True, short="right answers",
+    ),
+    "valid_call_share": Metric(
+        "Share of valid tool calls", "share",
+        "Requests whose calls are all JSON, valid by the parameters of a tool that was offered / finished requests that "
+        "made a call or had to. Forced lengths are not judged. Interval: Wilson's.",
+        "estimate", "more", "value", objective=True, short="valid calls",
+    ),
+    "valid_json_share": Metric(
+        "Share of valid JSON", "share",
+        "Answers that are JSON as a whole, valid by the schema that was asked for / finished requests that asked for one. "
+        "Forced lengths are not judged. Interval: Wilson's.",
+        "estimate", "more", "value", objective=True, short="valid JSON",
     ),
     "failed_share": Metric(
         "Share of failed requests", "share",

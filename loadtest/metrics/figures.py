@@ -142,3 +142,9 @@ class GapDistribution(Distribution, frozen=True, kw_only=True, omit_defaults=Tru
     """Gaps between tokens, weighted by token. Requests are the unit of every interval: gaps of one request are alike."""
 
     n_requests: Annotated[int, about("Requests with at least one gap; `n_needed` counts these.")]
+
+
+NOTHING_TIMED = CensoredDistribution(
+    n=0, mean=None, p50=None, p90=None, p95=None, p99=None, min=None, max=None,
+    ci95=StatisticIntervals(mean=None, p50=None, p90=None, p95=None, p99=None), n_needed=NeededSamples(), n_censored=0,
+)  # fmt: skip

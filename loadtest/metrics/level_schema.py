@@ -8,6 +8,7 @@ import msgspec
 
 from loadtest.metrics.catalogue import METRICS, REACHED_QUANTILES, Statistic
 from loadtest.metrics.figures import (
+    NOTHING_TIMED,
     Bounded,
     CensoredDistribution,
     Distribution,
@@ -17,6 +18,9 @@ from loadtest.metrics.figures import (
     unknown,
 )
 from loadtest.records.schema import Outcome, Phase, Priority, StampSource, TokenCountSource, about
+
+NO_CALL = "no finished request that called a tool, or had to"
+NO_SCHEMA = "no finished request that asked for JSON by a schema"
 
 GateStatus = Literal["pass", "fail", "not_checked", "not_applicable"]
 HealthCheckName = Literal[
@@ -371,6 +375,8 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
     thinking_s: Annotated[CensoredDistribution, _metric("thinking_s")]
     reasoning_tokens: Annotated[CensoredDistribution, _metric("reasoning_tokens")]
     answer_tokens: Annotated[CensoredDistribution, _metric("answer_tokens")]
+    tool_call_start_s: Annotated[CensoredDistribution, _metric("tool_call_start_s")] = NOTHING_TIMED
+    tool_call_s: Annotated[CensoredDistribution, _metric("tool_call_s")] = NOTHING_TIMED
     queued_s: Annotated[Distribution, _metric("queued_s")]
     itl_s: Annotated[GapDistribution, _metric("itl_s")]
     chunk_gap_s: Annotated[GapDistribution, _metric("chunk_gap_s")]
@@ -384,6 +390,8 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
     answers_per_hour: Annotated[Estimate, _metric("answers_per_hour")]
     goodput_answers_per_hour: Annotated[Estimate, _metric("goodput_answers_per_hour")]
     accuracy: Annotated[Estimate, _metric("accuracy")]
+    valid_call_share: Annotated[Estimate, _metric("valid_call_share")] = unknown(NO_CALL)
+    valid_json_share: Annotated[Estimate, _metric("valid_json_share")] = unknown(NO_SCHEMA)
     failed_share: Annotated[Estimate, _metric("failed_share")]
     arrivals: Annotated[TokenArrivals | None, about("How many tokens came at once. None: an older version wrote it.")] = None
     joules_per_answer: Annotated[Estimate, _metric("joules_per_answer")]

@@ -285,6 +285,8 @@ def per_request(columns: Pass, metric: str) -> tuple[Floats, Bools]:
         return _either(c.answer_s - c.sent_s, reached - c.sent_s, c.censored)
     if metric == "time_to_final_answer_s":
         return _either(np.where(c.ok, reached - c.sent_s, np.nan), reached - c.sent_s, c.censored)
+    if metric in ("tool_call_start_s", "tool_call_s"):
+        return _calls(c, metric, reached - c.sent_s)
     thought = c.thinking_tokens != 0
     if metric == "thinking_s":
         return _either(np.where(thought, c.answer_s - c.first_s, np.nan), reached - c.first_s, c.censored & thought)
@@ -300,6 +302,17 @@ def per_request(columns: Pass, metric: str) -> tuple[Floats, Bools]:
     with np.errstate(divide="ignore", invalid="ignore"):
         tpot = np.where(tokens > 0, (c.last_s - begun_s) / tokens, np.nan)
         return (tpot if metric.endswith("tpot_s") else np.where(tpot > 0, 1 / tpot, np.nan)), np.ones(len(tpot), bool)
+
+
+def _calls(c: Pass, metric: str, reached_s: Floats) -> tuple[Floats, Bools]:
+    """When the first call began, or the last one was complete; censored where one was begun, or had to come."""
+    begun = np.array([bool(r.tool_calls) for r in c.records], bool)
+    owed = np.array([r.output_form == "call" for r in c.records], bool)
+    if metric == "tool_call_start_s":
+        at = [r.chunk_s[r.tool_calls[0].first_chunk] - _number(r.sent_s) if r.tool_calls else np.nan for r in c.records]
+        return _either(np.array(at, np.float64), reached_s, c.censored & owed)
+    at = [max((r.chunk_s[one.last_chunk] for one in r.tool_calls), default=np.nan) - _number(r.sent_s) for r in c.records]
+    return _either(np.where(c.ok, np.array(at, np.float64), np.nan), reached_s, c.censored & (begun | owed))
 
 
 def _either(exact: Floats, reached: Floats, censored: Bools) -> tuple[Floats, Bools]:

@@ -78,9 +78,11 @@ def fewest_tokens(record: RequestRecord) -> int:
 def most_tokens(record: RequestRecord) -> float:
     """Most tokens that the text can be: one for each byte, as in byte-level BPE, and thinking that was counted but not sent.
 
-    Infinite where the text is not all of the output: a forced length goes on after the end mark, a tool call is no text.
+    Infinite where the text is not all of the output: a forced length goes on after the end mark, a call of a tool has words
+    around it that no chunk tells.
     """
-    partial = record.forced_tokens is not None or record.finish_reason in ("tool_calls", "function_call")
+    called = bool(record.tool_calls) or record.finish_reason in ("tool_calls", "function_call")
+    partial = record.forced_tokens is not None or called
     if partial or record.text_bytes is None:
         return float("inf")
     sizes = [float(record.text_bytes)]

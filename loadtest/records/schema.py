@@ -51,6 +51,8 @@ Api = Literal["chat", "completions", "responses", "messages"]  # the endpoint th
 
 TokenCountSource = Literal["server", "tokenizer", "chunks", "tool"]  # tool: of another tool, which does not say how
 
+OutputForm = Literal["call", "call or text", "json"]  # a call of a tool, a call if the model likes, JSON by a schema
+
 Priority = Literal["realtime", "nice", "normal"]
 
 StampSource = Literal["kernel", "process"]
@@ -78,6 +80,8 @@ Lack = Literal["start", "schedule", "chunks", "tokens", "prompt"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 ANSWER_LIMIT_BYTES = 4096
+
+TOOL_CALLS_KEPT = 16
 
 # What a clock of ours can have said; anything else in a file is damage.
 Seconds = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]  # an offset: within 30 years
@@ -128,6 +132,18 @@ class LateChunks(NamedTuple):
     first_chunk: int
     chunks: int
     earliest_s: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """One call of a tool, as the model made it. `arguments` is JSON, if the model wrote it right, and its start where it is
+    long. `first_chunk` and `last_chunk`: index of the chunks in which it began and came to its end."""
+
+    name: str
+    arguments: str
+    first_chunk: int
+    last_chunk: int
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +206,9 @@ class RequestRecord:
     asked_prompt_tokens: int | None = None  # the length that its prompt was made to have; None: any
     late_chunks: tuple[LateChunks, ...] = ()  # whose arrival is known within bounds only, of more than 0.1 ms of wall time
     lacks: tuple[Lack, ...] = ()  # what is not known of it, as another tool measured it
+    output_form: OutputForm | None = None  # what its output had to be; None: any text
+    form_valid: bool | None = None  # is it so: calls by their tools' schemas, or JSON by its own; None: nothing to judge
+    tool_calls: tuple[ToolCall, ...] = ()  # the first 16
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:
@@ -202,6 +221,10 @@ class RequestRecord:
             raise RecordError(
                 f"first_answer_chunk: expected an index into {len(self.chunk_s)} chunks, got {self.first_answer_chunk}"
             )
+        for call in self.tool_calls:
+            if not 0 <= call.first_chunk <= call.last_chunk < len(self.chunk_s):
+                got = f"{call.first_chunk} and {call.last_chunk}"
+                raise RecordError(f"tool_calls: expected indices into {len(self.chunk_s)} chunks, got {got}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from loadtest.metrics.catalogue import METRICS, QUANTILES, TERMS, Metric, Statistic
-from loadtest.metrics.figures import Bounded, Distribution
+from loadtest.metrics.figures import Bounded, Distribution, Estimate
 from loadtest.metrics.level_schema import DraftFigures, GateStatus, LevelFigures, ReplicaRequests
 from loadtest.metrics.schema import ClaimResult, FindingVerdict, Metrics
 from loadtest.records.engine_facts import EngineFacts
@@ -198,7 +198,7 @@ def levels_table(cells: Sequence[ShownCell]) -> Table:
     return Table(
         ("cell", load_title(cells), "n", *(one.title for one in shown)),
         tuple(rows),
-        (*notes, *queued_notes(cells), *burst_notes(cells), *chunk_notes(cells)),
+        (*notes, *level_notes(cells)),
     )
 
 
@@ -213,6 +213,11 @@ def population_note(levels: Sequence[tuple[ShownCell, LevelFigures]]) -> str:
 
 
 MANY_TOKENS = 1.5  # in a chunk: above it, chunks are not tokens
+
+
+def level_notes(cells: Sequence[ShownCell]) -> list[str]:
+    """What only some levels have to say."""
+    return [*queued_notes(cells), *burst_notes(cells), *chunk_notes(cells), *form_notes(cells)]
 
 
 def queued_notes(cells: Sequence[ShownCell]) -> list[str]:
@@ -251,6 +256,35 @@ def chunk_notes(cells: Sequence[ShownCell]) -> list[str]:
         if (gap := level.chunk_gap_s.at("p50")).known and level.itl_s.n > MANY_TOKENS * level.chunk_gap_s.n
     ]
     return [f"Text comes in chunks (median gap between two): {'; '.join(seen)}."] if seen else []
+
+
+def form_notes(cells: Sequence[ShownCell]) -> list[str]:
+    """Where tools were called, or JSON by a schema was asked for: how long a call took, and how many were valid."""
+    calls = [
+        f"{cell.name} at concurrency {level.concurrency}: complete after {_time_text(level)}"
+        f", {_share_text(level.valid_call_share)}"
+        for cell, level in by_level(cells)
+        if level.tool_call_s.n or level.valid_call_share.known
+    ]
+    answers = [
+        f"{cell.name} at concurrency {level.concurrency}: {_share_text(level.valid_json_share)}"
+        for cell, level in by_level(cells)
+        if level.valid_json_share.known
+    ]
+    notes = [f"Tool calls (median time to the complete call): {'; '.join(calls)}."] if calls else []
+    return [*notes, *([f"JSON by a schema: {'; '.join(answers)}."] if answers else [])]
+
+
+def _time_text(level: LevelFigures) -> str:
+    found = level.tool_call_s.at("p50")
+    return f"{value_or_need(found)} s {span(found)}".rstrip() if found.known else value_or_need(found)
+
+
+def _share_text(found: Estimate) -> str:
+    if not found.known:
+        return "not judged"
+    ends = f" [{percent(found.low)}, {percent(found.high)}]" if found.ci95 else ""
+    return f"{percent(found.value)}{ends} of {count(found.n)} valid"
 
 
 def caching_table(cells: Sequence[ShownCell]) -> Table | None:

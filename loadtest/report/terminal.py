@@ -21,7 +21,7 @@ from loadtest.report.decision import SERVER, decision_lines, rate_of
 from loadtest.report.formatting import clean, count, needs, number
 from loadtest.report.imported import imported_words
 from loadtest.report.search import search_text
-from loadtest.report.tables import burst_notes, chunk_notes, queued_notes
+from loadtest.report.tables import level_notes
 from loadtest.report.verdicts import Named, evidence
 
 SIMULATED = "SIMULATED: these figures are predictions"
@@ -127,7 +127,7 @@ def _notes(
     texts = {text for of in rows.values() for row in of for text in row}
     notes = ["tokens/s per user: mean of the requests"] if speed == "mean" and texts else []
     notes += ["n≥N: the figure needs N requests at its level"] if any(text.startswith("n≥") for text in texts) else []
-    return [*notes, *_quantiles_missing(cells, quantiles), *queued_notes(cells), *burst_notes(cells), *chunk_notes(cells)]
+    return [*notes, *_quantiles_missing(cells, quantiles), *level_notes(cells)]
 
 
 def _quantiles_missing(cells: Sequence[ShownCell], shown: tuple[Statistic, ...]) -> list[str]:

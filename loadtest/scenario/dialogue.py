@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from loadtest.client.level import Level
-from loadtest.scenario.user import Messages, ReasoningUser, converse
+from loadtest.client.reply import Reply
+from loadtest.scenario.user import Messages, ReasoningUser, converse, said
 from loadtest.workload.script import Item
 
 
@@ -23,4 +24,12 @@ class DialogueUser(ReasoningUser):
         raise NotImplementedError
 
     def carry_out(self, level: Level, item: Item) -> None:
-        converse(self, level, item, self.turns, self.following)
+        """A task whose workload has the calls of tools follows these instead."""
+        if item.prepared.prompt.steps:
+            super().carry_out(level, item)
+            return
+
+        def following(messages: Messages, got: Reply, turn: int) -> Messages:
+            return self.following(messages, said(got, level.options.contract.history), turn)
+
+        converse(self, level, item, self.turns, following)

@@ -74,6 +74,7 @@ def add_options(parser: Any) -> None:
         default=0,
         help="orders the prompts; also sent to the server (default: %(default)s)",
     )
+    group.add_argument("--grammar", choices=("on", "off"), help="off: ask for tools and JSON in words alone (default: on)")
     group.add_argument("--clock-speed", type=float, help="simulated seconds per second, of a simulator (default: ask it)")
     group.add_argument("--tokenizer", help="tokenizer.json or its folder, to count tokens of a server that never tells")
     group.add_argument("--out", help="run folder (default: runs/TIME-ENGINE)")

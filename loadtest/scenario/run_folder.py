@@ -115,7 +115,7 @@ def open_run(options: Any, host: str | None, users: int, kind: PassKind = "level
         asked = _resolved(options, url, users, kind, run, manifest, info, loaded)
         check_format(asked.contract, loaded.prompts)
         check_lengths(asked.contract, loaded.prompts)
-        check_api(asked.api, asked.contract.mode)
+        check_api(asked.api, asked.contract.mode, loaded.prompts)
         new = _new_manifest(options, asked, loaded)
         pending = None
         if manifest is not None:
@@ -197,6 +197,8 @@ def _contract(options: Any, manifest: Manifest | None) -> Contract:
         table["mode"] = options.mode or workload.usual_mode(options.workload)
     if options.max_tokens:
         table["max_tokens"] = options.max_tokens
+    if options.grammar:
+        table["grammar"] = options.grammar == "on"
     return contracts.from_table(table)
 
 

@@ -158,7 +158,7 @@ class Session:
             kept=self._on_record,
             failed=self.fail,
             count_tokens=token_counter(asked.tokenizer),
-            turns=max((cls.turns for cls in classes), default=1),
+            turns=1 if workload.has_steps else max((cls.turns for cls in classes), default=1),
             second=next(second, None),
         )
         self.level.open()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -19,9 +20,12 @@ from loadtest.client.level import Level
 from loadtest.client.pass_options import PassOptions
 from loadtest.client.reply import Reply
 from loadtest.client.thinking import CLOSE, OPEN
+from loadtest.grading import forms
 from loadtest.records.folder import PassKind
 from loadtest.scenario.session import current_level, session_of
 from loadtest.workload.contract import History
+from loadtest.workload.forms.history import after_call
+from loadtest.workload.prompts import Message, Prompt
 from loadtest.workload.script import Item
 from loadtest.workload.workload import Workload
 
@@ -76,11 +80,11 @@ class ReasoningUser(User):
     def carry_out(self, level: Level, item: Item) -> None:
         """Carry out one item of the sequence: one request, or a task in some scenarios; or all turns of a conversation that
         the workload has."""
-        questions = item.prepared.prompt.following
-        if questions and level.turns > 1:
-            converse(self, level, item, 1 + len(questions), lambda so_far, answer, n: answered(so_far, answer, questions[n]))
-        else:
+        prompt = item.prepared.prompt
+        if prompt.turns == 1 or level.turns == 1:
             self.request(level, item, self.due_s(level, item))
+        else:
+            converse(self, level, item, prompt.turns, partial(next_turn, prompt, level.options.contract.history))
 
     def due_s(self, level: Level, item: Item) -> float:
         """When this request should be sent (offset, s); sleep here until then. Closed loop: now."""
@@ -98,8 +102,8 @@ class ReasoningUser(User):
 
 # Tasks of several requests, each built from the answer before it ---------------------------------------------------------
 
-Messages = list[dict[str, str]]
-Following = Callable[[Messages, str, int], Messages]  # the next request's, after the answer to request `turn` (from 0)
+Messages = list[Message]
+Following = Callable[[Messages, Reply, int], Messages]  # the next request's, after the reply to request `turn` (from 0)
 
 
 def converse(user: ReasoningUser, level: Level, item: Item, turns: int, following: Following) -> None:
@@ -114,10 +118,19 @@ def converse(user: ReasoningUser, level: Level, item: Item, turns: int, followin
             level.abandon(turns - turn - 1)
             break
         if turn + 1 < turns:
-            messages = following(messages, said(got, level.options.contract.history), turn)
+            messages = following(messages, got, turn)
             user.wait()  # type: ignore[no-untyped-call]
     if level.finished:
         session_of(user.environment).done()
+
+
+def next_turn(prompt: Prompt, history: History, messages: Messages, got: Reply, turn: int) -> Messages:
+    """The messages of the next request of a conversation that the workload has."""
+    if not prompt.steps:
+        return answered(messages, said(got, history), prompt.following[turn])
+    first = got.tool_calls[:1]
+    call = first[0] if first and forms.has_form(prompt, first, None) else None
+    return after_call(messages, said(got, history), call, prompt.steps[turn])
 
 
 def said(got: Reply, history: History) -> str:

@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--reasoning-parser", default="qwen3", help="none leaves the thinking inline")
     add("--stream-interval", type=int, default=1, help="tokens in a chunk")
     add("--length-scale", type=float, default=1.0, help="factor on the drawn thinking and answer lengths")
+    add("--invalid-share", type=float, default=0.0, help="of calls of tools and of JSON by a schema: it never closes")
     add("--interconnect", choices=TOPOLOGIES, help="how the GPUs reach each other (default: as the GPU's data sheet says)")
     add("--calibration", type=Path, metavar="FILE", help="what loadtest calibrate wrote of a machine")
     add("--speculation", metavar="A,T,S", help="tokens accepted a step, tokens drafted, drafting passes; such as 3.2,16,4")
@@ -63,6 +64,8 @@ def check_options(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < 1e6:
             raise UsageError(f"--{name.replace('_', '-')}: expected a number above 0 and below 1e6, got {value}")
+    if not 0 <= options.invalid_share <= 1:
+        raise UsageError(f"--invalid-share: expected a share from 0 to 1, got {options.invalid_share}")
     for name in ("kv_tokens", "max_running", "prefill_budget", "context_length", "stream_interval", "fault_every"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -94,5 +97,6 @@ def build_simulation(options: argparse.Namespace) -> Simulation:
         reasoning_parser=options.reasoning_parser,
         seed=options.seed,
         length_scale=options.length_scale,
+        invalid_share=options.invalid_share,
     )
     return made if options.step_time is None else replace(made, step_time_s=lambda work: float(options.step_time))

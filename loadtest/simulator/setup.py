@@ -47,6 +47,7 @@ def simulate(
     reasoning_parser: str = "qwen3",
     seed: int = 0,
     length_scale: float = 1.0,
+    invalid_share: float = 0.0,
 ) -> Simulation:
     """Simulate the deployment's engine, `vllm-sim` or `sglang-sim`; what is not given is the engine's or the GPU's own.
 
@@ -81,6 +82,7 @@ def simulate(
         separates=reasoning_parser != "none",
         counts_thinking=(like.name, reasoning_parser) not in _COUNTS_NO_THINKING,
         length_scale=length_scale,
+        invalid_share=invalid_share,
     )
     return Simulation(config, served, lambda work: step_time.step_time_s(deployment, work))
 

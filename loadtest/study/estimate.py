@@ -138,7 +138,9 @@ def _output_tokens(cell: Cell, prompt: Prompt, contract: Contract) -> int:
         return forced
     drawn = lengths.draw_lengths(prompt.id, contract.seed, scale=_length_scale(cell.args))
     thought = drawn.thinking_tokens if thinking.opens_in_prompt(cell.model) else 0
-    return min(prompt.forced_tokens or thought + drawn.answer_tokens, contract.limit_tokens(prompt))
+    formed = prompt.output_form is not None and prompt.answer is not None
+    answered = len(prompt.answer or "") // _CHARS_PER_TOKEN if formed else drawn.answer_tokens
+    return min(prompt.forced_tokens or thought + answered, contract.limit_tokens(prompt))
 
 
 def _speculation(args: Sequence[str]) -> memory.Speculation | None:

@@ -124,7 +124,7 @@ def simulate_study(study: Study, out: Path, *, say: Say) -> tuple[str, ...]:
             say(f"{cell.id}: the simulator does not know the engine's arguments {' '.join(cell.args)}; they are left out")
     study = _with_lengths(predicted(study))
     workload, contract = asked(study)
-    if any(prompt.following for prompt in workload.prompts):
+    if any(prompt.turns > 1 for prompt in workload.prompts):
         raise UsageError("workload: expected single requests, as predict --study follows no conversation; take turns=first")
     made = {cell.id: simulate_cell(cell, contract) for cell in study.cells}
     manifest = run.begin_run(study, workload, contract, out, driven=VIRTUAL_TIME)

@@ -85,6 +85,7 @@ def command(study: Study, cell: Cell, target: Target, asked: AskedPass, repeat: 
     argv += [word for url in target.more_urls for word in ("--replica", url)]
     argv += [] if cell.proxy is None else ["--proxy", cell.proxy]
     argv += ["--insecure"] if cell.insecure else []
+    argv += [] if cell.grammar is None else ["--grammar", "on" if cell.grammar else "off"]
     if asked.kind == "bursts":
         return [*argv, "--contexts", ",".join(map(str, asked.contexts_tokens))]
     for key, value in study.scenario_options.items():

@@ -47,6 +47,7 @@ class _LevelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
     executable: str | None = None
+    grammar: bool | None = None
 
 
 _Value = bool | int | float | str
@@ -243,6 +244,7 @@ def _at_levels(cell: Cell, levels: tuple[tuple[str, str, _LevelTable], ...]) -> 
         args=(*cell.args, *(word for *_, one in levels for word in one.args)),
         env=cell.env | {name: value for *_, one in levels for name, value in one.env.items()},
         executable=next(iter(executables), cell.executable),
+        grammar=next((one.grammar for *_, one in levels if one.grammar is not None), cell.grammar),
         factors={factor: name for factor, name, _ in levels},
     )
 
@@ -274,11 +276,14 @@ def _level_of(cell: Cell, factor: str, value: _Value) -> _LevelTable:
     """What a plain value of a factor adds to a cell: a flag, a variable or the executable."""
     if factor == "executable":
         return _LevelTable(executable=str(value))
+    if factor == "grammar":
+        require(isinstance(value, bool), "vary", "true or false as levels of grammar", value)
+        return _LevelTable(grammar=bool(value))
     if value == UNSET:
         return _LevelTable()
     if _FLAG.fullmatch(factor):
         return _LevelTable(args=_flag(cell.engine, factor, value))
-    known = "a flag such as --max-num-seqs, a variable in capitals, executable, or named levels with args, env, executable"
+    known = "a flag such as --max-num-seqs, a variable in capitals, executable, grammar, or named levels with these"
     require(VARIABLE.fullmatch(factor) is not None and factor == factor.upper(), "vary", known, factor)
     return _LevelTable(env={factor: str(int(value)) if isinstance(value, bool) else str(value)})
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from loadtest.client import thinking
 from loadtest.client.reply import token_counter
-from loadtest.errors import FitError
+from loadtest.errors import FitError, UsageError
 from loadtest.metrics.slo import parse_slo
 from loadtest.perfmodel import gpus, memory
 from loadtest.servers import preflight, settings
@@ -35,6 +35,7 @@ def asked(study: Study) -> tuple[Workload, Contract]:
     workload = load_workload(study.workload)
     contract = from_table({"mode": study.lengths, "seed": study.seed, **(study.contract or {})})
     check_format(contract, workload.prompts)
+    _check_bursts(study, workload)
     if "yarn" not in (study.contract or {}):
         contract = replace(contract, yarn=needs_yarn(workload.prompts))
     contexts = [known for cell in study.cells if (known := context_tokens(cell, contract)) is not None]
@@ -42,8 +43,17 @@ def asked(study: Study) -> tuple[Workload, Contract]:
         contract = within(contract, workload.prompts, min(contexts))
     check_lengths(contract, workload.prompts)
     for cell in study.cells:
-        check_api(cell.api, cell.mode or study.lengths)
+        check_api(cell.api, cell.mode or study.lengths, workload.prompts)
     return workload, contract
+
+
+def _check_bursts(study: Study, workload: Workload) -> None:
+    """Raise `UsageError` where bursts should have a form: they are text of a forced length."""
+    formed = next((prompt.id for prompt in workload.prompts if prompt.tools or prompt.response_format), None)
+    if study.decides and formed is not None:
+        raise UsageError(
+            f'mode: expected natural, as bursts have no form and {formed!r} asks for one, got decision; add mode = "natural"'
+        )
 
 
 def too_few_requests(study: Study) -> list[str]:

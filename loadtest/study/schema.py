@@ -32,13 +32,14 @@ from loadtest.records.schema import Api, EngineName, LengthMode, Mode
 from loadtest.servers.preflight import HERE
 from loadtest.servers.probe import normalise_url
 from loadtest.servers.route import Route, check_route
+from loadtest.workload.forms.generator import is_formed
 
 _OURS = ("--host", "--port")
 
 _OPTION = re.compile("[a-z][a-z_]{0,40}")
 
 _OF_A_PASS = re.compile(  # what a study says by keys of its own, or Locust is told by us
-    "cell|clock_speed|engine|exit_code_on_error|headless|host|locustfile|max_tokens|mode|model|only_summary|out|processes"
+    "cell|clock_speed|engine|exit_code_on_error|grammar|headless|host|locustfile|max_tokens|mode|model|only_summary|out|processes"
     "|duration|repeat|requests|run_id|run_time|seed|skip_log_setup|spawn_rate|tp|users|warmup_requests|workload"
 )
 
@@ -67,8 +68,9 @@ class Cell:
     `metrics_urls` are the servers whose `/metrics` count the work, `gpus` how many GPUs of each kind they use in all.
     `api_key_env` names the variable that holds its key (None: LOADTEST_API_KEY, else OPENAI_API_KEY). `api` is the endpoint
     that is asked, `headers` are further ones of its requests, each with the variable that holds its value. `proxy`,
-    `insecure`: the way to it. `mode`: of a study's second mode (None: the study's). `interconnect` (how its GPUs reach
-    each other) and `calibration` (a file that `loadtest calibrate` wrote) are for predictions and the simulator.
+    `insecure`: the way to it. `mode`: of a study's second mode (None: the study's); `grammar`: in place of the
+    contract's. `interconnect` (how its GPUs reach each other) and `calibration` (a file that `loadtest calibrate` wrote) are
+    for predictions and the simulator.
     """
 
     engine: EngineName
@@ -96,6 +98,7 @@ class Cell:
     interconnect: str | None = None
     calibration: str | None = None
     mode: LengthMode | None = None
+    grammar: bool | None = None
     side: Side | None = None
 
     def __post_init__(self) -> None:
@@ -119,6 +122,8 @@ class Cell:
         )
         named = self.name is None or _NAME.fullmatch(self.name) is not None
         require(named, "name", "letters, digits and . , = + - _ (at most 120)", self.name)
+        priced = self.grammar is None or not self.simulated
+        require(priced, "grammar", "an engine, as no simulator knows what it costs", self.engine)
         own = [key for key in ("env", "executable") if getattr(self, key)]
         require(started or not own, "base_url", f"none in a cell with {' and '.join(own)}", self.base_url)
         _check_env(self.env)
@@ -451,8 +456,8 @@ def in_mode(study: Study, mode: Mode) -> Study:
 
 def by_default(study: Study) -> Study:
     """The study as `loadtest run` takes it: one that compares and says no mode decides, with at most six repeats, unless it
-    asks for what bursts have not: another scenario or endpoint, a duration, rounds of prompts, forced lengths, or
-    configurations of an engine.
+    asks for what bursts have not: another scenario or endpoint, a duration, rounds of prompts, forced lengths, outputs of a
+    form, or configurations of an engine.
 
     >>> cells = (Cell(engine="vllm", model="qwq-32b"), Cell(engine="sglang", model="qwq-32b"))
     >>> by_default(Study(name="s", workload="math", cells=cells, unsaid=frozenset({"mode", "repeats"}))).mode
@@ -460,6 +465,7 @@ def by_default(study: Study) -> Study:
     """
     natural = study.scenario != CLOSED_LOOP or study.duration_s is not None or study.prompts is not None
     natural = natural or study.mode != "natural" or any(cell.api != "chat" for cell in study.cells)
+    natural = natural or is_formed(study.workload)
     configured = any(cell.name is not None for cell in study.cells)
     if "mode" not in study.unsaid or natural or configured or not study.compares:
         return study

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import heapq
 import operator
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby, islice
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby, islice
 from typing import Any
 
 from loadtest.client import thinking
 from loadtest.client.record_builder import RecordBuilder, Sending
 from loadtest.client.reply import Reply
 from loadtest.errors import UsageError
-from loadtest.records.schema import Outcome, RequestError, RequestRecord, ServerSample
+from loadtest.records.schema import Outcome, RequestError, RequestRecord, ServerSample, ToolCall
 from loadtest.simulator.core import chat as chats
 from loadtest.simulator.core import lengths
 from loadtest.simulator.core.chat import Chat, Refusal, Served
@@ -329,9 +330,12 @@ def _reply(
     told = finished or (bool(counts) and asked.continuous_usage)
     total = len(token_s) if finished else counts[-1] if counts else 0
     tokens = _tokens_by_chunk(counts, total) if told and asked.continuous_usage else None
+    calls = _calls(asked, texts)
     split = _split(asked, served.behaviour.thinking_field, texts, opened=opened)
+    if calls:
+        split = replace(split, first_answer_chunk=calls[0].first_chunk)
     return Reply(
-        outcome=_outcome(asked, split, forced_tokens) if finished else "cut_off",
+        outcome=_outcome(asked, bool(split.answer or calls), forced_tokens) if finished else "cut_off",
         error=None,
         chunk_s=tuple([round(token_s[k - 1], 7) for k in counts]),
         chunk_tokens=tokens,
@@ -341,10 +345,11 @@ def _reply(
         reasoning_tokens=_thinking_tokens(asked, split, tokens, total) if told else None,
         cached_tokens=None if served.behaviour.knows_its_models or not told else cached_tokens,
         token_count_source="server" if told else "chunks",
-        finish_reason=asked.output.finish_reason if finished else None,
+        finish_reason=asked.finish_reason(served.behaviour) if finished else None,
         answer=split.answer or None,
         thinking_field=split.field,
         think_closed=split.closed,
+        tool_calls=calls,
     )
 
 
@@ -388,12 +393,32 @@ def _split(asked: Chat, field: str, texts: list[int], *, opened: bool) -> thinki
     output, n = asked.output, sum(texts)
     thoughts = output.thinking_tokens - output.closes_thinking
     if asked.separates and min(thoughts, n):
-        answer = [lengths.answer_word(k) for k in range(n - thoughts)]
+        answer = list(_answer(asked, n - thoughts))
         return thinking.split_fields(_joined([""] * min(thoughts, n) + answer, texts), field)
     words = [lengths.thinking_word(k) for k in range(1, thoughts + 1)]
     words += [thinking.CLOSE] * (output.closes_thinking and not asked.separates)
-    words += [lengths.answer_word(k) for k in range(n - len(words))]
+    words += list(_answer(asked, n - len(words)))
     return thinking.split_inline(_joined(words[:n], texts), opened=opened)
+
+
+def _answer(asked: Chat, n: int) -> tuple[str, ...]:
+    """The text of the first `n` tokens of the answer; of a call, nothing."""
+    if asked.formed is None:
+        return tuple(map(lengths.answer_word, range(n)))
+    return asked.formed.words(n) if asked.formed.tool is None else ("",) * n
+
+
+def _calls(asked: Chat, texts: list[int]) -> tuple[ToolCall, ...]:
+    """The call so far, in chunks of so many tokens with text."""
+    if asked.formed is None or asked.formed.tool is None:
+        return ()
+    before = asked.output.thinking_tokens - (asked.output.closes_thinking and asked.separates)
+    ends = list(accumulate(texts))
+    first, n = bisect_right(ends, before), sum(texts) - before
+    if n < 1:
+        return ()
+    arguments = "".join(asked.formed.words(n))
+    return (ToolCall(name=asked.formed.tool, arguments=arguments, first_chunk=first, last_chunk=len(texts) - 1),)
 
 
 def _joined(words: list[str], texts: list[int]) -> list[str]:
@@ -404,10 +429,10 @@ def _joined(words: list[str], texts: list[int]) -> list[str]:
     return ["".join(islice(left, n)) for n in texts]
 
 
-def _outcome(asked: Chat, split: thinking.Split, forced_tokens: int | None) -> Outcome:
+def _outcome(asked: Chat, answered: bool, forced_tokens: int | None) -> Outcome:
     if asked.output.finish_reason == "length":
         return "truncated" if forced_tokens is None else "ok"
-    return "ok" if split.answer else "no_answer"
+    return "ok" if answered else "no_answer"
 
 
 def _thinking_tokens(asked: Chat, split: thinking.Split, tokens: tuple[int, ...] | None, total: int) -> int | None:

@@ -1,7 +1,7 @@
 """The endpoints that a server may be asked by, and the body of a request for each, made from that of a chat completion.
 
 ==============  ======================  ==========================================================================
-chat            /v1/chat/completions    every parameter
+chat            /v1/chat/completions    every parameter; tools and response formats here alone
 completions     /v1/completions         the messages as one text, without a chat template, thinking not told apart
 responses       /v1/responses           forced outputs need an engine that knows `ignore_eos`
 messages        /v1/messages            Anthropic's: max_tokens, temperature, top_p, top_k; outputs cannot be forced
@@ -10,11 +10,12 @@ messages        /v1/messages            Anthropic's: max_tokens, temperature, to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loadtest.errors import UsageError
 from loadtest.records.schema import Api, LengthMode
+from loadtest.workload.prompts import Prompt
 
 PATHS: Mapping[Api, str] = {
     "chat": "/v1/chat/completions",
@@ -25,10 +26,13 @@ PATHS: Mapping[Api, str] = {
 _OF_MESSAGES = ("model", "stream", "max_tokens", "temperature", "top_p", "top_k", "cache_salt", "loadtest_sim")
 
 
-def check_api(api: Api, mode: LengthMode) -> None:
-    """Raise `UsageError` where an endpoint has no way to force the length of an output."""
+def check_api(api: Api, mode: LengthMode, prompts: Iterable[Prompt]) -> None:
+    """Raise `UsageError` where an endpoint has no way to force the length of an output, or is not asked for its form."""
     if api == "messages" and mode == "equal-work":
         raise UsageError("api: expected another than messages with forced outputs, as it has no way to force them")
+    formed = next((prompt.id for prompt in prompts if prompt.tools or prompt.response_format), None)
+    if api != "chat" and formed is not None:
+        raise UsageError(f"api: expected chat for tools and response formats, as {formed!r} has, got {api}")
 
 
 def body_for(api: Api, chat: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def body_for(api: Api, chat: dict[str, Any], extra: dict[str, Any]) -> dict[str,
     return made | extra
 
 
-def _messages(messages: list[dict[str, str]]) -> dict[str, Any]:
+def _messages(messages: list[dict[str, Any]]) -> dict[str, Any]:
     """Messages of Anthropic's shape: what the system says has a place of its own."""
     system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
     turns = [message for message in messages if message["role"] != "system"]

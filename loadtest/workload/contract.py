@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+import msgspec
+
 from loadtest.credentials import first_secret
 from loadtest.errors import UsageError
 from loadtest.records.schema import Api, LengthMode
 from loadtest.servers.settings import SETTINGS, EngineSettings, Rule, is_name, number_in, whole_in
 from loadtest.workload.apis import body_for
+from loadtest.workload.forms.tools import choice_in_body
 from loadtest.workload.prompts import Prompt
 
 ThinkingPrelude = Literal["template", "none"]
@@ -32,7 +35,8 @@ class Contract(EngineSettings):
     """One contract, checked at construction: the settings of the engines, and what goes into each request.
 
     `mode` "equal-work" forces the recorded length of each prompt (else `max_tokens`); "natural" lets the model stop.
-    `omit` names parameters that an endpoint refuses (a hosted one may).
+    `omit` names parameters that an endpoint refuses (a hosted one may). Without `grammar` nothing holds an output to its
+    form: no response format is sent, and whether to call a tool is left to the model.
     """
 
     temperature: float = 0.6
@@ -45,6 +49,7 @@ class Contract(EngineSettings):
     mode: LengthMode = "natural"
     extra_body: dict[str, Any] = field(default_factory=dict)
     omit: tuple[str, ...] = ()
+    grammar: bool = True
 
     thinking_prelude: ThinkingPrelude = "template"  # "template": the chat template ends the prompt with `<think>\n`
     history: History = "answers-only"
@@ -114,6 +119,7 @@ class Contract(EngineSettings):
         body["max_tokens"] = self.limit_tokens(prompt) if forced is None else forced
         if forced is not None:
             body |= {"min_tokens": forced, "ignore_eos": True}
+        body |= _form(prompt, grammar=self.grammar)
         for key in self.omit:
             body.pop(key, None)
         if "continuous_usage_stats" in self.omit:
@@ -121,6 +127,17 @@ class Contract(EngineSettings):
         if engine.endswith("-sim") and prompt.forced_tokens is not None:
             body["loadtest_sim"] = _lengths(prompt, body["max_tokens"])
         return body_for(api, body, self.extra_body)
+
+
+def _form(prompt: Prompt, *, grammar: bool) -> dict[str, Any]:
+    """What the body says of the form of the output."""
+    if prompt.response_format is not None and grammar:
+        return {"response_format": prompt.response_format}
+    if not prompt.tools:
+        return {}
+    choice = prompt.tool_choice or "auto"
+    choice = choice if grammar or choice == "none" else "auto"
+    return {"tools": list(prompt.tools), "tool_choice": choice_in_body(choice)}
 
 
 def _names(value: object) -> Iterator[str]:
@@ -160,6 +177,7 @@ RULES: dict[str, Rule] = {
     "omit": Rule(
         f"some of {', '.join(_OMITTABLE)}", lambda value: isinstance(value, tuple) and set(value) <= set(_OMITTABLE)
     ),
+    "grammar": Rule("true, or false (only words ask for a form)", lambda value: isinstance(value, bool)),
     "thinking_prelude": Rule("template (the chat template ends in `<think>`) or none", _one_of(get_args(ThinkingPrelude))),
     "history": Rule("answers-only or everything (with the thinking)", _one_of(get_args(History))),
     "output_format": Rule(
@@ -228,8 +246,15 @@ def within(contract: Contract, prompts: Iterable[Prompt], context_tokens: int) -
 
 
 def check_lengths(contract: Contract, prompts: Iterable[Prompt]) -> None:
-    """Raise `UsageError` where outputs of exact lengths would not be: the contract does not force them, or has no room."""
+    """Raise `UsageError` where outputs of exact lengths would not be: the contract does not force them, has no room, or a
+    grammar may end them before (SGLang 0.5.15 dies of that: no token is left to choose)."""
     for prompt in prompts:
+        forced, fewest = contract.forced_tokens(prompt), prompt.fewest_tokens
+        if contract.grammar and forced is not None and fewest is not None and fewest < forced:
+            raise UsageError(
+                f"mode: expected natural with {prompt.id!r}, whose JSON may end after {fewest} tokens, got {forced} forced;"
+                " structured:tokens=256 makes JSON that does not end"
+            )
         if prompt.prompt_tokens is None:
             continue
         if contract.mode != "equal-work":
@@ -253,6 +278,7 @@ def prompt_tokens_at_most(prompt: Prompt) -> int:
     if prompt.prompt_tokens is not None:
         return prompt.prompt_tokens
     text = "".join(message["content"] for message in prompt.messages)
+    text += msgspec.json.encode(prompt.tools).decode() if prompt.tools else ""
     digits = sum(map(str.isdigit, text))
     return _TEMPLATE_TOKENS + digits + (len(text.encode("utf-8", "surrogatepass")) - digits + 1) // 2
 

@@ -3,7 +3,8 @@
 =============  =============================================================================================
 AIME, plain    `prompt`, sent as it stands; `answer` optional (string or number)
 MATH           `problem` and `answer`, or `solution` whose last box is the answer; the boxed instruction is added
-OpenAI batch   `custom_id`, `body.messages`, `body.max_tokens`; the contract decides everything else of the body
+OpenAI batch   `custom_id`, and of `body` `messages`, `max_tokens`, `tools`, `tool_choice`, `response_format`; the contract
+               decides all else
 ShareGPT       `conversations` (`from`, `value`): the system turn, if any, and the first human turn, or all of them
 ours           `messages` and the other fields of `Prompt`, as `dump` writes them
 =============  =============================================================================================
@@ -16,9 +17,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from loadtest.errors import UsageError
 from loadtest.workload.answer_format import extract_boxed
-from loadtest.workload.prompts import BOXED_INSTRUCTION, Prompt, expect, hint, quoted
+from loadtest.workload.forms.tools import choice_of
+from loadtest.workload.prompts import BOXED_INSTRUCTION, Message, Prompt, Step, expect, hint, quoted
 
 
 def prompt_of(row: dict[str, Any], default_id: str, *, all_turns: bool = False) -> Prompt:
@@ -36,12 +40,13 @@ def prompt_of(row: dict[str, Any], default_id: str, *, all_turns: bool = False) 
 
 def _from_messages(row: dict[str, Any], default_id: str) -> Prompt:
     _typos(row, tuple(Prompt.__dataclass_fields__))
-    answer = _answer(row)
+    usual = "call" if row.get("tools") else "value" if row.get("response_format") else "boxed"
+    answer = _answer(row, as_json=row.get("answer_format", usual) in ("call", "value"))
     return Prompt(
         id=_text(row, "id", default_id),
         messages=_messages(row["messages"], "messages"),
         answer=answer,
-        answer_format=row.get("answer_format", "none" if answer is None else "boxed"),
+        answer_format=row.get("answer_format", "none" if answer is None else usual),
         thinking_tokens=_number(row, "thinking_tokens"),
         answer_tokens=_number(row, "answer_tokens"),
         max_tokens=_number(row, "max_tokens"),
@@ -49,6 +54,8 @@ def _from_messages(row: dict[str, Any], default_id: str) -> Prompt:
         difficulty=row.get("difficulty"),
         prompt_tokens=_number(row, "prompt_tokens"),
         following=_texts(row, "following"),
+        **_form(row),
+        steps=_steps(row),
     )
 
 
@@ -78,6 +85,7 @@ def _from_batch(row: dict[str, Any], default_id: str) -> Prompt:
         id=_text(row, "custom_id", default_id),
         messages=_messages(body["messages"], "body.messages"),
         max_tokens=_number(body, limit),
+        **_form(body),
     )
 
 
@@ -120,14 +128,14 @@ def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def _messages(value: object, key: str) -> tuple[dict[str, str], ...]:
+def _messages(value: object, key: str) -> tuple[Message, ...]:
     """Chat messages; content in parts (`type`, `text`) is joined, for it must be text to be counted and hashed."""
     if not isinstance(value, list):
         raise UsageError(f"{key}: expected a list of messages, got {quoted(value)}")
     return tuple(_message(message, key) for message in value)
 
 
-def _message(message: object, key: str) -> dict[str, str]:
+def _message(message: object, key: str) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UsageError(f"{key}: expected role and content in each message, got {quoted(message)}")
     content = message.get("content")
@@ -135,9 +143,12 @@ def _message(message: object, key: str) -> dict[str, str]:
         raise UsageError(f"{key}: expected text alone, got a part of type {other}: images, sound and files are not sent")
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)
+    kept = {one: message[one] for one in ("tool_calls", "tool_call_id") if message.get(one)}
+    if content is None and "tool_calls" in kept:
+        content = ""
     if not isinstance(content, str):
         raise UsageError(f"{key}: expected content as text, got {quoted(content)}")
-    return {"role": message["role"], "content": content}
+    return {"role": message["role"], "content": content, **kept}
 
 
 def _other_part(content: object) -> str | None:
@@ -147,10 +158,12 @@ def _other_part(content: object) -> str | None:
     return next((one for one in types if one not in ("text", "input_text", "output_text")), None)
 
 
-def _answer(row: dict[str, Any]) -> str | None:
+def _answer(row: dict[str, Any], *, as_json: bool = False) -> str | None:
     value = row.get("answer")
     if value is None:
         return None
+    if as_json and not isinstance(value, str):
+        return msgspec.json.encode(value).decode()
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
         raise UsageError(f"answer: expected a text or a number, got {quoted(value)}")
     return str(value)
@@ -177,6 +190,23 @@ def _texts(row: dict[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise UsageError(f"{key}: expected a list of texts, got {quoted(value)}")
     return tuple(value)
+
+
+def _form(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of the form of its output; `Prompt` checks it. Any text may be asked for in words, too."""
+    tools, asked = row.get("tools") or [], row.get("response_format")
+    if not isinstance(tools, list):
+        raise UsageError(f"tools: expected a list, got {quoted(tools)}")
+    any_text = isinstance(asked, dict) and asked.get("type") == "text"
+    choice = choice_of(row.get("tool_choice"))
+    return {"tools": tuple(tools), "tool_choice": choice, "response_format": None if any_text else asked}
+
+
+def _steps(row: dict[str, Any]) -> tuple[Step, ...]:
+    try:
+        return tuple(msgspec.convert(row.get("steps", []), list[Step]))
+    except msgspec.ValidationError as error:
+        raise UsageError(f"steps: expected name, arguments and result in each: {error}") from None
 
 
 def _seconds(row: dict[str, Any], key: str) -> float | None:

@@ -3,8 +3,8 @@
 A spec is `NAME` or `NAME:key=value,...` with `n` (prompts, 64), `seed` (0), `difficulty` (1 to 5, 3); for `retrieval` and
 `shared`, `tokens` (size of the context or of the shared system prompt, about 4 characters a token, 4000); and for `mixed`,
 `easy` (the share of easy prompts in percent, 70). Problem i depends on the seed, the difficulty and i
-alone: `n=64` is the beginning of `n=128`. No two prompts of a workload are the same text. `synthetic` has options of its own
-(`loadtest.workload.synthetic`).
+alone: `n=64` is the beginning of `n=128`. No two prompts of a workload are the same text. `synthetic`, `tool_calls` and
+`structured` have options of their own (`loadtest.workload.synthetic`, `loadtest.workload.forms.generator`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from random import Random
 
 from loadtest.errors import UsageError
 from loadtest.workload import synthetic
+from loadtest.workload.forms import generator as formed
 from loadtest.workload.problems import MATH_KINDS, PROBLEM_KINDS, Problem
 from loadtest.workload.prompts import BOXED_INSTRUCTION, JSON_INSTRUCTION, Prompt
 
@@ -40,6 +41,7 @@ GENERATORS: dict[str, str] = {
     **{name: kind.title for name, kind in PROBLEM_KINDS.items()},
     "shared": "mathematics behind one long system prompt that all prompts share",
     "mixed": "easy arithmetic among hard mathematics, each marked for a router",
+    **formed.TITLES,
     synthetic.NAME: "words without sense, prompts and outputs of exact lengths (isl=1024,osl=1024,prefix=512,spread=0.2)",
 }
 
@@ -78,6 +80,8 @@ def prompts(spec: str) -> tuple[Prompt, ...]:
     name = spec.partition(":")[0]
     if name == synthetic.NAME:
         return synthetic.exact_prompts(spec)
+    if formed.is_formed(spec):
+        return formed.formed_prompts(spec)
     chosen = options(spec)
     names = (name,) if name in PROBLEM_KINDS else MATH_KINDS
     seen: set[str] = set()

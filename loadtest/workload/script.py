@@ -11,7 +11,7 @@ import msgspec
 
 from loadtest.records.schema import Api, Phase
 from loadtest.workload.contract import Contract
-from loadtest.workload.prompts import Prompt
+from loadtest.workload.prompts import Message, Prompt
 from loadtest.workload.workload import Workload, schedule
 
 WARMUP_SEED = 0x5EED  # added to the seed: warm-up asks in another order than the measured phase
@@ -156,9 +156,9 @@ class Script:
             left, n = left - self.turns(n), n + 1
         return n
 
-    def turn(self, task: Item, messages: Sequence[dict[str, str]], turn: int, turns: int, most_turns: int) -> Item:
+    def turn(self, task: Item, messages: Sequence[Message], turn: int, turns: int, most_turns: int) -> Item:
         """Request `turn` of a task, with these messages in place of the prompt's own."""
-        prompt = replace(task.prepared.prompt, messages=tuple(messages))
+        prompt = task.prepared.prompt.at_turn(turn, messages)
         return Item(task.phase, task.index, self._prepare(prompt), turn, turns, None, most_turns)
 
     def _prepare(self, prompt: Prompt, salt: str | None = None) -> Prepared:

@@ -12,7 +12,8 @@ from loadtest.errors import UsageError
 from loadtest.records.manifest import RunWorkload
 from loadtest.records.schema import LengthMode
 from loadtest.workload import exact, generators, source
-from loadtest.workload.prompts import Prompt, hint
+from loadtest.workload.forms import generator as formed
+from loadtest.workload.prompts import CHECKED, Prompt, hint
 from loadtest.workload.traces import trace
 
 
@@ -33,7 +34,12 @@ class Workload:
     @property
     def checkable(self) -> int:
         """How many prompts have an answer that `answers.check` can judge."""
-        return sum(p.answer is not None and p.answer_format in ("boxed", "json") for p in self.prompts)
+        return sum(p.answer is not None and p.answer_format in CHECKED for p in self.prompts)
+
+    @property
+    def has_steps(self) -> bool:
+        """Has any of its tasks calls of tools before the answer?"""
+        return any(prompt.steps for prompt in self.prompts)
 
     @property
     def by_arrival(self) -> tuple[Prompt, ...]:
@@ -103,7 +109,7 @@ def usual_mode(spec: str) -> LengthMode:
     >>> usual_mode("math:n=4"), usual_mode("synthetic:isl=64,osl=8")
     ('natural', 'equal-work')
     """
-    return "equal-work" if exact.is_exact(spec) else "natural"
+    return "equal-work" if exact.is_exact(spec) or formed.is_forced(spec) else "natural"
 
 
 def schedule(workload: Workload, *, seed: int, n: int, start: int = 0) -> tuple[Prompt, ...]:

@@ -16,7 +16,7 @@ OTHERS = {
     "max_tokens": 1024, "seed": 1, "mode": "equal-work", "extra_body": {"n": 1}, "omit": ["top_k"],
     "thinking_prelude": "none", "history": "everything", "output_format": "free", "context_tokens": 65536, "yarn": True,
     "reasoning_parser": "deepseek_r1", "prefix_caching": False, "quantisation_kernel": "awq", "kv_dtype": "fp8",
-    "memory_fraction": 0.8, "max_running_requests": 8,
+    "memory_fraction": 0.8, "max_running_requests": 8, "grammar": False,
 }  # fmt: skip
 OF_SERVERS = ("thinking_prelude", "context_tokens", "yarn", "reasoning_parser", "prefix_caching", "quantisation_kernel",
               "kv_dtype", "memory_fraction")  # fmt: skip

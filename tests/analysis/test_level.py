@@ -323,6 +323,41 @@ def any_request(draw):
     return replace(made, **changes)
 
 
+def called(sent_s=0.0, *, form="call", valid=True, first=2, last=5, **changes):
+    """A request whose tool call began with chunk `first` and was complete with `last`."""
+    call = schema.ToolCall(name="add", arguments="{}", first_chunk=first, last_chunk=last)
+    return request(sent_s, output_form=form, form_valid=valid, tool_calls=(call,), **changes)
+
+
+def test_calls_are_timed_from_sending_and_their_valid_share_has_an_interval():
+    made = [called(20.0 * i, seq=i, valid=i > 0) for i in range(10)]
+    level = only(analyzed(made))
+    assert level.tool_call_start_s.mean == pytest.approx(0.5 + 2 * 0.1)
+    assert level.tool_call_s.p50 == pytest.approx(0.5 + 5 * 0.1)
+    assert (level.tool_call_s.n, level.tool_call_s.n_censored) == (10, 0)
+    assert (level.valid_call_share.value, level.valid_call_share.n) == (0.9, 10)
+    assert level.valid_call_share.low < 0.9 < level.valid_call_share.high
+    assert level.valid_json_share.value is None
+
+
+def test_a_call_that_was_still_waited_for_is_censored_and_one_that_nobody_asked_for_is_not():
+    cut = {"outcome": "cut_off", "valid": None}
+    begun = called(20.0, seq=1, form="call or text", **cut)
+    owed = request(40.0, seq=2, output_form="call", outcome="cut_off")
+    free = request(60.0, seq=3, output_form="call or text", outcome="cut_off")
+    level = only(analyzed([called(seq=0), begun, owed, free]))
+    assert (level.tool_call_s.n, level.tool_call_s.n_censored) == (3, 2)
+    assert (level.tool_call_start_s.n, level.tool_call_start_s.n_censored) == (3, 1)
+    assert level.valid_call_share.n == 1
+
+
+def test_json_by_a_schema_has_a_share_of_its_own():
+    made = [request(20.0 * i, seq=i, output_form="json", form_valid=i > 1) for i in range(8)]
+    level = only(analyzed(made))
+    assert (level.valid_json_share.value, level.valid_json_share.n) == (0.75, 8)
+    assert (level.valid_call_share.value, level.tool_call_s.n) == (None, 0)
+
+
 @example([request(ttft_s=8e-307, thinking=0, answer=0, outcome="no_answer")], 1)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(any_request(), max_size=12), st.integers(1, 3))

@@ -86,6 +86,7 @@ def stream(data):
         assert replace(one, chunk_s=()) == replace(many, chunk_s=())
         assert len(one.chunk_s) == len(many.chunk_s)
         assert not one.chunk_tokens or sum(one.chunk_tokens) == one.completion_tokens
+        assert all(0 <= call.first_chunk <= call.last_chunk < len(one.chunk_s) for call in one.tool_calls)
         assert one.error is None or len(one.error.message) < 2000
         assert msgspec.json.decode(msgspec.json.encode(one), type=reply.Reply) == one  # it can be kept, and read again
 

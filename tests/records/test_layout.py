@@ -120,6 +120,7 @@ DISTRIBUTIONS = [
     "reasoning_tokens",
     "answer_tokens",
 ]
+CALLS = ("tool_call_start_s", "tool_call_s")  # of which this workload has none
 GAPS = ("itl_s", "chunk_gap_s")
 QUANTILES = ["p50", "p90", "p95", "p99"]
 FIGURES = [
@@ -127,6 +128,8 @@ FIGURES = [
     "answers_per_hour",
     "goodput_answers_per_hour",
     "accuracy",
+    "valid_call_share",
+    "valid_json_share",
     "failed_share",
     "joules_per_answer",
     "joules_per_output_token",
@@ -377,7 +380,7 @@ def test_metrics_csv_is_read_by_pandas(run, numbers):
         "n",
     ]
     assert list(frame.columns) == columns
-    assert set(frame.metric) == {*DISTRIBUTIONS, *FIGURES, "context_tokens", "run_tokens_per_s"}
+    assert set(frame.metric) == {*DISTRIBUTIONS, *CALLS, *FIGURES, "context_tokens", "run_tokens_per_s"}
     assert frame.simulated.all()
     row = frame[(frame.cell == MEASURED[1]) & (frame.metric == "ttft_s") & (frame.statistic == "mean")].iloc[0]
     [level] = next(cell for cell in numbers["cells"] if cell["id"] == MEASURED[1])["levels"]

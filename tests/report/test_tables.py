@@ -177,3 +177,18 @@ def test_the_levels_say_for_which_prompts_their_intervals_hold():
     assert population_note(asked) == "Intervals hold for prompts of this kind."
     again = [(cell, change(cell.levels[0], population="these prompts")), *asked[1:]]
     assert population_note(again).startswith("Intervals hold for these prompts at concurrency 1, as some were asked")
+
+
+def test_calls_and_json_have_a_line_where_a_run_has_them():
+    sample = runs.simulated()
+    assert not any("of a tool" in one or "valid" in one for one in levels_table(cells_of(sample.metrics)).notes)
+    share = Estimate(0.9, (0.8, 0.95), 40)
+
+    def called(level):
+        timed = change(level.ttft_s, p50=1.5, ci95=change(level.ttft_s.ci95, p50=(1.2, 1.75)))
+        return change(level, tool_call_s=timed, valid_call_share=share, valid_json_share=share)
+
+    calls, answers = levels_table(cells_of(runs.with_levels(sample, called).metrics)).notes[-2:]
+    assert calls.startswith("Tool calls (median time to the complete call): ")
+    assert calls.endswith(" at concurrency 4: complete after 1.50 s 1.20 to 1.75, 90 % [80 %, 95 %] of 40 valid.")
+    assert answers.endswith("concurrency 4: 90 % [80 %, 95 %] of 40 valid.")

@@ -25,7 +25,7 @@ def options(out, **given):
         "workload": "math:n=3",
         "prompt_key": None, "answer_key": None, "speed_up": None, "header": None, "api": "chat",
         "proxy": None, "insecure": False, "replica": None,
-        "requests": 4, "warmup_requests": 1, "max_tokens": None, "mode": None,
+        "requests": 4, "warmup_requests": 1, "max_tokens": None, "mode": None, "grammar": None,
         "seed": 0, "clock_speed": 1.0, "tokenizer": None, "prompts": None, "level": None, "out": str(out),
         "locustfile": "scenarios/long_reasoning.py",
     }  # fmt: skip

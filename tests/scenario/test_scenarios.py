@@ -108,6 +108,21 @@ def test_the_requests_of_a_task_follow_each_other(name, turns, port, tmp_path):
         assert sizes == sorted(set(sizes)), "each request carries what was answered before"
 
 
+def test_the_steps_of_an_agent_are_calls_of_tools_and_the_last_turn_is_its_answer(port, tmp_path):
+    extra = ["--workload", "tool_calls:n=3,calls=2", "--requests", "6", "--warmup-requests", "0"]
+    done = run(ROOT / "scenarios" / "agent_loop.py", port, tmp_path, *extra)
+    assert done.returncode == 0, done.stderr
+    asked = sorted(recorded(tmp_path), key=lambda record: (record["task"], record["turn"]))
+    assert [(r["task"], r["turn"], r["task_turns"], r["outcome"]) for r in asked] == [
+        (task, turn, 3, "ok") for task in (0, 1) for turn in (0, 1, 2)
+    ]
+    assert [(r["output_form"], r["form_valid"], len(r["tool_calls"])) for r in asked[:3]] == [
+        ("call", True, 1), ("call", True, 1), (None, None, 0),
+    ]  # fmt: skip
+    assert asked[2]["answer"].startswith("[simulated")
+    assert asked[0]["prompt_tokens"] < asked[1]["prompt_tokens"] < asked[2]["prompt_tokens"]
+
+
 def test_all_turns_of_recorded_conversations_are_asked(port, tmp_path):
     turns = [{"from": "human", "value": text} for text in ("Hi", "Why?", "And?")]
     path = tmp_path / "chats.json"

@@ -137,6 +137,9 @@ def test_studies_that_compare_decide_unless_they_say_otherwise():
     for line in ('mode="natural"', "duration_s=60.0", 'scenario="open_loop"', "prompts=4"):
         assert found(line) == ("natural", 1, False)
     assert found(engine='"vllm"') == ("natural", 1, False)
+    for workload in ("tool_calls", "structured:items=2"):
+        study = parse.parse_study(text.replace('"math"', f'"{workload}"').format("", '["sglang","vllm"]', ""))
+        assert by_default(study).mode == "natural"
     assert found(place='base_url="http://127.0.0.1:1"') == ("natural", 1, False)
 
 

@@ -355,7 +355,7 @@ def test_users_start_as_they_do_under_locust():
 SAME = (
     "prompt_id", "chunk_tokens", "first_answer_chunk", "prompt_tokens", "completion_tokens", "reasoning_tokens",
     "cached_tokens", "token_count_source", "finish_reason", "outcome", "error", "answer", "answer_correct",
-    "request_sha256", "thinking_field", "think_closed", "forced_tokens", "prompt_chars",
+    "request_sha256", "thinking_field", "think_closed", "forced_tokens", "prompt_chars", "output_form", "form_valid",
 )  # fmt: skip
 
 
@@ -368,8 +368,10 @@ def both(tmp_path_factory):
         replace(SGLANG, clock_speed=5.0, args=(*args, "--reasoning-parser", "none")),
         replace(SGLANG, clock_speed=5.0, args=(*args, "--speculation", "2.5,4,4"), tp=2),
     )
-    study = replace(STUDY, cells=cells, levels=(3,), repeats=1, min_requests=6)
     home = tmp_path_factory.mktemp("both")
+    mixed = [workload.dump(workload.load(spec)) for spec in ("math:n=4,seed=1", "tool_calls:n=2", "structured:n=2")]
+    (home / "mixed.jsonl").write_bytes(b"".join(mixed))
+    study = replace(STUDY, workload=str(home / "mixed.jsonl"), cells=cells, levels=(3,), repeats=1, min_requests=8)
     assert execute(study, home / "sockets", say=silent) == ()
     return read.read_run(home / "sockets"), carried_out(study, home / "virtual")
 
@@ -377,7 +379,10 @@ def both(tmp_path_factory):
 def test_every_record_tells_the_same_as_over_sockets(both):
     sockets, virtual = (
         {
-            (cell.id, one.concurrency, r.phase, r.seq): {name: getattr(r, name) for name in SAME}
+            (cell.id, one.concurrency, r.phase, r.seq): [
+                *({name: getattr(r, name) for name in SAME}.items()),
+                *((call.name, call.arguments, call.first_chunk, call.last_chunk) for call in r.tool_calls),
+            ]
             for cell in run.cells
             for one in cell.levels
             for r in one.requests
@@ -509,3 +514,22 @@ def test_synthetic_prompts_and_outputs_have_the_lengths_asked_for_by_the_simulat
     assert {r.forced_tokens == r.completion_tokens for r in requests} == {True}
     levels = [level for cell in analysis_run.analyze(run).cells for level in cell.levels]
     assert all(level.equal_work.n_prompts == level.n_requests for level in levels)
+
+
+@pytest.mark.parametrize(
+    ("spec", "share"), [("tool_calls:n=30", "valid_call_share"), ("structured:n=30", "valid_json_share")]
+)
+def test_the_share_of_invalid_outputs_that_was_asked_for_is_found(spec, share, tmp_path):
+    args = (*SHORT, "--invalid-share", "0.3")
+    cells = (replace(VLLM, args=args), replace(SGLANG, args=args))
+    run = carried_out(replace(STUDY, workload=spec, cells=cells, levels=(4,), repeats=1, min_requests=30), tmp_path / "run")
+    levels = [cell.levels[0] for cell in analysis_run.analyze(run).cells]
+    assert levels[0].figure(share) == levels[1].figure(share)  # the same prompts
+    found = levels[0].figure(share)
+    assert found.low < 0.7 < found.high
+    assert 0 < found.value < 1
+    for one in levels:
+        if "call" in spec:
+            assert one.tool_call_start_s.p50 < one.tool_call_s.p50 <= one.time_to_final_answer_s.p50
+        else:
+            assert one.tool_call_s.n == 0

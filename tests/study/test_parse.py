@@ -1,5 +1,7 @@
 """What a study varies: which cells it stands for, what each adds to its engine, and what is refused."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -8,7 +10,7 @@ from loadtest.errors import UsageError
 from loadtest.records.environment import describe
 from loadtest.records.write import write_json
 from loadtest.servers import flags
-from loadtest.study import parse, plan, schema
+from loadtest.study import locust_pass, parse, plan, schema
 from loadtest.workload.contract import Contract
 from tests.support import builders
 
@@ -84,6 +86,21 @@ speculation = {off = {}, ngram = {args = ["--speculative-config", '{"method": "n
     assert environment["VLLM_ATTENTION_BACKEND"] == "FLASHINFER"
 
 
+def test_a_grammar_is_a_factor_of_requests_not_of_engines():
+    without, held = cells(BASE + "vary = {grammar = [false, true]}\n")
+    assert (without.name, without.grammar, held.grammar) == ("grammar=false", False, True)
+    assert without.args == held.args == ()
+    study = parse.parse_study(BASE + "grammar = false\n")
+    asked, target = schema.AskedPass(concurrency=1, requests=1), locust_pass.Target("http://h:1", "m")
+    argv = locust_pass.command(study, study.cells[0], target, asked, 1, Path("run"), "id")
+    assert argv[argv.index("--grammar") + 1] == "off"
+
+
+def test_a_simulator_prices_no_grammar():
+    with pytest.raises(UsageError, match="grammar: expected an engine, as no simulator knows what it costs"):
+        cells(BASE.replace('"vllm"', '"vllm-sim"') + "grammar = true\n")
+
+
 def test_a_level_that_could_not_name_a_folder_has_its_number():
     made = cells(BASE + 'vary = {HF_TOKEN = ["hf_0123456789", "hf_9876543210"], "--x" = ["a/b", "a,b"]}\n')
     assert [cell.name for cell in made][:2] == ["HF_TOKEN=1,x=1", "HF_TOKEN=1,x=2"]
@@ -118,6 +135,7 @@ def test_cells_are_chosen_by_name_and_by_what_is_varied():
         ('vary = {executable = ["a", "b"], k = {x = {executable = "c"}, y = {}}}', "vary: expected an executable by one"),
         ('vary = {s = {a = {args = ["--api-key=1"]}, b = {}}}', "args: expected no key on a command line"),
         ("vary = {s = {a = {arg = []}, b = {}}}", "arg: unknown key; did you mean args?"),
+        ("vary = {grammar = [1, 2]}", "vary: expected true or false as levels of grammar"),
         ('vary = {"--a" = [1, 2]}\nbase_url = "http://h:1"', "vary: expected a cell that the run starts"),
         ('executable = "vllm"\nbase_url = "http://h:1"', "base_url: expected none in a cell with executable"),
         ("gpus = {l20 = 2}", "study:4: metrics_urls: expected a base_url with it"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from loadtest.errors import FitError
+from loadtest.errors import FitError, UsageError
 from loadtest.servers.flags import launch_command
 from loadtest.servers.probe import ServerInfo
 from loadtest.study import contract_check, plan
@@ -31,6 +31,20 @@ def test_yarn_is_on_where_a_prompt_is_longer_than_8192_tokens(long_prompts):
     assert plan.launch_spec(AWQ, contract, 8000).served_context_tokens == 131072
     _, told = plan.asked(Study(name="s", workload=long_prompts, cells=(AWQ,), contract={"yarn": False}))
     assert told.yarn is False
+
+
+def test_bursts_have_no_form():
+    study = Study(name="s", workload="tool_calls:n=4", cells=(AWQ,), mode="decision", repeats=3)
+    with pytest.raises(
+        UsageError, match="mode: expected natural, as bursts have no form and 'tool_calls-0001' asks for one"
+    ):
+        plan.asked(study)
+
+
+def test_another_endpoint_is_asked_for_no_form():
+    other = Cell(engine="vllm", model="m", base_url="http://h:1", api="responses")
+    with pytest.raises(UsageError, match="api: expected chat for tools and response formats, as 'structured-0001' has"):
+        plan.asked(Study(name="s", workload="structured:n=4", cells=(other,)))
 
 
 def test_yarn_is_not_for_a_model_with_a_long_window_of_its_own(tmp_path):

@@ -40,9 +40,9 @@ def test_messages_get_what_anthropic_knows():
 
 
 def test_messages_cannot_be_forced():
-    check_api("responses", "equal-work")
+    check_api("responses", "equal-work", ())
     with pytest.raises(UsageError, match="api: expected another than messages with forced outputs"):
-        check_api("messages", "equal-work")
+        check_api("messages", "equal-work", ())
 
 
 def test_what_a_request_of_its_own_says_is_not_an_extra():

@@ -109,6 +109,7 @@ OTHERS: dict[str, tuple[Any, Any]] = {
     "mode": ("equal-work", "equal"),
     "extra_body": ({"logprobs": True}, {"messages": []}),
     "omit": (("top_k",), ("temperature",)),
+    "grammar": (False, "off"),
     "thinking_prelude": ("none", "maybe"),
     "history": ("everything", "nothing"),
     "output_format": ("free", "xml"),

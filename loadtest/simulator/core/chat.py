@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.errors import UsageError
-from loadtest.simulator.core import faults, lengths, requests
+from loadtest.simulator.core import faults, forms, lengths, requests
 from loadtest.simulator.core.behaviour import Behaviour
 from loadtest.simulator.core.cache import TOKEN_CHARS
 from loadtest.simulator.core.faults import Fault
@@ -35,6 +35,7 @@ class Served:
     separates: bool = True  # a reasoning parser is set
     counts_thinking: bool = True  # usage tells the tokens of thinking
     length_scale: float = 1.0  # natural lengths are multiplied by this
+    invalid_share: float = 0.0  # of calls and of JSON by a schema: their JSON never closes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +54,17 @@ class Chat:
     stream_thinking: bool  # false: the thinking comes as one chunk
     fault: Fault | None
     api: str = "chat"
+    formed: forms.Formed | None = None  # what the answer is, where it must have a form
 
     @property
     def prompt_tokens(self) -> int:
         return len(self.prompt) // TOKEN_CHARS
+
+    def finish_reason(self, behaviour: Behaviour) -> str:
+        """A call that ends by itself ends in `tool_calls`; that of a tool that was named ends in `stop` in vLLM."""
+        if self.formed is None or self.formed.tool is None or self.output.finish_reason == "length":
+            return self.output.finish_reason
+        return "stop" if self.formed.named and behaviour.knows_its_models else "tool_calls"
 
 
 def parse(body: bytes, served: Served, api: str = "chat") -> Chat:
@@ -68,6 +76,9 @@ def parse(body: bytes, served: Served, api: str = "chat") -> Chat:
         message = f"The model `{model}` does not exist. Valid aliases: {served.model}."
         raise Refusal(404, message, "NotFoundError", "model")
     _check_sampling(data, served.behaviour)
+    formed = _formed(data, str(messages), served) if api == "chat" else None
+    if data.get("tools"):
+        messages = [("tools", json.dumps(data["tools"])), *messages]
     prompt = lengths.prompt_key(messages, _salt(data))
     max_tokens = _max_tokens(data, served, len(prompt) // TOKEN_CHARS)
     extra, options = _nested(data, "loadtest_sim"), _nested(data, "stream_options")
@@ -75,7 +86,7 @@ def parse(body: bytes, served: Served, api: str = "chat") -> Chat:
     return Chat(
         model=str(model),
         prompt=prompt,
-        output=_plan(data, extra, served, messages, max_tokens),
+        output=_plan(data, extra, served, messages, max_tokens, formed),
         max_tokens=max_tokens,
         stream=stream,
         include_usage=stream and options.get("include_usage") is True,
@@ -85,7 +96,15 @@ def parse(body: bytes, served: Served, api: str = "chat") -> Chat:
         counts_thinking=served.counts_thinking,
         stream_thinking=data.get("stream_reasoning") is not False,
         fault=_fault(extra),
+        formed=formed,
     )
+
+
+def _formed(data: dict[str, Any], prompt: str, served: Served) -> forms.Formed | None:
+    try:
+        return forms.form_of(data, prompt, served.seed, served.invalid_share)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        raise Refusal(400, "Invalid tools or response_format.", param="tools") from None
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -118,7 +137,12 @@ def _messages(data: dict[str, Any]) -> list[tuple[str, str]]:
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         message = "1 validation error:\n  {'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required'}"
         raise Refusal(400, message, "Bad Request", "body.messages")
-    return [(str(message.get("role", "user")), _text(message.get("content"))) for message in messages]
+    return [(str(message.get("role", "user")), _text(message.get("content")) + _called(message)) for message in messages]
+
+
+def _called(message: dict[str, Any]) -> str:
+    """The calls of an assistant's message, as its template writes them."""
+    return json.dumps(message["tool_calls"]) if message.get("tool_calls") else ""
 
 
 def _text(content: object) -> str:
@@ -215,10 +239,17 @@ def _max_tokens_refused(asked: int | None, served: Served, prompt_tokens: int) -
 
 
 def _plan(
-    data: dict[str, Any], extra: dict[str, Any], served: Served, messages: list[tuple[str, str]], max_tokens: int
+    data: dict[str, Any],
+    extra: dict[str, Any],
+    served: Served,
+    messages: list[tuple[str, str]],
+    max_tokens: int,
+    formed: forms.Formed | None,
 ) -> lengths.Output:
     text = "\0".join(part for message in messages for part in message)
     drawn = lengths.draw_lengths(text, served.seed, scale=served.length_scale)
+    if formed is not None:
+        drawn = lengths.Lengths(drawn.thinking_tokens, len(formed.pieces) + 1)
     thinking = _count(extra, "thinking_tokens")
     answer = _count(extra, "answer_tokens")
     if thinking is None:

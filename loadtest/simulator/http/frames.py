@@ -15,8 +15,14 @@ from loadtest.simulator.core.chat import Chat, Refusal
 FINGERPRINT = "simulated"
 CLOSING_TAG = "</think>"
 
-_THINKING = tuple(json.dumps(word)[1:-1].encode() for word in lengths.THINKING_WORDS)
-_ANSWER = tuple(json.dumps(word)[1:-1].encode() for word in lengths.ANSWER_WORDS)
+
+def _escaped(text: str) -> bytes:
+    """A text as it stands inside a JSON string."""
+    return json.dumps(text)[1:-1].encode()
+
+
+_THINKING = tuple(map(_escaped, lengths.THINKING_WORDS))
+_ANSWER = tuple(map(_escaped, lengths.ANSWER_WORDS))
 DONE = b"data: [DONE]\n\n"
 
 
@@ -35,6 +41,7 @@ class Framer:
 
     __slots__ = (
         "_answer_open",
+        "_answer_words",
         "_buffer",
         "_buffer_thinks",
         "_head",
@@ -66,6 +73,7 @@ class Framer:
         self._tail = b'"},"logprobs":null,"finish_reason":null,' + (
             b'"token_ids":null}]' if vllm else b'"matched_stop":null}]'
         )
+        self._answer_words = _ANSWER if chat.formed is None else tuple(map(_escaped, answer_words(chat)))
         self._interval = interval
         self._buffer = b""
         self._buffer_thinks = True
@@ -88,8 +96,9 @@ class Framer:
         elif n == output.thinking_tokens:
             thinks, text = True, b"" if self.chat.separates else CLOSING_TAG.encode()
         else:
+            words = self._answer_words
             ends = n == output.output_tokens and output.finish_reason == "stop"
-            thinks, text = False, b"" if ends else _ANSWER[(n - output.thinking_tokens - 1) % len(_ANSWER)]
+            thinks, text = False, b"" if ends else words[(n - output.thinking_tokens - 1) % len(words)]
         last = n == output.output_tokens
         if last or more or self._interval > 1 or not self.chat.stream_thinking or self._buffer:
             return self._buffered(n, thinks, text, last, more)
@@ -171,6 +180,8 @@ def whole_chat(framer: Framer) -> bytes:
         "created": framer.created,
         "model": chat.model,
     }
+    if chat.formed is not None and chat.formed.tool is not None:
+        return dumps(head | {"choices": [_called(framer, chat.formed.tool, thinking, answer)], "usage": usage})
     if behaviour.knows_its_models:
         usage = {**usage, "prompt_tokens_details": None}
         message = {"role": "assistant", "content": answer or None, "refusal": None, "annotations": None, "audio": None}
@@ -188,16 +199,30 @@ def whole_chat(framer: Framer) -> bytes:
     return dumps(head | {"choices": [choice], "usage": usage, "metadata": metadata})
 
 
+def _called(framer: Framer, tool: str, thinking: str, arguments: str) -> dict[str, Any]:
+    """The choice of an answer without streaming that calls a tool."""
+    call = {"id": f"call-{framer.request_id}", "type": "function", "function": {"name": tool, "arguments": arguments}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    message[framer.behaviour.thinking_field] = thinking or None
+    return {"index": 0, "message": message, "finish_reason": framer.chat.finish_reason(framer.behaviour)}
+
+
 def texts(chat: Chat) -> tuple[str, str]:
     """Thinking and answer as whole texts; where they are not separated, all of it is answer."""
     output = chat.output
     n_thinking = output.thinking_tokens - output.closes_thinking
-    n_answer = output.output_tokens - output.thinking_tokens - (output.finish_reason == "stop" and not _ends_thinking(chat))
     thinking = "".join(lengths.thinking_word(n) for n in range(1, n_thinking + 1))
-    answer = "".join(lengths.answer_word(n) for n in range(n_answer))
+    answer = "".join(answer_words(chat))
     if chat.separates:
         return thinking, answer
     return "", thinking + (CLOSING_TAG if output.closes_thinking else "") + answer
+
+
+def answer_words(chat: Chat) -> tuple[str, ...]:
+    """The text of each token of the answer; the end of text has none."""
+    output = chat.output
+    n = output.output_tokens - output.thinking_tokens - (output.finish_reason == "stop" and not _ends_thinking(chat))
+    return tuple(map(lengths.answer_word, range(n))) if chat.formed is None else chat.formed.words(n)
 
 
 def _ends_thinking(chat: Chat) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from loadtest.simulator.core.behaviour import Behaviour
 from loadtest.simulator.core.chat import Chat
+from loadtest.simulator.http.call_frames import CallFramer
 from loadtest.simulator.http.frames import Framer, dumps, texts
 
 
@@ -16,7 +17,8 @@ def framer_of(chat: Chat, behaviour: Behaviour, request_id: str, created: int, i
         "responses": ResponsesFramer,
         "messages": MessagesFramer,
     }
-    return kinds.get(chat.api, Framer)(chat, behaviour, request_id, created, interval=interval)
+    calls = chat.formed is not None and chat.formed.tool is not None
+    return kinds.get(chat.api, CallFramer if calls else Framer)(chat, behaviour, request_id, created, interval=interval)
 
 
 def _event(value: dict[str, Any]) -> bytes:
