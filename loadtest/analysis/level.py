@@ -184,11 +184,6 @@ def _names_prompts(measured: Iterable[RequestRecord]) -> bool:
     return not any(record.lacks for record in measured)
 
 
-def _unjudged(columns: Pass) -> bool:
-    """Has it a response of which nobody said how it ended?"""
-    return "ended" in columns.outcome
-
-
 def _pass(columns: Pass, span: WindowSpan | None) -> PassFigures:
     windows = None if span is None else [(columns, span)]
     outcomes = Counter(r.outcome for r in columns.records if r.phase == "measure")
@@ -200,7 +195,7 @@ def _pass(columns: Pass, span: WindowSpan | None) -> PassFigures:
         output_tokens=float(np.sum(columns.tokens[columns.measured])),
         output_tokens_per_s=steady_window.window_tokens_per_s(windows).value if windows else None,
         answers_per_hour=steady_window.per_hour(windows, [columns.measured & columns.ok]).value
-        if windows and not _unjudged(columns)
+        if windows and not columns.unjudged
         else None,
     )
 
@@ -268,7 +263,7 @@ def _per_hour(
     columns: Sequence[Pass], spans: Sequence[WindowSpan | None], rate: Estimate | None, good: Sequence[Bools]
 ) -> Estimate:
     """Answers per hour among `good`: by the steady windows, unless the tokens/s were found otherwise (`rate`)."""
-    if any(map(_unjudged, columns)):
+    if any(one.unjudged for one in columns):
         return unknown(UNJUDGED)
     if rate is not None:
         return steady_window.per_hour_at(rate, columns, good)

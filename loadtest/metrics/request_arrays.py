@@ -84,6 +84,11 @@ class Pass:
         return frozenset(lack for record in self.records for lack in record.lacks)
 
     @cached_property
+    def unjudged(self) -> bool:
+        """Has it a response of which nobody said how it ended?"""
+        return "ended" in self.outcome
+
+    @cached_property
     def followed(self) -> Bools:
         """Measured requests of which the arrival of each chunk is known."""
         return self.measured & self._told("chunks")
@@ -166,7 +171,7 @@ def pass_arrays(level: LevelRecords, anchor_unix_s: float) -> Pass:
         measured=np.array([r.phase == "measure" for r in records], bool),
         sent_s=np.array([_number(r.sent_s) for r in records], np.float64) + shift,
         ended_s=np.array([r.ended_s for r in records], np.float64) + shift,
-        first_s=np.array([_at(r, 0) for r in records], np.float64) + shift,
+        first_s=np.array([np.nan if "first" in r.lacks else _at(r, 0) for r in records], np.float64) + shift,
         answer_s=answer,
         last_s=np.array([_at(r, -1) for r in records], np.float64) + shift,
         tokens=np.array([float(np.sum(w, dtype=np.float64)) for w in weights], np.float64),
@@ -246,6 +251,8 @@ def _thinking(record: RequestRecord, weights: Small) -> float:
     the answer. NaN where nothing came."""
     if record.reasoning_tokens:
         return float(record.reasoning_tokens)
+    if "tokens" in record.lacks:
+        return np.nan if record.reasoning_tokens is None else 0.0
     if not record.chunk_s:
         return np.nan
     if record.first_answer_chunk is None:
@@ -283,6 +290,8 @@ def per_request(columns: Pass, metric: str) -> tuple[Floats, Bools]:
         return _either(c.first_s - c.sent_s, c.ended_s - c.sent_s, c.censored)
     if metric == "time_to_first_answer_s":
         return _either(c.answer_s - c.sent_s, reached - c.sent_s, c.censored)
+    if metric == "time_to_final_answer_s" and c.unjudged:  # those that were cut off alone would tell a falsehood
+        return np.full(len(c.records), np.nan), np.ones(len(c.records), bool)
     if metric == "time_to_final_answer_s":
         return _either(np.where(c.ok, reached - c.sent_s, np.nan), reached - c.sent_s, c.censored)
     if metric in ("tool_call_start_s", "tool_call_s"):

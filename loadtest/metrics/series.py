@@ -47,8 +47,8 @@ def of_level(
 
 def _survival(columns: Sequence[Pass]) -> tuple[SurvivalPoint, ...]:
     """The share still waiting for a final answer, by Kaplan-Meier."""
-    times, observed = [], []
-    for one in columns:
+    times, observed = [np.zeros(0)], [np.zeros(0, bool)]
+    for one in (one for one in columns if not one.unjudged):
         last = np.where(np.isfinite(one.last_s), one.last_s, one.ended_s) - one.sent_s
         use = one.measured & (one.ok | one.censored) & np.isfinite(last)
         times.append(last[use])

@@ -74,8 +74,9 @@ Outcome = Literal[
 
 # What an imported record does not hold. start: when it was sent, so that its times count from then. schedule: when it was
 # due. chunks: when each chunk came, so that `chunk_s` has the first and the last alone. tokens: how many each chunk had.
-# prompt: which prompt it was, so that `prompt_id` is its own.
-Lack = Literal["start", "schedule", "chunks", "tokens", "prompt"]
+# prompt: which prompt it was, so that `prompt_id` is its own. first: when its first text came, so that `chunk_s` begins with
+# the answer.
+Lack = Literal["start", "schedule", "chunks", "tokens", "prompt", "first"]
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 

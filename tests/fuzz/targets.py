@@ -160,5 +160,5 @@ def seeds(target):
     if target == "metrics":
         return [_METRICS % (prefix, prefix, prefix) for prefix in (b"vllm", b"sglang")]
     if target == "results":
-        return [path.read_bytes() for path in sorted((DATA / "peers").glob("*.json*"))]
+        return [path.read_bytes() for path in sorted((DATA / "peers").rglob("*.*")) if path.is_file()]
     return [_STUDY]

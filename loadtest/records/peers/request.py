@@ -14,6 +14,7 @@ MOST_TOKENS = 10**8
 MOST_START_S = 1e12
 MOST_OFFSET_S = 1e8
 _ERROR_CHARS = 300
+_SAME_S = 1e-6  # sums of gaps differ from a time by so little
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def record_of(request: PeerRequest, seq: int, place: Place) -> RequestRecord:
         headers_s=None,
         chunk_s=chunk_s,
         chunk_tokens=came.tokens,
-        first_answer_chunk=None,
+        first_answer_chunk=_first_answer_chunk(request, came.offset_s),
         ended_s=ended_s,
         prompt_tokens=request.prompt_tokens,
         completion_tokens=request.output_tokens,
@@ -92,16 +93,30 @@ def _outcome(request: PeerRequest) -> Outcome:
 
 
 def _arrivals(request: PeerRequest) -> _Arrivals:
-    """Each chunk; where the gaps are not told, the first and the last, of one token and of all others."""
+    """Each chunk; where the gaps are not told, the first of one token, that with the first text of the answer, and the last
+    with all other tokens: only their sum is used."""
     first, end, tokens = request.first_s, request.end_s, request.output_tokens
-    if first is None:
+    if first is None and request.answer_s is None:
         return _Arrivals((), None, ("chunks", "tokens"))
-    if request.gaps_s is not None:
+    if first is not None and request.gaps_s is not None:
         return _Arrivals(tuple(itertools.accumulate(request.gaps_s, initial=first)), None, ("tokens",))
-    if end is None or end <= first or tokens == 1:
-        return _Arrivals((first,), None if tokens is None else (tokens,), ("chunks", "tokens"))
-    told = (0, 0) if not tokens else (1, tokens - 1)
-    return _Arrivals((first, end), told, ("chunks", "tokens"))
+    lacks: tuple[Lack, ...] = ("chunks", "tokens") if first is not None else ("first", "chunks", "tokens")
+    told = sorted({one for one in (first, request.answer_s, end) if one is not None and (first is None or one >= first)})
+    return _Arrivals(tuple(told), _tokens_of(len(told), tokens), lacks)
+
+
+def _tokens_of(chunks: int, tokens: int | None) -> tuple[int, ...]:
+    """One in the first chunk, the rest in the last; none where they were not counted."""
+    if not tokens:
+        return (0,) * chunks
+    return (tokens,) if chunks == 1 else (1, *(0,) * (chunks - 2), tokens - 1)
+
+
+def _first_answer_chunk(request: PeerRequest, offset_s: tuple[float, ...]) -> int | None:
+    """The chunk that came when the first text of the answer did; None where neither is told."""
+    if request.answer_s is None:
+        return None
+    return next((i for i, one in enumerate(offset_s) if one >= request.answer_s - _SAME_S), None)
 
 
 def _check(request: PeerRequest, where: str) -> None:

@@ -17,12 +17,13 @@ from loadtest.records.imported import ToldFigure
 from loadtest.records.read import LARGEST_BYTES
 from loadtest.records.schema import EngineName, damage_text
 
-MOST_DOCUMENTS = 10_000
+MOST_DOCUMENTS = 200_000
 MOST_FIGURES = 200
 MOST_SECONDS = 1e7  # of any time in a file
 
 _T = TypeVar("_T")
-Ending = Literal["ok", "truncated"]  # where a file says how a response ended
+Ending = Literal["ok", "truncated", "cut_off"]  # where a file says how a response ended
+DATABASE = b"SQLite format 3\0"  # how such a file begins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,8 @@ class PeerRequest:
     """One request. `prompt_id`: alike in every file of one data set, where a tool keeps its order.
 
     `start_s`: on the tool's own clock; `first_s`, `answer_s`, `end_s`: from there to the first chunk, the first text of the
-    answer, the end; `gaps_s`: between chunks. `error`: the tool says that it failed, and how.
+    answer, the end; `gaps_s`: between chunks. `first_s` None with `answer_s`: text that came before the answer is not told.
+    `error`: the tool says that it failed, and how.
     """
 
     prompt_id: str | None = None
@@ -79,11 +81,25 @@ class PeerResult:
 
 @dataclass(frozen=True, slots=True)
 class PeerFile:
-    """A file as it was read: its JSON documents, one after another."""
+    """A file as it was read: its JSON documents, one after another, or a whole database (SQLite)."""
 
     path: Path
     sha256: str
     documents: tuple[Any, ...]
+    database: bytes = b""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Of the first object in it; none of a database."""
+        first = self.documents[0] if self.documents else None
+        found = first[0] if isinstance(first, list) and first else first
+        return frozenset(found) if isinstance(found, dict) else frozenset()
+
+    def beside(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file of its folder, which the tool wrote with it; empty where there is none."""
+        path = self.path.with_name(name)
+        found = open_file(path).documents if path.is_file() else ()
+        return found[0] if found and isinstance(found[0], dict) else {}
 
     def of(self, kind: type[_T]) -> Iterator[_T]:
         """Each document as `kind`. Raises `UsageError` that names the key."""
@@ -99,8 +115,8 @@ class PeerFile:
 class Reader:
     """How the files of one tool are known and read.
 
-    `written_by`: the options that make it write them; `keys`: which every document of it has; `notes`: where its
-    definitions differ from ours.
+    `written_by`: the options that make it write them; `keys`: which every document of it has, none for a database;
+    `notes`: where its definitions differ from ours.
     """
 
     tool: str
@@ -110,8 +126,7 @@ class Reader:
     notes: tuple[str, ...] = ()
 
     def knows(self, file: PeerFile) -> bool:
-        first = file.documents[0]
-        return isinstance(first, dict) and self.keys <= first.keys()
+        return self.keys <= file.keys if self.keys else bool(file.database)
 
 
 def open_file(path: Path) -> PeerFile:
@@ -129,8 +144,11 @@ def open_file(path: Path) -> PeerFile:
 
 
 def file_of(path: Path, content: bytes) -> PeerFile:
-    """What a file holds. Raises `UsageError`: no JSON."""
-    return PeerFile(path, hashlib.sha256(content).hexdigest(), tuple(_documents(path, content)))
+    """What a file holds. Raises `UsageError`: neither JSON nor a database."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    if content.startswith(DATABASE):
+        return PeerFile(path, sha256, (), content)
+    return PeerFile(path, sha256, tuple(_documents(path, content)))
 
 
 def _documents(path: Path, content: bytes) -> list[Any]:
@@ -178,6 +196,32 @@ def known_seconds(value: float | None) -> float | None:
     (0.5, None, None, None)
     """
     return None if value is None or not 0 <= value <= MOST_SECONDS else value
+
+
+def at(table: Any, *keys: str | int) -> Any:
+    """What stands at a place in nested objects and lists; None where there is no such place.
+
+    >>> at({"a": [{"b": 2}]}, "a", 0, "b"), at({"a": []}, "a", 0, "b")
+    (2, None)
+    """
+    for key in keys:
+        if isinstance(key, int):
+            table = table[key] if isinstance(table, list) and len(table) > key else None
+        else:
+            table = table.get(key) if isinstance(table, dict) else None
+    return table
+
+
+def text_at(table: Any, *keys: str | int) -> str | None:
+    """The text at such a place, at most 300 characters of it."""
+    found = at(table, *keys)
+    return found[:300] if isinstance(found, str) and found else None
+
+
+def count_at(table: Any, *keys: str | int) -> int | None:
+    """The whole number above 0 at such a place."""
+    found = at(table, *keys)
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
 
 
 def same_lengths(path: Path, lists: Mapping[str, Sequence[Any] | None]) -> int:

@@ -182,11 +182,15 @@ def _not_told(requests: Sequence[PeerRequest]) -> Iterator[NotTold]:
         yield NotTold(
             "how a response ended", "time to final answer, answers per hour; truncated, empty and cut-off responses"
         )
+    if any(one.first_s is None and one.answer_s is not None for one in alive):
+        yield NotTold("text before the answer", "time to first token, tokens/s per user")
     if all(one.answer_s is None for one in alive):
         yield NotTold("where thinking ends", "time to first answer text, thinking time, tokens thought")
     if any(one.start_s is None for one in requests):
         yield NotTold("when each request was sent", "total tokens/s, the steady window, the timeline")
     yield NotTold("when each request was due, and of which user", "waiting in the load generator, the timeline")
+    if any(one.prompt_id is None for one in requests):
+        yield NotTold("which request had which prompt", "output lengths prompt by prompt")
     if any(one.gaps_s is None for one in alive):
         yield NotTold("when each token came", "gaps between tokens, total tokens/s of the steady window")
     else:
