@@ -92,8 +92,5 @@ EVALSCOPE = Reader(
     written_by="evalscope perf: benchmark_data.db",
     keys=frozenset(),
     read=_read,
-    notes=(
-        "It reads thinking in `reasoning_content` alone: with vLLM's `reasoning`, its first token is that of the answer.",
-        "Its gaps are between chunks; how many tokens each carried is not told, so gaps between tokens are unknown.",
-    ),
+    notes=("Its gaps are between chunks; how many tokens each carried is not told, so gaps between tokens are unknown.",),
 )
