@@ -23,6 +23,7 @@ MOST_SECONDS = 1e7  # of any time in a file
 
 _T = TypeVar("_T")
 Ending = Literal["ok", "truncated", "cut_off"]  # where a file says how a response ended
+_ZIP = b"PK\x03\x04"
 DATABASE = b"SQLite format 3\0"  # how such a file begins
 
 
@@ -146,6 +147,10 @@ def open_file(path: Path) -> PeerFile:
 def file_of(path: Path, content: bytes) -> PeerFile:
     """What a file holds. Raises `UsageError`: neither JSON nor a database."""
     sha256 = hashlib.sha256(content).hexdigest()
+    if content.startswith(_ZIP):
+        raise UsageError(
+            f"{path}: expected a result file of another tool, got an archive; report, compare and check take bundles"
+        )
     if content.startswith(DATABASE):
         return PeerFile(path, sha256, (), content)
     return PeerFile(path, sha256, tuple(_documents(path, content)))

@@ -35,6 +35,7 @@ def test_a_failure_is_kept_with_its_cause_and_without_folders():
     assert (found.error.kind, found.error.message) == ("told", "OSError: socket refused")
 
 
+@pytest.mark.fault("input", "`import` of times and counts that nobody can have measured")
 @pytest.mark.parametrize(
     "told",
     [

@@ -11,9 +11,10 @@ def write(path, content):
     return path
 
 
+@pytest.mark.fault("input", "`import` of a file that is damaged, or of no tool")
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no JSON", b"\xff\xfe", b"[" * 100_000, b"{}\n{", b'{"a": ' + b"9" * 5000 + b"}"],
+    [b"", b"no JSON", b"\xff\xfe", b"[" * 100_000, b"{}\n{", b'{"a": ' + b"9" * 5000 + b"}", b"PK\x03\x04..."],
 )
 def test_what_is_no_json_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(UsageError) as caught:
