@@ -87,7 +87,8 @@ def answer_of(metrics: Metrics, manifest: Manifest) -> str:
         return "No answer: a check failed at every level."
     best = _searched(metrics) or (_at_rate(cells, manifest) if manifest.open_loop else _capacity(metrics, cells))
     said = [part for part in (_engines(metrics), best) if part]
-    text = "; ".join(said) or "too few requests for an answer"
+    lacking = "too few requests for an answer" if metrics.run.imported is None else "nothing that is told answers it"
+    text = "; ".join(said) or lacking
     return f"{sentence(text) if metrics.complete else f'So far: {text}'}."
 
 
