@@ -181,6 +181,9 @@ def _unpack_entry(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, 
 
 def _redacted(contents: dict[str, bytes], names: Pseudonyms) -> dict[str, bytes]:
     """Every file with pseudonyms for names, and each digest that was right made anew."""
+    for name in contents:
+        if name.endswith(("manifest.json", "engine.json")):
+            names.learn(contents[name].decode(errors="replace"))
     whole = {name for name, data in contents.items() if _is_as_written(name, data, contents)}
     renamed = {name: _renamed(name, names) for name in contents}
     found = {renamed[name]: _without_names(name, data, names) for name, data in contents.items()}

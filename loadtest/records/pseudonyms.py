@@ -1,7 +1,7 @@
 """Names of machines and people in the files of a run, replaced alike everywhere: `host-1`, `user-1`, `hidden-1`.
 
-Replaced are the host of each process that wrote records, hosts of URLs and IP addresses but for this machine's own
-(`localhost`, 127.0.0.0/8), names of home folders, and words that are named. Keys of JSON objects stay.
+Replaced are the host of each process that wrote records, hosts of URLs (also as `HOST:PORT` elsewhere) and IP addresses but
+for this machine's (`localhost`, 127.0.0.0/8), names of home folders, and words that are named. Keys of JSON objects stay.
 """
 
 from __future__ import annotations
@@ -39,6 +39,17 @@ class Pseudonyms:
         for host in self._hosts:
             self._of("host", host)
         self._words = tuple(sorted(filter(None, hidden), key=len, reverse=True))
+        self._servers: frozenset[str] = frozenset()
+
+    def learn(self, text: str) -> None:
+        """Find the servers that a document names by URLs: elsewhere they stand as `HOST:PORT`.
+
+        >>> names = Pseudonyms([])
+        >>> names.learn('{"base_url": "http://gpu8:8000"}')
+        >>> names.in_text("connection refused (gpu8:8000)")
+        'connection refused (host-1:8000)'
+        """
+        self._servers |= {host for host in _URL_HOST.findall(text) if not _OWN.fullmatch(host)}
 
     def _of(self, kind: str, name: str) -> str:
         if name not in self._given:
@@ -56,6 +67,8 @@ class Pseudonyms:
         """Free text, such as a line of a log."""
         text = _URL_HOST.sub(lambda found: self._unless_own(found[1]), text)
         text = _ADDRESS.sub(lambda found: self._unless_own(found[0]), text)
+        for host in sorted(self._servers, key=len, reverse=True):
+            text = re.sub(rf"(?<![\w.-])({re.escape(host)})(?=:\d)", lambda found: self._of("host", found[1]), text)
         text = _HOME.sub(lambda found: self._of("user", found[0]), text)
         for host in self._hosts:
             word = re.escape(host)

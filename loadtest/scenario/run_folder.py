@@ -120,6 +120,7 @@ def open_run(options: Any, host: str | None, users: int, kind: PassKind = "level
         pending = None
         if manifest is not None:
             _refuse_other(run, manifest, new)
+            _refuse_another_way(asked)
             pending = manifest.incomplete_reason if manifest.levels and not manifest.complete else None
         write.write_manifest(run, _joined(manifest or new, asked, info))
         _write_engine(asked, told, lengths)
@@ -266,7 +267,7 @@ def _joined(manifest: Manifest, asked: PassOptions, info: probe.ServerInfo) -> M
 
 
 def _write_engine(asked: PassOptions, info: probe.ServerInfo | None, lengths: PromptLengths | None) -> None:
-    path = Path(asked.out) / "cells" / asked.cell / "engine.json"
+    path = _engine_path(asked)
     if path.is_file():
         return
     facts = EngineFacts(
@@ -279,11 +280,32 @@ def _write_engine(asked: PassOptions, info: probe.ServerInfo | None, lengths: Pr
         simulated=bool(info and info.simulated) or asked.engine.endswith("-sim"),
         clock_speed=asked.clock_speed,
         base_url=asked.url,
-        base_urls=asked.urls if asked.more_urls else (),
-        proxy=None if (proxy := route.proxy_to(asked.url)) is None else proxy.url,
-        insecure=asked.route.insecure,
         status="ok",
         server_info=msgspec.to_builtins(info) if info else None,
         prompt_lengths=lengths,
+        **_way(asked),
     )
     write.write_sealed(path, facts)
+
+
+def _engine_path(asked: PassOptions) -> Path:
+    return Path(asked.out) / "cells" / asked.cell / "engine.json"
+
+
+def _way(asked: PassOptions) -> dict[str, Any]:
+    """Fields of `engine.json`: how the servers of a pass are reached, and which they are where there are several."""
+    proxy = route.proxy_to(asked.url)
+    return {
+        "base_urls": asked.urls if asked.more_urls else (),
+        "proxy": None if proxy is None else proxy.url,
+        "insecure": asked.route.insecure,
+    }
+
+
+def _refuse_another_way(asked: PassOptions) -> None:
+    """Raise `UsageError` if a pass reaches its servers in another way than those that it would be pooled with."""
+    path = _engine_path(asked)
+    known = read.read_engine(path) if path.is_file() else None
+    for key, got in _way(asked).items() if known is not None else ():
+        if (expected := getattr(known, key)) != got:
+            raise UsageError(f"{asked.out}: {key}: expected the run's own ({expected}), got {got}; name another --out")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -89,6 +90,20 @@ def test_names_are_replaced_and_the_figures_stay(run, tmp_path):
     assert b"host-1-41 at /home/user-1/x asks http://host-2:8000 and http://127.0.0.1:1" in content
     assert listed.redacted
     assert figures(target) == figures(run)
+
+
+def test_servers_are_replaced_wherever_they_stand_with_their_port(run, tmp_path):
+    """As in the records of several that took turns, and in why a connection failed."""
+    (engine,) = run.glob("cells/*/engine.json")
+    engine.write_text(json.dumps(json.loads(engine.read_text()) | {"base_urls": ["http://gpu8:8000", "http://gpu9:8000"]}))
+    (records,) = run.glob("cells/*/c01-r1/requests-*.jsonl")
+    lines = [json.loads(line) | {"replica": "gpu9:8000"} for line in records.read_text().splitlines()]
+    records.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    bundle.pack(run, tmp_path / "mine.loadtest", redact=True)
+    with bundle.unpacked(tmp_path / "mine.loadtest") as folder:
+        text = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert not re.search(rb"gpu[89]", text)
+    assert len(set(re.findall(rb'"replica": ?"(host-\d):8000"', text))) == 1
 
 
 def test_damage_stays_visible_when_names_are_replaced(run, tmp_path):

@@ -12,6 +12,7 @@ from loadtest.records.read import read_failure, read_json
 from loadtest.records.write import write_json
 from loadtest.scenario import options as scenario_options
 from loadtest.scenario import run_folder
+from loadtest.servers import route
 from loadtest.study import plan, run
 from loadtest.study.schema import Cell, Study
 from loadtest.workload import workload
@@ -122,6 +123,22 @@ def test_a_pass_that_asks_for_something_else_does_not_join(given, message, tmp_p
     with pytest.raises(UsageError, match=message):
         run_folder.open_run(options(tmp_path, **({"rate": 1.0} | given)), HOST, 1)
     assert read_json(tmp_path / "manifest.json") == before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"proxy": "http://10.0.0.1:3128"},
+            r"proxy: expected the run's own \(None\), got http://10.0.0.1:3128; name",
+        ),
+        ({"replica": ["http://127.0.0.1:9"]}, r"base_urls: expected the run's own \(\(\)\), got \('"),
+    ],
+)
+def test_a_pass_by_another_way_does_not_join(given, said, tmp_path):
+    run_folder.open_run(options(tmp_path), HOST, 1).close(None, interrupted=False)
+    with route.taken(route.Route()), pytest.raises(UsageError, match=said):
+        run_folder.open_run(options(tmp_path, **given), HOST, 1)
 
 
 def test_another_workload_does_not_join(tmp_path):
