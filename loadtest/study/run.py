@@ -6,6 +6,7 @@ engines alike. A cell that cannot be measured is recorded with its reason, and t
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -337,6 +338,9 @@ def _learn_clock_errors(execution: Execution, cell: Cell, target: locust_pass.Ta
     folders = (execution.out / "cells" / cell.id).glob("c*-r[0-9]*")
     requests = [one for folder in folders if folder.suffix == "" for one in read.read_level(folder).requests]
     truth = probe.truth(target.base_url)
+    for url in target.more_urls:
+        with contextlib.suppress(EngineError):  # it may have died meanwhile, which its requests say
+            truth += probe.truth(url)
     by_level = {
         level: clock_error.measure_clock_error([one for one in requests if one.concurrency == level], truth)
         for level in sorted({one.concurrency for one in requests})
