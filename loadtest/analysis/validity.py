@@ -72,7 +72,7 @@ def judge_run(
     both: list[LevelFigures | ComposedLevel] = [*levels, *bursts]
     reasons = [str(doubt) for doubt in doubts(cells)]
     if manifest.imported is not None:
-        reasons.append(f"imported, not verified: {manifest.tool} does not tell {', '.join(untold(manifest.imported))}")
+        reasons.append(f"imported, not verified: {manifest.tool} does not tell {'; '.join(untold(manifest.imported))}")
     if not manifest.complete:
         reasons.append(manifest.incomplete_reason or "the run did not finish")
     return RunHealth(

@@ -23,6 +23,8 @@ def explain_difference(a: Sequence[Pass], b: Sequence[Pass]) -> Why:
     x, y = _parts(a), _parts(b)
     if x is None or y is None:
         return Why(difference_s=None, reason="one side finished no request")
+    if math.isnan(x.thought) or math.isnan(y.thought):
+        return Why(difference_s=None, reason="thinking is not told from the answer")
     pace, length = (x.seconds_per_token_s + y.seconds_per_token_s) / 2, (x.thought + x.answered + y.thought + y.answered) / 2
     thought_s, answered_s = (x.thought - y.thought) * pace, (x.answered - y.answered) * pace
     speed_s, waiting_s = (x.seconds_per_token_s - y.seconds_per_token_s) * length, x.wait_s - y.wait_s

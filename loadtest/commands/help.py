@@ -36,7 +36,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "analyze": ("loadtest analyze runs/mine", "loadtest analyze runs/mine --json"),
     "report": ("loadtest report runs/mine", "loadtest report runs/before runs/after -o change.html", "loadtest report runs"),
     "export": ("loadtest export runs/mine -o requests.parquet", "loadtest export runs/mine -o figures.prom"),
-    "import": ("loadtest import vllm-c8.json vllm-c16.json --engine vllm", "loadtest import bench.jsonl --model qwq-32b"),
+    "import": (
+        "loadtest import vllm-c8.json vllm-c16.json --engine vllm",
+        "loadtest import bench.jsonl --model qwq-32b --mode equal-work",
+    ),
     "bundle": ("loadtest bundle runs/mine", "loadtest bundle runs/mine --redact -o mine.loadtest"),
     "fit": ("loadtest fit --model qwq-32b --gpu l20 --tp 2 --context 32768",),
     "predict": (

@@ -34,6 +34,7 @@ def import_results(arguments: argparse.Namespace, say: Say) -> str:
         tp=arguments.tp,
         gpu=arguments.gpu,
         concurrency=arguments.concurrency,
+        mode=arguments.mode,
     )
     write_imported_run(out, tolds, said, shlex.join(["loadtest", "import", *(path.name for path in files)]))
     metrics = analyze_run(out)

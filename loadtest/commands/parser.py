@@ -196,6 +196,8 @@ def add_import_command(command: Command) -> None:
     add("--model", metavar="M", help="model that was served (default: as the files tell)")
     add("--tp", type=int, metavar="N", help="GPUs that served it (default: as the files tell, or unknown)")
     add("--gpu", metavar="G", help="registry name of the GPU (default: unknown)")
+    add("--mode", choices=("natural", "equal-work"), metavar="MODE",
+        help="equal-work: the tool forced every length, as --ignore-eos does; or natural (default: unknown)")  # fmt: skip
     add("--concurrency", type=int, metavar="C", help="level of files that do not tell theirs (default: none)")
     add("--json", action="store_true", help="print metrics.json instead of the table")
 

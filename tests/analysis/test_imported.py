@@ -2,6 +2,7 @@
 
 import pytest
 
+from loadtest.analysis.compare import compare_runs
 from loadtest.analysis.run import analyze
 from loadtest.metrics.catalogue import METRICS
 from loadtest.records.peers.catalogue import read_result
@@ -25,8 +26,8 @@ KNOWN = {  # the figures of each, beside the share of failed requests
 }  # fmt: skip
 
 
-def imported(tmp_path, name):
-    write_imported_run(tmp_path / "run", [read_result(DATA / name)], Said(), "loadtest import")
+def imported(tmp_path, name, **said):
+    write_imported_run(tmp_path / "run", [read_result(DATA / name)], Said(**said), "loadtest import")
     return analyze(read_run(tmp_path / "run"))
 
 
@@ -63,3 +64,29 @@ def test_what_is_not_told_is_named_with_what_follows(tmp_path, name):
     assert ("when each request was sent" in told) == ("sglang" in name or "genai" in name)
     assert ("where thinking ends" in told) == ("time_to_first_answer_s" not in KNOWN[name])
     assert ("text before the answer" in told) == ("inference-perf" in name)
+
+
+def test_lengths_that_the_user_says_were_forced_make_whole_answers(tmp_path):
+    found = imported(tmp_path, "vllm-bench-0.32.0.json", mode="equal-work")
+    ((level,),) = (cell.levels for cell in found.cells)
+    assert (found.run.mode, level.outcomes) == ("equal-work", {"ok": 24})
+    assert level.time_to_final_answer_s.p50 == pytest.approx(0.98, rel=0.05)
+    assert level.answers_per_hour.value == pytest.approx(3600 * 4 / 0.98, rel=0.1)
+    assert level.context_tokens.value == 60
+    for metric in ("time_to_first_answer_s", "thinking_s", "reasoning_tokens", "answer_tokens"):
+        assert (metric, level.figure(metric).n) == (metric, 0)
+    assert found.run.imported is not None
+    assert "how a response ended" not in {one.what for one in found.run.imported.not_told}
+
+
+def test_forced_runs_are_compared_at_equal_length_and_not_split_by_thinking(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        imported(tmp_path / name, "vllm-bench-0.32.0.json", mode="equal-work")
+    judged = compare_runs(*(read_run(tmp_path / name / "run") for name in ("a", "b")))
+    (decision,) = judged.decisions
+    assert (decision.metric, decision.verdict) == ("time_to_final_answer_s", "one start each")
+    assert decision.ratio.value == pytest.approx(1.0)
+    (row,) = [one for one in judged.comparisons if one.metric == "time_to_final_answer_s"]
+    assert row.why is not None
+    assert (row.why.difference_s, row.why.reason) == (None, "thinking is not told from the answer")

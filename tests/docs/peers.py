@@ -157,6 +157,11 @@ FEATURES = (
         "`--insecure`, marked",
         {"vllm": "`--insecure`", "aiperf": "`AIPERF_HTTP_SSL_VERIFY`", "guidellm": "by default"},
     ),
+    Feature(
+        "tool calls and JSON by a schema as work",
+        "valid and right calls; cost of a grammar",
+        {"aiperf": "sessions of agents", "guidellm": "tool calls", "perf": "`response_format`", "sglang": "`agentic_trace`"},
+    ),
     Feature("prices and GPUs for a demand", "`plan`", {}),
     Feature("right answers graded", "with intervals", {"aiperf": "accuracy suites"}),
     Feature("GPU power", "NVML, joules per answer", {"aiperf": "DCGM, NVML"}),

@@ -77,6 +77,7 @@ def record_of(request: PeerRequest, seq: int, place: Place) -> RequestRecord:
         answer=None,
         answer_correct=None,
         request_sha256="",
+        forced_tokens=request.output_tokens if request.forced else None,
         lacks=_lacks(request, came),
     )
 
@@ -89,7 +90,9 @@ def _lacks(request: PeerRequest, came: _Arrivals) -> tuple[Lack, ...]:
 
 def _outcome(request: PeerRequest) -> Outcome:
     """How it ended, where the file says so; else only that it did."""
-    return "failed" if request.error is not None else request.ending or "ended"
+    if request.error is not None:
+        return "failed"
+    return request.ending or ("ok" if request.forced and request.output_tokens else "ended")
 
 
 def _arrivals(request: PeerRequest) -> _Arrivals:

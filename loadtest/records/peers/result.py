@@ -47,6 +47,7 @@ class PeerRequest:
     reasoning_tokens: int | None = None
     error: str | None = None
     ending: Ending | None = None
+    forced: bool = False  # to the length that it has, as the user says
 
 
 @dataclass(frozen=True, slots=True)

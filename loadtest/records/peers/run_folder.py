@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from loadtest.records.manifest import IMPORTED, Manifest, ManifestCell
 from loadtest.records.peers.catalogue import Told
 from loadtest.records.peers.request import Place, record_of
 from loadtest.records.peers.result import PeerArrivals, PeerPass, PeerRequest
-from loadtest.records.schema import EngineName
+from loadtest.records.schema import EngineName, LengthMode
 from loadtest.records.write import JsonlWriter, write_manifest, write_sealed
 
 MOST_CONCURRENCY = 1_000_000
@@ -36,6 +36,7 @@ class Said:
     tp: int | None = None
     gpu: str | None = None
     concurrency: int | None = None
+    mode: LengthMode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ def write_imported_run(out: Path, tolds: Sequence[Told], said: Said, command: st
         run_id=out.resolve().name,
         complete=True,
         driven=IMPORTED,
+        mode=said.mode,
         commands=(command,),
         scenario_options=None if arrivals is None else {"arrivals": arrivals.kind, "rate": arrivals.rate},
         levels=tuple(sorted({one.concurrency for one in kept})),
@@ -109,7 +111,8 @@ def _placed(tolds: Sequence[Told], said: Said) -> list[_Pass]:
     repeats = Counter[int]()
     found = []
     for told in tolds:
-        for one in told.result.passes:
+        for told_pass in told.result.passes:
+            one = _forced(told_pass) if said.mode == "equal-work" else told_pass
             concurrency = one.concurrency or said.concurrency
             if concurrency is None:
                 raise UsageError(f"{told.file.path}: expected the concurrency in it, got none; say it with --concurrency C")
@@ -118,6 +121,11 @@ def _placed(tolds: Sequence[Told], said: Said) -> list[_Pass]:
             repeats[concurrency] += 1
             found.append(_Pass(told, one, concurrency, repeats[concurrency]))
     return found
+
+
+def _forced(one: PeerPass) -> PeerPass:
+    """The pass, where the user says that the tool forced every length: a response that ended is then whole."""
+    return replace(one, requests=tuple(replace(request, forced=True) for request in one.requests))
 
 
 def _arrivals(passes: Sequence[_Pass]) -> PeerArrivals | None:
@@ -178,7 +186,7 @@ def _not_told(requests: Sequence[PeerRequest]) -> Iterator[NotTold]:
         yield NotTold("single requests", "every figure but the tool's own, and every interval")
         return
     alive = [one for one in requests if one.error is None]
-    if any(one.ending is None for one in alive):
+    if any(one.ending is None and not one.forced for one in alive):
         yield NotTold(
             "how a response ended", "time to final answer, answers per hour; truncated, empty and cut-off responses"
         )
@@ -188,7 +196,7 @@ def _not_told(requests: Sequence[PeerRequest]) -> Iterator[NotTold]:
         yield NotTold("where thinking ends", "time to first answer text, thinking time, tokens thought")
     if any(one.start_s is None for one in requests):
         yield NotTold("when each request was sent", "total tokens/s, the steady window, the timeline")
-    yield NotTold("when each request was due, and of which user", "waiting in the load generator, the timeline")
+    yield NotTold("when each request was due, and whose it was", "waiting in the load generator, the timeline")
     if any(one.prompt_id is None for one in requests):
         yield NotTold("which request had which prompt", "output lengths prompt by prompt")
     if any(one.gaps_s is None for one in alive):
