@@ -94,24 +94,26 @@ class Server:
             self._raise_if_died("did not start")
             self._raise_if_unbound()
             if time.monotonic() > deadline:
-                raise EngineError(f"{self._name()}: not healthy after {timeout_s:g} s; see {self.log}")
+                raise EngineError(f"{self._name()}: not healthy after {timeout_s:.0f} s; see {self.log}")
             time.sleep(_POLL_S)
         if self._process is not None:
             self._vital = _vital_processes(self._process.pid)
-        failure = self._first_answer()
+        failure = self._first_answer(deadline)
         if failure is not None:
             self._await_death()
             self._raise_if_died(_DIED_OF_IT)
             raise EngineError(f"{self._name()}: healthy, but cannot generate: {failure}; see {self.log}")
         self._log_start = self._log_size()  # a later death has later causes
 
-    def _first_answer(self) -> str | None:
+    def _first_answer(self, deadline: float) -> str | None:
         """What is wrong with its first generation, or None; watches its processes, as a front may outlive its scheduler."""
         failures: list[str | None] = []
         asking = threading.Thread(target=lambda: failures.append(_generate(self.base_url, self.spec.name)), daemon=True)
         asking.start()
         while asking.is_alive():
             self._raise_if_died(_DIED_OF_IT)
+            if time.monotonic() > deadline:
+                return "no first answer in the time that a start may take"
             asking.join(_POLL_S)
         return failures[0]
 

@@ -54,7 +54,7 @@ def serving(
     execution.audience.detail(f"command: {shlex.join(argv)}")
     execution.audience.detail(f"log: {log}")
     with Server(spec, log, key_variables(execution.study)) as server:
-        server.wait_ready()
+        server.wait_ready(execution.limits.start_left_s())
         engine.learn(ready_unix_s=time.time())
         yield _attached(execution, server.base_url, cell, engine), server.died
     engine.learn(exit_code=server.exit_code)

@@ -24,6 +24,10 @@ class EngineFile:
     def learn(self, **facts: object) -> None:
         self.facts = msgspec.structs.replace(self.facts, **facts)
 
+    def exists(self) -> bool:
+        """Did an earlier start of the cell leave it?"""
+        return self._path.exists()
+
     def write(self) -> None:
         write.write_sealed(self._path, self.facts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from loadtest.records.folder import PassKind
 from loadtest.report.live import LevelStatus
+from loadtest.servers.server import READY_TIMEOUT_S
 from loadtest.study import estimate
 from loadtest.study.bursts.asked import Wanted
 from loadtest.study.schema import AskedPass, Cell, Study
@@ -47,6 +49,34 @@ class Teller(Protocol):
     def audience(self) -> Audience: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a start and a pass may take (wall s), and when all of it must have ended (`time.monotonic`): whatever is over
+    is stopped, and said to be."""
+
+    start_s: float = READY_TIMEOUT_S
+    pass_s: float = math.inf
+    until_s: float = math.inf
+
+    def is_over(self) -> bool:
+        """Is no time left?"""
+        return time.monotonic() >= self.until_s
+
+    def start_left_s(self) -> float:
+        """How long a start that begins now may take."""
+        return min(self.start_s, max(0.0, self.until_s - time.monotonic()))
+
+    def broken_by_pass(self, began_s: float) -> str | None:
+        """Why a pass that began at `began_s` (`time.monotonic`) must end now; None while it may go on."""
+        if self.is_over():
+            return NO_TIME
+        return f"ended at the limit of {self.pass_s:g} s" if time.monotonic() - began_s > self.pass_s else None
+
+
+NO_TIME = "no time left"
+UNLIMITED = Limits()
+
+
 @dataclass(slots=True)
 class Spending:
     """Wall seconds spent: on each kind of pass of a cell the last time, and on each cell's last start beside its passes."""
@@ -81,6 +111,7 @@ class Execution:
     budget_s: float | None = None  # nothing starts that would end later
     precision: float | None = None  # a share: go on until every pair's interval is as narrow on either side
     audience: Audience = NOBODY
+    limits: Limits = UNLIMITED
     started_s: float = field(default_factory=time.monotonic)
     problems: list[str] = field(default_factory=list)
     spending: Spending = field(default_factory=Spending)

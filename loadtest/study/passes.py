@@ -91,6 +91,7 @@ def run_pass(
     if cell.base_url is None:  # a server that we did not start may serve others: its cache is not flushed
         probe.flush_cache(target.base_url, cell.engine)
     before = sampling.Moment.now()
+    limits = execution.limits
     execution.audience.detail(f"records: {folder}")
     execution.audience.detail(f"command: {shlex.join(argv)}")
     teller = _Teller(execution, cell, asked, repeat, folder / "locust.log")
@@ -100,7 +101,7 @@ def run_pass(
                 argv,
                 folder,
                 _environment(execution.study, cell),
-                died=lambda: unwritable() or died() or teller.gone(),
+                died=lambda: unwritable() or died() or teller.gone() or limits.broken_by_pass(before.monotonic_s),
                 tell=teller,
                 enough=enough,
             )

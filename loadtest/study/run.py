@@ -27,7 +27,7 @@ from loadtest.study import estimate, locust_pass, stopping
 from loadtest.study.bursts.asked import burst_pass, check_room, first_wanted
 from loadtest.study.cell_server import reaching, serving
 from loadtest.study.engine_file import EngineFile, starting
-from loadtest.study.execution import NOBODY, Audience, Execution, Say
+from loadtest.study.execution import NO_TIME, NOBODY, UNLIMITED, Audience, Execution, Limits, Say
 from loadtest.study.passes import finished_passes, is_finished, run_pass
 from loadtest.study.plan import asked, launch_spec
 from loadtest.study.resumption import reopened
@@ -47,6 +47,7 @@ def execute(
     budget_s: float | None = None,
     precision: float | None = None,
     instrument: InstrumentError | None = None,
+    limits: Limits = UNLIMITED,
     say: Say,
     audience: Audience = NOBODY,
 ) -> tuple[str, ...]:
@@ -54,8 +55,8 @@ def execute(
 
     `budget_s`: nothing starts that would take the run beyond so many seconds, but for the first repeat: where not every pair
     has time, those that are nearest to a verdict. `precision`: repeats until every pair's interval is at most this share
-    wide on either side. `instrument`: what the instrument was worth just
-    before, for the manifest.
+    wide on either side. `instrument`: what the instrument was worth just before, for the manifest. `limits`: what takes
+    longer is stopped, and what no time is left for skipped.
 
     Raises `UsageError` before anything starts where workload or contract are wrong, `EngineError` where this machine can
     start no cell at all, `RecordError` where `out` is taken or can't be written, `KeyboardInterrupt` after the engine is
@@ -94,6 +95,7 @@ def execute(
             budget_s=budget_s,
             precision=precision,
             audience=audience,
+            limits=limits,
         )
         _announce(study, contract, say)
         _carry_out(execution, manifest)
@@ -266,11 +268,22 @@ def _run_cell(execution: Execution, cell: Cell, repeat: int) -> bool:
     left = [one for one in asked if not is_finished(execution, cell, one, repeat)]
     if not left and not searched:
         execution.say(f"{cell.title}: {execution.study.turn} {repeat} is complete on disk already")
+    elif execution.limits.is_over():
+        _skip(execution, cell, repeat)
     else:
         with reaching(cell):
             _measure(execution, cell, left, repeat)
     execution.remaining.ended(cell, repeat)
     return bool(left) or searched
+
+
+def _skip(execution: Execution, cell: Cell, repeat: int) -> None:
+    """Note that a repeat was not begun; what is known of the cell's earlier starts stays."""
+    execution.note(f"{cell.title}: {execution.study.turn} {repeat} was not started: {NO_TIME}")
+    engine = EngineFile(execution.out, starting(cell))
+    if not engine.exists():
+        engine.learn(status="skipped", reason=NO_TIME, started_unix_s=None)
+        engine.write()
 
 
 def _measure(execution: Execution, cell: Cell, asked: list[AskedPass], repeat: int) -> None:
@@ -293,8 +306,9 @@ def _measure(execution: Execution, cell: Cell, asked: list[AskedPass], repeat: i
         execution.remaining.never(cell.id)
         execution.say(f"{cell.title}: refused: {error}")
     except EngineError as error:
-        ended = "skipped" if cell.id in execution.blocked else "failed"
+        ended = "skipped" if cell.id in execution.blocked or execution.limits.is_over() else "failed"
         reason = credentials.redacted(str(error))
+        reason = f"{NO_TIME}: {reason}" if execution.limits.is_over() and NO_TIME not in reason else reason
         engine.learn(status="died" if engine.facts.status == "died" else ended, reason=reason)
         execution.note(f"{cell.title}: {reason}")
     except RecordError as error:

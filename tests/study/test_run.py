@@ -512,3 +512,24 @@ def test_configurations_of_one_engine_are_measured_in_one_study_and_no_secret_is
     found = analyze(read.read_run(out))
     assert [(one.a, one.b) for one in found.decisions] == [(new.id, old.id)]
     assert found.cells[0].level(2).n_requests == found.cells[1].level(2).n_requests == 4
+
+
+def test_what_no_time_is_left_for_is_skipped(tmp_path):
+    late = execution.Limits(until_s=time.monotonic())
+    problems = study_run.execute(STUDY, tmp_path / "run", limits=late, say=silent)
+    assert problems == (f"{SIMULATED.id}: repeat 1 was not started: no time left",)
+    facts = engine_json(tmp_path / "run", SIMULATED)
+    assert (facts["status"], facts["reason"], facts.get("command")) == ("skipped", "no time left", None)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (execution.Limits(pass_s=0.0), "concurrency 1, repeat 1: ended at the limit of 0 s"),
+        (execution.Limits(start_s=0.0), "not healthy after 0 s"),
+    ],
+)
+def test_a_start_and_a_pass_end_at_their_limits(limits, said, tmp_path):
+    [problem] = study_run.execute(STUDY, tmp_path / "run", limits=limits, say=silent)
+    assert said in problem
+    assert engine_json(tmp_path / "run", SIMULATED)["status"] == "failed"
