@@ -1,8 +1,13 @@
-"""GPUs read through a stand-in for NVML; no GPU was at hand."""
+"""GPUs read through a stand-in for NVML's bindings, or by the bindings from a stand-in for NVML; no GPU was at hand."""
 
+import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 import threading
 import types
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -99,3 +104,32 @@ def test_it_goes_on_until_it_is_stopped(nvml, tmp_path):
     stop.set()
     thread.join(10)
     assert not thread.is_alive()
+
+
+READ = """
+import sys, threading
+from pathlib import Path
+from loadtest.clock import Clock
+from loadtest.servers import nvml, preflight
+assert preflight.gpu_count() == 1
+stop = threading.Event()
+stop.set()
+nvml.sample_forever(Path(sys.argv[1]), Clock(origin_monotonic_s=0.0, anchor_unix_s=123.0), stop)
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.skipif(importlib.util.find_spec("pynvml") is None, reason="the extra gpu (nvidia-ml-py) is not installed")
+def test_the_vendors_bindings_are_called_as_they_are(tmp_path):
+    source = Path(__file__).with_name("nvml_stand_in.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "libnvidia-ml.so.1", source], check=True)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    subprocess.run([sys.executable, "-c", READ, tmp_path / "c01-r1"], env=environment, check=True)
+    [first] = read_level(tmp_path / "c01-r1").gpu
+    assert (first.power_w, first.memory_used_bytes, first.utilisation, first.error) == (
+        61.35,
+        5 * 2**30,
+        None,
+        "Not Supported",
+    )
