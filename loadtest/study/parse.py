@@ -219,6 +219,8 @@ def _expand_cell(table: msgspec.Struct) -> list[Cell]:
 UNSET = "unset"  # the level of a factor at which the engine is told nothing
 
 _FLAG = re.compile(r"--?[A-Za-z][\w.-]*")
+# Switches of vLLM 0.32 that have no `--no-NAME`.
+_ONLY_ON = ("--aggregate-engine-logging", "--data-parallel-multi-port-external-lb", "--grpc", "--headless")
 _SLUG_CHARS = 40
 _MOST_COMBINATIONS = 64
 
@@ -282,22 +284,22 @@ def _level_of(cell: Cell, factor: str, value: _Value) -> _LevelTable:
     if value == UNSET:
         return _LevelTable()
     if _FLAG.fullmatch(factor):
-        return _LevelTable(args=_flag(cell.engine, factor, value))
+        return _LevelTable(args=flag_words(cell.engine, factor, value))
     known = "a flag such as --max-num-seqs, a variable in capitals, executable, grammar, or named levels with these"
     require(VARIABLE.fullmatch(factor) is not None and factor == factor.upper(), "vary", known, factor)
     return _LevelTable(env={factor: str(int(value)) if isinstance(value, bool) else str(value)})
 
 
-def _flag(engine: str, name: str, value: _Value) -> tuple[str, ...]:
+def flag_words(engine: str, name: str, value: _Value) -> tuple[str, ...]:
     """A flag at one level. False: vLLM's parsers have `--no-NAME`; elsewhere a switch that is off is left out.
 
-    >>> _flag("vllm", "--enable-chunked-prefill", False), _flag("sglang", "--disable-radix-cache", False)
+    >>> flag_words("vllm", "--enable-chunked-prefill", False), flag_words("sglang", "--disable-radix-cache", False)
     (('--no-enable-chunked-prefill',), ())
     """
     if value is True:
         return (name,)
     if value is False:
-        negated = engine == "vllm" and not name.startswith(("--no-", "--disable-"))
+        negated = engine == "vllm" and not name.startswith(("--no-", "--disable-")) and name not in _ONLY_ON
         return (f"--no-{name.removeprefix('--')}",) if negated else ()
     return (name, str(value))
 

@@ -5,7 +5,9 @@ import subprocess
 
 import pytest
 
+from loadtest.commands.machine import acceptance_studies
 from loadtest.servers.flags import LaunchSpec, launch_command, program
+from loadtest.study import parse, plan
 from tests.engines.conftest import CHECKOUT, MODEL
 
 pytestmark = pytest.mark.timeout(1800)
@@ -34,11 +36,17 @@ OURS = {  # what we ask for, and the parsers' names for it
 
 
 IMAGE = CHECKOUT / ".engines/sglang-image"  # SGLang as the pinned container has it; it only parses here
-READ = "print(json.dumps([vars(parser.parse_args(one)) for one in json.loads(sys.argv[1])], default=str))"
+READ = """
+spellings = [action.option_strings for action in parser._actions if action.nargs == 0]
+switches = [one for one in spellings if "--help" not in one]
+told = [vars(parser.parse_args(one)) for one in json.loads(sys.argv[1])]
+print(json.dumps([switches, told], default=str))
+"""
 
 
 def parsed(parser, *specs):
-    """What an engine's parser makes of each of these commands, all in one process: an import takes it half a minute."""
+    """The spellings of each switch of an engine's parser, and what it makes of each of these commands: in one process, as an
+    import takes half a minute."""
     start = program(specs[0].engine)
     python = next(word for word in start if "/bin/" in word).rsplit("/", 1)[0] + "/python"
     settings = [word for word in start if "=" in word]
@@ -94,12 +102,32 @@ VARIANTS = [
 
 
 @pytest.fixture(scope="module", params=["vllm", "sglang", "sglang-image"])
-def told(request, spec):
-    """An engine, and what a parser of it makes of a plain launch, one with YaRN, one for the CPU, and each variant."""
+def read_back(request, spec, tmp_path_factory):
+    """An engine, the switches of a parser of it, and what that makes of a plain launch, one with YaRN, one for the CPU, each
+    variant, and what `accept` starts."""
     engine = request.param.partition("-")[0]
     plain, stretched = spec_of(engine), spec_of(engine, yarn=True, context_tokens=None)
     varied = [spec_of(engine, **change) for change, _, _ in VARIANTS]
-    return engine, parsed(request.param, plain, stretched, spec(engine), *varied)
+    return engine, *parsed(
+        request.param, plain, stretched, spec(engine), *varied, *accepted(engine, tmp_path_factory.mktemp("too-large"))
+    )
+
+
+@pytest.fixture
+def told(read_back):
+    engine, _, found = read_back
+    return engine, found
+
+
+def accepted(engine, folder):
+    """What `accept` starts: plain, on two GPUs, with drafts, and with a model that is too large."""
+    asked = acceptance_studies.Asked((engine,), str(MODEL), "h100", (1, 2))
+    studies = (
+        acceptance_studies.measured(asked),
+        acceptance_studies.parallel(asked, (engine,)),
+        acceptance_studies.extremes(asked, (engine,), folder),
+    )
+    return [plan.launch_spec(cell, plan.asked(study)[1], port=8123) for study in studies for cell in study.cells]
 
 
 def test_every_flag_means_what_we_mean(told):
@@ -124,7 +152,7 @@ def test_every_flag_means_what_we_mean(told):
 
 def test_every_variant_is_told_in_words_that_the_runtime_knows(told):
     engine, (_, _, _, *found) = told
-    for options, (change, vllm, sglang) in zip(found, VARIANTS, strict=True):
+    for options, (change, vllm, sglang) in zip(found, VARIANTS, strict=False):
         expected = vllm if engine == "vllm" else sglang
         assert {key: options[key] for key in expected} == expected, change
 
@@ -142,3 +170,24 @@ def test_yarn_is_told_in_words_that_the_runtime_knows(told):
 def test_what_the_cpu_needs_exists_too(told):
     engine, (_, _, options, *_) = told
     assert (options["enforce_eager"] if engine == "vllm" else options["sleep_on_idle"]) is True
+
+
+def test_what_accept_starts_is_told_in_words_that_the_runtime_knows(told):
+    engine, (*_, plain, parallel, drafting, too_large) = told
+    if engine == "vllm":
+        assert (plain["tensor_parallel_size"], parallel["tensor_parallel_size"]) == (1, 2)
+        assert drafting["speculative_config"]["method"] == "ngram"
+        assert (too_large["load_format"], too_large["tokenizer"]) == ("dummy", str(MODEL))
+    else:
+        assert (plain["tp_size"], parallel["tp_size"]) == (1, 2)
+        keys = ("speculative_algorithm", "speculative_num_draft_tokens", "speculative_ngram_max_bfs_breadth")
+        assert [drafting[key] for key in keys] == ["NGRAM", 4, 1]
+        assert (too_large["load_format"], too_large["tokenizer_path"]) == ("dummy", str(MODEL))
+
+
+def test_a_switch_is_turned_off_in_words_that_the_runtime_knows(read_back):
+    engine, switches, _ = read_back
+    known = {spelling for spellings in switches for spelling in spellings}
+    long = [next(one for one in spellings if one.startswith("--")) for spellings in switches]
+    assert len(long) > 50
+    assert {word for name in long for word in parse.flag_words(engine, name, False)} <= known
