@@ -63,7 +63,11 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "workload from-run": ("loadtest workload from-run runs/mine -o replay.jsonl",),
     "init": ("loadtest init mine",),
     "doctor": ("loadtest doctor",),
-    "accept": ("loadtest accept", "loadtest accept --engine vllm-sim --engine sglang-sim --gpu l20"),
+    "accept": (
+        "loadtest accept --dry-run",
+        "loadtest accept --model models/Qwen3-0.6B",
+        "loadtest accept --engine vllm-sim --engine sglang-sim --gpu l20",
+    ),
     "verify": ("loadtest verify --concurrency 8",),
 }
 
@@ -75,6 +79,7 @@ START = """start with:
 completion in bash and zsh: eval "$(register-python-argcomplete loadtest)\""""
 
 _EXIT_CODES = "0 done, 1 could not measure, 2 usage error, 130 interrupted"
+_ACCEPTANCE = "0 done, 1 could not measure, 2 usage error, 3 a check failed, 130 interrupted"
 _GATE = "0 done, 1 could not be judged, 2 usage error, 3 a gate is not met"
 _WITH_SLO = ("attach", "search", "check", "plan")
 
@@ -116,7 +121,8 @@ def epilog(command: str) -> str:
         parts.append("\n".join(["examples:", *(f"  {line}" for line in EXAMPLES[command])]))
     if command in _WITH_SLO:
         parts.append(_slos())
-    parts.append(f"exit codes: {_GATE if command in ('check', 'compare') else _EXIT_CODES}")
+    codes = {"check": _GATE, "compare": _GATE, "accept": _ACCEPTANCE}
+    parts.append(f"exit codes: {codes.get(command, _EXIT_CODES)}")
     return "\n\n".join(parts)
 
 

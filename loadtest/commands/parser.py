@@ -270,8 +270,15 @@ def add_setup_commands(command: Command) -> None:
     )
     add("--engine", action="append", choices=("sglang", "vllm", "sglang-sim", "vllm-sim"), metavar="ENGINE",
         help="sglang, vllm, or to rehearse sglang-sim, vllm-sim (repeatable; default: sglang and vllm)")  # fmt: skip
-    add("--model", default="Qwen/Qwen3-0.6B", metavar="MODEL", help="a small model (default: %(default)s)")
+    add(
+        "--model",
+        default="Qwen/Qwen3-0.6B",
+        metavar="MODEL",
+        help="a small model, or its directory (default: %(default)s)",
+    )
     add("--gpu", metavar="GPU", help="registry name or TOML file (default: as nvidia-smi says)")
+    add("--minutes", type=float, default=20.0, metavar="M", help="stop what runs after M minutes (default: %(default)g)")
+    add("--dry-run", action="store_true", help="show the exact commands; start nothing")
     add("--out", type=path_of, metavar="DIR", help="folder to make (default: runs/acceptance-TIME)")
     add("--json", action="store_true", help="print JSON instead of text")
 

@@ -32,7 +32,7 @@ MOST_FILES = 100_000
 MOST_BYTES = 8 * 2**30  # unpacked
 MOST_LIST_BYTES = 32 * 2**20
 _PART = r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,199}"
-_NAME = re.compile(rf"(?:manifest|programs)\.json|cells/{_PART}/(?:{_PART}/)?{_PART}\.(?:jsonl?|log)")
+_NAME = re.compile(rf"(?:manifest|programs|acceptance)\.json|cells/{_PART}/(?:{_PART}/)?{_PART}\.(?:jsonl?|log)")
 _SET_ASIDE = re.compile(r"\.broken-\d+/")
 _PIECE_BYTES = 2**20
 

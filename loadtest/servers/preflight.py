@@ -26,6 +26,7 @@ _CURES = {
 }
 _TIMEOUT_S = 20.0
 HERE = "here"  # the interconnect of this machine
+_OTHER_HUBS = ("VLLM_USE_MODELSCOPE", "SGLANG_USE_MODELSCOPE")  # asked in place of Hugging Face
 _LISTENING = "0A"  # state of a socket in /proc/net/tcp
 
 
@@ -137,18 +138,37 @@ def shape(model: str) -> Model | None:
     return config_file.from_config(snapshot) if snapshot is not None else None
 
 
+def check_reachable(model: str) -> None:
+    """Raise `EngineError` where a hub model is not in the cache, and the hub cannot be reached or does not have it."""
+    import httpx
+
+    name = hub_name(model)
+    if Path(name).is_dir() or cached_snapshot(name) is not None or any(map(os.environ.get, _OTHER_HUBS)):
+        return
+    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    try:
+        status = httpx.get(f"{hub}/{name}/resolve/main/config.json", timeout=_TIMEOUT_S).status_code
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        why = f"{hub} cannot be reached ({error or type(error).__name__})"
+    else:
+        if status != httpx.codes.NOT_FOUND:
+            return
+        why = f"{hub} does not have it"
+    raise EngineError(f"{name}: not in {_hub_cache()}, and {why}; name a model's directory with --model")
+
+
 def gpu_count() -> int:
     """GPUs that an engine may use here: by NVML, else `nvidia-smi`, narrowed by CUDA_VISIBLE_DEVICES."""
-    found = _gpus_by_nvml()
-    found = _gpus_by_smi() if found is None else found
+    found = gpus_by_nvml()
+    found = len(gpu_names()) if found is None else found
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return found
     return min(found, len([one for one in visible.split(",") if one.strip() not in ("", "-1")]))
 
 
-def _gpus_by_nvml() -> int | None:
-    """None without the bindings; 0 without a driver."""
+def gpus_by_nvml() -> int | None:
+    """How many GPUs NVML counts: None without its bindings, 0 without a driver."""
     try:
         import pynvml
     except ImportError:
@@ -163,15 +183,16 @@ def _gpus_by_nvml() -> int | None:
         pynvml.nvmlShutdown()
 
 
-def _gpus_by_smi() -> int:
-    """Lines `GPU 0: NVIDIA L20 (UUID: …)` of `nvidia-smi -L`; 0 where it is missing or fails."""
-    return sum(line.startswith("GPU ") for line in _smi("-L").splitlines())
+def gpu_names() -> tuple[str, ...]:
+    """Product names of this machine's GPUs: lines `GPU 0: NVIDIA L20 (UUID: …)` of `nvidia-smi -L`; none where it is missing
+    or fails."""
+    return tuple(re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", _smi("-L"), re.MULTILINE))
 
 
 def gpu_here() -> str | None:
     """The registry name of this machine's first GPU, by `nvidia-smi -L`; None where there is none that we know."""
-    first = re.match(r"GPU \d+: (.+?) \(UUID", _smi("-L"))
-    words = set(re.split(r"[\s_-]+", first[1].lower())) if first else set[str]()
+    names = gpu_names()
+    words = set(re.split(r"[\s_-]+", names[0].lower())) if names else set[str]()
     known = [name for name in gpus.GPUS if set(name.split("-")) <= words]
     return max(known, key=len, default=None)
 

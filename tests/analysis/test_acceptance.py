@@ -1,4 +1,4 @@
-"""Each row of an acceptance, passed and failed, by hand-made records and figures."""
+"""Each row of an acceptance, passed, failed and not run, by hand-made records and figures."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from loadtest.analysis import acceptance
-from loadtest.analysis.acceptance import AcceptanceRow, checks
+from loadtest.analysis.acceptance import AcceptanceRow, GpusHere, Stage, checks
 from loadtest.analysis.run import analyze
 from loadtest.metrics.figures import Estimate
 from loadtest.perfmodel.prediction import PredictedRange, Prediction
@@ -23,9 +23,15 @@ def cell(engine="vllm", gap_s=0.03, **facts):
     return builders.cell(levels, engine, **{**START, **facts})
 
 
-def accepted(cells, extremes=(), predicted=None, smi=(), edit=lambda metrics: metrics):
-    run, beside = builders.run(cells), builders.run(extremes)
-    return checks((run, edit(analyze(run))), (beside, analyze(beside)), predicted or {}, smi)
+L20 = GpusHere(("NVIDIA L20",), 1, "l20")
+
+
+def accepted(cells, extremes=(), predicted=None, smi=(), gpus=L20, edit=lambda metrics: metrics):
+    stages = []
+    for title, each in (("one GPU", cells), ("extremes", extremes)):
+        run = builders.run(each, repeats=2 if title == "one GPU" else 1)
+        stages.append(Stage(title, run, edit(analyze(run))) if each else Stage(title, reason="no time left"))
+    return checks(stages, gpus, predicted or {}, smi)
 
 
 def row(found, check, of=None):
@@ -34,11 +40,60 @@ def row(found, check, of=None):
 
 
 def test_a_start_says_how_long_it_took_or_why_it_failed():
-    assert row(accepted([cell()]), "start and stop").got == "ready after 30 s, exit code 0"
+    assert row(accepted([cell()]), "start and stop").got == "1.0, ready after 30 s, exit code 0"
     failed = row(accepted([builders.cell([], "vllm", status="failed", reason="CUDA error")]), "start and stop")
     assert (failed.result, failed.got) == ("fail", "failed: CUDA error")
     skipped = row(accepted([builders.cell([], "vllm", status="skipped", reason="vllm: not found")]), "start and stop")
     assert (skipped.result, skipped.got) == ("not run", "vllm: not found")
+
+
+def test_what_no_time_was_left_for_is_not_run():
+    late = row(accepted([cell(status="skipped", reason="no time left: ...")]), "start and stop")
+    assert (late.result, late.got) == ("pass", "1.0, ready after 30 s, exit code 0; no time left: ...")
+    cut = cell(status="skipped", reason="no time left: not healthy after 9 s", ready_unix_s=None)
+    found = accepted([cut])
+    assert row(found, "start and stop").result == "not run"
+    assert row(found, "token counts").result == "pass", "of its earlier start"
+    assert row(found, "extremes") == AcceptanceRow(
+        "extremes", "both engines", "ready, measured and stopped", "no time left", "not run"
+    )
+
+
+def test_a_cell_that_an_interruption_left_out_has_a_row():
+    run = builders.run([cell()], incomplete_reason="interrupted")
+    asked = (*run.manifest.cells, change(run.manifest.cells[0], id="vllm_m_tp1"))
+    run = replace(run, manifest=change(run.manifest, cells=asked))
+    found = checks([Stage("one GPU", run, analyze(run))], L20, {}, ())
+    assert row(found, "start and stop", "vllm_m_tp1").got == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "got", "result"),
+    [
+        (GpusHere(("NVIDIA L20",) * 2, 2, "l20"), "2 x NVIDIA L20 (l20); NVML counts 2", "pass"),
+        (GpusHere(("NVIDIA X1",), None, None), "1 x NVIDIA X1 (not in the registry); NVML has no bindings (the extra gpu)",
+         "fail"),
+        (GpusHere((), 1, None), "none by nvidia-smi (not in the registry); NVML counts 1", "fail"),
+        (GpusHere(), "no GPU", "not run"),
+    ],
+)  # fmt: skip
+def test_both_witnesses_count_the_gpus(gpus, got, result):
+    found = row(accepted([cell()], gpus=gpus), "GPUs")
+    assert (found.got, found.result) == (got, result)
+
+
+@pytest.mark.parametrize(
+    ("field", "got", "result"),
+    [
+        ("reasoning", "reasoning in 24 of 24 answers, 24 went on to an answer", "pass"),
+        ("inline", "inline in 24 of 24 answers, 24 went on to an answer", "fail"),
+        (None, "none in 24 answers", "not run"),
+    ],
+)
+def test_thinking_comes_in_a_field_of_its_own(field, got, result):
+    levels = [builders.level(builders.closed_loop(1, 12, seed=r, thinking_field=field), repeat=r) for r in (1, 2)]
+    found = row(accepted([builders.cell(levels, **START)]), "thinking")
+    assert (found.got, found.result) == (got, result)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +118,12 @@ def test_the_kv_cache_is_as_large_as_computed(told, result):
 
 def test_power_must_be_known_at_every_level():
     def known(metrics):
-        levels = [change(one, joules_per_answer=Estimate(50.0, (40.0, 60.0), 2)) for one in metrics.cells[0].levels]
+        levels = [change(one, joules_per_output_token=Estimate(0.5, (0.4, 0.6), 2)) for one in metrics.cells[0].levels]
         return change(metrics, cells=(change(metrics.cells[0], levels=tuple(levels)),))
 
     assert row(accepted([cell()]), "power by NVML").result == "fail"
-    assert row(accepted([cell()], edit=known), "power by NVML").got == "50 J (1 of 1 levels)"
+    assert row(accepted([cell()], gpus=GpusHere()), "power by NVML").result == "not run"
+    assert row(accepted([cell()], edit=known), "power by NVML").got == "0.5 J (1 of 1 levels)"
 
 
 @pytest.mark.parametrize(("low", "high", "result"), [(0.02, 0.04, "pass"), (0.04, 0.05, "fail"), (0.01, 0.02, "fail")])
@@ -79,20 +135,41 @@ def test_speed_lies_in_the_predicted_range(low, high, result):
     assert row(accepted([one]), "time per token, one user").result == "not run"
 
 
-def samples(power_w, n=11, every_s=1.0):
-    return [
-        GpuSample(t_s=every_s * k, clock_anchor_unix_s=1000.0, clock_speed=1.0, gpu=0, power_w=power_w) for k in range(n)
-    ]
+def samples(power_w, n=11, every_s=1.0, **more):
+    facts = {"clock_anchor_unix_s": 1000.0, "clock_speed": 1.0, "gpu": 0, "power_w": power_w} | more
+    return [GpuSample(t_s=every_s * k, **facts) for k in range(n)]
 
 
 @pytest.mark.parametrize(("power_w", "result"), [(100.0, "pass"), (109.0, "pass"), (120.0, "fail"), (80.0, "fail")])
 def test_both_witnesses_of_the_energy_agree(power_w, result):
-    records = cell()
-    measured = replace(records, levels=tuple(replace(one, gpu=tuple(samples(power_w))) for one in records.levels))
-    theirs = [by_wall_time(one) for one in samples(100.0, n=45, every_s=0.25)]
-    found = row(accepted([measured], smi=theirs), "joules against nvidia-smi")
+    theirs = [by_wall_time(one) for gpu in (0, 1) for one in samples(100.0, n=45, every_s=0.25, gpu=gpu)]
+    found = row(accepted([watched(samples(power_w))], smi=theirs), "joules against nvidia-smi")
     assert found.result == result
     assert found.got == f"NVML {2 * 8 * power_w:.0f} J, nvidia-smi 1600 J over 2 repeats"
+
+
+def watched(gpu):
+    """A cell whose GPU gave these readings in every repeat."""
+    records = cell()
+    return replace(records, levels=tuple(replace(one, gpu=tuple(gpu)) for one in records.levels))
+
+
+@pytest.mark.parametrize(("used_gb", "result"), [(70, "pass"), (71, "pass"), (72, "fail"), (68, "fail")])
+def test_both_witnesses_of_the_memory_agree(used_gb, result):
+    ours = samples(100.0, memory_used_bytes=used_gb * 10**9)
+    theirs = [by_wall_time(one) for one in samples(100.0, memory_used_bytes=70 * 10**9)]
+    idle = [by_wall_time(one) for one in samples(100.0, memory_used_bytes=99 * 10**9, clock_anchor_unix_s=5000.0)]
+    found = row(accepted([watched(ours)], smi=[*theirs, *idle]), "memory against nvidia-smi")
+    assert found.result == result
+    assert found.got == f"GPU 0: NVML {used_gb}.0 GB, nvidia-smi 70.0 GB"
+
+
+@pytest.mark.parametrize(("after_gb", "result"), [(1, "pass"), (2, "pass"), (3, "fail")])
+def test_the_memory_is_given_back(after_gb, result):
+    used = [(0.0, 1), (1.0, 70), (2.0, after_gb)]
+    told = [samples(100.0, n=1, clock_anchor_unix_s=at_s, memory_used_bytes=gb * 10**9)[0] for at_s, gb in used]
+    found = row(accepted([cell()], smi=told), "memory given back")
+    assert (found.result, found.got) == (result, f"GPU 0: 1.0 GB before, {after_gb}.0 GB after")
 
 
 def by_wall_time(one):
@@ -101,7 +178,8 @@ def by_wall_time(one):
 
 
 def test_without_nvidia_smi_the_energy_is_not_run():
-    assert row(accepted([cell()]), "joules against nvidia-smi").result == "not run"
+    for check in ("joules against nvidia-smi", "memory against nvidia-smi", "memory given back"):
+        assert row(accepted([cell()]), check).result == "not run"
 
 
 def test_two_starts_of_each_engine_decide_and_tell_how_they_vary():
@@ -111,7 +189,7 @@ def test_two_starts_of_each_engine_decide_and_tell_how_they_vary():
     alone = accepted([cell("vllm")])
     assert row(alone, "decision") == AcceptanceRow(
         "decision",
-        "the engines",
+        "both engines",
         "a verdict with its interval, from two starts of each",
         "one engine was measured",
         "not run",

@@ -11,6 +11,7 @@ import pytest
 from loadtest.errors import EngineError, UsageError
 from loadtest.servers import preflight
 from loadtest.servers.flags import LaunchSpec
+from tests.support import fake_server
 
 NICE = shutil.which("nice")
 
@@ -148,6 +149,20 @@ def test_a_hub_model_that_is_not_in_the_cache_is_refused_when_offline(setting, t
         preflight.check_launch(spec)
     cached(tmp_path, "someone/Some-Model")
     preflight.check_launch(spec)
+
+
+def test_a_hub_model_that_cannot_be_fetched_is_named_before_an_engine_tries(tmp_path, monkeypatch):
+    path = "/someone/Some-Model/resolve/main/config.json"
+    with fake_server.serving({path: "{}"}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        preflight.check_reachable("someone/Some-Model")
+        with pytest.raises(EngineError, match=rf"Other: not in .*hub, and {hub.url} does not have it; name a model's dir"):
+            preflight.check_reachable("someone/Other")
+    with pytest.raises(EngineError, match=r"cannot be reached \(.+\); name a model's directory with --model"):
+        preflight.check_reachable("someone/Some-Model")
+    cached(tmp_path, "someone/Some-Model")
+    preflight.check_reachable("someone/Some-Model")
+    preflight.check_reachable(str(tmp_path))
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):

@@ -73,11 +73,11 @@ def junit(cases: Sequence[Case], suite: str, *, simulated: bool) -> bytes:
 def summary(cases: Sequence[Case], title: str, *, met: bool, simulated: bool) -> str:
     """The cases as Markdown: the answer first, then what is not met, then all of them folded."""
     wrong = [case for case in cases if case.result in ("failure", "error")]
-    lines = [f"### {'✅' if met else '❌'} {_plain(title)}", ""]
+    lines = [f"### {'✅' if met else '❌'} {in_markdown(title)}", ""]
     lines += [f"**{SIMULATED}**", ""] if simulated else []
-    lines += [f"- **{_plain(case.name)}**, {_plain(case.of)}: {_plain(case.said)}" for case in wrong]
+    lines += [f"- **{in_markdown(case.name)}**, {in_markdown(case.of)}: {in_markdown(case.said)}" for case in wrong]
     lines += ["", f"<details><summary>All {len(cases)} results</summary>", "", "| | of | result |", "|---|---|---|"]
-    lines += [f"| {_plain(case.name)} | {_plain(case.of)} | {_plain(case.said)} |" for case in cases]
+    lines += [f"| {in_markdown(case.name)} | {in_markdown(case.of)} | {in_markdown(case.said)} |" for case in cases]
     return "\n".join([*lines, "", "</details>"]) + "\n"
 
 
@@ -122,6 +122,6 @@ def _xml(text: str) -> str:
     return _NO_XML.sub("\ufffd", text)
 
 
-def _plain(text: str) -> str:
+def in_markdown(text: str) -> str:
     """Text of a stranger in Markdown: no link, no image, no HTML, no mention."""
     return _MARKDOWN.sub(r"\\\1", " ".join(_NO_XML.sub("\ufffd", text).split()))
