@@ -72,6 +72,7 @@ class Stage:
     run: Run | None = None
     metrics: Metrics | None = None
     reason: str = ""
+    of: str = _BOTH
 
 
 def checks(
@@ -88,7 +89,7 @@ def checks(
     rows = [_gpus(gpus)]
     for stage in stages:
         if stage.run is None or stage.metrics is None:
-            rows.append(AcceptanceRow(stage.title, _BOTH, _STARTED, stage.reason, "not run"))
+            rows.append(AcceptanceRow(stage.title, stage.of, _STARTED, stage.reason, "not run"))
         else:
             rows += _of_run(stage.run, stage.metrics, predicted, gpus)
     levels = [level for stage in stages if stage.run for cell in stage.run.cells for level in cell.levels]
@@ -147,6 +148,8 @@ def _of_cell(
 def _start(cell: CellFigures, facts: EngineFacts) -> AcceptanceRow:
     started_s, ready_s = facts.started_unix_s, facts.ready_unix_s
     stopped = facts.stopped_unix_s is not None
+    if cell.status == "ok" and ready_s is None:
+        return AcceptanceRow("start and stop", cell.id, _STARTED, "nothing was started: virtual time", "not run")
     if cell.status == "skipped" and not (stopped and ready_s and cell.levels):
         return AcceptanceRow("start and stop", cell.id, _STARTED, str(cell.reason), "not run")
     if cell.status not in ("ok", "skipped") or started_s is None or ready_s is None or not stopped:
@@ -266,7 +269,7 @@ def _too_large(records: CellRecords) -> Iterator[AcceptanceRow]:
             "refusal", records.id, planned, fit.reason or "it says that it fits", "fail" if fit.fits else "pass"
         )
     expected = "started all the same, the engine says that memory is short"
-    if facts.status == "skipped":
+    if facts.status in ("skipped", "refused"):
         yield AcceptanceRow("out of memory", records.id, expected, str(facts.reason), "not run")
         return
     named = any(words.lower() in (facts.reason or "").lower() for words in _OUT_OF_MEMORY)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from loadtest import __version__
+from loadtest.analysis.acceptance import TOO_LARGE, AcceptanceReport, AcceptanceRow, GpusHere, Stage, checks
 from loadtest.commands.finish import analyze_run, as_json, new_folder, write_page
 from loadtest.commands.machine import acceptance_studies as studies
 from loadtest.errors import EngineError, GateError, Interrupted, LoadtestError, UsageError
@@ -30,14 +31,13 @@ from loadtest.study.execution import NO_TIME, Audience, Limits
 from loadtest.study.run import execute
 
 if TYPE_CHECKING:
-    from loadtest.analysis.acceptance import AcceptanceRow, GpusHere, Stage
     from loadtest.perfmodel.prediction import Prediction
     from loadtest.records.schema import GpuSample
     from loadtest.study.execution import Teller
     from loadtest.study.schema import Study
 
-START_LIMIT_S = 240.0  # a small model, with what is compiled at an engine's first start
-PASS_LIMIT_S = 180.0
+_START_SHARE = 0.2  # of all the time, 4 of 20 min: a small model, with what is compiled at an engine's first start
+_PASS_SHARE = 0.15
 _ENDING_S = 45.0  # to stop an engine, to analyse and to pack
 _ENGINES: tuple[EngineName, ...] = ("sglang", "vllm")
 _TITLES = {
@@ -49,17 +49,17 @@ _TITLES = {
 
 @dataclass(slots=True)
 class _Acceptance:
-    """One acceptance under way: what is asked, where it is written, when it must end, and why stages were not begun."""
+    """One acceptance under way: what is asked, where it is written, when its parts must end, and what is not run."""
 
     asked: studies.Asked
     here: GpusHere
     out: Path
-    until_s: float  # time.monotonic
+    limits: Limits
     teller: Teller
     missing: list[tuple[str, str, str]] = field(default_factory=list)  # title, of what, why
 
     def __call__(self, line: str) -> None:
-        left_s = max(0, int(self.until_s - time.monotonic()))
+        left_s = max(0, int(self.limits.until_s - time.monotonic()))
         self.teller(f"({left_s // 60:02d}:{left_s % 60:02d} left) {line}")
 
     @property
@@ -81,7 +81,7 @@ def accept(arguments: argparse.Namespace, say: Teller) -> str:
     if arguments.dry_run:
         return "\n".join(_plan(asked, out, arguments.minutes))
     _announce(asked, here, say)
-    one = _Acceptance(asked, here, out, time.monotonic() + 60 * arguments.minutes - _ENDING_S, say)
+    one = _Acceptance(asked, here, out, _limits(arguments.minutes), say)
     interrupted = False
     with smi.smi_readings() as readings:
         try:
@@ -94,9 +94,12 @@ def accept(arguments: argparse.Namespace, say: Teller) -> str:
     return _conclude(one, readings, json=arguments.json, interrupted=interrupted)
 
 
-def _asked(arguments: argparse.Namespace, say: Teller) -> tuple[studies.Asked, GpusHere]:
-    from loadtest.analysis.acceptance import GpusHere
+def _limits(minutes: float) -> Limits:
+    all_s = 60 * minutes
+    return Limits(start_s=_START_SHARE * all_s, pass_s=_PASS_SHARE * all_s, until_s=time.monotonic() + all_s - _ENDING_S)
 
+
+def _asked(arguments: argparse.Namespace, say: Teller) -> tuple[studies.Asked, GpusHere]:
     engines = cast("tuple[EngineName, ...]", tuple(dict.fromkeys(arguments.engine or _ENGINES)))
     real = any(not one.endswith("-sim") for one in engines)
     here = GpusHere(preflight.gpu_names(), preflight.gpus_by_nvml(), preflight.gpu_here()) if real else GpusHere()
@@ -132,13 +135,13 @@ def _carry_out(one: _Acceptance) -> None:
     """Stage after stage, what is needed for the others first. An engine that did not start is not tried again."""
     asked = one.asked
     _stage(one, "measured", studies.measured(asked))
-    ready = _ready(one.out / "measured")
+    ready = _ready(asked, one.out / "measured")
     for engine in (engine for engine in asked.engines if engine not in ready):
         one.lacks("everything else", engine, "it did not start on one GPU")
     if not ready:
         return
     extremes = studies.extremes(asked, ready, one.out / "too-large")
-    tried = {cell.engine for cell in extremes.cells if cell.name == studies.TOO_LARGE}
+    tried = {cell.engine for cell in extremes.cells if cell.name == TOO_LARGE}
     for engine in (engine for engine in ready if engine not in tried):
         one.lacks("out of memory", engine, "the GPU is not known, or the model's config.json not here")
     _stage(one, "extremes", extremes)
@@ -151,13 +154,12 @@ def _carry_out(one: _Acceptance) -> None:
 def _stage(one: _Acceptance, name: str, study: Study) -> None:
     """A study carried out; what could not be measured is in its records, and so a row of the table."""
     number, out = [*_TITLES].index(name) + 1, one.out / name
-    limits = Limits(start_s=START_LIMIT_S, pass_s=PASS_LIMIT_S, until_s=one.until_s)
-    if limits.is_over():
+    if one.limits.is_over():
         one.lacks(_TITLES[name], "both engines", NO_TIME)
         return
     one(f"stage {number} of {len(_TITLES)}: {_TITLES[name]}")
     try:
-        execute(study, out, force=name == "extremes", limits=limits, say=one, audience=one.audience)
+        execute(study, out, force=name == "extremes", limits=one.limits, say=one, audience=one.audience)
     except LoadtestError as error:
         if (out / "manifest.json").exists():
             one(str(error))
@@ -167,20 +169,19 @@ def _stage(one: _Acceptance, name: str, study: Study) -> None:
             one.lacks(_TITLES[name], "both engines", str(error))
 
 
-def _ready(run: Path) -> tuple[EngineName, ...]:
-    """The engines that a request of this run was answered by."""
-    found = [cell.engine.engine for cell in read_run(run).cells if cell.levels]
-    return cast("tuple[EngineName, ...]", tuple(found))
+def _ready(asked: studies.Asked, run: Path) -> tuple[EngineName, ...]:
+    """The engines that got as far as a level."""
+    found = {cell.engine.engine for cell in read_run(run).cells if cell.levels}
+    return tuple(engine for engine in asked.engines if engine in found)
 
 
 # The end -------------------------------------------------------------------------------------------------------------
 
 
 def _conclude(one: _Acceptance, readings: Sequence[GpuSample], *, json: bool, interrupted: bool) -> str:
-    from loadtest.analysis.acceptance import AcceptanceReport, Stage, checks
     from loadtest.report.text.acceptance import acceptance_markdown, acceptance_text
 
-    stages = list(_stages(one))
+    stages = list(_stages(one, interrupted))
     stages += [Stage(title, of=of, reason=why) for title, of, why in one.missing]
     runs = [stage.run for stage in stages if stage.run is not None]
     predicted = {name: found for run in runs for name, found in _predicted(one, run).items()}
@@ -200,17 +201,15 @@ def _conclude(one: _Acceptance, readings: Sequence[GpuSample], *, json: bool, in
     return said
 
 
-def _stages(one: _Acceptance) -> Iterator[Stage]:
-    """The stages of which there are records, with figures and a page."""
-    from loadtest.analysis.acceptance import Stage
-
+def _stages(one: _Acceptance, interrupted: bool) -> Iterator[Stage]:
+    """The stages of which there are records, with figures and a page, and those that an interruption left out."""
     for name, title in _TITLES.items():
         folder = one.out / name
         if (folder / "manifest.json").exists():
             metrics = analyze_run(folder)
             write_page(folder, metrics, folder / "report.html")
             yield Stage(title, run=read_run(folder), metrics=metrics)
-        elif title not in {missing for missing, _, _ in one.missing}:
+        elif interrupted and title not in {missing for missing, _, _ in one.missing}:
             yield Stage(title, reason="interrupted")
 
 
@@ -254,8 +253,9 @@ def _levels(run: Run, cell: str) -> list[LevelRecords]:
 
 def _plan(asked: studies.Asked, out: Path, minutes: float) -> Iterator[str]:
     """Each command that would be run, and about how long it takes."""
-    limits = f"a start may take {START_LIMIT_S:.0f} s, a level {PASS_LIMIT_S:.0f} s, all of it {minutes:g} min"
-    yield f"{asked.model} on {asked.gpu or 'a GPU that is not known'}; {limits}; nothing is started"
+    limits = _limits(minutes)
+    said = f"a start may take {limits.start_s:.0f} s, a level {limits.pass_s:.0f} s, all of it {minutes:g} min"
+    yield f"{asked.model} on {asked.gpu or 'a GPU that is not known'}; {said}; nothing is started"
     with tempfile.TemporaryDirectory(prefix="loadtest-accept-") as place:
         planned = {
             "measured": studies.measured(asked),

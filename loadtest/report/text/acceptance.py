@@ -11,16 +11,16 @@ from loadtest.report.text.gates import in_markdown
 
 _COLUMNS = 80
 _INDENT = " " * 9
-_RESULTS = ("fail", "pass", "not run")
+_RESULTS = ("fail", "not run", "pass")
 
 
 def acceptance_text(rows: Sequence[AcceptanceRow], *, simulated: bool, files: Sequence[str]) -> str:
-    """The counts, then each row with what was expected and what was seen; last the files that prove it. 80 columns."""
+    """The counts, then each row, what failed last; then the files that prove it. 80 columns."""
     text = [_counts(rows), *([SIMULATED] if simulated else []), ""]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: _RESULTS.index(row.result), reverse=True):
         text.append(f"{row.result.upper():8} {row.check}, {row.of}")
-        text += textwrap.wrap(f"expected {row.expected}; got {row.got}", _COLUMNS, initial_indent=_INDENT,
-                              subsequent_indent=_INDENT)  # fmt: skip
+        said = row.got if row.result != "fail" else f"expected {row.expected}; got {row.got}"
+        text += textwrap.wrap(said, _COLUMNS, initial_indent=_INDENT, subsequent_indent=_INDENT)
     return "\n".join([*text, "", *(f"evidence: {one}" for one in files)])
 
 

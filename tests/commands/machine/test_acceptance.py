@@ -9,8 +9,10 @@ from loadtest import cli
 from loadtest.commands.machine import acceptance
 from loadtest.records import read
 from loadtest.study import fast_forward
+from tests.support import builders
 
 REHEARSED = ["accept", "--engine", "vllm-sim", "--engine", "sglang-sim", "--gpu", "l20"]
+STAGES = list(acceptance._TITLES.values())
 SHORT = ["--engine", "vllm-sim", "--gpu", "l20"]
 
 
@@ -42,7 +44,7 @@ def test_a_rehearsal_leaves_a_table_and_its_evidence(in_virtual_time, tmp_path, 
     assert {row["check"] for row in rows} == {
         "GPUs", "start and stop", "settings", "thinking", "token counts", "KV cache", "power by NVML",
         "time per token, one user", "joules against nvidia-smi", "memory against nvidia-smi", "memory given back",
-        "decision", "start-to-start variation", "speculative decoding", "refusal", "out of memory",
+        "speculative decoding", "refusal", "out of memory",
     }  # fmt: skip
     table = (out / "acceptance.md").read_text()
     assert table.startswith("### loadtest ")
@@ -57,56 +59,58 @@ def test_a_rehearsal_leaves_a_table_and_its_evidence(in_virtual_time, tmp_path, 
     assert read.read_json(out / "measured" / "acceptance.json") == read.read_json(out / "acceptance.json")
 
 
-def test_ctrl_c_leaves_what_is_known(in_virtual_time, tmp_path, monkeypatch, capsys):
-    simulate = acceptance.execute
+def interrupt():
+    raise KeyboardInterrupt
 
-    def interrupted(study, out, **how):
-        if out.name == "extremes":
-            raise KeyboardInterrupt
-        return simulate(study, out, **how)
 
-    monkeypatch.setattr(acceptance, "execute", interrupted)
+@pytest.fixture
+def at_once(monkeypatch):
+    """Stages whose first cell has its records at once; what is set under a stage's name is done before."""
+    stages = {}
+
+    def execute(study, out, **how):
+        stages.get(out.name, lambda: None)()
+        levels = [builders.level(builders.closed_loop(1, 4), repeat=1)]
+        builders.write(builders.run([builders.cell(levels, cell.engine) for cell in study.cells[:1]]), out)
+
+    monkeypatch.setattr(acceptance, "execute", execute)
+    monkeypatch.setattr(acceptance, "write_page", lambda *_: None)
+    return stages
+
+
+def test_ctrl_c_leaves_what_is_known(at_once, tmp_path, capsys):
+    at_once["extremes"] = interrupt
     assert cli.main(["accept", *SHORT, "--out", str(tmp_path / "x")]) == 130
     assert "NOT RUN  two GPUs, one start of each engine" in capsys.readouterr().out
-    assert {row["got"] for row in rows_of(tmp_path / "x") if row["check"].startswith("two GPUs")} == {"interrupted"}
+    assert {row["got"] for row in rows_of(tmp_path / "x") if row["check"] in STAGES} == {"interrupted"}
     assert (tmp_path / "x" / "measured.loadtest").is_file()
 
 
-def test_ctrl_c_before_anything_is_known_leaves_no_table(tmp_path, monkeypatch):
-    def execute(study, out, **how):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(acceptance, "execute", execute)
+def test_ctrl_c_before_anything_is_known_leaves_no_table(at_once, tmp_path):
+    at_once["measured"] = interrupt
     assert cli.main(["accept", *SHORT, "--out", str(tmp_path / "x")]) == 130
     assert not (tmp_path / "x").exists()
 
 
-def test_no_stage_begins_after_the_last_minute(in_virtual_time, tmp_path, monkeypatch):
-    simulate = acceptance.execute
-
-    def slow(study, out, **how):
-        monkeypatch.setattr(acceptance.Limits, "is_over", lambda self: True)
-        return simulate(study, out, **how)
-
-    monkeypatch.setattr(acceptance, "execute", slow)
-    assert cli.main(["accept", *SHORT, "--out", str(tmp_path / "x")]) == 0
-    late = [row for row in rows_of(tmp_path / "x") if row["got"] == "no time left"]
-    assert [row["check"] for row in late] == [acceptance._TITLES["extremes"], acceptance._TITLES["parallel"]]
+def test_no_stage_begins_after_the_last_minute(at_once, tmp_path, monkeypatch):
+    at_once["measured"] = lambda: monkeypatch.setattr(acceptance.Limits, "is_over", lambda self: True)
+    cli.main(["accept", *SHORT, "--out", str(tmp_path / "x")])
+    late = [row["check"] for row in rows_of(tmp_path / "x") if row["got"] == "no time left"]
+    assert late == [STAGES[1], STAGES[2]]
 
 
-def test_an_engine_that_does_not_start_is_not_tried_again(in_virtual_time, tmp_path, monkeypatch):
-    simulate = acceptance.execute
-
-    def without_sglang(study, out, **how):
-        simulate(study, out, **how)
-        for level in out.glob("cells/sglang*/c0*"):
-            shutil.rmtree(level)
-
-    monkeypatch.setattr(acceptance, "execute", without_sglang)
+def test_an_engine_that_does_not_start_is_not_tried_again(at_once, tmp_path):
     cli.main([*REHEARSED, "--out", str(tmp_path / "x")])
     (row,) = [row for row in rows_of(tmp_path / "x") if row["check"] == "everything else"]
     assert (row["of"], row["got"], row["result"]) == ("sglang-sim", "it did not start on one GPU", "not run")
-    assert not list((tmp_path / "x" / "extremes" / "cells").glob("sglang*"))
+
+
+def test_where_no_engine_starts_nothing_else_is_tried(at_once, tmp_path, monkeypatch):
+    monkeypatch.setattr(acceptance, "_ready", lambda *_: ())
+    cli.main(["accept", *SHORT, "--out", str(tmp_path / "x")])
+    told = {row["check"]: row["got"] for row in rows_of(tmp_path / "x")}
+    assert told["everything else"] == "it did not start on one GPU"
+    assert not told.keys() & set(STAGES)
 
 
 def test_without_a_gpu_real_engines_are_not_tried(tmp_path, monkeypatch, capsys):
