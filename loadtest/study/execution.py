@@ -50,7 +50,7 @@ class Teller(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class TimeLimits:
     """How long a start and a pass may take (wall s), and when all of it must have ended (`time.monotonic`): whatever is over
     is stopped, and said to be."""
 
@@ -74,7 +74,7 @@ class Limits:
 
 
 NO_TIME = "no time left"
-UNLIMITED = Limits()
+UNLIMITED = TimeLimits()
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ class Execution:
     budget_s: float | None = None  # nothing starts that would end later
     precision: float | None = None  # a share: go on until every pair's interval is as narrow on either side
     audience: Audience = NOBODY
-    limits: Limits = UNLIMITED
+    limits: TimeLimits = UNLIMITED
     started_s: float = field(default_factory=time.monotonic)
     problems: list[str] = field(default_factory=list)
     spending: Spending = field(default_factory=Spending)

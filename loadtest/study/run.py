@@ -27,7 +27,7 @@ from loadtest.study import estimate, locust_pass, stopping
 from loadtest.study.bursts.asked import burst_pass, check_room, first_wanted
 from loadtest.study.cell_server import reaching, serving
 from loadtest.study.engine_file import EngineFile, starting
-from loadtest.study.execution import NO_TIME, NOBODY, UNLIMITED, Audience, Execution, Limits, Say
+from loadtest.study.execution import NO_TIME, NOBODY, UNLIMITED, Audience, Execution, Say, TimeLimits
 from loadtest.study.passes import finished_passes, is_finished, run_pass
 from loadtest.study.plan import asked, launch_spec
 from loadtest.study.resumption import reopened
@@ -47,7 +47,7 @@ def execute(
     budget_s: float | None = None,
     precision: float | None = None,
     instrument: InstrumentError | None = None,
-    limits: Limits = UNLIMITED,
+    limits: TimeLimits = UNLIMITED,
     say: Say,
     audience: Audience = NOBODY,
 ) -> tuple[str, ...]:
@@ -70,9 +70,8 @@ def execute(
             pass  # are key and headers there?
     resumed = resume and has_run(out)
     blocked = {} if force else _blocked(study, contract)
-    if len(blocked) == len(study.cells) and not resumed:
-        first, why = next(iter(blocked.items()))
-        raise EngineError(f"{first}: {why}; no cell of this study can start here, so none was started; --force tries it")
+    if not resumed:
+        _check_any_can_start(study, blocked)
     with claimed(out) as check_folder:
         manifest = _gone_on(study, workload, contract, out) if resumed else begin_run(study, workload, contract, out)
         if instrument is not None:
@@ -100,6 +99,12 @@ def execute(
         _announce(study, contract, say)
         _carry_out(execution, manifest)
     return tuple(execution.problems)
+
+
+def _check_any_can_start(study: Study, blocked: dict[str, str]) -> None:
+    if len(blocked) == len(study.cells):
+        first, why = next(iter(blocked.items()))
+        raise EngineError(f"{first}: {why}; no cell of this study can start here, so none was started; --force tries it")
 
 
 def _announce(study: Study, contract: Contract, say: Say) -> None:

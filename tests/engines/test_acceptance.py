@@ -37,7 +37,7 @@ def on_a_gpu(tmp_path, monkeypatch):
 
 def test_what_a_cpu_can_show_passes_and_what_is_wrong_fails(on_a_gpu, begin, tmp_path):
     out = tmp_path / "accepted"
-    running = begin("accept", "--engine", "vllm", "--model", MODEL, "--gpu", on_a_gpu, "--out", out)
+    running = begin("accept", "--engine", "vllm", "--model", MODEL, "--gpu", on_a_gpu, "--out", out, "--minutes", 100)
     code, said = ended(running)
     assert code == 3, said
     assert left_over(supervisor.descendants(running.pid)) == []

@@ -515,7 +515,7 @@ def test_configurations_of_one_engine_are_measured_in_one_study_and_no_secret_is
 
 
 def test_what_no_time_is_left_for_is_skipped(tmp_path):
-    late = execution.Limits(until_s=time.monotonic())
+    late = execution.TimeLimits(until_s=time.monotonic())
     problems = study_run.execute(STUDY, tmp_path / "run", limits=late, say=silent)
     assert problems == (f"{SIMULATED.id}: repeat 1 was not started: no time left",)
     facts = engine_json(tmp_path / "run", SIMULATED)
@@ -525,8 +525,8 @@ def test_what_no_time_is_left_for_is_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        (execution.Limits(pass_s=0.0), "concurrency 1, repeat 1: ended at the limit of 0 s"),
-        (execution.Limits(start_s=0.0), "not healthy after 0 s"),
+        (execution.TimeLimits(pass_s=0.0), "concurrency 1, repeat 1: ended at the limit of 0 s"),
+        (execution.TimeLimits(start_s=0.0), "not healthy after 0 s"),
     ],
 )
 def test_a_start_and_a_pass_end_at_their_limits(limits, said, tmp_path):

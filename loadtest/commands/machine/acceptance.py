@@ -27,7 +27,7 @@ from loadtest.records.schema import EngineName
 from loadtest.report.formatting import spoken
 from loadtest.servers import flags, preflight, smi
 from loadtest.study import estimate, plan
-from loadtest.study.execution import NO_TIME, Audience, Limits
+from loadtest.study.execution import NO_TIME, Audience, TimeLimits
 from loadtest.study.run import execute
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class _Acceptance:
     asked: studies.Asked
     here: GpusHere
     out: Path
-    limits: Limits
+    limits: TimeLimits
     teller: Teller
     missing: list[tuple[str, str, str]] = field(default_factory=list)  # title, of what, why
 
@@ -94,9 +94,9 @@ def accept(arguments: argparse.Namespace, say: Teller) -> str:
     return _conclude(one, readings, json=arguments.json, interrupted=interrupted)
 
 
-def _limits(minutes: float) -> Limits:
+def _limits(minutes: float) -> TimeLimits:
     all_s = 60 * minutes
-    return Limits(start_s=_START_SHARE * all_s, pass_s=_PASS_SHARE * all_s, until_s=time.monotonic() + all_s - _ENDING_S)
+    return TimeLimits(start_s=_START_SHARE * all_s, pass_s=_PASS_SHARE * all_s, until_s=time.monotonic() + all_s - _ENDING_S)
 
 
 def _asked(arguments: argparse.Namespace, say: Teller) -> tuple[studies.Asked, GpusHere]:

@@ -93,7 +93,7 @@ def test_ctrl_c_before_anything_is_known_leaves_no_table(at_once, tmp_path):
 
 
 def test_no_stage_begins_after_the_last_minute(at_once, tmp_path, monkeypatch):
-    at_once["measured"] = lambda: monkeypatch.setattr(acceptance.Limits, "is_over", lambda self: True)
+    at_once["measured"] = lambda: monkeypatch.setattr(acceptance.TimeLimits, "is_over", lambda self: True)
     cli.main(["accept", *SHORT, "--out", str(tmp_path / "x")])
     late = [row["check"] for row in rows_of(tmp_path / "x") if row["got"] == "no time left"]
     assert late == [STAGES[1], STAGES[2]]
