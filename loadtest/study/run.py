@@ -54,7 +54,7 @@ def execute(
     """Run `study` in the folder `out`. Returns why the run is incomplete; empty if it is complete.
 
     `budget_s`: nothing starts that would take the run beyond so many seconds, but for the first repeat: where not every pair
-    has time, those nearest to a verdict. `precision`: repeats until each pair's interval is at most this share wide on either
+    has time, those nearest to a verdict. `precision`: repeats until each pair's interval is at most this share wide on a
     side. `instrument`: what it was worth just before. `limits`: what takes longer is stopped, what has no time left skipped.
 
     Raises `UsageError` before anything starts where workload or contract are wrong, `EngineError` where this machine can
