@@ -86,7 +86,7 @@ OF_RUN = ("mode", "scenario", "scenario_options", "clock_speed")
 
 OF_PROMPTS = frozenset({"workload", "scenario", "scenario_options", "thinking_prelude"})  # what the server is given to count
 
-OF_CELL = ("model", "tp", "gpu", "simulated", "clock_speed")
+OF_CELL = ("model", "tp", "gpu", "simulated", "n_servers", "proxy", "clock_speed")
 
 
 def manifest_differences(a: Manifest, b: Manifest) -> dict[str, Values]:

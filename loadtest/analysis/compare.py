@@ -154,7 +154,8 @@ def _pair_of_engines(
 ) -> Pair:
     both = sorted({c for cell, c in samples if cell == a.id} & {c for cell, c in samples if cell == b.id})
     left_out = tuple(level for level in both if {(a.id, level), (b.id, level)} & {*unsound})
-    apart = {"simulated": a.simulated != b.simulated, "clock_speed": a.clock_speed != b.clock_speed}
+    keys = ("simulated", "n_servers", "proxy", "clock_speed")
+    apart = {key: getattr(a, key) != getattr(b, key) for key in keys}
     return Pair(
         a=a.id,
         b=b.id,

@@ -139,7 +139,12 @@ class CellFigures(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def gpu_count(self) -> int | None:
         """GPUs that serve it, of all kinds; None where nobody said."""
-        return sum(self.gpus.values()) or (None if self.tp is None else self.tp * max(1, len(self.servers)))
+        return sum(self.gpus.values()) or (None if self.tp is None else self.tp * self.n_servers)
+
+    @property
+    def n_servers(self) -> int:
+        """Servers that took turns; 1 where there was one, or a router."""
+        return max(1, len(self.servers))
 
     def level(self, concurrency: int) -> LevelFigures | None:
         return next((level for level in self.levels if level.concurrency == concurrency), None)

@@ -127,6 +127,11 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         return self.base_url is None and not self.imported
 
     @property
+    def n_servers(self) -> int:
+        """Servers that took turns; 1 where there was one, or a router."""
+        return max(1, len(self.base_urls))
+
+    @property
     def configuration(self) -> tuple[str, str | None]:
         """The engine, and which of its configurations."""
         return self.engine, self.name

@@ -80,7 +80,13 @@ def test_runs_that_were_asked_for_different_things_are_refused_by_name():
 
 @pytest.mark.parametrize(
     ("change", "key"),
-    [({"model": "qwq-32b"}, "model"), ({"facts": {"gpu": "h20"}}, "gpu"), ({"engine": "vllm-sim"}, "simulated")],
+    [
+        ({"model": "qwq-32b"}, "model"),
+        ({"facts": {"gpu": "h20"}}, "gpu"),
+        ({"engine": "vllm-sim"}, "simulated"),
+        ({"facts": {"proxy": "http://10.0.0.1:3128"}}, "proxy"),
+        ({"facts": {"base_urls": ["http://a:1", "http://b:1"]}}, "n_servers"),
+    ],
 )
 def test_cells_that_differ_in_what_was_served_are_refused_by_name(change, key):
     with pytest.raises(UsageError, match=f"--allow {key}"):
