@@ -334,7 +334,7 @@ def price(manifest: Manifest) -> Price:
 def cost_per_1000_answers(cell: ShownCell, level: LevelFigures | ComposedLevel, gpu_hour_price: float) -> Bounded:
     """Price of 1,000 finished answers: price of a GPU-hour x GPUs x 1,000 / answers per hour; the interval is inverted."""
     rate, hour = level.estimate("answers_per_hour") or Bounded(None, None), 1000 * gpu_hour_price * cell.gpus
-    if not rate.value:
+    if not rate.value or not cell.gpus_known:
         return Bounded(None, None)
     return Bounded(hour / rate.value, (hour / rate.high if rate.high else None, hour / rate.low if rate.low else None))
 

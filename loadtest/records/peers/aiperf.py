@@ -17,6 +17,7 @@ from loadtest.records.peers.result import (
     at,
     count_at,
     figures_of,
+    is_number,
     open_file,
     text_at,
 )
@@ -66,7 +67,7 @@ def _result(totals: dict[str, Any], requests: tuple[PeerRequest, ...]) -> PeerRe
         concurrency=count_at(phase, "concurrency") or count_at(asked, "loadgen", "concurrency"),
         requests=requests,
         figures=figures_of({name: _shown(each) for name, each in totals.items() if name not in _ASKED}),
-        arrivals=PeerArrivals(text_at(phase, "type") or "unknown", rate) if isinstance(rate, int | float) else None,
+        arrivals=PeerArrivals(text_at(phase, "type") or "unknown", rate) if is_number(rate) else None,
         date=text_at(totals, "start_time"),
     )
     model = text_at(asked, "models", "items", 0, "name") or text_at(asked, "endpoint", "model_names", 0)
@@ -100,19 +101,19 @@ def _request(one: _Record, zero_ns: int) -> PeerRequest:
 
 
 def _gaps_s(gaps: Any, unit_s: float | None) -> tuple[float, ...] | None:
-    if unit_s is None or not isinstance(gaps, list) or not all(isinstance(one, int | float) for one in gaps):
+    if unit_s is None or not isinstance(gaps, list) or not all(map(is_number, gaps)):
         return None
     return tuple(one * unit_s for one in gaps)
 
 
 def _seconds(metrics: dict[str, Any], name: str) -> float | None:
     value, unit_s = at(metrics, name, "value"), _UNITS_S.get(str(at(metrics, name, "unit")))
-    return value * unit_s if isinstance(value, int | float) and unit_s is not None else None
+    return value * unit_s if is_number(value) and unit_s is not None else None
 
 
 def _count(metrics: dict[str, Any], name: str) -> int | None:
     value = at(metrics, name, "value")
-    return value if isinstance(value, int) else None
+    return value if is_number(value) and isinstance(value, int) else None
 
 
 AIPERF = Reader(

@@ -22,6 +22,7 @@ from loadtest.records.peers.result import (
     at,
     count_at,
     figures_of,
+    is_number,
     text_at,
 )
 
@@ -34,7 +35,7 @@ _MOST_CALLS = 1_000_000
 def _read(file: PeerFile) -> PeerResult:
     asked = file.beside("benchmark_args.json")
     rate = at(asked, "rate")
-    open_loop = at(asked, "open_loop") is True and isinstance(rate, int | float) and rate > 0
+    open_loop = at(asked, "open_loop") is True and is_number(rate) and rate > 0
     one = PeerPass(
         concurrency=count_at(asked, "parallel"),
         requests=tuple(_request(row) for row in _rows(file)),
@@ -83,7 +84,7 @@ def _request(row: tuple[Any, ...]) -> PeerRequest:
 def _gaps(text: Any) -> Iterator[float]:
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(text) if isinstance(text, str) else []
-        if isinstance(found, list) and all(isinstance(one, int | float) for one in found):
+        if isinstance(found, list) and all(map(is_number, found)):
             yield from found
 
 

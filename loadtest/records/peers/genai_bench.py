@@ -16,6 +16,7 @@ from loadtest.records.peers.result import (
     Reader,
     figures_of,
     text_at,
+    whole,
 )
 from loadtest.records.schema import EngineName
 
@@ -62,7 +63,7 @@ def _pass(one: _Result, document: dict[str, Any]) -> PeerPass:
     rate = asked.arrival_requests_per_second
     closed = rate is None and asked.iteration_type in (None, "num_concurrency")
     return PeerPass(
-        concurrency=int(asked.num_concurrency) if closed and asked.num_concurrency else None,
+        concurrency=whole(asked.num_concurrency) if closed else None,
         requests=tuple(
             _request(request, 1e-3 if one.time_unit == "ms" else 1.0) for request in one.individual_request_metrics
         ),

@@ -17,6 +17,7 @@ from loadtest.records.peers.result import (
     at,
     count_at,
     figures_of,
+    is_number,
     text_at,
 )
 
@@ -89,7 +90,7 @@ def _pass(one: _Benchmark) -> PeerPass:
 
 def _arrivals(kind: str | None, strategy: Any) -> PeerArrivals:
     rate = at(strategy, "rate")
-    return PeerArrivals(kind or "unknown", rate if isinstance(rate, int | float) else None)
+    return PeerArrivals(kind or "unknown", rate if is_number(rate) else None)
 
 
 def _of_successful(metric: Any) -> dict[str, Any]:

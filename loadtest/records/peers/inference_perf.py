@@ -21,6 +21,7 @@ from loadtest.records.peers.result import (
     at,
     count_at,
     figures_of,
+    is_number,
     text_at,
 )
 
@@ -62,7 +63,7 @@ def _read(file: PeerFile) -> PeerResult:
         raise UsageError(f"{file.path}: expected requests of one stage, got several, untold which; run each stage by itself")
     concurrency = count_at(stage, "load_summary", "concurrency")
     rate = at(stage, "load_summary", "requested_rate")
-    open_loop = concurrency is None and isinstance(rate, int | float)
+    open_loop = concurrency is None and is_number(rate)
     one = PeerPass(
         concurrency=concurrency,
         requests=tuple(map(_request, requests)),

@@ -7,10 +7,9 @@ import re
 from dataclasses import dataclass
 
 from loadtest.errors import UsageError
-from loadtest.records.peers.result import PeerRequest, known_seconds
+from loadtest.records.peers.result import MOST_TOKENS, PeerRequest, known_seconds
 from loadtest.records.schema import Lack, Outcome, RequestError, RequestRecord
 
-MOST_TOKENS = 10**8
 MOST_START_S = 1e12
 MOST_OFFSET_S = 1e8
 _ERROR_CHARS = 300

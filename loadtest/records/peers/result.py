@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from loadtest.records.schema import EngineName, damage_text
 
 MOST_DOCUMENTS = 200_000
 MOST_FIGURES = 200
+MOST_TOKENS = 10**8
 MOST_SECONDS = 1e7  # of any time in a file
 
 _T = TypeVar("_T")
@@ -187,11 +188,11 @@ def figures_of(table: Mapping[str, Any], without: frozenset[str] = frozenset()) 
 
 def _numbers(prefix: str, table: Mapping[str, Any], without: frozenset[str]) -> Iterator[ToldFigure]:
     for key, value in table.items():
-        if key in without or isinstance(value, bool):
+        if key in without:
             continue
         if isinstance(value, dict) and prefix.count(".") < 3:
             yield from _numbers(f"{prefix}{key}.", value, frozenset())
-        elif isinstance(value, int | float) and math.isfinite(value):
+        elif is_number(value) and abs(value) < sys.float_info.max:
             yield ToldFigure(f"{prefix}{key}"[:100], float(value))
 
 
@@ -216,6 +217,20 @@ def at(table: Any, *keys: str | int) -> Any:
         else:
             table = table.get(key) if isinstance(table, dict) else None
     return table
+
+
+def is_number(value: Any) -> bool:
+    """Is it one, and not true or false?"""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def whole(value: float | None) -> int | None:
+    """A number of requests that a file has as a float; None where it is none.
+
+    >>> whole(8.0), whole(float("nan")), whole(None)
+    (8, None, None)
+    """
+    return int(value) if value is not None and 1 <= value <= MOST_TOKENS else None
 
 
 def text_at(table: Any, *keys: str | int) -> str | None:

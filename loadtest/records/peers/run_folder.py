@@ -21,6 +21,7 @@ from loadtest.records.schema import EngineName, LengthMode
 from loadtest.records.write import JsonlWriter, write_manifest, write_sealed
 
 MOST_CONCURRENCY = 1_000_000
+_FORCED = "That every output was as long as it was forced to be is what `--mode equal-work` said."
 
 _MODEL_CHARS = 300
 
@@ -65,7 +66,7 @@ def write_imported_run(out: Path, tolds: Sequence[Told], said: Said, command: st
         version=_common("version", [(one.file.path, one.result.version) for one in tolds]),
         passes=tuple(map(_described, passes)),
         not_told=tuple(_not_told([request for one in passes for request in one.of.requests])),
-        notes=tolds[0].reader.notes,
+        notes=(*tolds[0].reader.notes, *([_FORCED] if said.mode == "equal-work" else [])),
     )
     kept = [one for one in passes if one.of.requests]
     for one in kept:

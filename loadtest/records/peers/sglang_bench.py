@@ -15,6 +15,7 @@ from loadtest.records.peers.result import (
     figures_of,
     known_seconds,
     same_lengths,
+    whole,
 )
 from loadtest.records.peers.vllm_bench import arrivals_of
 
@@ -68,7 +69,7 @@ def _pass(file: PeerFile, one: _Result, document: dict[str, Any]) -> PeerPass:
     arrivals = arrivals_of(one.request_rate)
     most = one.max_concurrent_requests
     return PeerPass(
-        concurrency=one.max_concurrency or (None if most is None else int(most)),
+        concurrency=one.max_concurrency or whole(most),
         requests=_requests(file, one),
         figures=figures_of(document, _ASKED),
         arrivals=arrivals,

@@ -16,6 +16,7 @@ from loadtest.records.peers.result import (
     figures_of,
     known_seconds,
     same_lengths,
+    whole,
 )
 
 
@@ -50,7 +51,7 @@ def _pass(file: PeerFile, one: _Result, document: dict[str, object]) -> PeerPass
     arrivals = arrivals_of(one.request_rate, one.burstiness, one.ramp_up_strategy)
     most = one.max_concurrent_requests if arrivals is not None else one.num_prompts
     return PeerPass(
-        concurrency=one.max_concurrency or (None if most is None else int(most)),
+        concurrency=one.max_concurrency or whole(most),
         requests=_requests(file, one),
         figures=figures_of(document, _ASKED),
         arrivals=arrivals,

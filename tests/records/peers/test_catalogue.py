@@ -103,3 +103,13 @@ def test_another_database_is_refused_in_one_line(script):
     for damaged in (content, content[:-500], content[:60]):
         with pytest.raises(UsageError, match="^x.db: expected [^\n]+$"):
             catalogue.told_by(result.file_of(Path("x.db"), damaged))
+
+
+def test_numbers_that_are_none_are_not_told():
+    """NaN is no concurrency, and true no number of tokens."""
+    text = (DATA / FILES["genai-bench"]).read_text().replace('"num_concurrency": 4', '"num_concurrency": NaN')
+    (one,) = catalogue.told_by(result.file_of(Path("x.json"), text.encode())).result.passes
+    assert one.concurrency is None
+    text = (DATA / FILES["AIPerf"]).read_text().replace('"value": 40, "unit": "tokens"', '"value": true, "unit": "tokens"')
+    (one,) = catalogue.told_by(result.file_of(Path("x.jsonl"), text.encode())).result.passes
+    assert {request.output_tokens for request in one.requests} == {None}
