@@ -260,30 +260,30 @@ def from_composed(
     )
 
 
-def with_slow_end(
+def with_careful_end(
     option: CapacityOption,
-    steady: SteadyReplica,
-    slow: SteadyReplica | None,
+    likely: SteadyReplica,
+    careful: SteadyReplica | None,
     objectives: Sequence[slo.Slo],
     demand: CapacityDemand,
 ) -> CapacityOption:
-    """A predicted option whose careful replicas and GPUs follow from the error of the model: the streams of the levels,
-    times what the closed form makes of them at the slow end. As it is where even a lone request then breaks an objective."""
-    streams, likely = option.streams_per_replica.value, option.replicas.value
-    known = steady.most_in_flight(objectives)
-    most = 0 if slow is None else min(slow.most_in_flight(objectives), known)
-    if slow is None or not streams or not likely or not most:
+    """An option with careful replicas and GPUs: from the streams of the levels, times what the closed form makes of them at
+    the careful end. As it is where even a lone request then breaks an objective."""
+    streams, fewest = option.streams_per_replica.value, option.replicas.value
+    known = likely.most_in_flight(objectives)
+    most = 0 if careful is None else min(careful.most_in_flight(objectives), known)
+    if careful is None or not streams or not fewest or not most:
         return option
     held = max(1, int(min(streams, most) if option.limit == "not_reached" else streams * most / known))
-    hourly = 3600 * slow.requests_per_s(held)
-    one = Replica(held, hourly, hourly * slow.workload.mean_output_tokens)
-    replicas = max(likely, provision(demand, one, at_random=True).replicas)
+    hourly = 3600 * careful.requests_per_s(held)
+    one = Replica(held, hourly, hourly * careful.workload.mean_output_tokens)
+    replicas = max(fewest, provision(demand, one, at_random=True).replicas)
     tp, price = option.tp or 1, demand.gpu_hour_price
     cost = option.cost_per_hour
     return structs.replace(
         option,
-        replicas=Bounded(likely, (option.replicas.low, replicas)),
-        cards=Bounded(likely * tp, (option.cards.low, replicas * tp)),
+        replicas=Bounded(fewest, (option.replicas.low, replicas)),
+        cards=Bounded(fewest * tp, (option.cards.low, replicas * tp)),
         cost_per_hour=cost if price is None else Cost(cost.value, (cost.low, price * replicas * tp)),
     )
 

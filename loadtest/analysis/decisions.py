@@ -112,10 +112,10 @@ class CapacityPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FleetEnds(msgspec.Struct, frozen=True):
-    """A figure of a fleet at the likely speed of a replica, and at the careful end of the interval of that speed."""
+    """A figure of a fleet as measured, and at the careful ends of its intervals in each of three simulated peaks."""
 
     likely: Annotated[float | None, about("None where no number of replicas holds the SLOs, or no price was given.")]
-    careful: Annotated[float | None, about("None also where the speed has no interval.")]
+    careful: Annotated[float | None, about("None also where the speed or the mean output has no interval.")]
 
 
 class PeakFigure(msgspec.Struct, frozen=True):
@@ -159,7 +159,9 @@ class FleetOption(msgspec.Struct, frozen=True, kw_only=True):
     estimated: Annotated[
         bool, about("By the closed form, scaled by what the simulation made of it for the best cell of the model.")
     ]
-    losses: Annotated[tuple[FleetLoss, ...], about("One replica, then a zone; of the cheapest cell of the first model.")]
+    losses: Annotated[
+        tuple[FleetLoss, ...], about("One replica, then a zone, of `replicas`; of the cheapest cell of the first model.")
+    ]
     tried: Annotated[tuple[FleetSize, ...], about("Every size simulated at the likely speed.")]
     binds: Annotated[str | None, about("The SLO that the next smaller size breaks.")]
     known_streams: Annotated[int | None, about("Highest concurrency measured: no replica is given more. None: no limit.")]

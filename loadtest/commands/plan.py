@@ -80,18 +80,18 @@ def _measured(source: Measured, objectives: Sequence[Slo], demand: CapacityDeman
     """By levels; where bursts stand for these, by the closed form at the speeds that they showed."""
     candidates = source.candidates()
     by_bursts = {one.facts.id for one in candidates if one.facts.composed}
-    closed_form = {one.facts.id: one.steady for one in candidates if one.steady is not None}
+    closed_form = {one.facts.id: one.likely for one in candidates if one.likely is not None}
     levels = [cell for cell in source.cells if cell.id not in by_bursts]
     composed = [_composed(one, objectives, demand) for one in candidates if one.facts.id in by_bursts]
     return capacity.by_model([*capacity.plan(levels, objectives, demand, closed_form), *composed])
 
 
 def _composed(one: Candidate, objectives: Sequence[Slo], demand: CapacityDemand) -> CapacityOption:
-    steady, highest = one.steady, None if one.model is None else one.model.known_streams
-    if steady is None or highest is None:
+    likely, highest = one.likely, None if one.model is None else one.model.known_streams
+    if likely is None or highest is None:
         return structs.replace(capacity.holds_nothing(one.facts, one.reason), composed=True)
-    option = capacity.from_composed(one.facts, steady, highest, objectives, demand)
-    return capacity.with_slow_end(option, steady, one.slow, objectives, demand)
+    option = capacity.from_composed(one.facts, likely, highest, objectives, demand)
+    return capacity.with_careful_end(option, likely, one.careful, objectives, demand)
 
 
 # By the performance model --------------------------------------------------------------------------------------------
@@ -104,13 +104,13 @@ def _predicted(source: Predicted, objectives: Sequence[Slo], demand: CapacityDem
     winners = _winners(candidates, objectives, demand)
     options = []
     for one in candidates:
-        steady = one.steady
-        if steady is None or one.facts.id not in winners:
-            options.append(_estimated(one, steady, objectives, demand))
+        likely = one.likely
+        if likely is None or one.facts.id not in winners:
+            options.append(_estimated(one, objectives, demand))
             continue
-        cell = _levels(source, one, steady, objectives, demand, say)
-        option = capacity.plan([cell], objectives, demand, {cell.id: steady})[0]
-        options.append(capacity.with_slow_end(option, steady, one.slow, objectives, demand))
+        cell = _levels(source, one, likely, objectives, demand, say)
+        option = capacity.plan([cell], objectives, demand, {cell.id: likely})[0]
+        options.append(capacity.with_careful_end(option, likely, one.careful, objectives, demand))
     return capacity.by_model(options)
 
 
@@ -118,7 +118,7 @@ def _winners(candidates: Sequence[Candidate], objectives: Sequence[Slo], demand:
     """Of each model the cell with the fewest GPUs by the closed form, and its near equals."""
     gpus: dict[str | None, dict[str, float]] = {}
     for one in candidates:
-        replicas = None if one.steady is None else one.steady.replicas(demand, objectives)
+        replicas = None if one.likely is None else one.likely.replicas(demand, objectives)
         if replicas is not None:
             gpus.setdefault(one.facts.model, {})[one.facts.id] = max(1.0, replicas) * (one.facts.tp or 1)
     return {
@@ -127,12 +127,10 @@ def _winners(candidates: Sequence[Candidate], objectives: Sequence[Slo], demand:
     }  # fmt: skip
 
 
-def _estimated(
-    one: Candidate, steady: SteadyReplica | None, objectives: Sequence[Slo], demand: CapacityDemand
-) -> CapacityOption:
-    if steady is not None:
-        return capacity.estimate(one.facts, steady, objectives, demand)
-    return capacity.holds_nothing(one.facts, one.reason)
+def _estimated(one: Candidate, objectives: Sequence[Slo], demand: CapacityDemand) -> CapacityOption:
+    if one.likely is None:
+        return capacity.holds_nothing(one.facts, one.reason)
+    return capacity.estimate(one.facts, one.likely, objectives, demand)
 
 
 def _levels(

@@ -9,7 +9,6 @@ from msgspec import structs
 
 from loadtest.analysis import capacity, objectives, run
 from loadtest.analysis.fleet.options import CellFacts
-from loadtest.analysis.fleet.steady import SteadyReplica
 from loadtest.errors import UsageError
 from loadtest.metrics import slo
 from loadtest.metrics.figures import Estimate
@@ -215,8 +214,7 @@ def test_no_level_broke_so_the_answer_is_an_upper_bound():
 
 def test_the_closed_form_stands_in_for_a_quantile_of_few_requests():
     """No p90 of one request at a level: judged by the closed form, without an interval, so without a careful figure."""
-    made = fleets.model(24)
-    steady = SteadyReplica(made.likely, made.config, fleets.MIX)
+    steady = fleets.model(24).likely
     bare = structs.replace(FOUR, ttft_s=MEASURED.levels[0].ttft_s)
     slos, demand = [slo.parse_slo("ttft_s:p90<2")], capacity.CapacityDemand(users=8)
     assert capacity.plan([cell([bare])], slos, demand)[0].replicas.value is None
@@ -228,8 +226,7 @@ def test_the_closed_form_stands_in_for_a_quantile_of_few_requests():
 
 
 def test_a_cell_that_cannot_win_is_estimated():
-    made = fleets.model(4)
-    steady = SteadyReplica(made.likely, made.config, fleets.MIX)
+    steady = fleets.model(4).likely
     facts = CellFacts("b", "vllm", "m", 2, "l20", False)
     option = capacity.estimate(facts, steady, [slo.parse_slo("tpot_s:p90<0.525")], capacity.CapacityDemand(users=40))
     assert option.estimated
@@ -257,14 +254,14 @@ def test_users_need_no_interval_of_a_rate():
 
 def test_the_error_of_the_model_makes_the_careful_number():
     """8 streams at 0.57 s a token; 30 % slower the closed form finds fewer within the SLO, so more replicas are safe."""
-    made = fleets.model(24)
-    steady, slow = (SteadyReplica(one, made.config, fleets.MIX) for one in (made.likely, made.likely.times(1.2)))
+    made = fleets.model(24, careful=1.2)
+    steady, slow = made.likely, made.careful
     slos, demand = [slo.parse_slo("tpot_s:p90<0.7")], capacity.CapacityDemand(users=40, gpu_hour_price=2.0)
     (option,) = capacity.plan([cell([FOUR, EIGHT, SIXTEEN])], SLO, demand)
-    found = capacity.with_slow_end(option, steady, slow, slos, demand)
+    found = capacity.with_careful_end(option, steady, slow, slos, demand)
     held = int(8 * slow.most_in_flight(slos) / steady.most_in_flight(slos))
     assert 1 <= held < 8
     expected = capacity.provision(demand, capacity.Replica(held, 1.0, 1.0), at_random=True).replicas
     assert ends(found.replicas) == (7, (7, expected))
     assert found.cost_per_hour.high == 2 * 2.0 * expected
-    assert capacity.with_slow_end(option, steady, None, slos, demand) == option
+    assert capacity.with_careful_end(option, steady, None, slos, demand) == option

@@ -122,7 +122,7 @@ def test_plan_for_users_who_think(tmp_path, capsys):
     code, out, _ = said([*asked, "--gpu-hour-price", "2"], capsys)
     assert code == 0
     assert "40 users at work at once, 30 s of thought between requests: about" in out
-    assert out.splitlines()[-1].startswith("For the slide: 40 users who think 30 s between requests need 1 L20 GPU")
+    assert out.startswith("40 users who think 30 s between requests need 1 L20 GPU")
     assert "predicted, not measured" in out
     found = json.loads(said([*asked, "--json"], capsys)[1])
     assert found["users"] == 40
@@ -137,7 +137,7 @@ def test_plan_for_one_model_and_engine(tmp_path, capsys):
     rows = [line for line in out.splitlines() if line.startswith("PREDICTED")]
     assert len(rows) == 1
     assert "vllm-sim_qwen2.5-7b-instruct_tp1" in rows[0]
-    assert out.splitlines()[-1].endswith("(predicted, not measured; within 90th percentile of time to first token < 2 s).")
+    assert out.splitlines()[0].endswith("(predicted, not measured; within 90th percentile of time to first token < 2 s).")
 
 
 def test_plan_for_a_model_and_a_gpu_of_no_study(capsys):
@@ -164,7 +164,7 @@ def test_an_slo_that_nothing_meets_is_said_in_the_sentence(tmp_path, capsys):
     code, out, _ = said(asked, capsys)
     assert code == 0
     assert "not even the lowest level meets ttft_s:p90<0.000001" in out
-    assert out.splitlines()[-1].startswith("For the slide: no configuration here serves 4 requests in flight")
+    assert out.startswith("No configuration here serves 4 requests in flight")
 
 
 def test_plan_takes_no_capacity_from_an_open_loop(tmp_path, capsys):

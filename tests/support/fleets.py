@@ -1,7 +1,10 @@
 """Small fleets whose figures can be found by hand."""
 
+from dataclasses import replace
+
 from loadtest.analysis.fleet import peak
 from loadtest.analysis.fleet.replica_model import ReplicaModel, request_mix
+from loadtest.analysis.fleet.steady import SteadyReplica
 from loadtest.metrics.slo import parse_slo
 from loadtest.simulator.core.behaviour import behaviour
 from loadtest.simulator.core.engine import EngineConfig
@@ -24,4 +27,5 @@ def model(known=4, token_s=0.5, careful=1.3):
     levels = [MeasuredLevel(1, token_s), MeasuredLevel(known, token_s + (known - 1) * 0.01)]
     likely = speed.from_levels(levels, prefill_s=1.0, prompt_tokens=100, output_tokens=100, most_prompt_tokens=2048)
     config = EngineConfig(behaviour=behaviour("vllm-sim"), kv_tokens=100_000, max_running=known)
-    return ReplicaModel(config, likely, None if careful is None else likely.times(careful), known)
+    one = SteadyReplica(likely, config, MIX)
+    return ReplicaModel(one, None if careful is None else replace(one, speed=likely.times(careful)), known)

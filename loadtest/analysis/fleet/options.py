@@ -16,7 +16,7 @@ from loadtest.analysis.fleet.replica_model import ReplicaModel
 from loadtest.analysis.fleet.steady import SteadyReplica
 from loadtest.errors import UsageError
 from loadtest.metrics.slo import Slo
-from loadtest.simulator.fleet.arrivals import Demand, Population, RequestMix
+from loadtest.simulator.fleet.arrivals import Demand, Population
 
 ZONES = 3
 NEAR_EQUAL = 1.1  # times the GPUs of the best by the closed form: such a cell can win
@@ -37,32 +37,21 @@ class CellFacts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A cell with what is known of its replicas and its workload, or why nothing is."""
+    """A cell with what is known of its replicas and requests, or why nothing is."""
 
     facts: CellFacts
     model: ReplicaModel | None
-    workload: RequestMix | None
     reason: str | None = None
 
     @property
-    def steady(self) -> SteadyReplica | None:
-        """A replica at the likely speed in the closed form."""
-        if self.model is None or self.workload is None:
-            return None
-        return SteadyReplica(self.model.likely, self.model.config, self.workload)
+    def likely(self) -> SteadyReplica | None:
+        """A replica in the closed form, by the figures."""
+        return None if self.model is None else self.model.likely
 
     @property
-    def slow(self) -> SteadyReplica | None:
-        """The same at the slow end of the interval of its speed; None without one."""
-        steady = self.steady
-        if steady is None or self.model is None or self.model.careful is None:
-            return None
-        return replace(steady, speed=self.model.careful)
-
-    def breaks_alone(self, objectives: Sequence[Slo]) -> Slo | None:
-        """The first objective that even a lone request breaks, by the closed form."""
-        steady = self.steady
-        return None if steady is None else next((one for one in objectives if not steady.meets([one], 1)), None)
+    def careful(self) -> SteadyReplica | None:
+        """The same at the careful ends of their intervals; None without one."""
+        return None if self.model is None else self.model.careful
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +70,18 @@ class Question:
         if self.gpu_hour_price is not None and not 0 <= self.gpu_hour_price < math.inf:
             raise UsageError(f"--gpu-hour-price: expected a price from 0 up, got {self.gpu_hour_price:g}")
 
+    def planned(self, replicas: float) -> int:
+        """Replicas with the headroom on top.
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """One search by simulation: a candidate behind a router."""
-
-    candidate: Candidate
-    router: str
-    question: Question
-    with_losses: bool
+        >>> Question(Demand(10), (), ("random",), headroom=0.2).planned(4)
+        5
+        """
+        return math.ceil(replicas / (1 - self.headroom) - 1e-9)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sized:
-    """A candidate behind a router: replicas by the closed form at both speeds, and by simulation where that was done."""
+    """A candidate behind a router: replicas by the closed form at both ends, and by simulation where that was done."""
 
     candidate: Candidate
     router: str
@@ -111,8 +98,22 @@ class Sized:
         return self.estimate if self.likely is None else self.likely.replicas
 
     @property
+    def words(self) -> str:
+        """Which one it is, for a reader."""
+        return f"{self.candidate.facts.id}, {self.router}"
+
+    @property
     def gpus(self) -> float:
         return math.inf if self.replicas is None else self.replicas * (self.candidate.facts.tp or 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One search by simulation."""
+
+    estimated: Sized
+    question: Question
+    with_losses: bool
 
 
 Spread = Callable[[Callable[[Task], Sized], Sequence[Task]], Iterable[Sized]]
@@ -131,7 +132,7 @@ def fleet_options(
     models = list(dict.fromkeys(one.facts.model for one in candidates))
     tasks, estimated = _split(candidates, question, models)
     for task in tasks:
-        say(f"{task.candidate.facts.id}, {task.router}: searching the number of replicas")
+        say(f"{task.estimated.words}: searching the number of replicas")
     sized = list(spread(simulate, tasks))
     sized += [_scaled(one, sized) for one in estimated]
     sized.sort(key=lambda one: (models.index(one.candidate.facts.model), one.gpus, one.candidate.facts.id))
@@ -144,55 +145,47 @@ def _split(
     """What to simulate, and what the closed form does for."""
     tasks: list[Task] = []
     rest: list[Sized] = []
-    near = NEAR_EQUAL if len(models) == 1 else 1.0
     for model in models:
-        of_model = [one for one in candidates if one.facts.model == model]
-        for router in question.routers:
-            ranked = sorted((_estimated(one, router, question) for one in of_model), key=lambda one: one.gpus)
-            for place, one in enumerate(ranked):
-                can_win = place == 0 or (one.gpus <= near * ranked[0].gpus and near > 1)
-                if one.candidate.model is not None and can_win:
-                    losses = not place and model == models[0]
-                    tasks.append(Task(one.candidate, router, question, losses))
-                else:
-                    rest.append(one)
+        of_model = (one for one in candidates if one.facts.model == model)
+        ranked = sorted((_estimated(one, question) for one in of_model), key=lambda one: one.gpus)
+        near = NEAR_EQUAL * ranked[0].gpus if len(models) == 1 else 0.0
+        for place, one in enumerate(ranked):
+            can_win = one.candidate.model is not None and (place == 0 or one.gpus <= near < math.inf)
+            behind = [replace(one, router=router) for router in question.routers]
+            if can_win:
+                tasks += [Task(each, question, with_losses=not place and model == models[0]) for each in behind]
+            else:
+                rest += behind
     return tasks, rest
 
 
-def _estimated(candidate: Candidate, router: str, question: Question) -> Sized:
-    """By the closed form alone."""
-    peak = _peak(candidate, router, question)
-    if peak is None or candidate.model is None:
-        return Sized(candidate, router)
-    careful = None if candidate.model.careful is None else peak.estimate(candidate.model.careful)
-    return Sized(candidate, router, peak.estimate(candidate.model.likely), careful)
-
-
-def _peak(candidate: Candidate, router: str, question: Question) -> Peak | None:
-    if candidate.model is None or candidate.workload is None:
-        return None
-    return Peak(candidate.model, router, question.demand, candidate.workload, question.objectives)
+def _estimated(candidate: Candidate, question: Question) -> Sized:
+    """By the closed form alone, which knows no routers."""
+    likely, careful = (
+        None if one is None else one.replicas(question.demand, question.objectives)
+        for one in (candidate.likely, candidate.careful)
+    )
+    return Sized(candidate, "", likely, careful)
 
 
 def simulate(task: Task) -> Sized:
     """Search the replicas of one candidate behind one router."""
-    found = _estimated(task.candidate, task.router, task.question)
-    peak = _peak(task.candidate, task.router, task.question)
-    assert peak is not None
-    likely = peak.size()
-    count = likely.replicas
-    bound = peak.model.known_streams is not None and peak.is_bound_by_what_is_known()
+    question, model = task.question, task.estimated.candidate.model
+    assert model is not None
+    peak = Peak(model, task.estimated.router, question.demand, question.objectives)
+    found = peak.size()
+    count = found.replicas
     return replace(
-        found,
-        likely=likely,
+        task.estimated,
+        likely=found,
         careful=None if count is None else peak.careful_replicas(count),
-        losses=_losses(peak, count, task.question.objectives) if task.with_losses else (),
-        at_most=bound and count is not None,
+        losses=_losses(peak, question.planned(count), question.objectives) if task.with_losses and count else (),
+        at_most=count is not None and peak.is_bound_by_what_is_known(),
     )
 
 
-def _losses(peak: Peak, replicas: int | None, objectives: Sequence[Slo]) -> tuple[FleetLoss, ...]:
-    if replicas is None or replicas < 2:
+def _losses(peak: Peak, replicas: int, objectives: Sequence[Slo]) -> tuple[FleetLoss, ...]:
+    if replicas < 2:
         return ()
     found = [peak.loss(replicas, lost) for lost in sorted({1, math.ceil(replicas / ZONES)})]
     return tuple(FleetLoss(lost=loss.lost, peak=_figures(loss.waits, objectives)) for loss in found)
@@ -215,9 +208,8 @@ def _scaled(one: Sized, simulated: Sequence[Sized]) -> Sized:
 
 def _option(one: Sized, question: Question) -> FleetOption:
     facts, found, tp = one.candidate.facts, one.likely, one.candidate.facts.tp or 1
-    kept = 1 - question.headroom
     careful = one.careful if found is not None else one.careful_estimate
-    replicas = _each(FleetEnds(one.replicas, careful), lambda count: math.ceil(count / kept - 1e-9))
+    replicas = _each(FleetEnds(one.replicas, careful), question.planned)
     gpus = _each(replicas, lambda count: count * tp)
     price = question.gpu_hour_price
     a_day = FleetEnds(None, None) if price is None else _each(gpus, lambda count: count * 24 * price)
@@ -262,7 +254,7 @@ def _seen(one: Sized, question: Question) -> tuple[UserFigures | None, float]:
         return _user_figures(
             [value if math.isfinite(value) else None for value in told], "simulated peak"
         ), seen.requests_per_s
-    steady = one.candidate.steady
+    steady = one.candidate.likely
     if steady is None or one.replicas is None:
         return None, 0.0
     in_flight = steady.in_flight(question.demand, one.replicas)
@@ -311,5 +303,5 @@ def _why_none(one: Sized, objectives: Sequence[Slo]) -> str | None:
         return one.candidate.reason
     if one.replicas is not None:
         return None
-    binds = one.likely.binds if one.likely is not None else one.candidate.breaks_alone(objectives)
+    binds = one.likely.binds if one.likely is not None else one.candidate.model.likely.breaks_alone(objectives)
     return f"no number of replicas meets {binds.text if binds else 'the SLOs'}: a request that is almost alone breaks it"

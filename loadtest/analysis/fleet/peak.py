@@ -1,15 +1,16 @@
 """How many replicas hold a demand at its daily peak: search by simulation, and what losing replicas does to the waits.
 
 The peak is simulated on at most `SAMPLE` replicas with their share of the demand: more replicas of the same load behind the
-same router wait alike. A search begins where the closed form says. Every search is made at the likely speed of a replica
-and again at the careful end of its interval. Design and accuracy: docs/deciding.md.
+same router wait alike. A search begins where the closed form says. The likely number follows the figures; the careful one
+holds at the slow end of the speed and the long end of the outputs, in each of several peaks. Design and accuracy:
+docs/deciding.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,19 +21,21 @@ from loadtest.metrics import catalogue
 from loadtest.metrics.catalogue import QUANTILES, REACHED_QUANTILES, Statistic
 from loadtest.metrics.slo import Slo
 from loadtest.simulator.fleet import day
-from loadtest.simulator.fleet.arrivals import HOUR_S, Demand, Population, RequestMix
+from loadtest.simulator.fleet.arrivals import HOUR_S, Demand, Population
 from loadtest.simulator.fleet.requests import Seconds
-from loadtest.simulator.fleet.speed import Counts, Floats, Speed
+from loadtest.simulator.fleet.speed import Counts, Floats
 
 METRICS = ("ttft_s", "time_to_final_answer_s", "tpot_s", "tokens_per_s_per_user")
 SAMPLE = 24
 ENOUGH_REQUESTS = 2_500
 SHORTEST_S = 60.0
 MOST_DAYS = 6  # peaks of so many days are simulated, where one peak has too few requests
+CAREFUL_PEAKS = 3  # in each of which a careful number of replicas holds
 MOST_REPLICAS = 100_000
 CLOSE = 0.02  # a size is searched to within this share of it
 _FIRMER = 0.98  # more streams that would save less than this share of the replicas are not worth a measurement
 _FIRST_STEP = 1.06  # from the size that the closed form says; each next step is half as large again
+_CAREFUL_STEP = 1.03
 _IDLE = 20  # times the replicas of the closed form: what is then not met never is
 
 
@@ -89,72 +92,65 @@ def check_objectives(objectives: Sequence[Slo]) -> None:
             raise UsageError(f"--slo {slo.text}: with arrivals expected one of {', '.join(METRICS)}, got {slo.metric}")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Peak:
     """The daily peak of a demand, on replicas of one model behind one router."""
 
     model: ReplicaModel
     router: str
     demand: Demand | Population
-    workload: RequestMix
     objectives: Sequence[Slo]
     seed: int = 1
-    _known: dict[tuple[str, int], Waits] = field(default_factory=dict)
 
     def size(self) -> Sizing:
-        """Search the fewest replicas at the likely speed, from the size that the closed form says."""
+        """Search the fewest replicas by the likely figures, from the size that the closed form says."""
         return self._search(self.estimate(self.model.likely))
 
     def careful_replicas(self, likely: int) -> int | None:
-        """Replicas that hold at the careful end of the speed: from what the closed form makes of the size that is just too
-        small, and more until the simulation holds. None where nothing is known of that end, or nothing holds."""
-        speed = self.model.careful
-        if speed is None:
+        """Replicas that hold at the careful end, in each of `CAREFUL_PEAKS` peaks: from what the closed form makes there of
+        the size that is just too small, upwards. None where nothing is known of that end, or nothing holds."""
+        careful = self.model.careful
+        slower = None if careful is None else self.estimate(careful)
+        known = self.estimate(self.model.likely)
+        if careful is None or slower is None or known is None:
             return None
-        slower, known = self.estimate(speed), self.estimate(self.model.likely)
-        if slower is None or known is None:
-            return None
-        count, step = max(likely, _bounded((likely - 1) * slower / known)), _FIRST_STEP
-        while not self._waits(speed, count, "careful").holds:
+        count, step = max(likely, _bounded((likely - 1) * slower / known)), _CAREFUL_STEP
+        while not all(self._waits(careful, count, peak=peak).holds for peak in range(CAREFUL_PEAKS)):
             if count >= _IDLE * slower:
                 return None
             count, step = max(count + 1, _bounded(count * step)), step**1.5
         return count
 
-    def estimate(self, speed: Speed) -> float | None:
+    def estimate(self, replica: SteadyReplica) -> float | None:
         """Replicas by the closed form, a share of one included; None where it says that even a lone request waits too
         long."""
-        return self.steady(speed).replicas(self.demand, self.objectives)
-
-    def steady(self, speed: Speed) -> SteadyReplica:
-        """A replica of this speed in the closed form."""
-        return SteadyReplica(speed, self.model.config, self.workload)
+        return replica.replicas(self.demand, self.objectives)
 
     def is_bound_by_what_is_known(self) -> bool:
         """Would fewer replicas do if more streams than were measured ran as fast?"""
-        beyond = self.model.beyond()
-        known, best = self.estimate(self.model.likely), SteadyReplica(beyond.likely, beyond.config, self.workload)
-        fewer = best.replicas(self.demand, self.objectives)
+        if self.model.known_streams is None:
+            return False
+        known, fewer = self.estimate(self.model.likely), self.estimate(self.model.beyond())
         return known is not None and fewer is not None and fewer < _FIRMER * known
 
     def _search(self, start: float | None) -> Sizing:
         """Step away from the start until one size holds and one does not, then close in on the limit between them."""
         idle = _bounded(_IDLE * (start or self._idle_replicas()))
         high, step = _bounded(idle if start is None else start - 1e-6), _FIRST_STEP
-        tried = {high: self._likely(high)}
+        tried = {high: self._waits(self.model.likely, high)}
         low = 0
         while not tried[high].holds:
             if high >= idle:
                 return Sizing(None, tuple(tried.values()), self._first_broken(tried[high]))
             low, high, step = high, min(max(high + 1, math.ceil(high * step)), idle), step**1.5
-            tried[high] = self._likely(high)
+            tried[high] = self._waits(self.model.likely, high)
         while low == 0 and high > 1:
             smaller = max(1, min(high - 1, math.floor(high / step)))
-            tried[smaller] = self._likely(smaller)
+            tried[smaller] = self._waits(self.model.likely, smaller)
             low, high, step = (0, smaller, step**1.5) if tried[smaller].holds else (smaller, high, step)
         while high - low > max(1, CLOSE * high):
             between = self._between(tried[low], tried[high])
-            tried[between] = self._likely(between)
+            tried[between] = self._waits(self.model.likely, between)
             low, high = (low, between) if tried[between].holds else (between, high)
         order = tuple(tried[count] for count in sorted(tried))
         return Sizing(high, order, self._first_broken(tried[low]) if low else None)
@@ -174,61 +170,47 @@ class Peak:
 
     def _idle_replicas(self) -> float:
         """Replicas with one request in flight each."""
-        steady = self.steady(self.model.likely)
-        return self.demand.replicas_at(1, steady.requests_per_s(1))
+        return self.demand.replicas_at(1, self.model.likely.requests_per_s(1))
 
     def loss(self, replicas: int, lost: int) -> LossWaits:
         """What the requests of a quarter of an hour at the peak see when so many replicas are lost at its start."""
-        return LossWaits(lost, self._simulate(self.model.likely, replicas, lost, HOUR_S))
+        return LossWaits(lost, self._waits(self.model.likely, replicas, lost=lost))
 
     # -- one simulation ------------------------------------------------------------------------------------------------
 
-    def _likely(self, replicas: int) -> Waits:
-        return self._waits(self.model.likely, replicas, "likely")
-
-    def _waits(self, speed: Speed, replicas: int, kind: str) -> Waits:
-        key = kind, replicas
-        if key not in self._known:
-            self._known[key] = self._simulate(speed, replicas, 0, self._patience_s())
-        return self._known[key]
-
-    def _simulate(self, speed: Speed, replicas: int, lost: int, patience_s: float) -> Waits:
-        sample = min(replicas, SAMPLE)
-        gone = round(lost * sample / replicas)
-        share = sample / replicas if gone or not lost else sample / (replicas - lost)
-        seen = _Observed()
+    def _waits(self, replica: SteadyReplica, replicas: int, *, peak: int = 0, lost: int = 0) -> Waits:
+        """What the requests of a peak see; of several days, where one has too few. Each `peak` is drawn anew."""
+        sample, seen = _sampled(replicas, lost), _Observed()
         for number in range(MOST_DAYS):
-            self._one_day(_Fleet(speed, sample, share, gone, patience_s), number, seen)
-            if seen.count >= ENOUGH_REQUESTS / 2 or lost:
+            self._one_day(replica, sample, self.seed + 1000 * number + 10_000 * peak, seen)
+            if seen.count >= ENOUGH_REQUESTS / 2:
                 break
         figures = tuple(seen.figure(slo.metric, slo.statistic) for slo in self.objectives)
         holds = all(slo.holds(one) for slo, one in zip(self.objectives, figures, strict=True))
         return Waits(replicas, figures, holds, seen.figures())
 
-    def _one_day(self, one: _Fleet, number: int, seen: _Observed) -> None:
+    def _one_day(self, replica: SteadyReplica, sample: _Sample, seed: int, seen: _Observed) -> None:
         """The requests that arrive in the hour around the peak, or in the part of it that has enough of them."""
-        demand, steady = self.demand.times(one.share), self.steady(one.speed)
-        answer_s = steady.figure("time_to_final_answer_s", "mean", steady.in_flight(demand, one.replicas))
-        assert answer_s is not None
-        length_s = min(max(demand.lasting_s(ENOUGH_REQUESTS, answer_s), SHORTEST_S), HOUR_S)
-        length_s = HOUR_S / 4 if one.gone else length_s
+        demand = self.demand.times(sample.share)
+        answer_s = replica.mean_answer_s(replica.in_flight(demand, sample.replicas))
+        enough_s = HOUR_S / 4 if sample.lost else demand.lasting_s(ENOUGH_REQUESTS, answer_s)
+        length_s = min(max(enough_s, SHORTEST_S), HOUR_S)
         begin_s, end_s = demand.peak_s - length_s / 2, demand.peak_s + length_s / 2
         warm_s = demand.warm_up_s(answer_s)
-        traffic = demand.traffic(self.workload, begin_s - warm_s, end_s, self.seed + 1000 * number)
+        traffic = demand.traffic(replica.workload, begin_s - warm_s, end_s, seed)
         asked = traffic.requests.output_tokens.copy()
-        loss = day.Loss(begin_s, one.gone) if one.gone else None
-        fleet = day.Fleet(self.model.config, one.speed, one.replicas, self.router, self.model.max_tokens)
-        found = day.simulate_fleet(
-            fleet, traffic, until_s=end_s + one.patience_s, loss=loss, seed=self.seed + number
-        ).requests
-        sent_s = found.arrival_s
-        there = (sent_s >= begin_s) & (sent_s < end_s)
-        seen.add(found.ttft_s[there], found.final_s[there], asked[there], length_s * one.share)
+        fleet = day.Fleet(replica.config, replica.speed, sample.replicas, self.router, self.model.max_tokens)
+        loss = day.Loss(begin_s, sample.lost) if sample.lost else None
+        until_s = end_s + (HOUR_S if sample.lost else self._patience_s(replica))
+        found = day.simulate_fleet(fleet, traffic, until_s=until_s, loss=loss, seed=seed).requests
+        there = (found.arrival_s >= begin_s) & (found.arrival_s < end_s)
+        seen.add(found.ttft_s[there], found.final_s[there], asked[there], length_s * sample.share)
 
-    def _patience_s(self) -> float:
-        """How long after the peak an answer may still come: then it has broken any limit on a wait."""
+    def _patience_s(self, replica: SteadyReplica) -> float:
+        """How long after the peak an answer may still come: what then has not has broken any limit on a wait, and had no
+        seat."""
         waits = [slo.limit for slo in self.objectives if slo.below and slo.metric != "tpot_s"]
-        return max(HOUR_S / 60, *waits) if waits else HOUR_S / 4
+        return max(HOUR_S / 60, *waits, replica.longest_answer_s())
 
     def _first_broken(self, waits: Waits) -> Slo | None:
         pairs = zip(self.objectives, waits.figures, strict=True)
@@ -239,15 +221,24 @@ def _bounded(replicas: float) -> int:
     return max(1, min(math.ceil(replicas), MOST_REPLICAS))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Fleet:
+@dataclass(frozen=True, slots=True)
+class _Sample:
     """What stands for a whole fleet: some of its replicas, their share of the demand, and how many of them are lost."""
 
-    speed: Speed
     replicas: int
     share: float
-    gone: int
-    patience_s: float
+    lost: int
+
+
+def _sampled(replicas: int, lost: int) -> _Sample:
+    """Where so few are lost that none is of the sample, the others take their share.
+
+    >>> _sampled(240, 80), _sampled(240, 1).share == 24 / 239
+    (_Sample(replicas=24, share=0.1, lost=8), True)
+    """
+    sample = min(replicas, SAMPLE)
+    gone = round(lost * sample / replicas)
+    return _Sample(sample, sample / (replicas if gone else replicas - lost), gone)
 
 
 class _Observed:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from loadtest.analysis.fleet.steady import SteadyReplica
 from loadtest.analysis.validity import unsound_reasons
 from loadtest.errors import UsageError
+from loadtest.metrics import intervals
 from loadtest.metrics.figures import Bounded
 from loadtest.metrics.level_schema import ComposedLevel, LevelFigures
 from loadtest.metrics.schema import CellFigures
@@ -18,7 +20,7 @@ from loadtest.simulator.core.behaviour import behaviour
 from loadtest.simulator.core.engine import EngineConfig
 from loadtest.simulator.fleet import speed
 from loadtest.simulator.fleet.arrivals import RequestMix
-from loadtest.simulator.fleet.speed import MeasuredLevel, Speed
+from loadtest.simulator.fleet.speed import MeasuredLevel
 
 _BEYOND = 4  # times as many streams as are known
 MOST_STREAMS = 1024  # of a predicted replica
@@ -27,26 +29,26 @@ SETTLED = 8  # requests of a stream: before, all contexts are short together, an
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReplicaModel:
-    """What is known of one replica: its engine, how long its steps take, and how many streams that is known for.
+    """What is known of one replica and its requests, and for how many streams.
 
-    `careful`: steps as long as the interval allows; None without one. `known_streams`: None where any number is known.
+    `careful`: with steps, and a mean output, as long as their intervals allow; None where one of them has no interval.
+    `known_streams`: None where any number is known. `max_tokens`: what a client allows a request; 0: its own output.
     """
 
-    config: EngineConfig
-    likely: Speed
-    careful: Speed | None
+    likely: SteadyReplica
+    careful: SteadyReplica | None
     known_streams: int | None
     max_tokens: int = 0
 
-    def beyond(self) -> ReplicaModel:
-        """The same if a step took no longer with more streams than are known: no replica can do better."""
-        speed, most = self.likely, len(self.likely.streams_s) - 1
+    def beyond(self) -> SteadyReplica:
+        """The likely one if a step took no longer with more streams than are known: no replica can do better."""
+        speed, most = self.likely.speed, len(self.likely.speed.streams_s) - 1
         streams = np.arange(_BEYOND * most + 1)
         per_token = speed.batch_s[-1] - speed.batch_s[-2]
         batch = np.append(speed.batch_s, speed.batch_s[-1] + per_token * np.arange(1, (_BEYOND - 1) * most + 1))
         decode = speed.decode_s(np.minimum(streams, most))
-        likely = replace(speed, batch_s=batch, streams_s=decode - batch[streams])
-        return replace(self, config=replace(self.config, max_running=_BEYOND * most), likely=likely)
+        faster = replace(speed, batch_s=batch, streams_s=decode - batch[streams])
+        return replace(self.likely, speed=faster, config=replace(self.likely.config, max_running=_BEYOND * most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +59,42 @@ class _End:
     prefill_s: float
 
 
-def measured_mix(records: Sequence[RequestRecord]) -> RequestMix:
-    """Prompts and outputs of the measured requests that came to an end of their own or at their limit."""
-    pairs = [
-        (one.prompt_tokens, one.completion_tokens)
+@dataclass(frozen=True, slots=True)
+class MeasuredLengths:
+    """Prompts and outputs of measured requests.
+
+    `longer`: the upper end of the 95 % interval of the mean output, with prompts as clusters, over that mean; None with a
+    single prompt.
+    """
+
+    mix: RequestMix
+    longer: float | None
+
+    def careful(self, room_tokens: int) -> RequestMix | None:
+        """The same with every output `longer` times as long, as far as `room_tokens` hold it with its prompt."""
+        if self.longer is None:
+            return None
+        outputs = np.ceil(self.mix.output_tokens * self.longer).astype(np.int32)
+        return replace(self.mix, output_tokens=np.minimum(outputs, room_tokens - self.mix.prompt_tokens))
+
+
+def measured_lengths(records: Sequence[RequestRecord]) -> MeasuredLengths:
+    """Of the measured requests that came to an end of their own or at their limit. Raises UsageError without one."""
+    told = [
+        (one.prompt_id, one.prompt_tokens, one.completion_tokens)
         for one in records
         if one.phase == "measure" and one.outcome in ("ok", "no_answer", "truncated")
         and one.prompt_tokens and one.completion_tokens
     ]  # fmt: skip
-    if not pairs:
+    if not told:
         raise UsageError("no finished request tells its prompt and output tokens; measure some")
-    return request_mix(pairs)
+    names, prompts, outputs = zip(*told, strict=True)
+    _, by_prompt = np.unique(names, return_inverse=True)
+    mean = intervals.ratio(np.bincount(by_prompt, outputs), np.bincount(by_prompt).astype(float))
+    return MeasuredLengths(
+        request_mix(list(zip(prompts, outputs, strict=True))),
+        mean.ci95[1] / mean.value if mean.ci95 is not None and mean.value else None,
+    )
 
 
 def request_mix(pairs: Sequence[tuple[int, int]]) -> RequestMix:
@@ -108,7 +135,7 @@ def _known_levels(cell: CellFigures) -> list[_KnownLevel]:
     return [known[concurrency] for concurrency in sorted(known) if known[concurrency].token_s.value]
 
 
-def from_cell(cell: CellFigures, asked: RequestMix, max_tokens: int) -> ReplicaModel:
+def from_cell(cell: CellFigures, lengths: MeasuredLengths, max_tokens: int) -> ReplicaModel:
     """A replica like a measured cell: nothing is known of more streams than its highest level, measured or composed.
 
     Raises UsageError, with the next measurement to make, where the cell does not tell enough.
@@ -117,20 +144,34 @@ def from_cell(cell: CellFigures, asked: RequestMix, max_tokens: int) -> ReplicaM
     if not levels:
         raise UsageError(cell.reason or "no level has a time per output token; measure 1 user next")
     like = behaviour("sglang-sim" if cell.engine.startswith("sglang") else "vllm-sim")
-    most = levels[-1].concurrency
-    longest = int((asked.prompt_tokens + asked.output_tokens).max())
-    unbound = 4 * most * (longest + like.page_tokens)  # nothing is known of its memory: streams bind first
+    most, mix = levels[-1].concurrency, lengths.mix
+    longest = int((mix.prompt_tokens + mix.output_tokens).max())
+    unbound = 4 * most * (2 * longest + like.page_tokens)  # nothing is known of its memory: streams bind first
     room = cell.fit.kv_capacity_tokens if cell.fit is not None else unbound
     if room - room % like.page_tokens < longest:
         raise UsageError(f"its KV cache of {room:,} tokens does not hold the longest request, {longest:,} tokens")
     config = EngineConfig(behaviour=like, kv_tokens=room, max_running=most)
-    made = [
-        None if end is None else _speed(end, asked, like.prefill_budget_tokens)
-        for end in (_end(levels, careful=False), _end(levels, careful=True))
-    ]
-    if made[0] is None:
+    likely = _replica(_end(levels, careful=False), config, mix, mix)
+    if likely is None:
         raise UsageError(f"no time to first token at {levels[0].concurrency} users; measure 1 user next")
-    return ReplicaModel(config, made[0], made[1], most, max_tokens)
+    careful = _replica(_end(levels, careful=True), config, mix, lengths.careful(room - room % like.page_tokens))
+    return ReplicaModel(likely, careful, most, max_tokens)
+
+
+def _replica(
+    end: _End | None, config: EngineConfig, measured: RequestMix, workload: RequestMix | None
+) -> SteadyReplica | None:
+    """A replica whose steps follow from one end of its levels; None where the end or its workload is not known."""
+    if end is None or workload is None:
+        return None
+    found = speed.from_levels(
+        end.levels,
+        prefill_s=end.prefill_s,
+        prompt_tokens=measured.mean_prompt_tokens,
+        output_tokens=measured.mean_output_tokens,
+        most_prompt_tokens=config.behaviour.prefill_budget_tokens,
+    )
+    return SteadyReplica(found, config, workload)
 
 
 def unsettled(cell: CellFigures) -> str | None:
@@ -160,16 +201,6 @@ def _of(found: Bounded, careful: bool) -> float | None:
     return found.high if careful else found.value
 
 
-def _speed(end: _End, asked: RequestMix, most_prompt_tokens: int) -> Speed:
-    return speed.from_levels(
-        end.levels,
-        prefill_s=end.prefill_s,
-        prompt_tokens=asked.mean_prompt_tokens,
-        output_tokens=asked.mean_output_tokens,
-        most_prompt_tokens=most_prompt_tokens,
-    )
-
-
 def from_model(
     config: EngineConfig, step_time_s: Callable[[StepWork], float], width: float, asked: RequestMix, max_tokens: int
 ) -> ReplicaModel:
@@ -186,4 +217,5 @@ def from_model(
     streams = max(1, min(seats, MOST_STREAMS, config.kv_tokens // int(asked.prompt_tokens.min())))
     budget = config.prefill_budget_tokens or config.behaviour.prefill_budget_tokens
     likely = speed.from_steps(step_time_s, budget, streams)
-    return ReplicaModel(config, likely, likely.times(1 + width), None, max_tokens)
+    one = SteadyReplica(likely, config, asked)
+    return ReplicaModel(one, replace(one, speed=likely.times(1 + width)), None, max_tokens)

@@ -106,6 +106,14 @@ class SteadyReplica:
         tokens = self._tokens(statistic, share)
         return self.first_token_s(in_flight) + max(0.0, tokens - 1) * self.token_s(in_flight)
 
+    def mean_answer_s(self, in_flight: float) -> float:
+        """Mean time to the final answer."""
+        return self.first_token_s(in_flight) + (self.workload.mean_output_tokens - 1) * self.token_s(in_flight)
+
+    def longest_answer_s(self) -> float:
+        """The longest answer, where every seat is taken and nobody waits for one."""
+        return self.first_token_s(self.seats) + int(self.workload.output_tokens.max()) * self.token_s(self.seats)
+
     def most_in_flight(self, objectives: Sequence[Slo]) -> int:
         """The most requests in flight that meet every objective it can tell; 0 where a lone one does not."""
         low, high = 0, 1
@@ -137,6 +145,10 @@ class SteadyReplica:
         """Do so many requests in flight meet every objective that the closed form can tell?"""
         told = ((slo, self.figure(slo.metric, slo.statistic, in_flight)) for slo in objectives)
         return all(value is None or slo.holds(value) for slo, value in told)
+
+    def breaks_alone(self, objectives: Sequence[Slo]) -> Slo | None:
+        """The first objective that even a lone request breaks; None where it meets all."""
+        return next((one for one in objectives if not self.meets([one], 1)), None)
 
     def _tokens(self, statistic: Statistic, share: float) -> float:
         output = self.workload.output_tokens

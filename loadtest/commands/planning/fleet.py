@@ -66,14 +66,14 @@ def _on_all_cores(say: Say) -> Callable[[Callable[[Task], Sized], Sequence[Task]
     """Searches side by side where there are several, and what is said when each has ended."""
 
     def run(search: Callable[[Task], Sized], tasks: Sequence[Task]) -> Iterator[Sized]:
-        workers = min(len(tasks), os.cpu_count() or 1)
+        workers = min(len(tasks), len(os.sched_getaffinity(0)))
         if workers < 2:
             yield from map(search, tasks)
             return
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             for task, found in zip(tasks, pool.map(search, tasks), strict=True):
                 count = "no number holds" if found.replicas is None else f"{found.replicas:,.0f} replicas"
-                say(f"{task.candidate.facts.id}, {task.router}: {count}")
+                say(f"{task.estimated.words}: {count}")
                 yield found
 
     return run
@@ -83,11 +83,11 @@ def _asked_per_s(demand: Demand | Population, candidates: Sequence[Candidate], o
     """Requests per second at the peak; of users at work: as the first option that holds saw them."""
     if isinstance(demand, Demand):
         return demand.peak_requests_per_s
-    mixes = {one.facts.id: one.workload for one in candidates}
+    replicas = {one.facts.id: one.likely for one in candidates}
     for one in options:
-        mix, seen = mixes[one.cell], one.seen
-        if mix is not None and seen is not None and seen.output_tokens_per_s is not None:
-            return seen.output_tokens_per_s / mix.mean_output_tokens
+        replica, seen = replicas[one.cell], one.seen
+        if replica is not None and seen is not None and seen.output_tokens_per_s is not None:
+            return seen.output_tokens_per_s / replica.workload.mean_output_tokens
     return 0.0
 
 

@@ -16,6 +16,7 @@ from loadtest.errors import FitError, UsageError
 from loadtest.metrics.schema import CellFigures
 from loadtest.perfmodel import gpus, memory
 from loadtest.perfmodel.prediction import predict
+from loadtest.records.bundle import unpacked
 from loadtest.records.manifest import Prices
 from loadtest.records.read import CellRecords, LevelRecords, Run, read_run
 from loadtest.servers import preflight
@@ -104,7 +105,8 @@ class Measured:
     """Candidates of a run: its cells, with the lengths that it saw."""
 
     def __init__(self, folder: Path, wanted: Wanted) -> None:
-        self.run: Run = read_run(folder)
+        with unpacked(folder) as unpacked_folder:
+            self.run: Run = read_run(unpacked_folder)
         if self.run.manifest.open_loop:
             raise UsageError(f"--from {folder}: expected a run at levels of concurrency, got an open loop; measure levels")
         self.metrics = analyze(self.run)
@@ -125,10 +127,11 @@ class Measured:
         try:
             if cell.reason:
                 raise UsageError(cell.reason)
-            mix = replica_model.measured_mix([one for level in self._answered(records) for one in level.requests])
-            return Candidate(facts, replica_model.from_cell(cell, mix, limit if isinstance(limit, int) else 0), mix)
+            answered = [one for level in self._answered(records) for one in level.requests]
+            lengths = replica_model.measured_lengths(answered)
+            return Candidate(facts, replica_model.from_cell(cell, lengths, limit if isinstance(limit, int) else 0))
         except UsageError as error:
-            return Candidate(facts, None, None, str(error))
+            return Candidate(facts, None, str(error))
 
     def _answered(self, records: CellRecords) -> Sequence[LevelRecords]:
         """Passes whose answers tell the lengths: its own; without any, as of bursts alone, those of its model."""
@@ -183,7 +186,7 @@ def _predicted(cell: Cell, prompts: Sequence[Prompt], contract: Contract) -> Can
     made = fast_forward.simulate_cell(cell, contract)
     model = preflight.shape(cell.model)
     if isinstance(made, FitError):
-        return Candidate(facts, None, None, str(made))
+        return Candidate(facts, None, str(made))
     assert model is not None
     assert cell.gpu is not None
     mix = replica_model.request_mix(estimate.request_tokens(cell, prompts, contract))
@@ -194,6 +197,6 @@ def _predicted(cell: Cell, prompts: Sequence[Prompt], contract: Contract) -> Can
     try:
         too_short = token_s.high / token_s.value - 1
         known = replica_model.from_model(made.config, made.step_time_s, too_short, mix, contract.max_tokens)
-        return Candidate(facts, known, mix)
+        return Candidate(facts, known)
     except UsageError as error:
-        return Candidate(facts, None, None, str(error))
+        return Candidate(facts, None, str(error))

@@ -59,11 +59,10 @@ def _against_replicas(axes: Axes, *, options: Sequence[FleetOption], slo: Slo, i
         axes.plot(
             *zip(*points, strict=True), color=look.colour, marker=look.marker, linestyle=look.dash, markerfacecolor=CARD
         )
-        fewest = next((size for size in one.tried if _meets(size.peak)), None)
-        for loss in one.losses if fewest is not None else ():
+        for loss in one.losses:
             value = _value(loss.peak, index)
-            if fewest is not None and value is not None:
-                axes.plot([fewest.replicas - loss.lost], [value], color=BAD, marker="x", linestyle="")
+            if value is not None and one.replicas.likely is not None:
+                axes.plot([one.replicas.likely - loss.lost], [value], color=BAD, marker="x", linestyle="")
     axes.axhline(slo.limit, color=MUTED, linestyle=":", linewidth=1.0)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -76,7 +75,3 @@ def _against_replicas(axes: Axes, *, options: Sequence[FleetOption], slo: Slo, i
 
 def _value(figures: Sequence[PeakFigure], index: int) -> float | None:
     return figures[index].value
-
-
-def _meets(figures: Sequence[PeakFigure]) -> bool:
-    return all(one.met for one in figures)

@@ -1,4 +1,4 @@
-"""A plan as plain text: a table for each model, what makes it firmer, and one sentence for the slide."""
+"""A plan as plain text: the answer in one line, a table for each model, and what makes it firmer."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ _LIMITS: dict[Binding | None, str] = {"slo": "", "kv_cache": "KV cache: ", "not_
 
 
 def capacity_text(found: CapacityPlan) -> str:
-    """The answer for a terminal: a table for each model, then the sentence."""
+    """The answer for a terminal: one line, then a table for each model."""
     requests = f"{found.users:,} request{'' if found.users == 1 else 's'} in flight" if found.users else ""
     asked = requests or f"{found.answers_per_hour or 0:,g} answers an hour"
     text = [
@@ -96,8 +96,10 @@ def capacity_text(found: CapacityPlan) -> str:
             text.append(f"{one.cell}: {_gpus(one).words}, as no SLO broke at the highest level; {one.next_measurement}")
     if any(one.estimated for one in found.options):
         text.append("about: by the closed form; another cell of the model needs fewer GPUs and was simulated")
-    text += _marks(found.options) + _without_price(found) + [f"DOUBTFUL: {one}" for one in found.doubts]
-    return "\n".join([*text, *([""] if text[-1] else []), _capacity_sentence(found, asked)])
+    answer = _answer(
+        asked, found, found.options, lambda one: _money(one.cost_per_hour.value, one.cost_per_hour.high, found, "an hour")
+    )
+    return _text(answer, found, [*text, *_marks(found.options)])
 
 
 def _safe(found: CapacityPlan) -> str:
@@ -111,18 +113,14 @@ def _capacity_row(one: CapacityOption, found: CapacityPlan) -> tuple[str, ...]:
     return source_word(found), one.cell, _gpus(one).short, count(each), *_seen(one.seen), *map(number, costs), limit
 
 
-def _capacity_sentence(found: CapacityPlan, asked: str) -> str:
-    return _sentence(asked, found, found.options, lambda one: one.cost_per_hour.value, "an hour")
-
-
 # A fleet -------------------------------------------------------------------------------------------------------------
 
 
 def fleet_text(found: FleetPlan) -> str:
-    """The answer for a terminal; SIMULATED or PREDICTED where speeds are no measurements."""
+    """The answer for a terminal: one line, then a table for each model; SIMULATED or PREDICTED where nothing is measured."""
     text = [
         f"{_demand(found)}; within {', '.join(found.slo)}; by {found.source} ({source_word(found)})",
-        "GPUs: likely (to be safe: at the slow end of the interval of the speed); the fleet is simulated at its peak",
+        "GPUs: likely (to be safe: at the slow end of the speed and the long end of the answers, in each of three peaks)",
     ]
     head = ("", "cell", "router", "GPUs", "replicas", *_SEEN_HEAD, f"{found.currency or 'price'}/day", "per 1,000", "limit")
     text += _by_model([one.model for one in found.options], [head, *(_fleet_row(one, found) for one in found.options)])
@@ -130,17 +128,13 @@ def fleet_text(found: FleetPlan) -> str:
         text += _notes(one)
     if any(one.estimated for one in found.options):
         text.append("about: by the closed form, scaled by the simulation of the best cell of the model")
-    text += _marks(found.options) + _without_price(found) + [f"DOUBTFUL: {one}" for one in found.doubts]
     asked = (
         f"{found.users:,.0f} users who think {found.think_time_s:g} s between requests" if found.users else _arrivals(found)
     )
-    return "\n".join(
-        [
-            *text,
-            *([""] if text[-1] else []),
-            _sentence(asked, found, found.options, lambda one: one.cost_per_day.likely, "a day"),
-        ]
+    answer = _answer(
+        asked, found, found.options, lambda one: _money(one.cost_per_day.likely, one.cost_per_day.careful, found, "a day")
     )
+    return _text(answer, found, [*text, *_marks(found.options)])
 
 
 def _arrivals(found: FleetPlan) -> str:
@@ -229,48 +223,65 @@ def _marks(options: Sequence[CapacityOption] | Sequence[FleetOption]) -> list[st
     """What a table's rows leave open."""
     text = []
     if any(not one.estimated and _gpus(one).likely is not None and _gpus(one).careful is None for one in options):
-        text.append("no bound: too few requests or starts for an interval of the speed, or none of it holds the SLOs")
+        text.append("no bound: too few requests, prompts or starts for an interval, or its careful end breaks the SLOs")
     composed = [one.cell for one in options if one.composed]
     if composed:
         text.append(f"composed: the speeds of {listed(composed)} are of bursts and their lengths of the natural runs")
     return text
 
 
-def _without_price(found: CapacityPlan | FleetPlan) -> list[str]:
-    return ["no costs: give the price of a GPU with --gpu-hour-price"] if found.gpu_hour_price is None else []
+def _text(answer: str, found: CapacityPlan | FleetPlan, evidence: Sequence[str]) -> str:
+    doubts = [f"DOUBTFUL: {one}" for one in found.doubts]
+    no_price = ["no costs: give the price of a GPU with --gpu-hour-price"] if found.gpu_hour_price is None else []
+    return "\n".join([answer, *doubts, "", *evidence, *no_price]).rstrip()
 
 
-def _sentence(
-    asked: str,
-    found: CapacityPlan | FleetPlan,
-    options: Sequence[Option],
-    cost: Callable[[Option], float | None],
-    per: str,
-) -> str:
-    """One sentence for the slide: the best option of each model."""
+def _money(cost: float | None, careful: float | None, found: CapacityPlan | FleetPlan, per: str) -> str:
+    """`34.0 USD an hour (40.0 to be safe)`; empty without a price."""
+    if cost is None:
+        return ""
+    safe = "" if careful is None else f" ({number(max(cost, careful))} to be safe)"
+    return f"{' '.join(filter(None, (number(cost), found.currency, per)))}{safe}"
+
+
+def _answer(asked: str, found: CapacityPlan | FleetPlan, options: Sequence[Option], money: Callable[[Option], str]) -> str:
+    """One sentence: the best option of each model, or that there is none."""
     best = [next(one for one in options if one.model == model) for model in dict.fromkeys(one.model for one in options)]
     held = [one for one in best if _gpus(one).likely is not None]
     slos = listed([slo_words(text) for text in found.slo])
     if not held:
-        return f"For the slide: no configuration here serves {asked} within {slos}."
-    parts = "; ".join(_part(one, options, cost(one), found.currency, per) for one in held)
+        return f"No configuration here serves {asked} within {slos}."
+    parts = "; ".join(_part(one, options, money(one)) for one in held)
     how = {"PREDICTED": "predicted, not measured", "SIMULATED": "simulated, not measured", "measured": "measured speed"}
-    return f"For the slide: {asked} need {parts} ({how[source_word(found)]}; within {slos})."
+    need = "needs" if asked.startswith("1 ") else "need"
+    return f"{asked} {need} {parts} ({how[source_word(found)]}; within {slos})."
 
 
-def _part(one: Option, options: Sequence[Option], cost: float | None, currency: str | None, per: str) -> str:
-    gpus, of_gpu = _gpus(one), f" {one.gpu.upper()}" if one.gpu else ""
+def _part(one: Option, options: Sequence[Option], money: str) -> str:
+    of_gpu = f" {one.gpu.upper()}" if one.gpu else ""
     equal = [
-        other for other in options
-        if (other.model, other.tp, other.gpu, _gpus(other).short) == (one.model, one.tp, one.gpu, gpus.short)
-    ]  # fmt: skip
-    engines = " or ".join(sorted({FAMILIES.get(other.engine.removesuffix("-sim"), other.engine) for other in equal}))
+        FAMILIES.get(other.engine.removesuffix("-sim"), other.engine) for other in options if _kind(other) == _kind(one)
+    ]
+    words = _gpus(one).words.replace(" GPU", f"{of_gpu} GPU", 1)
+    fewer = f"{one.next_measurement}, as fewer may do" if one.next_measurement else ""
+    told = "; ".join(filter(None, (_waits(one), money, fewer)))
+    return f"{words} with {' or '.join(sorted(set(equal)))}, {one.model}{_router(one)}{': ' * bool(told)}{told}"
+
+
+def _kind(one: CapacityOption | FleetOption) -> tuple[object, ...]:
+    """What only engines may differ in, to share a sentence."""
+    return one.model, one.tp, one.gpu, _gpus(one).short, _router(one)
+
+
+def _router(one: CapacityOption | FleetOption) -> str:
+    return f", {one.router} router" if isinstance(one, FleetOption) else ""
+
+
+def _waits(one: CapacityOption | FleetOption) -> str:
     seen = one.seen
-    waits = ""
-    if seen is not None and seen.ttft_p90_s is not None and seen.answer_p90_s is not None:
-        waits = (
-            f": 9 of 10 see the first token in {number(seen.ttft_p90_s)} s and the answer in {number(seen.answer_p90_s)} s"
-        )
-    money = "" if cost is None else f", {number(cost)} {currency or ''} {per}".replace("  ", " ")
-    words = gpus.words.replace(" GPU", f"{of_gpu} GPU", 1)
-    return f"{words} with {engines}, {one.model}{waits}{money}"
+    if seen is None or seen.ttft_p90_s is None or seen.answer_p90_s is None:
+        return ""
+    when = "at the peak " if isinstance(one, FleetOption) else ""
+    return (
+        f"{when}9 of 10 see the first token in {number(seen.ttft_p90_s)} s and the answer in {number(seen.answer_p90_s)} s"
+    )

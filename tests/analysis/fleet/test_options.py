@@ -9,7 +9,7 @@ from loadtest.analysis.fleet.options import Candidate, CellFacts, Question
 from loadtest.errors import UsageError
 from loadtest.metrics.slo import parse_slo
 from loadtest.simulator.fleet.arrivals import Curve, Demand
-from tests.support.fleets import FINAL, MIX, model, shorten
+from tests.support.fleets import FINAL, model, shorten
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def options(*candidates, slo=FINAL, price=2.0, headroom=0.0, per_hour=1_200):
 
 def test_cost_by_hand():
     """N replicas of 2 GPUs at 2 each: 96 N a day, for 28,800 answers. The SLO binds at fewer streams than are known."""
-    option = options(Candidate(FACTS, model(known=24, careful=1.05), MIX), slo=parse_slo("tpot_s:p90<0.65"))[0]
+    option = options(Candidate(FACTS, model(known=24, careful=1.05)), slo=parse_slo("tpot_s:p90<0.65"))[0]
     count = option.replicas.likely
     assert option.cards.likely == 2 * count
     assert option.cost_per_day.likely == 96 * count
@@ -39,22 +39,22 @@ def test_cost_by_hand():
 
 
 def test_a_limit_of_the_measurement_makes_an_upper_bound_and_names_the_next_one():
-    option = options(Candidate(FACTS, model(known=4, careful=None), MIX))[0]
+    option = options(Candidate(FACTS, model(known=4, careful=None)))[0]
     assert option.at_most
     assert option.next_measurement == "measure 8 users next"
     assert option.replicas.careful is None
 
 
 def test_headroom_is_added_and_no_price_is_no_cost():
-    plain, spare = (options(Candidate(FACTS, model(), MIX), headroom=h, price=None)[0] for h in (0.0, 0.2))
+    plain, spare = (options(Candidate(FACTS, model()), headroom=h, price=None)[0] for h in (0.0, 0.2))
     assert spare.replicas.likely == math.ceil(plain.replicas.likely / 0.8 - 1e-9)
     assert spare.cost_per_day.likely is None
 
 
 def test_what_holds_nothing_is_last_and_says_why():
-    slow = Candidate(CellFacts("slow", "vllm", "m", 1, "l20", False), model(token_s=10.0), MIX)
-    unknown = Candidate(CellFacts("none", "vllm", "m", 1, "l20", False), None, None, "does not fit")
-    found = options(unknown, slow, Candidate(FACTS, model(), MIX))
+    slow = Candidate(CellFacts("slow", "vllm", "m", 1, "l20", False), model(token_s=10.0))
+    unknown = Candidate(CellFacts("none", "vllm", "m", 1, "l20", False), None, "does not fit")
+    found = options(unknown, slow, Candidate(FACTS, model()))
     assert [one.cell for one in found] == ["a", "none", "slow"]
     assert found[1].reason == "does not fit"
     assert (
@@ -72,7 +72,7 @@ def test_a_question_that_makes_no_sense_is_refused(wrong):
 
 def test_of_several_models_the_best_of_each_is_simulated_and_the_models_keep_their_order():
     def candidate(name, of_model, token_s):
-        return Candidate(CellFacts(name, "vllm", of_model, 1, "l20", False), model(token_s=token_s), MIX)
+        return Candidate(CellFacts(name, "vllm", of_model, 1, "l20", False), model(token_s=token_s))
 
     found = options(
         candidate("large-slow", "large", 1.0), candidate("large", "large", 0.7), candidate("small", "small", 0.3)

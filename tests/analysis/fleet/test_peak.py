@@ -9,9 +9,8 @@ from loadtest.analysis.fleet import peak as fleet
 from loadtest.analysis.fleet.peak import Peak
 from loadtest.errors import UsageError
 from loadtest.metrics.slo import parse_slo
-from loadtest.simulator.fleet import arrivals
 from loadtest.simulator.fleet.arrivals import Curve, Demand, Population
-from tests.support.fleets import FINAL, MIX, model, shorten
+from tests.support.fleets import FINAL, model, shorten
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +19,7 @@ def _short(monkeypatch):
 
 
 def peak(router="round-robin", per_hour=1_000, objectives=(FINAL,), **changes):
-    return Peak(model(**changes), router, Demand(24 * per_hour, curve=Curve(1.0)), MIX, objectives)
+    return Peak(model(**changes), router, Demand(24 * per_hour, curve=Curve(1.0)), objectives)
 
 
 def test_throughput_bounds_the_size_by_hand():
@@ -65,7 +64,7 @@ def test_the_closed_form_starts_near_what_the_simulation_finds():
 def test_thinking_users_are_sized_by_their_turns():
     """4 streams at 0.53 s a step and 1 s a prefill: a turn of 100 users is 100 x 0.53 + 3 + 1 = 57 s and 60 s of thought.
     With 4 of them waiting, 4 / 57 x 60 = 4.2 think: 8.2 users a replica, 12 replicas."""
-    one = Peak(model(), "least-loaded", Population(100, 60.0), MIX, [FINAL])
+    one = Peak(model(), "least-loaded", Population(100, 60.0), [FINAL])
     assert one.estimate(one.model.likely) <= 12.3
     found = one.size()
     assert found.replicas <= 13
@@ -120,5 +119,5 @@ def test_a_part_of_a_fleet_waits_as_the_whole(monkeypatch):
     found = []
     for sample in (16, 32):
         monkeypatch.setattr(fleet, "SAMPLE", sample)
-        found.append(one._simulate(one.model.likely, 32, 0, arrivals.HOUR_S).figures[0])
+        found.append(one._waits(one.model.likely, 32).figures[0])
     assert found[0] == pytest.approx(found[1], rel=0.05)

@@ -1,5 +1,7 @@
 """The closed form of a replica: by hand, and against the simulator."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,12 +11,11 @@ from loadtest.simulator.core.behaviour import behaviour
 from loadtest.simulator.core.engine import EngineConfig
 from loadtest.simulator.fleet import day, speed
 from loadtest.simulator.fleet.arrivals import Curve, Demand, Population, RequestMix
-from tests.support.fleets import MIX, model
+from tests.support.fleets import FINAL, MIX, model
 
 
 def replica(known=4, workload=MIX):
-    made = model(known)
-    return SteadyReplica(made.likely, made.config, workload)
+    return replace(model(known).likely, workload=workload)
 
 
 def test_one_request_by_hand():
@@ -52,8 +53,9 @@ def test_the_cache_limits_the_seats_by_contexts_at_a_random_moment():
     """Outputs of 100 and 300: a random moment sees 50,000 / 200 / 2 = 125 tokens of them, and 100 of the prompt."""
     mix = RequestMix(np.array([100, 100], np.int32), np.array([100, 300], np.int32))
     config = EngineConfig(behaviour=behaviour("vllm-sim"), kv_tokens=675)
-    assert SteadyReplica(model(24).likely, config, mix).context_tokens == pytest.approx(225)
-    assert SteadyReplica(model(24).likely, config, mix).seats == 3
+    one = replace(replica(24, mix), config=config)
+    assert one.context_tokens == pytest.approx(225)
+    assert one.seats == 3
 
 
 def test_objectives_bound_the_requests_in_flight():
@@ -75,13 +77,20 @@ def test_replicas_and_requests_in_flight_are_inverse(demand):
 
 def test_a_lightly_loaded_fleet_waits_as_the_closed_form_says():
     """Two thirds loaded, outputs of one length: p50 and p90 of the final answer within 5 % of a simulated fleet."""
-    made = model(24)
-    one = SteadyReplica(made.likely, made.config, MIX)
+    one = replica(24)
     demand = Demand(86_400 * 8 * one.requests_per_s(12), curve=Curve(1.0))
     traffic = demand.traffic(MIX, 0, 4_000, seed=1)
-    found = day.simulate_fleet(day.Fleet(made.config, made.likely, 8, "least-loaded"), traffic).requests
+    found = day.simulate_fleet(day.Fleet(one.config, one.speed, 8, "least-loaded"), traffic).requests
     later = found.final_s[found.arrival_s > 1_000]
     in_flight = one.in_flight(demand, 8)
     for quantile, statistic in ((0.5, "p50"), (0.9, "p90")):
         expected = one.figure("time_to_final_answer_s", statistic, in_flight)
         assert np.quantile(later, quantile) == pytest.approx(expected, rel=0.05)
+
+
+def test_mean_and_longest_answer_by_hand():
+    """100 tokens: the first after a prompt of 1 s, 99 more at 0.5 s alone; beside 3 others at 0.53 s."""
+    assert replica().mean_answer_s(1) == pytest.approx(50.5, rel=0.01)
+    assert replica().longest_answer_s() == pytest.approx(replica().first_token_s(4) + 53, rel=0.01)
+    assert replica().breaks_alone([FINAL, parse_slo("tpot_s:p90<0.4")]).text == "tpot_s:p90<0.4"
+    assert replica().breaks_alone([FINAL]) is None

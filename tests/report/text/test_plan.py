@@ -9,7 +9,7 @@ from loadtest.analysis.fleet.options import Candidate, CellFacts, Question, flee
 from loadtest.metrics.slo import parse_slo
 from loadtest.report.text.plan import Gpus, capacity_text, fleet_text
 from loadtest.simulator.fleet.arrivals import Curve, Demand
-from tests.support.fleets import FINAL, MIX, model, shorten
+from tests.support.fleets import FINAL, model, shorten
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ def test_gpus_in_words(gpus, short, words):
 
 
 def option(name, of_model, slos, users=40, engine="vllm-sim"):
-    made = Candidate(CellFacts(name, engine, of_model, 1, "l20", True), model(4), MIX)
-    return capacity.estimate(made.facts, made.steady, slos, capacity.CapacityDemand(users=users, gpu_hour_price=2.0))
+    made = Candidate(CellFacts(name, engine, of_model, 1, "l20", True), model(4))
+    return capacity.estimate(made.facts, made.likely, slos, capacity.CapacityDemand(users=users, gpu_hour_price=2.0))
 
 
 def plan(*options, source="performance model", price=2.0):
@@ -45,10 +45,10 @@ def test_one_model_has_one_table_and_equal_engines_share_the_sentence():
     text = capacity_text(plan(option("a", "m", SLOS), option("b", "m", SLOS, engine="sglang-sim")))
     assert "--model" not in text
     assert text.count("TTFT p90 s") == 1
-    assert text.splitlines()[-1] == (
-        "For the slide: 40 requests in flight need about 17 L20 GPUs with SGLang or vLLM, m: 9 of 10 see the first token in"
-        " 1.95 s and the answer in 52.2 s, 34.0 USD an hour (predicted, not measured; within 90th percentile of time per"
-        " output token < 0.525 s)."
+    assert text.splitlines()[0] == (
+        "40 requests in flight need about 17 L20 GPUs with SGLang or vLLM, m: 9 of 10 see the first token in 1.95 s and the"
+        " answer in 52.2 s; 34.0 USD an hour (predicted, not measured; within 90th percentile of time per output token <"
+        " 0.525 s)."
     )
 
 
@@ -72,14 +72,14 @@ def test_nothing_that_holds_is_said():
     hard = [parse_slo("tpot_s:p90<0.1")]
     text = capacity_text(plan(option("a", "m", hard)))
     assert "a: not even a lone request meets tpot_s:p90<0.1" in text
-    assert "For the slide: no configuration here serves 40 requests in flight" in text
+    assert text.startswith("No configuration here serves 40 requests in flight within ")
 
 
 def test_a_fleet_names_its_limit_its_losses_and_the_price_of_a_day(monkeypatch):
     shorten(monkeypatch)
     demand = Demand(24_000, curve=Curve(1.0))
     facts = CellFacts("a", "vllm", "m", 1, "l20", False)
-    options = fleet_options([Candidate(facts, model(4), MIX)], Question(demand, [FINAL], ["round-robin"], 0.0, 2.0))
+    options = fleet_options([Candidate(facts, model(4))], Question(demand, [FINAL], ["round-robin"], 0.0, 2.0))
     found = FleetPlan(
         source="run x", simulated=False, slo=(FINAL.text,), users=None, requests_per_day=24_000,
         peak_requests_per_hour=1_000, peak_factor=1.0, requests_per_session=1.0, think_time_s=None, headroom=0.0,
@@ -89,4 +89,7 @@ def test_a_fleet_names_its_limit_its_losses_and_the_price_of_a_day(monkeypatch):
     assert "USD/day" in text
     assert "as no replica is given more than the 4 users that were measured; measure 8 users next" in text
     assert "a, round-robin: one replica lost at the peak, next quarter of an hour: time_to_final_answer_s:p90<200 is" in text
-    assert text.splitlines()[-1].endswith("(measured speed; within 90th percentile of time to final answer < 200 s).")
+    answer = text.splitlines()[0]
+    assert answer.startswith("24,000 requests a day (1,000 in the peak hour) need at most ")
+    assert "with vLLM, m, round-robin router: at the peak 9 of 10 see the first token in " in answer
+    assert " to be safe); measure 8 users next, as fewer may do (measured speed; within 90th" in answer
