@@ -179,7 +179,9 @@ def add_handing_on_commands(command: Command) -> None:
         help="new file; .parquet or .csv: a row for each request; .prom: the figures as OpenMetrics",
     )
 
-    add = command("bundle", "handing_on.bundle", "pack a run into one file, which report, compare, check and export take")
+    add = command(
+        "bundle", "handing_on.bundle", "pack a run into one file, which report, compare, check, plan and export take"
+    )
     add("run", type=path_of, metavar="RUN")
     add("-o", "--output", type=path_of, metavar="FILE", help="new file (default: RUN.loadtest)")
     add("--redact", action="store_true", help="replace names of machines, addresses and home folders")

@@ -17,7 +17,7 @@ import numpy as np
 from loadtest.perfmodel.gpus import gpu
 from loadtest.perfmodel.memory import Deployment
 from loadtest.perfmodel.models import model
-from loadtest.simulator.fleet import arrivals, day, speed
+from loadtest.simulator.fleet import day, speed
 from loadtest.simulator.fleet.arrivals import Curve, Demand, RequestMix
 from loadtest.simulator.fleet.routers import KINDS
 from loadtest.simulator.setup import simulate
@@ -54,7 +54,7 @@ def measure(router, replicas, hours):
     demand = Demand(REQUESTS_PER_REPLICA * replicas, curve=Curve(2.0))
     begin_s = 0.0 if hours == 24 else 12 * 3600
     wall_s, cpu_s = time.monotonic(), time.process_time()
-    traffic = arrivals.traffic(demand, mix, begin_s, begin_s + hours * 3600, seed=1)
+    traffic = demand.traffic(mix, begin_s, begin_s + hours * 3600, seed=1)
     found = day.simulate_fleet(day.Fleet(made.config, table, replicas, router), traffic)
     wall_s, cpu_s = time.monotonic() - wall_s, time.process_time() - cpu_s
     count = found.requests.count

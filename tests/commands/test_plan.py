@@ -206,4 +206,4 @@ def test_plan_from_bursts_says_so(runs, capsys):
     assert cli.main(["plan", "--users", "100", "--from", str(runs / "bursts"), *SLOW[:2]]) == 0
     out = capsys.readouterr().out
     assert "composed: the speeds of vllm-sim_qwq-32b-awq_tp1 are of bursts" in out
-    assert "no bound: too few requests or starts for an interval of the speed" in out
+    assert "no bound: too few requests, prompts or starts for an interval" in out

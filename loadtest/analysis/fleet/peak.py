@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -22,20 +23,23 @@ from loadtest.metrics.catalogue import QUANTILES, REACHED_QUANTILES, Statistic
 from loadtest.metrics.slo import Slo
 from loadtest.simulator.fleet import day
 from loadtest.simulator.fleet.arrivals import HOUR_S, Demand, Population
-from loadtest.simulator.fleet.requests import Seconds
+from loadtest.simulator.fleet.requests import Requests, Seconds
 from loadtest.simulator.fleet.speed import Counts, Floats
 
-METRICS = ("ttft_s", "time_to_final_answer_s", "tpot_s", "tokens_per_s_per_user")
-SAMPLE = 24
-ENOUGH_REQUESTS = 2_500
+WAITS = ("ttft_s", "time_to_final_answer_s")
+METRICS = (*WAITS, "tpot_s", "tokens_per_s_per_user")
+SAMPLE = 48
+ENOUGH_REQUESTS = 5_000  # a p90 near saturation is then 3 % off by chance
 SHORTEST_S = 60.0
 MOST_DAYS = 6  # peaks of so many days are simulated, where one peak has too few requests
+LOSS_PATIENCE_S = HOUR_S / 4  # how long answers are waited for after a loss, and the quarter of an hour that is watched
 CAREFUL_PEAKS = 3  # in each of which a careful number of replicas holds
 MOST_REPLICAS = 100_000
 CLOSE = 0.02  # a size is searched to within this share of it
 _FIRMER = 0.98  # more streams that would save less than this share of the replicas are not worth a measurement
 _FIRST_STEP = 1.06  # from the size that the closed form says; each next step is half as large again
 _CAREFUL_STEP = 1.03
+_FAR = 2  # times the limit of a wait
 _IDLE = 20  # times the replicas of the closed form: what is then not met never is
 
 
@@ -190,21 +194,41 @@ class Peak:
         return Waits(replicas, figures, holds, seen.figures())
 
     def _one_day(self, replica: SteadyReplica, sample: _Sample, seed: int, seen: _Observed) -> None:
-        """The requests that arrive in the hour around the peak, or in the part of it that has enough of them."""
+        """The requests that arrive in the hour around the peak, or in the part of it that has enough of them. Others arrive
+        before, until the fleet has settled, and after, until all but the longest of these are answered."""
         demand = self.demand.times(sample.share)
-        answer_s = replica.mean_answer_s(replica.in_flight(demand, sample.replicas))
+        in_flight = replica.in_flight(demand, sample.replicas)
+        answer_s = replica.answer_s(in_flight, "mean")
         enough_s = HOUR_S / 4 if sample.lost else demand.lasting_s(ENOUGH_REQUESTS, answer_s)
         length_s = min(max(enough_s, SHORTEST_S), HOUR_S)
         begin_s, end_s = demand.peak_s - length_s / 2, demand.peak_s + length_s / 2
-        warm_s = demand.warm_up_s(answer_s)
-        traffic = demand.traffic(replica.workload, begin_s - warm_s, end_s, seed)
+        first_s = begin_s - demand.warm_up_s(answer_s, replica.settling_s(in_flight))
+        last_s = end_s + replica.answer_s(in_flight, "p99")
+        traffic = demand.traffic(replica.workload, first_s, last_s, seed, round(in_flight * sample.replicas))
         asked = traffic.requests.output_tokens.copy()
         fleet = day.Fleet(replica.config, replica.speed, sample.replicas, self.router, self.model.max_tokens)
         loss = day.Loss(begin_s, sample.lost) if sample.lost else None
-        until_s = end_s + (HOUR_S if sample.lost else self._patience_s(replica))
-        found = day.simulate_fleet(fleet, traffic, until_s=until_s, loss=loss, seed=seed).requests
-        there = (found.arrival_s >= begin_s) & (found.arrival_s < end_s)
-        seen.add(found.ttft_s[there], found.final_s[there], asked[there], length_s * sample.share)
+        until_s = end_s + LOSS_PATIENCE_S if sample.lost else last_s + self._patience_s(replica)
+        hopeless = partial(self._is_hopeless, traffic.requests, length_s if loss is None else 0.0)
+        found = day.simulate_fleet(fleet, traffic, until_s=until_s, loss=loss, seed=seed, hopeless=hopeless)
+        sent_s, waits = found.requests.arrival_s, found.requests
+        there = (sent_s >= begin_s) & (sent_s < end_s)
+        seen.add(waits.ttft_s[there], waits.final_s[there], asked[there], length_s * sample.share)
+        seen.hopeless |= found.hopeless
+
+    def _is_hopeless(self, requests: Requests, recent_s: float, now_s: float) -> bool:
+        """Did requests that came in the last seconds (0: never) break a limit on a wait by far? A fleet that began settled
+        does not recover."""
+        for slo in self.objectives:
+            share = 1 - QUANTILES.get(slo.statistic, 1.0)
+            limit_s, wait_s = _FAR * slo.limit, requests.ttft_s if slo.metric == "ttft_s" else requests.final_s
+            if slo.metric not in WAITS or not slo.below or not share:
+                continue
+            came_s = now_s - limit_s - requests.arrival_s
+            recent = (came_s > 0) & (came_s < recent_s)
+            if recent.sum() >= ENOUGH_REQUESTS / 8 and (~(wait_s[recent] < limit_s)).mean() > share:
+                return True
+        return False
 
     def _patience_s(self, replica: SteadyReplica) -> float:
         """How long after the peak an answer may still come: what then has not has broken any limit on a wait, and had no
@@ -233,8 +257,8 @@ class _Sample:
 def _sampled(replicas: int, lost: int) -> _Sample:
     """Where so few are lost that none is of the sample, the others take their share.
 
-    >>> _sampled(240, 80), _sampled(240, 1).share == 24 / 239
-    (_Sample(replicas=24, share=0.1, lost=8), True)
+    >>> _sampled(480, 160), _sampled(480, 1).share == 48 / 479
+    (_Sample(replicas=48, share=0.1, lost=16), True)
     """
     sample = min(replicas, SAMPLE)
     gone = round(lost * sample / replicas)
@@ -242,9 +266,11 @@ def _sampled(replicas: int, lost: int) -> _Sample:
 
 
 class _Observed:
-    """Requests of all simulated peaks; what was not reached in time counts as a wait without end."""
+    """Requests of all simulated peaks; what was not reached in time counts as a wait without end, as all of a peak that was
+    given up as hopeless."""
 
     def __init__(self) -> None:
+        self.hopeless = False
         self._ttft_s: list[Floats] = []
         self._final_s: list[Floats] = []
         self._tokens: list[Floats] = []
@@ -274,9 +300,11 @@ class _Observed:
 
     def figure(self, metric: str, statistic: Statistic) -> float:
         """A statistic of the requests seen: a quantile is the least x with F(x) >= p. Without requests nobody waits."""
-        values = self._values(metric)
+        values, less = self._values(metric), catalogue.METRICS[metric].better == "less"
+        if self.hopeless:
+            return math.inf if less else 0.0
         if not len(values):
-            return 0.0 if catalogue.METRICS[metric].better == "less" else math.inf
+            return 0.0 if less else math.inf
         if statistic in REACHED_QUANTILES:
             share = QUANTILES[REACHED_QUANTILES[statistic]]
             return -float(np.quantile(-values, share, method="inverted_cdf"))

@@ -90,7 +90,7 @@ def measured_lengths(records: Sequence[RequestRecord]) -> MeasuredLengths:
         raise UsageError("no finished request tells its prompt and output tokens; measure some")
     names, prompts, outputs = zip(*told, strict=True)
     _, by_prompt = np.unique(names, return_inverse=True)
-    mean = intervals.ratio(np.bincount(by_prompt, outputs), np.bincount(by_prompt).astype(float))
+    mean = intervals.ratio(np.bincount(by_prompt, outputs).astype(float), np.bincount(by_prompt).astype(float))
     return MeasuredLengths(
         request_mix(list(zip(prompts, outputs, strict=True))),
         mean.ci95[1] / mean.value if mean.ci95 is not None and mean.value else None,

@@ -14,6 +14,7 @@ requests give. Fluctuations of n are left out, so waits near saturation are long
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -101,18 +102,27 @@ class SteadyReplica:
             return self.token_s(in_flight)
         if metric == "tokens_per_s_per_user":
             return 1 / self.token_s(in_flight)
-        if metric != "time_to_final_answer_s":
-            return None
+        return self.answer_s(in_flight, statistic) if metric == "time_to_final_answer_s" else None
+
+    def answer_s(self, in_flight: float, statistic: Statistic) -> float:
+        """Mean or quantile of the time to the final answer: that of an output of such a length."""
+        share = QUANTILES.get(REACHED_QUANTILES.get(statistic, statistic), 0.5)
         tokens = self._tokens(statistic, share)
         return self.first_token_s(in_flight) + max(0.0, tokens - 1) * self.token_s(in_flight)
-
-    def mean_answer_s(self, in_flight: float) -> float:
-        """Mean time to the final answer."""
-        return self.first_token_s(in_flight) + (self.workload.mean_output_tokens - 1) * self.token_s(in_flight)
 
     def longest_answer_s(self) -> float:
         """The longest answer, where every seat is taken and nobody waits for one."""
         return self.first_token_s(self.seats) + int(self.workload.output_tokens.max()) * self.token_s(self.seats)
+
+    def settling_s(self, in_flight: float) -> float:
+        """How long the requests in flight take to settle: their distance to a steady number shrinks by exp(-t / settling_s).
+
+        1 / (d requests_per_s / d in_flight): near saturation many more in flight end hardly more a second, so it is long;
+        inf beyond it.
+        """
+        running = max(1, round(in_flight))
+        faster = self.requests_per_s(running) - (self.requests_per_s(running - 1) if running > 1 else 0.0)
+        return 1 / faster if faster > 0 else math.inf
 
     def most_in_flight(self, objectives: Sequence[Slo]) -> int:
         """The most requests in flight that meet every objective it can tell; 0 where a lone one does not."""

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -63,15 +64,13 @@ def plan_fleet(arguments: argparse.Namespace, say: Say) -> str:
 
 
 def _on_all_cores(say: Say) -> Callable[[Callable[[Task], Sized], Sequence[Task]], Iterator[Sized]]:
-    """Searches side by side where there are several, and what is said when each has ended."""
+    """Searches side by side where there are several cores, and what is said when each has ended."""
 
     def run(search: Callable[[Task], Sized], tasks: Sequence[Task]) -> Iterator[Sized]:
         workers = min(len(tasks), len(os.sched_getaffinity(0)))
-        if workers < 2:
-            yield from map(search, tasks)
-            return
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for task, found in zip(tasks, pool.map(search, tasks), strict=True):
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else nullcontext() as pool:
+            searched = map(search, tasks) if pool is None else pool.map(search, tasks)
+            for task, found in zip(tasks, searched, strict=True):
                 count = "no number holds" if found.replicas is None else f"{found.replicas:,.0f} replicas"
                 say(f"{task.estimated.words}: {count}")
                 yield found

@@ -184,10 +184,8 @@ def _loss_line(where: str, loss: FleetLoss) -> str:
 
 def figures_text(figures: Sequence[PeakFigure]) -> str:
     """`ttft_s:p90<2 is 1.2, time_to_final_answer_s:p90<120 is 130 (not met)`."""
-    words = (
-        f"{one.slo} is {'over an hour' if one.value is None else number(one.value)}{'' if one.met else ' (not met)'}"
-        for one in figures
-    )
+    told = ((one, "over a quarter of an hour" if one.value is None else number(one.value)) for one in figures)
+    words = (f"{one.slo} is {value}{'' if one.met else ' (not met)'}" for one, value in told)
     return ", ".join(words)
 
 

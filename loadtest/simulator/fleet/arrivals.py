@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,8 @@ from loadtest.simulator.fleet.requests import Requests, Times, Tokens, table
 DAY_S = 86_400.0
 HOUR_S = 3_600.0
 MOST_PEAK = 6.0  # a peak of more than six times the mean is another kind of curve
-WARM_UP_S = 60.0  # at least, from an empty fleet
+WARM_UP_S = 60.0  # at least
+SETTLED = 3  # times the settling time: 5 % of what the closed form was wrong is left
 THINK_FLOOR = 0.25  # nobody thinks for less than this share of the mean time
 
 
@@ -89,10 +90,10 @@ class Demand:
         """Replicas that hold the peak if each ends so many requests a second."""
         return self.peak_requests_per_s / requests_per_s
 
-    def warm_up_s(self, answer_s: float) -> float:
-        """From an empty fleet to a steady one: two mean sessions."""
-        session_s = self.requests_per_session * (answer_s + self.think_s * (self.requests_per_session > 1))
-        return min(max(WARM_UP_S, 2 * session_s), 6 * HOUR_S)
+    def warm_up_s(self, answer_s: float, settling_s: float) -> float:
+        """From the requests in flight by the closed form to those of the simulation: a turn, and up to half an hour more."""
+        turn_s = answer_s + self.think_s * (self.requests_per_session > 1)
+        return max(WARM_UP_S, turn_s, min(SETTLED * settling_s, HOUR_S / 2))
 
     def lasting_s(self, requests: int, answer_s: float) -> float:
         """How long it takes at the peak until so many requests have come."""
@@ -102,9 +103,21 @@ class Demand:
         """The same curve and users, with so many times the sessions."""
         return Demand(self.sessions_per_day * share, self.requests_per_session, self.think_s, self.curve)
 
-    def traffic(self, workload: RequestMix, from_s: float, to_s: float, seed: int) -> Traffic:
-        """Draw the sessions that begin in a stretch of the day, with all their requests."""
-        return traffic(self, workload, from_s, to_s, seed)
+    def traffic(self, workload: RequestMix, from_s: float, to_s: float, seed: int, in_flight: int = 0) -> Traffic:
+        """Draw the sessions that begin in a stretch of the day, with all their requests; and those that began before it, if
+        so many requests are in flight by then."""
+        rng = np.random.default_rng(seed)
+        starts = poisson(rng, self.curve, self.sessions_per_day, from_s, to_s)
+        if self.requests_per_session == 1:
+            return _single(rng, workload, starts, from_s, in_flight)
+        asked_per_s = self.requests_per_day() / DAY_S * float(self.curve.relative(from_s))
+        thinking = round(asked_per_s * self.think_s * (1 - 1 / self.requests_per_session)) if in_flight else 0
+        waking = from_s + _rest_of_thoughts(rng, thinking, self.think_s)
+        base, rest = divmod(self.requests_per_session, 1)
+        each = np.int64(base) + (rng.random(in_flight + thinking + len(starts)) < rest)
+        begun = in_flight + thinking
+        each[:begun] = np.ceil(each[:begun] * (1 - rng.random(begun)))
+        return _sessions(rng, workload, from_s, in_flight, np.concatenate([waking, starts]), each, self.think_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +146,10 @@ class Population:
         """Replicas if so many users wait at each, and by Little's law `requests_per_s x think_s` others think."""
         return self.users / (in_flight + requests_per_s * self.think_s)
 
-    def warm_up_s(self, answer_s: float) -> float:
-        """From users who begin at random times to a steady state: two turns."""
-        return min(max(WARM_UP_S, 2 * (answer_s + self.think_s)), 6 * HOUR_S)
+    def warm_up_s(self, answer_s: float, settling_s: float) -> float:
+        """From the in-flight requests of the closed form to those of the simulation: a turn; who waits asks nothing, so that
+        no queue takes longer."""
+        return min(max(WARM_UP_S, answer_s + self.think_s), 6 * HOUR_S)
 
     def lasting_s(self, requests: int, answer_s: float) -> float:
         """How long it takes until so many requests have come."""
@@ -145,14 +159,15 @@ class Population:
         """So many times the users."""
         return Population(self.users * share, self.think_s)
 
-    def traffic(self, workload: RequestMix, from_s: float, to_s: float, seed: int) -> Traffic:
-        """Every user begins at a random time within the first turn, and has more requests to make than time for them."""
+    def traffic(self, workload: RequestMix, from_s: float, to_s: float, seed: int, in_flight: int = 0) -> Traffic:
+        """So many users wait for an answer, the others think; each has more requests to make than time for them."""
         rng = np.random.default_rng(seed)
         users = max(1, round(self.users))
-        starts = np.sort(from_s + rng.uniform(0, min(self.think_s, to_s - from_s), users))
+        waiting = min(in_flight, users)
+        waking = from_s + _rest_of_thoughts(rng, users - waiting, self.think_s)
         turns = (to_s - from_s) / self.think_s
         each = math.ceil(turns + 6 * math.sqrt(turns) + 6)
-        return _sessions(rng, workload, starts, np.full(users, each), self.think_s)
+        return _sessions(rng, workload, from_s, waiting, waking, np.full(users, each), self.think_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,13 +193,15 @@ class RequestMix:
 @dataclass(frozen=True, slots=True, eq=False)
 class Traffic:
     """Requests of a stretch of time. `opening` are the first of each session, at the sorted times `starts_s`; request i + 1
-    follows request i of the same session `think_s[i + 1]` after its end, where `follows[i + 1]`."""
+    follows request i of the same session `think_s[i + 1]` after its end, where `follows[i + 1]`. `running` are in the middle
+    of their answers when it begins: what was generated by then counts as their prompt."""
 
     requests: Requests
     starts_s: Times
     opening: npt.NDArray[np.int64]
     follows: npt.NDArray[np.bool_]
     think_s: npt.NDArray[np.float32]
+    running: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def floor_s(self) -> float:
@@ -205,31 +222,60 @@ def poisson(rng: np.random.Generator, curve: Curve, per_day: float, from_s: floa
     return times
 
 
-def traffic(demand: Demand, workload: RequestMix, from_s: float, to_s: float, seed: int) -> Traffic:
-    """Draw the sessions that begin in a stretch of the day, with all their requests."""
-    rng = np.random.default_rng(seed)
-    starts = poisson(rng, demand.curve, demand.sessions_per_day, from_s, to_s)
-    if demand.requests_per_session == 1:
-        requests = _asked(rng, workload, starts)
-        return Traffic(requests, starts, np.arange(len(starts)), np.zeros(len(starts), bool), np.zeros(0, np.float32))
-    base, rest = divmod(demand.requests_per_session, 1)
-    return _sessions(rng, workload, starts, np.int64(base) + (rng.random(len(starts)) < rest), demand.think_s)
+def _single(rng: np.random.Generator, workload: RequestMix, starts: Times, from_s: float, in_flight: int) -> Traffic:
+    """Requests that nothing follows."""
+    requests = _asked(rng, workload, np.concatenate([np.full(in_flight, from_s), starts]), np.arange(in_flight))
+    return Traffic(
+        requests,
+        starts,
+        np.arange(in_flight, requests.count),
+        np.zeros(requests.count, bool),
+        np.zeros(0, np.float32),
+        np.arange(in_flight),
+    )
 
 
 def _sessions(
-    rng: np.random.Generator, workload: RequestMix, starts: Times, each: npt.NDArray[np.int64], think_s: float
+    rng: np.random.Generator,
+    workload: RequestMix,
+    from_s: float,
+    in_flight: int,
+    starts: Times,
+    each: npt.NDArray[np.int64],
+    think_s: float,
 ) -> Traffic:
-    """Sessions of `each` requests, one after another, with a thought between two."""
+    """Sessions of `each` requests, one after another, with a thought between two. The first `in_flight` of them begin with a
+    request that is being answered, the others at `starts`."""
+    order = starts.argsort()
+    each = np.concatenate([each[:in_flight], each[in_flight:][order]])
+    starts = starts[order]
     count = int(each.sum())
     opening = np.cumsum(each) - each
+    running, opening = opening[:in_flight], opening[in_flight:]
     arrival = np.full(count, np.nan)
-    arrival[opening] = starts
-    follows = np.ones(count, bool)
-    follows[opening] = False
+    arrival[running], arrival[opening] = from_s, starts
+    follows = np.isnan(arrival)
     thought = think_s * THINK_FLOOR + think_s * (1 - THINK_FLOOR) * rng.standard_exponential(count, np.float32)
-    return Traffic(_asked(rng, workload, arrival), starts, opening, follows, thought.astype(np.float32))
+    return Traffic(_asked(rng, workload, arrival, running), starts, opening, follows, thought.astype(np.float32), running)
 
 
-def _asked(rng: np.random.Generator, workload: RequestMix, arrival: Times) -> Requests:
+def _rest_of_thoughts(rng: np.random.Generator, count: int, think_s: float) -> Times:
+    """How much longer users think who are met thinking: none may ask before the shortest thought is over, so a share of
+    `THINK_FLOOR` of them is met in it."""
+    floor_s = THINK_FLOOR * think_s
+    in_floor = rng.random(count) < THINK_FLOOR
+    longer = floor_s + (think_s - floor_s) * rng.standard_exponential(count)
+    rest: Times = np.where(in_floor, floor_s * rng.random(count), longer)
+    return rest
+
+
+def _asked(rng: np.random.Generator, workload: RequestMix, arrival: Times, running: npt.NDArray[np.int64]) -> Requests:
+    """What each request asks for. One that is met running is the more likely a long one, and anywhere in its answer."""
     kind = rng.integers(len(workload.prompt_tokens), size=len(arrival), dtype=np.int32)
-    return table(arrival, workload.prompt_tokens[kind], workload.output_tokens[kind])
+    long = workload.output_tokens / workload.output_tokens.sum()
+    kind[running] = rng.choice(len(long), len(running), p=long)
+    prompt, output = workload.prompt_tokens[kind], workload.output_tokens[kind]
+    done = (rng.random(len(running)) * output[running]).astype(np.int32)
+    prompt[running] += done
+    output[running] -= done
+    return table(arrival, prompt, output)

@@ -97,6 +97,21 @@ class Columns:
             room[close] = free[close] - (self.paged(tokens) * used).sum(axis=1)
         return room
 
+    def seat(self, rows: Rows, ids: Ids, began: Column) -> None:
+        """Streams, one a replica, whose prompts are computed and whose first token comes with this decoding step."""
+        place = self.decoding[rows]
+        if int(place.max()) >= self.end.shape[1]:
+            self.widen()
+        end = began + self.requests.output_tokens[ids] - 1
+        self.end[rows, place], self.began[rows, place], self.request[rows, place] = end, began, ids
+        self.offset[rows, place] = self.requests.prompt_tokens[ids] - began
+        self.rank[rows, place] = self.admitted
+        self.admitted += 1
+        self.decoding[rows] = place + 1
+        self.context[rows] += self.requests.prompt_tokens[ids]
+        sooner = end < self.ends[rows]
+        self.ends[rows[sooner]], self.ends_at[rows[sooner]] = end[sooner], place[sooner]
+
     def vacate(self, rows: Rows, at: Column, tokens: Column) -> None:
         """Give up places with so many tokens computed; the last stream of each replica moves into the gap."""
         self.context[rows] -= tokens

@@ -7,6 +7,7 @@ arrivals are known when it begins.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,26 +48,43 @@ class Loss:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What became of the traffic: waits in `requests` (nan: not reached by the end), and how often replicas preempted."""
+    """What became of the traffic: waits in `requests` (nan: not reached by the end), how often replicas preempted, how many
+    requests were sent again, and whether it was stopped as hopeless."""
 
     requests: Requests
     preemptions: int
     resent: int
+    hopeless: bool
+
+
+def _never(now_s: float) -> bool:
+    return False
 
 
 def simulate_fleet(
-    fleet: Fleet, traffic: Traffic, *, until_s: float = math.inf, loss: Loss | None = None, seed: int = 0
+    fleet: Fleet,
+    traffic: Traffic,
+    *,
+    until_s: float = math.inf,
+    loss: Loss | None = None,
+    seed: int = 0,
+    hopeless: Callable[[float], bool] = _never,
 ) -> Outcome:
-    """Send the traffic through the fleet, up to a time or to the end of all requests. Waits are written to its requests."""
+    """Send the traffic through the fleet, up to a time, to the end of all requests, or until it is `hopeless` at a time.
+
+    Waits are written to its requests.
+    """
     if loss is not None and not 0 < loss.replicas < fleet.replicas:
         raise UsageError(f"lost replicas: expected from 1 to {fleet.replicas - 1}, got {loss.replicas}")
-    return _Day(fleet, traffic, loss, seed).run(until_s)
+    return _Day(fleet, traffic, loss, seed).run(until_s, hopeless)
 
 
 class _Day:
     def __init__(self, fleet: Fleet, traffic: Traffic, loss: Loss | None, seed: int) -> None:
         self.traffic, self.requests, self.loss = traffic, traffic.requests, loss
         self.replicas = Replicas(fleet.config, fleet.speed, traffic.requests, fleet.replicas, fleet.max_tokens)
+        if len(traffic.running):
+            self.replicas.begin(traffic.running)
         self.router: Router = router(fleet.router, fleet.replicas, seed)
         self.now_s = 0.0
         self._opened = 0  # of `traffic.opening`
@@ -81,9 +99,10 @@ class _Day:
             return math.inf
         return _SLICE_ARRIVALS * replicas * max(float(starts[-1] - starts[0]), 1.0) / len(starts)
 
-    def run(self, until_s: float) -> Outcome:
+    def run(self, until_s: float, hopeless: Callable[[float], bool]) -> Outcome:
         loss_s = math.inf if self.loss is None else self.loss.at_s
-        while self.now_s < until_s and (next_s := self._next_s()) < until_s:
+        stopped = False
+        while not stopped and self.now_s < until_s and (next_s := self._next_s()) < until_s:
             end_s = min(max(self.now_s, next_s) + self._slice_s, until_s)
             if self.now_s < loss_s < end_s:
                 end_s = loss_s
@@ -93,9 +112,10 @@ class _Day:
             if end_s == loss_s:
                 self._lose()
             self._follow_up()
+            stopped = hopeless(self.now_s)
         self.requests.ttft_s[self._resent] += self._lag_s
         self.requests.final_s[self._resent] += self._lag_s
-        return Outcome(self.requests, self.replicas.preemptions, len(self._resent))
+        return Outcome(self.requests, self.replicas.preemptions, len(self._resent), stopped)
 
     def _next_s(self) -> float:
         """When something happens next; inf where all is done."""

@@ -141,19 +141,7 @@ def _seat(state: Columns, step: _Step, at: Rows, rows: Rows, ids: Ids) -> None:
     """A prompt is computed with this step: its stream decodes from the next one on."""
     if not len(ids):
         return
-    place = state.decoding[rows]
-    if int(place.max()) >= state.end.shape[1]:
-        state.widen()
-    began = state.steps[rows] + state.mixed
-    end = began + state.requests.output_tokens[ids] - 1
-    state.end[rows, place], state.began[rows, place], state.request[rows, place] = end, began, ids
-    state.offset[rows, place] = state.requests.prompt_tokens[ids] - began
-    state.rank[rows, place] = state.admitted
-    state.admitted += 1
-    state.decoding[rows] = place + 1
-    state.context[rows] += state.requests.prompt_tokens[ids]
-    sooner = end < state.ends[rows]
-    state.ends[rows[sooner]], state.ends_at[rows[sooner]] = end[sooner], place[sooner]
+    state.seat(rows, ids, state.steps[rows] + state.mixed)
     step.first_at.append(at)
     step.first_ids.append(ids)
 

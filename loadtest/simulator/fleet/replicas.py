@@ -69,6 +69,16 @@ class Replicas(Columns):
         if empty:
             self._plan(to)
 
+    def begin(self, ids: Ids) -> None:
+        """Requests in the middle of their answers when time begins, spread evenly; what is computed is their prompt."""
+        self.requests.ttft_s[ids] = 0.0
+        for first in range(0, len(ids), self.count):
+            layer = ids[first : first + self.count]
+            rows = np.arange(len(layer))
+            self.time_s[rows] = self.requests.arrival_s[layer]
+            self.seat(rows, layer, self.steps[rows])
+        self._plan(np.arange(min(len(ids), self.count)))
+
     def advance(self, until_s: float) -> None:
         """Run every event up to this time."""
         while len(rows := (self.next_s <= until_s).nonzero()[0]):

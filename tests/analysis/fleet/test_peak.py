@@ -61,6 +61,16 @@ def test_the_closed_form_starts_near_what_the_simulation_finds():
         assert one.estimate(one.model.likely) == pytest.approx(one.size().replicas, rel=0.25)
 
 
+@pytest.mark.parametrize(
+    "demand", [Demand(24 * 4_000, curve=Curve(1.0)), Demand(24 * 4_000, 3, 20.0), Population(800, 60.0)]
+)
+def test_a_fleet_that_is_far_too_small_is_given_up(demand):
+    """One replica ends 266 requests an hour."""
+    found = Peak(model(), "least-loaded", demand, [parse_slo("ttft_s:p90<5")])._waits(model().likely, 2)
+    assert found.figures == (math.inf,)
+    assert not found.holds
+
+
 def test_thinking_users_are_sized_by_their_turns():
     """4 streams at 0.53 s a step and 1 s a prefill: a turn of 100 users is 100 x 0.53 + 3 + 1 = 57 s and 60 s of thought.
     With 4 of them waiting, 4 / 57 x 60 = 4.2 think: 8.2 users a replica, 12 replicas."""

@@ -1,5 +1,6 @@
 """The closed form of a replica: by hand, and against the simulator."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -90,7 +91,15 @@ def test_a_lightly_loaded_fleet_waits_as_the_closed_form_says():
 
 def test_mean_and_longest_answer_by_hand():
     """100 tokens: the first after a prompt of 1 s, 99 more at 0.5 s alone; beside 3 others at 0.53 s."""
-    assert replica().mean_answer_s(1) == pytest.approx(50.5, rel=0.01)
+    assert replica().answer_s(1, "mean") == pytest.approx(50.5, rel=0.01)
     assert replica().longest_answer_s() == pytest.approx(replica().first_token_s(4) + 53, rel=0.01)
     assert replica().breaks_alone([FINAL, parse_slo("tpot_s:p90<0.4")]).text == "tpot_s:p90<0.4"
     assert replica().breaks_alone([FINAL]) is None
+
+
+def test_requests_in_flight_settle_the_slower_the_less_another_one_adds():
+    """A lone one in 50 s; four in steps of 0.53 s and a prompt end 4 / 54 s, three 3 / 53 s: 1 / (0.074 - 0.0566) = 57 s."""
+    assert replica().settling_s(1) == pytest.approx(51, rel=0.02)
+    expected = 1 / (4 / (100 * 0.53 + 1) - replica().requests_per_s(3))
+    assert replica().settling_s(4) == pytest.approx(expected, rel=0.02)
+    assert replica().settling_s(5) == math.inf

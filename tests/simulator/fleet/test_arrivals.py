@@ -37,7 +37,7 @@ def test_arrivals_follow_the_curve():
 
 
 def test_sessions_are_laid_out_one_after_another():
-    traffic = arrivals.traffic(Demand(50_000, 2.5, 40.0), ONE, 0, 3600, seed=2)
+    traffic = Demand(50_000, 2.5, 40.0).traffic(ONE, 0, 3600, seed=2)
     assert traffic.requests.count / len(traffic.opening) == pytest.approx(2.5, rel=0.03)
     assert not traffic.follows[traffic.opening].any()
     assert traffic.follows.sum() + len(traffic.opening) == traffic.requests.count
@@ -47,7 +47,7 @@ def test_sessions_are_laid_out_one_after_another():
 
 
 def test_single_requests_have_no_follow_up():
-    traffic = arrivals.traffic(Demand(50_000), ONE, 0, 3600, seed=2)
+    traffic = Demand(50_000).traffic(ONE, 0, 3600, seed=2)
     assert traffic.floor_s == math.inf
     assert traffic.requests.count == len(traffic.opening)
 
@@ -59,13 +59,39 @@ def test_the_peak_rate_by_hand():
     assert demand.times(0.5).requests_per_day() == 3e6
 
 
-def test_users_at_work_begin_within_a_turn_and_never_run_out():
-    traffic = Population(200, 30.0).traffic(ONE, 100, 1_300, seed=3)
-    assert len(traffic.opening) == 200
-    assert (traffic.starts_s >= 100).all()
-    assert (traffic.starts_s <= 130).all()
-    spent = traffic.think_s.reshape(200, -1)[:, 1:].sum(axis=1)  # even if every answer came at once
+def test_users_at_work_are_met_thinking_and_never_run_out():
+    """A thought of 30 s lasts at least 7.5 s. A quarter of the users is met in that part, 3.75 s of it left on average; the
+    others have 7.5 + 22.5 s left."""
+    traffic = Population(4_000, 30.0).traffic(ONE, 100, 1_300, seed=3)
+    assert len(traffic.opening) == 4_000
+    assert traffic.starts_s.min() >= 100
+    assert traffic.starts_s.mean() - 100 == pytest.approx(0.25 * 3.75 + 0.75 * 30, rel=0.05)
+    spent = traffic.think_s.reshape(4_000, -1)[:, 1:].sum(axis=1)  # even if every answer came at once
     assert (traffic.starts_s + spent > 1_300).all()
+
+
+MIX = RequestMix(np.array([50, 50], np.int32), np.array([100, 300], np.int32))
+
+
+@pytest.mark.parametrize("demand", [Demand(50_000), Demand(50_000, 2.5, 40.0), Population(9_000, 30.0)])
+def test_requests_in_flight_at_the_beginning_are_met_anywhere_in_a_long_answer(demand):
+    """A running request is three times as likely one of 300 tokens; half of it is left: (100 x 50 + 300 x 150) / 400."""
+    traffic = demand.traffic(MIX, 500, 600, seed=4, in_flight=6_000)
+    prompt, output = (column[traffic.running] for column in (traffic.requests.prompt_tokens, traffic.requests.output_tokens))
+    assert len(traffic.running) == 6_000
+    assert (traffic.requests.arrival_s[traffic.running] == 500).all()
+    assert ((prompt + output == 350).mean(), output.mean()) == pytest.approx((0.75, 125), rel=0.05)
+    assert output.min() >= 1
+    assert not np.isin(traffic.running, traffic.opening).any()
+    assert np.isnan(traffic.requests.arrival_s[traffic.follows]).all()
+
+
+def test_sessions_begun_before_have_fewer_requests_left():
+    """Of sessions of 4 requests one in flight has 1 to 4 left, itself included; by Little 0.75 x 40 users think."""
+    traffic = Demand(86_400 / 4, 4.0, 40.0).traffic(ONE, 0, 10, seed=5, in_flight=4_000)
+    lengths = np.diff(np.append(traffic.running, traffic.opening[0]))
+    assert np.bincount(lengths)[1:] / 4_000 == pytest.approx(np.full(4, 0.25), rel=0.1)
+    assert 30 <= len(traffic.opening) <= 42  # and about 2.5 that begin in 10 s
 
 
 def test_a_population_by_hand():

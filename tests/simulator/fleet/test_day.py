@@ -36,7 +36,7 @@ def workload(seed):
 
 def draw(rate, requests, *, each=1.0, seed=1):
     demand = Demand(rate * arrivals.DAY_S / each, each, 5.0)
-    return arrivals.traffic(demand, workload(seed), 0, requests / rate, seed)
+    return demand.traffic(workload(seed), 0, requests / rate, seed)
 
 
 def fleet(kind, router, replicas=REPLICAS):
@@ -140,6 +140,18 @@ def test_a_time_limit_leaves_the_rest_unknown():
     assert not np.isnan(found.final_s[found.arrival_s < 10]).all()
 
 
+def test_a_hopeless_day_is_given_up():
+    asked_s = []
+    found = day.simulate_fleet(
+        fleet("vllm-sim", "random"), draw(4.0, 400), hopeless=lambda at: asked_s.append(at) or at > 30
+    )
+    assert found.hopeless
+    assert asked_s == sorted(asked_s)
+    assert asked_s[-1] > 30
+    assert np.isnan(found.requests.final_s).any()
+    assert not day.simulate_fleet(fleet("vllm-sim", "random"), draw(4.0, 400)).hopeless
+
+
 @pytest.mark.parametrize("lost", [0, 4])
 def test_losing_nobody_or_everybody_is_refused(lost):
     with pytest.raises(UsageError, match="from 1 to 3"):
@@ -147,7 +159,7 @@ def test_losing_nobody_or_everybody_is_refused(lost):
 
 
 def test_the_day_of_nobody():
-    nobody = arrivals.traffic(Demand(0.001), workload(1), 0, 60, seed=1)
+    nobody = Demand(0.001).traffic(workload(1), 0, 60, seed=1)
     assert nobody.requests.count == 0
     assert day.simulate_fleet(fleet("vllm-sim", "random"), nobody).resent == 0
     assert math.isinf(nobody.floor_s)

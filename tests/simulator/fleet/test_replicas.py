@@ -60,6 +60,18 @@ def test_prompts_stop_decoding_where_batches_are_not_mixed():
     assert found.final_s == pytest.approx([6.0, 3.5])
 
 
+def test_requests_that_run_when_time_begins_by_hand():
+    """A step takes 1 s. Three requests, two of them at the first of two replicas, have 3, 2 and 5 tokens left at 10 s; what
+    arrives at 11.5 s has its prompt beside the third's last token."""
+    by_hand = speed.from_steps(lambda work: 1.0 + work.prefill_tokens / 8, 48, 8)
+    rows = table(np.array([10.0, 10, 10, 11.5]), np.array([30, 30, 30, 8], np.int32), np.array([3, 2, 5, 1], np.int32))
+    none = np.zeros(0, np.float32)
+    began = Traffic(rows, np.array([11.5]), np.array([3]), np.zeros(4, bool), none, np.arange(3))
+    found = day.simulate_fleet(day.Fleet(config("vllm-sim"), by_hand, 2, "round-robin"), began).requests
+    assert found.final_s[:3] == pytest.approx([2.0, 1.0, 5.0])
+    assert found.ttft_s[3] == pytest.approx(2.5)
+
+
 @pytest.mark.parametrize("kind", ["vllm-sim", "sglang-sim"])
 @given(rows=ROWS, seats=st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
