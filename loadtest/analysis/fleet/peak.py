@@ -195,14 +195,16 @@ class Peak:
 
     def _one_day(self, replica: SteadyReplica, sample: _Sample, seed: int, seen: _Observed) -> None:
         """The requests that arrive in the hour around the peak, or in the part of it that has enough of them. Others arrive
-        before, until the fleet has settled, and after, until all but the longest of these are answered."""
+        before, until the fleet has settled, and after, until all but the longest of these are answered. What chance does to
+        single replicas behind a random router takes half an hour to show."""
         demand = self.demand.times(sample.share)
         in_flight = replica.in_flight(demand, sample.replicas)
         answer_s = replica.answer_s(in_flight, "mean")
-        enough_s = HOUR_S / 4 if sample.lost else demand.lasting_s(ENOUGH_REQUESTS, answer_s)
-        length_s = min(max(enough_s, SHORTEST_S), HOUR_S)
+        least_s = HOUR_S / 2 if self.router == "random" else SHORTEST_S
+        enough_s = demand.lasting_s(ENOUGH_REQUESTS, answer_s)
+        length_s = HOUR_S / 4 if sample.lost else min(max(enough_s, least_s), HOUR_S)
         begin_s, end_s = demand.peak_s - length_s / 2, demand.peak_s + length_s / 2
-        first_s = begin_s - demand.warm_up_s(answer_s, replica.settling_s(in_flight))
+        first_s = begin_s - max(least_s, demand.warm_up_s(answer_s, replica.settling_s(in_flight)))
         last_s = end_s + replica.answer_s(in_flight, "p99")
         traffic = demand.traffic(replica.workload, first_s, last_s, seed, round(in_flight * sample.replicas))
         asked = traffic.requests.output_tokens.copy()
