@@ -66,6 +66,8 @@ class BurstUser(ReasoningUser):
     @classmethod
     def check_options(cls, options: Any, workload: Workload) -> None:
         _plan(options, concurrency=1, repeat=1, seed=0)
+        if options.replica:
+            raise UsageError(f"--replica {options.replica[0]}: expected none with bursts, which are of one server")
 
     def on_start(self) -> None:
         self.level = current_level(self.environment)

@@ -207,24 +207,20 @@ def test_a_router_sends_easy_prompts_elsewhere(port, tmp_path):
     assert all((r["endpoint"] == "easy") == r["prompt_id"].startswith("easy-") for r in records)
 
 
-def test_a_router_without_a_second_server_says_so(port, tmp_path):
-    host = f"http://127.0.0.1:{port}"
-    argv = [
-        sys.executable,
-        "-m",
-        "locust",
-        "-f",
-        str(ROOT / "scenarios/router.py"),
-        "--headless",
-        "-u",
-        "1",
-        "--host",
-        host,
-    ]
+@pytest.mark.parametrize(
+    ("scenario", "more", "said"),
+    [
+        ("router", (), "--easy-host: expected the URL of the small model's server"),
+        ("bursts", ("--replica", "http://127.0.0.1:9"), "--replica http://127.0.0.1:9: expected none with bursts"),
+    ],
+)
+def test_a_scenario_with_too_few_or_too_many_servers_says_so(scenario, more, said, port, tmp_path):
+    argv = [sys.executable, "-m", "locust", "-f", str(ROOT / f"scenarios/{scenario}.py"), "--headless", "-u", "1", *more]
+    argv += ["--host", f"http://127.0.0.1:{port}"]
     argv += ["--engine", "other", "--model", "m", "--clock-speed", "1", "--out", str(tmp_path)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "--easy-host: expected the URL of the small model's server" in done.stderr
+    assert said in done.stderr
 
 
 def test_locust_s_web_page_shows_our_rows(port, tmp_path):
