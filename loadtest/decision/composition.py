@@ -14,6 +14,7 @@ an engine mixes them with decoding.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,15 +107,18 @@ class Composed:
 def composed_figures(speed: EngineSpeed, drawn: AnswerLengths) -> dict[str, Composed]:
     """`mean` and `QUANTILES` of the time to the final answer (s), over starts.
 
-    EngineSpeed (t over starts) and length (by prompt) are independent: their errors add up in quadrature on the log scale. A
-    quantile of the time is the time of that quantile of the length, for a longer answer takes longer.
+    Speed (t over starts), length (by prompt) and what the other users hold are taken as independent: their errors add up in
+    quadrature on the log scale. A quantile of the time is the time of that quantile of the length, for a longer answer takes
+    longer. In a mean each answer also counts as what it adds to the contexts of others.
     """
-    times = np.exp(np.mean(np.log(answer_s(speed, drawn.tokens, drawn)), axis=0))
-    found = {"mean": _figure(float(np.mean(times)), _mean_bounds(times, drawn), speed, drawn)}
-    order = np.sort(times)
+    times = _over_starts(answer_s(speed, drawn.tokens, drawn))
+    errors = _Errors.of(speed, drawn)
+    mean = _mean_bounds(_over_starts(_shares_of_mean_s(speed, drawn)), drawn)
+    found = {"mean": _figure(float(np.mean(times)), mean, errors, 0.0)}
+    order, lengths = np.sort(times), np.sort(drawn.tokens)
     for name, p in QUANTILES.items():
-        value = intervals.sample_quantile(order, p)
-        found[name] = _figure(value, _quantile_bounds(times, drawn, p), speed, drawn)
+        value, tokens = intervals.sample_quantile(order, p), intervals.sample_quantile(lengths, p)
+        found[name] = _figure(value, _quantile_bounds(times, drawn, p), errors, (tokens - 1) * errors.b_s)
     return found
 
 
@@ -127,52 +131,100 @@ def composed_paces(speed: EngineSpeed, drawn: AnswerLengths) -> dict[str, Compos
     They differ by what is in flight and by their own length alone, not by jitter, which long answers average out.
     """
     tokens = np.maximum(drawn.tokens, 2)
-    each_s = (answer_s(speed, tokens, drawn) - speed.first_token_s[..., None]) / (tokens - 1)
-    times = np.exp(np.mean(np.log(each_s), axis=0))
-    order = np.sort(times)
+    times = _over_starts((answer_s(speed, tokens, drawn) - speed.first_token_s[..., None]) / (tokens - 1))
+    order, errors = np.sort(times), _Errors.of(speed, drawn)
     found = {}
     for name, p in REACHED.items():
-        slow = _figure(intervals.sample_quantile(order, p), _quantile_bounds(times, drawn, p), speed, drawn)
+        slow = _figure(intervals.sample_quantile(order, p), _quantile_bounds(times, drawn, p), errors, errors.b_s)
         found[name] = Composed(1 / slow.value, _turned(slow.of_this_kind), _turned(slow.these_prompts))
     return found
+
+
+def _over_starts(times_s: Floats) -> Floats:
+    return np.asarray(np.exp(np.mean(np.log(times_s), axis=0)), np.float64)
 
 
 def _turned(ends: Interval | None) -> Interval | None:
     return None if ends is None else (1 / ends[1], 1 / ends[0])
 
 
+@dataclass(frozen=True, slots=True)
+class _Errors:
+    """What is uncertain beside the length of an answer: log speed, as half of its 95 % interval over starts (None: fewer
+    than two), and the tokens that the other users hold, which may be so many fewer and more, for prompts of this kind and
+    for these (None: not known). `b_s`: seconds that one of these tokens adds to a step."""
+
+    speed: float | None
+    others_of_this_kind: Interval | None
+    others_of_these: Interval | None
+    b_s: float
+
+    @classmethod
+    def of(cls, speed: EngineSpeed, drawn: AnswerLengths) -> _Errors:
+        found = intervals.mean(np.atleast_1d(log_mean_s(speed, drawn)))
+        half = None if found.ci95 is None else (found.ci95[1] - found.ci95[0]) / 2
+        return cls(half, *_others_errors(speed.concurrency - 1, drawn), float(np.mean(speed.line.b_s)))
+
+
+def _others_errors(others: int, drawn: AnswerLengths) -> tuple[Interval | None, Interval | None]:
+    """Of so many users: of E[L^2] / 2 E[L], which few long answers decide, on the log scale."""
+    squares, lengths = (np.add.reduceat(drawn.tokens**n, drawn.starts) for n in (2, 1))
+    found = intervals.ratio(squares, lengths)
+    value = (found.value or 1.0) / 2
+    kind = None if found.ci95 is None else found.ci95[1] / 2 - value
+    linear = (drawn.tokens**2 - (found.value or 0.0) * drawn.tokens) / (2 * drawn.mean_tokens)
+    variance, answers = _within(linear, drawn), len(drawn.tokens) - len(drawn.starts)
+    these = None if variance is None else intervals.t_critical(answers) * math.sqrt(variance)
+    spreads = [None if half is None else math.exp(half / value) for half in (kind, these)]
+    both = [None if one is None else (others * value * (1 - 1 / one), others * value * (one - 1)) for one in spreads]
+    return both[0], both[1]
+
+
+def _shares_of_mean_s(speed: EngineSpeed, drawn: AnswerLengths) -> Floats:
+    """What each answer adds to the mean time: its own, and its contexts while others wait for theirs. Starts in the rows."""
+    tokens, others = drawn.tokens, speed.concurrency - 1
+    read = (tokens - 1) * (drawn.prompt_tokens + tokens / 2) + others * (drawn.prompt_tokens * (tokens - 1) + tokens**2 / 2)
+    fixed_s = speed.first_token_s + others * speed.beside_s
+    return np.asarray(
+        fixed_s[..., None] + (tokens - 1) * speed.line.a_s[..., None] + speed.line.b_s[..., None] * read, np.float64
+    )
+
+
 def _figure(
-    value: float, bounds: tuple[Interval | None, Interval | None], speed: EngineSpeed, drawn: AnswerLengths
+    value: float, bounds: tuple[Interval | None, Interval | None], errors: _Errors, seconds_a_token: float
 ) -> Composed:
-    spread = _speed_half_width(speed, drawn)
-    kind, these = (None if ends is None or spread is None else _joined(value, ends, spread) for ends in bounds)
+    """A figure with its bounds by lengths alone, widened; `seconds_a_token`: by how much one more token that others hold
+    lengthens it."""
+    others = (errors.others_of_this_kind, errors.others_of_these)
+    kind, these = (
+        None
+        if ends is None or errors.speed is None or tokens is None
+        else _joined(
+            value, ends, errors.speed, [math.log1p(seconds_a_token * more / value) for more in (-tokens[0], tokens[1])]
+        )
+        for ends, tokens in zip(bounds, others, strict=True)
+    )
     return Composed(value, kind, these)
 
 
-def _joined(value: float, ends: Interval, half_width: float) -> Interval:
-    """An interval from lengths alone, widened by the half-width of log speed."""
-    low, high = (math.hypot(math.log(end / value), half_width) for end in ends)
+def _joined(value: float, ends: Interval, half_width: float, others: Sequence[float]) -> Interval:
+    """An interval from lengths alone, widened on the log scale by half of that of speed and by what others hold."""
+    low, high = (math.hypot(math.log(end / value), half_width, more) for end, more in zip(ends, others, strict=True))
     return value * math.exp(-low), value * math.exp(high)
 
 
-def _speed_half_width(speed: EngineSpeed, drawn: AnswerLengths) -> float | None:
-    """Half of the 95 % interval of log time that comes from starts; None for fewer than two."""
-    found = intervals.mean(np.atleast_1d(log_mean_s(speed, drawn)))
-    return None if found.ci95 is None else (found.ci95[1] - found.ci95[0]) / 2
+def _mean_bounds(shares_s: Floats, drawn: AnswerLengths) -> tuple[Interval | None, Interval | None]:
+    totals = np.add.reduceat(shares_s, drawn.starts)
+    sizes = np.diff(drawn.starts, append=len(shares_s)).astype(np.float64)
+    kind, variance = intervals.ratio(totals, sizes), _within(shares_s, drawn)
+    mean, answers = float(np.mean(shares_s)), len(shares_s) - len(drawn.starts)
+    these = None if variance is None else _around(mean, intervals.t_critical(answers) * math.sqrt(variance))
+    return None if kind.ci95 is None else _around(mean, kind.ci95[1] - mean), these
 
 
-def _mean_bounds(times: Floats, drawn: AnswerLengths) -> tuple[Interval | None, Interval | None]:
-    totals = np.add.reduceat(times, drawn.starts)
-    sizes = np.diff(drawn.starts, append=len(times)).astype(np.float64)
-    kind = intervals.ratio(totals, sizes).ci95
-    mean = float(np.mean(times))
-    variance = _within(times, drawn)
-    return kind, None if variance is None else _around(mean, math.sqrt(variance), len(times) - len(drawn.starts))
-
-
-def _around(value: float, error: float, df: int) -> Interval:
-    """The t interval of a positive figure, on the log scale."""
-    spread = math.exp(intervals.t_critical(df) * error / value)
+def _around(value: float, half: float) -> Interval:
+    """The interval of a positive figure by half of its width, on the log scale."""
+    spread = math.exp(half / value)
     return value / spread, value * spread
 
 

@@ -67,3 +67,26 @@ def test_an_engine_that_mixes_prompts_with_decoding_delays_others_by_less():
     halts, mixes = speed(4, 0.02), EngineSpeed(4, StepLine(np.array([0.02]), np.zeros(1)), np.array([0.5]), mixes=True)
     found = composition.answer_s(halts, EQUAL.tokens, EQUAL) - composition.answer_s(mixes, EQUAL.tokens, EQUAL)
     assert found == pytest.approx(np.full((1, 4), 3 * 0.02))
+
+
+def test_what_others_hold_is_uncertain_too_and_widens_paces_where_a_step_reads_it():
+    """Few long answers decide how much context the others hold; alone, and where context costs nothing, that is nothing."""
+    rng = np.random.default_rng(2)
+    drawn = composition.pool_lengths({f"p{i:02}": [float(np.exp(rng.normal(6, 0.6)))] for i in range(40)}, 50.0)
+    starts = [0.02, 0.0201, 0.0199]
+
+    def width(users, b_s):
+        low, high = composition.composed_paces(speed(users, starts, b_s, first_s=0.0), drawn)["p50"].of_this_kind
+        return high / low - 1
+
+    assert width(8, 1e-6) > 2 * width(8, 0.0)
+    assert width(8, 0.0) == pytest.approx(width(1, 0.0))
+
+
+def test_a_mean_counts_what_an_answer_adds_to_the_contexts_of_others():
+    """The shares of the answers have the mean of their times, but for the first tokens of the others."""
+    drawn = composition.pool_lengths({f"p{i:02}": [100.0 + 300 * (i % 3)] for i in range(30)}, 50.0)
+    one = speed(8, 0.02, 1e-5, first_s=0.0)
+    shares = composition._shares_of_mean_s(one, drawn)
+    assert np.mean(shares) == pytest.approx(np.mean(composition.answer_s(one, drawn.tokens, drawn)), rel=0.005)
+    assert np.std(shares) > 1.1 * np.std(composition.answer_s(one, drawn.tokens, drawn))

@@ -175,28 +175,41 @@ def test_the_ratio_is_covered(deployed):
     assert 0.93 <= np.mean(hits) <= (0.975 if len(deployed) == 1 else 0.99)
 
 
-def truth(world, deployed, users, kind):
-    """A figure of an infinite natural run of the second engine: of prompts of this kind."""
+def truth(world, deployed, users):
+    """The figures of an infinite natural run of the second engine, of prompts of this kind: times, and paces."""
     rng = np.random.default_rng(9)
     tokens = world.tokens(rng, deployed.median_tokens, rng.normal(0, worlds.BETWEEN, 200_000), 1)[1].ravel()
     everything = AnswerLengths(tokens, np.arange(len(tokens)), worlds.PROMPT_TOKENS)
     a_s, b_s, first_s = (np.array(x) for x in worlds.line(deployed, users))
     times = composition.answer_s(EngineSpeed(users, composition.StepLine(a_s, b_s), first_s), tokens, everything)
-    return float(np.mean(times)) if kind == "mean" else float(np.quantile(times, composition.QUANTILES[kind]))
+    figures = {kind: float(np.quantile(times, composition.QUANTILES[kind])) for kind in ("p50", "p90")}
+    each_s = (times - first_s) / (tokens - 1)
+    paces = {f"pace {kind}": 1 / float(np.quantile(each_s, composition.REACHED[kind])) for kind in ("p50", "p10")}
+    return figures | paces | {"mean": float(np.mean(times))}
 
 
-def test_absolute_figures_are_covered():
-    world, deployed, hits = World(), PUBLISHED[0], {"mean": [], "p50": [], "p90": []}
-    true = {kind: truth(world, deployed, 8, kind) for kind in hits}
-    for (one,) in worlds.studies(world, 400, (deployed,), prompts=64):
-        drawn = lengths_of([passed for cell in one.cells for passed in cell.natural])
-        figures = composition.composed_figures(one.speed(1, 8, 3), drawn)
-        for kind in hits:
+@pytest.mark.parametrize(
+    ("world", "least"),
+    [
+        (World(), {"p50": 0.93, "p90": 0.93, "mean": 0.93, "pace p50": 0.93, "pace p10": 0.93}),
+        # 5 % of the answers four times as long: 64 prompts do not tell how much of them other users hold.
+        (World(tail=0.05), {"p50": 0.92, "p90": 0.89, "mean": 0.89, "pace p50": 0.79, "pace p10": 0.79}),
+    ],
+    ids=["ordinary lengths", "heavy tail"],
+)
+def test_absolute_figures_are_covered(world, least):
+    """At 8 users, of 600 studies: 96.2, 94.2, 95.0, 96.8, 96.3 %; with the heavy tail 94.3, 91.3, 91.0, 83, 83 %."""
+    deployed, hits = PUBLISHED[0], {kind: [] for kind in least}
+    true = truth(world, deployed, 8)
+    for (one,) in worlds.studies(world, 600, (deployed,), prompts=64):
+        drawn, speed = lengths_of([passed for cell in one.cells for passed in cell.natural]), one.speed(1, 8, 3)
+        paces = composition.composed_paces(speed, drawn)
+        figures = composition.composed_figures(speed, drawn) | {f"pace {kind}": paces[kind] for kind in ("p50", "p10")}
+        for kind, found in hits.items():
             low, high = figures[kind].of_this_kind
-            hits[kind].append(low <= true[kind] <= high)
-    assert 0.93 <= np.mean(hits["p50"]) <= 0.98
-    assert 0.92 <= np.mean(hits["p90"]) <= 0.98
-    assert 0.91 <= np.mean(hits["mean"]) <= 0.97
+            found.append(low <= true[kind] <= high)
+    covered = {kind: float(np.mean(found)) for kind, found in hits.items()}
+    assert all(least[kind] <= share <= 0.98 for kind, share in covered.items()), covered
 
 
 def test_the_rate_of_a_short_run_is_covered():
