@@ -48,7 +48,7 @@ from loadtest.metrics.level_schema import (
     WindowSpan,
 )
 from loadtest.metrics.request_arrays import Bools, Ints, Pass, Small, pace_of, pass_arrays, per_request, values_of
-from loadtest.records.engine_facts import ClockError
+from loadtest.records.engine_facts import ClockError, SearchedKind
 from loadtest.records.manifest import IMPORTED, VIRTUAL_TIME
 from loadtest.records.read import LevelRecords
 from loadtest.records.schema import FAILED, FINISHED, OutputForm, RequestRecord, TokenCountSource
@@ -61,8 +61,11 @@ def level_figures(
     simulated: bool,
     clock_error: ClockError | None,
     driven: str,
+    *,
+    of: SearchedKind = "users",
 ) -> LevelFigures:
-    """One level: the measured phase of all its passes, pooled."""
+    """One level: the measured phase of all its passes, pooled. `of`: what it is a level of. At a rate an arrival may wait as
+    many are in flight as may be, and no concurrency is held for a total rate."""
     columns = [one for _, one in passes]
     spans = [steady_window.steady(one) for one in columns]
     measured = [r for one in columns for r in one.records if r.phase == "measure"]
@@ -106,11 +109,16 @@ def level_figures(
         equal_work=validity.equal_work(measured),
         troubles=TroubleCounts(**count_troubles(measured, simulated=simulated)),
         curves=series.of_level(columns, [level for level, _ in passes], spans, anchor),
-        client_health=_client_health(passes, anchor, _usual_gap_s(columns, gaps_s, tpot_s), driven, clock_error),
+        client_health=_client_health(
+            passes, anchor, _usual_gap_s(columns, gaps_s, tpot_s), driven, clock_error, waits_count=of == "users"
+        ),
         reconciliation=reconciliation.reconcile(passes, anchor, tpot_s.mean),
         server=_with_requests(reconciliation.count_server(passes, anchor), passes, anchor),
         slo=(),
     )
+    if of != "users":
+        unheld = unknown("requests came by the clock: no concurrency was held")
+        level = replace(level, output_tokens_per_s=unheld, answers_per_hour=unheld, goodput_answers_per_hour=unheld)
     return replace(level, slo=tuple(slo_objectives.judge_slo(objective, level) for objective in objectives))
 
 
@@ -153,12 +161,14 @@ def _client_health(
     gap_s: float | None,
     driven: str,
     clock_error: ClockError | None,
+    *,
+    waits_count: bool,
 ) -> ClientHealth:
     if driven == IMPORTED:
         return client_health.client_not_told()
     if driven == VIRTUAL_TIME:
         return client_health.no_client()
-    return client_health.check_client(passes, anchor, gap_s, clock_error)
+    return client_health.check_client(passes, anchor, gap_s, clock_error, waits_count=waits_count)
 
 
 def _with_window(columns: Sequence[Pass], spans: Sequence[WindowSpan | None]) -> list[tuple[Pass, WindowSpan]]:

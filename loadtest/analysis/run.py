@@ -110,8 +110,11 @@ def _cell(
     """One cell: what engine.json says, its roofline, its levels, and what is composed of its bursts."""
     facts = cell.engine
     by_level = groupby(passes, key=lambda one: one[1].concurrency)
+    of = "users" if facts.search is None else facts.search.of
     levels = [
-        level_figures(list(group), objectives, anchor, facts.predicts, _clock_error(facts, concurrency), manifest.driven)
+        level_figures(
+            list(group), objectives, anchor, facts.predicts, _clock_error(facts, concurrency), manifest.driven, of=of
+        )
         for concurrency, group in by_level
     ]
     sound = validity.sound_levels(levels)

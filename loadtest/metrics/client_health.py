@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 
 from loadtest.metrics import clock_error as clock_errors
+from loadtest.metrics.intervals import Floats
 from loadtest.metrics.level_schema import ClientHealth, HealthCheck, HealthCheckName
-from loadtest.metrics.request_arrays import Pass, offset
+from loadtest.metrics.request_arrays import Ints, Pass, offset
 from loadtest.records.engine_facts import ClockError
 from loadtest.records.read import LevelRecords
 from loadtest.records.schema import HealthSample, LateChunks, Priority, RequestRecord, ServerSample, StampSource
@@ -47,14 +48,22 @@ LATE_LIMIT = 0.01  # share of the requests
 Passes = Sequence[tuple[LevelRecords, Pass]]
 
 
-def check_client(passes: Passes, anchor: float, gap_s: float | None, clock_error: ClockError | None = None) -> ClientHealth:
+def check_client(
+    passes: Passes,
+    anchor: float,
+    gap_s: float | None,
+    clock_error: ClockError | None = None,
+    *,
+    waits_count: bool = True,
+) -> ClientHealth:
     """Did the load generator distort the figures?
 
     Arrivals stamped by the kernel do not depend on when this process ran: then the bounds on them are judged, not its lag
     and its CPU. Else the population is the seconds sampled while measured requests ran, over all passes and workers. Lags
     are wall seconds times the clock's speed, so that they compare with `gap_s`, the median token gap of the level. Fails
     without samples. `clock_error`: how far the times are off those of the simulator that answered, on whatever clock; it is
-    then judged itself, in place of the lags that cause it.
+    then judged itself, in place of the lags that cause it. `waits_count`: is a request late that waited for a place, as many
+    were in flight as may be? In a search for a rate it is outside the SLOs, and no fault of the load generator.
     """
     samples = [sample for level, columns in passes for sample in _during(level.health, columns, anchor)]
     if not samples:
@@ -68,7 +77,8 @@ def check_client(passes: Passes, anchor: float, gap_s: float | None, clock_error
         checks = _bound_checks(records, gap_s)
     else:
         checks = [*_lag_checks(samples, gap_s), *_cpu_checks(samples)]
-    checks.append(_late_starts(samples, len(records)))
+    full = 0 if waits_count else sum(_found_no_place(columns) for _, columns in passes)
+    checks.append(_late_starts(samples, len(records), full))
     failed = [check for check in checks if check.status == "fail"]
     reasons = tuple(f"{check.reason}; {_remedy(check, samples)}" for check in failed)
     return ClientHealth(
@@ -194,8 +204,20 @@ def _cpu_checks(samples: Sequence[HealthSample]) -> list[HealthCheck]:
     ]
 
 
-def _late_starts(samples: Sequence[HealthSample], requests: int) -> HealthCheck:
-    late = sum(s.late_starts for s in samples) / max(requests, 1)
+def _found_no_place(columns: Pass) -> int:
+    """Measured requests that were due while as many were in flight as ever in their pass."""
+    sent, ended = np.sort(columns.sent_s[np.isfinite(columns.sent_s)]), np.sort(columns.ended_s)
+    due = columns.ended_s - np.array([r.ended_s - r.scheduled_s for r in columns.records])
+
+    def in_flight(at_s: Floats) -> Ints:
+        return np.searchsorted(sent, at_s, "right") - np.searchsorted(ended, at_s, "right")
+
+    most = int(np.max(in_flight(sent), initial=0))
+    return int(np.sum(columns.measured & (in_flight(due) >= most) & (columns.sent_s > due)))
+
+
+def _late_starts(samples: Sequence[HealthSample], requests: int, full: int) -> HealthCheck:
+    late = max(0, sum(s.late_starts for s in samples) - full) / max(requests, 1)
     said = f"{late:.1%} of the requests were sent more than 10 ms after their schedule"
     return _check("late_starts", late, LATE_LIMIT, said)
 

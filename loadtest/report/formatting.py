@@ -32,6 +32,15 @@ def at_load(level: int, of: SearchedKind = "users") -> str:
     return f"concurrency {level}" if of == "users" else f"{load_text(level, of)} {RATE}"
 
 
+def place_of(level: int, of: SearchedKind) -> str:
+    """A level on a line of progress.
+
+    >>> place_of(8, "users"), place_of(900, "requests/h")
+    (' 8', '0.25 requests/s')
+    """
+    return f"{level:>2}" if of == "users" else at_load(level, of)
+
+
 def listed(names: list[str]) -> str:
     """
     >>> listed(["a", "b", "c"])

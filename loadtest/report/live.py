@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from loadtest.records.engine_facts import SearchedKind
 from loadtest.records.progress import LevelProgress
-from loadtest.report.formatting import DASH, clean, number, spoken
+from loadtest.report.formatting import DASH, at_load, clean, number, place_of, spoken
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -34,10 +35,11 @@ class LevelStatus:
     elapsed_s: float
     level_left_s: float | None
     study_left_s: float | None
+    of: SearchedKind = "users"  # what its concurrency stands for
 
     @property
     def name(self) -> str:
-        return f"{clean(self.cell)} at {self.concurrency:>2}"
+        return f"{clean(self.cell)} at {place_of(self.concurrency, self.of)}"
 
     @property
     def done(self) -> str:
@@ -136,7 +138,7 @@ def panel(status: LevelStatus, since_s: float, safe: Callable[[str], str]) -> Gr
     now = [f"tokens/s {number(rate)}{each}", f"TTFT {ttft}"]
     now += [f"warm-up {status.warmup}"] if status.warmup else []
     return Group(
-        _line(safe(f"{clean(status.cell)}, concurrency {status.concurrency} ({status.place})"), "bold"),
+        _line(safe(f"{clean(status.cell)}, {at_load(status.concurrency, status.of)} ({status.place})"), "bold"),
         line,
         _line("   ".join(now)),
         _line(_times(status, since_s), "dim"),

@@ -28,8 +28,11 @@ def _rate_answer(found: ConcurrencySearch, binds: str) -> str:
     within = f"{load_text(found.within, found.of)} requests/s"
     if found.broken is None:
         return f"at least {within}" if found.within else "not known: no rate was decided"
-    broken = f"{load_text(found.broken, found.of)} break {binds}"
-    return f"{within}; {broken}" if found.within else f"none shown: {broken}"
+    high = load_text(found.broken, found.of)
+    if not found.within:
+        return f"none shown: {high} break {binds}"
+    known = within if found.limit == "slo" else f"{load_text(found.within, found.of)} to {high} requests/s"
+    return f"{known}; {high} break {binds}"
 
 
 def search_basis(found: ConcurrencySearch) -> str:

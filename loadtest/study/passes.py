@@ -15,6 +15,7 @@ from loadtest.errors import EngineError, RecordError
 from loadtest.records import read, write
 from loadtest.records.folder import PASS_NAME, PassKind, level_path, set_aside
 from loadtest.records.progress import LevelProgress, appended_lines
+from loadtest.report.formatting import place_of
 from loadtest.report.live import LevelStatus
 from loadtest.servers import probe
 from loadtest.study import estimate, locust_pass, sampling
@@ -125,9 +126,10 @@ def run_pass(
     took_s = after.monotonic_s - before.monotonic_s
     failed = f", {teller.progress.failed} failed" if teller.progress.failed else ""
     what = f"{'bursts  ' if asked.kind == 'bursts' else ''}{teller.progress.requests:>4} requests"
-    execution.say(f"{cell.title} at {asked.concurrency:>2}  {what} in {took_s:5.1f} s{failed}{left}")
+    where = f"{cell.title} at {place_of(asked.concurrency, asked.of)}"
+    execution.say(f"{where}  {what} in {took_s:5.1f} s{failed}{left}")
     if clocks.set_by is not None:
-        execution.say(f"{cell.title} at {asked.concurrency:>2}  {clocks.set_by}")
+        execution.say(f"{where}  {clocks.set_by}")
     if end.reason is not None:
         raise EngineError(f"concurrency {asked.concurrency}, {execution.study.turn} {repeat}: {end.reason}")
     if clocks.suspended is not None:  # --resume measures this pass again; the next may be sound
@@ -191,6 +193,7 @@ class _Teller:
                 elapsed_s=elapsed_s,
                 level_left_s=left_s,
                 study_left_s=None if left_s is None else left_s + self._beyond_s(elapsed_s + left_s),
+                of=asked.of,
             )
         )
         self.log()

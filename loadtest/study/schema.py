@@ -368,6 +368,11 @@ class AskedPass:
     most_in_flight: int | None = None
 
     @property
+    def of(self) -> SearchedKind:
+        """What its concurrency stands for."""
+        return "users" if self.most_in_flight is None else "requests/h"
+
+    @property
     def kind(self) -> PassKind:
         return "bursts" if self.contexts_tokens else "level"
 

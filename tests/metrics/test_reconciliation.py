@@ -36,6 +36,22 @@ def test_a_healthy_client_passes_and_one_without_samples_fails():
     assert "no sample" in judged(replace(passed(), health=())).reasons[0]
 
 
+def test_in_a_search_for_a_rate_an_arrival_that_finds_no_place_is_not_late():
+    """One in flight at most: the second and the third wait for it. The fourth is late for no reason."""
+    times = ((0.0, 0.0, 10.0), (1.0, 10.0, 20.0), (15.0, 20.0, 30.0), (40.0, 41.0, 42.0))
+    rows = [
+        request(sent, seq=i, scheduled_s=due, ttft_s=ended - sent, thinking=0, answer=1)
+        for i, (due, sent, ended) in enumerate(times)
+    ]
+    one = passed(rows)
+    columns = request_arrays.pass_arrays(one, builders.ANCHOR)
+    assert client_health._found_no_place(columns) == 2
+    late = replace(one, health=tuple(builders.health_sample(t, late_starts=3 * (t == 1)) for t in range(45)))
+    for counts, share in ((True, 3 / 4), (False, 1 / 4)):
+        found = client_health.check_client([(late, columns)], builders.ANCHOR, 0.1, waits_count=counts)
+        assert [check.value for check in found.checks if check.name == "late_starts"] == [share]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

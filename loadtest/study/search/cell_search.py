@@ -19,6 +19,7 @@ from loadtest.metrics.schema import SearchLevel, SearchObjective
 from loadtest.metrics.slo import Slo, parse_slo
 from loadtest.records.engine_facts import EngineFacts, SearchedKind, SearchFacts
 from loadtest.records.read import LevelRecords
+from loadtest.report.formatting import place_of
 from loadtest.study.engine_file import EngineFile
 from loadtest.study.execution import Say
 from loadtest.study.schema import Study
@@ -137,7 +138,7 @@ class CellSearch:
         passes = self.driver.on_disk(level)
         found = self._found(passes)
         self.words[level] = found.verdict
-        self.say(f"{self.cell_id} at {level_place(level, self.facts.of)}  {level_words(found)}")
+        self.say(f"{self.cell_id} at {place_of(level, self.facts.of)}  {level_words(found)}")
         self._cap(passes)
 
     def _found(self, passes: Sequence[LevelRecords]) -> SearchLevel:
@@ -149,7 +150,7 @@ class CellSearch:
         if not passes:
             return None
         pairs = list(zip(passes, _columns(passes), strict=True))
-        return level_figures(pairs, (), earliest_anchor(passes), False, None, "")
+        return level_figures(pairs, (), earliest_anchor(passes), False, None, "", of=self.facts.of)
 
     def _cap(self, passes: Sequence[LevelRecords]) -> None:
         """No level above what the KV cache holds, by the lengths seen."""
@@ -196,11 +197,6 @@ def spoken_level(level: int, of: SearchedKind) -> str:
     ('8 users', '0.25 requests/s')
     """
     return f"{level} users" if of == "users" else f"{level / 3600:.4g} requests/s"
-
-
-def level_place(level: int, of: SearchedKind) -> str:
-    """A level on the progress line."""
-    return f"{level:>2}" if of == "users" else spoken_level(level, of)
 
 
 def between_words(within: int, broken: int | None, of: SearchedKind = "users") -> str:

@@ -16,6 +16,7 @@ from loadtest.records import read
 from loadtest.records.folder import PASS_NAME, level_path
 from loadtest.records.read import LevelRecords
 from loadtest.records.schema import RequestRecord
+from loadtest.report.formatting import place_of
 from loadtest.study import estimate, locust_pass
 from loadtest.study.engine_file import EngineFile
 from loadtest.study.execution import Execution
@@ -23,7 +24,7 @@ from loadtest.study.passes import is_finished, run_pass
 from loadtest.study.plan import asked
 from loadtest.study.schema import AskedPass, Cell
 from loadtest.study.search.asked import search_pass, study_of_pass
-from loadtest.study.search.cell_search import cell_search, level_place, progress_words
+from loadtest.study.search.cell_search import cell_search, progress_words
 from loadtest.study.search.start import start_of
 from loadtest.workload.workload import Workload
 
@@ -85,7 +86,7 @@ class LocustDriver:
     def _teller(self, level: int) -> Callable[[LevelTest], None]:
         told_s = time.monotonic()
         search = self.execution.study.search
-        place = level_place(level, "users" if search is None else search.of)
+        place = place_of(level, "users" if search is None else search.of)
 
         def tell(test: LevelTest) -> None:
             nonlocal told_s
