@@ -64,8 +64,7 @@ def level_figures(
     *,
     of: SearchedKind = "users",
 ) -> LevelFigures:
-    """One level: the measured phase of all its passes, pooled. `of`: what it is a level of. At a rate an arrival may wait as
-    many are in flight as may be, and no concurrency is held for a total rate."""
+    """One level: the measured phase of all its passes, pooled. `of`: what it is; at a rate no concurrency is held."""
     columns = [one for _, one in passes]
     spans = [steady_window.steady(one) for one in columns]
     measured = [r for one in columns for r in one.records if r.phase == "measure"]
@@ -109,17 +108,21 @@ def level_figures(
         equal_work=validity.equal_work(measured),
         troubles=TroubleCounts(**count_troubles(measured, simulated=simulated)),
         curves=series.of_level(columns, [level for level, _ in passes], spans, anchor),
-        client_health=_client_health(
-            passes, anchor, _usual_gap_s(columns, gaps_s, tpot_s), driven, clock_error, waits_count=of == "users"
-        ),
+        client_health=_client_health(passes, anchor, _usual_gap_s(columns, gaps_s, tpot_s), driven, clock_error, of),
         reconciliation=reconciliation.reconcile(passes, anchor, tpot_s.mean),
         server=_with_requests(reconciliation.count_server(passes, anchor), passes, anchor),
         slo=(),
     )
-    if of != "users":
-        unheld = unknown("requests came by the clock: no concurrency was held")
-        level = replace(level, output_tokens_per_s=unheld, answers_per_hour=unheld, goodput_answers_per_hour=unheld)
+    return _judged(level if of == "users" else _without_total_rates(level), objectives)
+
+
+def _judged(level: LevelFigures, objectives: Sequence[slo.Slo]) -> LevelFigures:
     return replace(level, slo=tuple(slo_objectives.judge_slo(objective, level) for objective in objectives))
+
+
+def _without_total_rates(level: LevelFigures) -> LevelFigures:
+    unheld = unknown("requests came by the clock: no concurrency was held")
+    return replace(level, output_tokens_per_s=unheld, answers_per_hour=unheld, goodput_answers_per_hour=unheld)
 
 
 def _with_requests(server: ServerCounters, passes: Passes, anchor: float) -> ServerCounters:
@@ -161,14 +164,13 @@ def _client_health(
     gap_s: float | None,
     driven: str,
     clock_error: ClockError | None,
-    *,
-    waits_count: bool,
+    of: SearchedKind,
 ) -> ClientHealth:
     if driven == IMPORTED:
         return client_health.client_not_told()
     if driven == VIRTUAL_TIME:
         return client_health.no_client()
-    return client_health.check_client(passes, anchor, gap_s, clock_error, waits_count=waits_count)
+    return client_health.check_client(passes, anchor, gap_s, clock_error, waits_count=of == "users")
 
 
 def _with_window(columns: Sequence[Pass], spans: Sequence[WindowSpan | None]) -> list[tuple[Pass, WindowSpan]]:
