@@ -48,6 +48,7 @@ engines:
 	tests/engines/install.sh model
 	tests/engines/install.sh vllm
 	tests/engines/install.sh sglang sglang-image
+	-tests/engines/install.sh router
 
 # Both engines at a time, the tests of each in a process of their own.
 test-engines: .venv/dev engines

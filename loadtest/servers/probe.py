@@ -380,13 +380,13 @@ def flush_cache(base_url: str, engine: str, timeout_s: float = _TIMEOUT_S) -> bo
     return reply.status == 200
 
 
-def truth(base_url: str) -> list[TrueTimes]:
+def truth(base_url: str, api_key: str | None = None) -> list[TrueTimes]:
     """When tokens really left our simulator, for its last 100,000 requests. Raises `EngineError` where it does not say."""
     import httpx
 
     where = f"{base_url}/loadtest/truth"
     try:
-        with client(base_url, timeout_s=_TRUTH_TIMEOUT_S) as asking:
+        with client(base_url, api_key=api_key, timeout_s=_TRUTH_TIMEOUT_S) as asking:
             content = fetch(asking, where, limit_bytes=_TRUTH_LIMIT_BYTES).content
         return msgspec.json.decode(content, type=list[TrueTimes])
     except (httpx.HTTPError, msgspec.DecodeError, ValueError) as error:

@@ -63,7 +63,7 @@ def serving(
 def _attached(
     execution: Execution, base_url: str, cell: Cell, engine: EngineFile, more_urls: Sequence[str] = ()
 ) -> locust_pass.Target:
-    info = probe.probe(base_url, model=cell.model)
+    info = probed(base_url, cell)
     for url in more_urls:
         _check_alike(base_url, info, url, probe.probe(url, model=cell.model))
     if info.engine not in ("other", cell.engine) and (info.simulated or cell.engine != "other"):
@@ -88,6 +88,16 @@ def _attached(
         metrics_urls=tuple(map(probe.normalise_url, cell.metrics_urls)),
         workload=_fitted(execution, base_url, cell, served, engine),
     )
+
+
+def probed(base_url: str, cell: Cell) -> probe.ServerInfo:
+    """What the server says of itself. A router is no engine, and may call each model "unknown": the first server behind it
+    is asked in its place, without the key, which was given for the router."""
+    info = probe.probe(base_url, model=cell.model)
+    if info.engine == "other" and cell.metrics_urls:
+        with contextlib.suppress(EngineError):
+            return probe.probe(cell.metrics_urls[0], "", model=cell.model)
+    return info
 
 
 _ALIKE = ("engine", "version", "model", "max_model_len", "clock_speed")  # of servers that take turns
@@ -124,9 +134,12 @@ def _fitted(execution: Execution, base_url: str, cell: Cell, served: str, engine
     return lengths.workload
 
 
+_NAMELESS = "unknown"  # what sglang-router calls a model of which the server behind it says too little
+
+
 def _served(base_url: str, cell: Cell, info: probe.ServerInfo) -> str:
     """The server's name of the cell's model: the same name, or that of the only model that it serves."""
-    if cell.model in info.models or not info.models:
+    if cell.model in info.models or info.models in ((), (_NAMELESS,)):
         return cell.model
     if len(info.models) > 1:
         known = ", ".join(info.models[:8])

@@ -355,10 +355,12 @@ def _learn_clock_errors(execution: Execution, cell: Cell, target: locust_pass.Ta
     """How far the client's times are off the simulator's own, over all passes of the cell so far, and of each level."""
     folders = (execution.out / "cells" / cell.id).glob("c*-r[0-9]*")
     requests = [one for folder in folders if folder.suffix == "" for one in read.read_level(folder).requests]
-    truth = probe.truth(target.base_url)
-    for url in target.more_urls:
+    first, *more = target.metrics_urls or target.urls
+    key = "" if target.metrics_urls else None  # behind a router, for which the key was given
+    truth = probe.truth(first, key)
+    for url in more:
         with contextlib.suppress(EngineError):  # it may have died meanwhile, which its requests say
-            truth += probe.truth(url)
+            truth += probe.truth(url, key)
     by_level = {
         level: clock_error.measure_clock_error([one for one in requests if one.concurrency == level], truth)
         for level in sorted({one.concurrency for one in requests})

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Real runtimes for the CPU, for the opt-in tests: install.sh vllm|sglang|sglang-image|model [...]
+# Real runtimes for the CPU, for the opt-in tests: install.sh vllm|sglang|sglang-image|router|model [...]
 #
 # Each goes into an environment of its own, .engines/vllm and .engines/sglang in the checkout (they cannot share one),
 # the tiny model into .engines/tiny-qwq. Run again, a finished part is left alone. Where pip does not find a CPU build of
@@ -51,6 +51,20 @@ sglang_image() {
     echo "sglang-image: $version installed in .engines/sglang-image"
 }
 
+# A router, which needs no GPU and no engine of its own.
+router() {
+    local requirements="$here/router-requirements.txt" directory="$engines/router"
+    if cmp -s "$requirements" "$directory/installed.txt"; then
+        echo "router: already installed in .engines/router"
+        return
+    fi
+    mkdir -p "$engines"
+    "$python" -m venv "$directory"
+    "$directory/bin/python" -m pip install --quiet -r "$requirements"
+    cp "$requirements" "$directory/installed.txt"
+    echo "router: installed in .engines/router, $(du -sh "$directory" | cut -f1)"
+}
+
 # The tiny model is made by the standard library alone: any Python will do.
 model() {
     if [ "$engines/tiny-qwq/model.safetensors" -nt "$here/make_tiny_model.py" ]; then
@@ -61,7 +75,7 @@ model() {
 }
 
 if [ $# -eq 0 ]; then
-    echo "usage: $0 vllm|sglang|sglang-image|model ..." >&2
+    echo "usage: $0 vllm|sglang|sglang-image|router|model ..." >&2
     exit 2
 fi
 for part in "$@"; do
@@ -69,7 +83,8 @@ for part in "$@"; do
         vllm) environment vllm "$here/vllm-cpu-requirements.txt" ;;
         sglang) environment sglang "$here/sglang-cpu-requirements.txt" ;;
         sglang-image) sglang_image ;;
+        router) router ;;
         model) model ;;
-        *) echo "expected vllm, sglang, sglang-image or model, got $part" >&2; exit 2 ;;
+        *) echo "expected vllm, sglang, sglang-image, router or model, got $part" >&2; exit 2 ;;
     esac
 done

@@ -21,7 +21,7 @@ from loadtest.records import read
 from loadtest.servers import preflight, process
 from loadtest.servers.server import Server
 from loadtest.servers.supervisor import descendants
-from loadtest.study import execution, locust_pass, plan
+from loadtest.study import cell_server, execution, locust_pass, plan
 from loadtest.study import run as study_run
 from loadtest.study.schema import Cell, Study, of_servers
 from loadtest.workload.contract import Contract
@@ -533,3 +533,19 @@ def test_a_start_and_a_pass_end_at_their_limits(limits, said, tmp_path):
     [problem] = study_run.execute(STUDY, tmp_path / "run", limits=limits, say=silent)
     assert said in problem
     assert engine_json(tmp_path / "run", SIMULATED)["status"] == "failed"
+
+
+def test_behind_a_router_a_server_says_what_it_is_and_gets_no_key(monkeypatch):
+    monkeypatch.setenv("LOADTEST_API_KEY", "sk-0123456789")
+    router = {"/v1/models": {"data": [{"id": "unknown", "owned_by": "local"}]}}
+    replica = {"/v1/models": {"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 4096}]}}
+    with fake_server.serving(router) as front, fake_server.serving(replica) as behind:
+        cell = Cell(engine="vllm", model="m", base_url=front.url, metrics_urls=(behind.url,))
+        info = cell_server.probed(front.url, cell)
+        assert (info.engine, info.models, info.max_model_len) == ("vllm", ("m",), 4096)
+        assert all("authorization" not in headers for _, headers in behind.asked)
+        assert any("authorization" in headers for _, headers in front.asked)
+    with fake_server.serving(router) as front:
+        silent_one = replace(cell, base_url=front.url)
+        info = cell_server.probed(front.url, silent_one)
+    assert cell_server._served(front.url, silent_one, info) == "m", "not unknown, as the router has it"
