@@ -16,6 +16,7 @@ Measured over 200 studies of the five published pairs in mode decision, by burst
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
@@ -70,6 +71,7 @@ def pairs_after(study, n):
     return [Pair(a="a", b="b", levels=(), composed=one.after(k)) for one, k in zip(study, n, strict=True)]
 
 
+@cache
 def decided(world, studies=STUDIES, deployed=PUBLISHED):
     return [by_bursts(study) for study in worlds.studies(world, studies, deployed)]
 
