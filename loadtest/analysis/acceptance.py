@@ -29,6 +29,7 @@ SPECULATIVE, TOO_LARGE = "speculative", "too-large"  # names of cells
 # as `servers.failure_causes` says it: a GPU's memory, and what a simulator says instead
 _OUT_OF_MEMORY = ("CUDA out of memory", "KV cache is too small")
 _BOTH = "both engines"
+_LEFT_OUT = ("skipped", "interrupted")  # of cells: no fault of the engine's
 _STARTED = "ready, measured and stopped"
 _SPLIT_BY_SERVER = ("reasoning", "reasoning_content")
 
@@ -150,12 +151,12 @@ def _start(cell: CellFigures, facts: EngineFacts) -> AcceptanceRow:
     stopped = facts.stopped_unix_s is not None
     if cell.status == "ok" and ready_s is None:
         return AcceptanceRow("start and stop", cell.id, _STARTED, "nothing was started: virtual time", "not run")
-    if cell.status == "skipped" and not (stopped and ready_s and cell.levels):
+    if cell.status in _LEFT_OUT and not (stopped and ready_s and cell.levels):
         return AcceptanceRow("start and stop", cell.id, _STARTED, str(cell.reason), "not run")
-    if cell.status not in ("ok", "skipped") or started_s is None or ready_s is None or not stopped:
+    if cell.status not in ("ok", *_LEFT_OUT) or started_s is None or ready_s is None or not stopped:
         return AcceptanceRow("start and stop", cell.id, _STARTED, f"{cell.status}: {cell.reason}", "fail")
     took = f"{facts.engine_version or 'unknown version'}, ready after {ready_s - started_s:.0f} s"
-    cut = f"; {cell.reason}" if cell.status == "skipped" else ""
+    cut = "" if cell.status == "ok" else f"; {cell.reason}"
     return AcceptanceRow("start and stop", cell.id, _STARTED, f"{took}, exit code {facts.exit_code}{cut}", "pass")
 
 
@@ -248,7 +249,7 @@ def _of_both(metrics: Metrics) -> Iterator[AcceptanceRow]:
 
 def _speculation(cell: CellFigures) -> AcceptanceRow:
     expected = "drafts are made, and counted by the engine"
-    if cell.status == "skipped":
+    if cell.status in _LEFT_OUT:
         return AcceptanceRow("speculative decoding", cell.id, expected, str(cell.reason), "not run")
     drafted = [level.server.speculation for level in cell.levels if level.server.speculation is not None]
     if cell.status != "ok" or not drafted:
@@ -269,7 +270,7 @@ def _too_large(records: CellRecords) -> Iterator[AcceptanceRow]:
             "refusal", records.id, planned, fit.reason or "it says that it fits", "fail" if fit.fits else "pass"
         )
     expected = "started all the same, the engine says that memory is short"
-    if facts.status in ("skipped", "refused"):
+    if facts.status in (*_LEFT_OUT, "refused"):
         yield AcceptanceRow("out of memory", records.id, expected, str(facts.reason), "not run")
         return
     named = any(words.lower() in (facts.reason or "").lower() for words in _OUT_OF_MEMORY)
@@ -285,7 +286,7 @@ def _energy(levels: Sequence[LevelRecords], smi: Sequence[GpuSample]) -> Accepta
     title, expected = "joules against nvidia-smi", f"within {ENERGY_TOLERANCE:.0%}"
     pairs = [pair for level in levels if level.gpu for pair in [_two_energies(level.gpu, smi)] if pair is not None]
     if not pairs:
-        result: Result = "not run" if not smi else "fail"
+        result: Result = "fail" if smi and levels else "not run"
         return AcceptanceRow(title, "all cells", expected, "no time at which both were read", result)
     ours, theirs = (sum(one[side] for one in pairs) for side in (0, 1))
     close = theirs > 0 and abs(ours / theirs - 1) <= ENERGY_TOLERANCE
@@ -320,7 +321,7 @@ def _memory(levels: Sequence[LevelRecords], smi: Sequence[GpuSample]) -> Accepta
     mine, theirs = _most_bytes(ours), _most_bytes(_of_same_gpus(meanwhile, ours))
     both = sorted(mine.keys() & theirs.keys())
     if not both:
-        result: Result = "not run" if not smi else "fail"
+        result: Result = "fail" if smi and levels else "not run"
         return AcceptanceRow(title, "all cells", expected, "no time at which both were read", result)
     got = "; ".join(f"GPU {one}: NVML {_gb(mine[one])}, nvidia-smi {_gb(theirs[one])}" for one in both)
     close = all(abs(mine[one] - theirs[one]) <= MEMORY_TOLERANCE_BYTES for one in both)

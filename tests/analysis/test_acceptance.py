@@ -59,6 +59,14 @@ def test_what_no_time_was_left_for_is_not_run():
     )
 
 
+def test_what_was_interrupted_did_not_fail():
+    during_start = builders.cell([], "vllm", status="interrupted", reason="interrupted before ...", started_unix_s=1.0)
+    found = accepted([during_start], smi=[by_wall_time(one) for one in samples(100.0)])
+    assert not [each for each in found if each.result == "fail"]
+    assert row(found, "start and stop").got == "interrupted before ..."
+    assert row(found, "joules against nvidia-smi").result == "not run"
+
+
 def test_a_cell_that_an_interruption_left_out_has_a_row():
     run = builders.run([cell()], incomplete_reason="interrupted")
     asked = (*run.manifest.cells, change(run.manifest.cells[0], id="vllm_m_tp1"))
@@ -213,5 +221,7 @@ def test_what_is_too_large_is_foretold_and_then_fails_for_memory():
 
 def test_speculation_must_be_counted_by_the_engine():
     assert row(accepted([cell()], [extreme(acceptance.SPECULATIVE, status="ok")]), "speculative decoding").result == "fail"
-    skipped = extreme(acceptance.SPECULATIVE, status="skipped", reason="not here")
-    assert row(accepted([cell()], [skipped]), "speculative decoding").result == "not run"
+    for name, check in ((acceptance.SPECULATIVE, "speculative decoding"), (acceptance.TOO_LARGE, "out of memory")):
+        for status in ("skipped", "interrupted"):
+            left_out = extreme(name, status=status, reason="not here")
+            assert row(accepted([cell()], [left_out]), check).result == "not run"
