@@ -9,11 +9,15 @@ from loadtest import cli
 from loadtest.study import fast_forward
 from loadtest.study.schema import Cell, Study
 from tests.support import builders
+from tests.support.peer_files import write_vllm
 
 
-def run_folder(path, gap_s=0.03, engine="vllm", levels=(1,), n=12, **manifest):
+def run_folder(path, gap_s=0.03, engine="vllm", levels=(1,), n=12, prompt_tokens=100, **manifest):
     """One start of one cell."""
-    made = [builders.level(builders.closed_loop(users, n, gap_s=gap_s), concurrency=users) for users in levels]
+    made = [
+        builders.level(builders.closed_loop(users, n, gap_s=gap_s, prompt_tokens=prompt_tokens), concurrency=users)
+        for users in levels
+    ]
     return str(builders.write(builders.run([builders.cell(made, engine)], **manifest), path))
 
 
@@ -47,7 +51,7 @@ def test_plan_without_measurements_predicts_and_says_so(tmp_path, capsys):
     captured = capsys.readouterr()
     assert code == 0
     assert "nothing is measured" in captured.err
-    assert next(line for line in captured.out.splitlines() if "vllm-sim_qwq-32b-awq_tp1" in line).startswith("PREDICTED")
+    assert "\nPREDICTED  vllm-sim_qwq-32b-awq_tp1" in captured.out
 
 
 def study_of(tmp_path, levels="[1, 8]"):
@@ -164,7 +168,35 @@ def test_an_slo_that_nothing_meets_is_said_in_the_sentence(tmp_path, capsys):
     code, out, _ = said(asked, capsys)
     assert code == 0
     assert "not even the lowest level meets ttft_s:p90<0.000001" in out
-    assert out.startswith("No configuration here serves 4 requests in flight")
+    assert out.startswith("No configuration here is known to serve 4 requests in flight")
+    assert "not even the lowest level meets ttft_s:p90<0.000001." in out.splitlines()[0]
+
+
+@pytest.mark.usefixtures("short_peaks")
+@pytest.mark.parametrize(("asked", "why"), [
+    (["--users", "8"], "tpot_s:p90<1 cannot be judged at concurrency 1: needs 36 requests there"),
+    (["--arrivals-per-hour", "99"], "no finished request tells its prompt and output tokens; measure some"),
+])  # fmt: skip
+def test_plan_says_first_what_a_run_does_not_tell(asked, why, tmp_path, capsys):
+    run = run_folder(tmp_path / "run", n=3, prompt_tokens=None)
+    code, out, _ = said(["plan", *asked, "--slo", "tpot_s:p90<1", "--from", run], capsys)
+    assert code == 0
+    assert out.startswith("No configuration here is known to serve ")
+    assert why in out.splitlines()[0]
+
+
+@pytest.mark.usefixtures("short_peaks")
+def test_plan_takes_an_imported_run_and_a_bundle(tmp_path, capsys):
+    write_vllm(tmp_path / "c4.json", n=48)
+    told = [str(tmp_path / "c4.json"), "--engine", "vllm", "--tp", "1", "--gpu", "l20", "--out", str(tmp_path / "run")]
+    assert cli.main(["import", *told]) == 0
+    assert cli.main(["bundle", str(tmp_path / "run"), "-o", str(tmp_path / "one.loadtest")]) == 0
+    capsys.readouterr()
+    for source in ("run", "one.loadtest"):
+        assert cli.main(["plan", *ARRIVALS, "--from", str(tmp_path / source), "--json"]) == 0
+        [option] = json.loads(capsys.readouterr().out)["options"]
+        assert option["known_streams"] == 4
+        assert option["replicas"]["likely"] >= 1
 
 
 def test_plan_takes_no_capacity_from_an_open_loop(tmp_path, capsys):

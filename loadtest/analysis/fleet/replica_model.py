@@ -15,7 +15,7 @@ from loadtest.metrics.figures import Bounded
 from loadtest.metrics.level_schema import ComposedLevel, LevelFigures
 from loadtest.metrics.schema import CellFigures
 from loadtest.perfmodel.step_time import StepWork
-from loadtest.records.schema import RequestRecord
+from loadtest.records.schema import FINISHED, RequestRecord
 from loadtest.simulator.core.behaviour import behaviour
 from loadtest.simulator.core.engine import EngineConfig
 from loadtest.simulator.fleet import speed
@@ -79,11 +79,11 @@ class MeasuredLengths:
 
 
 def measured_lengths(records: Sequence[RequestRecord]) -> MeasuredLengths:
-    """Of the measured requests that came to an end of their own or at their limit. Raises UsageError without one."""
+    """Of the measured requests that the server ended by itself. Raises UsageError without one."""
     told = [
         (one.prompt_id, one.prompt_tokens, one.completion_tokens)
         for one in records
-        if one.phase == "measure" and one.outcome in ("ok", "no_answer", "truncated")
+        if one.phase == "measure" and one.outcome in FINISHED
         and one.prompt_tokens and one.completion_tokens
     ]  # fmt: skip
     if not told:

@@ -243,12 +243,13 @@ def _money(cost: float | None, careful: float | None, found: CapacityPlan | Flee
 
 
 def _answer(asked: str, found: CapacityPlan | FleetPlan, options: Sequence[Option], money: Callable[[Option], str]) -> str:
-    """One sentence: the best option of each model, or that there is none."""
+    """One sentence: the best option of each model; or that none is known, and why the first is not."""
     best = [next(one for one in options if one.model == model) for model in dict.fromkeys(one.model for one in options)]
     held = [one for one in best if _gpus(one).likely is not None]
     slos = listed([slo_words(text) for text in found.slo])
     if not held:
-        return f"No configuration here serves {asked} within {slos}."
+        why = next((f": {one.cell}: {one.reason}" for one in best if one.reason), "")
+        return f"No configuration here is known to serve {asked} within {slos}{why}."
     parts = "; ".join(_part(one, options, money(one)) for one in held)
     how = {"PREDICTED": "predicted, not measured", "SIMULATED": "simulated, not measured", "measured": "measured speed"}
     need = "needs" if asked.startswith("1 ") else "need"
