@@ -90,3 +90,29 @@ def test_forced_runs_are_compared_at_equal_length_and_not_split_by_thinking(tmp_
     (row,) = [one for one in judged.comparisons if one.metric == "time_to_final_answer_s"]
     assert row.why is not None
     assert (row.why.difference_s, row.why.reason) == (None, "thinking is not told from the answer")
+
+
+def test_requests_that_failed_stand_beside_those_that_ended(tmp_path):
+    """vLLM bench, its server gone with 4 of 12 requests answered: the broken ones keep the chunks that came."""
+    found = imported(tmp_path, "vllm-bench-0.32.0-server-died.json")
+    ((level,),) = (cell.levels for cell in found.cells)
+    assert (level.outcomes, level.error_kinds) == ({"ended": 4, "failed": 8}, {"told": 8})
+    assert level.failed_share.value == pytest.approx(8 / 12)
+    assert level.ttft_s.n == 8
+    records = read_run(tmp_path / "run").cells[0].levels[0].requests
+    assert {len(one.chunk_s) for one in records} == {42, 33, 0}
+    assert all("/" not in one.error.message for one in records if one.error is not None)
+    forced = imported(tmp_path / "forced", "vllm-bench-0.32.0-server-died.json", mode="equal-work")
+    assert forced.cells[0].levels[0].outcomes == {"failed": 8, "ok": 4}
+
+
+def test_requests_that_were_cut_off_are_known_where_the_tool_says_so(tmp_path):
+    """GuideLLM, stopped in the middle: nothing tells how the others ended, so no time to the final answer is given."""
+    found = imported(tmp_path, "guidellm-0.8.1-cut-off.json")
+    ((level,),) = (cell.levels for cell in found.cells)
+    assert level.outcomes == {"cut_off": 4, "ended": 4}
+    assert (level.time_to_final_answer_s.n, level.ttft_s.n) == (0, 8)
+    forced = imported(tmp_path / "forced", "guidellm-0.8.1-cut-off.json", mode="equal-work")
+    ((level,),) = (cell.levels for cell in forced.cells)
+    assert (level.outcomes, level.time_to_final_answer_s.n_censored) == ({"cut_off": 4, "ok": 4}, 4)
+    assert level.tpot_s.mean == pytest.approx(0.1, rel=0.02)

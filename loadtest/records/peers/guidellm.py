@@ -22,13 +22,18 @@ from loadtest.records.peers.result import (
 )
 
 
+class _Timings(msgspec.Struct, frozen=True):
+    last_token_iteration: float | None = None
+
+
 class _Info(msgspec.Struct, frozen=True):
     error: str | None = None
+    timings: _Timings = _Timings()
 
 
 class _Request(msgspec.Struct):
     request_start_time: float | None = None
-    request_latency: float | None = None
+    request_end_time: float | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     time_to_first_token_ms: float | None = None
@@ -106,7 +111,7 @@ def _request(one: _Request, ending: Ending | None) -> PeerRequest:
         start_s=one.request_start_time,
         first_s=first_s,
         answer_s=answer_s,
-        end_s=one.request_latency,
+        end_s=_since_start(one, one.info.timings.last_token_iteration or one.request_end_time),
         prompt_tokens=one.prompt_tokens,
         output_tokens=one.output_tokens,
         reasoning_tokens=0 if answer_s is not None and answer_s == first_s else None,
@@ -115,7 +120,12 @@ def _request(one: _Request, ending: Ending | None) -> PeerRequest:
 
 
 def _failed(one: _Request) -> PeerRequest:
-    return PeerRequest(start_s=one.request_start_time, end_s=one.request_latency, error=one.info.error or "no reason told")
+    said = one.info.error or "no reason told"
+    return PeerRequest(start_s=one.request_start_time, end_s=_since_start(one, one.request_end_time), error=said)
+
+
+def _since_start(one: _Request, time_s: float | None) -> float | None:
+    return None if time_s is None or one.request_start_time is None else time_s - one.request_start_time
 
 
 def _of_ms(value: float | None) -> float | None:
