@@ -236,8 +236,9 @@ def read_reply(
         take(round((at - origin) * speed, 7), payload)
     pause()
     late_chunks = _placed(stream.chunk_s, exchange, clock)
-    stream.hold_to(_limit_tokens(exchange.body))
-    split = _split(stream, opened=opened)
+    asked = _Asked() if not exchange.body else msgspec.json.decode(exchange.body, type=_Asked)
+    stream.hold_to(asked.limit_tokens)
+    split = _split(stream, opened=opened and not asked.is_held)
     pause()
     outcome, error = _outcome(exchange, stream, split, forced_tokens)
     text = "".join(stream.thoughts) + "".join(stream.contents)
@@ -292,15 +293,23 @@ def _ends_in_text(piece: bytes) -> bool:
 
 
 class _Asked(msgspec.Struct):
+    """What a body says. With a response format, a server that does not split lets no thinking through: a grammar holds all
+    of the output."""
+
     max_tokens: Any = None  # what an extra body says, too
     max_output_tokens: Any = None  # of `/v1/responses`
+    response_format: Any = None
 
+    @property
+    def is_held(self) -> bool:
+        """Does a grammar hold the output?"""
+        return isinstance(self.response_format, dict) and str(self.response_format.get("type")).startswith("json")
 
-def _limit_tokens(body: bytes) -> int | None:
-    """The output limit that a request asked for; None where it asked for none."""
-    asked = msgspec.json.decode(body, type=_Asked) if body else _Asked()
-    limit = asked.max_tokens if asked.max_output_tokens is None else asked.max_output_tokens
-    return limit if isinstance(limit, int) else None
+    @property
+    def limit_tokens(self) -> int | None:
+        """The output limit that a request asked for; None where it asked for none."""
+        limit = self.max_tokens if self.max_output_tokens is None else self.max_output_tokens
+        return limit if isinstance(limit, int) else None
 
 
 def _refused(exchange: Exchange) -> Reply:

@@ -331,6 +331,7 @@ def _reply(
     total = len(token_s) if finished else counts[-1] if counts else 0
     tokens = _tokens_by_chunk(counts, total) if told and asked.continuous_usage else None
     calls = _calls(asked, texts)
+    opened = opened and (asked.formed is None or asked.formed.tool is not None)  # as `reply` has it
     split = _split(asked, served.behaviour.thinking_field, texts, opened=opened)
     if calls:
         split = replace(split, first_answer_chunk=calls[0].first_chunk)

@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from loadtest.client.exchange import Exchange
 from loadtest.clock import Clock
 
 CLOCK = Clock(origin_monotonic_s=100.0, anchor_unix_s=0.0)
+STREAMS = Path(__file__).parents[2] / "data" / "streams"
 
 
 def delta(finish=None, **said):
@@ -35,6 +37,33 @@ def read(*pieces, opened=False):
 
 def told(got):
     return [(one.name, one.arguments, one.first_chunk, one.last_chunk) for one in got.tool_calls]
+
+
+def recorded(name):
+    return read(*(event + b"\n\n" for event in (STREAMS / name).read_bytes().split(b"\n\n") if event))
+
+
+def test_a_call_of_vllm_after_thinking():
+    """vLLM 0.32.0, tool_choice required, a strict tool: the name first, then the arguments by token, blanks and all."""
+    got = recorded("vllm_tool_call.txt")
+    assert (got.outcome, got.finish_reason, got.thinking_field) == ("ok", "tool_calls", "reasoning")
+    (call,) = got.tool_calls
+    assert (call.name, json.loads(call.arguments)) == ("set_temperature", {"room": "kitchen", "degrees": 30})
+    assert (call.first_chunk, call.last_chunk) == (2, len(got.chunk_s) - 1)
+    assert got.first_answer_chunk == 2
+    assert sum(got.chunk_tokens) == got.completion_tokens == 537
+    assert got.chunk_tokens[-1] == 11  # after the last piece: blanks and the closing tag
+
+
+def test_a_call_of_sglang():
+    """SGLang 0.5.15: the name after 34 tokens, the first arguments after 78, the rest by token."""
+    got = recorded("sglang_tool_call.txt")
+    assert (got.outcome, got.finish_reason, got.thinking_field) == ("ok", "tool_calls", None)
+    (call,) = got.tool_calls
+    assert (call.name, json.loads(call.arguments)) == ("set_temperature", {"room": "kitchen", "degrees": 9})
+    assert (call.first_chunk, call.last_chunk, got.first_answer_chunk) == (0, 6, 0)
+    assert got.chunk_tokens[:3] == (34, 44, 1)
+    assert sum(got.chunk_tokens) == got.completion_tokens == 135
 
 
 def test_a_call_is_output_and_ends_the_thinking():
@@ -64,6 +93,16 @@ def test_a_call_after_text_leaves_the_answer_where_it_began():
 def test_a_call_amid_thinking_that_never_closes_is_a_call():
     got = read(delta(content="hm"), delta(tool_calls=[piece("{}", index=0, name="add")]), delta("tool_calls"), opened=True)
     assert (got.outcome, got.first_answer_chunk, got.think_closed) == ("ok", 1, False)
+
+
+def test_json_by_a_schema_is_the_answer_of_a_server_that_does_not_split():
+    """A grammar holds its output from the first token on, so that nothing of it can be thinking."""
+    exchange = Exchange(
+        body=b'{"response_format": {"type": "json_schema"}}', status=200, content_type="text/event-stream", sent=0.0
+    )
+    exchange.pieces, exchange.reads = [delta(content='{"a"'), delta(content=": 1}"), delta("stop")], [1.0, 2.0, 3.0]
+    got = reply.read_reply(exchange, CLOCK, opened=True)
+    assert (got.outcome, got.answer, got.first_answer_chunk, got.thinking_field) == ("ok", '{"a": 1}', 0, None)
 
 
 def test_a_call_that_ends_with_stop_is_one_too():
