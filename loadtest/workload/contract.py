@@ -137,7 +137,8 @@ def _form(prompt: Prompt, *, grammar: bool) -> dict[str, Any]:
         return {}
     choice = prompt.tool_choice or "auto"
     choice = choice if grammar or choice == "none" else "auto"
-    return {"tools": list(prompt.tools), "tool_choice": choice_in_body(choice)}
+    one = {"parallel_tool_calls": False} if prompt.answer_format == "call" or prompt.steps else {}
+    return {"tools": list(prompt.tools), "tool_choice": choice_in_body(choice), **one}
 
 
 def _names(value: object) -> Iterator[str]:

@@ -31,6 +31,7 @@ def test_tools_of_a_file_go_into_the_body_as_they_came(tmp_path, asked, choice):
     assert (prompt.tool_choice, prompt.answer_format) == (choice, "call")
     assert body["tools"] == [ADD]
     assert body["tool_choice"] == (asked or "auto")
+    assert body["parallel_tool_calls"] is False, "one call is right"
 
 
 def test_a_response_format_goes_into_the_body_as_it_came(tmp_path):
