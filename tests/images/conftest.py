@@ -170,7 +170,8 @@ def image(podman, base, tmp_path_factory):
         *volumes,
     ]
     argv += ["--build-arg", f"BASE={base}", "--tag", IMAGE, "--file", "launchers/Dockerfile"]
-    podman("build", *argv, CHECKOUT)
+    if podman.ask("build", *argv, CHECKOUT).returncode:
+        podman("build", *argv, CHECKOUT)  # once more: the network may have failed
     return IMAGE
 
 
