@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint requirements.lock
-# Byte code of what is installed, on all cores: without it every start of a command would compile what it imports.
-COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib
+# Byte code is made on all cores and kept, whatever the environment says: without it every start of a command, and every worker of
+# pytest, would compile what it imports.
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib loadtest
+export PYTHONDONTWRITEBYTECODE :=
 
 # Tests of processes and clocks wait half of their time.
 WORKERS := $(shell expr 2 '*' $$(nproc))

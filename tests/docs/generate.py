@@ -73,14 +73,21 @@ def options(parser):
 
 def faults(part):
     """What each test marked `fault(part, said)` says, and where it is, in the order of the files."""
+    return [(said, test) for of, said, test in _marks() if of == part]
+
+
+@functools.cache
+def _marks():
+    """Part, text and test of every mark."""
+    found = []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         source = path.read_text(encoding="utf-8")
         for test in ast.walk(ast.parse(source)) if ".mark.fault(" in source else ():
             for mark in getattr(test, "decorator_list", ()):
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
                     of, said = (ast.literal_eval(one) for one in mark.args)
-                    if of == part:
-                        yield said, f"{path.relative_to(ROOT / 'tests')}::{test.name}"
+                    found.append((of, said, f"{path.relative_to(ROOT / 'tests')}::{test.name}"))
+    return found
 
 
 def faults_list(part):
