@@ -93,7 +93,8 @@ def test_a_run_that_ends_by_time_cuts_off_and_counts_no_success(port, tmp_path):
     assert done.returncode == 0, done.stderr  # cut off by plan: not an error
     found = records(tmp_path / "run")
     outcomes = [r["outcome"] for r in found]
-    assert outcomes.count("cut_off") == 3
+    cut_off = outcomes.count("cut_off")
+    assert 1 <= cut_off <= 3  # a user may be between two requests
     assert set(outcomes) == {"ok", "cut_off"}
     text = done.stdout + done.stderr
     row = next(line for line in text.splitlines() if line.startswith("stream") and "final answer" in line).split()
@@ -103,7 +104,7 @@ def test_a_run_that_ends_by_time_cuts_off_and_counts_no_success(port, tmp_path):
         assert list(csv.DictReader(stream)) == []
     with (tmp_path / "stats_stats.csv").open(newline="") as stream:
         counted = {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(stream)}
-    assert counted["cut off at the end"] == 3
+    assert counted["cut off at the end"] == cut_off
     assert counted["Aggregated"] == outcomes.count("ok")
     assert manifest(tmp_path / "run")["complete"] is True
 
