@@ -98,6 +98,6 @@ def _seconds(text: str) -> float:
 
 def _folder(text: str) -> str:
     """The name of a cell, which is also the name of its folder."""
-    if not re.fullmatch(r"\w[\w.-]{0,199}", text):
-        raise argparse.ArgumentTypeError(f"expected letters, digits, dots and hyphens, got {text[:40]!r}")
+    if not re.fullmatch(r"\w[\w.,=+-]{0,199}", text):
+        raise argparse.ArgumentTypeError(f"expected letters, digits and . , = + - _, got {text[:40]!r}")
     return text

@@ -13,7 +13,7 @@ from loadtest.records.write import write_json
 from loadtest.scenario import options as scenario_options
 from loadtest.scenario import run_folder
 from loadtest.servers import route
-from loadtest.study import plan, run
+from loadtest.study import parse, plan, run
 from loadtest.study.schema import Cell, Study
 from loadtest.workload import workload
 
@@ -42,7 +42,7 @@ def options(out, **given):
         ),
         ("--warmup-requests=-1", "expected a whole number from 0 up, got '-1'"),
         ("--requests=many", "expected a whole number from 1 up, got 'many'"),
-        ("--cell=../elsewhere", "expected letters, digits, dots and hyphens, got '../elsewhere'"),
+        ("--cell=../elsewhere", "expected letters, digits and . , = + - _, got '../elsewhere'"),
         ("--engine=../elsewhere", "invalid choice"),
     ],
 )
@@ -53,6 +53,14 @@ def test_a_wrong_option_is_refused_with_the_command_line(given, message, capsys)
         parser.parse_args([given])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_name_of_a_varied_cell_is_taken():
+    parser = argparse.ArgumentParser()
+    scenario_options.add_options(parser)
+    cells = 'name="s"\nworkload="math"\n[[cells]]\nengine="vllm"\nmodel="m"\nvary={"--a"=[1, 2], B=["x+y", "-"]}\n'
+    for cell in parse.parse_study(cells).cells:
+        assert parser.parse_args(["--cell", cell.id]).cell == cell.id
 
 
 def test_a_pass_under_plain_locust(tmp_path):
