@@ -264,7 +264,8 @@ def _too_large(records: CellRecords) -> Iterator[AcceptanceRow]:
     fit = facts.fit
     planned = "the arithmetic says that it does not fit"
     if fit is None:
-        yield AcceptanceRow("refusal", records.id, planned, "the GPU is not known", "not run")
+        why = str(facts.reason) if facts.status in _LEFT_OUT else "the GPU is not known"
+        yield AcceptanceRow("refusal", records.id, planned, why, "not run")
     else:
         yield AcceptanceRow(
             "refusal", records.id, planned, fit.reason or "it says that it fits", "fail" if fit.fits else "pass"

@@ -224,4 +224,6 @@ def test_speculation_must_be_counted_by_the_engine():
     for name, check in ((acceptance.SPECULATIVE, "speculative decoding"), (acceptance.TOO_LARGE, "out of memory")):
         for status in ("skipped", "interrupted"):
             left_out = extreme(name, status=status, reason="not here")
-            assert row(accepted([cell()], [left_out]), check).result == "not run"
+            found = accepted([cell()], [left_out])
+            assert row(found, check).result == "not run"
+            assert {each.got for each in found if each.check == "refusal"} <= {"not here"}
