@@ -15,7 +15,6 @@ DAY_S = 86_400.0
 HOUR_S = 3_600.0
 MOST_PEAK = 6.0  # a peak of more than six times the mean is another kind of curve
 WARM_UP_S = 60.0  # at least
-SETTLED = 3  # times the settling time: 5 % of what the closed form was wrong is left
 THINK_FLOOR = 0.25  # nobody thinks for less than this share of the mean time
 
 
@@ -93,7 +92,7 @@ class Demand:
     def warm_up_s(self, answer_s: float, settling_s: float) -> float:
         """From the requests in flight by the closed form to those of the simulation: a turn, and up to half an hour more."""
         turn_s = answer_s + self.think_s * (self.requests_per_session > 1)
-        return max(WARM_UP_S, turn_s, min(SETTLED * settling_s, HOUR_S / 2))
+        return max(WARM_UP_S, turn_s, min(settling_s, HOUR_S / 2))
 
     def lasting_s(self, requests: int, answer_s: float) -> float:
         """How long it takes at the peak until so many requests have come."""

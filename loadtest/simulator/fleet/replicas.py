@@ -141,14 +141,15 @@ class Replicas(Columns):
         first = speed.decode_s(streams) + speed.context_s * (self.context[rows] + streams)
         more = speed.context_s * streams
         arrives = np.where(head >= 0, self.requests.arrival_s[head], np.inf)
-        wait = np.where(self.blocked[rows] | ~self.has_seat(rows), np.inf, np.maximum(arrives - now, 0.0))
-        steps = np.minimum(self.ends[rows] - self.steps[rows], _steps_of(wait, first, more))
+        steps = self.ends[rows] - self.steps[rows]
+        admits = ((head >= 0) & (streams > 0) & ~self.blocked[rows] & self.has_seat(rows)).nonzero()[0]
+        if len(admits):
+            wait = np.maximum(arrives[admits] - now[admits], 0.0)
+            steps[admits] = np.minimum(steps[admits], _steps_of(wait, first[admits], more[admits]))
         spare = self.kv_tokens - self.context[rows] - streams * (self.page - 1)
-        filled = np.maximum(spare // np.maximum(streams, 1), 0)
-        tight = ((filled == 0) & (streams > 1) & (self.page > 1)).nonzero()[0]
-        if len(tight):
-            filled[tight] = self.room(rows[tight], 1) >= 0
-        steps = np.minimum(steps, np.where(streams > 1, filled, NEVER))
+        fills = ((spare < streams * steps) & (streams > 1)).nonzero()[0]
+        if len(fills):
+            steps[fills] = np.minimum(steps[fills], self._steps_to_full(rows[fills], spare[fills]))
         if self.reserves:
             steps = np.minimum(steps, np.where(self.blocked[rows], self.recheck[rows], NEVER))
         busy = self.part[rows] >= 0
@@ -157,11 +158,18 @@ class Replicas(Columns):
         self.next_steps[rows] = steps
         self.next_s[rows] = np.where((streams == 0) & ~busy, np.maximum(now, arrives), later)
 
+    def _steps_to_full(self, rows: Rows, spare: Column) -> Column:
+        """Decoding steps that the KV cache has room for; `spare` counts every last page as full."""
+        steps = np.maximum(spare // self.decoding[rows], 0)
+        tight = ((steps == 0) & (self.page > 1)).nonzero()[0]
+        if len(tight):
+            steps[tight] = self.room(rows[tight], 1) >= 0
+        return steps
+
 
 def _steps_of(wait_s: Column, first_s: Column, more_s: Column) -> Column:
     """The fewest steps that last at least `wait_s`, the first of them `first_s` and each next one `more_s` longer."""
     half = first_s - more_s / 2
-    finite = np.where(np.isfinite(wait_s), wait_s, 0.0)
-    root = half + np.sqrt(half * half + 2 * more_s * finite)
-    steps = np.ceil(2 * finite / np.where(root > 0, root, 1.0) - 1e-9)
-    return np.where(np.isfinite(wait_s), steps, NEVER).astype(np.int64)
+    root = half + np.sqrt(half * half + 2 * more_s * wait_s)
+    steps: Column = np.ceil(2 * wait_s / np.where(root > 0, root, 1.0) - 1e-9).astype(np.int64)
+    return steps
