@@ -94,7 +94,7 @@ class Server:
             self._raise_if_died("did not start")
             self._raise_if_unbound()
             if time.monotonic() > deadline:
-                raise EngineError(f"{self._name()}: not healthy after {timeout_s:.0f} s; see {self.log}")
+                raise EngineError(f"{self._name()}: not healthy after {timeout_s:g} s; see {self.log}")
             time.sleep(_POLL_S)
         if self._process is not None:
             self._vital = _vital_processes(self._process.pid)
