@@ -40,6 +40,7 @@ _FIRMER = 0.98  # more streams that would save less than this share of the repli
 _FIRST_STEP = 1.06  # from the size that the closed form says; each next step is half as large again
 _CAREFUL_STEP = 1.03
 _FAR = 2  # times the limit of a wait
+_STORM = 30  # times an answer: so long a busy replica behind a random router may take to recover
 _IDLE = 20  # times the replicas of the closed form: what is then not met never is
 
 
@@ -196,11 +197,11 @@ class Peak:
     def _one_day(self, replica: SteadyReplica, sample: _Sample, seed: int, seen: _Observed) -> None:
         """The requests that arrive in the hour around the peak, or in the part of it that has enough of them. Others arrive
         before, until the fleet has settled, and after, until all but the longest of these are answered. What chance does to
-        single replicas behind a random router takes half an hour to show."""
+        single replicas behind a random router takes longer to show."""
         demand = self.demand.times(sample.share)
         in_flight = replica.in_flight(demand, sample.replicas)
         answer_s = replica.answer_s(in_flight, "mean")
-        least_s = HOUR_S / 2 if self.router == "random" else SHORTEST_S
+        least_s = max(SHORTEST_S, min(_STORM * answer_s, HOUR_S / 2)) if self.router == "random" else SHORTEST_S
         enough_s = demand.lasting_s(ENOUGH_REQUESTS, answer_s)
         length_s = HOUR_S / 4 if sample.lost else min(max(enough_s, least_s), HOUR_S)
         begin_s, end_s = demand.peak_s - length_s / 2, demand.peak_s + length_s / 2
