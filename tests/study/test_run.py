@@ -477,8 +477,10 @@ def test_a_checkout_that_is_not_installed_says_so(monkeypatch):
 
 
 def test_both_simulated_engines_are_decided_by_bursts_under_locust(tmp_path):
-    """Two starts each, at a clock of 20; whether a condition holds on this machine or not. Which verdict is right is tested in
-    virtual time: here other work on the machine can slow one engine."""
+    """Two starts each, at a clock of 20; whether a condition holds on this machine or not.
+
+    Which verdict is right is tested in virtual time: here other work on the machine can slow one engine.
+    """
     cells = tuple(replace(SIMULATED, engine=engine, clock_speed=20.0) for engine in ("sglang-sim", "vllm-sim"))
     study = replace(STUDY, cells=cells, mode="decision", natural_users=2, natural_prompts=6, repeats=2, until_decided=True)
     assert study_run.execute(study, tmp_path / "run", say=silent) == ()
