@@ -189,10 +189,11 @@ def add_handing_on_commands(command: Command) -> None:
 
 
 def add_import_command(command: Command) -> None:
-    add = command("import", "importing.import_results", "read result files of another tool as a run: what it tells, no more")
+    add = command("import", "importing.import_results", "make a run of result files of another tool, or of a bundle")
     add("files", type=path_of, nargs="+", metavar="FILE",
-        help="of one tool and one server: a level for each concurrency, a repeat for each further file of it")  # fmt: skip
-    add("--out", type=path_of, metavar="RUN", help="folder to make (default: runs/import-TOOL-TIME)")
+        help="of one tool and one server: a level for each concurrency, a repeat for each further file of it; or a bundle",
+    )  # fmt: skip
+    add("--out", type=path_of, metavar="RUN", help="folder to make (default: runs/import-NAME-TIME)")
     engines = ("sglang", "vllm", "sglang-sim", "vllm-sim", "other")
     add("--engine", choices=engines, metavar="ENGINE", help="sglang, vllm or other (default: as the files tell, or other)")
     add("--model", metavar="M", help="model that was served (default: as the files tell)")

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -120,6 +121,25 @@ def unpacked(path: Path) -> Iterator[Path]:
         run = Path(folder) / _run_name(path)
         _unpack(path, run)
         yield run
+
+
+def unpack(path: Path, out: Path) -> None:
+    """Lay the content of a bundle into a folder that is new, or without a run.
+
+    Raises `RecordError`, and leaves the folder as it was, where the file is not a bundle, or not what its list says.
+    """
+    if (out / "manifest.json").exists():
+        raise UsageError(f"{out}: expected a new folder, got one with a run; name another --out")
+    with unpacked(path) as run:
+        try:
+            shutil.copytree(run, out, dirs_exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"{out}: cannot unpack {path}: {error}") from error
+
+
+def is_bundle(path: Path) -> bool:
+    """Does this file look like a bundle? `unpack` says whether it is one."""
+    return path.is_file() and zipfile.is_zipfile(path)
 
 
 def _run_name(path: Path) -> str:

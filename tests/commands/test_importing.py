@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import zipfile
+from pathlib import Path
 
 import pytest
 
 from loadtest import cli
 from loadtest.analysis.run import analyze
+from loadtest.commands.finish import read_metrics
 from loadtest.records.read import read_run
 from tests.support.peer_files import write_vllm
 
@@ -96,6 +99,31 @@ def test_an_imported_run_goes_where_runs_go(runs, tmp_path, capsys):
     assert cli.main(["export", str(bundle), "-o", str(tmp_path / "r.csv")]) == 0
     assert cli.main(["report", *runs, "-o", str(tmp_path / "both.html")]) == 0
     assert "Another tool measured" in (tmp_path / "both.html").read_text()
+
+
+def test_a_bundle_becomes_the_run_that_it_was(runs, tmp_path, capsys):
+    bundle, out = tmp_path / "fast.loadtest", tmp_path / "again"
+    assert cli.main(["bundle", runs[0], "-o", str(bundle)]) == 0
+    assert cli.main(["import", str(bundle), "--out", str(out)]) == 0
+    assert str(out / "report.html") in capsys.readouterr().out
+    assert read_metrics(out / "metrics.json").cells == read_metrics(Path(runs[0]) / "metrics.json").cells
+    assert cli.main(["compare", runs[0], str(out)]) == 0
+    assert cli.main(["import", str(bundle), "--out", str(out)]) == 2
+    assert "expected a new folder, got one with a run" in capsys.readouterr().err
+
+
+@pytest.mark.fault("input", "A bundle whose content is not what its list says leaves nothing where it was to be imported")
+def test_a_bundle_that_was_changed_leaves_nothing(runs, tmp_path, capsys):
+    bundle, changed, out = tmp_path / "fast.loadtest", tmp_path / "changed.loadtest", tmp_path / "out"
+    assert cli.main(["bundle", runs[0], "-o", str(bundle)]) == 0
+    with zipfile.ZipFile(bundle) as whole, zipfile.ZipFile(changed, "w") as other:
+        for name in whole.namelist():
+            other.writestr(name, whole.read(name) + (b" " if name == "manifest.json" else b""))
+    assert cli.main(["import", str(changed), "--out", str(out)]) == 1
+    assert "manifest.json" in capsys.readouterr().err
+    assert not out.exists()
+    assert cli.main(["import", str(bundle), "--engine", "vllm", "--out", str(out)]) == 2
+    assert "expected a bundle alone, as it tells all of its run, got --engine" in capsys.readouterr().err
 
 
 def test_totals_alone_are_shown_as_the_tool_tells_them(tmp_path, capsys):

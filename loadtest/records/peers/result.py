@@ -150,9 +150,7 @@ def file_of(path: Path, content: bytes) -> PeerFile:
     """What a file holds. Raises `UsageError`: neither JSON nor a database."""
     sha256 = hashlib.sha256(content).hexdigest()
     if content.startswith(_ZIP):
-        raise UsageError(
-            f"{path}: expected a result file of another tool, got an archive; report, compare and check take bundles"
-        )
+        raise UsageError(f"{path}: expected a result file of another tool, got an archive; a bundle is imported alone")
     if content.startswith(DATABASE):
         return PeerFile(path, sha256, (), content)
     return PeerFile(path, sha256, tuple(_documents(path, content)))
