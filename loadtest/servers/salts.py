@@ -30,27 +30,38 @@ class _Answer(msgspec.Struct):
 
 def salting_of(base_url: str, model: str, timeout_s: float = _TIMEOUT_S) -> Salting:
     """Ask one new prompt behind two salts, a token of output each. `refused`: the server answers with an error; `ignored`:
-    the second found the first's prompt in the cache; `unknown`: it does not say what it found, or does not answer."""
+    the second found the first's prompt in the cache; `unknown`: it does not say what it found, or does not answer.
+
+    SGLang says nothing where it found nothing: then the second is asked again, which finds its own prompt.
+    """
     import httpx
 
     text = " ".join(secrets.token_hex(2) for _ in range(_WORDS))
     body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 1}
     url = f"{probe.normalise_url(base_url)}/v1/chat/completions"
+    found: list[float | None] = []
     try:
         with probe.client(base_url, timeout_s=timeout_s) as asking:
-            replies = [probe.fetch(asking, url, "POST", body={**body, "cache_salt": salt}) for salt in ("a", "b")]
+            for salt in ("a", "b", "b"):
+                reply = probe.fetch(asking, url, "POST", body={**body, "cache_salt": salt})
+                if 400 <= reply.status < 500:
+                    return "refused"
+                found.append(_cached_share(reply.content))
+                if len(found) == 2 and found[1] is not None:
+                    break
     except httpx.HTTPError:
         return "unknown"
-    if any(400 <= one.status < 500 for one in replies):
-        return "refused"
-    return _by_cache(replies[1].content)
+    if all(one is None for one in found[1:]):
+        return "unknown"
+    return "ignored" if (found[1] or 0.0) > _IGNORED_SHARE else "kept"
 
 
-def _by_cache(content: bytes) -> Salting:
+def _cached_share(content: bytes) -> float | None:
+    """Share of the prompt that was found in the cache; None where the server does not say."""
     try:
         usage: Any = msgspec.json.decode(content, type=_Answer).usage
     except msgspec.DecodeError:
-        return "unknown"
+        return None
     if usage is None or usage.prompt_tokens_details is None or usage.prompt_tokens_details.cached_tokens is None:
-        return "unknown"
-    return "ignored" if usage.prompt_tokens_details.cached_tokens > _IGNORED_SHARE * usage.prompt_tokens else "kept"
+        return None
+    return float(usage.prompt_tokens_details.cached_tokens / max(1, usage.prompt_tokens))
