@@ -88,7 +88,8 @@ def test_every_call_and_every_json_is_valid_and_timed(engine, server, begin, tmp
     assert {one.form_valid for one in measured} == {True}
     assert [one.answer_correct for one in measured if one.output_form == "json"] == [None] * 4
     assert (level["valid_call_share"]["n"], level["valid_json_share"]["n"], level["tool_call_s"]["n"]) == (4, 4, 4)
-    assert level["tool_call_start_s"]["mean"] <= level["tool_call_s"]["mean"]
+    whole = level["tool_call_s"]["min"]  # of those that ended; None where SGLang ended none
+    assert whole is None or level["tool_call_start_s"]["min"] < whole
     for one in measured:
         assert [call.name for call in one.tool_calls] == ([] if one.output_form == "json" else ["set_temperature"])
         assert bool(one.first_answer_chunk) == (engine == "vllm"), "where thinking is told apart it comes first"
