@@ -67,7 +67,7 @@ class GpusHere:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of an acceptance: a run and its figures, or why there is none."""
+    """One stage of an acceptance: its run and figures, or the reason that it has no run."""
 
     title: str
     run: Run | None = None

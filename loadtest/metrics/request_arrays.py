@@ -85,12 +85,12 @@ class Pass:
 
     @cached_property
     def unjudged(self) -> bool:
-        """Has it a response of which nobody said how it ended?"""
+        """Did a response come without any word of how it ended?"""
         return "ended" in self.outcome
 
     @cached_property
     def followed(self) -> Bools:
-        """Measured requests of which the arrival of each chunk is known."""
+        """Measured requests whose every chunk has a known arrival."""
         return self.measured & self._told("chunks")
 
     def _told(self, lack: Lack) -> Bools:

@@ -168,7 +168,7 @@ RULES: dict[str, Rule] = {
     "top_k": Rule("a whole number from -1 (off) up", whole_in(-1, 10**6)),
     "min_p": Rule("from 0 to 1", number_in(0, 1)),
     "presence_penalty": Rule("from 0 to 2", number_in(0, 2)),
-    "repetition_penalty": Rule("above 0 and at most 2 (1 is none)", number_in(0, 2, open_low=True)),
+    "repetition_penalty": Rule("above 0 and at most 2; 1 turns it off", number_in(0, 2, open_low=True)),
     "max_tokens": Rule("a whole number from 1 to 131072", whole_in(1, 131072)),
     "mode": Rule("natural or equal-work", _one_of(get_args(LengthMode))),
     "extra_body": Rule(

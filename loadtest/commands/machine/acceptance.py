@@ -202,7 +202,7 @@ def _conclude(one: _Acceptance, readings: Sequence[GpuSample], *, json: bool, in
 
 
 def _stages(one: _Acceptance, interrupted: bool) -> Iterator[Stage]:
-    """The stages of which there are records, with figures and a page, and those that an interruption left out."""
+    """The stages with records, each with figures and a page, and those that an interruption left out."""
     for name, title in _TITLES.items():
         folder = one.out / name
         if (folder / "manifest.json").exists():

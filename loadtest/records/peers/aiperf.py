@@ -52,7 +52,7 @@ def _read(file: PeerFile) -> PeerResult:
 
 
 def _read_totals(file: PeerFile) -> PeerResult:
-    """Of a summary; with the requests of the file beside it, where there is one."""
+    """The result of a summary, with the requests of the file beside it if that exists."""
     requests = file.path.with_name(f"{file.path.stem.removesuffix('_aiperf')}.jsonl")
     if requests.is_file() and requests != file.path:
         return _read(open_file(requests))
